@@ -1,0 +1,101 @@
+"""What goes into the guards and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from .ledger import GuardSource
+from .protocol import OptionsModel
+from .units import Tokens
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Action = Literal["passed", "changed", "blocked", "flagged"]
+
+
+class GuardSettings(OptionsModel):
+    """The ``guards:`` section of run.yaml.
+
+    ``max_epochs``: most epochs of any source (null: reported, not enforced). ``max_change``: most
+    total variation between the mixture in force and the next. ``dwell``: least training tokens
+    between two interventions. ``floor``, ``cap``: bounds of every source's share; floors skip
+    sources without weight and standby ones.
+    """
+
+    max_epochs: Annotated[float, Field(gt=0)] | None = 5.0
+    max_change: Annotated[float, Field(gt=0, le=1)] = 0.10
+    dwell: Tokens = 0
+    floor: Share = 0.0
+    cap: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> GuardSettings:
+        if self.floor > self.cap:
+            raise ValueError(f"floor {self.floor:g} is above cap {self.cap:g}; lower the floor")
+        return self
+
+
+@dataclass(frozen=True)
+class GuardContext:
+    """The run as the guards see it, at the moment of the decision.
+
+    ``weights`` are in force. ``drawn`` and ``tokens`` (training tokens, per source and in all)
+    include the lead until a switch takes effect; ``horizon`` is the tokens from there to the next
+    decision, ``budget`` the whole run's. ``last_intervention_tokens`` is where the last
+    intervention came into force, None before the first; ``order_pending`` says that an order is
+    out that the trainer doesn't follow yet. ``declared``: a stage approved in advance;
+    ``operator``: an order of a person.
+    """
+
+    sources: Mapping[str, GuardSource]
+    weights: Mapping[str, float]
+    drawn: Mapping[str, float]
+    tokens: int
+    budget: int
+    horizon: int
+    last_intervention_tokens: int | None = None
+    order_pending: bool = False
+    declared: bool = False
+    operator: bool = False
+
+
+@dataclass(frozen=True)
+class GuardNote:
+    """What one guard did. ``before`` and ``after`` are whole mixtures, given when it changed one.
+
+    The mixtures chain: the first ``before`` is the proposal, each further one the last ``after``.
+    """
+
+    guard: str
+    action: Action
+    detail: str
+    before: dict[str, float] | None = None
+    after: dict[str, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The note as JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class GuardResult:
+    """``pass``: ``weights`` may be published. ``hold``: keep what is in force, for now.
+    ``refused``: nothing legal in this direction; keep, and raise an alarm.
+
+    ``weights`` (every source named) and ``plan`` are as the guards left them, None and empty
+    unless the verdict is ``pass``. ``nearest`` is the nearest legal mixture when an operator's
+    order is refused and there is one.
+    """
+
+    verdict: Literal["pass", "hold", "refused"]
+    weights: dict[str, float] | None
+    notes: tuple[GuardNote, ...]
+    plan: tuple[tuple[int, dict[str, float]], ...] = ()
+    nearest: dict[str, float] | None = None
+
+    def notes_json(self) -> list[dict[str, Any]]:
+        """The notes as JSON data."""
+        return [note.to_json() for note in self.notes]
