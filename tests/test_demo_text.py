@@ -1,0 +1,176 @@
+"""The demo's text: real, repeatable, deduplicated and free of benchmark items."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from mixloop.controller import demo_algebra, demo_stories
+from mixloop.controller.demo_text import SOURCES, HarvestedSource, describe, harvest
+from mixloop.controller.held_out import HeldOut, packaged_items
+
+LIMIT = 300_000
+CALCULATION = re.compile(r"(?<![\d+*/x=-] )(\d+(?: [-+*/x] \d+)+) (?:=|is) (\d+)")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HarvestedSource]:
+    return harvest(tmp_path_factory.mktemp("text"), limit_bytes=LIMIT, seed=7)
+
+
+def texts(source: HarvestedSource) -> list[str]:
+    with source.path.open(encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
+
+
+def test_four_sources_of_the_asked_size(sources: dict[str, HarvestedSource]) -> None:
+    assert list(sources) == ["code", "prose", "math-docs", "word-problems"] == list(SOURCES)
+    for source in sources.values():
+        found = texts(source)
+        assert len(found) == source.documents == len(set(found)) > 10
+        assert sum(len(text.encode()) for text in found) == source.bytes
+        assert 0.7 * LIMIT < source.bytes <= LIMIT
+
+
+def test_figures_in_words(sources: dict[str, HarvestedSource]) -> None:
+    lines = describe(sources)
+    assert [line.split(":")[0] for line in lines] == list(sources)
+    assert all(re.search(r"\d documents, 0\.\d\d MB", line) for line in lines)
+
+
+def test_sources_are_what_they_say(sources: dict[str, HarvestedSource]) -> None:
+    code = "\n".join(texts(sources["code"]))
+    assert code.count("\ndef ") + code.count("    def ") > 100
+    assert sum("\\frac" in text or "math:" in text for text in texts(sources["math-docs"])) > 20
+    problems = texts(sources["word-problems"])
+    assert all(re.match(r"(Question|Q|Problem):", text) for text in problems)
+    assert sum("The answer is" in text for text in problems) > len(problems) / 2
+    assert sum("\\boxed{" in text for text in problems) > len(problems) / 4
+
+
+def test_same_seed_same_bytes_in_another_process(
+    sources: dict[str, HarvestedSource], tmp_path: Path
+) -> None:
+    program = (
+        "import sys, pathlib\n"
+        "from mixloop.controller.demo_text import harvest\n"
+        f"harvest(pathlib.Path(sys.argv[1]), limit_bytes={LIMIT}, seed=7)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "5"}, timeout=120)
+    for name, source in sources.items():
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == source.path.read_bytes()
+
+
+def test_another_seed_gives_other_documents(sources: dict[str, HarvestedSource]) -> None:
+    for name in ("code", "word-problems"):
+        assert list(islice(SOURCES[name](8), 5)) != texts(sources[name])[:5]
+
+
+def runs_of_words(text: str, length: int) -> set[str]:
+    words = re.findall(r"[^\W_]+", text.lower())
+    return {" ".join(words[i : i + length]) for i in range(len(words) - length + 1)}
+
+
+def test_no_benchmark_item_is_in_the_text(sources: dict[str, HarvestedSource]) -> None:
+    """By brute force, independently of the index that the harvest uses."""
+    items = packaged_items()
+    for known in (
+        "There are 15 trees in the grove",  # GSM8K's worked examples
+        "If $\\det \\mathbf{A} = 2$",  # MATH's
+        "has_close_elements",  # HumanEval
+        "A refracting telescope",  # MMLU
+    ):
+        assert any(known in item for item in items), known
+    banned = set().union(*(runs_of_words(item, 13) for item in items))
+    banned = {run for run in banned if re.search("[a-z]", run)}
+    for source in sources.values():
+        for text in texts(source):
+            assert not runs_of_words(text, 13) & banned
+
+
+def test_held_out_documents_are_dropped_and_counted(
+    sources: dict[str, HarvestedSource], tmp_path: Path
+) -> None:
+    unwanted = texts(sources["word-problems"])[10]
+    again = harvest(tmp_path, limit_bytes=50_000, seed=7, held_out=[unwanted])
+    assert again["word-problems"].contaminated >= 1
+    assert unwanted not in texts(again["word-problems"])
+
+
+@pytest.mark.parametrize("start", range(0, 15))
+def test_an_overlap_is_found_wherever_it_starts(start: int) -> None:
+    words = [f"word{n}" for n in range(40)]
+    index = HeldOut([" ".join(words)])
+    filler = "something else entirely "
+    assert index.overlaps(filler * start + ", ".join(words[start : start + 13]).upper() + ".")
+    assert not index.overlaps(filler * start + " ".join(words[start : start + 12]) + " end")
+
+
+def test_short_held_out_texts_count_whole() -> None:
+    index = HeldOut(["one two three four five six seven eight", "far too short", "1 " * 20])
+    assert index.overlaps("x one two three four five six seven eight y")
+    assert not index.overlaps("one two three four five six seven and far too short " + "1 " * 20)
+
+
+def solutions(stream: Iterator[demo_stories.Problem], count: int) -> list[tuple[str, str]]:
+    return list(islice(stream, count))
+
+
+def test_every_calculation_in_a_story_is_right() -> None:
+    checked = 0
+    for _, solution in solutions(demo_stories.story(Random(1)), 2_000):
+        found = CALCULATION.findall(solution)
+        for left, right in found:
+            assert eval(left.replace("x", "*"), {}) == int(right), solution
+        assert f"The answer is {found[-1][1]}." in solution
+        checked += len(found)
+    assert checked > 3_000
+
+
+def test_boxed_results_solve_their_questions() -> None:
+    solved = 0
+    for question, solution in solutions(demo_algebra.algebra(Random(1)), 2_000):
+        assert len(re.findall(r"\\boxed\{", solution)) == 1, solution
+        boxed = re.search(r"\\boxed\{(-?\d+)\}", solution)
+        equation = re.match(r"Solve for \$(\w)\$: \$(\d+)\w ([-+] \d+) = (-?\d+)\$", question)
+        if equation and boxed:
+            _, factor, shift, right = equation.groups()
+            assert int(factor) * int(boxed[1]) + int(shift.replace(" ", "")) == int(right)
+            solved += 1
+    assert solved > 50
+
+
+def test_stories_vary() -> None:
+    questions = [question for question, _ in solutions(demo_stories.story(Random(2)), 3_000)]
+    assert len(set(questions)) > 2_900
+
+
+def test_a_missing_generator_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("reasoning_gym")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(ModuleNotFoundError, match=r'reasoning_gym.*pip install "mixloop\[demo\]"'):
+        harvest(tmp_path / "text", limit_bytes=LIMIT, seed=1)
+    assert not (tmp_path / "text").exists()
+
+
+def test_a_limit_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="limit_bytes is 0"):
+        harvest(tmp_path, limit_bytes=0, seed=1)
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    harvest(tmp_path, limit_bytes=20_000, seed=3, progress=lambda *report: told.append(report))
+    assert [name for name, _, _ in told] == list(SOURCES)
+    assert all(0 < size <= limit == 20_000 for _, size, limit in told)
