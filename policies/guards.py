@@ -113,10 +113,8 @@ def nearest_legal(
     if total <= 0:
         return None
     named = _named({n: w / total for n, w in sound.items()}, context)
-    until = plan[0][0] if plan else context.tokens
-    return water_fill(
-        named, _bounds(named, context, settings, context.drawn, _length(context, until))
-    )
+    bounds = _bounds(named, context, settings, context.drawn, _first_length(context, plan))
+    return water_fill(named, bounds)
 
 
 def _named(weights: Mapping[str, float], context: GuardContext) -> dict[str, float]:

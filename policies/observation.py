@@ -154,11 +154,11 @@ class Observation(_Frozen):
         name = metric or self.metric_for(benchmark)
         sides = [self.evaluation(older), self.evaluation(newer)]
         old, new = (find_metric(side, benchmark, name) for side in sides)
-        if all(side.benchmarks[benchmark].items for side in sides):
+        if all(weighted_items(side.benchmarks[benchmark].items, name) for side in sides):
             return self.pooled_difference([benchmark], older, newer, name)
         return unpaired_difference(
-            (old.value, old.stderr or 0.0, old.n),
-            (new.value, new.stderr or 0.0, new.n),
+            (old.value, _known(old.stderr), old.n),
+            (new.value, _known(new.stderr), new.n),
             new.higher_is_better,
             metric=name,
             benchmark=benchmark,
@@ -224,6 +224,11 @@ def find_metric(evaluation: Evaluation, benchmark: str, metric: str) -> Metric:
     if found is None or not math.isfinite(found.value):
         raise MissingScore(f"{benchmark} has no {metric} at step {evaluation.step}")
     return found
+
+
+def _known(stderr: float | None) -> float:
+    # nothing can be concluded from a value of unknown precision
+    return math.inf if stderr is None or math.isnan(stderr) else stderr
 
 
 def weighted_items(items: Mapping[str, Mapping[str, float]], metric: str) -> WeightedItems:

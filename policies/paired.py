@@ -116,16 +116,23 @@ def unpaired_difference(
     variances = (old[1] ** 2, new[1] ** 2)
     total = sum(variances)
     change = new[0] - old[0]
-    parts = fsum(v**2 / max(n - 1, 1) for v, n in zip(variances, (old[2], new[2]), strict=True))
     return Difference(
         gain=change if higher_is_better else -change,
         stderr=math.sqrt(total),
-        df=total**2 / parts if parts > 0 else max(old[2] + new[2] - 2, 0),
+        df=_welch(variances, (old[2], new[2])),
         n=min(old[2], new[2]),
         metric=metric,
         benchmark=benchmark,
         paired=False,
     )
+
+
+def _welch(variances: tuple[float, float], counts: tuple[int, int]) -> float:
+    total = sum(variances)
+    if not math.isfinite(total):
+        return 0.0
+    parts = fsum(v**2 / max(n - 1, 1) for v, n in zip(variances, counts, strict=True))
+    return total**2 / parts if parts > 0 else float(max(sum(counts) - 2, 0))
 
 
 def ratio(values: list[tuple[float, float]]) -> tuple[float, float]:
