@@ -1,0 +1,103 @@
+"""The scorecard of one checkpoint. Light: pydantic only."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA: Final = "mixloop/scorecard/1"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metric(_Frozen):
+    """One number with its standard error (None where one item gives none).
+
+    `n` items were scored, `excluded` did not fit the model's context, `asked` is their sum.
+    """
+
+    value: float
+    stderr: float | None
+    n: int
+    higher_is_better: bool
+    asked: int
+    excluded: int
+
+
+class BenchmarkScore(_Frozen):
+    """One benchmark: `missing` (with the reason) when nothing at all could be measured.
+
+    `items` holds per item every metric measured on it, and `bytes`, the weight of its
+    bits_per_byte. `shots` is what the run uses, `max_new_tokens` the room kept for generation.
+    `data` says where the items come from and how many; `data_kind` is its first word. A metric
+    that could not be measured is absent and `reason` says why.
+    """
+
+    status: Literal["ok", "missing"]
+    reason: str | None = None
+    metrics: dict[str, Metric] = Field(default_factory=dict)
+    items: dict[str, dict[str, float]] = Field(default_factory=dict)
+    shots: int = 0
+    max_new_tokens: int | None = None
+    asked: int = 0
+    excluded: int = 0
+    data: str = ""
+    data_kind: str = ""
+
+
+class Scorecard(_Frozen):
+    """All metrics of one checkpoint. `seconds` is its cost, `engine` the versions that ran."""
+
+    schema_: Literal["mixloop/scorecard/1"] = Field(default=SCHEMA, alias="schema")
+    checkpoint: str
+    step: int | None = None
+    tokens: int | None = None
+    benchmarks: dict[str, BenchmarkScore]
+    seconds: float
+    settings_digest: str
+    engine: dict[str, str] = Field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The scorecard as the text of its file."""
+        return self.model_dump_json(by_alias=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Scorecard:
+        """Reads a scorecard file. Raises OSError or ValueError naming the file."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: not a scorecard: {error}") from error
+
+    def write(self, path: Path) -> None:
+        """Writes the file atomically: a reader sees all of it or nothing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(self.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def data_kinds(self) -> dict[str, str]:
+        """Where each benchmark's items came from: what `EvalSettings.pinned` takes."""
+        return {name: one.data_kind for name, one in self.benchmarks.items() if one.data_kind}
+
+
+def training_state(checkpoint: Path) -> tuple[int | None, int | None]:
+    """(step, tokens) from the checkpoint's own manifest; None where it has none."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+        step, tokens = manifest.get("step"), manifest.get("tokens")
+    except (OSError, ValueError, AttributeError):
+        return None, None
+    return (
+        step if isinstance(step, int) else None,
+        tokens if isinstance(tokens, int) else None,
+    )

@@ -1,0 +1,256 @@
+"""The controller's side of evaluation: start a checkpoint, look in now and then, get a scorecard.
+
+Light: no torch, no lm-eval, no threads. The worker process is kept between checkpoints and ends
+by itself when idle; a crash, a hang or too much memory costs that checkpoint and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from .scorecard import Scorecard
+from .settings import EvalSettings
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A checkpoint that could not be scored at all, and why, in one line."""
+
+    reason: str
+
+
+@dataclass
+class _Job:
+    checkpoint: Path
+    out: Path
+    deadline: float
+
+
+class Evaluator:
+    """Runs evaluations in a worker process, one at a time, without ever blocking the caller.
+
+    `log` receives what the worker prints (appended). `progress` is the last thing it said.
+    """
+
+    def __init__(self, settings: EvalSettings, log: Path) -> None:
+        self._settings = settings
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._job: _Job | None = None
+        self._heard = b""
+        self.progress = ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being scored."""
+        return self._job is not None
+
+    @property
+    def pid(self) -> int | None:
+        """The live worker's process id."""
+        alive = self._process is not None and self._process.poll() is None
+        return self._process.pid if alive and self._process is not None else None
+
+    def start(self, checkpoint: Path, out: Path) -> None:
+        """Begins scoring `checkpoint`; the scorecard will be in `out`.
+
+        Raises RuntimeError when one is being scored already.
+        """
+        if self._job is not None:
+            raise RuntimeError(f"{self._job.checkpoint} is still being scored")
+        self._job = _Job(checkpoint, out, time.monotonic() + self._settings.timeout)
+        self.progress = "starting"
+        request = {"checkpoint": str(checkpoint.resolve()), "out": str(out.resolve())}
+        line = json.dumps(request).encode() + b"\n"
+        # an idle worker may be ending at this very moment: then a fresh one takes it
+        if self.pid is None or not self._send(line):
+            self._spawn()
+            self._send(line)
+
+    def poll(self) -> Scorecard | Failure | None:
+        """What there is to tell, without waiting: a scorecard, a failure, or nothing yet."""
+        if self._job is None:
+            self._reap_idle()
+            return None
+        for event in self._events():
+            if event["event"] == "progress":
+                self.progress = f"{event['benchmark']} {event['state']}"
+            elif event["event"] == "done":
+                return self._finish()
+            elif event["event"] == "failed":
+                return self._fail(str(event["reason"]), kill=False)
+        return self._trouble()
+
+    def stop(self) -> None:
+        """Ends the worker and forgets what it was doing."""
+        self._job = None
+        self._kill()
+
+    def _finish(self) -> Scorecard | Failure:
+        assert self._job is not None
+        out = self._job.out
+        try:
+            card = Scorecard.read(out)
+        except (OSError, ValueError) as error:
+            return self._fail(f"scorecard lost: {error}".splitlines()[0], kill=False)
+        self._job = None
+        # what `auto` found is kept: every checkpoint is scored on the same items
+        self._settings = self._settings.pinned(card.data_kinds())
+        return card
+
+    def _trouble(self) -> Failure | None:
+        assert self._job is not None
+        limit = self._settings.memory
+        process = self._process
+        if process is None or process.poll() is not None:
+            code = "" if process is None else f" ({_exit_words(process.returncode)})"
+            return self._fail(f"the evaluation worker died{code}: see {self._log}")
+        if time.monotonic() > self._job.deadline:
+            return self._fail(f"no scorecard within {self._settings.timeout:g} s")
+        if limit is not None and (held := _resident(process.pid)) > limit:
+            return self._fail(f"the worker held {held} bytes of memory, more than {limit}")
+        return None
+
+    def _fail(self, reason: str, *, kill: bool = True) -> Failure:
+        self._job = None
+        if kill:
+            self._kill()
+        return Failure(reason)
+
+    def _spawn(self) -> None:
+        self._kill()
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._heard = b""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "mixloop.evals.worker"),
+                    *(self._settings.model_dump_json(), "--parent", str(os.getpid())),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_environment(self._settings),
+                start_new_session=True,
+            )
+        os.set_blocking(_stream(self._process.stdout).fileno(), False)
+
+    def _send(self, line: bytes) -> bool:
+        assert self._process is not None
+        pipe = _stream(self._process.stdin)
+        try:
+            pipe.write(line)
+            pipe.flush()
+        except OSError:
+            return False
+        return True
+
+    def _events(self) -> list[dict[str, Any]]:
+        if self._process is None:
+            return []
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(_stream(self._process.stdout).fileno(), 65536):
+                self._heard += part
+        *lines, self._heard = self._heard.split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def _reap_idle(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            self._kill()
+
+    def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        # the group: the sandbox's server goes with the worker
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                _stream(pipe).close()
+
+
+def _stream(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None
+    return pipe
+
+
+def _environment(settings: EvalSettings) -> dict[str, str]:
+    """The worker's environment: quiet, and off the hub unless an item source needs it."""
+    environment = {
+        **os.environ,
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if settings.threads is not None:
+        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(settings.threads)
+    if all(one.data not in ("auto", "hub") for one in settings.asked.values()):
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
+def _exit_words(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _resident(pid: int) -> int:
+    """Resident bytes of a process; 0 where the system does not say (only Linux does, here)."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def evaluate(
+    checkpoint: Path,
+    settings: EvalSettings,
+    out: Path | None = None,
+    log: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Scorecard:
+    """Scores one checkpoint and waits for it.
+
+    Writes the scorecard to `out` and the worker's prints to `log` where they are given;
+    `progress` hears what is being run. Raises EvaluationError.
+    """
+    with tempfile.TemporaryDirectory(prefix="mixloop-eval-") as folder:
+        target = out or Path(folder) / "scorecard.json"
+        evaluator = Evaluator(settings, log or Path(folder) / "worker.log")
+        try:
+            evaluator.start(checkpoint, target)
+            return _wait(evaluator, progress)
+        finally:
+            evaluator.stop()
+
+
+class EvaluationError(Exception):
+    """No scorecard: one line with the reason."""
+
+
+def _wait(evaluator: Evaluator, progress: Callable[[str], None] | None) -> Scorecard:
+    said = ""
+    while True:
+        found = evaluator.poll()
+        if isinstance(found, Failure):
+            raise EvaluationError(found.reason)
+        if found is not None:
+            return found
+        if progress is not None and evaluator.progress != said:
+            said = evaluator.progress
+            progress(said)
+        time.sleep(0.05)
