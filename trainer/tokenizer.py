@@ -25,8 +25,8 @@ _FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-# what decides which ids a text becomes; truncation and padding are settings of a call
-_IDENTITY = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+# what decides which ids a text becomes; templates, truncation and decoding do not
+_IDENTITY = ("model", "added_tokens", "normalizer", "pre_tokenizer")
 
 
 @dataclass(frozen=True)
