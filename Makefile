@@ -1,0 +1,51 @@
+# Each target sets up .venv by itself; all that is needed is make and Python 3.11 or newer.
+#   MIXLOOP_PYTHON=/path/to/python3    the interpreter for .venv
+#   TORCH="torch==2.13.0+cu126 ..."    pip's arguments for another build of torch
+#   ARGS="..."                         passed on to the command behind the target
+
+BIN := .venv/bin
+ARGS ?=
+export TORCH MIXLOOP_PYTHON
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.PHONY: help env demo test check soak bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train a small model on real text while its mixture is controlled"
+	@echo "make test    the tests (no network needed once installed)"
+	@echo "make check   lint, format, types, layering, wheel"
+	@echo "make soak    the slow proofs"
+	@echo "make bench   the benchmarks in bench/"
+	@echo "make clean   remove caches and build outputs; .venv stays"
+	@echo "make env     only the set-up: .venv with mixloop[dev,demo]"
+	@echo "Options: ARGS=..., MIXLOOP_PYTHON=/path/to/python3, TORCH=\"torch==...\""
+
+env:
+	@sh scripts/find_python.sh scripts/setup_env.py
+
+demo: env
+	@$(BIN)/mixloop demo $(ARGS)
+
+test: env
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_wheel.py
+
+soak: env
+	@$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
+
+bench: env
+	@set -e; for script in bench/*.py; do \
+	  if [ ! -e "$$script" ]; then echo "bench/ holds no scripts"; exit 0; fi; \
+	  echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
+	done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find controller trainer evals policies tests bench examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
