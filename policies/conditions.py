@@ -116,9 +116,7 @@ def check_lag(spec: Lag, observation: Observation) -> Check:
     short = others - gains[0][0]
     spread = math.hypot(gains[0][1], *(error / len(spec.than) for _, error in gains[1:]))
     z = short / spread if spread > 0 else math.copysign(math.inf, short) if short else 0.0
-    outcome: Outcome = "holds" if z >= spec.z and short > 0 else "inconclusive"
-    if short <= 0:
-        outcome = "fails"
+    outcome, gap = _directed(z, spec.z) if math.isfinite(spread) else ("inconclusive", math.inf)
     verb = {"holds": "lags", "fails": "doesn't lag", "inconclusive": "may lag"}[outcome]
     text = (
         f"{spec.benchmark} {verb} {', '.join(spec.than)}"
@@ -134,7 +132,7 @@ def check_lag(spec: Lag, observation: Observation) -> Check:
         "z": z,
         "tokens": _tokens(observation, older, newer),
     }
-    return Check(outcome, text, max(0.0, spec.z - z) if outcome != "holds" else 0.0, evidence)
+    return Check(outcome, text, gap, evidence)
 
 
 def check_tokens(spec: TokenSpan, observation: Observation) -> Check:
@@ -181,10 +179,10 @@ def _trend_outcome(spec: Trend, found: Difference) -> tuple[Outcome, float]:
 
 
 def _directed(score: float, z: float) -> tuple[Outcome, float]:
-    """Holds from ``z``; on the right side but short of it, inconclusive; else fails."""
+    """Holds from ``z``, fails from ``-z``, and in between nothing can be said."""
     if score >= z and score > 0:
         return "holds", 0.0
-    return ("inconclusive" if score > 0 else "fails"), z - score
+    return ("fails" if score <= -z else "inconclusive"), z - score
 
 
 def _score(found: Difference, margin: float) -> float:

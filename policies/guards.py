@@ -215,8 +215,11 @@ def _trust_region(going: _Pass) -> None:
 
 
 def _floor_and_cap(going: _Pass) -> None:
-    floor, cap = going.settings.floor, going.settings.cap
-    bounds = _shares(going.weights, going.context, going.settings)
+    context, floor, cap = going.context, going.settings.floor, going.settings.cap
+    length = _first_length(context, going.plan)
+    hard = _bounds(going.weights, context, going.settings, context.drawn, length)
+    # the floors as the ledger leaves them, or the two would push a scarce source to and fro
+    bounds = {name: (low, cap) for name, (low, _) in hard.items()}
     if within(going.weights, bounds):
         going.note("floor and cap", "passed", f"every share from {floor:g} to {cap:g}")
         return
@@ -325,19 +328,6 @@ def _conclude(going: _Pass, requested: dict[str, float]) -> GuardResult:
 # --- bounds -----------------------------------------------------------------------------------
 
 
-def _shares(
-    weights: Mapping[str, float], context: GuardContext, settings: GuardSettings
-) -> dict[str, tuple[float, float]]:
-    """Floor and cap of each source; a source without weight or on standby has no floor."""
-    return {
-        name: (
-            settings.floor if weights[name] > 0 and not source.standby else 0.0,
-            settings.cap if weights[name] > 0 else 0.0,
-        )
-        for name, source in context.sources.items()
-    }
-
-
 def _bounds(
     weights: Mapping[str, float],
     context: GuardContext,
@@ -347,12 +337,17 @@ def _bounds(
 ) -> dict[str, tuple[float, float]]:
     """What every hard guard together allows over the next ``length`` tokens.
 
-    An exhausted source loses its floor: the ledger is the harder limit.
+    A source without weight gets none, and has no floor, as one on standby; an exhausted source
+    loses its floor: the ledger is the harder limit.
     """
     left = headroom(context.sources, drawn, settings.max_epochs)
     bounds = {}
-    for name, (low, high) in _shares(weights, context, settings).items():
-        most = min(high, left[name] / length) if length > 0 else high
+    for name, source in context.sources.items():
+        live = weights[name] > 0
+        most = settings.cap if live else 0.0
+        if length > 0:
+            most = min(most, left[name] / length)
+        low = settings.floor if live and not source.standby else 0.0
         bounds[name] = (min(low, most), most)
     return bounds
 

@@ -135,5 +135,5 @@ def reply_from_json(text: str | bytes) -> Proposal | Hold:
     """
     try:
         return _REPLY.validate_json(text)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: a field of the constructor is missing
         raise PolicyError(f"no policy answer: {str(error).splitlines()[0]}") from None

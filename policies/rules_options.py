@@ -72,8 +72,9 @@ class Trend(OptionsModel):
     ``margin`` is the smallest gain that counts, over the whole span and in the metric's unit;
     ``z`` the normal score it must be exceeded by. better: the gain is above the margin. worse: the
     loss is. flat: the change lies within the margin. not-better: the gain is below the margin.
-    Without a margin, flat and not-better mean that no significant change or gain was seen, which
-    with few items is weak: give a margin. The metric is the steering one unless one is named.
+    Where neither that nor its opposite is significant, the outcome is inconclusive. Without a
+    margin, flat and not-better mean that no significant change or gain was seen, which with few
+    items is weak: give a margin. The metric is the steering one unless one is named.
     """
 
     benchmark: Names
