@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import queue
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -240,24 +241,28 @@ def hub_reachable() -> bool:
     """Whether the hub answers within a few seconds. Not asked at all when switched off."""
     if any(os.environ.get(key, "") not in ("", "0") for key in _OFFLINE):
         return False
-    answered = threading.Event()
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
     # a daemon thread: a name look-up can hang far beyond any socket timeout
-    threading.Thread(target=_ask_hub, args=(answered,), daemon=True).start()
-    return answered.wait(HUB_SECONDS)
+    threading.Thread(target=_ask_hub, args=(answers,), daemon=True).start()
+    try:
+        return answers.get(timeout=HUB_SECONDS)
+    except queue.Empty:
+        return False
 
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
-def _ask_hub(answered: threading.Event) -> None:
+def _ask_hub(answers: queue.SimpleQueue[bool]) -> None:
     import urllib.request
 
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     try:
         with urllib.request.urlopen(f"{endpoint}/api/datasets/openai/gsm8k", timeout=HUB_SECONDS):
-            answered.set()
-    except (OSError, ValueError):
-        return
+            answers.put(True)
+    # a proxy's or server's nonsense is no answer either
+    except Exception:
+        answers.put(False)
 
 
 def _from_hub(benchmark: str) -> ItemSet:

@@ -40,7 +40,7 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, max_length: int, batch_tokens: int = 4096
+        self, model: Any, tokenizer: Any, *, max_length: int, batch_tokens: int = 2048
     ) -> None:
         super().__init__()
         self.model = model.eval()
@@ -173,7 +173,8 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         end = self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
         stops = [*stops, end] if end and end not in stops else stops
         ordered = sorted(prompts, key=lambda i: (-len(prompts[i]), i))
-        step = max(1, self.batch_tokens // (longest + room))
+        # a decoding step computes one token a row: rows are bounded by their cache alone
+        step = max(1, 4 * self.batch_tokens // (longest + room))
         for begin in range(0, len(ordered), step):
             batch = ordered[begin : begin + step]
             for index, text in zip(
@@ -271,7 +272,7 @@ def load_checkpoint(
     device: str = "cpu",
     dtype: str = "auto",
     max_length: int | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 2048,
 ) -> CheckpointLM:
     """Loads a Hugging Face checkpoint folder: safetensors only, no code from the checkpoint.
 

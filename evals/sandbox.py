@@ -144,6 +144,7 @@ class Sandbox:
 
     def _serving(self) -> subprocess.Popen[str]:
         if self._server is None or self._server.poll() is not None:
+            self.close()
             self._server = subprocess.Popen(
                 _command(self._kind, self._timeout),
                 stdin=subprocess.PIPE,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # share of the items that has to fit for a number of shots to be kept
 FIT = 0.9
+_CHUNK = 16
 
 Progress = Callable[[str, str], None]
 
@@ -152,18 +153,49 @@ def make_plan(
     room = 0
     if benchmark.generates:
         room = min(own.max_new_tokens or benchmark.stock_room, lm.max_length // 2)
-    generated = ids[: own.generate_items] if own.generate_items is not None else ids
+    generated = ids if own.generate_items is None else ids[: own.generate_items]
     most = benchmark.stock_shots if own.shots is None else min(own.shots, benchmark.stock_shots)
     for shots in range(most, -1, -1):
-        questions = benchmark.questions(ids, shots, room)
-        gold = [one for one in ids if lm.holds(*questions[one].gold)]
-        answered = [one for one in generated if _answer_fits(questions[one], lm, room)]
-        whole = len(set(gold) - (set(generated) - set(answered)))
-        if whole >= FIT * len(ids):
+        found = _ask(benchmark, ids, frozenset(generated), shots, room, lm)
+        if found is not None:
             break
+    assert found is not None
+    gold, fitting = found
+    answered = [one for one in generated if one in fitting]
     # asked last, so that the task's own filters see exactly these requests
     final = benchmark.questions(answered, shots, room) if answered else {}
-    return Plan(shots, room, ids, generated, {one: questions[one] for one in gold}, final)
+    return Plan(shots, room, ids, generated, gold, final)
+
+
+def _ask(
+    benchmark: Benchmark,
+    ids: Sequence[str],
+    generated: frozenset[str],
+    shots: int,
+    room: int,
+    lm: CheckpointLM,
+) -> tuple[dict[str, Question], set[str]] | None:
+    """Questions whose gold answer fits, and the items whose choices or generation fit.
+
+    None as soon as more than a tenth of the items can't fit at this number of shots (rendering
+    prompts is what planning costs); at no shots there is nothing left to drop.
+    """
+    gold: dict[str, Question] = {}
+    fitting: set[str] = set()
+    misfits = 0
+    for begin in range(0, len(ids), _CHUNK):
+        chunk = ids[begin : begin + _CHUNK]
+        for one, question in benchmark.questions(chunk, shots, room).items():
+            read = lm.holds(*question.gold)
+            answers = one not in generated or _answer_fits(question, lm, room)
+            misfits += not (read and answers)
+            if read:
+                gold[one] = question
+            if answers:
+                fitting.add(one)
+        if shots > 0 and misfits > (1 - FIT) * len(ids):
+            return None
+    return gold, fitting
 
 
 def _answer_fits(question: Question, lm: CheckpointLM, room: int) -> bool:
