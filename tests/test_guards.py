@@ -305,7 +305,7 @@ def hard_limits_hold(w: dict[str, float], context: GuardContext, limits: GuardSe
             assert w[name] >= min(limits.floor, most) - 1e-9
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(worlds())
 def test_hard_limits_are_never_broken_and_notes_tell_all(world):
     proposed, context, limits = world
@@ -326,7 +326,7 @@ def test_hard_limits_are_never_broken_and_notes_tell_all(world):
         assert result.weights is None
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(worlds())
 def test_the_trust_region_holds_unless_a_hard_guard_says_it_moved_more(world):
     proposed, context, limits = world
@@ -342,7 +342,7 @@ def test_the_trust_region_holds_unless_a_hard_guard_says_it_moved_more(world):
     assert (moved > limits.max_change + 1e-9) <= any(n.action == "flagged" for n in result.notes)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(worlds())
 def test_a_second_pass_changes_nothing(world):
     proposed, context, limits = world
@@ -358,7 +358,7 @@ def test_a_second_pass_changes_nothing(world):
         assert apply_guards(first.weights, (), plain, limits).weights == first.weights
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(worlds())
 def test_refused_only_when_nothing_is_legal(world):
     proposed, context, limits = world
