@@ -1,0 +1,1 @@
+"""The reconcile loop, the journal, tracking, and the `mixloop` command."""

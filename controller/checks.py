@@ -1,0 +1,70 @@
+"""``mixloop check``: everything that can be known to be wrong before a run starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mixloop.controller import launch, observe
+from mixloop.controller.config import RunConfig, load_config
+from mixloop.controller.show import tokens
+
+Json = dict[str, Any]
+
+
+def check_run(path: Path) -> Json:
+    """Validate a run and say what its first mixture leads to.
+
+    Returns:
+        ``run``, ``sources`` (per source: weight, unique tokens, projected epochs at the end of the
+        budget) and ``notes`` (what is legal but worth knowing).
+
+    Raises:
+        BadInput: one line on the first thing that is wrong.
+    """
+    config = load_config(path)
+    sizes = observe.unique_tokens(config)
+    weights = observe.initial_weights(config, sizes)
+    launch.job_of(config)
+    launch.check_policy(config, path.parent.resolve())
+    sources = {
+        name: {
+            "weight": weights[name],
+            "unique_tokens": sizes[name],
+            "projected_epochs": weights[name] * config.budget / sizes[name],
+            "tags": list(config.sources[name].tags),
+        }
+        for name in config.sources
+    }
+    return {"run": config.run.id, "sources": sources, "notes": _notes(config, sources)}
+
+
+def _notes(config: RunConfig, sources: Json) -> list[str]:
+    notes = []
+    limit = config.guards.max_epochs
+    for name, source in sources.items():
+        if limit is not None and source["projected_epochs"] > limit:
+            notes.append(
+                f"{name}: held to the end, the first mixture repeats it "
+                f"{source['projected_epochs']:.1f} times, above guards.max_epochs {limit:g}"
+            )
+    every = config.evals.every
+    if every is None:
+        notes.append("evals.every is not set: every checkpoint is scored")
+    elif every > config.budget:
+        notes.append(
+            f"evals.every {tokens(every)} is above the budget {tokens(config.budget)}: "
+            "only the first and last checkpoints are scored"
+        )
+    if config.run.dir.exists() and config.run.dir.stat().st_mode & 0o022:
+        notes.append(f"{config.run.dir}: others may write here; `chmod go-w` keeps orders yours")
+    notes.append(_sandbox(config))
+    return notes
+
+
+def _sandbox(config: RunConfig) -> str:
+    if "humaneval" not in config.evals.benchmarks:
+        return "humaneval is not asked"
+    from mixloop.evals.sandbox import describe_sandbox
+
+    return f"humaneval: {describe_sandbox(config.evals.sandbox)}"

@@ -1,0 +1,254 @@
+"""The ``mixloop`` command. Thin: every command imports what it needs when it runs.
+
+Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr, no traceback), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mixloop.controller.errors import BadInput
+
+app = typer.Typer(
+    name="mixloop",
+    help="Closed-loop controller for the data mixture of a language-model pretraining run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="the run's configuration")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or its run.yaml")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="where to write it")] = Path("run.yaml"),
+    force: Annotated[bool, typer.Option(help="replace a file that is there")] = False,
+) -> None:
+    """Write a commented run.yaml to start from."""
+    from mixloop.controller.template import TEMPLATE
+
+    if path.exists() and not force:
+        raise BadInput(f"{path}: exists already; give another path, or --force to replace it")
+    path.write_text(TEMPLATE, encoding="utf-8")
+    typer.echo(f"wrote {path}; next: edit the sources, then `mixloop check {path}`")
+
+
+@app.command()
+def check(path: RunFile, as_json: AsJson = False) -> None:
+    """Find what is wrong with a run before it starts."""
+    from mixloop.controller.checks import check_run
+
+    report = check_run(path)
+    if as_json:
+        _print_json(report)
+        return
+    from mixloop.controller import show
+
+    console = show.console()
+    sources = show.table(
+        f"Run {report['run']}", ("source", "weight", "unique", "epochs at the end")
+    )
+    for name, source in report["sources"].items():
+        sources.add_row(
+            show.cell(name),
+            f"{source['weight']:.4f}",
+            show.tokens(source["unique_tokens"]),
+            f"{source['projected_epochs']:.2f}",
+        )
+    console.print(sources)
+    for line in report["notes"]:
+        console.print(show.cell(line))
+    console.print("ok")
+
+
+@app.command()
+def prepare(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="text, jsonl(.gz) or parquet files, folders, globs; or a hub dataset"),
+    ],
+    out: Annotated[Path, typer.Option(help="folder of the token store to make")],
+    tokenizer: Annotated[str, typer.Option(help="HF tokenizer: a folder or a hub name")],
+    text_key: Annotated[str, typer.Option(help="key or column that holds the text")] = "text",
+    split: Annotated[str | None, typer.Option(help="split of a hub dataset")] = None,
+    config: Annotated[str | None, typer.Option(help="configuration of a hub dataset")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; default: one per core")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace a token store that is there")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tokenise a corpus into a token store, a run's source."""
+    from mixloop.controller.preparing import prepare_with_progress
+
+    options = {"text_key": text_key, "split": split, "config": config, "overwrite": overwrite}
+    info = prepare_with_progress(inputs, out, tokenizer, workers, options)
+    if as_json:
+        _print_json(info)
+    else:
+        from mixloop.controller import show
+
+        typer.echo(
+            f"{out}: {info['tokens']:,} unique tokens ({show.tokens(info['tokens'])}) in "
+            f"{info['documents']:,} documents"
+        )
+
+
+@app.command()
+def train(
+    path: RunFile,
+    rewind: Annotated[
+        bool, typer.Option(help="resume at another batch size: drop recorded later mixtures")
+    ] = False,
+) -> None:
+    """Train with the reference trainer; resumes where it stopped."""
+    import os
+
+    from mixloop.controller import launch
+    from mixloop.controller.config import load_config
+
+    config = load_config(path)
+    command = launch.trainer_command(config, launch.write_job(config), rewind=rewind)
+    os.execv(command[0], command)
+
+
+@app.command()
+def control(path: RunFile) -> None:
+    """Run the controller beside a training job."""
+    from mixloop.controller.service import control_run
+
+    raise SystemExit(control_run(path, typer.echo))
+
+
+@app.command()
+def run(
+    path: RunFile,
+    rewind: Annotated[
+        bool, typer.Option(help="resume at another batch size: drop recorded later mixtures")
+    ] = False,
+) -> None:
+    """Train and control, as two processes."""
+    from mixloop.controller.service import run_both
+
+    raise SystemExit(run_both(path, rewind=rewind))
+
+
+@app.command()
+def status(target: Run, as_json: AsJson = False) -> None:
+    """How a run stands: trainer, mixture, ledger, scores."""
+    from mixloop.controller import history as views
+    from mixloop.controller import show
+
+    paths, journal = views.open_run(target)
+    found = views.status(paths, journal)
+    if as_json:
+        _print_json(found)
+        return
+    for line in show.status_lines(found):
+        typer.echo(line)
+
+
+@app.command()
+def history(target: Run, as_json: AsJson = False) -> None:
+    """Every decision: what changed, why, when applied."""
+    from mixloop.controller import history as views
+    from mixloop.controller import show
+
+    _, journal = views.open_run(target)
+    entries = views.history(journal) if journal is not None else []
+    if as_json:
+        _print_json(entries)
+    elif not entries:
+        typer.echo("no decisions yet")
+    else:
+        show.console().print(show.history_table(entries))
+
+
+@app.command()
+def explain(
+    target: Run,
+    decision: Annotated[str, typer.Argument(metavar="ID", help="a decision, such as d-000003")],
+    as_json: AsJson = False,
+) -> None:
+    """One decision in full, and whether it helped."""
+    from mixloop.controller import history as views
+    from mixloop.controller import show
+
+    _, journal = views.open_run(target)
+    if journal is None:
+        raise BadInput(f"{target}: no controller has run here, so there are no decisions")
+    entry = views.find_decision(journal, decision)
+    if as_json:
+        _print_json(entry)
+        return
+    for line in show.explain_lines(entry):
+        typer.echo(line)
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint folder in Hugging Face format")],
+    config: Annotated[Path | None, typer.Option(help="run.yaml whose evals section to use")] = None,
+    items: Annotated[int | None, typer.Option(min=1, help="items per benchmark")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda:1, …; default: cpu")] = None,
+    out: Annotated[Path | None, typer.Option(help="also write the scorecard here")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score one checkpoint on the benchmarks."""
+    from mixloop.controller.evaluating import score_checkpoint, scorecard_table
+
+    card = score_checkpoint(checkpoint, config, items, device, out)
+    if as_json:
+        typer.echo(card.to_json())
+        return
+    from mixloop.controller import show
+
+    show.console().print(scorecard_table(card))
+
+
+@app.command()
+def demo(
+    directory: Annotated[
+        Path, typer.Option("--dir", help="folder of the demo's run; made anew")
+    ] = Path("demo-run"),
+    control_only: Annotated[
+        bool, typer.Option("--control", help="the control run: same seed, mixture left alone")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="seed of data, model and order")] = 7,
+    budget: Annotated[
+        str | None, typer.Option(help="tokens to train, such as 2M; default: about 5 minutes")
+    ] = None,
+) -> None:
+    """Watch the loop close in minutes, on real text."""
+    from mixloop.controller.demo import run_demo
+
+    raise SystemExit(run_demo(directory, control=control_only, seed=seed, budget=budget))
+
+
+def main() -> None:
+    """Entry of the ``mixloop`` command."""
+    try:
+        app()
+    except BadInput as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

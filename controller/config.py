@@ -1,0 +1,286 @@
+"""``run.yaml``: the one file that configures a run, and the errors it can contain.
+
+Every section belongs to the room it configures and is validated by that room's own model; what is
+here is their sum, the paths, and error messages that a person can act on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mixloop.controller.errors import BadInput
+from mixloop.evals.settings import EvalSettings
+from mixloop.policies.guards import GuardSettings
+from mixloop.trainer.job import Tokens, TrainerSettings
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # safe as a path, a metric name and a tag
+WEIGHT_TOLERANCE = 1e-6
+
+
+class Section(BaseModel):
+    """A part of run.yaml: unknown keys are refused, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class RunSection(Section):
+    """Which run this is, where its files lie, and the seed of everything random in it."""
+
+    id: str = Field(pattern=NAME, description="name of the run; also its name in MLflow")
+    dir: Path = Field(description="the run folder; relative to this file")
+    seed: int = Field(0, ge=0, description="seed of the data order, the model and the policy")
+
+
+class SourceSection(Section):
+    """A named corpus, prepared by ``mixloop prepare``."""
+
+    path: Path = Field(description="token store; relative to this file")
+    tags: tuple[str, ...] = Field((), description="what it is: web, code, math, …")
+    weight: float | None = Field(None, ge=0, le=1, description="share of tokens at the start")
+    standby: bool = Field(False, description="weight 0 until a policy brings it in")
+
+
+class PolicySection(Section):
+    """Who proposes new weights."""
+
+    use: str = Field("static", description="name, entry point, module:Class or ./file.py:Class")
+    options: dict[str, Any] = Field(
+        default_factory=dict, alias="with", description="the policy's own options"
+    )
+    timeout: float = Field(120.0, gt=0, description="seconds one decision may take")
+    memory: int = Field(4096, ge=256, description="MiB of address space one decision may take")
+
+
+class EvalsSection(EvalSettings):
+    """The evals room's settings, with ``every`` as people write tokens."""
+
+    every: Tokens | None = Field(None, description="tokens between scored checkpoints")
+
+
+class GuardsSection(GuardSettings):
+    """The guards' settings, with ``dwell`` as people write tokens."""
+
+    dwell: Tokens = Field(0, description="tokens between two interventions")
+
+
+class LimitsSection(Section):
+    """The trainer's own bounds, whoever writes the order."""
+
+    floor: float = Field(0.0, ge=0, le=1, description="least weight of a source that has any")
+    cap: float = Field(1.0, gt=0, le=1, description="greatest weight of a source")
+    max_change: float = Field(1.0, gt=0, le=1, description="greatest total variation per order")
+
+
+class TrainerSection(TrainerSettings):
+    """The reference trainer's settings; ``limits`` binds any trainer."""
+
+    limits: LimitsSection = Field(default_factory=LimitsSection)
+    tokenizer: Path | None = Field(None, description="HF tokenizer folder; relative to this file")
+
+
+class TrackingSection(Section):
+    """The view in MLflow. None of it can delay or stop the run."""
+
+    uri: str | None = Field(
+        None, description="MLflow tracking URI; unset: a file in the run folder"
+    )
+    experiment: str = Field("mixloop", min_length=1)
+    enabled: bool = True
+
+
+class ControllerSection(Section):
+    """The daemon itself."""
+
+    poll: float = Field(5.0, gt=0, le=3600, description="seconds between two looks when idle")
+    patience: float = Field(
+        30.0, ge=0, description="seconds it keeps trying to reach MLflow after the run has ended"
+    )
+
+
+class RunConfig(Section):
+    """A whole run. :func:`load_config` makes one from a file."""
+
+    run: RunSection
+    budget: Tokens = Field(description="tokens of the whole run")
+    sources: dict[Annotated[str, Field(pattern=NAME)], SourceSection] = Field(min_length=1)
+    evals: EvalsSection = Field(default_factory=EvalsSection)
+    policy: PolicySection = Field(default_factory=PolicySection)
+    guards: GuardsSection = Field(default_factory=GuardsSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
+    trainer: TrainerSection = Field(default_factory=TrainerSection)
+    controller: ControllerSection = Field(default_factory=ControllerSection)
+    schema_version: Literal[1] = Field(1, alias="schema")
+
+    @field_validator("budget")
+    @classmethod
+    def _some_budget(cls, budget: int) -> int:
+        if budget <= 0:
+            raise ValueError("must be above 0 tokens")
+        return budget
+
+    @model_validator(mode="after")
+    def _weights(self) -> RunConfig:
+        given = {n: s.weight for n, s in self.sources.items() if s.weight is not None}
+        for name, source in self.sources.items():
+            if source.standby and source.weight:
+                raise ValueError(
+                    f"sources.{name}: standby and weight {source.weight} exclude each other; "
+                    "drop one of the two"
+                )
+        if not given:
+            return self
+        total = sum(given.values())
+        if abs(total - 1.0) > WEIGHT_TOLERANCE:
+            shares = " + ".join(f"{n} {w:g}" for n, w in given.items())
+            raise ValueError(
+                f"sources: the weights sum to {total:g}, not 1 ({shares}); change them by "
+                f"{1 - total:+g} in all"
+            )
+        return self
+
+    def at(self, base: Path) -> RunConfig:
+        """The same configuration with every path absolute, seen from folder ``base``."""
+        base = base.resolve()
+        sources = {
+            name: source.model_copy(update={"path": base / source.path})
+            for name, source in self.sources.items()
+        }
+        tokenizer = self.trainer.tokenizer
+        run_dir = base / self.run.dir
+        return self.model_copy(
+            update={
+                "run": self.run.model_copy(update={"dir": run_dir}),
+                "sources": sources,
+                "trainer": self.trainer.model_copy(
+                    update={"tokenizer": base / tokenizer if tokenizer else None}
+                ),
+                "tracking": self.tracking.model_copy(
+                    update={"uri": _tracking_uri(self.tracking.uri, base, run_dir)}
+                ),
+            }
+        )
+
+
+def _tracking_uri(uri: str | None, base: Path, run_dir: Path) -> str:
+    """An absolute tracking URI: MLflow would resolve a relative one against the caller's folder."""
+    if uri is None:
+        return f"sqlite:///{run_dir / 'mlflow.db'}"
+    prefix = "sqlite:///"
+    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
+        return f"{prefix}{base / uri.removeprefix(prefix)}"
+    return uri
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, where plain YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, typing.Hashable):
+                if key in seen:
+                    line = key_node.start_mark.line + 1
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key '{key}' is given twice (line {line})"
+                    )
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read and validate a run file; every path in the result is absolute.
+
+    Raises:
+        BadInput: one line naming the file, the key, the value and the mend.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            data = yaml.load(stream, _Loader)
+    except OSError as error:
+        raise BadInput(
+            f"{path}: cannot be read ({error.strerror}); `mixloop init` writes a template"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not valid YAML: {_yaml_problem(error)}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: must be a mapping of sections (run, budget, sources, …)")
+    try:
+        return RunConfig.model_validate(data).at(path.parent)
+    except ValidationError as error:
+        raise BadInput(f"{path}: {explain_error(error, RunConfig)}") from None
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    return f"{where}{problem}"
+
+
+def explain_error(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem as one line: key, value, and what would be right."""
+    problems = error.errors()
+    # An unknown key explains more than the missing one it was meant to be.
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    loc = [str(part) for part in first["loc"]]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{_describe(first, loc, model)}{more}"
+
+
+def _describe(problem: Any, loc: Sequence[str], model: type[BaseModel]) -> str:
+    key = ".".join(loc)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(model, loc[:-1])
+        close = difflib.get_close_matches(loc[-1], known, n=1)
+        mend = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        return f"{key}: unknown key; {mend}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not loc:
+        return message
+    value = "" if isinstance(problem["input"], dict) else f" {problem['input']!r}:"
+    return f"{key}:{value} {message}"
+
+
+def _keys_at(model: type[BaseModel], loc: Sequence[str]) -> list[str]:
+    """The keys that are legal at a place in the file."""
+    here: type[BaseModel] | None = model
+    inside_mapping = False
+    for part in loc:
+        if inside_mapping:  # `part` is a free name, such as a source's
+            inside_mapping = False
+            continue
+        if here is None:
+            return []
+        here, inside_mapping = _step_into(here, part)
+    if here is None:
+        return []
+    return [field.alias or name for name, field in here.model_fields.items()]
+
+
+def _step_into(model: type[BaseModel], part: str) -> tuple[type[BaseModel] | None, bool]:
+    for name, field in model.model_fields.items():
+        if part in (name, field.alias):
+            return _model_in(field.annotation), typing.get_origin(field.annotation) is dict
+    return None, False
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model inside ``Model``, ``Model | None``, ``dict[str, Model]``, if any."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in typing.get_args(annotation):
+        if (found := _model_in(argument)) is not None:
+            return found
+    return None

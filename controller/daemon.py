@@ -1,0 +1,460 @@
+"""The controller: a thin shell around :func:`~mixloop.controller.reconcile.next_action`.
+
+It looks at files and journal, does the one thing that is due, and looks again. Intent is journaled
+before an effect and its outcome after; every effect may be repeated. Killed at any instruction, it
+picks the run up where files and journal say it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from mixloop.controller import observe, propose, records, sight
+from mixloop.controller.children import Child, read_answer
+from mixloop.controller.config import RunConfig
+from mixloop.controller.errors import BadInput
+from mixloop.controller.journal import Journal, timestamp
+from mixloop.controller.reconcile import Action, World, next_action
+from mixloop.evals.scorecard import Scorecard
+from mixloop.evals.worker_client import Evaluator, Failure
+from mixloop.trainer.contract import Order, RunPaths, write_holds, write_order
+
+log = logging.getLogger("mixloop.controller")
+
+SCORING_ATTEMPTS = 2
+DRAIN_TIMEOUT = 300.0  # seconds one drain may take before it is killed and tried again
+DRAIN_PAUSE = 10.0  # seconds between drains: each one costs the import of the MLflow client
+BACKOFF = (5.0, 300.0)  # seconds: first and greatest pause after a drain that failed
+BEAT = 5.0  # seconds between moves of the liveness counter
+
+
+@dataclass
+class Tracking:
+    """The state of the MLflow drain: the running child, and when the next may start."""
+
+    child: Child | None = None
+    not_before: float = 0.0
+    failures: int = 0
+    last_error: str | None = None
+
+
+@dataclass
+class Running:
+    """A policy decision on its way."""
+
+    child: Child
+    observation: Any
+    started_ms: int
+
+
+@dataclass
+class Controller:
+    """One run's controller.
+
+    Args:
+        config: The run, paths absolute.
+        base: Folder of run.yaml, which file policies are relative to.
+        say: Receives one line for the person who watches, per thing that happened.
+        clock: Monotonic seconds.
+    """
+
+    config: RunConfig
+    base: Path
+    say: Callable[[str], None]
+    clock: Callable[[], float] = time.monotonic
+    stopping: bool = False
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        self.paths = RunPaths(self.config.run.dir)
+        self.paths.dir.mkdir(parents=True, exist_ok=True)
+        self._lock = take_lock(self.paths.dir / "controller.lock")
+        self.sizes = observe.unique_tokens(self.config)
+        self.initial = observe.initial_weights(self.config, self.sizes)
+        self.journal = Journal(self.paths.journal, create=True)
+        self.journal.claim(self.config.run.id, above=sight.highest_fence(self.paths))
+        self.uid = records.run_uid(self.journal)
+        # What `data: auto` once found stays: every checkpoint is scored on the same items.
+        pinned = self.config.evals.pinned(observe.data_kinds(self.journal))
+        self.evaluator = Evaluator(pinned, self.paths.dir / "evals.log")
+        self.scoring: int | None = None
+        self.result: Scorecard | Failure | None = None
+        self.running: Running | None = None
+        self._beaten = self._closed_at = -1e9
+        self._eyes = sight.Eyes(self.paths, self.journal, self.config)
+        self._holds: frozenset[int] | None = None
+        records.start(self.journal, self.config.run.id, self._params(), {}, self.initial)
+
+    def _params(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "budget": config.budget,
+            "seed": config.run.seed,
+            "policy": config.policy.use,
+            "policy_options": json.dumps(config.policy.options, sort_keys=True),
+            "guards": config.guards.model_dump_json(),
+            **{f"unique_tokens.{name}": size for name, size in self.sizes.items()},
+        }
+
+    # -- the loop ----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until the run has ended, :meth:`stop` is called, or another controller takes over.
+
+        Raises:
+            FenceLost: when another controller has taken the run over.
+        """
+        try:
+            while not self.stopping and self.step():
+                pass
+        finally:
+            self.close()
+
+    def step(self) -> bool:
+        """Look once and do one thing. Returns whether there is more to come."""
+        world = self.look()
+        action = next_action(world)
+        if action is Action.WAIT:
+            self._beat()
+            time.sleep(self._pause(world))
+            return True
+        if action is Action.END:
+            return False
+        getattr(self, "_do_" + action.value.replace("-", "_"))(world)
+        return True
+
+    def stop(self) -> None:
+        """Ask the loop to end after the present action. Safe from a signal handler."""
+        self.stopping = True
+
+    def close(self) -> None:
+        """End the children and let go of the run."""
+        self.evaluator.stop()
+        if self.running is not None:
+            self.running.child.close()
+        if self.tracking.child is not None:
+            self.tracking.child.close()
+        self.journal.close()
+        self._lock.close()
+
+    def _pause(self, world: World) -> float:
+        busy = world.scoring or world.deciding or world.draining
+        return min(self.config.controller.poll, 0.25) if busy else self.config.controller.poll
+
+    def _beat(self) -> None:
+        if self.clock() - self._beaten > BEAT:
+            self._beaten = self.clock()
+            self.journal.beat()
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def look(self) -> World:
+        """The world as files, journal and children show it now."""
+        self._poll_scoring()
+        self._poll_drain()
+        tracked = self.config.tracking.enabled
+        outbox = self._eyes.outbox() if tracked else 0
+        now = self.clock()
+        patience = self.config.controller.patience
+        return self._eyes.look(
+            scoring=self.scoring is not None,
+            scored=self.result is not None,
+            deciding=self.running is not None,
+            decided=self.running is not None and not self.running.child.running,
+            outbox=outbox,
+            draining=self.tracking.child is not None,
+            drain_due=now >= self.tracking.not_before or self._closed_at >= 0,
+            drain_failed=self.tracking.failures > 0 and now - self._closed_at > patience,
+        )
+
+    def _poll_scoring(self) -> None:
+        if self.scoring is not None and self.result is None:
+            self.result = self.evaluator.poll()
+
+    def _poll_drain(self) -> None:
+        child = self.tracking.child
+        if child is None:
+            return
+        ended = not child.running
+        failure = records.drained(self.journal, child.messages())
+        if not ended:
+            return
+        self.tracking.child = None
+        if failure is None and child.exit_code != 0:
+            failure = child.killed or f"the MLflow child ended with status {child.exit_code}"
+        child.close()
+        self._after_drain(failure)
+
+    def _after_drain(self, failure: str | None) -> None:
+        tracking = self.tracking
+        if failure is None:
+            tracking.failures, tracking.last_error = 0, None
+            tracking.not_before = self.clock() + DRAIN_PAUSE
+            return
+        first, greatest = BACKOFF
+        tracking.not_before = self.clock() + min(first * 2**tracking.failures, greatest)
+        tracking.failures += 1
+        if failure != tracking.last_error:
+            self.say(f"MLflow is behind: {failure}; the journal keeps everything, will retry")
+        tracking.last_error = failure
+        self.journal.event("tracking-failed", error=failure)
+
+    # -- the shared state file ---------------------------------------------------------------
+
+    def _do_publish(self, world: World) -> None:
+        row = self.journal.row("SELECT * FROM orders WHERE generation = ?", world.asked)
+        assert row is not None
+        order = Order(
+            run=self.config.run.id,
+            fence=self.journal.fence or 0,
+            generation=row["generation"],
+            weights=row["weights"],
+            then=tuple(propose.stages(row["plan"])),
+            decision=row["decision"],
+            policy=row["policy"],
+            reason=row["reason"],
+            issued_at=row["issued_at"],
+        )
+        write_order(self.paths.mixture, order)
+        records.published(self.journal, order.generation)
+        if row["published_at"] is None:
+            self.say(f"published generation {order.generation} ({order.decision})")
+
+    def _do_restore(self, world: World) -> None:
+        """A file we did not write: put what was asked for back, above whatever it started."""
+        status = self._eyes.status
+        asked = self._eyes.asked_weights(self.initial)
+        before = dict(status.in_force.weights) if status is not None else asked
+        generation = self._eyes.next_generation()
+        reason = (
+            f"mixture.json held {self._eyes.stranger}, which this controller did not write; "
+            f"the mixture it asked for was published again as generation {generation}"
+        )
+        fields = self._fields(status, "controller", "controller", reason, before, asked)
+        changed = propose.total_variation(before, asked) > propose.NOTHING
+        fields |= {"verdict": "intervene" if changed else "hold"}
+        order = {
+            "generation": generation,
+            "policy": "controller",
+            "reason": reason,
+            "weights": asked,
+            "plan": [],
+        }
+        records.decision(self.journal, fields, order=order, scores={}, started_ms=records.now_ms())
+        self.say(reason)
+
+    def _fields(
+        self,
+        status: Any,
+        asked_by: str,
+        policy: str,
+        reason: str,
+        before: Mapping[str, float],
+        after: Mapping[str, float],
+    ) -> dict[str, Any]:
+        return {
+            "asked_by": asked_by,
+            "step": status.step if status is not None else 0,
+            "tokens": status.tokens if status is not None else 0,
+            "policy": policy,
+            "reason": reason,
+            "evidence": {},
+            "weights_before": dict(before),
+            "weights_proposed": dict(after),
+            "weights_after": dict(after),
+            "plan": [],
+            "guards": [],
+            "against_generation": status.in_force.generation if status is not None else 0,
+        }
+
+    def _do_acknowledge(self, world: World) -> None:
+        for found in world.newly_applied:
+            before = self._eyes.weights_before(found.generation, self.initial)
+            tokens = found.sample * self.config.trainer.sequence_length
+            records.applied(self.journal, found, tokens, before)
+            self.say(f"generation {found.generation} in force at step {found.step}")
+
+    def _do_note_rejection(self, world: World) -> None:
+        records.rejected(self.journal, world.newly_rejected)
+        for generation, reason in world.newly_rejected.items():
+            self.say(f"the trainer refused generation {generation}: {reason}")
+
+    # -- checkpoints and their scores --------------------------------------------------------
+
+    def _do_record_checkpoint(self, world: World) -> None:
+        name = world.unrecorded[0]
+        path = self.paths.checkpoints / name
+        manifest = self._eyes.manifest(name)
+        records.checkpoint(self.journal, manifest, str(path))
+        self.say(f"checkpoint at step {manifest.step} ({manifest.tokens:,} tokens)")
+
+    def _do_start_scoring(self, world: World) -> None:
+        step = world.to_score
+        assert step is not None
+        self._hold(step)
+        records.scoring_started(self.journal, step)
+        path = Path(self.journal.value("SELECT path FROM checkpoints WHERE step = ?", step))
+        out = self.paths.dir / "scorecards" / f"step-{step:08d}.json"
+        out.parent.mkdir(exist_ok=True)
+        self.scoring = step
+        if path.is_dir():
+            self.evaluator.start(path, out)
+        else:
+            self.result = Failure("the checkpoint is gone (removed before it was scored)")
+
+    def _hold(self, step: int) -> None:
+        """Ask the trainer's retention to spare what is still to be scored."""
+        steps = frozenset({step, *self._eyes.waiting()})
+        if steps != self._holds:
+            write_holds(self.paths.holds, steps)
+            self._holds = steps
+
+    def _do_take_scores(self, world: World) -> None:
+        step, result = self.scoring, self.result
+        assert step is not None
+        self.scoring = self.result = None
+        if isinstance(result, Scorecard):
+            records.scored(self.journal, step, json.loads(result.to_json()))
+            self._tell_outcomes()
+            self.say(f"step {step}: {propose.headline(result)}")
+            return
+        assert isinstance(result, Failure)
+        attempts = self.journal.value("SELECT attempts FROM evaluations WHERE step = ?", step)
+        gone = not Path(
+            self.journal.value("SELECT path FROM checkpoints WHERE step = ?", step)
+        ).is_dir()
+        final = gone or attempts >= SCORING_ATTEMPTS
+        records.scoring_failed(self.journal, step, result.reason, final=final)
+        self.say(f"step {step} was not scored: {result.reason}{'' if final else '; once more'}")
+
+    def _tell_outcomes(self) -> None:
+        """Interventions whose effect this score shows for the first time."""
+        scored = observe.evaluations(self.journal)
+        for row in self._eyes.interventions_without_outcome():
+            order = self.journal.row("SELECT * FROM orders WHERE generation = ?", row["generation"])
+            found = observe.outcome(row, order, scored)
+            if found is not None:
+                records.outcome(self.journal, row["id"], *found)
+
+    # -- deciding ----------------------------------------------------------------------------
+
+    def _do_start_deciding(self, world: World) -> None:
+        status, step = self._eyes.status, world.to_decide
+        assert status is not None
+        assert step is not None
+        seen = observe.observation(self.journal, self.config, self.sizes, status, step)
+        request = {
+            "ref": self.config.policy.use,
+            "options": self.config.policy.options,
+            "base": str(self.base),
+            "memory": self.config.policy.memory,
+            "observation": seen.model_dump(mode="json"),
+        }
+        child = Child(
+            "mixloop.controller.policy_child",
+            stdin=json.dumps(request),
+            log=self.paths.dir / "policy.log",
+            timeout=self.config.policy.timeout,
+            clock=self.clock,
+        )
+        self.running = Running(child, seen, records.now_ms())
+
+    def _do_take_decision(self, world: World) -> None:
+        running = self.running
+        assert running is not None
+        self.running = None
+        answer = read_answer(running.child)
+        running.child.close()
+        made = propose.decide(
+            answer,
+            running.observation,
+            self.config,
+            status=self._eyes.status,
+            last_intervention=self._eyes.last_applied_tokens(),
+            generation=self._eyes.next_generation(),
+        )
+        scored = running.observation.evaluations[-1]
+        fields = made.fields | {
+            "asked_by": "policy",
+            "policy": self.config.policy.use,
+            "step": scored.step,
+            "tokens": scored.tokens,
+            "observation_digest": observe.digest(running.observation),
+            "policy_digest": answer.digest,
+            "scored_at": self.journal.value(
+                "SELECT finished_at FROM evaluations WHERE step = ?", scored.step
+            ),
+        }
+        name = records.decision(
+            self.journal,
+            fields,
+            order=made.order,
+            scores=propose.scores(scored),
+            started_ms=running.started_ms,
+        )
+        self.say(f"{name} {fields['verdict']}: {fields['reason']}")
+
+    # -- MLflow ------------------------------------------------------------------------------
+
+    def _do_record_curves(self, world: World) -> None:
+        records.curves(self.journal, self._eyes.take_curves())
+
+    def _do_drain(self, world: World) -> None:
+        uri = str(self.config.tracking.uri)
+        local = uri.startswith("sqlite:")
+        request = {
+            "journal": str(self.paths.journal),
+            "uri": uri,
+            "experiment": self.config.tracking.experiment,
+            "uid": self.uid,
+            "artifacts": str(self.paths.dir / "mlartifacts") if local else None,
+        }
+        self.tracking.child = Child(
+            "mixloop.controller.drain",
+            argument=json.dumps(request),
+            log=self.paths.dir / "mlflow.log",
+            timeout=DRAIN_TIMEOUT,
+            clock=self.clock,
+        )
+
+    def _do_close(self, world: World) -> None:
+        records.closed(self.journal)
+        self._closed_at = self.clock()
+        self.say("the run has ended and every checkpoint is scored")
+
+
+def take_lock(path: Path) -> IO[str]:
+    """The run's lock on this machine, held while the process lives.
+
+    Machines that share no locks are told apart by the journal's fence.
+
+    Raises:
+        BadInput: when another controller of this machine holds the run.
+    """
+    stream = path.open("a+")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.seek(0)
+        holder = stream.read().strip() or "unknown"
+        stream.close()
+        raise BadInput(
+            f"{path.parent}: another controller is running here (process {holder}); stop it first"
+        ) from None
+    stream.truncate(0)
+    stream.write(f"{_pid()} since {timestamp()}")
+    stream.flush()
+    return stream
+
+
+def _pid() -> int:
+    import os
+
+    return os.getpid()

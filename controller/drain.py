@@ -1,0 +1,219 @@
+"""The child that carries the outbox to MLflow, in order, and ends when it is empty.
+
+A process of its own because the MLflow client weighs 240 MB, and because a call to a server that
+is down may block. It only reads the journal; it says on stdout which entries arrived, and the
+controller marks them. Killed between an effect and that word, it does the effect again: every one
+is looked up first (by tag, by name) or is idempotent by MLflow's own rule (a point of equal key,
+timestamp, step and value is one point).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# The client's defaults retry for minutes; ours is the loop that retries, from the journal.
+LIMITS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_TRACKING_URI": "",  # never another server's because of the caller's environment
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+
+class Refused(Exception):  # noqa: N818 - the server refused, we did not err
+    """MLflow answered that this entry can never be taken; the others still can."""
+
+
+class Sink:
+    """One mixloop run's place in MLflow: its experiment, its run, its models and traces."""
+
+    def __init__(self, uri: str, experiment: str, uid: str, artifacts: Path | None) -> None:
+        import mlflow
+
+        mlflow.set_tracking_uri(uri)
+        self.uid = uid
+        self.client = mlflow.MlflowClient(tracking_uri=uri)
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            location = artifacts.as_uri() if artifacts is not None else None
+            self.experiment = self.client.create_experiment(experiment, artifact_location=location)
+        else:
+            self.experiment = found.experiment_id
+        mlflow.set_experiment(experiment_id=self.experiment)
+        self._run: str | None = None
+
+    @property
+    def run(self) -> str:
+        """The id of this run in MLflow, looked up by its tag once.
+
+        Raises:
+            LookupError: before the run's own entry was sent.
+        """
+        if self._run is None:
+            found = self.client.search_runs([self.experiment], f"tags.`mixloop.uid` = '{self.uid}'")
+            if not found:
+                raise LookupError("the run is not in MLflow yet")
+            self._run = found[0].info.run_id
+        return self._run
+
+    def send(self, kind: str, payload: dict[str, Any]) -> None:
+        """Carry one outbox entry over.
+
+        Raises:
+            Refused: when MLflow will never take it.
+            Exception: whatever the client raises when the server cannot be reached.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            getattr(self, f"_send_{kind}")(payload)
+        except MlflowException as error:
+            if error.error_code in REFUSED:
+                raise Refused(str(error).splitlines()[0]) from error
+            raise
+
+    def _send_run(self, payload: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        try:
+            run = self.run
+        except LookupError:
+            tags = {**payload["tags"], "mixloop.uid": self.uid}
+            created = self.client.create_run(
+                self.experiment, payload["ms"], tags=tags, run_name=payload["name"]
+            )
+            run = self._run = created.info.run_id
+        params = [Param(key, str(value)[:6000]) for key, value in payload["params"].items()]
+        self.client.log_batch(run, params=params, synchronous=True)
+        self.client.set_terminated(run, status="RUNNING")
+
+    def _send_metrics(self, payload: dict[str, Any]) -> None:
+        self._log(payload["metrics"], payload["tokens"], payload["ms"], None)
+
+    def _log(self, metrics: dict[str, float], tokens: int, ms: int, model: str | None) -> None:
+        from mlflow.entities import Metric
+
+        points = [
+            Metric(key, value, ms, tokens, model_id=model, run_id=self.run if model else None)
+            for key, value in metrics.items()
+        ]
+        self.client.log_batch(self.run, metrics=points, synchronous=True)
+
+    def _send_model(self, payload: dict[str, Any]) -> None:
+        name = payload["name"]
+        found = self.client.search_logged_models(
+            [self.experiment], f"name = '{name}' AND source_run_id = '{self.run}'"
+        )
+        if found:
+            model = found[0]
+        else:
+            model = self.client.create_logged_model(
+                self.experiment, name, self.run, payload["tags"], payload["params"], "checkpoint"
+            )
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self._log(payload["metrics"], payload["tokens"], payload["ms"], model.model_id)
+
+    def _trace(self, decision: str) -> str | None:
+        found = self.client.search_traces(
+            [self.experiment],
+            f"tag.`mixloop.uid` = '{self.uid}' AND tag.`mixloop.decision` = '{decision}'",
+            include_spans=False,
+        )
+        return found[0].info.trace_id if found else None
+
+    def _send_trace(self, payload: dict[str, Any]) -> None:
+        import mlflow
+
+        decision = payload["id"]
+        if self._trace(decision) is None:
+            tags = {"mixloop.uid": self.uid, "mixloop.decision": decision, **payload["tags"]}
+            start, end = payload["start_ms"] * 1_000_000, payload["end_ms"] * 1_000_000
+            root = mlflow.start_span_no_context(
+                payload["name"],
+                inputs=payload["request"],
+                tags=tags,
+                metadata={"mlflow.sourceRun": self.run},
+                experiment_id=self.experiment,
+                start_time_ns=start,
+            )
+            for name, inputs, outputs in payload["spans"]:
+                child = mlflow.start_span_no_context(
+                    name, parent_span=root, inputs=inputs, start_time_ns=start
+                )
+                child.end(outputs=outputs, end_time_ns=end)
+            root.end(outputs=payload["response"], end_time_ns=end)
+        # The exporter swallows its errors, so the trace is looked up before it counts as sent.
+        if self._trace(decision) is None:
+            raise ConnectionError(f"the trace of {decision} did not arrive")
+
+    def _send_trace_tags(self, payload: dict[str, Any]) -> None:
+        trace = self._trace(payload["id"])
+        if trace is None:
+            raise LookupError(f"the trace of {payload['id']} is not in MLflow yet")
+        for key, value in payload["tags"].items():
+            self.client.set_trace_tag(trace, key, str(value)[:4000])
+
+    def _send_end(self, payload: dict[str, Any]) -> None:
+        self.client.set_terminated(self.run, payload["status"], payload["ms"])
+
+
+def pending(journal: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Outbox entries that have not arrived yet, in the order they were written."""
+    database = sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=30.0)
+    last = 0
+    while True:
+        row = database.execute(
+            "SELECT seq, kind, payload FROM outbox WHERE done_at IS NULL AND seq > ? "
+            "ORDER BY seq LIMIT 1",
+            (last,),
+        ).fetchone()
+        if row is None:
+            return
+        last = row[0]
+        yield last, row[1], json.loads(row[2])
+
+
+def drain(request: dict[str, Any], say: Any) -> int:
+    """Carry over everything pending; ``say(dict)`` is told of each entry. Returns the exit code."""
+    sink: Sink | None = None
+    for seq, kind, payload in pending(Path(request["journal"])):
+        try:
+            if sink is None:
+                artifacts = Path(request["artifacts"]) if request["artifacts"] else None
+                sink = Sink(request["uri"], request["experiment"], request["uid"], artifacts)
+            sink.send(kind, payload)
+        except Refused as refusal:
+            say({"refused": seq, "error": str(refusal)})
+            continue
+        except Exception as error:
+            say({"failed": seq, "error": f"{type(error).__name__}: {error}".splitlines()[0][:500]})
+            return 3
+        say({"done": seq})
+    return 0
+
+
+def main() -> None:
+    """Entry of ``python -m mixloop.controller.drain REQUEST`` (a JSON object)."""
+    os.environ.update(LIMITS)
+    del os.environ["MLFLOW_TRACKING_URI"]
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever the client prints belongs in the log, not in our answers
+
+    def say(message: dict[str, object]) -> None:
+        channel.write(json.dumps(message) + "\n")
+
+    sys.exit(drain(json.loads(sys.argv[1]), say))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""What a person asks: history, one decision explained, and how the run stands. Reads only.
+
+Everything here comes from the journal and the trainer's own files; MLflow is not needed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mixloop.controller import observe
+from mixloop.controller.errors import BadInput
+from mixloop.controller.journal import Journal, JournalError, Row
+from mixloop.trainer.contract import RunPaths, Status, read_status
+
+Json = dict[str, Any]
+
+
+def open_run(run: Path) -> tuple[RunPaths, Journal | None]:
+    """The run folder that RUN names (a folder, or a run.yaml) and its journal, if it has one.
+
+    Raises:
+        BadInput: when there is no such run.
+    """
+    if run.is_file():
+        from mixloop.controller.config import load_config
+
+        run = load_config(run).run.dir
+    paths = RunPaths(run)
+    if not run.is_dir():
+        raise BadInput(f"{run}: no run here; give a run folder or its run.yaml")
+    if not paths.journal.exists():
+        if read_status(paths.status) is None:
+            raise BadInput(f"{run}: neither a journal nor a heartbeat here; is this a run folder?")
+        return paths, None
+    try:
+        return paths, Journal(paths.journal)
+    except JournalError as error:
+        raise BadInput(str(error)) from None
+
+
+def history(journal: Journal) -> list[Json]:
+    """Every decision, oldest first, as ``mixloop history --json`` prints it."""
+    scored = observe.evaluations(journal)
+    orders = {row["generation"]: row for row in journal.rows("SELECT * FROM orders")}
+    return [
+        _entry(row, orders.get(row["generation"]), scored)
+        for row in journal.rows("SELECT * FROM decisions ORDER BY seq")
+    ]
+
+
+def _entry(row: Row, order: Row | None, scored: Any) -> Json:
+    names: tuple[str, ...] = ("id", "step", "tokens", "verdict", "policy", "reason", "evidence", "weights_before")
+    names += ("weights_proposed", "weights_after", "guards", "generation")
+    entry = {name: row[name] for name in names}
+    entry["applied_step"] = order["applied_step"] if order else None
+    entry["outcome"] = _outcome(row, order, scored)
+    entry["applied_tokens"] = order["applied_tokens"] if order else None
+    entry["applied_sample"] = order["applied_sample"] if order else None
+    entry["asked_by"] = row["asked_by"]
+    entry["plan"] = row["plan"]
+    entry["fence"] = row["fence"]
+    entry["against_generation"] = row["against_generation"]
+    entry["policy_digest"] = row["policy_digest"]
+    entry["observation_digest"] = row["observation_digest"]
+    entry["scored_at"], entry["decided_at"] = row["scored_at"], row["decided_at"]
+    entry["applied_at"] = order["applied_at"] if order else None
+    return entry
+
+
+def _outcome(row: Row, order: Row | None, scored: Any) -> Json | None:
+    """What became of an intervention; None for a decision that changed nothing."""
+    if order is None:
+        return None
+    if order["rejected"]:
+        return {"state": "refused by the trainer", "detail": order["rejected"], "benchmarks": {}}
+    if order["applied_step"] is None:
+        return {"state": "not in force yet", "benchmarks": {}}
+    found = observe.outcome(row, order, scored)
+    if found is None:
+        return {"state": "in force, not scored since", "benchmarks": {}}
+    step, benchmarks = found
+    return {"state": "scored", "step": step, "benchmarks": benchmarks}
+
+
+def find_decision(journal: Journal, name: str) -> Json:
+    """One decision of :func:`history` by its id (``d-000003``, or just ``3``).
+
+    Raises:
+        BadInput: when there is none.
+    """
+    wanted = f"d-{int(name):06d}" if name.isdigit() else name
+    entries = history(journal)
+    for entry in entries:
+        if entry["id"] == wanted:
+            return entry
+    known = f"this run has d-000001 to {entries[-1]['id']}" if entries else "this run has none yet"
+    raise BadInput(f"{name}: no such decision; {known}")
+
+
+def segments(paths: RunPaths, sequence_length: int) -> list[Json]:
+    """The mixtures as applied, each with its first token, from the trainer's own schedule."""
+    from mixloop.trainer.contract import read_schedule
+    from mixloop.trainer.order import SCALE
+
+    return [
+        {
+            "tokens": segment.sample * sequence_length,
+            "sample": segment.sample,
+            "step": segment.step,
+            "generation": segment.generation,
+            "weights": {name: units / SCALE for name, units in segment.weights.items()},
+        }
+        for segment in read_schedule(paths.schedule).segments
+    ]
+
+
+def benchmarks(journal: Journal) -> list[Json]:
+    """Every scored checkpoint's metrics, oldest first, without the items."""
+    return [
+        {
+            "step": seen.step,
+            "tokens": seen.tokens,
+            "benchmarks": {
+                name: {metric: found.model_dump() for metric, found in score.metrics.items()}
+                for name, score in seen.benchmarks.items()
+            },
+        }
+        for seen in observe.evaluations(journal)
+    ]
+
+
+def status(paths: RunPaths, journal: Journal | None) -> Json:
+    """How the run stands, as ``mixloop status --json`` prints it."""
+    beat = read_status(paths.status)
+    return {
+        "run": beat.run if beat else None,
+        "trainer": _trainer(beat),
+        "mixture": _mixture(beat, journal),
+        "ledger": _ledger(beat),
+        "benchmarks": _latest(journal),
+        "pending": _pending(beat, journal),
+        "tracking": _tracking(journal),
+        "controller": _controller(journal),
+    }
+
+
+def _trainer(beat: Status | None) -> Json:
+    if beat is None:
+        return {"alive": False, "pid": None, "step": None, "tokens": None}
+    shown = asdict(beat)
+    for name in ("sources", "in_force", "pending"):
+        shown.pop(name)
+    return {"alive": _alive(beat), **shown}
+
+
+def _alive(beat: Status) -> bool | None:
+    """Whether the trainer's process lives; None when it runs on another machine."""
+    if beat.finished:
+        return False
+    if beat.host != socket.gethostname():
+        return None
+    return pid_alive(beat.pid)
+
+
+def pid_alive(pid: int) -> bool:
+    """Whether a process of this machine lives (a zombie does not)."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return state != "Z"
+
+
+def _mixture(beat: Status | None, journal: Journal | None) -> Json:
+    asked: Json | None = None
+    if journal is not None:
+        row = journal.row(
+            "SELECT generation, weights, decision FROM orders WHERE rejected IS NULL "
+            "ORDER BY generation DESC LIMIT 1"
+        )
+        initial = journal.row("SELECT value FROM meta WHERE key = 'initial'")
+        asked = row or ({"generation": 0, "weights": _parse(initial["value"])} if initial else None)
+    applied = None
+    if beat is not None:
+        force = beat.in_force
+        applied = {
+            "generation": force.generation,
+            "fence": force.fence,
+            "sample": force.sample,
+            "step": force.step,
+            "weights": dict(force.weights),
+        }
+    return {"asked": asked, "applied": applied}
+
+
+def _parse(text: str) -> Any:
+    import json
+
+    return json.loads(text)
+
+
+def _ledger(beat: Status | None) -> Json:
+    if beat is None:
+        return {}
+    return {
+        name: {
+            "tokens": source.tokens,
+            "epochs": source.epochs,
+            "unique_tokens": source.unique_tokens,
+        }
+        for name, source in beat.sources.items()
+    }
+
+
+def _latest(journal: Journal | None) -> Json:
+    """The newest score of every benchmark, and why the newest checkpoint lacks one."""
+    if journal is None:
+        return {}
+    rows = journal.rows(
+        "SELECT c.step, c.tokens, e.scorecard FROM checkpoints c JOIN evaluations e USING (step) "
+        "WHERE e.state = 'scored' ORDER BY c.step DESC LIMIT 1"
+    )
+    if not rows:
+        return {}
+    row = rows[0]
+    return {
+        name: {
+            "step": row["step"],
+            "tokens": row["tokens"],
+            "status": score["status"],
+            "reason": score["reason"],
+            "metrics": score["metrics"],
+            "data": score["data"],
+        }
+        for name, score in row["scorecard"]["benchmarks"].items()
+    }
+
+
+def _pending(beat: Status | None, journal: Journal | None) -> Json:
+    waiting: list[Row] = []
+    scoring: list[int] = []
+    if journal is not None:
+        waiting = journal.rows(
+            "SELECT generation, decision, published_at FROM orders "
+            "WHERE applied_step IS NULL AND rejected IS NULL ORDER BY generation"
+        )
+        scoring = [
+            row["step"]
+            for row in journal.rows("SELECT step FROM evaluations WHERE state = 'running'")
+        ]
+    switch = None if beat is None or beat.pending is None else asdict(beat.pending)
+    return {"orders": waiting, "switch": switch, "scoring": scoring}
+
+
+def _tracking(journal: Journal | None) -> Json:
+    if journal is None:
+        return {"waiting": 0, "sent": 0, "last_error": None}
+    last = journal.row(
+        "SELECT at, kind, detail FROM events WHERE kind IN ('tracking-failed', 'tracking-refused') "
+        "ORDER BY seq DESC LIMIT 1"
+    )
+    sent_after = journal.value("SELECT MAX(done_at) FROM outbox")
+    error: Mapping[str, Any] | None = None
+    if last is not None and (sent_after is None or last["at"] > sent_after):
+        error = {"at": last["at"], **last["detail"]}
+    return {
+        "waiting": journal.value("SELECT COUNT(*) FROM outbox WHERE done_at IS NULL"),
+        "sent": journal.value("SELECT COUNT(*) FROM outbox WHERE done_at IS NOT NULL"),
+        "last_error": error,
+    }
+
+
+def _controller(journal: Journal | None) -> Json | None:
+    if journal is None:
+        return None
+    lease = journal.row("SELECT fence, holder, counter, started_at FROM lease")
+    if lease is None:
+        return None
+    host, _, pid = lease["holder"].rpartition(":")
+    alive = pid_alive(int(pid)) if host == socket.gethostname() else None
+    return {**lease, "alive": alive}

@@ -1,0 +1,240 @@
+"""The journal: the controller's memory in one SQLite file, and the answer to every question.
+
+Rollback journal and ``synchronous=FULL`` rather than WAL, because the file may lie on a network
+file system, where WAL's shared memory does not work.
+
+One process writes. Which one is settled by the *fence*: it is raised when a controller starts and
+asserted inside every transaction, so a controller that was paused and replaced can never write
+over its successor (the fencing token of Chubby, Burrows 2006, section 2.4).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE lease (
+  id INTEGER PRIMARY KEY CHECK (id = 1), fence INTEGER NOT NULL, holder TEXT NOT NULL,
+  counter INTEGER NOT NULL, started_at TEXT NOT NULL);
+CREATE TABLE checkpoints (
+  step INTEGER PRIMARY KEY, tokens INTEGER NOT NULL, sample INTEGER NOT NULL, path TEXT NOT NULL,
+  phase TEXT, generation INTEGER NOT NULL, weights TEXT NOT NULL, seen_at TEXT NOT NULL);
+CREATE TABLE evaluations (
+  step INTEGER PRIMARY KEY REFERENCES checkpoints(step), state TEXT NOT NULL
+    CHECK (state IN ('running', 'scored', 'failed')),
+  attempts INTEGER NOT NULL, reason TEXT, scorecard TEXT, started_at TEXT NOT NULL,
+  finished_at TEXT);
+CREATE TABLE decisions (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, asked_by TEXT NOT NULL
+    CHECK (asked_by IN ('policy', 'controller', 'operator')),
+  step INTEGER NOT NULL, tokens INTEGER NOT NULL, verdict TEXT NOT NULL, policy TEXT NOT NULL,
+  reason TEXT NOT NULL, evidence TEXT NOT NULL, weights_before TEXT NOT NULL, weights_proposed TEXT,
+  weights_after TEXT NOT NULL, plan TEXT NOT NULL, guards TEXT NOT NULL,
+  against_generation INTEGER NOT NULL, generation INTEGER, observation_digest TEXT,
+  policy_digest TEXT, fence INTEGER NOT NULL, scored_at TEXT, decided_at TEXT NOT NULL);
+CREATE UNIQUE INDEX one_policy_decision_per_checkpoint
+  ON decisions(step) WHERE asked_by = 'policy';
+CREATE TABLE orders (
+  generation INTEGER PRIMARY KEY, decision TEXT NOT NULL, policy TEXT NOT NULL,
+  reason TEXT NOT NULL, weights TEXT NOT NULL, plan TEXT NOT NULL, issued_at TEXT NOT NULL,
+  published_fence INTEGER, published_at TEXT, applied_sample INTEGER, applied_step INTEGER,
+  applied_tokens INTEGER, applied_at TEXT,
+  rejected TEXT);
+CREATE TABLE events (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, fence INTEGER NOT NULL,
+  kind TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE outbox (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE NOT NULL, kind TEXT NOT NULL,
+  payload TEXT NOT NULL, created_ms INTEGER NOT NULL, done_at TEXT);
+CREATE INDEX outbox_pending ON outbox(seq) WHERE done_at IS NULL;
+"""
+
+Row = dict[str, Any]
+
+_JSON_COLUMNS = frozenset(
+    {"weights", "weights_before", "weights_proposed", "weights_after", "plan", "guards", "evidence"}
+    | {"scorecard", "payload", "detail"}
+)
+
+
+class JournalError(Exception):
+    """The journal cannot be used; the message is one line for a person."""
+
+
+class FenceLost(Exception):  # noqa: N818 - a normal end of a replaced controller
+    """Another controller has taken this run over; this one must stop at once."""
+
+
+def timestamp() -> str:
+    """The wall clock as ISO 8601 in UTC, to the millisecond. For people; never compared."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Journal:
+    """One run's journal. Reads are free for all; writes need the fence that :meth:`claim` gives.
+
+    Raises:
+        JournalError: when the file is no journal, or one of a newer mixloop.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        if not create and not path.exists():
+            raise JournalError(f"{path}: no journal here; start the run with `mixloop control`")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.fence: int | None = None
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=30.0)
+            self._db.row_factory = sqlite3.Row
+            self._prepare(create)
+        except sqlite3.DatabaseError as error:
+            raise JournalError(f"{path}: not a usable journal ({error})") from error
+
+    def _prepare(self, create: bool) -> None:
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA foreign_keys=ON")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and create:
+            # The tables and their version appear together or not at all.
+            self._db.executescript(
+                f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
+                if not self._has_tables()
+                else ""
+            )
+        elif version != SCHEMA_VERSION:
+            raise JournalError(
+                f"{self.path}: journal version {version}, this mixloop reads {SCHEMA_VERSION}"
+            )
+
+    def _has_tables(self) -> bool:
+        found = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'lease'").fetchone()
+        return found is not None
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        self._db.close()
+
+    # -- the fence ---------------------------------------------------------------------------
+
+    def claim(self, run: str, *, above: int = 0) -> int:
+        """Take the run over: raise the fence past every one seen, here or by the trainer.
+
+        Args:
+            run: The run's id.
+            above: The highest fence in the trainer's schedule, which may be ahead of a journal
+                that was lost or restored from a backup.
+
+        Returns:
+            The new fence.
+
+        Raises:
+            JournalError: when the journal belongs to another run.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            known = self._db.execute("SELECT value FROM meta WHERE key = 'run'").fetchone()
+            if known is not None and known[0] != run:
+                raise JournalError(
+                    f"{self.path}: belongs to run '{known[0]}', not '{run}'; "
+                    "give this run a folder of its own (run.dir)"
+                )
+            self._db.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run,))
+            row = self._db.execute("SELECT fence FROM lease").fetchone()
+            fence = max(row[0] if row else 0, above) + 1
+            holder = f"{socket.gethostname()}:{os.getpid()}"
+            self._db.execute(
+                "INSERT OR REPLACE INTO lease VALUES (1, ?, ?, 0, ?)", (fence, holder, timestamp())
+            )
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self.fence = fence
+        return fence
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write that happens wholly or not at all, under this controller's fence.
+
+        Raises:
+            FenceLost: when a later controller holds the run; nothing was written.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            row = self._db.execute("SELECT fence FROM lease").fetchone()
+            if row is None or row[0] != self.fence:
+                raise FenceLost(f"fence {self.fence} was replaced by {row and row[0]}")
+            yield self._db
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+
+    def beat(self) -> None:
+        """Move the liveness counter: a peer judges us by whether it changes, never by a clock."""
+        with self.transaction() as tx:
+            tx.execute("UPDATE lease SET counter = counter + 1")
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def rows(self, query: str, *values: object) -> list[Row]:
+        """Rows as dicts, JSON columns decoded."""
+        return [_decode(row) for row in self._db.execute(query, values)]
+
+    def row(self, query: str, *values: object) -> Row | None:
+        """The first row, or None."""
+        found = self._db.execute(query, values).fetchone()
+        return None if found is None else _decode(found)
+
+    def value(self, query: str, *values: object) -> Any:
+        """The first column of the first row, or None."""
+        found = self._db.execute(query, values).fetchone()
+        return None if found is None else found[0]
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def event(self, kind: str, **detail: object) -> None:
+        """Note something a person may later ask about (a start, a stranger's file, an alarm)."""
+        with self.transaction() as tx:
+            add_event(tx, self.fence or 0, kind, detail)
+
+
+def add_event(tx: sqlite3.Connection, fence: int, kind: str, detail: Mapping[str, object]) -> None:
+    """Append an event inside a running transaction."""
+    tx.execute(
+        "INSERT INTO events (at, fence, kind, detail) VALUES (?, ?, ?, ?)",
+        (timestamp(), fence, kind, dumps(detail)),
+    )
+
+
+def insert(tx: sqlite3.Connection, table: str, /, **columns: object) -> None:
+    """Insert one row; mappings and sequences become JSON."""
+    names = ", ".join(columns)
+    marks = ", ".join("?" * len(columns))
+    values = [dumps(v) if name in _JSON_COLUMNS else v for name, v in columns.items()]
+    tx.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", values)
+
+
+def dumps(value: object) -> str | None:
+    """Compact JSON, None kept as SQL NULL. Non-finite numbers are refused."""
+    if value is None:
+        return None
+    return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def _decode(row: sqlite3.Row) -> Row:
+    return {
+        key: json.loads(row[key]) if key in _JSON_COLUMNS and row[key] is not None else row[key]
+        for key in row.keys()  # noqa: SIM118 - sqlite3.Row iterates over values, not keys
+    }

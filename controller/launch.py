@@ -1,0 +1,105 @@
+"""Starting the parts of a run: the trainer's job file and process, and the policy's check."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from mixloop.controller.children import Child, read_answer
+from mixloop.controller.config import RunConfig
+from mixloop.controller.errors import BadInput
+from mixloop.trainer.contract import RunPaths, write_atomic
+from mixloop.trainer.job import Job, JobSource, LimitSettings, TrainerSettings
+
+
+def job_of(config: RunConfig) -> Job:
+    """The training job that a run.yaml describes, for the reference trainer."""
+    trainer = config.trainer
+    settings = TrainerSettings.model_validate(
+        trainer.model_dump(exclude={"limits", "tokenizer"})
+        | {"checkpoint_every": trainer.checkpoint_every or config.evals.every}
+    )
+    return Job(
+        run=config.run.id,
+        dir=config.run.dir,
+        seed=config.run.seed,
+        budget=config.budget,
+        sources={
+            name: JobSource(path=s.path, weight=s.weight, standby=s.standby)
+            for name, s in config.sources.items()
+        },
+        limits=LimitSettings.model_validate(trainer.limits.model_dump()),
+        tokenizer=trainer.tokenizer,
+        settings=settings,
+    )
+
+
+def write_job(config: RunConfig) -> Path:
+    """Write ``job.json`` into the run folder and return its path."""
+    paths = RunPaths(config.run.dir)
+    paths.dir.mkdir(parents=True, exist_ok=True)
+    write_atomic(paths.job, job_of(config).model_dump_json(indent=1).encode())
+    return paths.job
+
+
+def trainer_command(config: RunConfig, job: Path, *, rewind: bool = False) -> list[str]:
+    """The command that carries the job out: one process, or torchrun over several."""
+    module = ["-m", "mixloop.trainer.train", str(job), *(["--rewind"] if rewind else [])]
+    processes = config.trainer.processes
+    if processes == 1:
+        return [sys.executable, *module]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *torchrun, *module]
+
+
+def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a part of the run with its output appended to a log file."""
+    stream: IO[bytes]
+    with log.open("ab") as stream:
+        return subprocess.Popen(list(command), stdout=stream, stderr=stream)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log, which is where a part that failed says why."""
+    try:
+        lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1] if lines else ""
+
+
+def check_policy(config: RunConfig, base: Path, log: Path | None = None) -> None:
+    """Load the policy in a child, as the daemon will, and let it check names and options.
+
+    Raises:
+        BadInput: one line saying what is wrong with ``policy.use`` or ``policy.with``.
+    """
+    request = {
+        "check": True,
+        "ref": config.policy.use,
+        "options": config.policy.options,
+        "base": str(base),
+        "memory": config.policy.memory,
+        "sources": {name: list(source.tags) for name, source in config.sources.items()},
+        "benchmarks": list(config.evals.benchmarks),
+    }
+    child = Child(
+        "mixloop.controller.policy_child",
+        stdin=json.dumps(request),
+        log=log or Path(os.devnull),
+        timeout=config.policy.timeout,
+    )
+    try:
+        while child.running:
+            time.sleep(0.02)
+        answer = read_answer(child)
+    finally:
+        child.close()
+    if answer.kind == "failed":
+        raise BadInput(str(answer.payload["reason"]))

@@ -1,0 +1,223 @@
+"""From journal and heartbeat to what a policy may look at. Reads; decides nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mixloop.controller.config import RunConfig
+from mixloop.controller.errors import BadInput
+from mixloop.controller.journal import Journal
+from mixloop.policies import (
+    BenchmarkScore,
+    Difference,
+    Evaluation,
+    Metric,
+    Observation,
+    PastDecision,
+    Source,
+)
+from mixloop.policies.observation import BITS_PER_BYTE, MissingScore
+
+Json = dict[str, Any]
+
+
+def unique_tokens(config: RunConfig) -> dict[str, int]:
+    """Unique tokens of each source, from its store's header.
+
+    Raises:
+        BadInput: for a source whose store is missing or broken, naming source and path.
+    """
+    from mixloop.trainer.job import JobError
+    from mixloop.trainer.store import read_header
+
+    found = {}
+    for name, source in config.sources.items():
+        try:
+            found[name] = read_header(source.path).tokens
+        except JobError as error:
+            raise BadInput(f"sources.{name}.path: {error}") from None
+    return found
+
+
+def evaluations(journal: Journal, *, until: int | None = None) -> tuple[Evaluation, ...]:
+    """Every scored checkpoint, oldest first, up to step ``until``."""
+    rows = journal.rows(
+        "SELECT c.step, c.tokens, c.phase, c.generation, c.weights, e.scorecard FROM checkpoints c "
+        "JOIN evaluations e USING (step) WHERE e.state = 'scored' AND c.step <= ? ORDER BY c.step",
+        until if until is not None else 2**62,
+    )
+    return tuple(
+        Evaluation(
+            step=row["step"],
+            tokens=row["tokens"],
+            phase=row["phase"],
+            generation=row["generation"],
+            weights=row["weights"],
+            benchmarks=benchmark_scores(row["scorecard"]),
+        )
+        for row in rows
+    )
+
+
+def data_kinds(journal: Journal) -> dict[str, str]:
+    """Where each benchmark's items came from at the newest scored checkpoint."""
+    row = journal.row(
+        "SELECT scorecard FROM evaluations WHERE state = 'scored' ORDER BY step DESC LIMIT 1"
+    )
+    if row is None:
+        return {}
+    benchmarks = row["scorecard"]["benchmarks"].items()
+    return {name: score["data_kind"] for name, score in benchmarks if score["data_kind"]}
+
+
+def benchmark_scores(scorecard: Json) -> dict[str, BenchmarkScore]:
+    """A scorecard's benchmarks as policies see them; a missing one is absent."""
+    kept = ("value", "stderr", "n", "higher_is_better")
+    return {
+        name: BenchmarkScore(
+            metrics={
+                metric: Metric(**{key: found[key] for key in kept})
+                for metric, found in score["metrics"].items()
+            },
+            items=score["items"],
+        )
+        for name, score in scorecard["benchmarks"].items()
+        if score["status"] == "ok"
+    }
+
+
+def steering(config: RunConfig, scored: Sequence[Evaluation]) -> dict[str, str]:
+    """The metric that steers each benchmark: bits per byte, which moves while accuracy is chance.
+
+    A benchmark that has never given it is steered by the first metric it has.
+    """
+    chosen = {}
+    for benchmark in config.evals.benchmarks:
+        seen = [e.benchmarks[benchmark].metrics for e in scored if benchmark in e.benchmarks]
+        names = {name for metrics in seen for name in metrics}
+        if not names or BITS_PER_BYTE in names:
+            chosen[benchmark] = BITS_PER_BYTE
+        else:
+            chosen[benchmark] = min(names)
+    return chosen
+
+
+def past_decisions(journal: Journal) -> tuple[PastDecision, ...]:
+    """Every decision so far, oldest first."""
+    return tuple(
+        PastDecision(
+            id=row["id"],
+            step=row["step"],
+            tokens=row["tokens"],
+            verdict=row["verdict"],
+            generation=row["generation"],
+            weights_before=row["weights_before"],
+            weights_after=row["weights_after"],
+            rule=row["evidence"].get("rule"),
+            evidence=row["evidence"],
+        )
+        for row in journal.rows("SELECT * FROM decisions ORDER BY seq")
+    )
+
+
+def observation(
+    journal: Journal, config: RunConfig, sizes: Mapping[str, int], status: Any, step: int
+) -> Observation:
+    """Everything known when the decision on the checkpoint at ``step`` is due.
+
+    The mixture and the ledger are those of *now* (``status``), not of the checkpoint: between the
+    two the trainer has gone on.
+    """
+    scored = evaluations(journal, until=step)
+    newest = journal.value("SELECT MAX(generation) FROM orders WHERE rejected IS NULL") or 0
+    sources = {}
+    for name, source in config.sources.items():
+        entry = status.sources.get(name)
+        drawn = entry.tokens if entry is not None else 0
+        sources[name] = Source(
+            unique_tokens=sizes[name],
+            tags=source.tags,
+            standby=source.standby,
+            drawn=drawn,
+            epochs=drawn / sizes[name],
+        )
+    return Observation(
+        run=config.run.id,
+        step=status.step,
+        tokens=status.tokens,
+        budget=config.budget,
+        phase=status.phase,
+        seed=config.run.seed,
+        generation=status.in_force.generation,
+        in_force=status.in_force.generation >= newest,
+        sources=sources,
+        weights=dict(status.in_force.weights),
+        evaluations=scored,
+        steering=steering(config, scored),
+        decisions=past_decisions(journal),
+    )
+
+
+def digest(seen: Observation) -> str:
+    """Identity of an observation, to tell later whether a replay saw the same."""
+    return "sha256:" + hashlib.sha256(seen.model_dump_json().encode()).hexdigest()
+
+
+def outcome(
+    decision: Json, order: Json | None, scored: Sequence[Evaluation]
+) -> tuple[int, dict[str, Json]] | None:
+    """What the benchmarks did next: the last checkpoint before the change against the first after.
+
+    Returns:
+        The step of the later checkpoint and, per benchmark, the paired gain (positive is better)
+        in bits per byte with its standard error; None until there is such a pair.
+    """
+    if order is None or order["applied_tokens"] is None:
+        return None
+    before = [e for e in scored if e.tokens <= order["applied_tokens"]]
+    after = [e for e in scored if e.tokens > order["applied_tokens"]]
+    if not before or not after:
+        return None
+    old, new = before[-1], after[0]
+    lens = Observation(sources={}, weights={}, evaluations=(old, new))
+    found = {}
+    for benchmark in new.benchmarks:
+        difference = _difference(lens, benchmark)
+        if difference is not None:
+            found[benchmark] = {
+                "metric": difference.metric,
+                "gain": difference.gain,
+                "stderr": difference.stderr,
+                "n": difference.n,
+                "from_step": old.step,
+                "to_step": new.step,
+            }
+    return new.step, found
+
+
+def _difference(lens: Observation, benchmark: str) -> Difference | None:
+    try:
+        return lens.difference(benchmark, 0, 1)
+    except MissingScore:
+        return None
+
+
+def initial_weights(config: RunConfig, sizes: Mapping[str, int]) -> dict[str, float]:
+    """The configured first mixture (generation 0).
+
+    Raises:
+        BadInput: when the weights are no mixture.
+    """
+    from mixloop.trainer.job import JobError, JobSource, start_weights
+
+    sources = {
+        name: JobSource(path=Path(s.path), weight=s.weight, standby=s.standby)
+        for name, s in config.sources.items()
+    }
+    try:
+        return start_weights(sources, sizes)
+    except JobError as error:
+        raise BadInput(str(error)) from None

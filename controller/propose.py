@@ -1,0 +1,238 @@
+"""From a policy's answer to a decision and, if it changes the mixture, an order. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from mixloop.controller.children import Answer
+from mixloop.controller.config import RunConfig
+from mixloop.evals.scorecard import Scorecard
+from mixloop.policies import Evaluation, Observation
+from mixloop.policies.guards import (
+    GuardContext,
+    GuardResult,
+    GuardSource,
+    apply_guards,
+    total_variation,
+)
+from mixloop.trainer.contract import Stage
+
+Json = dict[str, Any]
+Weights = Mapping[str, float]
+
+NOTHING = 1e-6  # total variation below which two mixtures are the same order
+HEADLINES = ("accuracy", "exact_match", "pass_at_1")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A decision's columns in the journal, and the order it asks for, if any."""
+
+    fields: Json
+    order: Json | None = None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the policy asked for, whatever form its answer had."""
+
+    weights: dict[str, float]
+    reason: str
+    verdict: str
+    plan: Sequence[tuple[int, dict[str, float]]] = ()
+    evidence: Json = field(default_factory=dict)
+    proposed: bool = False
+
+
+def decide(
+    answer: Answer,
+    seen: Observation,
+    config: RunConfig,
+    *,
+    status: Any,
+    last_intervention: int | None,
+    generation: int,
+) -> Made:
+    """Guard the answer and name the verdict.
+
+    Args:
+        answer: The policy child's.
+        seen: The observation it answered to.
+        config: The run.
+        status: The trainer's newest heartbeat: the ledger's past is *now*, not the checkpoint's.
+        last_intervention: Tokens at which the last intervention came into force, or None.
+        generation: The number an order would get.
+    """
+    asked = _asked(answer, seen)
+    before = dict(status.in_force.weights)
+    if answer.kind == "failed":
+        return Made(_fields(asked, seen, before, before, []))
+    if status.finished or status.tokens >= config.budget:
+        ended = "training has ended, nothing can be changed any more"
+        verdict = "expired" if asked.proposed else asked.verdict
+        reason = f"{asked.reason}; {ended}" if asked.proposed else asked.reason
+        return Made(_fields(asked, seen, before, before, [], verdict=verdict, reason=reason))
+    context = guard_context(seen, config, status, last_intervention)
+    result = apply_guards(asked.weights, asked.plan, context, config.guards)
+    return _guarded(asked, seen, before, result, generation, config.policy.use)
+
+
+def _asked(answer: Answer, seen: Observation) -> _Asked:
+    payload = answer.payload
+    current = dict(seen.weights)
+    if answer.kind == "failed":
+        reason = f"the policy failed: {payload['reason']}; the mixture stays"
+        return _Asked(current, reason, "hold", evidence={"error": payload["reason"]})
+    if answer.kind == "hold":
+        return _Asked(current, payload["reason"], payload["verdict"], evidence=payload["evidence"])
+    weights = dict.fromkeys(seen.sources, 0.0) | payload["weights"]
+    plan = [(until, dict(w)) for until, w in payload["plan"]]
+    return _Asked(weights, payload["reason"], "intervene", plan, payload["evidence"], proposed=True)
+
+
+def _guarded(
+    asked: _Asked,
+    seen: Observation,
+    before: dict[str, float],
+    result: GuardResult,
+    generation: int,
+    config_policy: str,
+) -> Made:
+    notes = result.notes_json()
+    if result.verdict != "pass" or result.weights is None:
+        return Made(_kept(asked, seen, before, result, notes))
+    reason = asked.reason
+    if not asked.proposed:
+        # Going on as before would break a hard guard: that alone is a reason to change.
+        changed = [note["detail"] for note in notes if note["action"] == "changed"]
+        reason = f"{asked.reason}; but {'; '.join(changed)}"
+    fields = _fields(asked, seen, before, result.weights, notes, verdict="intervene", reason=reason)
+    fields["plan"] = [[until, weights] for until, weights in result.plan]
+    order = {
+        "generation": generation,
+        "policy": config_policy if asked.proposed else "guards",
+        "reason": reason,
+        "weights": result.weights,
+        "plan": fields["plan"],
+    }
+    return Made(fields, order)
+
+
+def _kept(
+    asked: _Asked, seen: Observation, before: Weights, result: GuardResult, notes: list[Json]
+) -> Json:
+    """The columns of a decision that changes nothing, and whether policy or guard said so."""
+    if not asked.proposed and result.verdict == "hold":
+        return _fields(asked, seen, before, before, notes)
+    blocked = [note["detail"] for note in notes if note["action"] == "blocked"]
+    reason = f"{asked.reason}; kept: {'; '.join(blocked)}"
+    return _fields(asked, seen, before, before, notes, verdict=result.verdict, reason=reason)
+
+
+def _fields(
+    asked: _Asked,
+    seen: Observation,
+    before: Weights,
+    after: Weights,
+    notes: list[Json],
+    *,
+    verdict: str | None = None,
+    reason: str | None = None,
+) -> Json:
+    return {
+        "verdict": verdict or asked.verdict,
+        "reason": reason or asked.reason,
+        "evidence": asked.evidence,
+        "weights_before": dict(before),
+        "weights_proposed": asked.weights if asked.proposed else None,
+        "weights_after": dict(after),
+        "plan": [],
+        "guards": notes,
+        "against_generation": seen.generation,
+    }
+
+
+def guard_context(
+    seen: Observation, config: RunConfig, status: Any, last_intervention: int | None
+) -> GuardContext:
+    """The run as the guards see it, moved on to where an order could take effect.
+
+    The lead is what passes before a published order is consumed: the trainer polls, and starts the
+    segment at least two polls later (three polls in all, at most).
+    """
+    trainer = config.trainer
+    step_tokens = trainer.micro_batch * trainer.accumulation * trainer.processes
+    step_tokens *= trainer.sequence_length
+    lead = 3 * trainer.poll_every * step_tokens
+    lead = min(lead, max(0, config.budget - status.tokens))
+    weights = status.in_force.weights
+    every = config.evals.every or trainer.checkpoint_every or config.budget
+    return GuardContext(
+        sources={
+            name: GuardSource(unique_tokens=source.unique_tokens, standby=source.standby)
+            for name, source in seen.sources.items()
+        },
+        weights=weights,
+        drawn={
+            name: status.sources[name].tokens + lead * weights.get(name, 0.0)
+            if name in status.sources
+            else 0.0
+            for name in seen.sources
+        },
+        tokens=status.tokens + lead,
+        budget=config.budget,
+        horizon=every + lead,
+        last_intervention_tokens=last_intervention,
+        order_pending=not seen.in_force,
+    )
+
+
+def stages(plan: Sequence[tuple[int, Weights]]) -> list[Stage]:
+    """A guarded plan (stretches ``until``) as an order's ``then`` (stages ``from``)."""
+    return [
+        Stage(from_tokens=until, weights=dict(weights))
+        for (until, _), (_, weights) in pairwise(plan)
+    ]
+
+
+def scores(scored: Evaluation) -> Json:
+    """The metrics of one checkpoint without its items, to show beside a decision."""
+    return {
+        name: {
+            metric: {"value": found.value, "stderr": found.stderr, "n": found.n}
+            for metric, found in score.metrics.items()
+        }
+        for name, score in scored.benchmarks.items()
+    }
+
+
+def headline(card: Scorecard) -> str:
+    """A scorecard in one line: each benchmark, or why it is missing."""
+    parts = []
+    for name, score in card.benchmarks.items():
+        if score.status != "ok":
+            parts.append(f"{name} missing ({score.reason})")
+            continue
+        shown = []
+        if "bits_per_byte" in score.metrics:
+            shown.append(f"{score.metrics['bits_per_byte'].value:.3f} bits/byte")
+        for metric in HEADLINES:
+            if metric in score.metrics:
+                shown.append(f"{metric} {score.metrics[metric].value:.2f}")
+        parts.append(f"{name} {', '.join(shown)}")
+    return " | ".join(parts)
+
+
+__all__ = [
+    "NOTHING",
+    "Made",
+    "decide",
+    "guard_context",
+    "headline",
+    "scores",
+    "stages",
+    "total_variation",
+]

@@ -1,0 +1,125 @@
+"""The controller's core: look at the world, name the single next action. Pure.
+
+Level-triggered: the same look serves start-up, recovery, and every ordinary moment; there are no
+missed events because there are no events. The shell in :mod:`mixloop.controller.daemon` builds a
+:class:`World` from files and journal, performs the action named here, and looks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class FileState(Enum):
+    """What ``mixture.json`` holds, compared with the newest order in the journal."""
+
+    ABSENT = "absent"
+    CURRENT = "current"  # ours, under our fence
+    STALE = "stale"  # our order, under an earlier fence or an earlier generation of ours
+    STRANGER = "stranger"  # not written by any controller of this journal
+
+
+@dataclass(frozen=True)
+class Applied:
+    """Where an order came into force, as the trainer's schedule and status say it."""
+
+    generation: int
+    sample: int
+    step: int
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything the next action depends on. Tokens, steps and samples are counts."""
+
+    # the shared state file and the newest order asked for (None: no order yet)
+    file: FileState = FileState.ABSENT
+    asked: int | None = None
+    # orders the trainer has begun to consume, or refused, that the journal does not know of
+    newly_applied: tuple[Applied, ...] = ()
+    newly_rejected: Mapping[int, str] = field(default_factory=dict)
+    # checkpoints
+    unrecorded: tuple[str, ...] = ()  # folder names, oldest first
+    to_score: int | None = None  # step of the next checkpoint to score
+    to_decide: int | None = None  # step of the newest scored checkpoint without a decision
+    # children
+    scoring: bool = False
+    scored: bool = False  # a result waits to be taken
+    deciding: bool = False
+    decided: bool = False
+    # the trainer
+    finished: bool = False  # reached the end of its budget
+    status_changed: bool = False  # newer curves than the ones recorded
+    # MLflow
+    outbox: int = 0
+    draining: bool = False
+    drain_due: bool = False
+    drain_failed: bool = False  # the last attempt got nothing through
+    closed: bool = False  # the run's end is in the outbox
+
+
+class Action(Enum):
+    """The single next thing to do; what it works on is in the :class:`World`."""
+
+    RESTORE = "restore"
+    PUBLISH = "publish"
+    ACKNOWLEDGE = "acknowledge"
+    NOTE_REJECTION = "note-rejection"
+    RECORD_CHECKPOINT = "record-checkpoint"
+    TAKE_SCORES = "take-scores"
+    TAKE_DECISION = "take-decision"
+    START_SCORING = "start-scoring"
+    START_DECIDING = "start-deciding"
+    RECORD_CURVES = "record-curves"
+    DRAIN = "drain"
+    CLOSE = "close"
+    END = "end"
+    WAIT = "wait"
+
+
+def next_action(world: World) -> Action:  # noqa: PLR0911 - a priority list reads best as one
+    """The most urgent thing to do.
+
+    The order is the order of harm: a wrong shared file first, then facts that must not be lost,
+    then work, then the view in MLflow, which must never delay any of it.
+    """
+    if (urgent := _shared_file(world)) is not None:
+        return urgent
+    if world.newly_applied:
+        return Action.ACKNOWLEDGE
+    if world.newly_rejected:
+        return Action.NOTE_REJECTION
+    if world.unrecorded:
+        return Action.RECORD_CHECKPOINT
+    if world.scored:
+        return Action.TAKE_SCORES
+    if world.decided:
+        return Action.TAKE_DECISION
+    if world.to_decide is not None and not world.deciding:
+        return Action.START_DECIDING
+    if world.to_score is not None and not world.scoring:
+        return Action.START_SCORING
+    if world.status_changed:
+        return Action.RECORD_CURVES
+    return _tracking_or_rest(world)
+
+
+def _shared_file(world: World) -> Action | None:
+    if world.file is FileState.STRANGER:
+        return Action.RESTORE
+    if world.asked is not None and world.file in (FileState.ABSENT, FileState.STALE):
+        return Action.PUBLISH
+    return None
+
+
+def _tracking_or_rest(world: World) -> Action:
+    idle = not (world.scoring or world.deciding)
+    if world.finished and idle and not world.closed:
+        return Action.CLOSE
+    if world.outbox and not world.draining and world.drain_due:
+        return Action.DRAIN
+    if world.closed and idle and not world.draining and (not world.outbox or world.drain_failed):
+        return Action.END
+    return Action.WAIT

@@ -1,0 +1,196 @@
+"""Facts into the journal: each function is one transaction, with what MLflow shall hear of it.
+
+A fact and its outbox entries are written together, so MLflow can neither miss one nor hear of one
+that did not happen.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mixloop.controller import tracking
+from mixloop.controller.journal import Journal, add_event, dumps, insert, timestamp
+from mixloop.controller.reconcile import Applied
+
+Json = dict[str, Any]
+Weights = Mapping[str, float]
+
+
+def now_ms() -> int:
+    """The wall clock in milliseconds, MLflow's unit."""
+    return time.time_ns() // 1_000_000
+
+
+def enqueue(tx: sqlite3.Connection, entries: Iterable[tracking.Entry]) -> None:
+    """Put entries into the outbox; one whose key is already there is the same fact."""
+    for entry in entries:
+        tx.execute(
+            "INSERT OR IGNORE INTO outbox (key, kind, payload, created_ms) VALUES (?, ?, ?, ?)",
+            (entry.key, entry.kind, dumps(entry.payload), now_ms()),
+        )
+
+
+def run_uid(journal: Journal) -> str:
+    """The id that ties this journal to its run in MLflow, made once."""
+    found = journal.value("SELECT value FROM meta WHERE key = 'uid'")
+    if found is None:
+        with journal.transaction() as tx:
+            tx.execute("INSERT OR IGNORE INTO meta VALUES ('uid', ?)", (uuid.uuid4().hex,))
+        found = journal.value("SELECT value FROM meta WHERE key = 'uid'")
+    return str(found)
+
+
+def start(journal: Journal, run: str, params: Json, tags: dict[str, str], initial: Weights) -> None:
+    """This controller has taken the run over; the first start also records generation 0."""
+    ms = now_ms()
+    with journal.transaction() as tx:
+        tx.execute("INSERT OR IGNORE INTO meta VALUES ('initial', ?)", (dumps(dict(initial)),))
+        enqueue(
+            tx,
+            [
+                tracking.run_entry(run, params, tags, ms),
+                tracking.mixture_entry(0, initial, 0, ms),
+            ],
+        )
+        add_event(tx, journal.fence or 0, "started", {"params": params})
+
+
+def checkpoint(journal: Journal, manifest: Any, path: str) -> None:
+    """A complete checkpoint was seen."""
+    with journal.transaction() as tx:
+        insert(
+            tx,
+            "checkpoints",
+            step=manifest.step,
+            tokens=manifest.tokens,
+            sample=manifest.sample,
+            path=path,
+            phase=manifest.phase,
+            generation=manifest.in_force.generation,
+            weights=dict(manifest.in_force.weights),
+            seen_at=timestamp(),
+        )
+
+
+def scoring_started(journal: Journal, step: int) -> None:
+    """An evaluation begins; a second attempt at the same checkpoint counts."""
+    with journal.transaction() as tx:
+        tx.execute(
+            "INSERT INTO evaluations (step, state, attempts, started_at) "
+            "VALUES (?, 'running', 1, ?) ON CONFLICT (step) DO UPDATE SET "
+            "state = 'running', attempts = attempts + 1, started_at = excluded.started_at",
+            (step, timestamp()),
+        )
+
+
+def scored(journal: Journal, step: int, scorecard: Json) -> None:
+    """An evaluation ended with a scorecard."""
+    found = journal.row("SELECT * FROM checkpoints WHERE step = ?", step)
+    assert found is not None, "scored a checkpoint that was never recorded"
+    entries = tracking.checkpoint_entry(found, scorecard["benchmarks"], found["weights"], now_ms())
+    with journal.transaction() as tx:
+        tx.execute(
+            "UPDATE evaluations SET state = 'scored', scorecard = ?, reason = NULL, "
+            "finished_at = ? WHERE step = ?",
+            (dumps(scorecard), timestamp(), step),
+        )
+        enqueue(tx, entries)
+
+
+def scoring_failed(journal: Journal, step: int, reason: str, *, final: bool) -> None:
+    """An evaluation ended without a scorecard; not final: it will be tried again."""
+    state = "failed" if final else "running"
+    with journal.transaction() as tx:
+        tx.execute(
+            "UPDATE evaluations SET state = ?, reason = ?, finished_at = ? WHERE step = ?",
+            (state, reason, timestamp(), step),
+        )
+        add_event(tx, journal.fence or 0, "scoring-failed", {"step": step, "reason": reason})
+
+
+def decision(
+    journal: Journal, fields: Json, *, order: Json | None, scores: Json, started_ms: int
+) -> str:
+    """A decision, and with it the order it asks for (intent before effect). Returns its id."""
+    with journal.transaction() as tx:
+        last = tx.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()[0]
+        name = f"d-{last + 1:06d}"
+        row = {**fields, "id": name, "fence": journal.fence, "decided_at": timestamp()}
+        row["generation"] = order["generation"] if order else None
+        insert(tx, "decisions", **row)
+        if order:
+            insert(tx, "orders", **order, decision=name, issued_at=timestamp())
+        enqueue(tx, [tracking.decision_entry(row, scores, started_ms, now_ms())])
+    return name
+
+
+def published(journal: Journal, generation: int) -> None:
+    """The order lies in ``mixture.json`` under this controller's fence."""
+    with journal.transaction() as tx:
+        tx.execute(
+            "UPDATE orders SET published_fence = ?, published_at = COALESCE(published_at, ?) "
+            "WHERE generation = ?",
+            (journal.fence, timestamp(), generation),
+        )
+
+
+def applied(journal: Journal, found: Applied, tokens: int, before: Weights) -> None:
+    """The trainer has consumed the first sample under this order."""
+    with journal.transaction() as tx:
+        tx.execute(
+            "UPDATE orders SET applied_sample = ?, applied_step = ?, applied_tokens = ?, "
+            "applied_at = ? WHERE generation = ?",
+            (found.sample, found.step, tokens, timestamp(), found.generation),
+        )
+        order = journal.row("SELECT * FROM orders WHERE generation = ?", found.generation)
+        assert order is not None
+        enqueue(tx, tracking.applied_entries(order, before, now_ms()))
+
+
+def rejected(journal: Journal, reasons: Mapping[int, str]) -> None:
+    """The trainer refused orders; the mixture in force stays."""
+    with journal.transaction() as tx:
+        for generation, reason in reasons.items():
+            tx.execute("UPDATE orders SET rejected = ? WHERE generation = ?", (reason, generation))
+            detail = {"generation": generation, "reason": reason}
+            add_event(tx, journal.fence or 0, "order-rejected", detail)
+
+
+def curves(journal: Journal, status: Json) -> None:
+    """The trainer's curves, for MLflow only."""
+    with journal.transaction() as tx:
+        enqueue(tx, [tracking.curves_entry(status, now_ms())])
+
+
+def outcome(journal: Journal, decision_id: str, step: int, found: Mapping[str, Json]) -> None:
+    """What the benchmarks did after an intervention, for MLflow (the journal can recompute it)."""
+    with journal.transaction() as tx:
+        enqueue(tx, [tracking.outcome_entry(decision_id, step, found)])
+
+
+def closed(journal: Journal) -> None:
+    """The run has reached its end and every checkpoint is scored."""
+    with journal.transaction() as tx:
+        enqueue(tx, [tracking.end_entry(now_ms())])
+        add_event(tx, journal.fence or 0, "ended", {})
+
+
+def drained(journal: Journal, messages: Sequence[Json]) -> str | None:
+    """Mark what arrived in MLflow. Returns the last failure, if the drain ended on one."""
+    failure: str | None = None
+    if not messages:
+        return None
+    with journal.transaction() as tx:
+        for message in messages:
+            if "failed" in message:
+                failure = message["error"]
+                continue
+            seq = message.get("done", message.get("refused"))
+            tx.execute("UPDATE outbox SET done_at = ? WHERE seq = ?", (timestamp(), seq))
+            if "refused" in message:
+                add_event(tx, journal.fence or 0, "tracking-refused", dict(message))
+    return failure

@@ -1,0 +1,165 @@
+"""The commands that run for hours: the controller in the foreground, or trainer and controller."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mixloop.controller import launch
+from mixloop.controller.config import RunConfig, load_config
+from mixloop.controller.errors import BadInput
+from mixloop.controller.journal import FenceLost, JournalError
+from mixloop.trainer.contract import RunPaths, read_status
+
+Say = Callable[[str], None]
+
+TERM_GRACE = 60.0  # seconds a part gets to end by itself: a trainer saves a checkpoint first
+
+
+def control_run(path: Path, say: Say) -> int:
+    """Run the controller until the run has ended or someone stops it. Returns the exit code.
+
+    Raises:
+        BadInput: before anything starts, when the configuration or the policy is wrong.
+    """
+    from mixloop.controller.daemon import Controller
+
+    config = load_config(path)
+    launch.check_policy(config, path.parent.resolve())
+    logging.getLogger("mixloop").addHandler(logging.NullHandler())
+    try:
+        controller = Controller(config, path.parent.resolve(), say)
+    except JournalError as error:
+        raise BadInput(str(error)) from None
+    stopped_by: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        stopped_by.append(number)
+        controller.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    say(f"controlling run '{config.run.id}' in {config.run.dir} (fence {controller.journal.fence})")
+    try:
+        controller.run()
+    except FenceLost as error:
+        say(f"another controller has taken this run over ({error}); stopping")
+        return 1
+    return 130 if stopped_by else 0
+
+
+def run_both(path: Path, *, rewind: bool = False, say: Say | None = None) -> int:
+    """Train and control as two processes; returns the first failure's exit code, or 0.
+
+    The trainer goes on if the controller dies, and the controller waits if the trainer dies: this
+    command only starts them, shows how far they are, and passes a stop on to both.
+
+    Raises:
+        BadInput: before anything starts.
+    """
+    config = load_config(path)
+    tell = say or (lambda line: print(line, flush=True))  # noqa: T201 - the command's output
+    launch.check_policy(config, path.parent.resolve())
+    from mixloop.controller.observe import initial_weights, unique_tokens
+
+    initial_weights(config, unique_tokens(config))
+    paths = RunPaths(config.run.dir)
+    job = launch.write_job(config)
+    logs = {name: paths.dir / f"{name}.log" for name in ("trainer", "controller")}
+    command = launch.trainer_command(config, job, rewind=rewind)
+    mine = [sys.executable, "-m", "mixloop.controller.cli", "control", str(path)]
+    parts = {
+        "trainer": launch.start(command, logs["trainer"]),
+        "controller": launch.start(mine, logs["controller"]),
+    }
+    tell(f"trainer is process {parts['trainer'].pid}, log {logs['trainer']}")
+    tell(f"controller is process {parts['controller'].pid}, log {logs['controller']}")
+    with _passing_on_stops(parts):
+        return _watch(config, parts, logs, tell)
+
+
+@contextlib.contextmanager
+def _passing_on_stops(parts: dict[str, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Whatever ends this command ends both parts, gently first."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for part in parts.values():
+            if part.poll() is None:
+                part.terminate()
+        deadline = time.monotonic() + TERM_GRACE
+        for part in parts.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                part.wait(max(0.1, deadline - time.monotonic()))
+            if part.poll() is None:
+                part.kill()
+                part.wait()
+
+
+def _watch(
+    config: RunConfig,
+    parts: dict[str, subprocess.Popen[bytes]],
+    logs: dict[str, Path],
+    tell: Say,
+) -> int:
+    """Follow both parts to their end, showing the controller's lines and the progress."""
+    told: set[str] = set()
+    with logs["controller"].open("rb") as stream, _progress(config) as show:
+        stream.seek(0, 2 if not logs["controller"].stat().st_size else 0)
+        while True:
+            ended = {name: part.poll() for name, part in parts.items()}
+            _relay(stream, tell)
+            show()
+            for name, code in ended.items():
+                if code and name not in told:
+                    told.add(name)
+                    tell(f"the {name} ended with status {code}: {launch.last_line(logs[name])}")
+            if ended["controller"] is not None and ended["trainer"] is not None:
+                return ended["trainer"] or ended["controller"] or 0
+            if ended["trainer"]:
+                return int(ended["trainer"])  # nothing more to control; resume starts both again
+            time.sleep(0.2)
+
+
+def _relay(stream: Any, tell: Say) -> None:
+    from mixloop.controller.show import clean
+
+    while line := stream.readline():
+        if not line.endswith(b"\n"):
+            stream.seek(-len(line), 1)
+            return
+        tell(clean(line.decode("utf-8", errors="replace").rstrip("\n")))
+
+
+@contextlib.contextmanager
+def _progress(config: RunConfig) -> Iterator[Callable[[], None]]:
+    """A bar of the tokens trained, on a terminal; nothing elsewhere."""
+    if not sys.stdout.isatty():
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.fields[shown]}"))
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task("training", total=config.budget, shown="")
+
+        def show() -> None:
+            beat = read_status(RunPaths(config.run.dir).status)
+            if beat is not None:
+                shown = f"step {beat.step}, {beat.tokens / config.budget:.0%}"
+                progress.update(task, completed=beat.tokens, shown=shown)
+
+        yield show

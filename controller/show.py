@@ -1,0 +1,213 @@
+"""What the command prints: tables and lines for people. No decisions, no I/O but the console."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Json = dict[str, Any]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
+MOVED = 5e-4  # a share that moved less than this is not shown
+
+
+def clean(text: object) -> str:
+    """Text from data without control characters, so that it can't drive the terminal."""
+    return _CONTROL.sub("", str(text).replace("\n", " "))
+
+
+def tokens(count: int | None) -> str:
+    """``1.25M`` for 1,250,000."""
+    if count is None:
+        return "-"
+    for size, unit in _UNITS:
+        if count >= size:
+            return f"{count / size:.4g}{unit}"
+    return str(count)
+
+
+def console() -> Console:
+    """A console on stdout; wide enough for a table when stdout is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=False)
+
+
+def table(title: str, columns: Iterable[str]) -> Table:
+    """An empty table in the house style."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def cell(text: object) -> str:
+    """Text safe for a rich cell: no control characters, no markup."""
+    from rich.markup import escape
+
+    return escape(clean(text))
+
+
+def moves(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """``code 0.05 → 0.15, prose 0.60 → 0.50``: what moved, largest first."""
+    gone = [n for n in after if abs(after[n] - before.get(n, 0.0)) >= MOVED]
+    gone.sort(key=lambda name: -abs(after[name] - before.get(name, 0.0)))
+    return ", ".join(f"{n} {before.get(n, 0.0):.3f} → {after[n]:.3f}" for n in gone) or "-"
+
+
+def mixture(weights: Mapping[str, float]) -> str:
+    """``code 0.100, prose 0.900``."""
+    return ", ".join(f"{name} {weight:.3f}" for name, weight in weights.items())
+
+
+def outcome_lines(outcome: Json | None) -> list[str]:
+    """One line per benchmark: its paired gain after an intervention, with the standard error."""
+    if outcome is None:
+        return []
+    if not outcome["benchmarks"]:
+        detail = f": {clean(outcome['detail'])}" if outcome.get("detail") else ""
+        return [f"{outcome['state']}{detail}"]
+    return [
+        f"{name} {found['metric']} gain {found['gain']:+.4f} ± {found['stderr']:.4f} "
+        f"(n={found['n']}, step {found['from_step']} → {found['to_step']})"
+        for name, found in outcome["benchmarks"].items()
+    ]
+
+
+def history_table(entries: Iterable[Json]) -> Table:
+    """The history as a table."""
+    columns = ("id", "step", "tokens", "verdict", "policy", "what changed", "why", "applied")
+    made = table("History", columns)
+    for entry in entries:
+        made.add_row(
+            entry["id"],
+            str(entry["step"]),
+            tokens(entry["tokens"]),
+            cell(entry["verdict"]),
+            cell(entry["policy"]),
+            cell(moves(entry["weights_before"], entry["weights_after"])),
+            cell(entry["reason"]),
+            "-" if entry["applied_step"] is None else f"step {entry['applied_step']}",
+        )
+    return made
+
+
+def explain_lines(entry: Json) -> list[str]:
+    """One decision in full: what, when, why, on what evidence, the guards, and what came of it."""
+    lines = [
+        f"{entry['id']}  {entry['verdict']}  by {clean(entry['policy'])} ({entry['asked_by']})",
+        "",
+        f"Asked after  step {entry['step']} ({tokens(entry['tokens'])} tokens), "
+        f"against generation {entry['against_generation']}",
+        f"Times        scored {entry['scored_at'] or '-'}, decided {entry['decided_at']}, "
+        f"in force {entry['applied_at'] or '-'}",
+        f"Why          {clean(entry['reason'])}",
+        f"Evidence     {_evidence(entry['evidence'])}",
+        "",
+        f"Before       {mixture(entry['weights_before'])}",
+    ]
+    if entry["weights_proposed"] is not None:
+        lines.append(f"Proposed     {mixture(entry['weights_proposed'])}")
+    lines.append(f"After        {mixture(entry['weights_after'])}")
+    lines += [f"Then         until {tokens(u)}: {mixture(w)}" for u, w in entry["plan"]]
+    lines += ["", "Guards"]
+    lines += [
+        f"  {note['guard']:<14} {note['action']:<8} {clean(note['detail'])}"
+        for note in entry["guards"]
+    ] or ["  none asked: nothing was proposed"]
+    lines += ["", f"Applied      {_applied(entry)}"]
+    found = outcome_lines(entry["outcome"])
+    lines += [f"Then         {line}" for line in found]
+    return lines
+
+
+def _applied(entry: Json) -> str:
+    if entry["generation"] is None:
+        return "nothing: the mixture stayed"
+    if entry["applied_step"] is None:
+        return f"generation {entry['generation']}, not in force"
+    return (
+        f"generation {entry['generation']} from step {entry['applied_step']} "
+        f"(sample {entry['applied_sample']:,}, {tokens(entry['applied_tokens'])} tokens)"
+    )
+
+
+def _evidence(evidence: Json) -> str:
+    shown = []
+    for key, value in evidence.items():
+        text = f"{value:.4g}" if isinstance(value, float) else clean(value)
+        shown.append(f"{clean(key)} {text}")
+    return "; ".join(shown) or "-"
+
+
+def status_lines(found: Json) -> list[str]:
+    """How the run stands, in a few lines."""
+    trainer, mix = found["trainer"], found["mixture"]
+    lines = [f"Run        {clean(found['run'])}", f"Trainer    {_trainer_line(trainer)}"]
+    if trainer["tokens"] is not None:
+        lines.append(
+            f"Progress   step {trainer['step']}, {tokens(trainer['tokens'])} of "
+            f"{tokens(trainer['budget'])} tokens, {trainer['phase']}, "
+            f"loss {_number(trainer['loss'])}, {_number(trainer['tokens_per_second'])} tokens/s"
+        )
+    for name in ("asked", "applied"):
+        if mix[name] is not None:
+            lines.append(
+                f"{name.capitalize():<10} generation {mix[name]['generation']}: "
+                f"{mixture(mix[name]['weights'])}"
+            )
+    lines += [f"Refused    {clean(entry['reason'])}" for entry in trainer.get("rejected", ())]
+    lines += [
+        f"Ledger     {name}: {tokens(entry['tokens'])} tokens, {entry['epochs']:.2f} epochs of "
+        f"{tokens(entry['unique_tokens'])}"
+        for name, entry in found["ledger"].items()
+    ]
+    lines += [_benchmark_line(name, score) for name, score in found["benchmarks"].items()]
+    lines += _pending_lines(found["pending"])
+    tracking = found["tracking"]
+    lines.append(f"MLflow     {tracking['sent']} entries sent, {tracking['waiting']} waiting")
+    if tracking["last_error"]:
+        lines.append(f"           last error: {clean(tracking['last_error'].get('error', ''))}")
+    return lines
+
+
+def _trainer_line(trainer: Json) -> str:
+    if trainer["tokens"] is None:
+        return "not started"
+    state = {True: "alive", False: "stopped", None: "on another machine"}[trainer["alive"]]
+    state = "finished" if trainer.get("finished") else state
+    return f"{state}, process {trainer['pid']} on {clean(trainer['host'])}"
+
+
+def _benchmark_line(name: str, score: Json) -> str:
+    if score["status"] != "ok":
+        return f"Benchmark  {name}: missing ({clean(score['reason'])})"
+    shown = ", ".join(
+        f"{metric} {_number(m['value'])} ± {_number(m['stderr'])} (n={m['n']})"
+        for metric, m in score["metrics"].items()
+    )
+    return f"Benchmark  {name} at step {score['step']}: {shown}"
+
+
+def _pending_lines(pending: Json) -> list[str]:
+    lines = [
+        f"Pending    generation {order['generation']} ({order['decision']}) is not in force yet"
+        for order in pending["orders"]
+    ]
+    if pending["switch"]:
+        lines.append(f"Pending    switch at sample {pending['switch']['sample']:,}")
+    return lines + [f"Pending    scoring the checkpoint at step {s}" for s in pending["scoring"]]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

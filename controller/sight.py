@@ -1,0 +1,263 @@
+"""The controller's eyes: run folder and journal in, the facts of a :class:`World` out.
+
+Reads only. Every look opens the files afresh; what cannot be read is no news.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mixloop.controller.config import RunConfig
+from mixloop.controller.journal import Journal, Row
+from mixloop.controller.reconcile import Applied, FileState, World
+from mixloop.trainer.contract import (
+    Manifest,
+    RunPaths,
+    Status,
+    read_manifest,
+    read_schedule,
+    read_status,
+)
+
+Json = dict[str, Any]
+
+_STEP = re.compile(r"^step-(\d{8,})$")
+CURVE_POINTS = 400  # points of the trainer's curves over a whole run, at most
+_LARGEST_FILE = 2**20  # bytes of mixture.json worth reading
+
+
+def highest_fence(paths: RunPaths) -> int:
+    """The highest fence the trainer has ever seen, so that a lost journal can't go back."""
+    status = read_status(paths.status)
+    seen = status.accepted.fence if status is not None else 0
+    return max(seen, read_schedule(paths.schedule).accepted[0])
+
+
+class Eyes:
+    """What this controller can see of one run.
+
+    Attributes:
+        status: The trainer's newest heartbeat, or None.
+        stranger: What ``mixture.json`` held when it was last found to be a stranger's.
+    """
+
+    def __init__(self, paths: RunPaths, journal: Journal, config: RunConfig) -> None:
+        self._paths = paths
+        self._journal = journal
+        self._config = config
+        self._manifests: dict[str, Manifest] = {}
+        self._known: set[int] = {
+            row["step"] for row in journal.rows("SELECT step FROM checkpoints")
+        }
+        self.status: Status | None = None
+        self.stranger = ""
+        self._curves_at = -1
+
+    def look(self, **children: Any) -> World:
+        """The world now; ``children`` are the facts about child processes."""
+        self.status = read_status(self._paths.status) or self.status
+        newest = self._newest_order()
+        finished = self.status is not None and self.status.finished
+        to_score, waiting = self._to_score(finished)
+        unrecorded = self._unrecorded()
+        idle = to_score is None and not unrecorded
+        return World(
+            file=self._file_state(newest),
+            asked=newest["generation"] if newest else None,
+            newly_applied=tuple(self._newly_applied()),
+            newly_rejected=self._newly_rejected(),
+            unrecorded=unrecorded,
+            to_score=None if children["scoring"] else to_score,
+            to_decide=self._to_decide() if self.status is not None else None,
+            finished=finished and idle and not waiting,
+            status_changed=self._curves_due(),
+            closed=self._closed(),
+            **children,
+        )
+
+    # -- orders ------------------------------------------------------------------------------
+
+    def _newest_order(self) -> Row | None:
+        return self._journal.row(
+            "SELECT * FROM orders WHERE rejected IS NULL ORDER BY generation DESC LIMIT 1"
+        )
+
+    def asked_weights(self, initial: Mapping[str, float]) -> dict[str, float]:
+        """The mixture last asked for; the configured one before any order."""
+        newest = self._newest_order()
+        return dict(newest["weights"] if newest else initial)
+
+    def next_generation(self) -> int:
+        """Above every generation this journal or the trainer has seen."""
+        known = self._journal.value("SELECT MAX(generation) FROM orders") or 0
+        accepted = self.status.accepted.generation if self.status is not None else 0
+        return max(known, accepted, read_schedule(self._paths.schedule).accepted[1]) + 1
+
+    def weights_before(self, generation: int, initial: Mapping[str, float]) -> dict[str, float]:
+        """The mixture that was in force when this order came into force."""
+        row = self._journal.row(
+            "SELECT weights FROM orders WHERE generation < ? AND applied_step IS NOT NULL "
+            "ORDER BY generation DESC LIMIT 1",
+            generation,
+        )
+        return dict(row["weights"] if row else initial)
+
+    def _file_state(self, newest: Row | None) -> FileState:
+        try:
+            with self._paths.mixture.open("rb") as stream:
+                data = stream.read(_LARGEST_FILE + 1)
+        except FileNotFoundError:
+            return FileState.ABSENT
+        except OSError:  # unreadable now: no news
+            return FileState.CURRENT
+        return self._compare(data, newest)
+
+    def _compare(self, data: bytes, newest: Row | None) -> FileState:
+        try:
+            found = json.loads(data)
+            generation, fence = int(found["generation"]), int(found["fence"])
+            weights, decision = found["weights"], found["decision"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self.stranger = f"{len(data)} bytes that are no order"
+            return FileState.STRANGER
+        known = self._journal.row("SELECT * FROM orders WHERE generation = ?", generation)
+        if known is None or known["weights"] != weights or known["decision"] != decision:
+            self.stranger = f"an order of generation {generation}"
+            return FileState.STRANGER
+        current = newest is not None and newest["generation"] == generation
+        return FileState.CURRENT if current and fence == self._journal.fence else FileState.STALE
+
+    def _newly_applied(self) -> Iterable[Applied]:
+        if self.status is None:
+            return
+        rows = self._journal.rows(
+            "SELECT generation FROM orders WHERE applied_step IS NULL AND generation <= ? "
+            "ORDER BY generation",
+            self.status.in_force.generation,
+        )
+        if not rows:
+            return
+        segments = read_schedule(self._paths.schedule).segments
+        for row in rows:
+            first = next((s for s in segments if s.generation == row["generation"]), None)
+            if first is not None and first.sample <= self.status.sample:
+                yield Applied(row["generation"], first.sample, first.step)
+
+    def _newly_rejected(self) -> dict[int, str]:
+        if self.status is None:
+            return {}
+        refused = {
+            entry.generation: entry.reason
+            for entry in self.status.rejected
+            if entry.generation is not None
+        }
+        rows = self._journal.rows(
+            "SELECT generation FROM orders WHERE rejected IS NULL AND applied_step IS NULL "
+            "AND published_at IS NOT NULL AND generation > ?",
+            self.status.accepted.generation,
+        )
+        return {
+            r["generation"]: refused[r["generation"]] for r in rows if r["generation"] in refused
+        }
+
+    # -- checkpoints -------------------------------------------------------------------------
+
+    def _unrecorded(self) -> tuple[str, ...]:
+        try:
+            names = [entry.name for entry in self._paths.checkpoints.iterdir()]
+        except OSError:
+            return ()
+        found = []
+        for name in sorted(names):
+            match = _STEP.match(name)
+            if match is None or int(match[1]) in self._known:
+                continue
+            manifest = read_manifest(self._paths.checkpoints / name)
+            if manifest is None:
+                continue
+            if self._journal.row("SELECT 1 FROM checkpoints WHERE step = ?", manifest.step):
+                self._known.add(manifest.step)
+                continue
+            self._manifests[name] = manifest
+            found.append(name)
+        return tuple(found)
+
+    def manifest(self, name: str) -> Manifest:
+        """The manifest of a checkpoint that the last look found."""
+        return self._manifests.pop(name)
+
+    def _to_score(self, finished: bool) -> tuple[int | None, list[int]]:
+        """The next checkpoint to score, and all that wait."""
+        rows = self._journal.rows(
+            "SELECT c.step, c.tokens, e.state FROM checkpoints c "
+            "LEFT JOIN evaluations e USING (step) ORDER BY c.step"
+        )
+        every = self._config.evals.every or 0
+        due: list[Row] = []
+        for row in rows:
+            last = finished and row is rows[-1]
+            far_enough = not due or row["tokens"] - due[-1]["tokens"] >= every
+            if row["state"] is not None or far_enough or last:
+                due.append(row)
+        waiting = [row["step"] for row in due if row["state"] in (None, "running")]
+        return (waiting[0] if waiting else None), waiting
+
+    def waiting(self) -> list[int]:
+        """Steps of the checkpoints that are still to be scored."""
+        return self._to_score(self.status is not None and self.status.finished)[1]
+
+    def _to_decide(self) -> int | None:
+        """The newest scored checkpoint, unless it or a newer one was decided on."""
+        scored = self._journal.value("SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
+        decided = self._journal.value("SELECT MAX(step) FROM decisions WHERE asked_by = 'policy'")
+        if scored is None or (decided is not None and scored <= decided):
+            return None
+        return int(scored)
+
+    # -- decisions and their outcomes --------------------------------------------------------
+
+    def interventions_without_outcome(self) -> list[Row]:
+        """Interventions in force whose outcome MLflow has not been told."""
+        return self._journal.rows(
+            "SELECT d.* FROM decisions d JOIN orders o ON o.generation = d.generation "
+            "WHERE d.verdict = 'intervene' AND o.applied_step IS NOT NULL "
+            "AND NOT EXISTS (SELECT 1 FROM outbox WHERE key = 'outcome:' || d.id)"
+        )
+
+    def last_applied_tokens(self) -> int | None:
+        """Tokens at which the last intervention came into force, or None."""
+        found = self._journal.value("SELECT MAX(applied_tokens) FROM orders")
+        return None if found is None else int(found)
+
+    # -- curves and outbox -------------------------------------------------------------------
+
+    def _curves_due(self) -> bool:
+        if self.status is None or self.status.loss is None:
+            return False
+        gap = self._config.budget // CURVE_POINTS
+        return self.status.tokens > self._curves_at + gap or (
+            self.status.finished and self.status.tokens > self._curves_at
+        )
+
+    def take_curves(self) -> Json:
+        """The newest heartbeat as JSON, for the curves."""
+        assert self.status is not None
+        self._curves_at = self.status.tokens
+        return asdict(self.status)
+
+    def outbox(self) -> int:
+        """Entries that MLflow has not got yet."""
+        return int(self._journal.value("SELECT COUNT(*) FROM outbox WHERE done_at IS NULL"))
+
+    def _closed(self) -> bool:
+        return self._journal.value("SELECT 1 FROM outbox WHERE key = 'end'") is not None
+
+
+def scorecard_path(paths: RunPaths, step: int) -> Path:
+    """Where the scorecard of a step lies."""
+    return paths.dir / "scorecards" / f"step-{step:08d}.json"

@@ -1,0 +1,185 @@
+"""What MLflow is told, as outbox entries. Pure: rows in, ``(key, kind, payload)`` out.
+
+A key names a fact, so a fact told twice is one entry. Metric names use ``/`` to group charts and
+avoid the characters that MLflow refuses. The step of every metric is training *tokens*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the outbox."""
+
+    key: str
+    kind: str
+    payload: Json
+
+
+def run_entry(run: str, params: Mapping[str, object], tags: Mapping[str, str], ms: int) -> Entry:
+    """The run itself, with its configuration as parameters."""
+    payload = {"name": run, "ms": ms, "params": dict(params), "tags": {"mixloop.run": run, **tags}}
+    return Entry("run", "run", payload)
+
+
+def mixture_entry(generation: int, weights: Mapping[str, float], tokens: int, ms: int) -> Entry:
+    """The weights in force from this token on."""
+    metrics = {f"mixture/{name}": weight for name, weight in weights.items()}
+    metrics["order/generation"] = float(generation)
+    return Entry(
+        f"mixture:{generation}", "metrics", {"metrics": metrics, "tokens": tokens, "ms": ms}
+    )
+
+
+def applied_entries(order: Json, before: Mapping[str, float], ms: int) -> list[Entry]:
+    """An order came into force: the step in the curves, and where, on its decision's trace.
+
+    The weights before it are logged once more one token earlier, so that the chart shows a step
+    where there was a step and not a slope from the last point.
+    """
+    generation, tokens = order["generation"], order["applied_tokens"]
+    edge = mixture_entry(generation - 1, before, max(tokens - 1, 0), ms)
+    entries = [
+        Entry(f"mixture:{generation}:before", edge.kind, edge.payload),
+        mixture_entry(generation, order["weights"], tokens, ms),
+        Entry(
+            f"applied-step:{generation}",
+            "metrics",
+            {
+                "metrics": {"order/applied_step": float(order["applied_step"])},
+                "tokens": tokens,
+                "ms": ms,
+            },
+        ),
+    ]
+    if order["decision"]:
+        tags = {
+            "applied_step": order["applied_step"],
+            "applied_tokens": tokens,
+            "generation": generation,
+        }
+        entries.append(
+            Entry(
+                f"applied:{order['decision']}",
+                "trace_tags",
+                {"id": order["decision"], "tags": tags},
+            )
+        )
+    return entries
+
+
+def curves_entry(status: Json, ms: int) -> Entry:
+    """The trainer's own curves at one heartbeat."""
+    metrics = {
+        "train/loss": status["loss"],
+        "train/learning_rate": status["lr"],
+        "train/grad_norm": status["grad_norm"],
+        "train/tokens_per_second": status["tokens_per_second"],
+    }
+    for name, source in status["sources"].items():
+        metrics[f"epochs/{name}"] = source["epochs"]
+        metrics[f"source_loss/{name}"] = source["loss"]
+    known = {key: float(value) for key, value in metrics.items() if _is_number(value)}
+    payload = {"metrics": known, "tokens": status["tokens"], "ms": ms}
+    return Entry(f"curves:{status['tokens']}", "metrics", payload)
+
+
+def checkpoint_entry(
+    checkpoint: Json, benchmarks: Mapping[str, Json], mixture: Mapping[str, float], ms: int
+) -> list[Entry]:
+    """A scored checkpoint: a logged model that carries its scores, and points on the curves."""
+    metrics = {}
+    for benchmark, score in benchmarks.items():
+        for metric, found in score["metrics"].items():
+            if _is_number(found["value"]):
+                metrics[f"{benchmark}/{metric}"] = float(found["value"])
+            if _is_number(found["stderr"]):
+                metrics[f"{benchmark}/{metric}_stderr"] = float(found["stderr"])
+    params = {"step": str(checkpoint["step"]), "tokens": str(checkpoint["tokens"])}
+    params |= {"path": checkpoint["path"], "generation": str(checkpoint["generation"])}
+    params |= {f"weight.{name}": f"{weight:.6g}" for name, weight in mixture.items()}
+    missing = {
+        f"missing.{name}": str(score["reason"])
+        for name, score in benchmarks.items()
+        if score["status"] != "ok"
+    }
+    payload = {
+        "name": f"step-{checkpoint['step']:08d}",
+        "tags": missing,
+        "params": params,
+        "metrics": metrics,
+        "tokens": checkpoint["tokens"],
+        "ms": ms,
+    }
+    return [Entry(f"model:{checkpoint['step']}", "model", payload)]
+
+
+def decision_entry(decision: Json, scores: Json, start_ms: int, end_ms: int) -> Entry:
+    """A decision as a trace: asked what, answered what, and each guard as a step of it."""
+    request = {
+        "step": decision["step"],
+        "tokens": decision["tokens"],
+        "scores": scores,
+        "weights": decision["weights_before"],
+    }
+    response = {
+        "verdict": decision["verdict"],
+        "reason": decision["reason"],
+        "weights_before": decision["weights_before"],
+        "weights_after": decision["weights_after"],
+        "generation": decision["generation"],
+    }
+    proposal = {
+        "weights_proposed": decision["weights_proposed"],
+        "reason": decision["reason"],
+        "evidence": decision["evidence"],
+    }
+    spans: Sequence[tuple[str, object, object]] = [
+        (f"policy {decision['policy']}", request, proposal),
+        *((f"guard {note['guard']}", note.get("before"), note) for note in decision["guards"]),
+    ]
+    payload = {
+        "id": decision["id"],
+        "name": f"{decision['id']} {decision['verdict']}",
+        "start_ms": start_ms,
+        "end_ms": end_ms,
+        "request": request,
+        "response": response,
+        "spans": [list(span) for span in spans],
+        "tags": {
+            "verdict": decision["verdict"],
+            "policy": decision["policy"],
+            "step": str(decision["step"]),
+            "tokens": str(decision["tokens"]),
+        },
+    }
+    return Entry(f"decision:{decision['id']}", "trace", payload)
+
+
+def outcome_entry(decision: str, step: int, outcome: Mapping[str, Json]) -> Entry:
+    """What the benchmarks did after an intervention, as tags on its trace."""
+    tags = {
+        f"outcome.{name}": f"{found['gain']:+.4f} ± {found['stderr']:.4f} {found['metric']}"
+        for name, found in outcome.items()
+    }
+    return Entry(
+        f"outcome:{decision}",
+        "trace_tags",
+        {"id": decision, "tags": {**tags, "outcome_step": step}},
+    )
+
+
+def end_entry(ms: int) -> Entry:
+    """The run has ended."""
+    return Entry("end", "end", {"status": "FINISHED", "ms": ms})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
