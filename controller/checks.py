@@ -65,6 +65,12 @@ def _notes(config: RunConfig, sources: Json) -> list[str]:
 def _sandbox(config: RunConfig) -> str:
     if "humaneval" not in config.evals.benchmarks:
         return "humaneval is not asked"
-    from mixloop.evals.sandbox import describe_sandbox
+    from mixloop.evals.sandbox import Sandbox
 
-    return f"humaneval: {describe_sandbox(config.evals.sandbox)}"
+    sandbox = Sandbox(config.evals.sandbox)
+    try:
+        reason = sandbox.unusable()
+        found = f"will not run: {reason}" if reason else f"run under {sandbox.kind}"
+        return f"humaneval: programs {found}"
+    finally:
+        sandbox.close()

@@ -245,7 +245,7 @@ def _describe(problem: Any, loc: Sequence[str], model: type[BaseModel]) -> str:
         return f"{key}: unknown key; {mend}"
     if problem["type"] == "missing":
         return f"{key}: missing; add it"
-    message = problem["msg"].removeprefix("Value error, ")
+    message: str = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if not loc:
         return message

@@ -10,7 +10,7 @@ from mixloop.controller import show
 from mixloop.controller.errors import BadInput
 from mixloop.evals.scorecard import Scorecard
 from mixloop.evals.settings import EvalSettings
-from mixloop.evals.worker_client import EvaluationFailed, evaluate
+from mixloop.evals.worker_client import EvaluationError, evaluate
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,7 +44,7 @@ def score_checkpoint(
             out=out,
             progress=lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201
         )
-    except EvaluationFailed as error:
+    except EvaluationError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the command's output
         raise SystemExit(1) from None
 

@@ -19,6 +19,11 @@ from mixloop.trainer.contract import RunPaths, Status, read_status
 
 Json = dict[str, Any]
 
+_COLUMNS = (
+    *("id", "step", "tokens", "verdict", "policy", "reason", "evidence"),
+    *("weights_before", "weights_proposed", "weights_after", "guards", "generation"),
+)
+
 
 def open_run(run: Path) -> tuple[RunPaths, Journal | None]:
     """The run folder that RUN names (a folder, or a run.yaml) and its journal, if it has one.
@@ -54,9 +59,7 @@ def history(journal: Journal) -> list[Json]:
 
 
 def _entry(row: Row, order: Row | None, scored: Any) -> Json:
-    names: tuple[str, ...] = ("id", "step", "tokens", "verdict", "policy", "reason", "evidence", "weights_before")
-    names += ("weights_proposed", "weights_after", "guards", "generation")
-    entry = {name: row[name] for name in names}
+    entry = {name: row[name] for name in _COLUMNS}
     entry["applied_step"] = order["applied_step"] if order else None
     entry["outcome"] = _outcome(row, order, scored)
     entry["applied_tokens"] = order["applied_tokens"] if order else None
@@ -104,7 +107,7 @@ def find_decision(journal: Journal, name: str) -> Json:
 
 def segments(paths: RunPaths, sequence_length: int) -> list[Json]:
     """The mixtures as applied, each with its first token, from the trainer's own schedule."""
-    from mixloop.trainer.contract import read_schedule
+    from mixloop.controller.sight import schedule_of
     from mixloop.trainer.order import SCALE
 
     return [
@@ -115,7 +118,7 @@ def segments(paths: RunPaths, sequence_length: int) -> list[Json]:
             "generation": segment.generation,
             "weights": {name: units / SCALE for name, units in segment.weights.items()},
         }
-        for segment in read_schedule(paths.schedule).segments
+        for segment in schedule_of(paths).segments
     ]
 
 

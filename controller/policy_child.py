@@ -20,9 +20,13 @@ def decide(request: dict[str, Any]) -> dict[str, Any]:
     ``request``: ``ref``, ``options``, ``base`` (folder for ``./file.py:Class``), ``observation``;
     or, to find mistakes before a run starts, ``check`` with ``sources`` and ``benchmarks``.
     """
-    from mixloop.policies import Hold, Observation, Proposal, load_policy
-    from mixloop.policies.protocol import Checkable
-    from mixloop.policies.registry import policy_digest
+    from mixloop.policies import (
+        Checkable,
+        Observation,
+        load_policy,
+        policy_digest,
+        reply_to_json,
+    )
 
     base = Path(request["base"])
     digest = policy_digest(request["ref"], base)
@@ -32,13 +36,8 @@ def decide(request: dict[str, Any]) -> dict[str, Any]:
             policy.check(request["sources"], request["benchmarks"])
         return {"kind": "hold", "payload": {}, "digest": digest}
     answer = policy.decide(Observation.model_validate(request["observation"]))
-    if isinstance(answer, Proposal):
-        return {"kind": "proposal", "payload": answer.model_dump(mode="json"), "digest": digest}
-    if isinstance(answer, Hold):
-        return {"kind": "hold", "payload": answer.model_dump(mode="json"), "digest": digest}
-    name = type(answer).__name__
-    reason = f"decide() returned {name}; it must return a Proposal or a Hold"
-    return {"kind": "failed", "payload": {"reason": reason}, "digest": digest}
+    payload = json.loads(reply_to_json(answer))
+    return {"kind": payload.pop("kind"), "payload": payload, "digest": digest}
 
 
 def main() -> None:

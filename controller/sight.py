@@ -18,6 +18,8 @@ from mixloop.controller.reconcile import Applied, FileState, World
 from mixloop.trainer.contract import (
     Manifest,
     RunPaths,
+    Schedule,
+    ScheduleError,
     Status,
     read_manifest,
     read_schedule,
@@ -35,7 +37,18 @@ def highest_fence(paths: RunPaths) -> int:
     """The highest fence the trainer has ever seen, so that a lost journal can't go back."""
     status = read_status(paths.status)
     seen = status.accepted.fence if status is not None else 0
-    return max(seen, read_schedule(paths.schedule).accepted[0])
+    return max(seen, schedule_of(paths).accepted[0])
+
+
+def schedule_of(paths: RunPaths) -> Schedule:
+    """The trainer's schedule; empty (no news) while it can't be read or is damaged.
+
+    A damaged schedule is the trainer's to report; the controller can do without it for a while.
+    """
+    try:
+        return read_schedule(paths.schedule)
+    except (OSError, ScheduleError):
+        return Schedule()
 
 
 class Eyes:
@@ -96,7 +109,7 @@ class Eyes:
         """Above every generation this journal or the trainer has seen."""
         known = self._journal.value("SELECT MAX(generation) FROM orders") or 0
         accepted = self.status.accepted.generation if self.status is not None else 0
-        return max(known, accepted, read_schedule(self._paths.schedule).accepted[1]) + 1
+        return max(known, accepted, schedule_of(self._paths).accepted[1]) + 1
 
     def weights_before(self, generation: int, initial: Mapping[str, float]) -> dict[str, float]:
         """The mixture that was in force when this order came into force."""
@@ -142,7 +155,7 @@ class Eyes:
         )
         if not rows:
             return
-        segments = read_schedule(self._paths.schedule).segments
+        segments = schedule_of(self._paths).segments
         for row in rows:
             first = next((s for s in segments if s.generation == row["generation"]), None)
             if first is not None and first.sample <= self.status.sample:
