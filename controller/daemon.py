@@ -74,10 +74,10 @@ class Controller:
 
     def __post_init__(self) -> None:
         self.paths = RunPaths(self.config.run.dir)
-        self.paths.dir.mkdir(parents=True, exist_ok=True)
-        self._lock = take_lock(self.paths.dir / "controller.lock")
         self.sizes = observe.unique_tokens(self.config)
         self.initial = observe.initial_weights(self.config, self.sizes)
+        self.paths.dir.mkdir(parents=True, exist_ok=True)
+        self._lock = take_lock(self.paths.dir / "controller.lock")
         self.journal = Journal(self.paths.journal, create=True)
         self.journal.claim(self.config.run.id, above=sight.highest_fence(self.paths))
         self.uid = records.run_uid(self.journal)

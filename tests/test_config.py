@@ -1,0 +1,216 @@
+"""run.yaml and the command's answers to bad input: one line, exit code 2, nothing started."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from mixloop.controller.config import load_config
+from mixloop.controller.errors import BadInput
+from mixloop.controller.template import TEMPLATE
+
+GOOD: dict[str, Any] = {
+    "run": {"id": "r", "dir": "runs/r", "seed": 3},
+    "budget": "2M",
+    "sources": {
+        "web": {"path": "web", "tags": ["web"], "weight": 0.75},
+        "code": {"path": "code", "weight": 0.25},
+        "maths": {"path": "maths", "standby": True},
+    },
+}
+
+
+def write_store(folder: Path, tokens: int = 10_000) -> None:
+    """A token store as ``mixloop prepare`` would leave it (header and data)."""
+    folder.mkdir(parents=True)
+    np.arange(tokens, dtype="<u2").tofile(folder / "tokens.bin")
+    header = {"schema": "mixloop/store/1", "tokens": tokens, "documents": 1, "dtype": "uint16"}
+    header |= {"vocab_size": 65536, "tokenizer": "t", "fingerprint": "f", "eos_id": 0}
+    (folder / "store.json").write_text(json.dumps(header))
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    for name in ("web", "code", "maths"):
+        write_store(tmp_path / name)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    return path
+
+
+def mixloop(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mixloop.controller.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def change(base: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
+    """A deep copy with one key (dotted) set."""
+    made = json.loads(json.dumps(base))
+    here = made
+    *path, last = where.split(".")
+    for part in path:
+        here = here.setdefault(part, {})
+    here[last] = value
+    return made
+
+
+def test_a_good_file_loads_with_absolute_paths(run_file: Path) -> None:
+    config = load_config(run_file)
+    assert config.budget == 2_000_000
+    assert config.run.dir == run_file.parent / "runs/r"
+    assert config.sources["web"].path == run_file.parent / "web"
+    assert config.tracking.uri == f"sqlite:///{run_file.parent / 'runs/r/mlflow.db'}"
+
+
+def test_a_relative_tracking_file_is_relative_to_the_run_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(change(GOOD, "tracking.uri", "sqlite:///all.db")))
+    assert load_config(path).tracking.uri == f"sqlite:///{tmp_path / 'all.db'}"
+
+
+def test_the_template_is_a_legal_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(TEMPLATE)
+    config = load_config(path)
+    assert config.budget == 10**10
+    assert config.policy.use == "rules"
+
+
+BAD = [
+    ("sources.web.weigth", 0.5, ["sources.web.weigth", "did you mean 'weight'"]),
+    ("bugdet", "1T", ["bugdet", "did you mean 'budget'"]),
+    ("guards.max_epoch", 4, ["guards.max_epoch", "did you mean 'max_epochs'"]),
+    ("trainer.model.hiden_size", 4, ["trainer.model.hiden_size", "did you mean 'hidden_size'"]),
+    ("budget", "11X", ["budget", "11X", "11T"]),
+    ("budget", 0, ["budget", "0"]),
+    ("guards.dwell", "2 Q", ["guards.dwell", "2 Q"]),
+    ("evals.every", "-5M", ["evals.every", "-5M"]),
+    ("sources.web.weight", 0.5, ["0.75", "not 1", "+0.25"]),
+    ("sources.web.weight", 1.5, ["sources.web.weight", "1.5"]),
+    ("sources.maths.weight", 0.1, ["maths", "standby"]),
+    ("sources", {}, ["sources"]),
+    ("run.id", "../up", ["run.id", "../up"]),
+    ("evals.benchmarks", {"gsm9k": {}}, ["gsm9k", "gsm8k"]),
+    ("guards.max_change", 3, ["guards.max_change", "3"]),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "named"), BAD)
+def test_bad_values_are_named_with_a_mend(
+    tmp_path: Path, where: str, value: Any, named: list[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(change(GOOD, where, value)))
+    with pytest.raises(BadInput) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    for text in named:
+        assert text in message
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("run: [a", ["line"]),
+        ("budget: 1M\nbudget: 2M\n", ["budget", "twice", "line 2"]),
+        ("- a\n- b\n", ["mapping"]),
+        ("", ["mapping"]),
+        ("run: !!python/object:os.system x\n", ["YAML"]),
+    ],
+)
+def test_what_is_no_yaml_mapping_is_told(tmp_path: Path, text: str, named: list[str]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput) as caught:
+        load_config(path)
+    for part in named:
+        assert part in str(caught.value)
+
+
+BAD_COMMANDS = [
+    ({"sources.web.weigth": 1}, "weigth"),
+    ({"sources.web.path": "nowhere"}, "nowhere"),
+    ({"budget": "11X"}, "11X"),
+    ({"sources.web.weight": 0.5}, "0.75"),
+    ({"policy.use": "rulez"}, "rules"),
+    ({"policy.use": "./absent.py:Mine"}, "absent.py"),
+    ({"policy.use": "./broken.py:Mine"}, "broken.py"),
+    ({"policy.use": "rules", "policy.with": {"interventionz": []}}, "interventions"),
+]
+
+
+@pytest.mark.parametrize(("changes", "named"), BAD_COMMANDS)
+def test_commands_end_with_one_line_and_code_2(
+    run_file: Path, changes: dict[str, Any], named: str
+) -> None:
+    data = GOOD
+    for where, value in changes.items():
+        data = change(data, where, value)
+    run_file.write_text(yaml.safe_dump(data))
+    (run_file.parent / "broken.py").write_text("import not_a_module\n\n\nclass Mine:\n    pass\n")
+    done = mixloop("control", run_file)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert named in done.stderr
+    assert not (run_file.parent / "runs").exists(), "something was started"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status", "nowhere"),
+        ("history", "nowhere"),
+        ("explain", "nowhere", "d-000001"),
+        ("check", "nowhere.yaml"),
+        ("train", "nowhere.yaml"),
+        ("run", "nowhere.yaml"),
+        ("eval", "nowhere"),
+        ("prepare", "nowhere.jsonl", "--out", "store", "--tokenizer", "nowhere"),
+    ],
+)
+def test_paths_that_lead_nowhere(arguments: tuple[str, ...]) -> None:
+    done = mixloop(*arguments)
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_reports_what_the_first_mixture_leads_to(run_file: Path) -> None:
+    done = mixloop("check", run_file, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["sources"]["web"]["projected_epochs"] == pytest.approx(0.75 * 2e6 / 10_000)
+    assert any("web" in note and "max_epochs" in note for note in report["notes"])
+
+
+def test_init_does_not_replace_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    assert mixloop("init", path).returncode == 0
+    before = path.read_text()
+    path.write_text(before + "# mine\n")
+    assert mixloop("init", path).returncode == 2
+    assert path.read_text().endswith("# mine\n")
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, time\n"
+        "from mixloop.controller.cli import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'lm_eval', 'mlflow', 'transformers', 'numpy', 'scipy', 'pydantic'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "demo" in done.stdout
+    assert done.stderr.strip() == "[]"
