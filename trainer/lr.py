@@ -9,9 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from mixloop.trainer.contract import Phase
 from mixloop.trainer.job import Job, JobError
-
-Phase = Literal["warmup", "stable", "decay"]
 
 
 @dataclass(frozen=True)

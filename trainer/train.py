@@ -1,0 +1,334 @@
+"""The reference training loop: ``python -m mixloop.trainer.train JOB.json [--rewind]``.
+
+One file to read: a Llama trained with AdamW on a warm-up/stable/decay schedule, whose data mixture
+changes under it when an order comes. Under `torchrun` it is the same loop on every rank. Exit
+codes: 0 done, 1 failed, 2 bad input, 130 interrupted (after a checkpoint).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from mixloop.trainer import checkpoint
+from mixloop.trainer.contract import RunPaths, ScheduleTaken, ScheduleWriter
+from mixloop.trainer.feed import Batch, Feed, Layout
+from mixloop.trainer.incarnation import Plan, Start, begin, check_job, locate
+from mixloop.trainer.job import Job, JobError, load_job
+from mixloop.trainer.lr import WarmupStableDecay
+from mixloop.trainer.narrator import Totals, Trace
+from mixloop.trainer.order import MixtureOrder
+from mixloop.trainer.peers import Alone, GlooPeers, Peers
+from mixloop.trainer.session import Session, say
+from mixloop.trainer.store import Store, open_stores
+from mixloop.trainer.tokenizer import TokenizerInfo, copy_tokenizer, inspect_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Trainer:
+    """A model in training: everything that a step touches and a checkpoint holds."""
+
+    def __init__(self, job: Job, tokenizer: TokenizerInfo, sources: int, peers: Peers) -> None:
+        import torch
+
+        from mixloop.trainer.model import build_model, choose_device, parameter_groups
+
+        settings = job.settings
+        self.job = job
+        self.peers = peers
+        self.device = choose_device(settings.device, int(os.environ.get("LOCAL_RANK", "0")))
+        torch.manual_seed(job.seed)  # the same initial weights on every rank
+        self.model = build_model(job, tokenizer).to(self.device).train()
+        torch.manual_seed(job.seed + 1 + peers.rank)  # what follows may differ by rank
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, settings.weight_decay),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            fused=True,
+        )
+        self.schedule = WarmupStableDecay.of(job)
+        self.forward: Any = self._wrap(self.model)
+        self.totals = Totals(sources, self.device)
+        self.grad_norm: float | torch.Tensor = math.nan
+
+    def _wrap(self, model: Any) -> Any:
+        import torch
+
+        wrapped = model
+        if self.peers.world > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=devices)
+        return torch.compile(wrapped) if self.job.settings.compile else wrapped
+
+    def step(self, batch: Batch, start: int, end: int) -> None:
+        """One optimizer step on this rank's part of the samples between two token counts."""
+        import torch
+
+        from mixloop.trainer.model import autocast, sequence_losses
+
+        rate = self.schedule.rate(start, end)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        micros = len(batch.ids)
+        for micro in range(micros):
+            ids = torch.from_numpy(batch.ids[micro]).to(self.device, non_blocking=True)
+            # ranks exchange gradients once a step, in its last backward pass
+            last = micro == micros - 1 or self.peers.world == 1
+            with nullcontext() if last else self.forward.no_sync():
+                with autocast(self.job.settings.precision, self.device):
+                    losses = sequence_losses(self.forward, ids)
+                torch.autograd.backward(losses.mean() / micros)
+            self.totals.add(batch.source[micro], losses.detach())
+        limit = self.job.settings.grad_clip or math.inf
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Any]:
+        """Optimizer and every rank's random state; collective."""
+        import torch
+
+        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {"optimizer": self.optimizer.state_dict(), "rng": self.peers.collect(rng)}
+
+    def load(self, folder: Path) -> frozenset[tuple[int, int]]:
+        """Take weights, optimizer and random state from a checkpoint.
+
+        Returns:
+            (sample, generation) of the switches in its data order.
+
+        Raises:
+            JobError: the checkpoint is of another model.
+        """
+        import torch
+        from safetensors.torch import load_model
+
+        state = torch.load(folder / checkpoint.STATE_FILE, map_location="cpu", weights_only=True)
+        try:
+            load_model(self.model, folder / "model.safetensors", device=str(self.device))
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, OSError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise JobError(f"{folder}: not a checkpoint of this model: {first}") from error
+        if self.peers.rank < len(state["rng"]):
+            rng = state["rng"][self.peers.rank]
+            torch.set_rng_state(rng["cpu"])
+            if self.device.type == "cuda" and "cuda" in rng:
+                torch.cuda.set_rng_state(rng["cuda"], self.device)
+        return frozenset((sample, generation) for sample, generation in state["switches"])
+
+    def save(self, folder: Path, state: Mapping[str, Any], tokenizer: Path) -> None:
+        """Write weights, tokenizer and state into a checkpoint's folder."""
+        import torch
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        # one file whatever the size: resume and readers need no index
+        self.model.save_pretrained(folder, max_shard_size="100TB")
+        copy_tokenizer(tokenizer, folder)
+        torch.save(dict(state), folder / checkpoint.STATE_FILE)
+
+
+class Stop:
+    """Set by SIGTERM or SIGINT; a second signal ends the process the ordinary way."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+def loop(session: Session, stop: Stop, trace: Trace | None) -> bool:
+    """Train until the budget is spent; False when a signal ended it early."""
+    settings, position = session.job.settings, session.position
+    session.report()
+    if settings.checkpoint_initial and position.step == 0:
+        session.save()
+    while not session.spent:
+        if position.step % settings.poll_every == 0:
+            session.poll()
+        before = position.sample
+        batch = session.advance()
+        if trace is not None:
+            trace.write(position.step - 1, batch)
+        if position.step % settings.status_every == 0:
+            session.report()
+        if session.due(before):
+            session.save()
+        if session.peers.any(stop.asked):
+            return False
+    return True
+
+
+def connect(job: Job) -> Peers:
+    """Join the other ranks, if there are any."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Alone()
+    import torch
+    import torch.distributed as dist
+
+    device = job.settings.device
+    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    return GlooPeers()
+
+
+def disconnect(peers: Peers) -> None:
+    """Leave the other ranks."""
+    if peers.world > 1:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
+def on_first(peers: Peers, make: Callable[[], Any]) -> Any:
+    """What rank 0 makes, on every rank; its JobError is raised on every rank. Collective."""
+    made: Any = None
+    if peers.rank == 0:
+        try:
+            made = make()
+        except JobError as error:
+            made = error
+    made = peers.share(made)
+    if isinstance(made, JobError):
+        raise made
+    return made
+
+
+def set_up(job: Job, peers: Peers, rewind: bool) -> Session | None:
+    """Build everything and begin the incarnation; None when the budget is spent already."""
+    stores = open_stores(job)
+    tokenizer = job.tokenizer or next(iter(stores.values())).tokenizer
+    plan: Plan = on_first(peers, lambda: locate(job, stores, peers.world, rewind, say))
+    if plan.finished:
+        return None
+    trainer = Trainer(job, inspect_tokenizer(tokenizer), len(stores), peers)
+    known = trainer.load(plan.parent) if plan.parent else None
+    writers: list[ScheduleWriter] = []
+
+    def start_here() -> Start:
+        checkpoint.sweep(RunPaths(job.dir).checkpoints)
+        try:
+            writer, begun = begin(plan, known)
+        except ScheduleTaken as error:
+            raise JobError(str(error)) from error
+        writers.append(writer)
+        return begun
+
+    start: Start = on_first(peers, start_here)
+    feed = open_feed(job, stores, start, peers, plan.sample)
+    session = Session(plan, start, trainer, feed, tokenizer)
+    if writers:
+        session.take_lead(plan, start, writers[0], stores)
+        if plan.parent is not None:
+            say(f"resumed from {plan.parent.name}")
+    return session
+
+
+def open_feed(
+    job: Job, stores: Mapping[str, Store], start: Start, peers: Peers, sample: int
+) -> Feed:
+    """This rank's batches, from `sample` on."""
+    settings = job.settings
+    layout = Layout(
+        rows=settings.micro_batch,
+        accumulation=settings.accumulation,
+        rank=peers.rank,
+        world=peers.world,
+        sequence_length=job.sequence_length,
+    )
+    sizes = {name: store.samples(job.sequence_length) for name, store in stores.items()}
+    order = MixtureOrder(sizes, job.seed, start.segments)
+    return Feed(stores, order, layout, settings.prefetch, sample)
+
+
+def train(job: Job, *, rewind: bool = False, trace: Path | None = None) -> int:
+    """Carry out a job on this rank; returns the exit code.
+
+    Raises:
+        JobError: the job can't start as asked.
+    """
+    stop = Stop()
+    if job.settings.threads is not None:
+        import torch
+
+        torch.set_num_threads(job.settings.threads)
+    peers = connect(job)
+    try:
+        session = set_up(job, peers, rewind)
+        if session is None:
+            say(f"the budget of {job.budget:,} tokens is spent already; nothing to do")
+            return 0
+        return carry_out(session, stop, Trace(trace, peers.rank, peers.world) if trace else None)
+    finally:
+        disconnect(peers)
+
+
+def carry_out(session: Session, stop: Stop, trace: Trace | None) -> int:
+    """Train, save, report, close; returns the exit code."""
+    try:
+        done = loop(session, stop, trace)
+        saved = session.save()
+        session.report(finished=done)
+    finally:
+        session.close()
+        if trace is not None:
+            trace.close()
+    if not done:
+        return 130
+    return 0 if saved else 1
+
+
+def spread(job: Job, argv: Sequence[str]) -> None:
+    """Become torchrun with the job's number of processes; does not return."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={job.settings.processes}", "-m", "mixloop.trainer.train", *argv]
+    os.execv(sys.executable, command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser("python -m mixloop.trainer.train", description="Train.")
+    parser.add_argument("job", type=Path, help="job.json")
+    parser.add_argument("--rewind", action="store_true", help="cut what is recorded further on")
+    parser.add_argument("--trace", type=Path, help="append every step's samples to this file")
+    arguments = parser.parse_args(argv)
+    try:
+        job = load_job(arguments.job)
+        if "RANK" not in os.environ:
+            check_job(job, arguments.rewind)
+            if job.settings.processes > 1:
+                spread(job, sys.argv[1:] if argv is None else argv)
+        return train(job, rewind=arguments.rewind, trace=arguments.trace)
+    except JobError as error:
+        if os.environ.get("RANK", "0") == "0":
+            say(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
