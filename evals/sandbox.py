@@ -33,8 +33,9 @@ def attempt(what):
     except (OSError, RuntimeError):
         return
     raise AssertionError("possible")
-attempt(lambda: open("/etc/passwd").read(1) if {files} else open("/root/x", "w"))
+attempt(lambda: open("/etc/passwd").read(1))
 attempt(lambda: open("/usr/mixloop-self-test", "w"))
+attempt(lambda: open("/mixloop-self-test", "w"))
 attempt(lambda: socket.socket())
 attempt(lambda: os.fork())
 attempt(lambda: os.kill(os.getppid(), 0))
@@ -115,9 +116,7 @@ class Sandbox:
         try:
             if not self._one("assert 1 + 1 == 2").passed:
                 return "a harmless program does not run"
-            # inside bubblewrap there are files to read, but none of the host's own
-            test = _SELF_TEST.format(files=kind == "landlock")
-            if kind != "off" and not self._one(test).passed:
+            if kind != "off" and not self._one(_SELF_TEST).passed:
                 return "its self-test got through"
         except SandboxError as error:
             return str(error)
@@ -179,4 +178,4 @@ def _bubblewrap() -> list[str]:
         command += ["--ro-bind-try", folder, folder]
     for path in (os.path.realpath(sys.base_prefix), str(_SERVER)):
         command += ["--ro-bind", path, path]
-    return [*command, "--chdir", "/", "--"]
+    return [*command, "--remount-ro", "/", "--chdir", "/", "--"]

@@ -35,6 +35,8 @@ class _Job:
     checkpoint: Path
     out: Path
     deadline: float
+    line: bytes
+    resent: bool = False
 
 
 class Evaluator:
@@ -69,11 +71,10 @@ class Evaluator:
         """
         if self._job is not None:
             raise RuntimeError(f"{self._job.checkpoint} is still being scored")
-        self._job = _Job(checkpoint, out, time.monotonic() + self._settings.timeout)
-        self.progress = "starting"
         request = {"checkpoint": str(checkpoint.resolve()), "out": str(out.resolve())}
         line = json.dumps(request).encode() + b"\n"
-        # an idle worker may be ending at this very moment: then a fresh one takes it
+        self._job = _Job(checkpoint, out, time.monotonic() + self._settings.timeout, line)
+        self.progress = "starting"
         if self.pid is None or not self._send(line):
             self._spawn()
             self._send(line)
@@ -111,14 +112,21 @@ class Evaluator:
 
     def _trouble(self) -> Failure | None:
         assert self._job is not None
+        assert self._process is not None
         limit = self._settings.memory
-        process = self._process
-        if process is None or process.poll() is not None:
-            code = "" if process is None else f" ({_exit_words(process.returncode)})"
-            return self._fail(f"the evaluation worker died{code}: see {self._log}")
+        code = self._process.poll()
+        if code == 0 and not self._job.resent:
+            # it was ending for want of work as the request was written: a fresh one takes it
+            self._job.resent = True
+            self._spawn()
+            self._send(self._job.line)
+            return None
+        if code is not None:
+            words = _exit_words(code)
+            return self._fail(f"the evaluation worker died ({words}): see {self._log}")
         if time.monotonic() > self._job.deadline:
             return self._fail(f"no scorecard within {self._settings.timeout:g} s")
-        if limit is not None and (held := _resident(process.pid)) > limit:
+        if limit is not None and (held := _resident(self._process.pid)) > limit:
             return self._fail(f"the worker held {held} bytes of memory, more than {limit}")
         return None
 

@@ -341,7 +341,7 @@ def plan_of(name: str, lm: Any, tmp_path: Path, **own: Any) -> Any:
     return make_plan(benchmark, ids, settings, lm)
 
 
-@pytest.mark.parametrize("context", [400, 1200, 9000])
+@pytest.mark.parametrize("context", [400, 800, 9000])
 def test_shots_are_the_most_that_fit(lm: Any, tmp_path: Path, context: int) -> None:
     from mixloop.evals.model import CheckpointLM
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import signal
 import socket
 import struct
@@ -205,6 +206,26 @@ def test_no_usable_sandbox_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert box.kind == "none"
     with pytest.raises(SandboxError, match="no usable sandbox"):
         box.run(["pass"])
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_bubblewrap_is_the_alternative() -> None:
+    box = Sandbox("bwrap", timeout=1.0)
+    if box.unusable() is not None:
+        pytest.skip(f"this machine lets nobody use bubblewrap: {box.unusable()}")
+    try:
+        assert box.run(["assert 1 + 1 == 2"])[0].passed
+        for attack in (
+            "open('/etc/passwd')",
+            "open('/usr/new', 'w')",
+            "import socket; socket.socket()",
+            "import os; os.fork()",
+            "x = bytearray(4 << 30)",
+            "while True: pass",
+        ):
+            assert why(box, attack)
+    finally:
+        box.close()
 
 
 def test_off_still_bounds_time_and_memory() -> None:
