@@ -1,0 +1,103 @@
+"""The journal: what is written is kept, one controller writes, and a fact is written once."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from mixloop.controller import records
+from mixloop.controller.journal import FenceLost, Journal, JournalError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+def opened(path: Path, above: int = 0) -> Journal:
+    journal = Journal(path, create=True)
+    journal.claim("r", above=above)
+    return journal
+
+
+def test_the_fence_rises_at_every_start_and_never_falls(path: Path) -> None:
+    fences = []
+    for above in (0, 0, 10, 3):
+        journal = opened(path, above)
+        fences.append(journal.fence)
+        journal.close()
+    assert fences == [1, 2, 11, 12]
+
+
+def test_a_replaced_controller_can_write_nothing(path: Path) -> None:
+    old = opened(path)
+    new = opened(path)
+    with pytest.raises(FenceLost):
+        old.event("late", detail="x")
+    with pytest.raises(FenceLost):
+        records.published(old, 1)
+    new.event("mine")
+    assert [row["kind"] for row in new.rows("SELECT kind FROM events")] == ["mine"]
+    old.close()
+    new.close()
+
+
+def test_a_transaction_happens_wholly_or_not_at_all(path: Path) -> None:
+    journal = opened(path)
+    with pytest.raises(RuntimeError, match="mid-way"), journal.transaction() as tx:
+        tx.execute("INSERT INTO meta VALUES ('half', 'done')")
+        raise RuntimeError("mid-way")
+    assert journal.value("SELECT COUNT(*) FROM meta WHERE key = 'half'") == 0
+    journal.close()
+
+
+def test_another_runs_journal_is_refused(path: Path) -> None:
+    opened(path).close()
+    other = Journal(path)
+    with pytest.raises(JournalError, match="belongs to run 'r', not 'other'"):
+        other.claim("other")
+    other.close()
+
+
+def test_what_is_no_journal_is_refused(path: Path) -> None:
+    path.write_bytes(b"not a database at all, but long enough to be looked at" * 30)
+    with pytest.raises(JournalError, match="not a usable journal"):
+        Journal(path)
+    with pytest.raises(JournalError, match="no journal here"):
+        Journal(path.with_name("absent.db"))
+
+
+def test_a_newer_version_is_refused(path: Path) -> None:
+    opened(path).close()
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(JournalError, match="version 99"):
+        Journal(path)
+
+
+def test_it_survives_power_loss_by_its_settings(path: Path) -> None:
+    journal = opened(path)
+    assert journal.value("PRAGMA synchronous") == 2  # FULL
+    assert journal.value("PRAGMA journal_mode") == "delete"
+    journal.close()
+
+
+def test_a_start_told_twice_is_one_entry(path: Path) -> None:
+    for _ in range(2):
+        journal = opened(path)
+        records.start(journal, "r", {"seed": 1}, {}, {"a": 1.0})
+        keys = [row["key"] for row in journal.rows("SELECT key FROM outbox ORDER BY seq")]
+        assert keys == ["run", "mixture:0"]
+        journal.close()
+
+
+def test_the_uid_is_made_once(path: Path) -> None:
+    journal = opened(path)
+    first = records.run_uid(journal)
+    journal.close()
+    again = opened(path)
+    assert records.run_uid(again) == first
+    again.close()

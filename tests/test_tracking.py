@@ -1,0 +1,219 @@
+"""MLflow is a view: it may be away for a whole run, and is caught up once, without duplicates."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixloop.controller import records
+from mixloop.controller.drain import LIMITS
+from mixloop.controller.journal import Journal
+from mixloop.controller.reconcile import Applied
+from mixloop.trainer.contract import Manifest, OrderInForce
+
+EXPERIMENT = "tests"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The one MLflow server of the session."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--default-artifact-root", (folder / "artifacts").as_uri()]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    try:
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"{address}/health", timeout=1):
+                    break
+            except OSError:
+                assert process.poll() is None, (folder / "server.log").read_text()
+                time.sleep(0.1)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def a_whole_run(path: Path) -> Journal:
+    """A journal as a run leaves it: two scored checkpoints, one intervention, its outcome."""
+    journal = Journal(path, create=True)
+    journal.claim("r")
+    records.run_uid(journal)
+    initial = {"web": 0.9, "code": 0.1}
+    records.start(journal, "r", {"budget": 1000, "seed": 1}, {}, initial)
+    for number, step in enumerate((10, 20)):
+        force = OrderInForce(0, 0, 0, 0, initial)
+        manifest = Manifest("r", step, step * 8, step * 80, "stable", force, {}, 1, 10, 8, {})
+        records.checkpoint(journal, manifest, f"/run/checkpoints/step-{step:08d}")
+        records.scoring_started(journal, step)
+        metrics = {"bits_per_byte": metric(2.0 - number / 10), "exact_match": metric(0.0)}
+        score = {"status": "ok", "reason": None, "metrics": metrics, "items": {}}
+        missing = {"status": "missing", "reason": "no sandbox", "metrics": {}, "items": {}}
+        records.scored(
+            journal, step, {"benchmarks": {"gsm8k": score, "humaneval": missing}, "step": step}
+        )
+    after = {"web": 0.8, "code": 0.2}
+    order = {"generation": 1, "policy": "rules", "reason": "why", "weights": after, "plan": []}
+    fields = {"asked_by": "policy", "step": 10, "tokens": 800, "verdict": "intervene"}
+    fields |= {"policy": "rules", "reason": "gsm8k is flat", "evidence": {"rule": "flat"}}
+    fields |= {"weights_before": initial, "weights_proposed": after, "weights_after": after}
+    fields |= {"plan": [], "against_generation": 0}
+    fields["guards"] = [{"guard": "dwell", "action": "passed", "detail": "fine"}]
+    records.decision(journal, fields, order=order, scores={}, started_ms=records.now_ms())
+    records.published(journal, 1)
+    records.applied(journal, Applied(1, 96, 12), 960, initial)
+    found = {"gsm8k": {"gain": 0.1, "stderr": 0.02, "metric": "bits_per_byte"}}
+    records.outcome(journal, "d-000001", 20, found)
+    records.closed(journal)
+    return journal
+
+
+def metric(value: float) -> dict[str, Any]:
+    return {"value": value, "stderr": 0.1, "n": 8, "higher_is_better": False}
+
+
+def drain(journal: Journal, uri: str, *, kill_after: int | None = None) -> list[dict[str, Any]]:
+    """Run the drain child as the daemon does; optionally kill it after so many answers."""
+    request = {"journal": str(journal.path), "uri": uri, "experiment": EXPERIMENT}
+    request |= {"uid": records.run_uid(journal), "artifacts": None}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mixloop.controller.drain", json.dumps(request)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append(json.loads(line))
+        if kill_after is not None and len(said) >= kill_after:
+            process.kill()
+            break
+    process.communicate()
+    records.drained(journal, said)
+    return said
+
+
+def what_is_there(uri: str, uid: str) -> dict[str, Any]:
+    """Everything MLflow holds of one run, counted."""
+    code = f"""
+import json, mlflow
+client = mlflow.MlflowClient({uri!r})
+experiment = client.get_experiment_by_name({EXPERIMENT!r}).experiment_id
+runs = client.search_runs([experiment], "tags.`mixloop.uid` = '{uid}'")
+run = runs[0]
+history = {{k: [[p.step, p.value] for p in client.get_metric_history(run.info.run_id, k)]
+           for k in run.data.metrics}}
+models = client.search_logged_models([experiment], f"source_run_id = '{{run.info.run_id}}'")
+traces = client.search_traces([experiment], "tag.`mixloop.uid` = '{uid}'")
+print(json.dumps({{
+    "runs": len(runs), "status": run.info.status, "history": history,
+    "params": run.data.params,
+    "models": [[m.name, {{p.key: p.value for p in m.metrics}}, m.tags] for m in models],
+    "traces": [[t.info.tags, t.info.request_preview, t.info.response_preview] for t in traces],
+}}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def pending(journal: Journal) -> int:
+    return int(journal.value("SELECT COUNT(*) FROM outbox WHERE done_at IS NULL"))
+
+
+def test_unreachable_for_a_whole_run_then_caught_up_without_duplicates(
+    server: str, tmp_path: Path
+) -> None:
+    journal = a_whole_run(tmp_path / "journal.db")
+    total = pending(journal)
+    # nobody answers: quick to say so, nothing marked as sent
+    began = time.monotonic()
+    said = drain(journal, f"http://127.0.0.1:{free_port()}")
+    assert time.monotonic() - began < 60
+    assert "failed" in said[-1]
+    assert pending(journal) == total
+    # the server is there, but the child dies in the middle: it goes on where it was
+    drain(journal, server, kill_after=4)
+    drain(journal, server)
+    assert pending(journal) == 0
+    uid = records.run_uid(journal)
+    first = what_is_there(server, uid)
+    # told everything once more (a journal restored from a backup): nothing is doubled
+    with journal.transaction() as tx:
+        tx.execute("UPDATE outbox SET done_at = NULL")
+    drain(journal, server)
+    assert what_is_there(server, uid) == first
+    assert first["runs"] == 1
+    assert first["status"] == "FINISHED"
+    assert first["params"]["budget"] == "1000"
+    assert first["history"]["gsm8k/bits_per_byte"] == [[800, 2.0], [1600, 1.9]]
+    assert [0, 0.1] in first["history"]["mixture/code"]
+    assert [959, 0.1] in first["history"]["mixture/code"]
+    assert [960, 0.2] in first["history"]["mixture/code"]
+    assert first["history"]["order/applied_step"] == [[960, 12.0]]
+    models = {name: (metrics, tags) for name, metrics, tags in first["models"]}
+    assert sorted(models) == ["step-00000010", "step-00000020"]
+    assert models["step-00000020"][0]["gsm8k/bits_per_byte"] == 1.9
+    assert models["step-00000020"][1]["missing.humaneval"] == "no sandbox"
+    ((tags, request, response),) = first["traces"]
+    assert tags["mixloop.decision"] == "d-000001"
+    assert tags["applied_step"] == "12"
+    assert "+0.1000 ± 0.0200" in tags["outcome.gsm8k"]
+    assert "0.9" in request
+    assert "gsm8k is flat" in response
+    journal.close()
+
+
+def test_an_entry_the_server_refuses_does_not_block_the_others(
+    server: str, tmp_path: Path
+) -> None:
+    journal = a_whole_run(tmp_path / "journal.db")
+    with journal.transaction() as tx:
+        bad = {"metrics": {"a|b@c": 1.0}, "tokens": 1, "ms": 1}
+        tx.execute(
+            "INSERT INTO outbox (key, kind, payload, created_ms) VALUES ('bad', 'metrics', ?, 1)",
+            (json.dumps(bad),),
+        )
+        tx.execute("UPDATE outbox SET seq = 2000 WHERE key = 'end'")
+    said = drain(journal, server)
+    assert sum("refused" in message for message in said) == 1
+    assert pending(journal) == 0
+    events = [row["detail"] for row in journal.rows("SELECT * FROM events WHERE kind = ?", KIND)]
+    assert "a|b@c" in events[0]["error"]
+    assert what_is_there(server, records.run_uid(journal))["status"] == "FINISHED"
+    journal.close()
+
+
+KIND = "tracking-refused"
+
+
+def test_the_child_is_told_not_to_wait_for_a_dead_server() -> None:
+    assert LIMITS["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
