@@ -162,6 +162,7 @@ class Desk:
                 return None
             if switch.sample < self._clock.undrawn(step):
                 self._late = switch
+                self._patience = min(2 * self._patience, _MOST_PATIENCE)
                 return None
             self._announced.append(switch)
             self._patience = 2
@@ -277,7 +278,6 @@ class Desk:
 
     def _again(self, late: Switch) -> None:
         """The switch was durable too late: void it, and try again further ahead."""
-        self._patience = min(2 * self._patience, _MOST_PATIENCE)
         self._void(late, "durable too late")
         self._record(late, decision="again, further ahead")
         with self._lock:
@@ -328,7 +328,7 @@ class Desk:
             if fresh:
                 self._rejected.append(entry)
         if fresh:
-            self._say(f"order rejected: {rejection.reason}")
+            self._say(f"{'order rejected' if rejection.digest else 'trouble'}: {rejection.reason}")
 
     def _note(self, trouble: str) -> None:
         self._reject(Rejection(reason=trouble, digest=""))

@@ -143,16 +143,24 @@ class Trainer:
 
 
 class Stop:
-    """Set by SIGTERM or SIGINT; a second signal ends the process the ordinary way."""
+    """Set by SIGTERM or SIGINT within the block; a second signal acts the ordinary way."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, self._before[number])
 
 
 def loop(session: Session, stop: Stop, trace: Trace | None) -> bool:
@@ -267,18 +275,19 @@ def train(job: Job, *, rewind: bool = False, trace: Path | None = None) -> int:
     Raises:
         JobError: the job can't start as asked.
     """
-    stop = Stop()
     if job.settings.threads is not None:
         import torch
 
         torch.set_num_threads(job.settings.threads)
     peers = connect(job)
     try:
-        session = set_up(job, peers, rewind)
-        if session is None:
-            say(f"the budget of {job.budget:,} tokens is spent already; nothing to do")
-            return 0
-        return carry_out(session, stop, Trace(trace, peers.rank, peers.world) if trace else None)
+        with Stop() as stop:
+            session = set_up(job, peers, rewind)
+            if session is None:
+                say(f"the budget of {job.budget:,} tokens is spent already; nothing to do")
+                return 0
+            tracing = Trace(trace, peers.rank, peers.world) if trace else None
+            return carry_out(session, stop, tracing)
     finally:
         disconnect(peers)
 

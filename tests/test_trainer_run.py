@@ -1,0 +1,498 @@
+"""Real training runs of a tiny model: switches, crashes, ranks, rewinds, bad orders, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mixloop.trainer.contract import (
+    OpenLine,
+    Order,
+    RunPaths,
+    ScheduleWriter,
+    SegmentLine,
+    Stage,
+    Status,
+    read_manifest,
+    read_schedule,
+    read_status,
+    write_holds,
+    write_order,
+)
+from mixloop.trainer.job import Job, JobError
+from mixloop.trainer.order import MixtureOrder
+from mixloop.trainer.prepare import prepare
+from mixloop.trainer.store import open_stores
+from mixloop.trainer.tokenizer import train_tokenizer
+from mixloop.trainer.train import main, train
+
+LENGTH = 16
+WEIGHTS = {"web": 0.6, "code": 0.3, "maths": 0.1}
+OTHER = {"web": 0.2, "code": 0.2, "maths": 0.6}
+WORDS = [
+    "the",
+    "of",
+    "a",
+    "loop",
+    "mixes",
+    "data",
+    "while",
+    "model",
+    "learns",
+    "to",
+    "read",
+    "write",
+    "and",
+    "count",
+]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stores")
+    random = np.random.default_rng(0)
+    train_tokenizer([" ".join(WORDS)] * 3, folder / "tokenizer", 280)
+    for size, name in enumerate(WEIGHTS, start=2):
+        lines = [" ".join(random.choice(WORDS, 40)) for _ in range(20 * size)]
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in lines))
+        prepare([str(folder / f"{name}.jsonl")], folder / name, str(folder / "tokenizer"))
+    return folder
+
+
+def make_job(folder: Path, stores: Path, *, steps: int = 40, **settings: Any) -> Job:
+    """A job of `steps` steps of 8 samples, whatever the layout."""
+    tiny = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    values = {
+        "model": {**tiny, "num_attention_heads": 2},
+        "sequence_length": LENGTH,
+        "micro_batch": 4,
+        "accumulation": 2,
+        "threads": 1,
+        "device": "cpu",
+        "poll_every": 5,
+        "status_every": 2,
+        "warmup": 20 * LENGTH,
+        "checkpoint_every": 80 * LENGTH,  # every 10 steps
+    }
+    body = {
+        "run": "tiny",
+        "dir": str(folder),
+        "seed": 5,
+        "budget": steps * 8 * LENGTH,
+        "sources": {n: {"path": str(stores / n), "weight": w} for n, w in WEIGHTS.items()},
+        "settings": values | settings,
+    }
+    return Job.model_validate(body)
+
+
+def write_job(job: Job, path: Path) -> str:
+    path.write_text(job.model_dump_json())
+    return str(path)
+
+
+def read_trace(path: Path) -> dict[int, dict[str, Any]]:
+    """Trace lines by step; of a step taken twice (crash, resume) the last."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {line["step"]: line for line in lines}
+
+
+def final_weights(folder: Path) -> bytes:
+    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    return (newest / "model.safetensors").read_bytes()
+
+
+def wait_for(path: Path, wanted: Callable[[Status], bool], seconds: float = 60) -> Status:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        status = read_status(path)
+        if status is not None and wanted(status):
+            return status
+        time.sleep(0.005)
+    raise AssertionError(f"not seen in {path} in {seconds} s: {read_status(path)}")
+
+
+@contextmanager
+def beside(work: Callable[[], None]) -> Iterator[None]:
+    """Run `work` in a thread while the trainer runs in this one; then SIGTERM the trainer."""
+    problems: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            problems.append(error)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    yield
+    thread.join()
+    if problems:
+        raise problems[0]
+
+
+def recorded_order(job: Job) -> MixtureOrder:
+    """The data order, from nothing but the schedule file and the stores."""
+    sizes = {name: store.samples(LENGTH) for name, store in open_stores(job).items()}
+    return MixtureOrder(sizes, job.seed, read_schedule(RunPaths(job.dir).schedule).mixture)
+
+
+def test_a_run_reports_and_saves_what_it_did(tmp_path: Path, stores: Path) -> None:
+    job = make_job(tmp_path / "run", stores, decay=160 * LENGTH, keep=2)
+    assert train(job, trace=tmp_path / "trace") == 0
+    paths = RunPaths(job.dir)
+    status = read_status(paths.status)
+    assert status is not None
+    assert (status.step, status.sample, status.tokens) == (40, 320, job.budget)
+    assert status.finished
+    assert status.phase == "decay"
+    assert sum(source.tokens for source in status.sources.values()) == status.tokens
+    drawn = recorded_order(job).drawn(320)
+    opened = open_stores(job)
+    for name, source in status.sources.items():
+        assert source.tokens == drawn[name] * LENGTH
+        assert source.unique_tokens == opened[name].info.tokens
+        assert source.epochs == pytest.approx(drawn[name] / opened[name].samples(LENGTH))
+        assert source.loss is not None
+        assert 0 < source.loss < 7
+    names = sorted(path.name for path in paths.checkpoints.iterdir())
+    assert names == ["step-00000030", "step-00000040"]
+    manifest = read_manifest(paths.checkpoints / names[-1])
+    assert manifest is not None
+    assert {name: s.tokens for name, s in manifest.sources.items()} == {
+        name: s.tokens for name, s in status.sources.items()
+    }
+    assert {"model.safetensors", "config.json", "tokenizer.json", "trainer_state.pt"} <= set(
+        manifest.files
+    )
+    assert train(job) == 0  # spent: nothing to do, nothing written
+    assert read_status(paths.status) == status
+
+
+def test_a_checkpoint_loads_in_transformers_and_gives_the_loss_we_report(
+    tmp_path: Path, stores: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from mixloop.trainer.model import sequence_losses
+
+    job = make_job(tmp_path / "run", stores, steps=10)
+    assert train(job) == 0
+    folder = job.dir / "checkpoints" / "step-00000010"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    ids = torch.from_numpy(open_stores(job)["code"].gather(np.arange(3), LENGTH))
+    with torch.no_grad():
+        ours = sequence_losses(model, ids)
+        theirs = [model(input_ids=row[None], labels=row[None]).loss for row in ids]
+    assert torch.allclose(ours, torch.stack(theirs), atol=1e-5)
+    again = make_job(tmp_path / "more", stores, steps=4, model=None, init_from=str(folder))
+    assert train(again) == 0
+
+
+def test_killed_and_resumed_is_bit_identical_to_never_killed(tmp_path: Path, stores: Path) -> None:
+    job = make_job(tmp_path / "run", stores, steps=100_000)
+    paths = RunPaths(job.dir)
+    command = [sys.executable, "-m", "mixloop.trainer.train", write_job(job, tmp_path / "job.json")]
+    process = subprocess.Popen([*command, "--trace", str(tmp_path / "crashed")])
+    try:
+        wait_for(paths.status, lambda s: s.step >= 20)
+        write_order(paths.mixture, Order("tiny", 1, 1, OTHER))
+        killed = wait_for(
+            paths.status, lambda s: s.in_force.generation == 1 and s.step > s.in_force.step + 4
+        )
+    finally:
+        process.kill()
+        process.wait()
+    switch = next(s for s in read_schedule(paths.schedule).segments if s.generation == 1)
+    crashed = read_trace(tmp_path / "crashed")
+    with paths.schedule.open("ab") as file:
+        file.write(b'{"schema":"mixloop/schedule/1","line":"segm')  # torn by the crash
+    for folder in paths.checkpoints.iterdir():  # and so were the last checkpoints
+        if int(folder.name[5:]) * 8 > switch.sample - 16:
+            os.truncate(folder / "model.safetensors", 100)
+
+    end = max(crashed) + 20
+    shorter = make_job(job.dir, stores, steps=end)
+    assert train(shorter, trace=tmp_path / "resumed") == 0
+    resumed = read_trace(tmp_path / "resumed")
+    opened = read_schedule(paths.schedule).latest_open
+    assert opened is not None
+    assert (opened.incarnation, opened.parent is not None) == (2, True)
+    assert opened.sample < switch.sample <= killed.sample
+    shared = set(crashed) & set(resumed)
+    assert min(shared) * 8 < switch.sample < max(shared) * 8
+    for step in shared:
+        assert crashed[step] == resumed[step]
+
+    calm = make_job(tmp_path / "calm", stores, steps=end)
+    calm.dir.mkdir()
+    shutil.copy(paths.schedule, RunPaths(calm.dir).schedule)
+    assert train(calm, trace=tmp_path / "uninterrupted") == 0
+    uninterrupted = read_trace(tmp_path / "uninterrupted")
+    assert sorted(uninterrupted) == list(range(end))
+    for step, line in uninterrupted.items():
+        assert line == resumed.get(step, crashed.get(step))
+    assert final_weights(calm.dir) == final_weights(job.dir)
+    status = read_status(RunPaths(calm.dir).status)
+    assert status is not None
+    assert (status.in_force.generation, status.in_force.sample) == (1, switch.sample)
+
+
+def test_two_ranks_switch_together_and_draw_the_single_rank_order(
+    tmp_path: Path, stores: Path
+) -> None:
+    layout = {"micro_batch": 2, "accumulation": 2}
+    job = make_job(tmp_path / "run", stores, steps=120, processes=2, poll_every=10, **layout)
+    paths = RunPaths(job.dir)
+    job.dir.mkdir()
+    write_order(paths.mixture, Order("tiny", 1, 1, OTHER))
+    command = [sys.executable, "-m", "mixloop.trainer.train", write_job(job, tmp_path / "job.json")]
+    done = subprocess.run(
+        [*command, "--trace", str(tmp_path / "trace")],
+        env={name: value for name, value in os.environ.items() if name != "RANK"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    status = read_status(paths.status)
+    assert status is not None
+    assert (status.world_size, status.step, status.in_force.generation) == (2, 120, 1)
+    ranks = [read_trace(tmp_path / "trace"), read_trace(tmp_path / "trace.rank1")]
+    order = recorded_order(job)
+    for step in range(120):
+        source, index = order.batch(step * 8, 8)
+        for rank, trace in enumerate(ranks):
+            # position p of a step is (micro * world + rank) * rows + row
+            for key, expected in (("source", source), ("index", index)):
+                got = np.array(trace[step][key])
+                assert got.tolist() == expected.reshape(2, 2, 2)[:, rank].tolist()
+
+    # one rank at the same quantum, by the same schedule, draws the same
+    alone = make_job(tmp_path / "alone", stores, steps=120)
+    alone.dir.mkdir()
+    shutil.copy(paths.schedule, RunPaths(alone.dir).schedule)
+    assert train(alone, trace=tmp_path / "single") == 0
+    for step, line in read_trace(tmp_path / "single").items():
+        assert np.ravel(line["index"]).tolist() == order.batch(step * 8, 8)[1].tolist()
+    one = read_status(RunPaths(alone.dir).status)
+    assert one is not None
+    for name, source_status in one.sources.items():
+        theirs = status.sources[name]
+        assert source_status.tokens == theirs.tokens
+        assert source_status.loss == pytest.approx(theirs.loss, rel=0.02)
+
+
+def malformed(good: bytes) -> Iterator[bytes]:
+    """Orders no trainer may follow, made from a good one."""
+    body = json.loads(good)
+    yield from (b"", b"{", b"null", b"[]", b"\xff\xfe", good[:-30], b"[" * 5000, good * 2)
+    for key, value in (
+        ("schema", "mixloop/order/9"),
+        ("run", "another"),
+        ("generation", "2"),
+        ("fence", -1),
+        ("weights", {"web": 1.5, "code": -0.5}),
+        ("weights", {"web": 0.5}),
+        ("weights", {"elsewhere": 1.0}),
+        ("weights", {"web": True}),
+        ("checksum", "sha256:0"),
+    ):
+        yield json.dumps(body | {key: value}).encode()
+
+
+def test_no_malformed_order_stops_or_changes_a_run(
+    tmp_path: Path, stores: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job(tmp_path / "run", stores, steps=10**6, checkpoint_every=None, poll_every=1)
+    paths = RunPaths(job.dir)
+    seen: list[Status] = []
+
+    def steer() -> None:
+        wait_for(paths.status, lambda s: s.step > 5)
+        write_order(tmp_path / "good.json", Order("tiny", 1, 1, OTHER))
+        good = (tmp_path / "good.json").read_bytes()
+        for _ in range(20):
+            for data in malformed(good):
+                paths.mixture.write_bytes(data)
+                time.sleep(0.002)
+        paths.mixture.unlink()
+        paths.mixture.mkdir()
+        time.sleep(0.02)
+        paths.mixture.rmdir()
+        paths.mixture.symlink_to(tmp_path / "good.json")
+        time.sleep(0.02)
+        paths.mixture.unlink()
+        now = wait_for(paths.status, lambda s: True).step
+        seen.append(wait_for(paths.status, lambda s: s.step > now + 5))
+        write_order(paths.mixture, Order("tiny", 1, 1, OTHER))
+        seen.append(wait_for(paths.status, lambda s: s.in_force.generation == 1))
+
+    with beside(steer):
+        assert train(job) == 130
+    before, after = seen
+    assert before.in_force.weights == pytest.approx(WEIGHTS, abs=1e-6)
+    assert (before.accepted.generation, before.pending) == (0, None)
+    assert len(before.rejected) == 8
+    assert all(rejected.reason for rejected in before.rejected)
+    assert after.in_force.weights == pytest.approx(OTHER, abs=1e-6)
+    assert [s.generation for s in read_schedule(paths.schedule).segments] == [0, 1]
+    assert "order rejected: " in capfd.readouterr().err
+    # SIGTERM left a checkpoint to go on from
+    last = read_status(paths.status)
+    assert last is not None
+    assert not last.finished
+    assert [path.name for path in paths.checkpoints.iterdir()] == [f"step-{last.step:08d}"]
+
+
+def test_a_plan_and_a_new_fence_survive_a_restart(tmp_path: Path, stores: Path) -> None:
+    job = make_job(tmp_path / "run", stores, steps=10**6, checkpoint_every=None)
+    paths = RunPaths(job.dir)
+    later = Stage(10**9, {"maths": 1.0})
+
+    def steer() -> None:
+        wait_for(paths.status, lambda s: s.step > 5)
+        write_order(paths.mixture, Order("tiny", 1, 1, OTHER, then=(later,)))
+        wait_for(paths.status, lambda s: s.in_force.generation == 1)
+        write_order(paths.mixture, Order("tiny", 4, 1, OTHER, then=(later,)))
+        wait_for(paths.status, lambda s: s.accepted.fence == 4)
+
+    with beside(steer):
+        assert train(job) == 130
+    status = read_status(paths.status)
+    assert status is not None
+    stage = (status.step + 30) * 8 * LENGTH - 5
+    plan = (Stage(stage, {"maths": 1.0}),)
+    # as if the plan had named that count from the start; the shared file is gone
+    paths.mixture.unlink()
+    write_order(job.dir / "accepted.json", Order("tiny", 4, 1, OTHER, then=plan))
+    steps = status.step + 60
+    assert train(make_job(job.dir, stores, steps=steps)) == 0
+    *_, second, third = read_schedule(paths.schedule).segments
+    assert (second.generation, third.generation, third.fence) == (1, 1, 4)
+    assert third.sample == (status.step + 30) * 8
+    assert third.weights["maths"] == 2**24
+    last = read_status(paths.status)
+    assert last is not None
+    assert last.in_force.sample == third.sample
+    assert (last.accepted.fence, last.accepted.generation) == (4, 1)
+
+
+def test_another_quantum_needs_rewind(
+    tmp_path: Path, stores: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job(tmp_path / "run", stores, steps=10)
+    paths = RunPaths(job.dir)
+    assert train(job) == 0
+    ahead = SegmentLine(1, 160, 20, {"web": 2**24, "code": 0, "maths": 0}, 1, 1)
+    ScheduleWriter(paths.schedule).append(ahead)
+    wider = make_job(tmp_path / "run", stores, steps=40, micro_batch=6)
+    path = write_job(wider, tmp_path / "job.json")
+    capsys.readouterr()
+    assert main([path]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert "12 samples" in told[0]
+    assert "--rewind" in told[0]
+    assert main([path, "--rewind", "--trace", str(tmp_path / "trace")]) == 0
+    order = recorded_order(wider)
+    trace = read_trace(tmp_path / "trace")
+    assert min(trace) == 10
+    for line in trace.values():
+        source, index = order.batch(line["sample"], 12)
+        assert np.ravel(line["source"]).tolist() == source.tolist()
+        assert np.ravel(line["index"]).tolist() == index.tolist()
+    assert [s.sample for s in read_schedule(paths.schedule).segments] == [0]  # the later is cut
+    status = read_status(paths.status)
+    assert status is not None
+    assert (status.sample, status.step) == (80 + 12 * 20, 30)
+
+
+def test_a_newer_incarnation_silences_the_older(
+    tmp_path: Path, stores: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job(tmp_path / "run", stores, steps=10**6, checkpoint_every=None)
+    paths = RunPaths(job.dir)
+    heartbeats: list[int] = []
+
+    def steer() -> None:
+        wait_for(paths.status, lambda s: s.step > 5)
+        opened = read_schedule(paths.schedule).latest_open
+        assert opened is not None
+        values = {**vars(opened), "incarnation": 2}
+        ScheduleWriter(paths.schedule).append(OpenLine(**values))
+        for _ in range(2):
+            time.sleep(0.3)
+            heartbeats.append(wait_for(paths.status, lambda s: True).heartbeat)
+        write_order(paths.mixture, Order("tiny", 1, 1, OTHER))
+        time.sleep(0.1)
+
+    with beside(steer):
+        assert train(job) == 130
+    assert heartbeats[0] == heartbeats[1]
+    assert not paths.checkpoints.exists()
+    assert [s.generation for s in read_schedule(paths.schedule).segments] == [0]
+    assert "writes nothing more" in capfd.readouterr().err
+
+
+def test_held_checkpoints_are_kept(tmp_path: Path, stores: Path) -> None:
+    job = make_job(tmp_path / "run", stores, keep=1)
+    job.dir.mkdir()
+    write_holds(RunPaths(job.dir).holds, [10])
+    assert train(job) == 0
+    names = sorted(path.name for path in (job.dir / "checkpoints").iterdir())
+    assert names == ["step-00000010", "step-00000040"]
+
+
+def test_a_run_without_room_for_checkpoints_trains_on(
+    tmp_path: Path, stores: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job(tmp_path / "run", stores, steps=12)
+    job.dir.mkdir()
+    RunPaths(job.dir).checkpoints.write_text("a file where the folder should be")
+    assert train(job) == 1
+    assert "checkpoint not written" in capsys.readouterr().err
+    status = read_status(RunPaths(job.dir).status)
+    assert status is not None
+    assert status.step == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 6}, "seed: 6 in the job, but this run was begun with 5"),
+        ({"run": "other"}, "a checkpoint of run 'tiny', not 'other'"),
+        ({"sources": {"web": {}, "code": {}}}, "sources: web, code in the job, but"),
+    ],
+)
+def test_a_resume_that_would_not_continue_is_refused(
+    tmp_path: Path, stores: Path, change: dict[str, Any], message: str
+) -> None:
+    job = make_job(tmp_path / "run", stores, steps=10)
+    if not (job.dir / "checkpoints").exists():
+        assert train(job) == 0
+    if "sources" in change:
+        change = {"sources": {n: {"path": str(stores / n)} for n in change["sources"]}}
+    with pytest.raises(JobError, match=message):
+        train(Job.model_validate(job.model_dump() | {"budget": 10**6} | change))
+    RunPaths(job.dir).schedule.unlink()
+    with pytest.raises(JobError, match=r"schedule\.jsonl: missing"):
+        train(job)

@@ -1,0 +1,259 @@
+"""How an order becomes a switch: lead, durability, lateness, plans, take-overs, failing disks."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixloop.trainer.contract import (
+    Line,
+    OpenLine,
+    Order,
+    RunPaths,
+    ScheduleWriter,
+    SegmentLine,
+    SourceEntry,
+    Stage,
+    VoidLine,
+    read_schedule,
+    write_order,
+)
+from mixloop.trainer.hotreload import Clock, Desk, Switch
+from mixloop.trainer.sidethread import SideThread
+
+START = {"a": 2**23, "b": 2**23}
+QUANTUM, LENGTH, POLL = 4, 10, 5
+LEAD = (2 * POLL + 1) * QUANTUM  # two polls and a prefetch of one step
+
+
+class FullDisk(ScheduleWriter):
+    """A schedule on a disk that is full when told so, before or after the line got through."""
+
+    full: str | None = None
+
+    def append(self, line: Line) -> None:
+        if self.full == "before":
+            raise OSError(28, "No space left on device")
+        super().append(line)
+        if self.full == "after":
+            raise OSError(5, "Input/output error")
+
+
+class Stand:
+    """A desk whose training thread is this test: `step` is where it stands."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.paths = RunPaths(folder)
+        self.step = 0
+        self.writer = FullDisk(self.paths.schedule)
+        incarnation = read_schedule(self.paths.schedule).incarnation + 1
+        sources = (SourceEntry("a", 100, ""), SourceEntry("b", 100, ""))
+        self.writer.append(
+            OpenLine(incarnation, None, 0, 0, 0, sources, LENGTH, QUANTUM, 1, QUANTUM, 1)
+        )
+        if incarnation == 1:
+            self.writer.append(SegmentLine(1, 0, 0, START, 0, 0))
+        past = [
+            Switch(s.sample, s.fence, s.generation, (s.weights["a"], s.weights["b"]), s.step)
+            for s in read_schedule(self.paths.schedule).segments
+        ]
+        clock = Clock(0, 0, QUANTUM, LENGTH, POLL, prefetch=1)
+        self.desk = Desk(
+            self.paths, "r", ("a", "b"), self.writer, incarnation, clock, past,
+            now=lambda: self.step, **options,
+        )  # fmt: skip
+
+    def order(
+        self, generation: int, a: float, fence: int = 1, then: tuple[Stage, ...] = ()
+    ) -> None:
+        weights = {"a": a, "b": 1 - a}
+        write_order(self.paths.mixture, Order("r", fence, generation, weights, then))
+
+    def run_to(self, step: int, look: bool = True) -> list[tuple[int, Switch]]:
+        """Train up to `step`; the side thread looks right after each poll. Announced switches."""
+        announced = []
+        while self.step < step:
+            if self.step % POLL == 0:
+                switch = self.desk.take(self.step)
+                if switch is not None:
+                    announced.append((self.step, switch))
+                if look:
+                    self.desk.look()
+            self.step += 1
+            self.desk.consumed(self.step * QUANTUM)
+        return announced
+
+    @property
+    def recorded(self) -> list[tuple[int, int, int]]:
+        """(sample, fence, generation) of the effective schedule."""
+        segments = read_schedule(self.paths.schedule).segments
+        return [(s.sample, s.fence, s.generation) for s in segments]
+
+
+def test_an_order_is_durable_first_then_announced_then_consumed(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.order(1, 0.25)
+    stand.desk.look()
+    assert stand.recorded == [(0, 0, 0), (LEAD, 1, 1)]
+    view = stand.desk.view()
+    assert view.accepted == (1, 1)
+    assert view.in_force.generation == 0
+    assert view.pending is not None
+    assert view.pending.sample == LEAD
+    [(step, switch)] = stand.run_to(LEAD // QUANTUM)
+    assert step == 0
+    assert switch.weights == (2**22, 3 * 2**22)
+    assert Switch.unpack(switch.pack()) == Switch(LEAD, 1, 1, switch.weights)
+    assert stand.desk.view().in_force.generation == 0  # its first sample is not consumed yet
+    stand.run_to(LEAD // QUANTUM + 1)
+    view = stand.desk.view()
+    assert (view.in_force.generation, view.in_force.step) == (1, LEAD // QUANTUM)
+    assert view.pending is None
+
+
+def test_one_switch_is_pending_at_a_time_and_the_newest_order_follows(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.order(1, 0.25)
+    stand.run_to(2)
+    stand.order(2, 0.3)
+    stand.run_to(8)
+    stand.order(3, 0.35)
+    stand.run_to(60)
+    generations = [generation for _, _, generation in stand.recorded]
+    assert generations == [0, 1, 3]
+    samples = [sample for sample, _, _ in stand.recorded]
+    assert samples[2] - samples[1] > LEAD
+
+
+def test_durable_too_late_is_voided_and_tried_further_ahead(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.order(1, 0.25)
+    stand.desk.look()  # recorded at step 0 ...
+    stand.step = 15  # ... while training raced on: the first sample is gone
+    assert stand.desk.take(15) is None
+    assert stand.desk.view().pending is not None
+    announced = stand.run_to(60)
+    lines = read_schedule(stand.paths.schedule).lines
+    assert [type(line) for line in lines[2:]] == [SegmentLine, VoidLine, SegmentLine]
+    retried = (15 + 4 * POLL + 1) * QUANTUM  # twice the polls ahead
+    assert stand.recorded == [(0, 0, 0), (retried, 1, 1)]
+    assert [switch.sample for _, switch in announced] == [retried]
+    assert stand.desk.view().in_force.sample == retried
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_failing_disk_keeps_the_mixture_and_the_order_comes_later(
+    tmp_path: Path, when: str
+) -> None:
+    stand = Stand(tmp_path)
+    stand.order(1, 0.25)
+    stand.writer.full = when
+    assert stand.run_to(12) == []
+    view = stand.desk.view()
+    assert (view.accepted, view.pending) == ((0, 0), None)
+    assert len(view.rejected) == 1
+    assert "the mixture in force is kept" in view.rejected[0].reason
+    stand.writer.full = None
+    [(step, switch)] = stand.run_to(40)
+    assert switch.sample >= (step + POLL) * QUANTUM
+    assert stand.recorded == [(0, 0, 0), (switch.sample, 1, 1)]  # what got through is void
+
+
+def test_a_full_disk_while_retrying_loses_no_order(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.order(1, 0.25)
+    stand.desk.look()
+    stand.step = 15
+    stand.writer.full = "before"
+    stand.run_to(30)
+    stand.writer.full = None
+    stand.run_to(90)
+    assert stand.desk.view().in_force.generation == 1
+    assert [generation for _, _, generation in stand.recorded] == [0, 1]
+
+
+def test_a_plan_is_carried_out_at_its_token_counts(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    plan = (Stage(1501, {"a": 0.1, "b": 0.9}), Stage(3000, {"b": 1.0}))
+    stand.order(1, 0.25, then=plan)
+    stand.run_to(130)
+    # 1,501 tokens end inside step 37 (40 tokens a step): the stage begins with step 38
+    assert stand.recorded[2:] == [(38 * QUANTUM, 1, 1), (75 * QUANTUM, 1, 1)]
+    assert stand.desk.view().in_force.weights == (0, 2**24)
+
+
+def test_a_newer_order_ends_the_plan(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.order(1, 0.25, then=(Stage(1500, {"b": 1.0}),))
+    stand.run_to(20)
+    stand.order(2, 0.3)
+    stand.run_to(80)
+    assert [generation for _, _, generation in stand.recorded] == [0, 1, 2]
+
+
+def test_a_take_over_raises_the_fence_and_nothing_else(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    plan = (Stage(1000, {"a": 0.1, "b": 0.9}),)
+    stand.order(1, 0.25, then=plan)
+    stand.run_to(40)  # the stage is in force by now
+    stand.order(1, 0.25, fence=3, then=plan)
+    stand.run_to(50)
+    assert stand.desk.view().accepted == (3, 1)
+    assert [fence for _, fence, _ in stand.recorded] == [0, 1, 1]
+    stand.order(2, 0.5, fence=2)  # the controller that was replaced
+    stand.run_to(60)
+    assert stand.desk.view().accepted == (3, 1)
+    assert "fence 2 is below 3" in stand.desk.view().rejected[-1].reason
+    # a restart remembers the fence, though no segment carries it and the order file is another's
+    again = Stand(tmp_path)
+    assert again.desk.view().accepted == (3, 1)
+    again.run_to(90)
+    assert again.recorded == stand.recorded  # the stage is not carried out twice
+
+
+def test_recorded_segments_ahead_are_followed_before_new_orders(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.order(1, 0.25)
+    stand.desk.look()
+    again = Stand(tmp_path)  # from step 0: the segment lies ahead
+    pending = again.desk.view().pending
+    assert pending is not None
+    assert pending.sample == LEAD
+    again.order(2, 0.3)
+    assert again.run_to(9) == []
+    again.run_to(60)
+    assert [generation for _, _, generation in again.recorded] == [0, 1, 2]
+    assert again.recorded[2][0] > LEAD
+
+
+def test_a_superseded_desk_writes_nothing(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    newer = Stand(tmp_path)
+    stand.order(1, 0.25)
+    stand.run_to(20)
+    assert stand.desk.view().superseded
+    assert [generation for _, _, generation in newer.recorded] == [0]
+
+
+def test_the_side_thread_survives_what_fails_in_it(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    side = SideThread(stand.desk)
+    stand.order(1, 0.25)
+    written = threading.Event()
+
+    def fails() -> None:
+        written.set()
+        raise OSError(28, "No space left on device")
+
+    side.write(fails)
+    assert written.wait(10)
+    side.poll()
+    finished: list[bool] = []
+    side.write(lambda: finished.append(True))
+    assert side.close()
+    assert finished == [True]
+    assert stand.desk.view().accepted == (1, 1)
