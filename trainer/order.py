@@ -1,382 +1,268 @@
-"""The mixing order: which source, and which of its samples, comes at each place of the run.
+"""The mixing order: which sample of which source stands at which place, as a pure function.
 
-A pure function of sizes, seed and schedule, exact in integers. Light: numpy only.
-
-*Shares.* Weights are integers over ``SCALE`` = 2^24. For each source the order keeps its *credit*:
-what the integrated weights owe it less what it got, in units of 1/SCALE samples. Credits sum to
-zero. Each quantum adds every source's weight times the quantum, then gives whole samples: first
-what is overdue (credit of a sample or more), then, one each, to the sources with some credit whose
-next sample falls due first, ties by source index. This is earliest-deadline-first over the windows
-of proportionate fairness (Baruah, Cohen, Plaxton and Varvel 1996; for one at a time Tijdeman 1980,
-"The chairman assignment problem"), which is optimal here because a quantum may give several samples
-to one source: unit jobs, integral release times and deadlines, so the fluid schedule that always
-exists has an integral one, and EDF finds it. Under fixed weights every source therefore has floor
-or ceil of its share after every quantum.
-
-*Changes.* Credits are carried into the next segment. A source is never ahead by a whole sample; one
-may fall behind by more than one when a change makes more samples overdue than a quantum holds: then
-the least credit waits. No on-line rule can bound that by a constant for every adversary: one that
-always takes the weight from whoever was just served drives some source to H(k) - 1 behind (k
-sources, H the harmonic number; below 2 up to 10 sources). See the tests for what is measured.
+There is one global order, computable from any place without replay and independent of how it is
+sliced. :mod:`quota` says how many samples each source gives to a quantum, this module spreads them
+inside it, :mod:`permutation` says which sample of the source each one is.
 """
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from mixloop.trainer.permutation import half_bits, permute, round_keys
+from mixloop.trainer.permutation import Permutations
+from mixloop.trainer.quota import Quota
+from mixloop.trainer.segment import SCALE, Segment, quantise
 
-SHIFT = 24
-SCALE = 1 << SHIFT
-"""Weights are integers over this."""
-
-SUM_TOLERANCE = 1e-6
-_SNAPSHOT_EVERY = 4096  # quanta between remembered states, so that going back is cheap
-_NEVER = np.int64(2**62)
-_EPOCH_BITS = 44
+__all__ = ["SCALE", "MixtureOrder", "Segment", "quantise"]
 
 Ints = npt.NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch under one mixture, from ``sample`` on.
-
-    ``weights`` are shares by source name (floats that sum to 1, or integers that sum to SCALE; a
-    source left out has none); ``quantum`` is the samples of one optimizer step.
-    """
-
-    sample: int
-    weights: Mapping[str, float] | Mapping[str, int]
-    quantum: int
-
-
-def quantise(weights: Mapping[str, float]) -> dict[str, int]:
-    """Shares as integers that sum to ``SCALE``, by largest remainder.
-
-    A positive share never becomes zero.
-
-    Raises:
-        ValueError: a share that is negative or not finite, or shares that don't sum to 1.
-    """
-    for name, weight in weights.items():
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"{name} has weight {weight!r}, which is no share")
-    total = math.fsum(weights.values())
-    if abs(total - 1) > SUM_TOLERANCE:
-        raise ValueError(f"the weights sum to {total:.9g}, not 1")
-    exact = {name: weight / total * SCALE for name, weight in weights.items()}
-    units = {name: max(int(value), int(value > 0)) for name, value in exact.items()}
-    short = SCALE - sum(units.values())
-    if short > 0:
-        by_rest = sorted(exact, key=lambda name: units[name] - exact[name])
-        for name in by_rest[:short]:
-            units[name] += 1
-    for _ in range(-short):  # more tiny shares than units to spare: the largest gives
-        units[max(units, key=lambda name: units[name])] -= 1
-    return units
-
-
-def _units(weights: Mapping[str, float] | Mapping[str, int], names: Sequence[str]) -> Ints:
-    """The weights as integers in source order.
-
-    Raises:
-        ValueError: an unknown source, or no mixture.
-    """
-    if unknown := [name for name in weights if name not in names]:
-        raise ValueError(f"no source is called {unknown[0]!r}")
-    whole = all(type(value) is int and value >= 0 for value in weights.values())
-    if not (whole and sum(weights.values()) == SCALE):
-        weights = quantise(weights)
-    return np.array([weights.get(name, 0) for name in names], dtype=np.int64)
+_BLOCK = 4096  # samples computed together; a quantum is never split
+_KEPT = 4  # blocks kept for the next call
+_PHASE = 0x9E3779B9  # 2^32 divided by the golden ratio: multiples spread evenly
 
 
 @dataclass(frozen=True)
-class _State:
-    """Samples each source got since the start of the run, and its credit (in 1/SCALE samples)."""
-
-    got: Ints
-    credit: Ints
-
-
 class _Stretch:
-    """One segment: the state after any number of its quanta."""
+    """A segment, what was drawn and owed when it began."""
 
-    def __init__(self, weights: Ints, quantum: int, start: _State) -> None:
-        self.weights = weights
-        self.quantum = quantum
-        self._owed = weights * np.int64(quantum)
-        self._rate = np.where(weights > 0, weights, 1)
-        self._period = SCALE // math.gcd(SCALE, quantum)
-        self._snapshots: dict[int, _State] = {0: start}
-        self._cursor = (0, start)
-        self._cycle: tuple[int, int] | None = None  # (first quantum, length) of what repeats
-
-    def give(self, credit: Ints, owed: Ints, quantum: int) -> Ints:
-        """Samples per source of the next quantum, by the rule in the module's docstring."""
-        credit = credit + owed
-        given = np.maximum(credit >> SHIFT, 0)
-        left = quantum - int(given.sum())
-        if left > 0:
-            rest = credit - (given << SHIFT)
-            # ceil((SCALE - rest) / weight): samples until the next one is overdue
-            due = (SCALE - rest + self._rate - 1) // self._rate
-            due[self.weights == 0] = _NEVER - 1  # owed from earlier, growing no more: last
-            due[rest <= 0] = _NEVER  # nothing owed: not eligible
-            given[np.argsort(due, kind="stable")[:left]] += 1
-        elif left < 0:
-            _withhold(given, credit, -left)
-        return given
-
-    def _next(self, state: _State) -> _State:
-        given = self.give(state.credit, self._owed, self.quantum)
-        return _State(state.got + given, state.credit + self._owed - (given << SHIFT))
-
-    def after(self, quanta: int) -> _State:
-        """The state after so many whole quanta of this segment."""
-        if self._cycle is None and quanta > self._period:
-            self._find_cycle(quanta)
-        if self._cycle is None or quanta <= self._cycle[0]:
-            return self._walk(quanta)
-        first, length = self._cycle
-        rounds, rest = divmod(quanta - first, length)
-        once = self._walk(first + length).got - self._walk(first).got
-        here = self._walk(first + rest)
-        return _State(here.got + rounds * once, here.credit)
-
-    def _find_cycle(self, quanta: int) -> None:
-        """Look for a period whose end has the credits of its beginning.
-
-        Credits return to the same fractions every period, so once they are equal they stay so.
-        """
-        ends = range(0, quanta - quanta % self._period + 1, self._period)
-        for before, after in pairwise(ends):
-            if np.array_equal(self._walk(before).credit, self._walk(after).credit):
-                self._cycle = (before, self._period)
-                return
-
-    def _walk(self, quanta: int) -> _State:
-        place, state = self._cursor
-        if place > quanta:
-            place = quanta - quanta % _SNAPSHOT_EVERY
-            while place not in self._snapshots:
-                place -= _SNAPSHOT_EVERY
-            state = self._snapshots[place]
-        while place < quanta:
-            state = self._next(state)
-            place += 1
-            if place % _SNAPSHOT_EVERY == 0:
-                self._snapshots[place] = state
-        self._cursor = (place, state)
-        return state
+    start: int
+    weights: Ints
+    quota: Quota
+    before: Ints
+    carried: Ints
 
 
-def _withhold(given: Ints, credit: Ints, count: int) -> None:
-    """More is overdue than the quantum holds: the least credit waits. Changes ``given``."""
-    while count > 0:
-        behind = credit - (given << SHIFT)
-        behind[given == 0] = _NEVER
-        chosen = np.argsort(behind, kind="stable")[: min(count, int((given > 0).sum()))]
-        given[chosen] -= 1
-        count -= len(chosen)
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive quanta: where they begin, their samples, and the draws after each quantum."""
+
+    first: int
+    source: Ints
+    position: Ints
+    drawn: Ints
 
 
 class MixtureOrder:
-    """The global sample order of a run.
+    """The global order of samples of a run.
 
     Args:
-        sizes: Samples each source holds, by name; their order gives the source indices.
-        seed: Of the permutations within the sources.
-        schedule: Segments; the first starts at sample 0. Of two at one sample the later holds.
-
-    A segment that starts inside a quantum of the one before shortens that quantum.
+        sizes: samples of each source by name, in the order that `batch` numbers them.
+        seed: the run's seed; it keys the order within each source.
+        schedule: segments by first sample, the first at 0. A source's remainder is carried from
+            one to the next. One that begins inside a quantum of the segment before makes that
+            quantum a shorter one; quanta are counted from the segment's first sample.
 
     Raises:
-        ValueError: for an empty source, a schedule that doesn't start at 0, or weights that are
-            no mixture of these sources.
+        ValueError: a size, quantum, weight, name or first sample is out of range.
     """
 
     def __init__(self, sizes: Mapping[str, int], seed: int, schedule: Sequence[Segment]) -> None:
-        if not sizes:
-            raise ValueError("no sources")
         for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"source {name!r} has {size} samples")
+            if not 0 < size < 2**62:
+                raise ValueError(f"source {name!r} has {size} samples: it needs at least 1")
+        if not schedule or schedule[0].sample != 0:
+            raise ValueError("a schedule begins with a segment at sample 0")
         self._names = tuple(sizes)
-        self._sizes = dict(sizes)
-        self._size = np.array(list(sizes.values()), dtype=np.int64)
-        self._bits = np.array([half_bits(size) for size in sizes.values()], dtype=np.uint64)
-        self._seed = seed
-        self._keys: dict[tuple[int, int], npt.NDArray[np.uint64]] = {}
-        self._segments: list[Segment] = []
-        self._stretches: list[_Stretch | None] = []
-        latest = {segment.sample: segment for segment in schedule}
-        for sample in sorted(latest):
-            self._append(latest[sample])
-        if not self._segments or self._segments[0].sample != 0:
-            raise ValueError("the schedule must start with a segment at sample 0")
+        self._permutations = Permutations(sizes, seed)
+        self._stretches: tuple[_Stretch, ...] = ()
+        self._blocks: dict[tuple[int, int], _Block] = {}
+        for segment in schedule:
+            self._extend(segment)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The sources, in the order of their indices."""
+        """Sources, in the order that `batch` numbers them."""
         return self._names
 
-    @property
-    def schedule(self) -> tuple[Segment, ...]:
-        """The segments, by sample."""
-        return tuple(self._segments)
-
     def with_segment(self, segment: Segment) -> MixtureOrder:
-        """This order with one more segment; what is known of the earlier ones is kept.
+        """This order with one more segment; whole quanta before it stay as they are.
 
         Raises:
-            ValueError: when the segment starts before the last one.
+            ValueError: the segment begins before the last one, or is out of range.
         """
-        if segment.sample <= self._segments[-1].sample:
-            raise ValueError(f"segment at {segment.sample} is not after the last one")
-        made = MixtureOrder.__new__(MixtureOrder)
-        made.__dict__ |= self.__dict__
-        made._segments, made._stretches = list(self._segments), list(self._stretches)
-        made._append(segment)
-        return made
-
-    def _append(self, segment: Segment) -> None:
-        if segment.quantum < 1:
-            raise ValueError(f"a quantum of {segment.quantum} samples")
-        _units(segment.weights, self._names)
-        self._segments.append(segment)
-        self._stretches.append(None)
-
-    # -- where we are ------------------------------------------------------------------------
-
-    def _index(self, sample: int) -> int:
-        """The segment that a sample lies in."""
-        low, high = 0, len(self._segments)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._segments[middle].sample <= sample else (low, middle)
-        return low
-
-    def _stretch(self, index: int) -> _Stretch:
-        ready = index
-        while ready > 0 and self._stretches[ready] is None:
-            ready -= 1
-        for place in range(ready, index + 1):
-            if self._stretches[place] is None:
-                self._stretches[place] = self._begin(place)
-        found = self._stretches[index]
-        assert found is not None
-        return found
-
-    def _begin(self, index: int) -> _Stretch:
-        segment = self._segments[index]
-        start = _State(np.zeros_like(self._size), np.zeros_like(self._size))
-        if index > 0:
-            before = self._stretches[index - 1]
-            assert before is not None
-            length = segment.sample - self._segments[index - 1].sample
-            start = self._end_of(before, length)
-        return _Stretch(_units(segment.weights, self._names), segment.quantum, start)
-
-    def _end_of(self, stretch: _Stretch, length: int) -> _State:
-        whole, rest = divmod(length, stretch.quantum)
-        state = stretch.after(whole)
-        if rest == 0:
-            return state
-        owed = stretch.weights * np.int64(rest)
-        given = stretch.give(state.credit, owed, rest)
-        return _State(state.got + given, state.credit + owed - (given << SHIFT))
-
-    def _quantum(self, sample: int) -> tuple[int, int, Ints, Ints]:
-        """The quantum a sample lies in: (first sample, length, got before it, given in it)."""
-        index = self._index(sample)
-        segment, stretch = self._segments[index], self._stretch(index)
-        number = (sample - segment.sample) // segment.quantum
-        first = segment.sample + number * segment.quantum
-        length = segment.quantum
-        if index + 1 < len(self._segments):
-            length = min(length, self._segments[index + 1].sample - first)
-        state = stretch.after(number)
-        given = stretch.give(state.credit, stretch.weights * np.int64(length), length)
-        return first, length, state.got, given
-
-    # -- what comes --------------------------------------------------------------------------
+        longer = object.__new__(MixtureOrder)
+        longer._names = self._names
+        longer._permutations = self._permutations
+        longer._stretches = self._stretches
+        longer._blocks = {}
+        longer._extend(segment)
+        return longer
 
     def batch(self, start: int, count: int) -> tuple[Ints, Ints]:
-        """``count`` samples of the global order, from ``start`` on.
+        """Samples `start` to ``start + count`` of the order.
 
         Returns:
-            Two int64 arrays of shape [count]: index of the source (in the order of ``sizes``), and
-            index of the sample within it.
+            Index of the source (in `sizes`' order) and of the sample within it, two arrays of
+            shape [count].
 
         Raises:
-            ValueError: a negative start or count.
+            ValueError: `start` or `count` is negative.
         """
         if start < 0 or count < 0:
-            raise ValueError(f"no batch of {count} samples from {start}")
-        sources, positions, place, end = [], [], start, start + count
-        while place < end:
-            first, length, got, given = self._quantum(place)
-            source, position = _spread(given, got)
-            window = slice(place - first, min(end - first, length))
-            sources.append(source[window])
-            positions.append(position[window])
-            place = first + length
+            raise ValueError(f"start {start} and count {count} must not be negative")
+        sources, positions = [], []
+        at, end = start, start + count
+        while at < end:
+            block = self._block_at(at)
+            part = slice(at - block.first, end - block.first)
+            sources.append(block.source[part])
+            positions.append(block.position[part])
+            at += sources[-1].size
         if not sources:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         source = np.concatenate(sources)
-        return source, self._shuffled(source, np.concatenate(positions))
+        return source, np.concatenate(positions)
 
     def drawn(self, sample: int) -> dict[str, int]:
-        """Samples of each source among the first ``sample`` of the run.
+        """Draws of each source among the first `sample` samples of the order.
 
         Raises:
-            ValueError: a negative sample.
+            ValueError: `sample` is negative.
         """
         if sample < 0:
-            raise ValueError(f"no sample {sample}")
-        first, _, got, given = self._quantum(sample)
-        if sample > first:
-            source, _ = _spread(given, got)
-            got = got + np.bincount(source[: sample - first], minlength=len(got))
-        return {name: int(count) for name, count in zip(self._names, got, strict=True)}
+            raise ValueError(f"sample {sample} must not be negative")
+        return dict(zip(self._names, map(int, self._drawn(sample)), strict=True))
 
-    def _shuffled(self, source: Ints, position: Ints) -> Ints:
-        """Positions in the sources' endless streams as sample indices, epoch by epoch."""
-        size = self._size[source]
-        epoch, index = position // size, position % size
-        pairs, inverse = np.unique((source << _EPOCH_BITS) | epoch, return_inverse=True)
-        last = (1 << _EPOCH_BITS) - 1
-        found = [self._key(int(p) >> _EPOCH_BITS, int(p) & last) for p in pairs]
-        keys = np.stack(found, axis=1)
-        moved = permute(
-            index.astype(np.uint64),
-            size.astype(np.uint64),
-            self._bits[source],
-            keys[:, inverse],
-        )
-        return moved.astype(np.int64)
+    # --- segments ----------------------------------------------------------------------------
 
-    def _key(self, source: int, epoch: int) -> npt.NDArray[np.uint64]:
-        found = self._keys.get((source, epoch))
-        if found is None:
-            found = round_keys(self._seed, self._names[source], epoch)
-            self._keys[source, epoch] = found
-        return found
+    def _extend(self, segment: Segment) -> None:
+        weights = self._units(segment)
+        zero = np.zeros(len(self._names), np.int64)
+        before, carried = zero, zero
+        if self._stretches:
+            last = self._stretches[-1]
+            length = segment.sample - last.start
+            if length < 0:
+                raise ValueError(
+                    f"the segment at sample {segment.sample} comes after one at {last.start}"
+                )
+            given = _given(last.quota, length)
+            before = last.before + given
+            carried = _remainder(last, length, given)
+        quota = Quota(weights, segment.quantum, carried)
+        stretch = _Stretch(segment.sample, weights, quota, before, carried)
+        self._stretches = (*self._stretches, stretch)
+
+    def _units(self, segment: Segment) -> Ints:
+        """The segment's integer weights, shape [sources]."""
+        unknown = sorted(set(segment.weights) - set(self._names))
+        if unknown:
+            raise ValueError(f"the segment at sample {segment.sample}: no source {unknown[0]!r}")
+        if segment.quantum < 1:
+            raise ValueError(f"quantum is {segment.quantum}: it is at least 1 sample")
+        units = quantise(segment.weights)
+        return np.array([units.get(name, 0) for name in self._names], np.int64)
+
+    def _index(self, sample: int) -> int:
+        return bisect_right(self._stretches, sample, key=lambda stretch: stretch.start) - 1
+
+    def _end(self, index: int) -> int | None:
+        """Samples of a stretch; None for the last, which goes on."""
+        if index + 1 == len(self._stretches):
+            return None
+        return self._stretches[index + 1].start - self._stretches[index].start
+
+    # --- blocks ------------------------------------------------------------------------------
+
+    def _drawn(self, sample: int) -> Ints:
+        index = self._index(sample)
+        stretch = self._stretches[index]
+        quantum = stretch.quota.quantum
+        quanta, part = divmod(sample - stretch.start, quantum)
+        if part == 0 and (index, self._number(sample)) not in self._blocks:
+            return np.asarray(stretch.before + stretch.quota.after(quanta), np.int64)
+        block = self._block_at(sample)
+        row, part = divmod(sample - block.first, quantum)
+        begun = np.bincount(block.source[row * quantum :][:part], minlength=len(self._names))
+        return np.asarray(block.drawn[row] + begun, np.int64)
+
+    def _number(self, sample: int) -> int:
+        """Number of the block within its stretch that a sample lies in."""
+        stretch = self._stretches[self._index(sample)]
+        return (sample - stretch.start) // _block_size(stretch.quota.quantum)
+
+    def _block_at(self, sample: int) -> _Block:
+        key = (self._index(sample), self._number(sample))
+        block = self._blocks.get(key)
+        if block is None:
+            while len(self._blocks) >= _KEPT:
+                del self._blocks[next(iter(self._blocks))]
+            block = self._blocks[key] = self._compute(*key)
+        return block
+
+    def _compute(self, index: int, number: int) -> _Block:
+        """Compute a block; from the one before it if that is at hand."""
+        stretch, length = self._stretches[index], self._end(index)
+        quantum = stretch.quota.quantum
+        size = _block_size(quantum)
+        first = number * size
+        last = first + size if length is None else min(first + size, length)
+        previous = self._blocks.get((index, number - 1))
+        if previous is None:
+            given = stretch.quota.after(first // quantum)
+        else:
+            given = previous.drawn[-1] - stretch.before
+        ends = np.minimum(np.arange(first + quantum, last + quantum, quantum), last)
+        drawn = np.vstack((given, stretch.quota.walk(first, ends, given))) + stretch.before
+        source, draw = _spread(drawn, first // quantum)
+        position = self._permutations(source, draw)
+        return _Block(stretch.start + first, source, position, drawn)
 
 
-def _spread(given: Ints, got: Ints) -> tuple[Ints, Ints]:
-    """A quantum's samples, every source spread evenly over it: source and stream position of each.
+def _block_size(quantum: int) -> int:
+    return max(1, _BLOCK // quantum) * quantum
 
-    The j-th of a source's m samples aims at (j + 1/2) / m of the quantum; ties by source index.
+
+def _given(quota: Quota, length: int) -> Ints:
+    """Draws by source in the first `length` samples of a stretch that ends there."""
+    quanta, rest = divmod(length, quota.quantum)
+    given = quota.after(quanta)
+    if rest:
+        given = quota.walk(length - rest, np.array([length]), given)[0]
+    return given
+
+
+def _remainder(stretch: _Stretch, length: int, given: Ints) -> Ints:
+    """Entitlement less draws after `length` samples, in units of 1/SCALE sample."""
+    turns, offset = divmod(length, SCALE)
+    owed = stretch.carried + stretch.weights * offset - (given - stretch.weights * turns) * SCALE
+    return np.asarray(owed, np.int64)
+
+
+def _spread(drawn: Ints, quantum: int) -> tuple[Ints, Ints]:
+    """Order the samples of some quanta, each source spread evenly inside each quantum.
+
+    The j-th of c samples of a source stands at ``(j + phase) / c``; the phase differs by source and
+    quantum, so that sources with a single sample don't crowd in one place.
+
+    Args:
+        drawn: draws by source before the first and after each quantum, shape [quanta + 1, sources].
+        quantum: number of the first of them.
+
+    Returns:
+        Index of the source, and number of the draw within it, two arrays of shape [samples].
     """
-    source = np.repeat(np.arange(len(given)), given)
-    nth = np.arange(len(source)) - np.repeat(np.cumsum(given) - given, given)
-    place = np.argsort((nth + 0.5) / given[source], kind="stable")
-    return source[place], (got[source] + nth)[place]
+    counts = np.diff(drawn, axis=0)
+    flat = counts.ravel()
+    cell = np.repeat(np.arange(flat.size), flat)
+    draw = np.arange(cell.size) - np.repeat(np.cumsum(flat) - flat, flat)
+    row, source = np.divmod(cell, counts.shape[1])
+    turn = (source + 1 + 7 * ((row + quantum) & 0xFFFF)) * _PHASE & 0xFFFFFFFF
+    place = (draw + turn / 2**32) / flat[cell]
+    order = _sort_rows(place, counts.sum(axis=1))
+    return source[order], (draw + drawn[:-1].ravel()[cell])[order]
+
+
+def _sort_rows(values: npt.NDArray[np.float64], lengths: Ints) -> Ints:
+    """Indices that sort each row of a ragged array whose last row alone may be shorter."""
+    width = int(lengths[0])
+    whole = values.size // width * width
+    table = np.argsort(values[:whole].reshape(-1, width), axis=1, kind="stable")
+    table += np.arange(0, whole, width)[:, None]
+    return np.concatenate((table.ravel(), whole + np.argsort(values[whole:], kind="stable")))

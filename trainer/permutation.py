@@ -1,67 +1,86 @@
-"""A pseudo-random permutation of ``range(size)`` that is evaluated at an index, without a table.
+"""Pseudo-random order of the samples within a source: position to sample, without memory.
 
-A Feistel network is a permutation of pairs of half-words whatever its round function (Luby and
-Rackoff 1988); indices that land outside the range walk on along their cycle until they are inside
-(Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Light: numpy only.
+Each epoch of each source is a permutation keyed by seed, source name and epoch, so that adding or
+retiring a source moves nobody else. It is a Feistel network over the product of two residue rings
+(Black and Rogaway 2002, "Ciphers with arbitrary finite domains"), whose size is just above the
+source's; values outside the source are walked on until they fall inside.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-ROUNDS = 6
-
+Ints = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
+
+_ROUNDS = 8
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
-_SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
+_HALF = np.uint64(32)
 
 
-def round_keys(seed: int, name: str, epoch: int) -> _Words:
-    """The round keys of one source's epoch, shape [ROUNDS]: a hash of seed, name and epoch."""
-    text = f"mixloop/permutation/1\0{seed}\0{epoch}\0{name}".encode()
-    digest = hashlib.blake2b(text, digest_size=8 * ROUNDS).digest()
-    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+def _mix(words: _Words) -> _Words:
+    """Finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit depends on every bit."""
+    words = (words ^ (words >> np.uint64(30))) * _MIX[0]
+    words = (words ^ (words >> np.uint64(27))) * _MIX[1]
+    return words ^ (words >> np.uint64(31))
 
 
-def half_bits(size: int) -> int:
-    """Bits of a half-word, so that two of them hold every index below ``size``."""
-    return max(1, -(-max(1, size - 1).bit_length() // 2))
+def _key(seed: int, name: str) -> int:
+    text = f"mixloop/permutation/1\0{seed}\0{name}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def permute(index: _Words, size: _Words, bits: _Words, keys: _Words) -> _Words:
-    """Where each index goes.
+def _advance(half: _Words, other: _Words, modulus: _Words, key: _Words) -> _Words:
+    """One round: add a hash of the other half to this one, modulo its ring's size."""
+    hashed = _mix(other + key) >> _HALF
+    total = half + ((hashed * modulus) >> _HALF)
+    return np.where(total >= modulus, total - modulus, total)
+
+
+class Permutations:
+    """The permutations of all sources of a run.
 
     Args:
-        index: shape [n], each below its ``size``.
-        size: shape [n], the length of the permuted range of each.
-        bits: shape [n], :func:`half_bits` of each size.
-        keys: shape [ROUNDS, n], :func:`round_keys` of each.
-
-    Returns:
-        Shape [n]; for equal size and keys, distinct indices go to distinct places below size.
+        sizes: samples of each source, at least 1 and below 2^62.
+        seed: the run's seed.
     """
-    mask = (np.uint64(1) << bits) - np.uint64(1)
-    moved = _feistel(index, bits, mask, keys)
-    outside = np.flatnonzero(moved >= size)
-    while outside.size:
-        walked = _feistel(moved[outside], bits[outside], mask[outside], keys[:, outside])
-        moved[outside] = walked
-        outside = outside[walked >= size[outside]]
-    return moved
+
+    def __init__(self, sizes: Mapping[str, int], seed: int) -> None:
+        rows = [math.isqrt(size - 1) + 1 for size in sizes.values()]
+        columns = [-(-size // row) for size, row in zip(sizes.values(), rows, strict=True)]
+        self._sizes = np.array(list(sizes.values()), np.uint64)
+        self._rows = np.array(rows, np.uint64)
+        self._columns = np.array(columns, np.uint64)
+        self._keys = np.array([_key(seed, name) for name in sizes], np.uint64)
+
+    def __call__(self, source: Ints, position: Ints) -> Ints:
+        """Samples at `position` (draws of a source since the run's start), element by element."""
+        size = self._sizes[source]
+        epoch, value = (part.astype(np.uint64) for part in divmod(position, size))
+        key = _mix(self._keys[source] + epoch * _GOLDEN)
+        rows, columns = self._rows[source], self._columns[source]
+        value = _encipher(value, rows, columns, key)
+        outside = np.flatnonzero(value >= size)
+        while outside.size:
+            value[outside] = _encipher(
+                value[outside], rows[outside], columns[outside], key[outside]
+            )
+            outside = outside[value[outside] >= size[outside]]
+        return value.astype(np.int64)
 
 
-def _feistel(value: _Words, bits: _Words, mask: _Words, keys: _Words) -> _Words:
-    left, right = value >> bits, value & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
-    return (left << bits) | right
-
-
-def _mix(word: _Words) -> _Words:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit moves every other."""
-    word = (word ^ (word >> _SHIFTS[0])) * _MIX[0]
-    word = (word ^ (word >> _SHIFTS[1])) * _MIX[1]
-    return word ^ (word >> _SHIFTS[2])
+def _encipher(value: _Words, rows: _Words, columns: _Words, key: _Words) -> _Words:
+    """A permutation of range(rows * columns), element by element."""
+    high, low = np.divmod(value, columns)
+    for _ in range(_ROUNDS // 2):
+        key = key + _GOLDEN
+        high = _advance(high, low, rows, key)
+        key = key + _GOLDEN
+        low = _advance(low, high, columns, key)
+    return high * columns + low
