@@ -1,38 +1,55 @@
-"""The file contracts between trainer and controller: formats, and the rule for accepting an order.
+"""The run directory's file contracts; the order file and its acceptance rule.
 
-Light: standard library only, no torch. Everything here may be imported by a foreign training loop.
-``mixture.json`` is written by the controller alone, ``schedule.jsonl`` and ``status.json`` by the
-trainer alone; see :mod:`mixloop.trainer.schedule` and :mod:`mixloop.trainer.reports`, whose names
-are re-exported here.
+`mixture.json` is written by the controller alone and read by the trainer alone. Whatever its bytes
+are, reading it never raises: an order is accepted, rejected with a reason, or no news. The other
+files' records live in :mod:`schedule` and :mod:`status` and are re-exported here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import reprlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from mixloop.trainer.files import (
-    NotAFile,
+    LARGEST,
+    Content,
+    NotRegularError,
     canonical,
-    decode,
+    digest,
     fsync_folder,
-    read_small,
+    parse_json,
+    read_regular,
+    writable_by_others,
     write_atomic,
 )
-from mixloop.trainer.reports import (
+from mixloop.trainer.schedule import (
+    Line,
+    OpenLine,
+    Schedule,
+    ScheduleError,
+    ScheduleTaken,
+    ScheduleWriter,
+    SegmentLine,
+    SourceEntry,
+    VoidLine,
+    read_schedule,
+)
+from mixloop.trainer.status import (
+    AcceptedOrder,
     FileEntry,
-    InForceReport,
     Manifest,
-    OrderRef,
-    PendingReport,
-    RejectedReport,
-    SourceReport,
+    OrderInForce,
+    PendingOrder,
+    Phase,
+    RejectedOrder,
+    SourceLedger,
+    SourceStatus,
     Status,
     read_holds,
     read_manifest,
@@ -41,45 +58,40 @@ from mixloop.trainer.reports import (
     write_manifest,
     write_status,
 )
-from mixloop.trainer.schedule import (
-    OpenLine,
-    Schedule,
-    ScheduleTaken,
-    ScheduleWriter,
-    SegmentLine,
-    SourceEntry,
-    VoidLine,
-    read_schedule,
-)
 
 __all__ = [
-    "ORDER_SCHEMA",
+    "AcceptedOrder",
     "FileEntry",
-    "InForceReport",
     "Limits",
+    "Line",
     "Manifest",
     "OpenLine",
     "Order",
-    "OrderRef",
-    "PendingReport",
-    "RejectedReport",
+    "OrderInForce",
+    "PendingOrder",
+    "Phase",
+    "RejectedOrder",
     "Rejection",
     "RunPaths",
     "Schedule",
+    "ScheduleError",
     "ScheduleTaken",
     "ScheduleWriter",
     "SegmentLine",
     "SourceEntry",
-    "SourceReport",
+    "SourceLedger",
+    "SourceStatus",
     "Stage",
     "Status",
     "VoidLine",
     "fsync_folder",
+    "order_json",
     "read_holds",
     "read_manifest",
     "read_order",
     "read_schedule",
     "read_status",
+    "writable_by_others",
     "write_atomic",
     "write_holds",
     "write_manifest",
@@ -87,22 +99,24 @@ __all__ = [
     "write_status",
 ]
 
-ORDER_SCHEMA: Final = "mixloop/order/1"
+ORDER_SCHEMA = "mixloop/order/1"
 SUM_TOLERANCE = 1e-6
-SAME_WEIGHT = 1e-6  # weights this close are one weight (both ends round to 2^-24 steps)
-_COUNTER_LIMIT = 2**53  # every JSON reader agrees on integers below this
-_TEXT_LIMIT = 20_000
+"""How far from 1 weights may sum; also how far a bound on the change may be overstepped."""
+_LARGEST_NUMBER = 2**63 - 1
+_SHOW = reprlib.Repr()
+_SHOW.maxstring = _SHOW.maxother = _SHOW.maxlong = 60
+_SHOW.maxlevel = 2
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where the files of a run folder lie."""
+    """Where the files of a run lie."""
 
     dir: Path
 
     @property
     def mixture(self) -> Path:
-        """The shared state file: the order in force."""
+        """The order in force, written by the controller."""
         return self.dir / "mixture.json"
 
     @property
@@ -112,38 +126,38 @@ class RunPaths:
 
     @property
     def schedule(self) -> Path:
-        """Every order as applied, at its exact sample."""
+        """Every order as applied, written by the trainer."""
         return self.dir / "schedule.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
+        """Folder of checkpoints."""
         return self.dir / "checkpoints"
 
     @property
     def holds(self) -> Path:
-        """Checkpoints the controller still needs."""
+        """Checkpoints in use, written by the controller."""
         return self.dir / "holds.json"
 
     @property
     def requests(self) -> Path:
-        """Folder of an operator's commands."""
+        """Folder of operators' requests."""
         return self.dir / "requests"
 
     @property
     def journal(self) -> Path:
-        """The controller's SQLite file."""
+        """The controller's database."""
         return self.dir / "journal.db"
 
     @property
     def job(self) -> Path:
-        """The reference trainer's job."""
+        """The training job."""
         return self.dir / "job.json"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What an order plans for later: ``weights`` from ``from_tokens`` training tokens on."""
+    """What a plan does later: from `from_tokens` training tokens on, these weights."""
 
     from_tokens: int
     weights: Mapping[str, float]
@@ -151,16 +165,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Order:
-    """One published mixture. ``weights``: share of training tokens per source, summing to 1.
-
-    A source that is not named gets none.
-    """
+    """One published mixture. `weights` are shares of training tokens; an absent name has none."""
 
     run: str
     fence: int
     generation: int
     weights: Mapping[str, float]
-    then: Sequence[Stage] = ()
+    then: tuple[Stage, ...] = ()
     decision: str = ""
     policy: str = ""
     reason: str = ""
@@ -169,10 +180,12 @@ class Order:
 
 @dataclass(frozen=True)
 class Limits:
-    """The trainer's own bounds on any order, whoever wrote it.
+    """The trainer's own bounds, whoever writes.
 
-    ``floor`` and ``cap`` bound each weight (a zero weight needs no floor); ``max_change`` bounds
-    the total variation (half the sum of absolute differences) against the mixture in force.
+    Attributes:
+        floor: least share of a source that has any.
+        cap: greatest share of a source.
+        max_change: greatest total variation from one mixture to the next.
     """
 
     floor: float = 0.0
@@ -182,7 +195,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Rejection:
-    """An order that is not followed, why, and which bytes it was (``sha256:…``)."""
+    """Why a file's content is no order to follow; `digest` tells contents apart."""
 
     reason: str
     digest: str
@@ -190,39 +203,15 @@ class Rejection:
     generation: int | None = None
 
 
-class _Bad(Exception):  # noqa: N818 (a control signal inside this module, not an error)
-    """The order can't be accepted; the message is the reason."""
+class _Refused(Exception):  # noqa: N818 (a verdict, never seen outside this module)
+    """The reason of a rejection."""
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """What an order is judged by; the arguments of :func:`read_order`."""
-
-    run: str
-    sources: frozenset[str]
-    after: tuple[int, int]
-    limits: Limits = field(default_factory=Limits)
-    in_force: Mapping[str, float] | None = None
+# --- writing ---------------------------------------------------------------------------------
 
 
-def write_order(path: Path, order: Order) -> None:
-    """Publish an order at ``path``, as one durable step.
-
-    Raises:
-        ValueError: weights that are not finite.
-        OSError: the disk did not take it.
-    """
-    body = _to_json(order)
-    body["checksum"] = _checksum(body)
-    write_atomic(path, canonical_text(body))
-
-
-def canonical_text(body: Mapping[str, Any]) -> bytes:
-    """The file's bytes: readable, ``schema`` first."""
-    return (json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _to_json(order: Order) -> dict[str, Any]:
+def order_json(order: Order) -> dict[str, Any]:
+    """The content of `mixture.json`, its checksum over the canonical JSON of the rest."""
     body: dict[str, Any] = {
         "schema": ORDER_SCHEMA,
         "run": order.run,
@@ -235,239 +224,268 @@ def _to_json(order: Order) -> dict[str, Any]:
             {"from_tokens": stage.from_tokens, "weights": dict(stage.weights)}
             for stage in order.then
         ]
-    for name in ("decision", "policy", "reason", "issued_at"):
-        body[name] = getattr(order, name)
-    return body
+    body |= {
+        "decision": order.decision,
+        "policy": order.policy,
+        "reason": order.reason,
+        "issued_at": order.issued_at,
+    }
+    return {**body, "checksum": digest(canonical(body))}
 
 
-def _checksum(body: Mapping[str, Any]) -> str:
-    """``sha256:…`` over the canonical JSON without the checksum itself."""
-    rest = {key: value for key, value in body.items() if key != "checksum"}
-    return "sha256:" + hashlib.sha256(canonical(rest)).hexdigest()
+def write_order(path: str | os.PathLike[str], order: Order) -> None:
+    """Publish an order: the file is replaced as a whole and durable on return.
+
+    Raises:
+        ValueError: a weight is NaN or infinite.
+        OSError: the disk did not take it; the order before is still there.
+    """
+    write_atomic(path, (json.dumps(order_json(order), indent=1, allow_nan=False) + "\n").encode())
+
+
+# --- reading ---------------------------------------------------------------------------------
 
 
 def read_order(
-    path: Path,
+    path: str | os.PathLike[str],
     *,
     run: str,
-    sources: Iterable[str],
+    sources: Collection[str],
     after: tuple[int, int],
     limits: Limits | None = None,
     in_force: Mapping[str, float] | None = None,
     accept_uid: int | None = None,
 ) -> Order | Rejection | None:
-    """Look at the shared state file. Never raises, whatever lies there.
+    """Read `mixture.json` and apply the acceptance rule. Never raises, whatever lies there.
 
     Args:
-        path: ``mixture.json``.
-        run: This run's id.
-        sources: Names of the known sources.
-        after: The highest accepted (fence, generation).
-        limits: The trainer's own bounds.
-        in_force: The mixture in force, for ``limits.max_change`` and to tell a take-over (the same
-            generation under a higher fence) from a change in disguise.
-        accept_uid: Besides the owner of the folder, who may have written the file.
+        path: the order file.
+        run: the run an order must be for.
+        sources: names an order may give weight to.
+        after: highest fence and generation accepted so far.
+        limits: the trainer's own bounds.
+        in_force: the mixture in force; the change is measured against it, and a generation
+            republished under a higher fence must still ask for it.
+        accept_uid: a user whose orders count besides those of the run folder's owner.
 
     Returns:
-        An :class:`Order` to follow (one of the same generation raises the fence and starts no
-        segment), a :class:`Rejection`, or None for no news: nothing there, not readable now, torn,
-        or what was accepted already.
+        The order to follow; a rejection; or None when there is no news: the file is missing,
+        stale, unreadable or torn, or holds the order followed already. An order with the
+        generation of `after` raises the fence and changes nothing else.
     """
     try:
-        found = read_small(path)
-    except NotAFile as problem:
-        return Rejection(str(problem), _digest(str(problem).encode()))
-    except Exception as error:
-        return Rejection(f"can't be read: {error}", _digest(b""))
-    if found is None or not found[0].strip():
+        content = read_regular(path)
+    except NotRegularError as error:
+        return Rejection(f"{path} is {error.strerror}, not a file: remove it", "")
+    except (OSError, ValueError):  # ValueError: a NUL in the path
         return None
-    data, status = found
-    rule = _Rule(run, frozenset(sources), after, limits or Limits(), in_force)
     try:
-        _owner(path, status, accept_uid)
-        return _judge(data, rule)
-    except _Bad as problem:
-        fence, generation = _numbers(data)
-        return Rejection(str(problem), _digest(data), fence, generation)
-    except Exception as error:
-        # a shape nobody thought of is no reason to stop training
-        return Rejection(f"unreadable: {type(error).__name__}", _digest(data))
+        return _examine(path, content, run, sources, after, limits, in_force, accept_uid)
+    except Exception as error:  # the last line of defence of the training loop
+        reason = f"{path}: {type(error).__name__} while it was read"
+        return Rejection(reason, digest(content.data))
 
 
-def _digest(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def _owner(path: Path, status: os.stat_result, accept_uid: int | None) -> None:
-    """The checksum is no authentication; the file's owner is what we have."""
-    owner = path.parent.stat().st_uid
-    if status.st_uid not in (owner, accept_uid):
-        raise _Bad(
-            f"written by user {status.st_uid}, but the run folder belongs to {owner}; "
-            "trainer.accept_uid names another user to accept"
-        )
-
-
-def _judge(data: bytes, rule: _Rule) -> Order | None:
+def _examine(
+    path: str | os.PathLike[str],
+    content: Content,
+    run: str,
+    sources: Collection[str],
+    after: tuple[int, int],
+    limits: Limits | None,
+    in_force: Mapping[str, float] | None,
+    accept_uid: int | None,
+) -> Order | Rejection | None:
+    fence: int | None = None
+    generation: int | None = None
     try:
-        body = decode(data)
-    except UnicodeDecodeError:
-        raise _Bad("not UTF-8") from None
-    except ValueError as problem:
-        if _torn(data, problem):
+        _check_owner(path, content.uid, accept_uid)
+        body = _decode(content.data)
+        if body is None:
             return None
-        raise _Bad(f"not JSON: {problem}") from None
-    if not isinstance(body, dict):
-        raise _Bad(f"a JSON {type(body).__name__}, not an object")
-    if body.get("schema") != ORDER_SCHEMA:
-        raise _Bad(f"schema {_short(body.get('schema'))} is not {ORDER_SCHEMA!r}")
-    if body.get("checksum") != _checksum(body):
-        raise _Bad("the checksum does not match the content")
-    order = _parse(body)
-    return _accept(order, rule)
-
-
-def _torn(data: bytes, problem: ValueError) -> bool:
-    """Whether the text merely ends too early, as a file does that is still being written."""
-    position = getattr(problem, "pos", None)
-    if position is None:
-        return False
-    text = data.decode("utf-8", errors="replace").rstrip()
-    return position >= len(text) or str(problem).startswith("Unterminated string")
-
-
-def _parse(body: Mapping[str, Any]) -> Order:
-    known = {"schema", "run", "fence", "generation", "weights", "then", "decision", "policy"}
-    known |= {"reason", "issued_at", "checksum"}
-    if strange := sorted(set(body) - known):
-        raise _Bad(f"unknown key {_short(strange[0])}")
-    texts = {name: _text(body, name) for name in ("decision", "policy", "reason", "issued_at")}
-    return Order(
-        run=_text(body, "run"),
-        fence=_counter(body, "fence", least=0),
-        generation=_counter(body, "generation"),
-        weights=_weights(body.get("weights"), "weights"),
-        then=_stages(body.get("then", [])),
-        **texts,
-    )
-
-
-def _text(body: Mapping[str, Any], name: str) -> str:
-    value = body.get(name, "")
-    if not isinstance(value, str) or len(value) > _TEXT_LIMIT:
-        raise _Bad(f"{name} {_short(value)} is no text")
-    return value
-
-
-def _counter(body: Mapping[str, Any], name: str, least: int = 1) -> int:
-    value = body.get(name)
-    if type(value) is not int or not least <= value < _COUNTER_LIMIT:
-        raise _Bad(f"{name} {_short(value)} is no whole number from {least} on")
-    return value
-
-
-def _stages(value: Any) -> tuple[Stage, ...]:
-    if not isinstance(value, list) or len(value) > 1000:
-        raise _Bad("then is no list of stages")
-    stages: list[Stage] = []
-    for entry in value:
-        if not isinstance(entry, dict) or set(entry) != {"from_tokens", "weights"}:
-            raise _Bad("a stage of then has other keys than from_tokens and weights")
-        start = _counter(entry, "from_tokens")
-        if stages and start <= stages[-1].from_tokens:
-            raise _Bad(f"then: from_tokens {start} does not come after the stage before it")
-        stages.append(Stage(start, _weights(entry["weights"], f"then from {start}: weights")))
-    return tuple(stages)
-
-
-def _weights(value: Any, label: str) -> dict[str, float]:
-    if not isinstance(value, dict) or not value:
-        raise _Bad(f"{label} {_short(value)} is no mapping of sources to shares")
-    made = {}
-    for name, weight in value.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise _Bad(f"{label}: {name} has {_short(weight)}, which is no number")
-        if not math.isfinite(weight) or not 0.0 <= weight <= 1.0:
-            raise _Bad(f"{label}: {name} has {_short(weight)}, which is no share from 0 to 1")
-        made[name] = float(weight)
-    total = math.fsum(made.values())
-    if abs(total - 1.0) > SUM_TOLERANCE:
-        raise _Bad(f"{label} sum to {total:.9g}, not 1")
-    return made
-
-
-def _accept(order: Order, rule: _Rule) -> Order | None:
-    if order.run != rule.run:
-        raise _Bad(f"for run {_short(order.run)}, this one is {rule.run!r}")
-    fence, generation = rule.after
-    if (order.fence, order.generation) == rule.after:
-        return None
-    if order.fence < fence:
-        raise _Bad(f"fence {order.fence} is below {fence}: from a controller that was replaced")
-    if order.generation < generation:
-        raise _Bad(f"generation {order.generation} is below {generation}, accepted before")
-    for label, weights in [("", order.weights), *((_when(s), s.weights) for s in order.then)]:
-        _known(weights, rule.sources, label)
-    if order.generation == generation:
-        _takeover(order, rule.in_force)
-        return order
-    _within(order, rule)
+        fence, generation = _peek(body, "fence"), _peek(body, "generation")
+        order = _parse(body)
+        if order.run != run:
+            raise _Refused(f"run is {_show(order.run)}, this is {_show(run)}")
+        if (order.fence, order.generation) == tuple(after):
+            return None
+        _check_turn(order, after, in_force)
+        _check_mixtures(order, sources, limits, None if order.generation == after[1] else in_force)
+    except _Refused as refused:
+        return Rejection(str(refused), digest(content.data), fence, generation)
     return order
 
 
-def _when(stage: Stage) -> str:
-    return f"then from {stage.from_tokens}: "
+def _show(value: object) -> str:
+    return _SHOW.repr(value)
 
 
-def _known(weights: Mapping[str, float], sources: Collection[str], label: str) -> None:
-    for name in weights:
-        if name not in sources:
-            raise _Bad(f"{label}no source is called {_short(name)}")
+def _peek(body: dict[str, Any], key: str) -> int | None:
+    value = body.get(key)
+    return value if type(value) is int and 0 <= value <= _LARGEST_NUMBER else None
 
 
-def _takeover(order: Order, in_force: Mapping[str, float] | None) -> None:
-    if in_force is None:
-        return
-    names = {*order.weights, *in_force}
-    if any(abs(order.weights.get(n, 0.0) - in_force.get(n, 0.0)) > SAME_WEIGHT for n in names):
-        raise _Bad(
-            f"generation {order.generation} was accepted before with other weights; "
-            "a change needs a new generation"
+def _check_owner(path: str | os.PathLike[str], uid: int, accept_uid: int | None) -> None:
+    owner = Path(path).parent.stat().st_uid
+    if uid not in (owner, accept_uid):
+        raise _Refused(
+            f"the file belongs to uid {uid}, the run folder to {owner}: "
+            "set trainer.accept_uid if that user may steer"
         )
 
 
-def _within(order: Order, rule: _Rule) -> None:
-    before: Mapping[str, float] | None = rule.in_force
-    for label, weights in [("", order.weights), *((_when(s), s.weights) for s in order.then)]:
-        for name, weight in weights.items():
-            if 0 < weight < rule.limits.floor - SAME_WEIGHT:
-                floor = rule.limits.floor
-                raise _Bad(f"{label}{name} {weight:g} is below trainer.limits.floor {floor:g}")
-            if weight > rule.limits.cap + SAME_WEIGHT:
-                raise _Bad(
-                    f"{label}{name} {weight:g} is above trainer.limits.cap {rule.limits.cap:g}"
-                )
-        if before is not None:
-            change = sum(abs(w - before.get(name, 0.0)) for name, w in weights.items()) / 2
-            if change > rule.limits.max_change + SAME_WEIGHT:
-                raise _Bad(
-                    f"{label}a change of {change:.4g} is above trainer.limits.max_change "
-                    f"{rule.limits.max_change:g}"
-                )
+def _decode(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in a file; None when the read was torn."""
+    if len(data) > LARGEST:
+        raise _Refused(f"more than {LARGEST} bytes: no order is that long")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        if error.end >= len(data):  # cut inside a character
+            return None
+        raise _Refused(f"not UTF-8 at byte {error.start}") from error
+    try:
+        body = parse_json(text)
+    except json.JSONDecodeError as error:
+        if _is_torn(text, error):
+            return None
+        raise _Refused(f"not JSON: {error.msg} (line {error.lineno})") from error
+    except RecursionError as error:
+        raise _Refused("nested too deeply") from error
+    except ValueError as error:
+        raise _Refused(str(error)[:200]) from error
+    if not isinstance(body, dict):
+        raise _Refused(f"a JSON {type(body).__name__} where an object belongs")
+    return body
+
+
+def _is_torn(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether the text may be the first part of an order, or one with blocks not yet written."""
+    kept = text.rstrip()
+    return (
+        not kept.endswith("}")
+        or error.pos >= len(kept)
+        or error.msg.startswith("Unterminated string")
+        or "\0" in text
+    )
+
+
+def _parse(body: dict[str, Any]) -> Order:
+    if body.get("schema") != ORDER_SCHEMA:
+        raise _Refused(f"schema is {_show(body.get('schema'))}, not {ORDER_SCHEMA!r}")
+    rest = {key: value for key, value in body.items() if key != "checksum"}
+    if body.get("checksum") != digest(canonical(rest)):
+        raise _Refused("the checksum does not match the content")
+    return Order(
+        run=_text(body, "run", required=True),
+        fence=_number(body, "fence", least=0),
+        generation=_number(body, "generation", least=1),
+        weights=_weights(body.get("weights"), "weights"),
+        then=_stages(body.get("then", [])),
+        decision=_text(body, "decision"),
+        policy=_text(body, "policy"),
+        reason=_text(body, "reason"),
+        issued_at=_text(body, "issued_at"),
+    )
+
+
+def _text(body: dict[str, Any], key: str, required: bool = False) -> str:
+    value = body.get(key, None if required else "")
+    if not isinstance(value, str):
+        raise _Refused(f"{key} is {_show(value)}, not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _Refused(f"{key} has half a surrogate pair in it") from error
+    return value
+
+
+def _number(body: dict[str, Any], key: str, least: int) -> int:
+    value = body.get(key)
+    if type(value) is not int or not least <= value <= _LARGEST_NUMBER:
+        raise _Refused(f"{key} is {_show(value)}, not an integer from {least} up")
+    return value
+
+
+def _weights(value: Any, where: str) -> dict[str, float]:
+    """Shares by name: finite, within [0, 1], summing to 1 within 1e-6."""
+    if not isinstance(value, dict):
+        raise _Refused(f"{where} is {_show(value)}, not an object")
+    for name, share in value.items():
+        if type(share) not in (int, float) or not 0 <= share <= 1:  # NaN fails the comparison
+            raise _Refused(f"{where}: {_show(name)} is {_show(share)}, not a share from 0 to 1")
+    total = math.fsum(value.values())
+    if not abs(total - 1) <= SUM_TOLERANCE:
+        raise _Refused(f"{where} sum to {total:.9g}, not to 1")
+    return {name: float(share) for name, share in value.items()}
+
+
+def _stages(value: Any) -> tuple[Stage, ...]:
+    if not isinstance(value, list):
+        raise _Refused(f"then is {_show(value)}, not a list")
+    found: list[Stage] = []
+    for index, entry in enumerate(value):
+        where = f"then[{index}]"
+        if not isinstance(entry, dict):
+            raise _Refused(f"{where} is {_show(entry)}, not an object")
+        start = _number(entry, "from_tokens", least=0)
+        if found and start <= found[-1].from_tokens:
+            raise _Refused(f"{where}: from_tokens {start} is not above the stage before")
+        found.append(Stage(start, _weights(entry.get("weights"), f"{where} weights")))
+    return tuple(found)
+
+
+def _check_turn(order: Order, after: tuple[int, int], in_force: Mapping[str, float] | None) -> None:
+    """Neither fence nor generation ever goes back."""
+    fence, generation = after
+    if order.fence < fence:
+        raise _Refused(f"fence {order.fence} is below {fence}: its controller was replaced")
+    if order.generation < generation:
+        raise _Refused(f"generation {order.generation} is below {generation}, accepted already")
+    if order.generation > generation or in_force is None:
+        return
+    # a plan's later stage may be what is in force under this generation
+    asked = [order.weights, *(stage.weights for stage in order.then)]
+    if not any(_change(in_force, weights) <= SUM_TOLERANCE for weights in asked):
+        raise _Refused(
+            f"generation {generation} republished with other weights than those in force"
+        )
+
+
+def _change(old: Mapping[str, float], new: Mapping[str, float]) -> float:
+    """Total variation between two mixtures."""
+    return math.fsum(abs(new.get(k, 0.0) - old.get(k, 0.0)) for k in {*old, *new}) / 2
+
+
+def _check_mixtures(
+    order: Order,
+    sources: Collection[str],
+    limits: Limits | None,
+    before: Mapping[str, float] | None,
+) -> None:
+    mixtures = [("weights", order.weights)]
+    mixtures += [(f"then[{i}] weights", stage.weights) for i, stage in enumerate(order.then)]
+    for where, weights in mixtures:
+        unknown = next((name for name in weights if name not in sources), None)
+        if unknown is not None:
+            raise _Refused(f"{where}: {_show(unknown)} is no source of this run")
+        if limits is not None:
+            _check_limits(where, weights, limits, before)
         before = weights
 
 
-def _numbers(data: bytes) -> tuple[int | None, int | None]:
-    """Fence and generation of a rejected file, where it names them, for the report."""
-    try:
-        body = decode(data)
-        found = [body.get(name) for name in ("fence", "generation")]
-    except Exception:
-        return None, None
-    fence, generation = (v if type(v) is int and abs(v) < _COUNTER_LIMIT else None for v in found)
-    return fence, generation
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _check_limits(
+    where: str, weights: Mapping[str, float], limits: Limits, before: Mapping[str, float] | None
+) -> None:
+    for name, share in weights.items():
+        if 0 < share < limits.floor:
+            raise _Refused(f"{where}: {name} at {share:g} is under the floor {limits.floor:g}")
+        if share > limits.cap:
+            raise _Refused(f"{where}: {name} at {share:g} is over the cap {limits.cap:g}")
+    if before is None:
+        return
+    change = _change(before, weights)
+    if change > limits.max_change + SUM_TOLERANCE:
+        raise _Refused(
+            f"{where}: a change of {change:.4g} is over the largest allowed {limits.max_change:g}"
+        )

@@ -1,131 +1,164 @@
-"""Files that other processes read while we write them. Light: standard library only.
+"""Reading and writing the small files through which the rooms talk.
 
-Written to a unique temporary name in the same folder, fsynced, renamed, and the folder fsynced: a
-reader sees the old file or the new one, on a local disk as on a shared file system.
+Writes are atomic and durable; reads open the file afresh, never follow a link, never block on a
+FIFO and never take in more than a bounded number of bytes.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import secrets
 import stat
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LARGEST = 2**20
-"""Bytes of a contract file worth reading: a larger one is no such file."""
-
-_NO_NEWS = frozenset({errno.ENOENT, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EIO})
+"""Bytes of a small contract file worth reading."""
 
 
-class NotAFile(Exception):  # noqa: N818 (a finding about a path, which the caller reports)
-    """Something other than a small plain file lies at the path; the message says what."""
+class NotRegularError(OSError):
+    """What lies there is a link, a folder, a FIFO or a device; the message says which."""
 
 
-class DuplicateKey(ValueError):  # noqa: N818 (as json.JSONDecodeError, a kind of ValueError)
-    """A JSON object names a key twice, so readers could disagree on its value."""
+class Content(NamedTuple):
+    """Bytes of a file (at most one above the limit asked for) and the uid that owns it."""
+
+    data: bytes
+    uid: int
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace the file at ``path`` by ``data``, durably and as one step.
-
-    Raises:
-        OSError: the disk did not take it; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(temporary, flags, 0o644)
+def fsync_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a folder's entries durable; a file system that can't is left alone."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make a rename inside ``folder`` durable. A file system that can't is left to its ways."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
+        os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
-        os.close(descriptor)
+        os.close(handle)
 
 
-def read_small(path: Path) -> tuple[bytes, os.stat_result] | None:
-    """The bytes of a small plain file and its status; None where there is no news.
+def write_all(handle: int, data: bytes) -> None:
+    """Write every byte and fsync."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+    os.fsync(handle)
 
-    Never blocks on a pipe and never follows a link at the last step of the path.
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace a file so that a reader sees the old bytes or the new, whatever crashes when.
+
+    A unique temporary file in the same folder, fsynced, renamed; then the folder is fsynced.
 
     Raises:
-        NotAFile: for a link, folder, pipe, device, or a file above :data:`LARGEST` bytes.
+        OSError: the disk did not take it; the old file is untouched and nothing is left behind.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    target = Path(path)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(scratch, flags, 0o644)
     try:
-        descriptor = os.open(path, flags)
+        try:
+            write_all(handle, data)
+        finally:
+            os.close(handle)
+        scratch.replace(target)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    fsync_folder(target.parent)
+
+
+def _kind(mode: int) -> str:
+    names = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+    }
+    return names.get(stat.S_IFMT(mode), "a device")
+
+
+def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> Content:
+    """The bytes of a regular file, opened afresh, at most ``limit + 1`` of them.
+
+    Raises:
+        NotRegularError: it is a link, a folder, a FIFO, ...
+        OSError: missing, stale or not readable.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        handle = os.open(path, flags)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise NotAFile("a symbolic link, not a file") from None
-        if error.errno in _NO_NEWS:
-            return None
-        raise NotAFile(f"can't be opened ({error.strerror})") from None
+            raise NotRegularError(errno.ELOOP, "a symbolic link") from error
+        raise
     try:
-        found = os.fstat(descriptor)
+        found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
-            raise NotAFile("not a plain file")
-        with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            data = stream.read(LARGEST + 1)
+            raise NotRegularError(errno.EINVAL, _kind(found.st_mode))
+        with os.fdopen(handle, "rb", closefd=False) as stream:
+            return Content(stream.read(limit + 1), found.st_uid)
+    finally:
+        os.close(handle)
+
+
+def writable_by_others(path: str | os.PathLike[str]) -> str | None:
+    """A warning when group or others may write a run's file or folder; None when all is well.
+
+    The owner of an order is checked, but whoever may write the file can change what it says.
+    """
+    try:
+        mode = Path(path).stat().st_mode
     except OSError:
         return None
-    finally:
-        os.close(descriptor)
-    if len(data) > LARGEST:
-        raise NotAFile(f"larger than {LARGEST} bytes")
-    return data, found
-
-
-def canonical(value: Mapping[str, Any]) -> bytes:
-    """The one spelling of a JSON object that is hashed: keys sorted, no spaces, UTF-8.
-
-    Raises:
-        ValueError: for a number that is not finite.
-    """
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    if not mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return None
+    return (
+        f"{path}: mode {stat.S_IMODE(mode):o} lets others than its owner change the mixture; "
+        f"chmod go-w {path}"
     )
-    return text.encode("utf-8")
 
 
-def decode(data: bytes) -> Any:
-    """JSON with every key at most once per object and no NaN or infinity.
+def digest(data: bytes) -> str:
+    """``sha256:`` and the hexadecimal digest."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def canonical(value: object) -> bytes:
+    """Canonical JSON: keys sorted, no spaces, ASCII (other characters as ``\\uXXXX``).
 
     Raises:
-        ValueError: for anything else (also a RecursionError of deep nesting, as a ValueError).
+        ValueError: NaN or an infinity is in it.
     """
-    try:
-        return json.loads(data, object_pairs_hook=_once, parse_constant=_no_constant)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DuplicateKey(f"key {twice!r} is given twice")
-    return made
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def _no_constant(name: str) -> Any:
-    raise DuplicateKey(f"{name} is no JSON number")
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key[:60]!r} is given twice")
+        found[key] = value
+    return found
+
+
+def parse_json(text: str) -> Any:
+    """JSON as the standard has it: no NaN, no infinities, no key twice.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+        ValueError: NaN, Infinity, a duplicate key, or an integer of thousands of digits.
+        RecursionError: nested too deeply.
+    """
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)

@@ -1,40 +1,60 @@
-"""``schedule.jsonl``: every mixture as applied, at its exact sample. Light: standard library only.
+"""`schedule.jsonl`: every order as applied, at its exact sample, by one trainer process.
 
-Appended and fsynced by one trainer process; each line carries a CRC, so a line that a crash tore
-is told from a whole one. The *sample* index is authoritative, the step informative. The training
-data order is a pure function of this file.
+Each line carries a CRC and is fsynced before anything relies on it; a torn last line is cut on
+open. The training data order is a pure function of this file.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import errno
+import fcntl
 import os
+import time
 import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from mixloop.trainer.files import canonical, fsync_folder
+from mixloop.trainer.files import (
+    canonical,
+    fsync_folder,
+    parse_json,
+    read_regular,
+    write_all,
+)
+from mixloop.trainer.records import RecordError, decode, encode
+from mixloop.trainer.segment import SCALE, Segment
 
-SCHEDULE_SCHEMA: Final = "mixloop/schedule/1"
+SCHEDULE_SCHEMA = "mixloop/schedule/1"
+_LARGEST = 2**28
+_LOCK_SECONDS = 10.0
+
+
+class ScheduleError(ValueError):
+    """The schedule is damaged other than by a torn last line; the message says where."""
+
+
+class ScheduleTaken(RuntimeError):  # noqa: N818 (named for what happened elsewhere)
+    """A newer trainer incarnation writes this schedule."""
 
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """A source as an incarnation found it: samples it holds and its store's fingerprint."""
+    """A source as an incarnation found it: samples of one sequence length, content fingerprint."""
 
     name: str
     samples: int
-    fingerprint: str = ""
+    fingerprint: str
 
 
 @dataclass(frozen=True)
 class OpenLine:
-    """A trainer incarnation begins at ``sample`` (its checkpoint's).
+    """A trainer incarnation begins at `sample`, from checkpoint `parent` (None: from scratch).
 
-    Position p of a step is (micro * world_size + rank) * rows + row, so any rank's view can be
-    derived again.
+    With `rewind`, or at another quantum than before, the segments after `sample` are cut.
     """
 
     incarnation: int
@@ -53,7 +73,7 @@ class OpenLine:
 
 @dataclass(frozen=True)
 class SegmentLine:
-    """From ``sample`` on, these integer weights (over 2^24), under this fence and generation."""
+    """From `sample` on these integer weights (summing to 2^24) are in force."""
 
     incarnation: int
     sample: int
@@ -66,7 +86,7 @@ class SegmentLine:
 
 @dataclass(frozen=True)
 class VoidLine:
-    """The recorded segment at ``sample`` did not come into force; a later one follows."""
+    """The segment recorded for `sample` did not come into force in time."""
 
     incarnation: int
     sample: int
@@ -76,208 +96,269 @@ class VoidLine:
 
 
 Line = OpenLine | SegmentLine | VoidLine
-
-_KINDS: Final[dict[str, type[Any]]] = {
-    "open": OpenLine,
-    "segment": SegmentLine,
-    "void": VoidLine,
-}
+_KINDS: dict[str, type[Line]] = {"open": OpenLine, "segment": SegmentLine, "void": VoidLine}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
-class ScheduleTaken(Exception):  # noqa: N818 (a finding that the trainer acts on, not an error)
-    """A newer incarnation writes this schedule; the message names it."""
+def encode_line(line: Line) -> bytes:
+    """One line of the file: JSON with the CRC-32 of the canonical JSON without it, newline."""
+    body = {"schema": SCHEDULE_SCHEMA, "line": _NAMES[type(line)], **encode(line)}
+    crc = zlib.crc32(canonical(body))
+    return _in_order({**body, "crc": f"{crc:08x}"}) + b"\n"
 
 
-class ScheduleDamaged(ValueError):  # noqa: N818 (a kind of ValueError that names the line)
-    """A line in the middle of the schedule is damaged; the message names it."""
+def _in_order(value: dict[str, Any]) -> bytes:
+    """Compact JSON with the keys as they come, `schema` first, for people's eyes."""
+    parts = (canonical(key) + b":" + canonical(item) for key, item in value.items())
+    return b"{" + b",".join(parts) + b"}"
+
+
+def decode_line(data: bytes) -> Line:
+    """One line, checked.
+
+    Raises:
+        ValueError: it is torn or altered, or of an unknown kind.
+    """
+    value = parse_json(data.decode())
+    if not isinstance(value, dict):
+        raise RecordError("not an object")
+    crc = value.pop("crc", None)
+    if crc != f"{zlib.crc32(canonical(value)):08x}":
+        raise RecordError("its CRC does not match")
+    kind = _KINDS.get(str(value.get("line")))
+    if value.get("schema") != SCHEDULE_SCHEMA or kind is None:
+        raise RecordError(f"unknown schema or kind of line {str(value.get('line'))[:40]!r}")
+    line = decode(kind, value)
+    if isinstance(line, SegmentLine) and sum(line.weights.values()) != SCALE:
+        raise RecordError(f"weights sum to {sum(line.weights.values())}, not {SCALE}")
+    return line
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The lines of a schedule, oldest first."""
+    """The lines of a schedule, oldest first, and what they amount to."""
 
     lines: tuple[Line, ...] = ()
 
     @property
     def latest_open(self) -> OpenLine | None:
-        """The newest incarnation's beginning."""
-        opens = [line for line in self.lines if isinstance(line, OpenLine)]
-        return opens[-1] if opens else None
+        """The newest incarnation's first line."""
+        return next((line for line in reversed(self.lines) if isinstance(line, OpenLine)), None)
+
+    @property
+    def incarnation(self) -> int:
+        """The highest incarnation that ever opened this schedule; 0 for none."""
+        return max((line.incarnation for line in self.lines), default=0)
+
+    @cached_property
+    def _effective(self) -> tuple[tuple[SegmentLine, ...], tuple[Segment, ...]]:
+        return _replay(self.lines)
 
     @property
     def segments(self) -> tuple[SegmentLine, ...]:
-        """The effective segments by sample: void ones are out, and so are those that a rewind cut.
+        """Segments that hold, by sample: voids and rewind cuts applied."""
+        return self._effective[0]
 
-        Two at one sample: the later line holds.
-        """
-        kept: dict[int, SegmentLine] = {}
-        for line in self.lines:
-            if isinstance(line, SegmentLine):
-                kept[line.sample] = line
-            elif isinstance(line, VoidLine):
-                found = kept.get(line.sample)
-                if found is not None and found.generation == line.generation:
-                    del kept[line.sample]
-            elif line.rewind:
-                kept = {sample: s for sample, s in kept.items() if sample < line.sample}
-        return tuple(kept[sample] for sample in sorted(kept))
+    @property
+    def mixture(self) -> tuple[Segment, ...]:
+        """What :class:`mixloop.trainer.order.MixtureOrder` needs, quantum changes included."""
+        return self._effective[1]
 
     @property
     def accepted(self) -> tuple[int, int]:
-        """Highest (fence, generation) of the effective schedule; (0, 0) before any order."""
-        segments = self.segments
-        if not segments:
-            return (0, 0)
-        return max(s.fence for s in segments), max(s.generation for s in segments)
+        """Highest fence and highest generation of the effective schedule; (0, 0) for none."""
+        found = self.segments
+        return (
+            max((line.fence for line in found), default=0),
+            max((line.generation for line in found), default=0),
+        )
 
 
-def encode_line(line: Line) -> bytes:
-    """One line with its CRC and the newline."""
-    kind = next(name for name, cls in _KINDS.items() if isinstance(line, cls))
-    body = {"schema": SCHEDULE_SCHEMA, "kind": kind, **asdict(line)}
-    body["crc"] = _crc(body)
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+def _replay(lines: Sequence[Line]) -> tuple[tuple[SegmentLine, ...], tuple[Segment, ...]]:
+    """Effective segments, and the stretches of constant weights and quantum they make."""
+    held: dict[int, SegmentLine] = {}
+    quanta: dict[int, int] = {}  # first sample -> quantum from there on
+    quantum = 0
+    for line in lines:
+        if isinstance(line, OpenLine):
+            if line.rewind or line.quantum != quantum:
+                held = {at: seg for at, seg in held.items() if at <= line.sample}
+                quanta = {at: size for at, size in quanta.items() if at < line.sample}
+                quanta[line.sample] = quantum = line.quantum
+        elif isinstance(line, SegmentLine):
+            held[line.sample] = line
+        elif _is_same(held.get(line.sample), line):
+            del held[line.sample]
+    segments = tuple(held[at] for at in sorted(held))
+    return segments, tuple(_stretches(segments, quanta))
 
 
-def decode_line(data: bytes) -> Line:
-    """A line back from its bytes.
+def _is_same(segment: SegmentLine | None, void: VoidLine) -> bool:
+    return segment is not None and (segment.fence, segment.generation) == (
+        void.fence,
+        void.generation,
+    )
+
+
+def _stretches(segments: Sequence[SegmentLine], quanta: Mapping[int, int]) -> Iterator[Segment]:
+    starts = sorted({segment.sample for segment in segments} | set(quanta))
+    by_sample = {segment.sample: segment.weights for segment in segments}
+    weights: Mapping[str, int] | None = None
+    quantum = 0
+    for at in starts:
+        weights = by_sample.get(at, weights)
+        quantum = quanta.get(at, quantum)
+        if weights is not None and quantum > 0:
+            yield Segment(at, dict(weights), quantum)
+
+
+def _scan(data: bytes, path: Path) -> tuple[list[Line], int]:
+    """Lines of the file and the length of its sound part.
 
     Raises:
-        ValueError: when it is damaged or of an unknown kind.
-    """
-    try:
-        body = json.loads(data)
-        crc = body.pop("crc")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError("no schedule line") from None
-    if crc != _crc(body):
-        raise ValueError("the CRC does not match")
-    if body.pop("schema", None) != SCHEDULE_SCHEMA:
-        raise ValueError("another schema")
-    cls = _KINDS.get(body.pop("kind", ""))
-    if cls is None:
-        raise ValueError("an unknown kind of line")
-    if cls is OpenLine:
-        body["sources"] = tuple(SourceEntry(**entry) for entry in body["sources"])
-    made: Line = cls(**body)
-    return made
-
-
-def _crc(body: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(canonical(body)):08x}"
-
-
-def split_lines(data: bytes) -> tuple[list[Line], int]:
-    """The whole lines of a schedule and how many bytes they take; what follows is a torn tail.
-
-    Raises:
-        ScheduleDamaged: a damaged line that is not the last.
+        ScheduleError: a line other than the last is damaged.
     """
     lines: list[Line] = []
-    end = 0
-    parts = data.split(b"\n")
-    for number, part in enumerate(parts[:-1], start=1):
+    sound = 0
+    while sound < len(data):
+        end = data.find(b"\n", sound)
+        last = end < 0 or end == len(data) - 1
         try:
-            lines.append(decode_line(part))
-        except (ValueError, TypeError) as error:
-            if any(_sound(later) for later in parts[number:]):
-                raise ScheduleDamaged(f"line {number}: {error}") from None
-            break
-        end += len(part) + 1
-    return lines, end
+            if end < 0:
+                break
+            lines.append(decode_line(data[sound:end]))
+        except (ValueError, RecursionError) as error:
+            if last:
+                break
+            raise ScheduleError(
+                f"{path}: line {len(lines) + 1}: {error}; restore the file from a copy, or start "
+                "a new run from a checkpoint"
+            ) from error
+        sound = end + 1
+    return lines, sound
 
 
-def _sound(part: bytes) -> bool:
-    try:
-        decode_line(part)
-    except (ValueError, TypeError):
-        return False
-    return True
-
-
-def read_schedule(path: Path) -> Schedule:
-    """The schedule at ``path``; empty when there is none. A torn last line is left out.
+def read_schedule(path: str | os.PathLike[str]) -> Schedule:
+    """The schedule; empty when there is no file. A torn last line is left out.
 
     Raises:
-        ScheduleDamaged: a damaged line in the middle, which no crash leaves behind.
+        ScheduleError: a line other than the last is damaged.
+        OSError: the file is there and can't be read.
     """
     try:
-        data = path.read_bytes()
-    except OSError:
+        data = read_regular(path, _LARGEST).data
+    except FileNotFoundError:
         return Schedule()
-    try:
-        return Schedule(tuple(split_lines(data)[0]))
-    except ScheduleDamaged as error:
-        raise ScheduleDamaged(f"{path}: {error}") from None
+    return Schedule(tuple(_scan(data, Path(path))[0]))
+
+
+@contextlib.contextmanager
+def _locked(handle: int) -> Iterator[None]:
+    """Hold the file's advisory lock, where the file system has one."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
+                break  # the incarnation check alone must do
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
+                raise
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+    yield  # closing the file ends the lock
 
 
 class ScheduleWriter:
-    """Appends durable lines for one trainer incarnation.
+    """Appends to the schedule for one trainer incarnation.
 
-    Opening cuts a torn last line. Raises :class:`ScheduleDamaged` for a damaged file.
+    The file is opened afresh for every append and looked through first, so that a newer
+    incarnation (on whatever machine) is seen before anything is written.
+
+    Args:
+        path: the run's `schedule.jsonl`; made if missing. A torn last line is cut.
+
+    Raises:
+        ScheduleError: a line other than the last is damaged.
+        OSError: the disk does not let us.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._incarnation: int | None = None
-        self._size = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._own: int | None = None
+        self._end = 0
         self.reopen()
 
-    def reopen(self) -> None:
-        """Open again and cut what a failed append may have left half-written."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            with os.fdopen(descriptor, "rb", closefd=False) as stream:
-                data = stream.read()
-            _, end = split_lines(data)
-            if end < len(data):
-                os.ftruncate(descriptor, end)
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        fsync_folder(self._path.parent)
-        self._size = end
-
-    def check(self) -> None:
-        """Raise :class:`ScheduleTaken` when a newer incarnation has begun to write."""
-        if self._incarnation is None or self._path.stat().st_size == self._size:
-            return
-        latest = read_schedule(self._path).latest_open
-        if latest is not None and latest.incarnation > self._incarnation:
-            raise ScheduleTaken(f"{self._path}: incarnation {latest.incarnation} has begun")
-
-    def append(self, line: Line) -> None:
-        """Append a line and wait until it is durable.
+    def reopen(self) -> Schedule:
+        """Look through the file again and cut a torn last line (one of a failed append, say).
 
         Raises:
-            ScheduleTaken: when the file holds a newer incarnation; nothing is written.
-            OSError: the disk did not take it; :meth:`reopen` cleans up.
+            ScheduleTaken: a newer incarnation writes here; nothing is cut.
         """
-        if isinstance(line, OpenLine):
-            self._begin(line)
-        self._incarnation = line.incarnation if self._incarnation is None else self._incarnation
-        self.check()
-        data = encode_line(line)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        with self._open() as handle:
+            return self._settle(handle)
+
+    def append(self, line: Line) -> None:
+        """Append a line; on return it is on the disk.
+
+        The first `open` line makes this writer that incarnation's.
+
+        Raises:
+            ScheduleTaken: the file holds a newer incarnation (for an `open` line: or the same).
+            OSError: the disk did not take it; half a line may be there, `reopen` cuts it.
+        """
+        with self._open() as handle:
+            before = self._settle(handle, line.incarnation)
+            if isinstance(line, OpenLine) and before.incarnation >= line.incarnation:
+                raise ScheduleTaken(self._taken(before.incarnation))
+            data = encode_line(line)
+            write_all(handle, data)
+            self._end += len(data)
+            self._own = line.incarnation
+
+    def check(self) -> None:
+        """See whether a newer incarnation has taken over.
+
+        Raises:
+            ScheduleTaken: it has.
+        """
+        with self._open() as handle:
+            size = os.fstat(handle).st_size
+        if size != self._end:
+            schedule = read_schedule(self._path)
+            if self._own is not None and schedule.incarnation > self._own:
+                raise ScheduleTaken(self._taken(schedule.incarnation))
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[int]:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fresh = not self._path.exists()
+        handle = os.open(self._path, flags, 0o644)
         try:
-            _write_all(descriptor, data)
-            os.fsync(descriptor)
+            if fresh:
+                fsync_folder(self._path.parent)
+            with _locked(handle):
+                yield handle
         finally:
-            os.close(descriptor)
-        self._size += len(data)
+            os.close(handle)
 
-    def _begin(self, line: OpenLine) -> None:
-        latest = read_schedule(self._path).latest_open
-        if latest is not None and latest.incarnation >= line.incarnation:
-            raise ScheduleTaken(
-                f"{self._path}: incarnation {latest.incarnation} has begun, so "
-                f"{line.incarnation} can't"
-            )
-        self._incarnation = line.incarnation
-        self._size = self._path.stat().st_size
+    def _settle(self, handle: int, own: int | None = None) -> Schedule:
+        """Read the open file, refuse if it is someone else's by now, cut a torn last line."""
+        own = self._own if own is None else own
+        with os.fdopen(os.dup(handle), "rb") as stream:
+            stream.seek(0)
+            data = stream.read()
+        lines, sound = _scan(data, self._path)
+        schedule = Schedule(tuple(lines))
+        if own is not None and schedule.incarnation > own:
+            raise ScheduleTaken(self._taken(schedule.incarnation))
+        if sound < len(data):
+            os.ftruncate(handle, sound)
+            os.fsync(handle)
+        self._end = sound
+        return schedule
 
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
+    def _taken(self, incarnation: int) -> str:
+        return f"{self._path}: trainer incarnation {incarnation} writes this schedule"

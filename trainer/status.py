@@ -1,0 +1,211 @@
+"""`status.json`, `manifest.json` and `holds.json`: what trainer and controller tell each other."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mixloop.trainer.files import LARGEST, parse_json, read_regular, write_atomic
+from mixloop.trainer.records import decode, encode
+
+STATUS_SCHEMA = "mixloop/status/1"
+MANIFEST_SCHEMA = "mixloop/checkpoint/1"
+HOLDS_SCHEMA = "mixloop/holds/1"
+MANIFEST_FILE = "manifest.json"
+
+_LARGEST_MANIFEST = 64 * LARGEST  # a sharded model of thousands of files still fits
+
+Phase = Literal["warmup", "stable", "decay"]
+AnyPath = str | os.PathLike[str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    """One source so far: tokens drawn, passes over it, its unique tokens, its training loss."""
+
+    tokens: int
+    epochs: float
+    unique_tokens: int
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class AcceptedOrder:
+    """The highest fence and generation accepted; 0/0 is the configured start."""
+
+    fence: int
+    generation: int
+
+
+@dataclass(frozen=True)
+class OrderInForce:
+    """The order being consumed, its first sample, that sample's step, and its weights."""
+
+    fence: int
+    generation: int
+    sample: int
+    step: int
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PendingOrder:
+    """An order that is recorded and comes into force at `sample`."""
+
+    fence: int
+    generation: int
+    sample: int
+
+
+@dataclass(frozen=True)
+class RejectedOrder:
+    """An order that was not accepted, and why."""
+
+    reason: str
+    digest: str
+    fence: int | None = None
+    generation: int | None = None
+    at_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """The trainer's heartbeat, `status.json`.
+
+    `tokens` and `budget` count training tokens; `loss` and `grad_norm` are of the last step (null
+    when not finite); `heartbeat` counts writes, so that liveness needs no clock.
+    """
+
+    run: str
+    incarnation: int
+    pid: int
+    host: str
+    step: int
+    sample: int
+    tokens: int
+    budget: int
+    lr: float | None
+    phase: Phase | None
+    loss: float | None
+    grad_norm: float | None
+    tokens_per_second: float | None
+    sources: Mapping[str, SourceStatus]
+    accepted: AcceptedOrder
+    in_force: OrderInForce
+    pending: PendingOrder | None = None
+    rejected: tuple[RejectedOrder, ...] = ()
+    world_size: int = 1
+    heartbeat: int = 0
+    finished: bool = False
+    updated_at: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, `schema` first."""
+        return {"schema": STATUS_SCHEMA, **encode(self)}
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and hexadecimal SHA-256 of a checkpoint's file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceLedger:
+    """What a source had given when the checkpoint was taken."""
+
+    tokens: int
+    epochs: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`: written last, so a checkpoint that has one is complete."""
+
+    run: str
+    step: int
+    sample: int
+    tokens: int
+    phase: Phase | None
+    in_force: OrderInForce
+    sources: Mapping[str, SourceLedger]
+    incarnation: int
+    sequence_length: int
+    quantum: int
+    files: Mapping[str, FileEntry]
+    created_at: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, `schema` first."""
+        return {"schema": MANIFEST_SCHEMA, **encode(self)}
+
+
+def _write(path: AnyPath, value: dict[str, Any]) -> None:
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _read(path: AnyPath, schema: str, kind: type[T], limit: int = LARGEST) -> T | None:
+    """A record; None when the file is missing, unreadable, torn or not of this schema."""
+    try:
+        data = read_regular(path, limit).data
+        value = parse_json(data.decode())
+        if not isinstance(value, dict) or value.get("schema") != schema or len(data) > limit:
+            return None
+        return decode(kind, value)
+    except (OSError, ValueError, RecursionError):  # RecordError and decoding errors are ValueErrors
+        return None
+
+
+def write_status(path: AnyPath, status: Status) -> None:
+    """Replace `status.json`.
+
+    Raises:
+        OSError: the disk did not take it.
+    """
+    _write(path, status.to_json())
+
+
+def read_status(path: AnyPath) -> Status | None:
+    """The newest heartbeat; None when it is missing, unreadable or torn (no news)."""
+    return _read(path, STATUS_SCHEMA, Status, 8 * LARGEST)
+
+
+def write_manifest(folder: AnyPath, manifest: Manifest) -> None:
+    """Write `manifest.json` into a checkpoint's folder.
+
+    Raises:
+        OSError: the disk did not take it.
+    """
+    _write(Path(folder) / MANIFEST_FILE, manifest.to_json())
+
+
+def read_manifest(folder: AnyPath) -> Manifest | None:
+    """A checkpoint's manifest; None when the folder has none that can be read."""
+    return _read(Path(folder) / MANIFEST_FILE, MANIFEST_SCHEMA, Manifest, _LARGEST_MANIFEST)
+
+
+@dataclass(frozen=True)
+class _Holds:
+    steps: tuple[int, ...]
+
+
+def write_holds(path: AnyPath, steps: Iterable[int]) -> None:
+    """Replace `holds.json`: the checkpoints in use, which the trainer must not retire.
+
+    Raises:
+        OSError: the disk did not take it.
+    """
+    _write(path, {"schema": HOLDS_SCHEMA, "steps": sorted(set(steps))})
+
+
+def read_holds(path: AnyPath) -> frozenset[int]:
+    """Steps of the checkpoints in use; none when the file is missing or unreadable."""
+    found = _read(path, HOLDS_SCHEMA, _Holds)
+    return frozenset(found.steps) if found is not None else frozenset()
