@@ -222,6 +222,10 @@ class Controller:
             reason=row["reason"],
             issued_at=row["issued_at"],
         )
+        if self._eyes.stranger:
+            self.journal.event("stranger", found=self._eyes.stranger, replaced_by=order.generation)
+            self.say(f"mixture.json held {self._eyes.stranger}, not ours; replaced")
+            self._eyes.stranger = ""
         write_order(self.paths.mixture, order)
         records.published(self.journal, order.generation)
         if row["published_at"] is None:
@@ -231,6 +235,8 @@ class Controller:
         """A file we did not write: put what was asked for back, above whatever it started."""
         status = self._eyes.status
         asked = self._eyes.asked_weights(self.initial)
+        if status is not None and status.accepted.fence >= (self.journal.fence or 0):
+            self.journal.raise_fence(status.accepted.fence)
         before = dict(status.in_force.weights) if status is not None else asked
         generation = self._eyes.next_generation()
         reason = (
@@ -248,6 +254,7 @@ class Controller:
             "plan": [],
         }
         records.decision(self.journal, fields, order=order, scores={}, started_ms=records.now_ms())
+        self._eyes.stranger = ""
         self.say(reason)
 
     def _fields(

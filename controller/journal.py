@@ -163,6 +163,18 @@ class Journal:
         self.fence = fence
         return fence
 
+    def raise_fence(self, above: int) -> int:
+        """Pass a fence that a stranger made the trainer accept. Returns the new fence.
+
+        Raises:
+            FenceLost: when the fence was raised by a controller of this journal.
+        """
+        with self.transaction() as tx:
+            fence = max(self.fence or 0, above) + 1
+            tx.execute("UPDATE lease SET fence = ?", (fence,))
+        self.fence = fence
+        return fence
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A write that happens wholly or not at all, under this controller's fence.

@@ -121,6 +121,28 @@ class Eyes:
         return dict(row["weights"] if row else initial)
 
     def _file_state(self, newest: Row | None) -> FileState:
+        state = self._overtaken() or self._held(newest)
+        if state is not FileState.STRANGER or newest is None:
+            return state
+        # An order that waits to be published replaces the stranger's, if the trainer will take it.
+        waiting = newest["published_fence"] is None
+        takes = newest["generation"] > self._accepted()[1]
+        return FileState.STALE if waiting and takes else FileState.STRANGER
+
+    def _accepted(self) -> tuple[int, int]:
+        if self.status is None:
+            return (0, 0)
+        return self.status.accepted.fence, self.status.accepted.generation
+
+    def _overtaken(self) -> FileState | None:
+        """The trainer follows an order that this journal never published."""
+        known = self._journal.value("SELECT MAX(generation) FROM orders") or 0
+        if self._accepted()[1] <= known:
+            return None
+        self.stranger = f"an order of generation {self._accepted()[1]}"
+        return FileState.STRANGER
+
+    def _held(self, newest: Row | None) -> FileState:
         try:
             with self._paths.mixture.open("rb") as stream:
                 data = stream.read(_LARGEST_FILE + 1)

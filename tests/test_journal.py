@@ -46,9 +46,14 @@ def test_a_replaced_controller_can_write_nothing(path: Path) -> None:
 
 def test_a_transaction_happens_wholly_or_not_at_all(path: Path) -> None:
     journal = opened(path)
-    with pytest.raises(RuntimeError, match="mid-way"), journal.transaction() as tx:
-        tx.execute("INSERT INTO meta VALUES ('half', 'done')")
-        raise RuntimeError("mid-way")
+
+    def half() -> None:
+        with journal.transaction() as tx:
+            tx.execute("INSERT INTO meta VALUES ('half', 'done')")
+            raise RuntimeError("mid-way")
+
+    with pytest.raises(RuntimeError, match="mid-way"):
+        half()
     assert journal.value("SELECT COUNT(*) FROM meta WHERE key = 'half'") == 0
     journal.close()
 

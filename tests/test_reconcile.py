@@ -63,7 +63,9 @@ def test_it_never_ends_or_drains_with_a_fact_unrecorded(world: World) -> None:
 def test_it_ends_only_when_told_everything_or_out_of_patience(world: World) -> None:
     if next_action(world) is Action.END:
         assert world.closed
-        assert not (world.scoring or world.deciding or world.draining)
+        assert not world.scoring
+        assert not world.deciding
+        assert not world.draining
         assert not world.outbox or world.drain_failed
 
 

@@ -192,9 +192,7 @@ def test_unreachable_for_a_whole_run_then_caught_up_without_duplicates(
     journal.close()
 
 
-def test_an_entry_the_server_refuses_does_not_block_the_others(
-    server: str, tmp_path: Path
-) -> None:
+def test_an_entry_the_server_refuses_does_not_block_the_others(server: str, tmp_path: Path) -> None:
     journal = a_whole_run(tmp_path / "journal.db")
     with journal.transaction() as tx:
         bad = {"metrics": {"a|b@c": 1.0}, "tokens": 1, "ms": 1}
