@@ -263,9 +263,10 @@ def test_two_ranks_switch_together_and_draw_the_single_rank_order(
     paths = RunPaths(job.dir)
     job.dir.mkdir()
     write_order(paths.mixture, Order("tiny", 1, 1, OTHER))
-    command = [sys.executable, "-m", "mixloop.trainer.train", write_job(job, tmp_path / "job.json")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["-m", "mixloop.trainer.train", write_job(job, tmp_path / "job.json")]
     done = subprocess.run(
-        [*command, "--trace", str(tmp_path / "trace")],
+        [*torchrun, *command, "--trace", str(tmp_path / "trace")],
         env={name: value for name, value in os.environ.items() if name != "RANK"},
         capture_output=True,
         text=True,
@@ -299,6 +300,23 @@ def test_two_ranks_switch_together_and_draw_the_single_rank_order(
         theirs = status.sources[name]
         assert source_status.tokens == theirs.tokens
         assert source_status.loss == pytest.approx(theirs.loss, rel=0.02)
+
+
+def test_ranks_stop_together_with_a_checkpoint(tmp_path: Path, stores: Path) -> None:
+    job = make_job(
+        tmp_path / "run", stores, steps=10**6, micro_batch=2, processes=2, checkpoint_every=None
+    )
+    command = [sys.executable, "-m", "mixloop.trainer.train", write_job(job, tmp_path / "job.json")]
+    process = subprocess.Popen(command)
+    try:
+        status = wait_for(RunPaths(job.dir).status, lambda s: s.step >= 4)
+        assert (status.world_size, status.pid != process.pid) == (2, True)
+        process.terminate()
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    assert len(list(RunPaths(job.dir).checkpoints.iterdir())) == 1
 
 
 def malformed(good: bytes) -> Iterator[bytes]:

@@ -22,6 +22,7 @@ from mixloop.trainer.contract import (
     SourceEntry,
     VoidLine,
     read_schedule,
+    writable_by_others,
 )
 from mixloop.trainer.hotreload import Switch
 from mixloop.trainer.job import Job, JobError
@@ -101,7 +102,20 @@ def locate(
         rewind=rewind,
     )
     _continues(plan)
+    _warn(plan, say)
     return plan
+
+
+def _warn(plan: Plan, say: Callable[[str], None]) -> None:
+    """Say what is odd and no reason to stop."""
+    if writable_by_others(plan.job.dir):
+        say(f"{plan.job.dir} is writable by others than its owner: anyone there can steer the run")
+    begun = next((dict(s.weights) for s in plan.schedule.segments if s.sample == 0), None)
+    if begun is not None and begun != quantise(plan.start):
+        say(
+            "sources: the job's weights are not those this run was begun with; they are not "
+            "applied (the schedule goes on as recorded, orders change it)"
+        )
 
 
 def _continues(plan: Plan) -> None:

@@ -153,7 +153,8 @@ class Session:
         status = self.lead.narrator.status(moment, drawn, view)
         if not view.superseded:
             self.lead.side.write(lambda: write_status(self._paths.status, status))
-        if finished or status.step - self._logged >= self.job.settings.log_every:
+        since = status.step - self._logged
+        if since >= self.job.settings.log_every or (finished and since):
             self._logged = status.step
             loss = "-" if self._loss is None else f"{self._loss:.4f}"
             say(

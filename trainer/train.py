@@ -28,6 +28,7 @@ from mixloop.trainer.lr import WarmupStableDecay
 from mixloop.trainer.narrator import Totals, Trace
 from mixloop.trainer.order import MixtureOrder
 from mixloop.trainer.peers import Alone, GlooPeers, Peers
+from mixloop.trainer.ranks import follow_launcher, run_ranks
 from mixloop.trainer.session import Session, say
 from mixloop.trainer.store import Store, open_stores
 from mixloop.trainer.tokenizer import TokenizerInfo, copy_tokenizer, inspect_tokenizer
@@ -282,6 +283,7 @@ def train(job: Job, *, rewind: bool = False, trace: Path | None = None) -> int:
     peers = connect(job)
     try:
         with Stop() as stop:
+            follow_launcher()
             session = set_up(job, peers, rewind)
             if session is None:
                 say(f"the budget of {job.budget:,} tokens is spent already; nothing to do")
@@ -307,13 +309,6 @@ def carry_out(session: Session, stop: Stop, trace: Trace | None) -> int:
     return 0 if saved else 1
 
 
-def spread(job: Job, argv: Sequence[str]) -> None:
-    """Become torchrun with the job's number of processes; does not return."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={job.settings.processes}", "-m", "mixloop.trainer.train", *argv]
-    os.execv(sys.executable, command)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser("python -m mixloop.trainer.train", description="Train.")
@@ -326,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "RANK" not in os.environ:
             check_job(job, arguments.rewind)
             if job.settings.processes > 1:
-                spread(job, sys.argv[1:] if argv is None else argv)
+                return run_ranks(job.settings.processes, sys.argv[1:] if argv is None else argv)
         return train(job, rewind=arguments.rewind, trace=arguments.trace)
     except JobError as error:
         if os.environ.get("RANK", "0") == "0":
