@@ -159,6 +159,7 @@ class RunConfig(Section):
             update={
                 "run": self.run.model_copy(update={"dir": run_dir}),
                 "sources": sources,
+                "evals": _items_at(self.evals, base),
                 "trainer": self.trainer.model_copy(
                     update={"tokenizer": base / tokenizer if tokenizer else None}
                 ),
@@ -167,6 +168,17 @@ class RunConfig(Section):
                 ),
             }
         )
+
+
+def _items_at(evals: EvalsSection, base: Path) -> EvalsSection:
+    """Benchmark files named in run.yaml, seen from its folder."""
+    benchmarks = {
+        name: one
+        if isinstance(one.data, str)
+        else one.model_copy(update={"data": tuple(base / path for path in one.data)})
+        for name, one in evals.benchmarks.items()
+    }
+    return evals.model_copy(update={"benchmarks": benchmarks})
 
 
 def _tracking_uri(uri: str | None, base: Path, run_dir: Path) -> str:

@@ -173,7 +173,8 @@ def outcome(
 
     Returns:
         The step of the later checkpoint and, per benchmark, the paired gain (positive is better)
-        in bits per byte with its standard error; None until there is such a pair.
+        in bits per byte with its standard error, and the same over the pair before (the pace it
+        had without the change); None until there is such a pair.
     """
     if order is None or order["applied_tokens"] is None:
         return None
@@ -181,26 +182,33 @@ def outcome(
     after = [e for e in scored if e.tokens > order["applied_tokens"]]
     if not before or not after:
         return None
-    old, new = before[-1], after[0]
-    lens = Observation(sources={}, weights={}, evaluations=(old, new))
-    found = {}
-    for benchmark in new.benchmarks:
-        difference = _difference(lens, benchmark)
-        if difference is not None:
-            found[benchmark] = {
-                "metric": difference.metric,
-                "gain": difference.gain,
-                "stderr": difference.stderr,
-                "n": difference.n,
-                "from_step": old.step,
-                "to_step": new.step,
-            }
-    return new.step, found
+    new = after[0]
+    lens = Observation(sources={}, weights={}, evaluations=(*before[-2:], new))
+    found = {benchmark: _effect(lens, benchmark) for benchmark in new.benchmarks}
+    return new.step, {name: effect for name, effect in found.items() if effect is not None}
 
 
-def _difference(lens: Observation, benchmark: str) -> Difference | None:
+def _effect(lens: Observation, benchmark: str) -> Json | None:
+    """The gain over the pair around the change, and over the pair before it to compare with."""
+    difference = _difference(lens, benchmark, -2, -1)
+    if difference is None:
+        return None
+    earlier = _difference(lens, benchmark, -3, -2)
+    return {
+        "metric": difference.metric,
+        "gain": difference.gain,
+        "stderr": difference.stderr,
+        "n": difference.n,
+        "from_step": lens.evaluations[-2].step,
+        "to_step": lens.evaluations[-1].step,
+        "gain_before": earlier.gain if earlier is not None else None,
+        "stderr_before": earlier.stderr if earlier is not None else None,
+    }
+
+
+def _difference(lens: Observation, benchmark: str, older: int, newer: int) -> Difference | None:
     try:
-        return lens.difference(benchmark, 0, 1)
+        return lens.difference(benchmark, older, newer)
     except MissingScore:
         return None
 

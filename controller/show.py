@@ -79,9 +79,16 @@ def outcome_lines(outcome: Json | None) -> list[str]:
         return [f"{outcome['state']}{detail}"]
     return [
         f"{name} {found['metric']} gain {found['gain']:+.4f} ± {found['stderr']:.4f} "
-        f"(n={found['n']}, step {found['from_step']} → {found['to_step']})"
+        f"(n={found['n']}, step {found['from_step']} → {found['to_step']}){_pace(found)}"
         for name, found in outcome["benchmarks"].items()
     ]
+
+
+def _pace(found: Json) -> str:
+    """What the same benchmark gained over the pair of checkpoints before the change."""
+    if found.get("gain_before") is None:
+        return ""
+    return f"; before the change {found['gain_before']:+.4f} ± {found['stderr_before']:.4f}"
 
 
 def history_table(entries: Iterable[Json]) -> Table:
@@ -112,7 +119,7 @@ def explain_lines(entry: Json) -> list[str]:
         f"Times        scored {entry['scored_at'] or '-'}, decided {entry['decided_at']}, "
         f"in force {entry['applied_at'] or '-'}",
         f"Why          {clean(entry['reason'])}",
-        f"Evidence     {_evidence(entry['evidence'])}",
+        *_evidence_lines(entry["evidence"]),
         "",
         f"Before       {mixture(entry['weights_before'])}",
     ]
@@ -127,7 +134,7 @@ def explain_lines(entry: Json) -> list[str]:
     ] or ["  none asked: nothing was proposed"]
     lines += ["", f"Applied      {_applied(entry)}"]
     found = outcome_lines(entry["outcome"])
-    lines += [f"Then         {line}" for line in found]
+    lines += [f"Outcome      {line}" for line in found]
     return lines
 
 
@@ -142,12 +149,29 @@ def _applied(entry: Json) -> str:
     )
 
 
-def _evidence(evidence: Json) -> str:
-    shown = []
-    for key, value in evidence.items():
-        text = f"{value:.4g}" if isinstance(value, float) else clean(value)
-        shown.append(f"{clean(key)} {text}")
-    return "; ".join(shown) or "-"
+def _evidence_lines(evidence: Json) -> list[str]:
+    """The evidence, one condition per line where a policy gives a list of them."""
+    conditions = evidence.get("conditions")
+    parts = conditions if isinstance(conditions, list) and conditions else [evidence]
+    shown = [_pairs(part) for part in parts if isinstance(part, dict)]
+    lines = [f"Evidence     {text}" for text in shown if text]
+    return lines or ["Evidence     -"]
+
+
+def _pairs(part: Json) -> str:
+    return ", ".join(
+        f"{clean(key)} {_value(value)}"
+        for key, value in part.items()
+        if key not in ("conditions", "moves", "rules") and value is not None
+    )
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return " → ".join(_value(entry) for entry in value)
+    return clean(value)
 
 
 def status_lines(found: Json) -> list[str]:

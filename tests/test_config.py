@@ -75,6 +75,15 @@ def test_a_relative_tracking_file_is_relative_to_the_run_file(tmp_path: Path) ->
     assert load_config(path).tracking.uri == f"sqlite:///{tmp_path / 'all.db'}"
 
 
+def test_benchmark_files_are_relative_to_the_run_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    data = change(GOOD, "evals.benchmarks", {"gsm8k": {"data": ["mine.jsonl"]}, "mmlu": {}})
+    path.write_text(yaml.safe_dump(data))
+    benchmarks = load_config(path).evals.benchmarks
+    assert benchmarks["gsm8k"].data == (tmp_path / "mine.jsonl",)
+    assert benchmarks["mmlu"].data == "auto"
+
+
 def test_the_template_is_a_legal_run(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(TEMPLATE)
