@@ -1,0 +1,645 @@
+"""The file contracts: whatever lies there, reading never raises; only a legal order is followed."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import random
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mixloop.trainer.contract import (
+    AcceptedOrder,
+    FileEntry,
+    Limits,
+    Manifest,
+    OpenLine,
+    Order,
+    OrderInForce,
+    PendingOrder,
+    RejectedOrder,
+    Rejection,
+    RunPaths,
+    ScheduleError,
+    ScheduleTaken,
+    ScheduleWriter,
+    SegmentLine,
+    SourceEntry,
+    SourceLedger,
+    SourceStatus,
+    Stage,
+    Status,
+    VoidLine,
+    read_holds,
+    read_manifest,
+    read_order,
+    read_schedule,
+    read_status,
+    writable_by_others,
+    write_atomic,
+    write_holds,
+    write_manifest,
+    write_order,
+    write_status,
+)
+from mixloop.trainer.order import SCALE, MixtureOrder, Segment
+
+SOURCES = ("web", "code", "math")
+AFTER = (3, 6)
+ORDER = Order(
+    run="smol-1",
+    fence=3,
+    generation=7,
+    weights={"web": 0.55, "code": 0.35, "math": 0.1},
+    then=(
+        Stage(10_000, {"web": 0.4, "code": 0.4, "math": 0.2}),
+        Stage(20_000, {"web": 0.3, "code": 0.4, "math": 0.3}),
+    ),
+    decision="d-000012",
+    policy="rules",
+    reason="gsm8k flat over 3 evaluations {finemath}: „math“ +0.05",
+    issued_at="2026-11-24T18:00:00Z",
+)
+PROPERTY = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def read(path: Path, **changes: Any) -> Order | Rejection | None:
+    arguments: dict[str, Any] = {"run": "smol-1", "sources": SOURCES, "after": AFTER} | changes
+    return read_order(path, **arguments)
+
+
+def seal(body: dict[str, Any]) -> bytes:
+    """The file of a body with the right checksum, computed as the design says."""
+    rest = {key: value for key, value in body.items() if key != "checksum"}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+    rest["checksum"] = "sha256:" + hashlib.sha256(canonical).hexdigest()
+    return json.dumps(rest).encode()
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> Path:
+    path = tmp_path / "mixture.json"
+    write_order(path, ORDER)
+    return path
+
+
+@pytest.fixture
+def body(mixture: Path) -> dict[str, Any]:
+    found = json.loads(mixture.read_bytes())
+    assert isinstance(found, dict)
+    return found
+
+
+# --- the acceptance rule ---------------------------------------------------------------------
+
+
+def test_an_order_comes_back_as_it_was_written(mixture: Path, body: dict[str, Any]) -> None:
+    assert read(mixture) == ORDER
+    assert next(iter(body)) == "schema"
+    mixture.write_bytes(seal(body))  # the checksum is the one the design describes
+    assert read(mixture) == ORDER
+
+
+def test_no_news(mixture: Path, tmp_path: Path) -> None:
+    assert read(tmp_path / "absent.json") is None
+    assert read(tmp_path / "absent" / "mixture.json") is None
+    assert read(tmp_path / "nul\0.json") is None
+    assert read(mixture, after=(3, 7)) is None
+    mixture.write_bytes(b"")
+    assert read(mixture) is None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_is_no_news(mixture: Path) -> None:
+    mixture.chmod(0)
+    assert read(mixture) is None
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        ((4, 6), "fence 3 is below 4"),
+        ((4, 7), "fence 3 is below 4"),
+        ((3, 8), "generation 7 is below 8"),
+        ((2, 8), "generation 7 is below 8"),
+    ],
+)
+def test_neither_fence_nor_generation_goes_back(
+    mixture: Path, after: tuple[int, int], reason: str
+) -> None:
+    found = read(mixture, after=after)
+    assert isinstance(found, Rejection)
+    assert reason in found.reason
+    assert (found.fence, found.generation) == (3, 7)
+    assert found.digest == "sha256:" + hashlib.sha256(mixture.read_bytes()).hexdigest()
+
+
+def test_a_new_fence_republishes_what_is_in_force(mixture: Path) -> None:
+    assert read(mixture, after=(2, 7)) == ORDER
+    assert read(mixture, after=(2, 7), in_force=ORDER.weights) == ORDER
+    assert read(mixture, after=(2, 7), in_force=ORDER.then[0].weights) == ORDER
+    tight = Limits(cap=0.4, max_change=0.0)  # narrowed since: the same order still raises the fence
+    assert read(mixture, after=(2, 7), in_force=ORDER.weights) == ORDER
+    assert isinstance(read(mixture, after=(2, 6), limits=tight), Rejection)
+    found = read(mixture, after=(2, 7), in_force={"web": 1.0})
+    assert isinstance(found, Rejection)
+    assert "other weights" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Limits(floor=0.11), "weights: math at 0.1 is under the floor 0.11"),
+        (Limits(cap=0.5), "weights: web at 0.55 is over the cap 0.5"),
+        (Limits(max_change=0.1), "weights: a change of 0.35 is over the largest allowed 0.1"),
+        (Limits(max_change=0.0), "largest allowed 0"),
+    ],
+)
+def test_the_trainer_has_bounds_of_its_own(mixture: Path, limits: Limits, reason: str) -> None:
+    found = read(mixture, limits=limits, in_force={"web": 0.9, "code": 0.1})
+    assert isinstance(found, Rejection)
+    assert reason in found.reason
+
+
+def test_bounds_that_just_hold(mixture: Path) -> None:
+    limits = Limits(floor=0.1, cap=0.55, max_change=0.35)
+    assert read(mixture, limits=limits, in_force={"web": 0.9, "code": 0.1}) == ORDER
+    assert read(mixture, limits=replace(limits, max_change=0.15)) == ORDER  # nothing in force yet
+
+
+def test_a_floor_skips_sources_without_weight(tmp_path: Path) -> None:
+    path = tmp_path / "mixture.json"
+    order = Order("smol-1", 3, 7, {"web": 1.0, "code": 0.0})
+    write_order(path, order)
+    assert read(path, limits=Limits(floor=0.05)) == order
+
+
+def test_stages_meet_the_same_bounds(mixture: Path) -> None:
+    found = read(mixture, limits=Limits(max_change=0.12), in_force=ORDER.weights)
+    assert isinstance(found, Rejection)
+    assert found.reason.startswith("then[0] weights: a change of 0.15")
+
+
+def test_the_owner_must_be_the_folders(mixture: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(mixture, 12345, -1)
+    found = read(mixture)
+    assert isinstance(found, Rejection)
+    assert "uid 12345" in found.reason
+    assert read(mixture, accept_uid=12345) == ORDER
+    os.chown(mixture.parent, 12345, -1)
+    assert read(mixture) == ORDER
+
+
+def test_a_folder_others_may_write_is_warned_about(mixture: Path) -> None:
+    assert writable_by_others(mixture) is None
+    for mode in (0o664, 0o646):
+        mixture.chmod(mode)
+        assert "chmod go-w" in str(writable_by_others(mixture))
+        assert read(mixture) == ORDER  # a warning: on some file systems every file looks so
+    assert writable_by_others(mixture.parent / "absent") is None
+
+
+# --- malformed files -------------------------------------------------------------------------
+
+
+def wrong_values() -> Iterator[tuple[str, Any]]:
+    """Top-level keys and values they must not have."""
+    nothing: tuple[Any, ...] = (None, True, False, [], {}, "", "x", 1.5, -1, 2**63, 10**300, [[]])
+    for key in ("schema", "run", "fence", "generation"):
+        for value in nothing:
+            yield key, value
+    no_text: tuple[Any, ...] = (None, True, 1, 1.5, [], {}, "\ud800")
+    for key in ("decision", "policy", "reason", "issued_at"):
+        for value in no_text:
+            yield key, value
+    for value in (None, True, 0, 1, "x", [], [1], {}):
+        yield "weights", value
+    for value in (None, True, 1, "x", {}, [1], [None], [[]], [{}], [{"from_tokens": 5}]):
+        yield "then", value
+    yield from [("generation", 0), ("generation", 5), ("generation", 7.0), ("fence", 2)]
+    yield from [("run", "smol-2"), ("run", "smol-1 "), ("schema", "mixloop/order/2")]
+
+
+def wrong_mixtures() -> Iterator[dict[str, Any]]:
+    """Weights that are none."""
+    legal = dict(ORDER.weights)
+    no_share: tuple[Any, ...] = (
+        -0.1, 1.1, True, False, None, "0.5", [0.5], {}, float("nan"), float("inf"),
+        float("-inf"), 10**400, -1, 2, 0.0,
+    )  # fmt: skip
+    for name in SOURCES:
+        for value in (*no_share, legal[name] + 2e-6, legal[name] - 2e-6):
+            yield legal | {name: value}
+    yield legal | {"unknown": 0.0}
+    yield {"web": 0.5, "unknown": 0.5}
+    yield {"Web": 0.55, "code": 0.35, "math": 0.1}
+    yield {"web": 0.55, "code": 0.35}
+    yield {"web": 1.2, "code": -0.2}
+    yield dict.fromkeys(SOURCES, 0.0)
+    yield {"": 1.0}
+
+
+def wrong_bodies(body: dict[str, Any]) -> Iterator[bytes]:
+    """Well-formed JSON with a right checksum and something wrong in it."""
+    for key, value in wrong_values():
+        yield seal(body | {key: value})
+    for key in ("schema", "run", "fence", "generation", "weights"):
+        yield seal({k: v for k, v in body.items() if k != key})
+    for weights in wrong_mixtures():
+        yield seal(body | {"weights": weights})
+        stage = {"from_tokens": 10_000, "weights": weights}
+        yield seal(body | {"then": [stage]})
+    for starts in ([10, 10], [20, 10], [-1], [True], [1.5], ["10"], [None], [2**70]):
+        yield seal(
+            body
+            | {"then": [{"from_tokens": start, "weights": body["weights"]} for start in starts]}
+        )
+
+
+def wrong_checksums(body: dict[str, Any]) -> Iterator[bytes]:
+    right = str(body["checksum"])
+    rest = {k: v for k, v in body.items() if k != "checksum"}
+    yield json.dumps(rest).encode()
+    wrong: tuple[Any, ...] = (right[7:], right.upper(), right + "0", "", None, 0, True, [right])
+    for value in wrong:
+        yield json.dumps(body | {"checksum": value}).encode()
+    for key, value in (("fence", 4), ("generation", 8), ("reason", "x"), ("extra", 1)):
+        yield json.dumps(body | {key: value}).encode()
+    changed = copy.deepcopy(body)
+    changed["weights"] |= {"web": 0.65, "code": 0.25}
+    yield json.dumps(changed).encode()
+
+
+def not_orders(data: bytes) -> Iterator[bytes]:
+    """Bytes that are no order at all, or one spoilt by hand."""
+    text = data.decode()
+    yield from (b"null", b"true", b"1", b'"x"', b"[]", b"{}", b"[{}]", b"NaN", b"hello", b"}")
+    yield from (data.replace(b"{", b"[", 1), data[1:], data + data, data + b"x", data + b"}")
+    yield from (b"\xff\xfe" + data, data.decode().encode("utf-16"), b"\xef\xbb\xbf" + data)
+    yield data.replace(b"rules", b"ru\xffes")
+    yield b"\0" * len(data)
+    yield data[:200] + b"\0" * (len(data) - 200)
+    yield b"[" * 100_000 + b"]" * 100_000
+    yield b'{"a":' * 50_000 + b"1" + b"}" * 50_000
+    yield text.replace('"run"', '"weights": {"web": 1.0}, "run"').encode()
+    yield text.replace('"fence": 3', '"fence": 3, "fence": 3').encode()
+    yield text.replace('"web": 0.55', '"web": 0.55, "web": 0.55').encode()
+    yield text.replace("0.55", "NaN").encode()
+    yield text.replace("0.55", "Infinity").encode()
+    yield text.replace("0.55", "1e999").encode()
+    yield text.replace("0.55", "9" * 5000).encode()
+    yield text.replace('"fence": 3', '"fence": ' + "9" * 5000).encode()
+    yield data + b" " * 2**20
+    yield b"x" * (2**21)
+    yield text.replace("rules", "r" * 2**20).encode()
+    yield text.replace("rules", "ru\nles").encode()
+
+
+def bit_flips(data: bytes) -> Iterator[bytes]:
+    chance = random.Random(1)
+    for _ in range(400):
+        spoilt = bytearray(data)
+        spoilt[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        yield bytes(spoilt)
+
+
+def torn(data: bytes) -> Iterator[bytes]:
+    kept = data.rstrip()
+    yield from (kept[:length] for length in range(len(kept)))
+
+
+def same_meaning(data: bytes, body: dict[str, Any]) -> bool:
+    """Whether spoilt bytes still say exactly what the order said (blanks changed, say)."""
+    try:
+        return bool(json.loads(data) == body)
+    except (ValueError, RecursionError):
+        return False
+
+
+def test_hundreds_of_malformed_files(mixture: Path, body: dict[str, Any]) -> None:
+    good = mixture.read_bytes()
+    files = [*wrong_bodies(body), *wrong_checksums(body), *not_orders(good), *bit_flips(good)]
+    assert len(set(files)) > 600
+    rejected = 0
+    for data in files:
+        mixture.write_bytes(data)
+        found = read(mixture)
+        if same_meaning(data, body):
+            assert found == ORDER or not isinstance(found, Order)
+            continue
+        assert not isinstance(found, Order), data[:300]
+        if isinstance(found, Rejection):
+            rejected += 1
+            assert found.reason.isprintable()
+            assert len(found.reason) < 400
+            found.reason.encode()
+    assert rejected > 500
+
+
+def test_every_wrong_value_is_rejected_with_a_reason(mixture: Path, body: dict[str, Any]) -> None:
+    for data in [*wrong_bodies(body), *wrong_checksums(body)]:
+        mixture.write_bytes(data)
+        assert isinstance(read(mixture), Rejection), data[:300]
+
+
+def test_a_torn_file_is_no_news_wherever_it_ends(mixture: Path) -> None:
+    for data in torn(mixture.read_bytes()):
+        mixture.write_bytes(data)
+        assert read(mixture) is None, data[-40:]
+
+
+@PROPERTY
+@given(data=st.binary(max_size=200))
+def test_any_bytes(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "mixture.json"
+    path.write_bytes(data)
+    assert not isinstance(read(path), Order)
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@PROPERTY
+@given(key=st.sampled_from(["run", "fence", "generation", "weights", "then", "x"]), value=JSON)
+def test_any_value_under_a_right_checksum(tmp_path: Path, key: str, value: Any) -> None:
+    path = tmp_path / "mixture.json"
+    write_order(path, ORDER)
+    path.write_bytes(seal(json.loads(path.read_bytes()) | {key: value}))
+    found = read(path)
+    if not isinstance(found, Order):
+        return
+    assert found.run == "smol-1"
+    assert found.fence >= AFTER[0]
+    assert found.generation > AFTER[1]
+    for weights in (found.weights, *(stage.weights for stage in found.then)):
+        assert set(weights) <= set(SOURCES)
+        assert abs(sum(weights.values()) - 1) <= 1.1e-6
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def make_link(path: Path) -> None:
+    other = path.with_name("elsewhere.json")
+    write_order(other, ORDER)
+    path.symlink_to(other)
+
+
+def make_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+@pytest.mark.parametrize("make", [make_folder, make_link, make_loop, os.mkfifo, make_socket])
+def test_what_is_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "m.json"
+    make(path)
+    found = read(path)
+    assert not isinstance(found, Order)
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        assert isinstance(found, Rejection)
+        assert "remove it" in found.reason
+
+
+def test_weird_arguments_do_not_raise_either(mixture: Path) -> None:
+    class Broken(frozenset[str]):
+        def __contains__(self, item: object) -> bool:
+            raise RuntimeError("broken")
+
+    found = read(mixture, sources=Broken(SOURCES))
+    assert isinstance(found, Rejection)
+    assert "RuntimeError" in found.reason
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def test_a_write_is_whole_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_atomic(path, b"old")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_order(path, replace(ORDER, weights={"web": float("nan")}))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        write_atomic(tmp_path / "folder", b"new")
+    assert path.read_bytes() == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "x.json"]
+
+
+def test_a_write_replaces_a_link_and_leaves_its_target(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"theirs")
+    link.symlink_to(target)
+    write_atomic(link, b"ours")
+    assert target.read_bytes() == b"theirs"
+    assert not link.is_symlink()
+
+
+# --- schedule --------------------------------------------------------------------------------
+
+
+def opening(incarnation: int, sample: int = 0, quantum: int = 8, rewind: bool = False) -> OpenLine:
+    sources = tuple(SourceEntry(name, 1000, "sha256:0") for name in SOURCES)
+    step = sample // quantum
+    return OpenLine(
+        incarnation, None, sample, step, 7, sources, 256, quantum, 1, quantum, 1, rewind
+    )  # fmt: skip
+
+
+def segment(sample: int, generation: int, share: int = SCALE // 2, fence: int = 1) -> SegmentLine:
+    weights = {"web": share, "code": SCALE - share, "math": 0}
+    return SegmentLine(1, sample, sample // 8, weights, fence if generation else 0, generation)
+
+
+def written(path: Path, *lines: OpenLine | SegmentLine | VoidLine) -> ScheduleWriter:
+    writer = ScheduleWriter(path)
+    for line in lines:
+        writer.append(line)
+    return writer
+
+
+def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.jsonl"
+    assert read_schedule(path).accepted == (0, 0)
+    lines = (opening(1), segment(0, 0), segment(80, 1, fence=2), VoidLine(1, 80, 2, 1, "late"))
+    written(path, *lines)
+    schedule = read_schedule(path)
+    assert schedule.lines == lines
+    assert schedule.latest_open == lines[0]
+    assert schedule.incarnation == 1
+    for row in path.read_text().splitlines():
+        assert row.startswith('{"schema":"mixloop/schedule/1","line":')
+
+
+def test_void_segments_and_rewind_cuts(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.jsonl"
+    start, first, second, third = segment(0, 0), segment(80, 1), segment(160, 2), segment(240, 3)
+    again = segment(96, 1)
+    writer = written(path, opening(1), start, first, VoidLine(1, 80, 1, 1), again, second)
+    assert read_schedule(path).segments == (start, again, second)
+    writer = written(path, opening(2, 88))  # a crash; the same quantum: everything is re-applied
+    assert read_schedule(path).segments == (start, again, second)
+    writer.append(replace(third, incarnation=2))
+    assert read_schedule(path).accepted == (1, 3)
+    written(path, opening(3, 160, quantum=12, rewind=True))
+    schedule = read_schedule(path)
+    assert schedule.segments == (start, again, second)
+    assert schedule.accepted == (1, 2)
+    assert schedule.mixture == (
+        Segment(0, start.weights, 8),
+        Segment(96, again.weights, 8),
+        Segment(160, second.weights, 12),
+    )
+    written(path, opening(4, 100, quantum=12, rewind=True))
+    assert read_schedule(path).mixture[-1] == Segment(100, again.weights, 12)
+
+
+def test_a_rewind_leaves_what_was_drawn_before(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.jsonl"
+    written(path, opening(1), segment(0, 0), segment(80, 1, SCALE // 3), segment(160, 2))
+    sizes = dict.fromkeys(SOURCES, 1000)
+    before = MixtureOrder(sizes, 7, read_schedule(path).mixture).batch(0, 120)
+    written(path, opening(2, 120, quantum=6, rewind=True))
+    after = MixtureOrder(sizes, 7, read_schedule(path).mixture).batch(0, 120)
+    assert [a.tolist() for a in before] == [a.tolist() for a in after]
+
+
+def test_a_torn_last_line_is_cut_wherever_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.jsonl"
+    written(path, opening(1), segment(0, 0))
+    sound = path.read_bytes()
+    written(path, segment(80, 1))
+    whole = path.read_bytes()
+    tails = [whole[: len(sound) + length] for length in range(len(whole) - len(sound))]
+    tails += [whole[:-20] + b"\0" * 20, whole[:-9] + b"x" + whole[-8:]]
+    for torn_file in tails:
+        path.write_bytes(torn_file)
+        assert len(read_schedule(path).lines) == 2
+        written(path, segment(160, 2))
+        assert [line.sample for line in read_schedule(path).segments] == [0, 160]
+    path.write_bytes(whole[:-30])
+    ScheduleWriter(path)
+    assert path.read_bytes() == sound
+
+
+def test_damage_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.jsonl"
+    written(path, opening(1), segment(0, 0), segment(80, 1))
+    path.write_bytes(path.read_bytes().replace(b'"sample":0', b'"sample":8', 1))
+    for use in (read_schedule, ScheduleWriter):
+        with pytest.raises(ScheduleError, match=r"line 1: its CRC does not match"):
+            use(path)
+
+
+def test_an_older_trainer_stops_writing(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.jsonl"
+    old = written(path, opening(1), segment(0, 0))
+    old.check()
+    with pytest.raises(ScheduleTaken, match="incarnation 1"):
+        ScheduleWriter(path).append(opening(1))
+    new = written(path, opening(2))
+    content = path.read_bytes()
+    with path.open("ab") as half_written:
+        half_written.write(b'{"schema":')
+    for attempt in (old.check, old.reopen, lambda: old.append(segment(80, 1))):
+        with pytest.raises(ScheduleTaken, match="incarnation 2"):
+            attempt()
+    assert path.read_bytes() == content + b'{"schema":'  # the newer one's line is left alone
+    new.check()
+    new.append(replace(segment(80, 1), incarnation=2))
+    assert [line.sample for line in read_schedule(path).segments] == [0, 80]
+
+
+# --- status, manifest, holds -----------------------------------------------------------------
+
+IN_FORCE = OrderInForce(1, 2, 80, 10, {"web": 0.5, "code": 0.5})
+STATUS = Status(
+    run="smol-1", incarnation=1, pid=42, host="h", step=12, sample=96, tokens=24576, budget=10**13,
+    lr=1e-3, phase="stable", loss=2.5, grad_norm=0.7, tokens_per_second=1e4,
+    sources={"web": SourceStatus(100, 0.5, 200, 2.25), "code": SourceStatus(1, 0.0, 5)},
+    accepted=AcceptedOrder(1, 3), in_force=IN_FORCE, pending=PendingOrder(1, 3, 160),
+    rejected=(RejectedOrder("why", "sha256:0", None, 4, 11),), heartbeat=3, updated_at="now",
+)  # fmt: skip
+MANIFEST = Manifest(
+    run="smol-1", step=12, sample=96, tokens=24576, phase=None, in_force=IN_FORCE,
+    sources={"web": SourceLedger(100, 0.5)}, incarnation=1, sequence_length=256, quantum=8,
+    files={"model.safetensors": FileEntry(10, "00")}, created_at="now",
+)  # fmt: skip
+
+
+def test_status_manifest_and_holds_come_back(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    write_status(paths.status, STATUS)
+    assert read_status(paths.status) == STATUS
+    write_manifest(tmp_path, MANIFEST)
+    assert read_manifest(tmp_path) == MANIFEST
+    write_holds(paths.holds, [1200, 600, 600])
+    assert read_holds(paths.holds) == {600, 1200}
+    for name in ("status.json", "manifest.json", "holds.json"):
+        assert next(iter(json.loads((tmp_path / name).read_text()))) == "schema"
+
+
+def test_a_diverged_run_still_has_a_status(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    write_status(path, replace(STATUS, loss=float("nan"), grad_norm=float("inf")))
+    found = read_status(path)
+    assert found == replace(STATUS, loss=None, grad_norm=None)
+
+
+def test_what_cannot_be_read_is_no_news(tmp_path: Path) -> None:
+    assert read_status(tmp_path / "status.json") is None
+    assert read_manifest(tmp_path) is None
+    assert read_holds(tmp_path / "holds.json") == frozenset()
+    write_status(tmp_path / "status.json", STATUS)
+    write_holds(tmp_path / "holds.json", [1])
+    good = json.loads((tmp_path / "status.json").read_text())
+    spoilt: list[Any] = [good | {key: [None]} for key in good]
+    spoilt += [{k: v for k, v in good.items() if k != key} for key in ("schema", "run", "accepted")]
+    spoilt += [None, [], {}, good | {"step": True}, good | {"phase": "cooldown"}]
+    for value in spoilt:
+        (tmp_path / "status.json").write_text(json.dumps(value))
+        assert read_status(tmp_path / "status.json") is None, value
+    for data in (
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 10**5,
+        b'{"schema": "mixloop/holds/1", "steps": [0.5]}',
+    ):
+        (tmp_path / "holds.json").write_bytes(data)
+        assert read_holds(tmp_path / "holds.json") == frozenset()
+
+
+def test_a_newer_version_may_say_more(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    path.write_text(json.dumps(STATUS.to_json() | {"new": 1}))
+    assert read_status(path) == STATUS
