@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from mixloop.trainer.contract import (
     read_status,
     write_holds,
     write_order,
+    write_status,
 )
 from mixloop.trainer.job import Job, JobError
 from mixloop.trainer.order import MixtureOrder
@@ -181,6 +183,11 @@ def test_a_run_reports_and_saves_what_it_did(tmp_path: Path, stores: Path) -> No
     )
     assert train(job) == 0  # spent: nothing to do, nothing written
     assert read_status(paths.status) == status
+    write_status(paths.status, replace(status, finished=False))  # killed just before the end
+    assert train(job) == 0
+    ended = read_status(paths.status)
+    assert ended is not None
+    assert ended.finished
 
 
 def test_a_checkpoint_loads_in_transformers_and_gives_the_loss_we_report(

@@ -131,9 +131,11 @@ def sequence_losses(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """
     import torch.nn.functional as F  # noqa: N812 -- torch's own name for it
 
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    targets = ids[:, 1:]
+    # targets are shifted rather than logits cut: a slice of the logits, the largest tensor by
+    # far, would be copied
+    targets = F.pad(ids[:, 1:], (0, 1), value=-100)
+    logits = model(input_ids=ids, use_cache=False).logits
     losses = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1), reduction="none"
+        logits.view(-1, logits.shape[-1]).float(), targets.view(-1), reduction="none"
     )
-    return losses.view(targets.shape).mean(dim=1)
+    return losses.view(ids.shape).sum(dim=1) / (ids.shape[1] - 1)

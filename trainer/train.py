@@ -15,12 +15,19 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mixloop.trainer import checkpoint
-from mixloop.trainer.contract import RunPaths, ScheduleTaken, ScheduleWriter
+from mixloop.trainer.contract import (
+    RunPaths,
+    ScheduleTaken,
+    ScheduleWriter,
+    read_status,
+    write_status,
+)
 from mixloop.trainer.feed import Batch, Feed, Layout
 from mixloop.trainer.incarnation import Plan, Start, begin, check_job, locate
 from mixloop.trainer.job import Job, JobError, load_job
@@ -229,6 +236,8 @@ def set_up(job: Job, peers: Peers, rewind: bool) -> Session | None:
     tokenizer = job.tokenizer or next(iter(stores.values())).tokenizer
     plan: Plan = on_first(peers, lambda: locate(job, stores, peers.world, rewind, say))
     if plan.finished:
+        if peers.rank == 0:
+            mark_finished(RunPaths(job.dir).status)
         return None
     trainer = Trainer(job, inspect_tokenizer(tokenizer), len(stores), peers)
     known = trainer.load(plan.parent) if plan.parent else None
@@ -251,6 +260,13 @@ def set_up(job: Job, peers: Peers, rewind: bool) -> Session | None:
         if plan.parent is not None:
             say(f"resumed from {plan.parent.name}")
     return session
+
+
+def mark_finished(path: Path) -> None:
+    """Say so in the status, if the end came between the last checkpoint and the last status."""
+    status = read_status(path)
+    if status is not None and not status.finished:
+        write_status(path, replace(status, finished=True, heartbeat=status.heartbeat + 1))
 
 
 def open_feed(
