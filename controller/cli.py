@@ -121,7 +121,7 @@ def train(
     from mixloop.controller.config import load_config
 
     config = load_config(path)
-    command = launch.trainer_command(config, launch.write_job(config), rewind=rewind)
+    command = launch.trainer_command(launch.write_job(config), rewind=rewind)
     os.execv(command[0], command)
 
 

@@ -21,11 +21,11 @@ from mixloop.controller.errors import BadInput
 
 Json = dict[str, Any]
 
-BUDGET = 1_800_000  # tokens
+BUDGET = 420_000  # tokens: about four minutes of one core
 CHECKPOINTS = 8
 VOCABULARY = 4096
-SOURCE_BYTES = 4_000_000
-TOKENIZER_BYTES = 1_500_000  # of each source
+SOURCE_BYTES = 2_500_000
+TOKENIZER_BYTES = 1_000_000  # of each source
 STARVED = {"prose": 0.94, "code": 0.02, "math-docs": 0.02, "word-problems": 0.02}
 TAGS = {"prose": ["web"], "code": ["code"], "math-docs": ["math"], "word-problems": ["math"]}
 MATHS = ("gsm8k", "math")
@@ -148,10 +148,15 @@ def demo_config(name: str, stores: dict[str, Path], seed: int, budget: int) -> J
             "every": every - every // 10,  # checkpoints fall on whole steps
             "threads": 1,
             "benchmarks": {
-                "mmlu": {"data": "packages", "items": 100},
-                "gsm8k": {"data": "packages", "max_new_tokens": 64},
-                "math": {"data": "packages", "max_new_tokens": 64},
-                "humaneval": {"data": "packages", "generate_items": 8, "max_new_tokens": 64},
+                "mmlu": {"data": "packages", "items": 60},
+                "gsm8k": {"data": "packages", "max_new_tokens": 48},
+                "math": {"data": "packages", "max_new_tokens": 48},
+                "humaneval": {
+                    "data": "packages",
+                    "items": 80,
+                    "generate_items": 8,
+                    "max_new_tokens": 48,
+                },
             },
         },
         "policy": static if name == "control" else {"use": "rules", "with": demo_rules(every)},
@@ -161,14 +166,14 @@ def demo_config(name: str, stores: dict[str, Path], seed: int, budget: int) -> J
         "trainer": {
             "tokenizer": "tokenizer",
             "model": {
-                "hidden_size": 192,
-                "intermediate_size": 512,
-                "num_hidden_layers": 6,
-                "num_attention_heads": 6,
-                "num_key_value_heads": 3,
+                "hidden_size": 256,
+                "intermediate_size": 768,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
             },
             "sequence_length": 256,
-            "micro_batch": 8,
+            "micro_batch": 4,
             "learning_rate": 2.0e-3,
             "warmup": budget // 20,
             "decay": budget // 5,

@@ -48,14 +48,12 @@ def write_job(config: RunConfig) -> Path:
     return paths.job
 
 
-def trainer_command(config: RunConfig, job: Path, *, rewind: bool = False) -> list[str]:
-    """The command that carries the job out: one process, or torchrun over several."""
-    module = ["-m", "mixloop.trainer.train", str(job), *(["--rewind"] if rewind else [])]
-    processes = config.trainer.processes
-    if processes == 1:
-        return [sys.executable, *module]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [sys.executable, *torchrun, *module]
+def trainer_command(job: Path, *, rewind: bool = False) -> list[str]:
+    """The command that carries the job out; the trainer starts its ranks by itself."""
+    return [
+        *(sys.executable, "-m", "mixloop.trainer.train", str(job)),
+        *(["--rewind"] if rewind else []),
+    ]
 
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:

@@ -169,7 +169,10 @@ def digest(seen: Observation) -> str:
 def outcome(
     decision: Json, order: Json | None, scored: Sequence[Evaluation]
 ) -> tuple[int, dict[str, Json]] | None:
-    """What the benchmarks did next: the last checkpoint before the change against the first after.
+    """What the benchmarks did next: the last checkpoint before the change against one after.
+
+    The one after is the first that has spent at least half of the tokens between the two under
+    the new mixture; a checkpoint taken right after a change says nothing about it.
 
     Returns:
         The step of the later checkpoint and, per benchmark, the paired gain (positive is better)
@@ -179,8 +182,11 @@ def outcome(
     if order is None or order["applied_tokens"] is None:
         return None
     before = [e for e in scored if e.tokens <= order["applied_tokens"]]
-    after = [e for e in scored if e.tokens > order["applied_tokens"]]
-    if not before or not after:
+    if not before:
+        return None
+    change, start = order["applied_tokens"], before[-1].tokens
+    after = [e for e in scored if e.tokens > change and 2 * (e.tokens - change) >= e.tokens - start]
+    if not after:
         return None
     new = after[0]
     lens = Observation(sources={}, weights={}, evaluations=(*before[-2:], new))

@@ -73,7 +73,7 @@ def run_both(path: Path, *, rewind: bool = False, say: Say | None = None) -> int
     paths = RunPaths(config.run.dir)
     job = launch.write_job(config)
     logs = {name: paths.dir / f"{name}.log" for name in ("trainer", "controller")}
-    command = launch.trainer_command(config, job, rewind=rewind)
+    command = launch.trainer_command(job, rewind=rewind)
     mine = [sys.executable, "-m", "mixloop.controller.cli", "control", str(path)]
     parts = {
         "trainer": launch.start(command, logs["trainer"]),
