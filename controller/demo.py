@@ -214,26 +214,16 @@ def demo_rules(every: int) -> Json:
 def report(directory: Path, name: str, budget: int) -> None:
     """What happened: data used, interventions with their outcomes, the picture, where to look."""
     from mixloop.controller import history as views
-    from mixloop.controller.picture import draw
 
     paths, journal = views.open_run(directory / name)
     assert journal is not None
-    entries = views.history(journal)
     _report_data(views.status(paths, journal))
-    _report_interventions(entries)
-    control = _other(directory, "control") if name == "run" else None
-    picture = draw(
-        entries,
-        views.benchmarks(journal),
-        views.segments(paths, 256),
-        directory / f"{name}.png",
-        title=f"mixloop demo: {name}",
-        budget=budget,
-        control=control,
-    )
+    _report_interventions(views.history(journal))
     say("")
+    picture = draw_run(directory, name, budget)
     if all((directory / one / "journal.db").exists() for one in ("run", "control")):
         compare(directory, say)
+        picture = draw_run(directory, "run", budget)  # now with the control run beside it
     else:
         say("`mixloop demo --control` trains the same without interventions and compares the two")
     database = (directory / "mlflow.db").resolve()
@@ -241,6 +231,26 @@ def report(directory: Path, name: str, budget: int) -> None:
     say(f"history:  mixloop history {directory / name}")
     say(f"explain:  mixloop explain {directory / name} d-000001")
     say(f"MLflow:   mlflow ui --backend-store-uri sqlite:///{database}")
+
+
+def draw_run(directory: Path, name: str, budget: int) -> Path:
+    """The picture of a run; the demo's own shows the control run too once there is one."""
+    from mixloop.controller import history as views
+    from mixloop.controller.picture import draw
+
+    paths, journal = views.open_run(directory / name)
+    assert journal is not None
+    control = _other(directory, "control") if name == "run" else None
+    length = demo_config(name, {}, 0, budget)["trainer"]["sequence_length"]
+    return draw(
+        views.history(journal),
+        views.benchmarks(journal),
+        views.segments(paths, length),
+        directory / f"{name}.png",
+        title="mixloop demo" if name == "run" else "mixloop demo, control run",
+        budget=budget,
+        control=control,
+    )
 
 
 def _report_data(found: Json) -> None:

@@ -164,6 +164,7 @@ class Sink:
             self.client.set_trace_tag(trace, key, str(value)[:4000])
 
     def _send_end(self, payload: dict[str, Any]) -> None:
+        self.client.set_tag(self.run, "mlflow.note.content", payload["note"])
         self.client.set_terminated(self.run, payload["status"], payload["ms"])
 
 

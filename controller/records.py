@@ -174,8 +174,14 @@ def outcome(journal: Journal, decision_id: str, step: int, found: Mapping[str, J
 
 def closed(journal: Journal) -> None:
     """The run has reached its end and every checkpoint is scored."""
+    applied = {
+        row["generation"]: row["applied_step"]
+        for row in journal.rows("SELECT generation, applied_step FROM orders")
+        if row["applied_step"] is not None
+    }
+    note = tracking.run_note(journal.rows("SELECT * FROM decisions ORDER BY seq"), applied)
     with journal.transaction() as tx:
-        enqueue(tx, [tracking.end_entry(now_ms())])
+        enqueue(tx, [tracking.end_entry(note, now_ms())])
         add_event(tx, journal.fence or 0, "ended", {})
 
 

@@ -101,7 +101,7 @@ def checkpoint_entry(
             if _is_number(found["value"]):
                 metrics[f"{benchmark}/{metric}"] = float(found["value"])
             if _is_number(found["stderr"]):
-                metrics[f"{benchmark}/{metric}_stderr"] = float(found["stderr"])
+                metrics[f"stderr/{benchmark}_{metric}"] = float(found["stderr"])
     params = {"step": str(checkpoint["step"]), "tokens": str(checkpoint["tokens"])}
     params |= {"path": checkpoint["path"], "generation": str(checkpoint["generation"])}
     params |= {f"weight.{name}": f"{weight:.6g}" for name, weight in mixture.items()}
@@ -124,9 +124,9 @@ def checkpoint_entry(
 def decision_entry(decision: Json, scores: Json, start_ms: int, end_ms: int) -> Entry:
     """A decision as a trace: asked what, answered what, and each guard as a step of it."""
     request = {
+        "scores": _readable(scores),
         "step": decision["step"],
         "tokens": decision["tokens"],
-        "scores": scores,
         "weights": decision["weights_before"],
     }
     response = {
@@ -176,9 +176,39 @@ def outcome_entry(decision: str, step: int, outcome: Mapping[str, Json]) -> Entr
     )
 
 
-def end_entry(ms: int) -> Entry:
-    """The run has ended."""
-    return Entry("end", "end", {"status": "FINISHED", "ms": ms})
+def end_entry(note: str, ms: int) -> Entry:
+    """The run has ended; ``note`` (markdown) becomes its description."""
+    return Entry("end", "end", {"status": "FINISHED", "ms": ms, "note": note})
+
+
+def run_note(decisions: Sequence[Json], applied: Mapping[int, int]) -> str:
+    """The interventions of a run as a markdown table; ``applied``: generation to step."""
+    changed = [row for row in decisions if row["verdict"] == "intervene"]
+    lines = [f"{len(changed)} interventions in {len(decisions)} decisions.", ""]
+    if changed:
+        lines += [
+            "| decision | tokens | in force at step | mixture | why |",
+            "|---|---|---|---|---|",
+        ]
+    for row in changed:
+        weights = ", ".join(f"{name} {w:.3g}" for name, w in row["weights_after"].items())
+        step = applied.get(row["generation"], "-")
+        reason = row["reason"].replace("|", "/")
+        lines.append(f"| {row['id']} | {row['tokens']:,} | {step} | {weights} | {reason} |")
+    return "\n".join(lines)
+
+
+def _readable(scores: Json) -> dict[str, str]:
+    """``{"gsm8k bits_per_byte": "2.709 ± 0.13 (n=8)"}``, steering metrics first."""
+    shown: dict[str, str] = {}
+    for first in (True, False):
+        for benchmark, metrics in scores.items():
+            for metric, found in metrics.items():
+                if (metric == "bits_per_byte") == first:
+                    error = f" ± {found['stderr']:.3g}" if _is_number(found["stderr"]) else ""
+                    value = f"{found['value']:.4g}{error} (n={found['n']})"
+                    shown[f"{benchmark} {metric}"] = value
+    return shown
 
 
 def _is_number(value: object) -> bool:

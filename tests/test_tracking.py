@@ -133,7 +133,7 @@ models = client.search_logged_models([experiment], f"source_run_id = '{{run.info
 traces = client.search_traces([experiment], "tag.`mixloop.uid` = '{uid}'")
 print(json.dumps({{
     "runs": len(runs), "status": run.info.status, "history": history,
-    "params": run.data.params,
+    "params": run.data.params, "note": run.data.tags.get("mlflow.note.content", ""),
     "models": [[m.name, {{p.key: p.value for p in m.metrics}}, m.tags] for m in models],
     "traces": [[t.info.tags, t.info.request_preview, t.info.response_preview] for t in traces],
 }}))
@@ -188,6 +188,8 @@ def test_unreachable_for_a_whole_run_then_caught_up_without_duplicates(
     assert tags["applied_step"] == "12"
     assert "+0.1000 ± 0.0200" in tags["outcome.gsm8k"]
     assert "0.9" in request
+    assert "1 interventions in 1 decisions" in first["note"]
+    assert "| d-000001 | 800 | 12 | web 0.8, code 0.2 | gsm8k is flat |" in first["note"]
     assert "gsm8k is flat" in response
     journal.close()
 
