@@ -25,7 +25,7 @@ def check_run(path: Path) -> Json:
     config = load_config(path)
     sizes = observe.unique_tokens(config)
     weights = observe.initial_weights(config, sizes)
-    launch.job_of(config)
+    launch.check_training(config)
     launch.check_policy(config, path.parent.resolve())
     sources = {
         name: {

@@ -7,9 +7,13 @@ picks the run up where files and journal say it is.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
+import os
+import sqlite3
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +24,7 @@ from mixloop.controller import observe, propose, records, sight
 from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
-from mixloop.controller.journal import Journal, timestamp
+from mixloop.controller.journal import FenceLost, Journal, timestamp
 from mixloop.controller.reconcile import Action, World, next_action
 from mixloop.evals.scorecard import Scorecard
 from mixloop.evals.worker_client import Evaluator, Failure
@@ -32,6 +36,7 @@ SCORING_ATTEMPTS = 2
 DRAIN_TIMEOUT = 300.0  # seconds one drain may take before it is killed and tried again
 DRAIN_PAUSE = 10.0  # seconds between drains: each one costs the import of the MLflow client
 BACKOFF = (5.0, 300.0)  # seconds: first and greatest pause after a drain that failed
+TROUBLE = (1.0, 60.0)  # seconds: first and greatest pause after an unexpected error
 BEAT = 5.0  # seconds between moves of the liveness counter
 
 
@@ -69,11 +74,11 @@ class Controller:
     base: Path
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
-    stopping: bool = False
     tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
         self.paths = RunPaths(self.config.run.dir)
+        self._stop = threading.Event()
         self.sizes = observe.unique_tokens(self.config)
         self.initial = observe.initial_weights(self.config, self.sizes)
         self.paths.dir.mkdir(parents=True, exist_ok=True)
@@ -111,11 +116,33 @@ class Controller:
         Raises:
             FenceLost: when another controller has taken the run over.
         """
+        troubles = 0
         try:
-            while not self.stopping and self.step():
-                pass
+            while not self._stop.is_set():
+                try:
+                    if not self.step():
+                        return
+                    troubles = 0
+                except FenceLost:
+                    raise
+                except Exception as error:
+                    # A full disk or a busy file must not end a daemon that runs for weeks: the
+                    # next look finds the world as it is and the same thing still to do.
+                    self._trouble(error, troubles)
+                    troubles += 1
         finally:
             self.close()
+
+    def _trouble(self, error: Exception, before: int) -> None:
+        """Say what went wrong, count it in the journal if that works, and wait longer each time."""
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.error("the controller met trouble", exc_info=error)
+        if before == 0:
+            self.say(f"trouble: {text}; trying again")
+        with contextlib.suppress(sqlite3.Error):
+            self.journal.event("trouble", error=text, attempt=before + 1)
+        first, greatest = TROUBLE
+        self._stop.wait(min(first * 2 ** min(before, 16), greatest))
 
     def step(self) -> bool:
         """Look once and do one thing. Returns whether there is more to come."""
@@ -123,7 +150,7 @@ class Controller:
         action = next_action(world)
         if action is Action.WAIT:
             self._beat()
-            time.sleep(self._pause(world))
+            self._stop.wait(self._pause(world))
             return True
         if action is Action.END:
             return False
@@ -132,7 +159,7 @@ class Controller:
 
     def stop(self) -> None:
         """Ask the loop to end after the present action. Safe from a signal handler."""
-        self.stopping = True
+        self._stop.set()
 
     def close(self) -> None:
         """End the children and let go of the run."""
@@ -183,7 +210,10 @@ class Controller:
         if child is None:
             return
         ended = not child.running
-        failure = records.drained(self.journal, child.messages())
+        said = child.messages()
+        failure = records.drained(self.journal, said)
+        if any("done" in message for message in said):
+            self.tracking.failures = 0
         if not ended:
             return
         self.tracking.child = None
@@ -377,8 +407,10 @@ class Controller:
         running = self.running
         assert running is not None
         self.running = None
-        answer = read_answer(running.child)
-        running.child.close()
+        try:
+            answer = read_answer(running.child)
+        finally:
+            running.child.close()
         made = propose.decide(
             answer,
             running.observation,
@@ -432,7 +464,8 @@ class Controller:
         )
 
     def _do_close(self, world: World) -> None:
-        records.closed(self.journal)
+        status = self._eyes.status
+        records.closed(self.journal, status.tokens if status is not None else 0)
         self._closed_at = self.clock()
         self.say("the run has ended and every checkpoint is scored")
 
@@ -456,12 +489,6 @@ def take_lock(path: Path) -> IO[str]:
             f"{path.parent}: another controller is running here (process {holder}); stop it first"
         ) from None
     stream.truncate(0)
-    stream.write(f"{_pid()} since {timestamp()}")
+    stream.write(f"{os.getpid()} since {timestamp()}")
     stream.flush()
     return stream
-
-
-def _pid() -> int:
-    import os
-
-    return os.getpid()

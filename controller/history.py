@@ -80,7 +80,7 @@ def _outcome(row: Row, order: Row | None, scored: Any) -> Json | None:
     if order is None:
         return None
     if order["rejected"]:
-        return {"state": "refused by the trainer", "detail": order["rejected"], "benchmarks": {}}
+        return {"state": "never in force", "detail": order["rejected"], "benchmarks": {}}
     if order["applied_step"] is None:
         return {"state": "not in force yet", "benchmarks": {}}
     found = observe.outcome(row, order, scored)

@@ -15,7 +15,7 @@ from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.trainer.contract import RunPaths, write_atomic
-from mixloop.trainer.job import Job, JobSource, LimitSettings, TrainerSettings
+from mixloop.trainer.job import Job, JobError, JobSource, LimitSettings, TrainerSettings
 
 
 def job_of(config: RunConfig) -> Job:
@@ -38,6 +38,20 @@ def job_of(config: RunConfig) -> Job:
         tokenizer=trainer.tokenizer,
         settings=settings,
     )
+
+
+def check_training(config: RunConfig, *, rewind: bool = False) -> None:
+    """What the reference trainer would refuse, found before it starts.
+
+    Raises:
+        BadInput: one line naming the key and the mend.
+    """
+    from mixloop.trainer.incarnation import check_job
+
+    try:
+        check_job(job_of(config), rewind=rewind)
+    except JobError as error:
+        raise BadInput(str(error)) from None
 
 
 def write_job(config: RunConfig) -> Path:

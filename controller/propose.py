@@ -14,6 +14,7 @@ from mixloop.policies import Evaluation, Observation
 from mixloop.policies.guards import (
     GuardContext,
     GuardResult,
+    GuardSettings,
     GuardSource,
     apply_guards,
     total_variation,
@@ -76,7 +77,7 @@ def decide(
         reason = f"{asked.reason}; {ended}" if asked.proposed else asked.reason
         return Made(_fields(asked, seen, before, before, [], verdict=verdict, reason=reason))
     context = guard_context(seen, config, status, last_intervention)
-    result = apply_guards(asked.weights, asked.plan, context, config.guards)
+    result = apply_guards(asked.weights, asked.plan, context, guard_settings(config))
     return _guarded(asked, seen, before, result, generation, config.policy.use)
 
 
@@ -155,6 +156,18 @@ def _fields(
     }
 
 
+def guard_settings(config: RunConfig) -> GuardSettings:
+    """The guards, no wider than the trainer's own limits: it would refuse what they let through."""
+    guards, limits = config.guards, config.trainer.limits
+    return guards.model_copy(
+        update={
+            "floor": max(guards.floor, limits.floor),
+            "cap": min(guards.cap, limits.cap),
+            "max_change": min(guards.max_change, limits.max_change),
+        }
+    )
+
+
 def guard_context(
     seen: Observation, config: RunConfig, status: Any, last_intervention: int | None
 ) -> GuardContext:
@@ -231,6 +244,7 @@ __all__ = [
     "Made",
     "decide",
     "guard_context",
+    "guard_settings",
     "headline",
     "scores",
     "stages",

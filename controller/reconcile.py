@@ -120,6 +120,7 @@ def _tracking_or_rest(world: World) -> Action:
         return Action.CLOSE
     if world.outbox and not world.draining and world.drain_due:
         return Action.DRAIN
-    if world.closed and idle and not world.draining and (not world.outbox or world.drain_failed):
+    told = not world.outbox or world.drain_failed
+    if world.finished and world.closed and idle and not world.draining and told:
         return Action.END
     return Action.WAIT

@@ -172,8 +172,11 @@ def outcome(journal: Journal, decision_id: str, step: int, found: Mapping[str, J
         enqueue(tx, [tracking.outcome_entry(decision_id, step, found)])
 
 
-def closed(journal: Journal) -> None:
-    """The run has reached its end and every checkpoint is scored."""
+UNUSED = "training ended before it came into force"
+
+
+def closed(journal: Journal, tokens: int) -> None:
+    """The run has reached its end, ``tokens``, and every checkpoint is scored."""
     applied = {
         row["generation"]: row["applied_step"]
         for row in journal.rows("SELECT generation, applied_step FROM orders")
@@ -181,7 +184,11 @@ def closed(journal: Journal) -> None:
     }
     note = tracking.run_note(journal.rows("SELECT * FROM decisions ORDER BY seq"), applied)
     with journal.transaction() as tx:
-        enqueue(tx, [tracking.end_entry(note, now_ms())])
+        tx.execute(
+            "UPDATE orders SET rejected = ? WHERE applied_step IS NULL AND rejected IS NULL",
+            (UNUSED,),
+        )
+        enqueue(tx, [tracking.end_entry(tokens, note, now_ms())])
         add_event(tx, journal.fence or 0, "ended", {})
 
 

@@ -67,9 +67,7 @@ def run_both(path: Path, *, rewind: bool = False, say: Say | None = None) -> int
     config = load_config(path)
     tell = say or (lambda line: print(line, flush=True))  # noqa: T201 - the command's output
     launch.check_policy(config, path.parent.resolve())
-    from mixloop.controller.observe import initial_weights, unique_tokens
-
-    initial_weights(config, unique_tokens(config))
+    launch.check_training(config, rewind=rewind)
     paths = RunPaths(config.run.dir)
     job = launch.write_job(config)
     logs = {name: paths.dir / f"{name}.log" for name in ("trainer", "controller")}

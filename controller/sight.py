@@ -146,7 +146,7 @@ class Eyes:
         try:
             with self._paths.mixture.open("rb") as stream:
                 data = stream.read(_LARGEST_FILE + 1)
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return FileState.ABSENT
         except OSError:  # unreadable now: no news
             return FileState.CURRENT
@@ -290,7 +290,9 @@ class Eyes:
         return int(self._journal.value("SELECT COUNT(*) FROM outbox WHERE done_at IS NULL"))
 
     def _closed(self) -> bool:
-        return self._journal.value("SELECT 1 FROM outbox WHERE key = 'end'") is not None
+        """Whether the run's end is told; a run that goes on with a larger budget ends again."""
+        key = f"end:{self.status.tokens if self.status is not None else 0}"
+        return self._journal.value("SELECT 1 FROM outbox WHERE key = ?", key) is not None
 
 
 def scorecard_path(paths: RunPaths, step: int) -> Path:

@@ -176,9 +176,9 @@ def outcome_entry(decision: str, step: int, outcome: Mapping[str, Json]) -> Entr
     )
 
 
-def end_entry(note: str, ms: int) -> Entry:
-    """The run has ended; ``note`` (markdown) becomes its description."""
-    return Entry("end", "end", {"status": "FINISHED", "ms": ms, "note": note})
+def end_entry(tokens: int, note: str, ms: int) -> Entry:
+    """The run has ended after ``tokens``; ``note`` (markdown) becomes its description."""
+    return Entry(f"end:{tokens}", "end", {"status": "FINISHED", "ms": ms, "note": note})
 
 
 def run_note(decisions: Sequence[Json], applied: Mapping[int, int]) -> str:

@@ -62,6 +62,7 @@ def test_it_never_ends_or_drains_with_a_fact_unrecorded(world: World) -> None:
 @settings(max_examples=300, deadline=None)
 def test_it_ends_only_when_told_everything_or_out_of_patience(world: World) -> None:
     if next_action(world) is Action.END:
+        assert world.finished
         assert world.closed
         assert not world.scoring
         assert not world.deciding

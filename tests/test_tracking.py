@@ -89,7 +89,7 @@ def a_whole_run(path: Path) -> Journal:
     records.applied(journal, Applied(1, 96, 12), 960, initial)
     found = {"gsm8k": {"gain": 0.1, "stderr": 0.02, "metric": "bits_per_byte"}}
     records.outcome(journal, "d-000001", 20, found)
-    records.closed(journal)
+    records.closed(journal, 2000)
     return journal
 
 
@@ -202,7 +202,7 @@ def test_an_entry_the_server_refuses_does_not_block_the_others(server: str, tmp_
             "INSERT INTO outbox (key, kind, payload, created_ms) VALUES ('bad', 'metrics', ?, 1)",
             (json.dumps(bad),),
         )
-        tx.execute("UPDATE outbox SET seq = 2000 WHERE key = 'end'")
+        tx.execute("UPDATE outbox SET seq = 2000 WHERE key LIKE 'end:%'")
     said = drain(journal, server)
     assert sum("refused" in message for message in said) == 1
     assert pending(journal) == 0

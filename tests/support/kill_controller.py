@@ -215,14 +215,21 @@ def main() -> None:
     trainer = FileTrainer(config)
     controller = daemon.Controller(config, path.parent, lambda line: None)
     steps = 0
-    while controller.step():
+    step = controller.step
+
+    def stepping() -> bool:
+        nonlocal steps
+        more = step()
         steps += 1
         # the trainer is patient while something is being worked out, so that every run has
         # the same checkpoints to decide on, however slow the machine
         busy = controller.running is not None or controller.scoring is not None
         if steps % 3 == 0 and not busy:
             trainer.advance()
-    controller.close()
+        return more
+
+    controller.step = stepping  # type: ignore[method-assign]  # the two take turns
+    controller.run()
 
 
 if __name__ == "__main__":
