@@ -330,12 +330,12 @@ class Controller:
         path = self.paths.checkpoints / name
         manifest = self._eyes.manifest(name)
         records.checkpoint(self.journal, manifest, str(path))
+        self._hold()
         self.say(f"checkpoint at step {manifest.step} ({manifest.tokens:,} tokens)")
 
     def _do_start_scoring(self, world: World) -> None:
         step = world.to_score
         assert step is not None
-        self._hold(step)
         records.scoring_started(self.journal, step)
         path = Path(self.journal.value("SELECT path FROM checkpoints WHERE step = ?", step))
         out = self.paths.dir / "scorecards" / f"step-{step:08d}.json"
@@ -346,9 +346,9 @@ class Controller:
         else:
             self.result = Failure("the checkpoint is gone (removed before it was scored)")
 
-    def _hold(self, step: int) -> None:
+    def _hold(self) -> None:
         """Ask the trainer's retention to spare what is still to be scored."""
-        steps = frozenset({step, *self._eyes.waiting()})
+        steps = frozenset(self._eyes.waiting())
         if steps != self._holds:
             write_holds(self.paths.holds, steps)
             self._holds = steps
@@ -359,6 +359,7 @@ class Controller:
         self.scoring = self.result = None
         if isinstance(result, Scorecard):
             records.scored(self.journal, step, json.loads(result.to_json()))
+            self._hold()
             self._tell_outcomes()
             self.say(f"step {step}: {propose.headline(result)}")
             return
@@ -369,6 +370,7 @@ class Controller:
         ).is_dir()
         final = gone or attempts >= SCORING_ATTEMPTS
         records.scoring_failed(self.journal, step, result.reason, final=final)
+        self._hold()
         self.say(f"step {step} was not scored: {result.reason}{'' if final else '; once more'}")
 
     def _tell_outcomes(self) -> None:

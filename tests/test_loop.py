@@ -82,7 +82,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "poll_every": 10,
             "status_every": 5,
             "threads": 1,
-            "keep": 2,
+            "keep": 3,
         },
     }
     path = folder / "run.yaml"
@@ -152,7 +152,7 @@ def test_schedule_status_journal_and_mlflow_agree_on_where_orders_took_effect(
     database.close()
 
 
-def test_every_checkpoint_is_scored_once_though_retention_keeps_two(
+def test_every_checkpoint_is_scored_once_though_retention_keeps_three(
     finished: dict[str, Any],
 ) -> None:
     paths: RunPaths = finished["paths"]
@@ -160,7 +160,7 @@ def test_every_checkpoint_is_scored_once_though_retention_keeps_two(
     rows = database.execute("SELECT step, state FROM evaluations ORDER BY step").fetchall()
     database.close()
     assert rows == [(step, "scored") for step in range(200, 1201, 200)]
-    assert len(list(paths.checkpoints.iterdir())) <= 4
+    assert len(list(paths.checkpoints.iterdir())) <= 5
     status = ask("status", paths.dir)
     found = status["benchmarks"]["humaneval"]
     assert found["metrics"]["bits_per_byte"]["n"] > 10
