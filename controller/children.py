@@ -21,6 +21,8 @@ from typing import IO, Any
 
 Json = dict[str, Any]
 
+_PARENT = "MIXLOOP_PARENT_PROCESS"
+
 
 class Child:
     """A child process with JSON lines on stdout, a log for stderr, and a deadline.
@@ -104,7 +106,19 @@ def child_environment() -> dict[str, str]:
     The daemon's children share a machine with a training job whose cores are not ours.
     """
     quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**os.environ, **quiet, "PYTHONUNBUFFERED": "1"}
+    own = {"PYTHONUNBUFFERED": "1", _PARENT: str(os.getpid())}
+    return {**os.environ, **quiet, **own}
+
+
+def die_with_parent() -> None:
+    """In a child: end when the daemon does, however it ends.
+
+    A policy that hangs, or a drain beside the next controller's, must not outlive it.
+    """
+    if _PARENT in os.environ:
+        from mixloop.evals.worker import die_with
+
+        die_with(int(os.environ[_PARENT]))
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,9 @@ def train(
 def control(path: RunFile) -> None:
     """Run the controller beside a training job."""
     from mixloop.controller.service import control_run
+    from mixloop.controller.show import clean
 
-    raise SystemExit(control_run(path, typer.echo))
+    raise SystemExit(control_run(path, lambda line: typer.echo(clean(line))))
 
 
 @app.command()

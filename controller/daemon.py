@@ -79,11 +79,14 @@ class Controller:
     def __post_init__(self) -> None:
         self.paths = RunPaths(self.config.run.dir)
         self._stop = threading.Event()
+        self.say = _quietly(self.say)
         self.sizes = observe.unique_tokens(self.config)
         self.initial = observe.initial_weights(self.config, self.sizes)
         self.paths.dir.mkdir(parents=True, exist_ok=True)
         self._lock = take_lock(self.paths.dir / "controller.lock")
+        sight.check_same_sources(self.paths, self.config)
         self.journal = Journal(self.paths.journal, create=True)
+        self.initial = sight.first_mixture(self.paths, self.journal, self.initial)
         self.journal.claim(self.config.run.id, above=sight.highest_fence(self.paths))
         self.uid = records.run_uid(self.journal)
         # What `data: auto` once found stays: every checkpoint is scored on the same items.
@@ -95,6 +98,7 @@ class Controller:
         self._beaten = self._closed_at = -1e9
         self._eyes = sight.Eyes(self.paths, self.journal, self.config)
         self._holds: frozenset[int] | None = None
+        self._busy = False  # what failed once may fail at the second step of the same thing
         records.start(self.journal, self.config.run.id, self._params(), {}, self.initial)
 
     def _params(self) -> dict[str, Any]:
@@ -122,7 +126,7 @@ class Controller:
                 try:
                     if not self.step():
                         return
-                    troubles = 0
+                    troubles = troubles if self._busy else 0
                 except FenceLost:
                     raise
                 except Exception as error:
@@ -148,6 +152,7 @@ class Controller:
         """Look once and do one thing. Returns whether there is more to come."""
         world = self.look()
         action = next_action(world)
+        self._busy = action is not Action.WAIT
         if action is Action.WAIT:
             self._beat()
             self._stop.wait(self._pause(world))
@@ -197,7 +202,7 @@ class Controller:
             decided=self.running is not None and not self.running.child.running,
             outbox=outbox,
             draining=self.tracking.child is not None,
-            drain_due=now >= self.tracking.not_before or self._closed_at >= 0,
+            drain_due=now >= self.tracking.not_before,
             drain_failed=self.tracking.failures > 0 and now - self._closed_at > patience,
         )
 
@@ -224,11 +229,12 @@ class Controller:
 
     def _after_drain(self, failure: str | None) -> None:
         tracking = self.tracking
+        closing = self._closed_at >= 0  # nothing else is left to do
         if failure is None:
             tracking.failures, tracking.last_error = 0, None
-            tracking.not_before = self.clock() + DRAIN_PAUSE
+            tracking.not_before = self.clock() + (0.0 if closing else DRAIN_PAUSE)
             return
-        first, greatest = BACKOFF
+        first, greatest = (BACKOFF[0], BACKOFF[0]) if closing else BACKOFF
         tracking.not_before = self.clock() + min(first * 2**tracking.failures, greatest)
         tracking.failures += 1
         if failure != tracking.last_error:
@@ -256,6 +262,7 @@ class Controller:
             self.journal.event("stranger", found=self._eyes.stranger, replaced_by=order.generation)
             self.say(f"mixture.json held {self._eyes.stranger}, not ours; replaced")
             self._eyes.stranger = ""
+        self.journal.assert_fence()
         write_order(self.paths.mixture, order)
         records.published(self.journal, order.generation)
         if row["published_at"] is None:
@@ -264,7 +271,8 @@ class Controller:
     def _do_restore(self, world: World) -> None:
         """A file we did not write: put what was asked for back, above whatever it started."""
         status = self._eyes.status
-        asked = self._eyes.asked_weights(self.initial)
+        tokens = status.tokens if status is not None else 0
+        asked, plan = self._eyes.asked_mixture(self.initial, tokens)
         if status is not None and status.accepted.fence >= (self.journal.fence or 0):
             self.journal.raise_fence(status.accepted.fence)
         before = dict(status.in_force.weights) if status is not None else asked
@@ -281,7 +289,7 @@ class Controller:
             "policy": "controller",
             "reason": reason,
             "weights": asked,
-            "plan": [],
+            "plan": plan,
         }
         records.decision(self.journal, fields, order=order, scores={}, started_ms=records.now_ms())
         self._eyes.stranger = ""
@@ -341,10 +349,25 @@ class Controller:
         out = self.paths.dir / "scorecards" / f"step-{step:08d}.json"
         out.parent.mkdir(exist_ok=True)
         self.scoring = step
-        if path.is_dir():
-            self.evaluator.start(path, out)
-        else:
+        if not path.is_dir():
             self.result = Failure("the checkpoint is gone (removed before it was scored)")
+            return
+        self.result = self._scored_before(path, out)
+        if self.result is not None:
+            return
+        try:
+            self.evaluator.start(path, out)
+        except OSError as error:
+            self.result = Failure(f"no worker can be started: {error}")
+
+    def _scored_before(self, checkpoint: Path, out: Path) -> Scorecard | None:
+        """A scorecard that was finished when an earlier controller died before recording it."""
+        try:
+            card = Scorecard.read(out)
+        except (OSError, ValueError):
+            return None
+        same = card.checkpoint == str(checkpoint.resolve())
+        return card if same and card.settings_digest == self.config.evals.digest() else None
 
     def _hold(self) -> None:
         """Ask the trainer's retention to spare what is still to be scored."""
@@ -356,9 +379,9 @@ class Controller:
     def _do_take_scores(self, world: World) -> None:
         step, result = self.scoring, self.result
         assert step is not None
-        self.scoring = self.result = None
         if isinstance(result, Scorecard):
             records.scored(self.journal, step, json.loads(result.to_json()))
+            self.scoring = self.result = None
             self._hold()
             self._tell_outcomes()
             self.say(f"step {step}: {propose.headline(result)}")
@@ -370,6 +393,7 @@ class Controller:
         ).is_dir()
         final = gone or attempts >= SCORING_ATTEMPTS
         records.scoring_failed(self.journal, step, result.reason, final=final)
+        self.scoring = self.result = None
         self._hold()
         self.say(f"step {step} was not scored: {result.reason}{'' if final else '; once more'}")
 
@@ -469,7 +493,18 @@ class Controller:
         status = self._eyes.status
         records.closed(self.journal, status.tokens if status is not None else 0)
         self._closed_at = self.clock()
+        self.tracking.not_before = 0.0
         self.say("the run has ended and every checkpoint is scored")
+
+
+def _quietly(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Nobody listening (a full disk under the log, a closed pipe) is no reason to stop."""
+
+    def quiet(line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            say(line)
+
+    return quiet
 
 
 def take_lock(path: Path) -> IO[str]:

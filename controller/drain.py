@@ -9,6 +9,7 @@ timestamp, step and value is one point).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sqlite3
@@ -16,6 +17,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from mixloop.controller.children import die_with_parent
 
 # The client's defaults retry for minutes; ours is the loop that retries, from the journal.
 LIMITS = {
@@ -121,7 +124,17 @@ class Sink:
                 self.experiment, name, self.run, payload["tags"], payload["params"], "checkpoint"
             )
         self.client.finalize_logged_model(model.model_id, "READY")
+        self._show_on_run(model.model_id, payload["tokens"])
         self._log(payload["metrics"], payload["tokens"], payload["ms"], model.model_id)
+
+    def _show_on_run(self, model: str, tokens: int) -> None:
+        """List the model among the run's outputs, once."""
+        from mlflow.entities import LoggedModelOutput
+
+        outputs = self.client.get_run(self.run).outputs
+        known = {output.model_id for output in (outputs.model_outputs if outputs else [])}
+        if model not in known:
+            self.client.log_outputs(self.run, [LoggedModelOutput(model_id=model, step=tokens)])
 
     def _trace(self, decision: str) -> str | None:
         found = self.client.search_traces(
@@ -158,8 +171,8 @@ class Sink:
 
     def _send_trace_tags(self, payload: dict[str, Any]) -> None:
         trace = self._trace(payload["id"])
-        if trace is None:
-            raise LookupError(f"the trace of {payload['id']} is not in MLflow yet")
+        if trace is None:  # the trace was sent before its tags: somebody has deleted it
+            raise Refused(f"the trace of {payload['id']} is not in MLflow any more")
         for key, value in payload["tags"].items():
             self.client.set_trace_tag(trace, key, str(value)[:4000])
 
@@ -184,6 +197,20 @@ def pending(journal: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
         yield last, row[1], json.loads(row[2])
 
 
+def _send(sink: Sink, journal: Path, kind: str, payload: dict[str, Any]) -> None:
+    """Carry an entry over; a run that is not there (another server, deleted) is made again."""
+    try:
+        sink.send(kind, payload)
+    except LookupError:
+        database = sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=30.0)
+        first = database.execute("SELECT payload FROM outbox WHERE key = 'run'").fetchone()
+        database.close()
+        if first is None or kind == "run":
+            raise
+        sink.send("run", json.loads(first[0]))
+        sink.send(kind, payload)
+
+
 def drain(request: dict[str, Any], say: Any) -> int:
     """Carry over everything pending; ``say(dict)`` is told of each entry. Returns the exit code."""
     sink: Sink | None = None
@@ -192,7 +219,7 @@ def drain(request: dict[str, Any], say: Any) -> int:
             if sink is None:
                 artifacts = Path(request["artifacts"]) if request["artifacts"] else None
                 sink = Sink(request["uri"], request["experiment"], request["uid"], artifacts)
-            sink.send(kind, payload)
+            _send(sink, Path(request["journal"]), kind, payload)
         except Refused as refusal:
             say({"refused": seq, "error": str(refusal)})
             continue
@@ -205,6 +232,7 @@ def drain(request: dict[str, Any], say: Any) -> int:
 
 def main() -> None:
     """Entry of ``python -m mixloop.controller.drain REQUEST`` (a JSON object)."""
+    die_with_parent()
     os.environ.update(LIMITS)
     del os.environ["MLFLOW_TRACKING_URI"]
     channel = os.fdopen(os.dup(1), "w", buffering=1)
@@ -213,7 +241,12 @@ def main() -> None:
     def say(message: dict[str, object]) -> None:
         channel.write(json.dumps(message) + "\n")
 
-    sys.exit(drain(json.loads(sys.argv[1]), say))
+    request = json.loads(sys.argv[1])
+    with Path(request["journal"]).with_name("mlflow.lock").open("a") as lock:
+        # two drains at once would both look, find nothing, and make everything twice
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code = drain(request, say)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -158,10 +158,19 @@ class Journal:
             )
             self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            self._roll_back()
             raise
         self.fence = fence
         return fence
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:  # SQLite has done it already on a full disk
+            self._db.execute("ROLLBACK")
+
+    def assert_fence(self) -> None:
+        """Raise :class:`FenceLost` if another controller has taken the run over by now."""
+        with self.transaction():
+            pass
 
     def raise_fence(self, above: int) -> int:
         """Pass a fence that a stranger made the trainer accept. Returns the new fence.
@@ -190,7 +199,7 @@ class Journal:
             yield self._db
             self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            self._roll_back()
             raise
 
     def beat(self) -> None:

@@ -209,6 +209,7 @@ def _effect(lens: Observation, benchmark: str) -> Json | None:
         "to_step": lens.evaluations[-1].step,
         "gain_before": earlier.gain if earlier is not None else None,
         "stderr_before": earlier.stderr if earlier is not None else None,
+        "steps_before": lens.evaluations[-2].step - lens.evaluations[-3].step if earlier else None,
     }
 
 

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mixloop.controller.children import die_with_parent
+
 
 def decide(request: dict[str, Any]) -> dict[str, Any]:
     """Load the policy, ask it, and say what it answered as plain JSON.
@@ -42,6 +44,7 @@ def decide(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry of ``python -m mixloop.controller.policy_child``."""
+    die_with_parent()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a policy that prints must not garble the answer
     request = json.load(sys.stdin)
@@ -56,6 +59,8 @@ def main() -> None:
         lines = str(error).splitlines() or [""]
         ours = type(error).__name__ == "PolicyError"  # its line is complete as it is
         reason = (lines[0] if ours else f"{type(error).__name__}: {lines[0]}")[:500]
+        # a message may hold half of a surrogate pair (a file name that is no UTF-8)
+        reason = reason.encode("utf-8", "replace").decode()
         text = json.dumps({"kind": "failed", "payload": {"reason": reason}})
         import traceback
 

@@ -69,15 +69,20 @@ def decide(
     """
     asked = _asked(answer, seen)
     before = dict(status.in_force.weights)
-    if answer.kind == "failed":
-        return Made(_fields(asked, seen, before, before, []))
     if status.finished or status.tokens >= config.budget:
         ended = "training has ended, nothing can be changed any more"
         verdict = "expired" if asked.proposed else asked.verdict
         reason = f"{asked.reason}; {ended}" if asked.proposed else asked.reason
         return Made(_fields(asked, seen, before, before, [], verdict=verdict, reason=reason))
+    if asked.proposed and status.in_force.generation != seen.generation:
+        reason = (
+            f"{asked.reason}; another mixture came into force meanwhile, decided anew next time"
+        )
+        return Made(_fields(asked, seen, before, before, [], verdict="superseded", reason=reason))
     context = guard_context(seen, config, status, last_intervention)
-    result = apply_guards(asked.weights, asked.plan, context, guard_settings(config))
+    # A hold keeps what is in force *now*; what the policy saw may be over already.
+    weights = asked.weights if asked.proposed else before
+    result = apply_guards(weights, asked.plan, context, guard_settings(config))
     return _guarded(asked, seen, before, result, generation, config.policy.use)
 
 
@@ -201,6 +206,17 @@ def guard_context(
         last_intervention_tokens=last_intervention,
         order_pending=not seen.in_force,
     )
+
+
+def remaining(
+    weights: Weights, plan: Sequence[tuple[int, Weights]], tokens: int
+) -> tuple[dict[str, float], list[list[Any]]]:
+    """What an order with a plan asks for from ``tokens`` on: the weights now, the plan from now."""
+    if not plan:
+        return dict(weights), []
+    left: list[list[Any]] = [[until, dict(stretch)] for until, stretch in plan if until > tokens]
+    now = left[0][1] if left else plan[-1][1]
+    return dict(now), left
 
 
 def stages(plan: Sequence[tuple[int, Weights]]) -> list[Stage]:

@@ -118,9 +118,9 @@ def _tracking_or_rest(world: World) -> Action:
     idle = not (world.scoring or world.deciding)
     if world.finished and idle and not world.closed:
         return Action.CLOSE
-    if world.outbox and not world.draining and world.drain_due:
-        return Action.DRAIN
     told = not world.outbox or world.drain_failed
     if world.finished and world.closed and idle and not world.draining and told:
         return Action.END
+    if world.outbox and not world.draining and world.drain_due:
+        return Action.DRAIN
     return Action.WAIT

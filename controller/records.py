@@ -143,7 +143,7 @@ def applied(journal: Journal, found: Applied, tokens: int, before: Weights) -> N
     with journal.transaction() as tx:
         tx.execute(
             "UPDATE orders SET applied_sample = ?, applied_step = ?, applied_tokens = ?, "
-            "applied_at = ? WHERE generation = ?",
+            "applied_at = ?, rejected = NULL WHERE generation = ?",
             (found.sample, found.step, tokens, timestamp(), found.generation),
         )
         order = journal.row("SELECT * FROM orders WHERE generation = ?", found.generation)

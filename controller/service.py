@@ -16,11 +16,12 @@ from mixloop.controller import launch
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost, JournalError
+from mixloop.controller.show import clean
 from mixloop.trainer.contract import RunPaths, read_status
 
 Say = Callable[[str], None]
 
-TERM_GRACE = 60.0  # seconds a part gets to end by itself: a trainer saves a checkpoint first
+TERM_GRACE = 60.0  # seconds the controller gets to end by itself
 
 
 def control_run(path: Path, say: Say) -> int:
@@ -95,13 +96,20 @@ def _passing_on_stops(parts: dict[str, subprocess.Popen[bytes]]) -> Iterator[Non
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _end(parts)
+
+
+def _end(parts: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Ask every part to end. The trainer gets all the time its last checkpoint takes."""
+    for part in parts.values():
+        if part.poll() is None:
+            part.terminate()
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            parts["controller"].wait(TERM_GRACE)
+        parts["trainer"].wait()
+    finally:  # also when the person insists with another Ctrl-C
         for part in parts.values():
-            if part.poll() is None:
-                part.terminate()
-        deadline = time.monotonic() + TERM_GRACE
-        for part in parts.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                part.wait(max(0.1, deadline - time.monotonic()))
             if part.poll() is None:
                 part.kill()
                 part.wait()
@@ -124,7 +132,8 @@ def _watch(
             for name, code in ended.items():
                 if code and name not in told:
                     told.add(name)
-                    tell(f"the {name} ended with status {code}: {launch.last_line(logs[name])}")
+                    why = clean(launch.last_line(logs[name]))
+                    tell(f"the {name} ended with status {code}: {why}")
             if ended["controller"] is not None and ended["trainer"] is not None:
                 return ended["trainer"] or ended["controller"] or 0
             if ended["trainer"]:
@@ -133,8 +142,6 @@ def _watch(
 
 
 def _relay(stream: Any, tell: Say) -> None:
-    from mixloop.controller.show import clean
-
     while line := stream.readline():
         if not line.endswith(b"\n"):
             stream.seek(-len(line), 1)

@@ -67,7 +67,7 @@ def moves(before: Mapping[str, float], after: Mapping[str, float]) -> str:
 
 def mixture(weights: Mapping[str, float]) -> str:
     """``code 0.100, prose 0.900``."""
-    return ", ".join(f"{name} {weight:.3f}" for name, weight in weights.items())
+    return ", ".join(f"{clean(name)} {weight:.3f}" for name, weight in weights.items())
 
 
 def outcome_lines(outcome: Json | None) -> list[str]:
@@ -88,7 +88,10 @@ def _pace(found: Json) -> str:
     """What the same benchmark gained over the pair of checkpoints before the change."""
     if found.get("gain_before") is None:
         return ""
-    return f"; before the change {found['gain_before']:+.4f} ± {found['stderr_before']:.4f}"
+    return (
+        f"; the {found['steps_before']} steps before: "
+        f"{found['gain_before']:+.4f} ± {found['stderr_before']:.4f}"
+    )
 
 
 def history_table(entries: Iterable[Json]) -> Table:

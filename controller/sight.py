@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.controller.config import RunConfig
+from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import Journal, Row
+from mixloop.controller.propose import remaining
 from mixloop.controller.reconcile import Applied, FileState, World
 from mixloop.trainer.contract import (
     Manifest,
@@ -25,12 +27,12 @@ from mixloop.trainer.contract import (
     read_schedule,
     read_status,
 )
+from mixloop.trainer.files import NotRegularError, read_regular
 
 Json = dict[str, Any]
 
 _STEP = re.compile(r"^step-(\d{8,})$")
 CURVE_POINTS = 400  # points of the trainer's curves over a whole run, at most
-_LARGEST_FILE = 2**20  # bytes of mixture.json worth reading
 
 
 def highest_fence(paths: RunPaths) -> int:
@@ -38,6 +40,44 @@ def highest_fence(paths: RunPaths) -> int:
     status = read_status(paths.status)
     seen = status.accepted.fence if status is not None else 0
     return max(seen, schedule_of(paths).accepted[0])
+
+
+def check_same_sources(paths: RunPaths, config: RunConfig) -> None:
+    """Refuse a run.yaml whose sources are not the ones the trainer runs on.
+
+    Raises:
+        BadInput: naming the difference; every order would be refused.
+    """
+    opened = schedule_of(paths).latest_open
+    if opened is None:
+        return
+    theirs = {source.name for source in opened.sources}
+    ours = set(config.sources)
+    if theirs and theirs != ours:
+        more = f"more: {', '.join(sorted(ours - theirs)) or 'none'}"
+        less = f"missing: {', '.join(sorted(theirs - ours)) or 'none'}"
+        raise BadInput(f"sources: not those of the run in {paths.dir} ({more}; {less})")
+    length = config.trainer.sequence_length
+    if opened.sequence_length != length:
+        raise BadInput(
+            f"trainer.sequence_length: {length} is not the run's, which is {opened.sequence_length}"
+        )
+
+
+def first_mixture(
+    paths: RunPaths, journal: Journal, configured: Mapping[str, float]
+) -> dict[str, float]:
+    """The mixture before any order of this journal.
+
+    What was recorded at the first start; for a journal that was lost, the mixture in force, since
+    going back to run.yaml's would be a change that nobody asked for.
+    """
+    recorded = journal.value("SELECT value FROM meta WHERE key = 'initial'")
+    if recorded is not None:
+        return dict(json.loads(recorded))
+    status = read_status(paths.status)
+    followed = status is not None and status.accepted.generation > 0
+    return dict(status.in_force.weights if status is not None and followed else configured)
 
 
 def schedule_of(paths: RunPaths) -> Schedule:
@@ -75,7 +115,7 @@ class Eyes:
         """The world now; ``children`` are the facts about child processes."""
         self.status = read_status(self._paths.status) or self.status
         newest = self._newest_order()
-        finished = self.status is not None and self.status.finished
+        finished = self._finished()
         to_score, waiting = self._to_score(finished)
         unrecorded = self._unrecorded()
         idle = to_score is None and not unrecorded
@@ -100,10 +140,14 @@ class Eyes:
             "SELECT * FROM orders WHERE rejected IS NULL ORDER BY generation DESC LIMIT 1"
         )
 
-    def asked_weights(self, initial: Mapping[str, float]) -> dict[str, float]:
-        """The mixture last asked for; the configured one before any order."""
+    def asked_mixture(
+        self, initial: Mapping[str, float], tokens: int
+    ) -> tuple[dict[str, float], list[list[Any]]]:
+        """The mixture last asked for and what is left of its plan; before any order the first."""
         newest = self._newest_order()
-        return dict(newest["weights"] if newest else initial)
+        if newest is None:
+            return dict(initial), []
+        return remaining(newest["weights"], newest["plan"], tokens)
 
     def next_generation(self) -> int:
         """Above every generation this journal or the trainer has seen."""
@@ -122,12 +166,9 @@ class Eyes:
 
     def _file_state(self, newest: Row | None) -> FileState:
         state = self._overtaken() or self._held(newest)
-        if state is not FileState.STRANGER or newest is None:
-            return state
-        # An order that waits to be published replaces the stranger's, if the trainer will take it.
-        waiting = newest["published_fence"] is None
-        takes = newest["generation"] > self._accepted()[1]
-        return FileState.STALE if waiting and takes else FileState.STRANGER
+        if state is FileState.STRANGER and newest is not None and not self._overtaken():
+            return FileState.STALE  # the trainer did not take it: our order, as it was, replaces it
+        return state
 
     def _accepted(self) -> tuple[int, int]:
         if self.status is None:
@@ -137,16 +178,16 @@ class Eyes:
     def _overtaken(self) -> FileState | None:
         """The trainer follows an order that this journal never published."""
         known = self._journal.value("SELECT MAX(generation) FROM orders") or 0
-        if self._accepted()[1] <= known:
+        fence, generation = self._accepted()
+        if generation <= known and fence <= (self._journal.fence or 0):
             return None
-        self.stranger = f"an order of generation {self._accepted()[1]}"
+        self.stranger = f"an order of generation {generation} under fence {fence}"
         return FileState.STRANGER
 
     def _held(self, newest: Row | None) -> FileState:
         try:
-            with self._paths.mixture.open("rb") as stream:
-                data = stream.read(_LARGEST_FILE + 1)
-        except (FileNotFoundError, IsADirectoryError):
+            data = read_regular(self._paths.mixture).data
+        except (FileNotFoundError, NotRegularError):  # a link, a pipe: replaced by the rename
             return FileState.ABSENT
         except OSError:  # unreadable now: no news
             return FileState.CURRENT
@@ -157,15 +198,19 @@ class Eyes:
             found = json.loads(data)
             generation, fence = int(found["generation"]), int(found["fence"])
             weights, decision = found["weights"], found["decision"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            if not 0 <= generation < 2**63:
+                raise ValueError("no generation")
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             self.stranger = f"{len(data)} bytes that are no order"
             return FileState.STRANGER
         known = self._journal.row("SELECT * FROM orders WHERE generation = ?", generation)
         if known is None or known["weights"] != weights or known["decision"] != decision:
             self.stranger = f"an order of generation {generation}"
             return FileState.STRANGER
-        current = newest is not None and newest["generation"] == generation
-        return FileState.CURRENT if current and fence == self._journal.fence else FileState.STALE
+        ours = newest is not None and newest["generation"] == generation
+        recorded = newest is not None and newest["published_fence"] == self._journal.fence
+        current = ours and recorded and fence == self._journal.fence
+        return FileState.CURRENT if current else FileState.STALE
 
     def _newly_applied(self) -> Iterable[Applied]:
         if self.status is None:
@@ -187,18 +232,18 @@ class Eyes:
         if self.status is None:
             return {}
         refused = {
-            entry.generation: entry.reason
+            (entry.fence, entry.generation): entry.reason
             for entry in self.status.rejected
             if entry.generation is not None
         }
         rows = self._journal.rows(
-            "SELECT generation FROM orders WHERE rejected IS NULL AND applied_step IS NULL "
+            "SELECT generation, published_fence FROM orders "
+            "WHERE rejected IS NULL AND applied_step IS NULL "
             "AND published_at IS NOT NULL AND generation > ?",
             self.status.accepted.generation,
         )
-        return {
-            r["generation"]: refused[r["generation"]] for r in rows if r["generation"] in refused
-        }
+        named = {row["generation"]: (row["published_fence"], row["generation"]) for row in rows}
+        return {generation: refused[key] for generation, key in named.items() if key in refused}
 
     # -- checkpoints -------------------------------------------------------------------------
 
@@ -244,7 +289,14 @@ class Eyes:
 
     def waiting(self) -> list[int]:
         """Steps of the checkpoints that are still to be scored."""
-        return self._to_score(self.status is not None and self.status.finished)[1]
+        return self._to_score(self._finished())[1]
+
+    def _finished(self) -> bool:
+        """Whether the trainer has spent *this* budget: one that was raised goes on."""
+        status = self.status
+        if status is None or not status.finished:
+            return False
+        return max(status.tokens, status.budget) >= self._config.budget
 
     def _to_decide(self) -> int | None:
         """The newest scored checkpoint, unless it or a newer one was decided on."""

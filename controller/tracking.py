@@ -1,5 +1,8 @@
 """What MLflow is told, as outbox entries. Pure: rows in, ``(key, kind, payload)`` out.
 
+``bits_per_byte/gsm8k`` rather than the other way round: MLflow groups charts by the part before the
+slash, and one metric over all benchmarks is what people compare.
+
 A key names a fact, so a fact told twice is one entry. Metric names use ``/`` to group charts and
 avoid the characters that MLflow refuses. The step of every metric is training *tokens*.
 """
@@ -99,9 +102,9 @@ def checkpoint_entry(
     for benchmark, score in benchmarks.items():
         for metric, found in score["metrics"].items():
             if _is_number(found["value"]):
-                metrics[f"{benchmark}/{metric}"] = float(found["value"])
+                metrics[f"{metric}/{benchmark}"] = float(found["value"])
             if _is_number(found["stderr"]):
-                metrics[f"stderr/{benchmark}_{metric}"] = float(found["stderr"])
+                metrics[f"{metric}_stderr/{benchmark}"] = float(found["stderr"])
     params = {"step": str(checkpoint["step"]), "tokens": str(checkpoint["tokens"])}
     params |= {"path": checkpoint["path"], "generation": str(checkpoint["generation"])}
     params |= {f"weight.{name}": f"{weight:.6g}" for name, weight in mixture.items()}
@@ -127,13 +130,13 @@ def decision_entry(decision: Json, scores: Json, start_ms: int, end_ms: int) -> 
         "scores": _readable(scores),
         "step": decision["step"],
         "tokens": decision["tokens"],
-        "weights": decision["weights_before"],
+        "weights": _rounded(decision["weights_before"]),
     }
     response = {
         "verdict": decision["verdict"],
         "reason": decision["reason"],
-        "weights_before": decision["weights_before"],
-        "weights_after": decision["weights_after"],
+        "weights_before": _rounded(decision["weights_before"]),
+        "weights_after": _rounded(decision["weights_after"]),
         "generation": decision["generation"],
     }
     proposal = {
@@ -193,9 +196,14 @@ def run_note(decisions: Sequence[Json], applied: Mapping[int, int]) -> str:
     for row in changed:
         weights = ", ".join(f"{name} {w:.3g}" for name, w in row["weights_after"].items())
         step = applied.get(row["generation"], "-")
-        reason = row["reason"].replace("|", "/")
+        reason = " ".join(row["reason"].replace("|", "/").split())
         lines.append(f"| {row['id']} | {row['tokens']:,} | {step} | {weights} | {reason} |")
     return "\n".join(lines)
+
+
+def _rounded(weights: Mapping[str, float]) -> dict[str, float]:
+    """Shares for reading: the exact ones are integers over 2^24 and look like noise."""
+    return {name: round(weight, 6) for name, weight in weights.items()}
 
 
 def _readable(scores: Json) -> dict[str, str]:

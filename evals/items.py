@@ -293,8 +293,13 @@ def _item_set(
     if benchmark == "mmlu" and not shots:
         shots = _with_ids(benchmark, _package_mmlu(), source)
     known = {row["id"] for row in rows}
-    stock = shots if benchmark == "mmlu" else _stock_shots(benchmark)
-    overlaps = any(row["id"] in known for row in stock)
+    if benchmark == "mmlu":
+        # only a pool that is the item set itself calls for leaving the asked item out; a stray
+        # row in both is kept out of the shots, and the others stay the standard ones
+        overlaps = {row["id"] for row in shots} >= known
+        shots = shots if overlaps else [row for row in shots if row["id"] not in known]
+    else:
+        overlaps = any(row["id"] in known for row in _stock_shots(benchmark))
     return ItemSet(tuple(rows), tuple(shots), kind, source, overlaps)
 
 

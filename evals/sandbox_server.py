@@ -250,7 +250,12 @@ def run_program(program: str, nonce: bytes, config: Mapping[str, Any]) -> dict[s
     result, output = os.pipe()
     waiting, key = os.pipe()
     os.write(key, nonce)
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError as error:
+        for end in (result, output, waiting, key):
+            os.close(end)
+        return {"locked": False, "passed": False, "why": f"no process to run it in: {error}"}
     if child == 0:
         _child(program, config, output, waiting)
     for end in (output, waiting, key):

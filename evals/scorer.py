@@ -215,10 +215,13 @@ def _score(prepared: _Prepared, plan: Plan, lm: CheckpointLM) -> BenchmarkScore:
         metrics["bits_per_byte"] = _ratio_metric(gold, len(plan.asked))
     reason = benchmark.unusable()
     if reason is None and plan.answered:
-        answers = _answers(benchmark, plan.answered, lm)
+        answers, trouble = _try_answers(benchmark, plan, lm)
         for one, outcome in answers.items():
             items[one] = {**items.get(one, {}), **outcome}
-        metrics |= _mean_metrics(answers, len(plan.generated))
+        if trouble is None:
+            metrics |= _mean_metrics(answers, len(plan.generated))
+        else:
+            reasons.append(f"{benchmark.scored}: {trouble}")
     elif plan.generated:
         reasons.append(f"{benchmark.scored}: {reason or 'no item fits the context'}")
     if not plan.questions:
@@ -316,6 +319,19 @@ def _names(outcomes: Iterable[Mapping[str, float]]) -> Sequence[str]:
 
 def _missing(reason: str) -> BenchmarkScore:
     return BenchmarkScore(status="missing", reason=reason)
+
+
+def _try_answers(benchmark: Benchmark, plan: Plan, lm: CheckpointLM) -> tuple[Outcomes, str | None]:
+    """The answers' outcomes, or why there are none.
+
+    A sandbox that dies or a scorer that trips over one answer must not take the bits per byte,
+    which steer, with it.
+    """
+    try:
+        return _answers(benchmark, plan.answered, lm), None
+    except Exception as error:
+        _log_failure(benchmark.scored)
+        return {}, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _log_failure(name: str) -> None:

@@ -51,6 +51,7 @@ class EvalSettings(BaseModel):
     `every` is a token count (units are parsed before), `timeout` seconds per checkpoint,
     `memory` bytes of resident memory the worker may hold, `max_length` the
     longest sequence in tokens (None: the model's own), `batch_tokens` padded tokens per forward.
+    `data_pins` is what `auto` found earlier in the run, see :meth:`pinned`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +61,7 @@ class EvalSettings(BaseModel):
         default_factory=lambda: {name: BenchmarkSettings() for name in BENCHMARKS}
     )
     watch: tuple[str, ...] = ()
+    data_pins: dict[str, Literal["hub", "packages"]] = Field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -95,10 +97,14 @@ class EvalSettings(BaseModel):
     def asked(self) -> dict[str, BenchmarkSettings]:
         """Every benchmark to run, in a fixed order, watched ones included."""
         return {
-            name: self.benchmarks.get(name, BenchmarkSettings())
+            name: self._with_pin(name, self.benchmarks.get(name, BenchmarkSettings()))
             for name in BENCHMARKS
             if name in self.benchmarks or name in self.watch
         }
+
+    def _with_pin(self, name: str, one: BenchmarkSettings) -> BenchmarkSettings:
+        pin = self.data_pins.get(name)
+        return one.model_copy(update={"data": pin}) if one.data == "auto" and pin else one
 
     def digest(self) -> str:
         """Identity of what is measured; two scorecards compare only under the same digest."""
@@ -114,10 +120,5 @@ class EvalSettings(BaseModel):
         `auto` may find the hub one day and not the next; a run keeps to what it began with, or
         its checkpoints would be scored on different items.
         """
-        benchmarks = {
-            name: one.model_copy(update={"data": kinds[name]})
-            if one.data == "auto" and kinds.get(name) in ("hub", "packages")
-            else one
-            for name, one in self.benchmarks.items()
-        }
-        return self.model_copy(update={"benchmarks": benchmarks})
+        pins = {name: kind for name, kind in kinds.items() if kind in ("hub", "packages")}
+        return self.model_copy(update={"data_pins": {**self.data_pins, **pins}})

@@ -67,7 +67,7 @@ class Evaluator:
     def start(self, checkpoint: Path, out: Path) -> None:
         """Begins scoring `checkpoint`; the scorecard will be in `out`.
 
-        Raises RuntimeError when one is being scored already.
+        Raises RuntimeError when one is being scored already, OSError when no process can start.
         """
         if self._job is not None:
             raise RuntimeError(f"{self._job.checkpoint} is still being scored")
@@ -75,9 +75,13 @@ class Evaluator:
         line = json.dumps(request).encode() + b"\n"
         self._job = _Job(checkpoint, out, time.monotonic() + self._settings.timeout, line)
         self.progress = "starting"
-        if self.pid is None or not self._send(line):
-            self._spawn()
-            self._send(line)
+        try:
+            if self.pid is None or not self._send(line):
+                self._spawn()
+                self._send(line)
+        except OSError:
+            self.stop()
+            raise
 
     def poll(self) -> Scorecard | Failure | None:
         """What there is to tell, without waiting: a scorecard, a failure, or nothing yet."""
@@ -112,15 +116,12 @@ class Evaluator:
 
     def _trouble(self) -> Failure | None:
         assert self._job is not None
-        assert self._process is not None
+        if self._process is None:
+            return self._fail("the evaluation worker could not be started")
         limit = self._settings.memory
         code = self._process.poll()
         if code == 0 and not self._job.resent:
-            # it was ending for want of work as the request was written: a fresh one takes it
-            self._job.resent = True
-            self._spawn()
-            self._send(self._job.line)
-            return None
+            return self._resend()
         if code is not None:
             words = _exit_words(code)
             return self._fail(f"the evaluation worker died ({words}): see {self._log}")
@@ -128,6 +129,17 @@ class Evaluator:
             return self._fail(f"no scorecard within {self._settings.timeout:g} s")
         if limit is not None and (held := _resident(self._process.pid)) > limit:
             return self._fail(f"the worker held {held} bytes of memory, more than {limit}")
+        return None
+
+    def _resend(self) -> Failure | None:
+        """The worker was ending for want of work as the request came: a fresh one takes it."""
+        assert self._job is not None
+        self._job.resent = True
+        try:
+            self._spawn()
+        except OSError as error:
+            return self._fail(f"no worker can be started: {error}")
+        self._send(self._job.line)
         return None
 
     def _fail(self, reason: str, *, kill: bool = True) -> Failure:

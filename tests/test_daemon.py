@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,14 @@ import yaml
 from mixloop.controller import history as views
 from mixloop.controller.config import load_config
 from mixloop.controller.journal import Journal
-from mixloop.trainer.contract import Order, RunPaths, read_schedule, read_status, write_order
+from mixloop.trainer.contract import (
+    Order,
+    RunPaths,
+    read_order,
+    read_schedule,
+    read_status,
+    write_order,
+)
 
 SCRIPT = Path(__file__).parent / "support" / "kill_controller.py"
 BUDGET = 12_000  # tokens: 150 steps of 80
@@ -173,6 +181,74 @@ def test_a_strangers_order_that_the_trainer_follows_is_undone(run_file: Path) ->
     assert ours["applied_step"] is not None
     assert journal.value("SELECT fence FROM lease") > 99
     journal.close()
+
+
+def test_a_lost_journal_does_not_send_the_run_back_to_its_start(run_file: Path) -> None:
+    paths = RunPaths(load_config(run_file).run.dir)
+    assert controller(run_file, 40).returncode == -signal.SIGKILL
+    assert controller(run_file, "advance").returncode == 0
+    before = read_status(paths.status)
+    assert before is not None
+    assert before.in_force.generation >= 1
+    paths.journal.unlink()
+    assert controller(run_file, 8).returncode == -signal.SIGKILL
+    after = read_order(paths.mixture, run="r", sources=["web", "code"], after=(0, 0))
+    assert isinstance(after, Order)
+    assert after.generation > before.accepted.generation
+    assert after.fence > before.accepted.fence
+    assert after.weights == pytest.approx(before.in_force.weights)
+
+
+def test_a_raised_budget_keeps_the_run_controlled(run_file: Path) -> None:
+    assert controller(run_file).returncode == 0
+    data = yaml.safe_load(run_file.read_text())
+    run_file.write_text(yaml.safe_dump(data | {"budget": 2 * BUDGET}))
+    with control(run_file) as process:
+        time.sleep(2)
+        assert process.poll() is None, "it took the old end for the new one"
+        process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "held", [b'{"generation": 1e400, "fence": 1, "weights": {}, "decision": ""}', b"\0" * 99, None]
+)
+def test_rubbish_in_the_shared_file_is_replaced(run_file: Path, held: bytes | None) -> None:
+    paths = RunPaths(load_config(run_file).run.dir)
+    assert controller(run_file, 30).returncode == -signal.SIGKILL
+    order = read_order(paths.mixture, run="r", sources=["web", "code"], after=(0, 0))
+    paths.mixture.unlink()
+    if held is None:
+        os.mkfifo(paths.mixture)
+    else:
+        paths.mixture.write_bytes(held)
+    with control(run_file) as process:
+        deadline = time.monotonic() + 20
+        again = None
+        while not isinstance(again, Order) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            again = read_order(paths.mixture, run="r", sources=["web", "code"], after=(0, 0))
+        process.send_signal(signal.SIGTERM)
+    assert isinstance(order, Order)
+    assert isinstance(again, Order)
+    assert (again.generation, again.weights) == (order.generation, order.weights)
+
+
+def test_sources_that_are_not_the_runs_are_refused(run_file: Path) -> None:
+    assert controller(run_file, 30).returncode == -signal.SIGKILL
+    write_store(run_file.parent / "maths")
+    data = yaml.safe_load(run_file.read_text())
+    data["sources"]["maths"] = {"path": "maths", "standby": True}
+    run_file.write_text(yaml.safe_dump(data))
+    with control(run_file) as process:
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "sources: not those of the run" in said
+    assert "more: maths" in said
+
+
+def control(run_file: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "mixloop.controller.cli", "control", str(run_file)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_a_file_that_cannot_be_written_is_tried_again_until_it_can(run_file: Path) -> None:

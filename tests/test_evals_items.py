@@ -191,9 +191,12 @@ def test_settings_survive_their_json_and_keep_their_digest() -> None:
 def test_pinned_settings_keep_what_auto_found() -> None:
     settings = EvalSettings.model_validate({"benchmarks": {"math": {}, "mmlu": {"data": "hub"}}})
     pinned = settings.pinned({"math": "packages", "mmlu": "packages", "gsm8k": "hub"})
-    assert pinned.benchmarks["math"].data == "packages"
-    assert pinned.benchmarks["mmlu"].data == "hub"
-    assert settings.benchmarks["math"].data == "auto"
+    assert pinned.asked["math"].data == "packages"
+    assert pinned.asked["mmlu"].data == "hub"
+    assert settings.asked["math"].data == "auto"
+    assert pinned.digest() == settings.digest()
+    watched = EvalSettings.model_validate({"benchmarks": {"math": {}}, "watch": ["gsm8k"]})
+    assert watched.pinned({"gsm8k": "packages"}).asked["gsm8k"].data == "packages"
 
 
 def test_a_scorecard_survives_its_file(tmp_path: Path) -> None:

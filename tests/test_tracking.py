@@ -133,6 +133,7 @@ models = client.search_logged_models([experiment], f"source_run_id = '{{run.info
 traces = client.search_traces([experiment], "tag.`mixloop.uid` = '{uid}'")
 print(json.dumps({{
     "runs": len(runs), "status": run.info.status, "history": history,
+    "outputs": len(run.outputs.model_outputs),
     "params": run.data.params, "note": run.data.tags.get("mlflow.note.content", ""),
     "models": [[m.name, {{p.key: p.value for p in m.metrics}}, m.tags] for m in models],
     "traces": [[t.info.tags, t.info.request_preview, t.info.response_preview] for t in traces],
@@ -172,16 +173,17 @@ def test_unreachable_for_a_whole_run_then_caught_up_without_duplicates(
     drain(journal, server)
     assert what_is_there(server, uid) == first
     assert first["runs"] == 1
+    assert first["outputs"] == 2
     assert first["status"] == "FINISHED"
     assert first["params"]["budget"] == "1000"
-    assert first["history"]["gsm8k/bits_per_byte"] == [[800, 2.0], [1600, 1.9]]
+    assert first["history"]["bits_per_byte/gsm8k"] == [[800, 2.0], [1600, 1.9]]
     assert [0, 0.1] in first["history"]["mixture/code"]
     assert [959, 0.1] in first["history"]["mixture/code"]
     assert [960, 0.2] in first["history"]["mixture/code"]
     assert first["history"]["order/applied_step"] == [[960, 12.0]]
     models = {name: (metrics, tags) for name, metrics, tags in first["models"]}
     assert sorted(models) == ["step-00000010", "step-00000020"]
-    assert models["step-00000020"][0]["gsm8k/bits_per_byte"] == 1.9
+    assert models["step-00000020"][0]["bits_per_byte/gsm8k"] == 1.9
     assert models["step-00000020"][1]["missing.humaneval"] == "no sandbox"
     ((tags, request, response),) = first["traces"]
     assert tags["mixloop.decision"] == "d-000001"

@@ -29,6 +29,7 @@ from mixloop.trainer.contract import (
     RunPaths,
     ScheduleWriter,
     SegmentLine,
+    SourceEntry,
     SourceStatus,
     Status,
     read_order,
@@ -96,7 +97,8 @@ class FileTrainer:
 
     def _begin(self, config: RunConfig) -> None:
         start = {n: s.weight or 0.0 for n, s in config.sources.items()}
-        self.writer.append(OpenLine(1, None, 0, 0, 0, (), LENGTH, QUANTUM, 1, QUANTUM, 1))
+        entries = tuple(SourceEntry(name, 1000, "f") for name in config.sources)
+        self.writer.append(OpenLine(1, None, 0, 0, 0, entries, LENGTH, QUANTUM, 1, QUANTUM, 1))
         self.writer.append(SegmentLine(1, 0, 0, quantise(start), 0, 0))
 
     def advance(self) -> None:
