@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -257,3 +259,68 @@ def test_the_side_thread_survives_what_fails_in_it(tmp_path: Path) -> None:
     assert side.close()
     assert finished == [True]
     assert stand.desk.view().accepted == (1, 1)
+
+
+def test_the_side_thread_survives_a_look_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    stand = Stand(tmp_path)
+    monkeypatch.setattr(sys, "stderr", Broken())
+    stand.paths.mixture.write_text("[]")
+    stand.desk.look()  # the rejection can't be said
+    assert len(stand.desk.view().rejected) == 1
+    looked = threading.Event()
+
+    def fails() -> None:
+        looked.set()
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(stand.desk, "look", fails)
+    side = SideThread(stand.desk)
+    side.poll()
+    assert looked.wait(10)
+    finished: list[bool] = []
+    side.write(lambda: finished.append(True))
+    assert side.close()
+    assert finished == [True]
+
+
+def test_a_retry_that_is_late_at_once_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand = Stand(tmp_path)
+    stand.order(1, 0.25)
+    stand.desk.look()
+    stand.step = 30
+    assert stand.desk.take(stand.step) is None  # too late
+    record = stand.desk._record
+
+    def overtaken(*arguments: Any, **options: Any) -> None:
+        record(*arguments, **options)
+        stand.step = 100  # before `look` has come back, the training thread is past it again
+        assert stand.desk.take(stand.step) is None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stand.desk, "_record", overtaken)
+        stand.desk.look()
+    stand.run_to(200)
+    assert stand.desk.view().in_force.generation == 1
+
+
+def test_a_lost_schedule_keeps_the_mixture_until_it_is_back(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    away = stand.paths.schedule.rename(tmp_path / "away")
+    stand.order(1, 0.25)
+    stand.run_to(40)
+    assert not stand.paths.schedule.exists()
+    view = stand.desk.view()
+    assert (view.accepted, view.pending, view.superseded) == ((0, 0), None, False)
+    [noted] = view.rejected
+    assert "schedule.jsonl: gone while the run writes it" in noted.reason
+    away.rename(stand.paths.schedule)
+    stand.run_to(80)
+    assert stand.desk.view().in_force.generation == 1

@@ -9,7 +9,6 @@ never waits for a disk, and nothing that goes wrong here reaches it: the mixture
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from mixloop.trainer.contract import (
     RejectedOrder,
     Rejection,
     RunPaths,
+    ScheduleError,
     ScheduleTaken,
     ScheduleWriter,
     SegmentLine,
@@ -34,6 +34,7 @@ from mixloop.trainer.contract import (
     write_order,
 )
 from mixloop.trainer.order import SCALE, quantise
+from mixloop.trainer.voice import say
 
 ACCEPTED_FILE = "accepted.json"
 """The trainer's own copy of the order it follows: fence and plan survive a restart."""
@@ -196,6 +197,9 @@ class Desk:
             with self._lock:
                 self._superseded = True
             self._say(f"{error}; this trainer goes on but writes nothing more")
+        except ScheduleError as error:
+            # lost or damaged: opening it again mends nothing, and must not make a new one
+            self._note(f"{error}; the mixture in force is kept")
         except Exception as error:
             # whatever it is (a full disk, a vanished folder), training goes on as it was
             self._note(f"{type(error).__name__}: {error}; the mixture in force is kept")
@@ -274,14 +278,14 @@ class Desk:
         self._writer.append(line)
         self._stale = None
         with self._lock:
+            if self._late is switch:
+                self._late = None  # with the offer: once that is out, the next may be late
             self._offer = placed
 
     def _again(self, late: Switch) -> None:
         """The switch was durable too late: void it, and try again further ahead."""
         self._void(late, "durable too late")
         self._record(late, decision="again, further ahead")
-        with self._lock:
-            self._late = None
 
     def _void_stale(self) -> None:
         """After a failed append: a line that reached the disk all the same doesn't count."""
@@ -347,5 +351,4 @@ class Desk:
         return {n: w / SCALE for n, w in zip(self._sources, switch.weights, strict=True)}
 
     def _say(self, text: str) -> None:
-        sys.stderr.write(f"mixloop: {text}\n")
-        sys.stderr.flush()
+        say(text, "mixloop")

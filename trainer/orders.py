@@ -25,6 +25,7 @@ from mixloop.trainer.files import (
     read_regular,
     write_atomic,
 )
+from mixloop.trainer.segment import SCALE
 
 ORDER_SCHEMA = "mixloop/order/1"
 SUM_TOLERANCE = 1e-6
@@ -326,7 +327,9 @@ def _check_turn(order: Order, after: tuple[int, int], in_force: Mapping[str, flo
         return
     # a plan's later stage may be what is in force under this generation
     asked = [order.weights, *(stage.weights for stage in order.then)]
-    if not any(_change(in_force, weights) <= SUM_TOLERANCE for weights in asked):
+    # what is in force was rounded to integers over SCALE, each by less than one of them
+    slack = SUM_TOLERANCE + len(in_force) / SCALE
+    if not any(_change(in_force, weights) <= slack for weights in asked):
         raise _Refused(
             f"generation {generation} republished with other weights than those in force"
         )

@@ -275,7 +275,9 @@ class ScheduleWriter:
     """Appends to the schedule for one trainer incarnation.
 
     The file is opened afresh for every append and looked through first, so that a newer
-    incarnation (on whatever machine) is seen before anything is written.
+    incarnation (on whatever machine) is seen before anything is written. Once this writer has
+    appended, a file that is gone or shorter than it left it is never made anew or written on: a
+    schedule without its beginning could not be resumed from.
 
     Args:
         path: the run's `schedule.jsonl`; made if missing. A torn last line is cut.
@@ -289,13 +291,15 @@ class ScheduleWriter:
         self._path = Path(path)
         self._own: int | None = None
         self._end = 0
-        self.reopen()
+        with self._open(make=True) as handle:
+            self._settle(handle)
 
     def reopen(self) -> Schedule:
         """Look through the file again and cut a torn last line (one of a failed append, say).
 
         Raises:
             ScheduleTaken: a newer incarnation writes here; nothing is cut.
+            ScheduleError: the file is lost or has shrunk.
         """
         with self._open() as handle:
             return self._settle(handle)
@@ -307,6 +311,7 @@ class ScheduleWriter:
 
         Raises:
             ScheduleTaken: the file holds a newer incarnation (for an `open` line: or the same).
+            ScheduleError: the file is lost or has shrunk.
             OSError: the disk did not take it; half a line may be there, `reopen` cuts it.
         """
         with self._open() as handle:
@@ -319,10 +324,11 @@ class ScheduleWriter:
             self._own = line.incarnation
 
     def check(self) -> None:
-        """See whether a newer incarnation has taken over.
+        """See whether a newer incarnation has taken over, or the file was lost.
 
         Raises:
             ScheduleTaken: it has.
+            ScheduleError: the file is gone or has shrunk.
         """
         with self._open() as handle:
             size = os.fstat(handle).st_size
@@ -332,17 +338,27 @@ class ScheduleWriter:
                 raise ScheduleTaken(self._taken(schedule.incarnation))
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[int]:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fresh = not self._path.exists()
-        handle = os.open(self._path, flags, 0o644)
+    def _open(self, make: bool = False) -> Iterator[int]:
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        fresh = make and not self._path.exists()
+        try:
+            handle = os.open(self._path, flags | (os.O_CREAT if make else 0), 0o644)
+        except FileNotFoundError as error:
+            if self._own is None:
+                raise
+            raise ScheduleError(self._lost("gone")) from error
         try:
             if fresh:
                 fsync_folder(self._path.parent)
             with _locked(handle):
+                if self._own is not None and os.fstat(handle).st_size < self._end:
+                    raise ScheduleError(self._lost("cut short"))
                 yield handle
         finally:
             os.close(handle)
+
+    def _lost(self, how: str) -> str:
+        return f"{self._path}: {how} while the run writes it; restore it from a copy"
 
     def _settle(self, handle: int, own: int | None = None) -> Schedule:
         """Read the open file, refuse if it is someone else's by now, cut a torn last line."""

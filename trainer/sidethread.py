@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 
 from mixloop.trainer.hotreload import Desk
+from mixloop.trainer.voice import say
 
 
 class SideThread:
@@ -45,16 +45,16 @@ class SideThread:
             closing = self._closing
             if self._polls:
                 self._polls = False
-                self._desk.look()
+                self._attempt(self._desk.look, "no look for orders")
             action, self._write = self._write, None
             if action is not None:
-                self._attempt(action)
+                self._attempt(action, "status not written")
             if closing:
                 return
 
-    def _attempt(self, action: Callable[[], None]) -> None:
+    def _attempt(self, action: Callable[[], None], failed: str) -> None:
         try:
             action()
         except Exception as error:
-            # a status that can't be written must not stop anything
-            sys.stderr.write(f"mixloop: status not written: {error}\n")
+            # whatever fails here fails once: without this thread the run is deaf and mute
+            say(f"{failed}: {error}", "mixloop")
