@@ -52,7 +52,7 @@ from mixloop.trainer.contract import (
     write_order,
     write_status,
 )
-from mixloop.trainer.order import SCALE, MixtureOrder, Segment
+from mixloop.trainer.order import SCALE, MixtureOrder, Segment, quantise
 
 SOURCES = ("web", "code", "math")
 AFTER = (3, 6)
@@ -160,6 +160,19 @@ def test_a_new_fence_republishes_what_is_in_force(mixture: Path) -> None:
     found = read(mixture, after=(2, 7), in_force={"web": 1.0})
     assert isinstance(found, Rejection)
     assert "other weights" in found.reason
+
+
+def test_a_new_fence_republishes_a_mixture_of_many_sources(tmp_path: Path) -> None:
+    shares = [1 / (7 + (13 * i) % 401) for i in range(400)]
+    weights = {f"s{i}": share / sum(shares) for i, share in enumerate(shares)}
+    in_force = {name: weight / SCALE for name, weight in quantise(weights).items()}
+    path = tmp_path / "mixture.json"
+    order = Order("smol-1", 3, 7, weights)
+    write_order(path, order)
+    assert sum(abs(weights[n] - in_force[n]) for n in weights) / 2 > 1e-6  # rounding alone
+    assert read(path, sources=weights, after=(2, 7), in_force=in_force) == order
+    other = in_force | {"s0": in_force["s0"] - 1e-4, "s1": in_force["s1"] + 1e-4}
+    assert isinstance(read(path, sources=weights, after=(2, 7), in_force=other), Rejection)
 
 
 @pytest.mark.parametrize(
@@ -579,6 +592,26 @@ def test_an_older_trainer_stops_writing(tmp_path: Path) -> None:
     assert [line.sample for line in read_schedule(path).segments] == [0, 80]
 
 
+@pytest.mark.parametrize("how", ["gone", "cut short"])
+def test_a_lost_schedule_is_not_begun_anew(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "schedule.jsonl"
+    writer = written(path, opening(1), segment(0, 0))
+    whole = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        os.truncate(path, len(whole) - 5)
+    left = path.read_bytes() if path.exists() else None
+    for attempt in (writer.check, writer.reopen, lambda: writer.append(segment(80, 1))):
+        with pytest.raises(ScheduleError, match=f"{how} while the run writes it; restore"):
+            attempt()
+    assert (path.read_bytes() if path.exists() else None) == left
+    path.write_bytes(whole)
+    writer.check()
+    writer.append(segment(80, 1))
+    assert [line.sample for line in read_schedule(path).segments] == [0, 80]
+
+
 # --- status, manifest, holds -----------------------------------------------------------------
 
 IN_FORCE = OrderInForce(1, 2, 80, 10, {"web": 0.5, "code": 0.5})
@@ -603,7 +636,7 @@ def test_status_manifest_and_holds_come_back(tmp_path: Path) -> None:
     write_manifest(tmp_path, MANIFEST)
     assert read_manifest(tmp_path) == MANIFEST
     write_holds(paths.holds, [1200, 600, 600])
-    assert read_holds(paths.holds) == {600, 1200}
+    assert read_holds(paths.holds) == frozenset({600, 1200})
     for name in ("status.json", "manifest.json", "holds.json"):
         assert next(iter(json.loads((tmp_path / name).read_text()))) == "schema"
 
@@ -636,7 +669,11 @@ def test_what_cannot_be_read_is_no_news(tmp_path: Path) -> None:
         b'{"schema": "mixloop/holds/1", "steps": [0.5]}',
     ):
         (tmp_path / "holds.json").write_bytes(data)
-        assert read_holds(tmp_path / "holds.json") == frozenset()
+        assert read_holds(tmp_path / "holds.json") is None  # who knows what is held
+    (tmp_path / "holds.json").unlink()
+    (tmp_path / "holds.json").symlink_to(tmp_path / "nowhere")
+    assert read_holds(tmp_path / "holds.json") is None
+    assert read_holds(tmp_path / "nul\0.json") is None
 
 
 def test_a_newer_version_may_say_more(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +24,8 @@ from mixloop.trainer.narrator import Totals
 from mixloop.trainer.peers import Alone
 from mixloop.trainer.prepare import prepare
 from mixloop.trainer.tokenizer import train_tokenizer
-from mixloop.trainer.train import main
+from mixloop.trainer.train import Stop, main
+from mixloop.trainer.voice import say
 
 
 @pytest.mark.parametrize(
@@ -227,12 +230,67 @@ def test_broken_checkpoints_are_skipped_with_a_word(tmp_path: Path) -> None:
 def test_retirement_spares_the_newest_and_the_held(tmp_path: Path) -> None:
     for step in range(1, 7):
         save(tmp_path, step)
-    assert checkpoint.retire(tmp_path, None, frozenset()) == []
-    assert checkpoint.retire(tmp_path, 2, frozenset({1, 3})) == [2, 4]
+    assert checkpoint.retire(tmp_path, None, frozenset(), 6) == []
+    assert checkpoint.retire(tmp_path, 2, frozenset({1, 3}), 6) == [2, 4]
     assert list(checkpoint.list_steps(tmp_path)) == [1, 3, 5, 6]
     (tmp_path / ".writing-step-00000007-1").mkdir()
     checkpoint.sweep(tmp_path)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_retirement_counts_only_the_sound_up_to_the_one_just_saved(tmp_path: Path) -> None:
+    for step in (900, 1000, 1020, 1050, 1100, 1150):
+        save(tmp_path, step)
+    for step in (1020, 1100):
+        (tmp_path / checkpoint.folder_name(step) / "manifest.json").unlink()
+    assert checkpoint.retire(tmp_path, 1, frozenset(), 1050) == [900, 1000]
+    assert list(checkpoint.list_steps(tmp_path)) == [1020, 1050, 1100, 1150]
+
+
+def test_only_a_missing_folder_has_no_checkpoints(tmp_path: Path) -> None:
+    assert checkpoint.list_steps(tmp_path / "none") == {}
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        checkpoint.list_steps(tmp_path / "file")
+
+
+def test_a_mount_without_modes_takes_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert checkpoint.fault(save(tmp_path, 1)) is None
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space"), ValueError("closed file")])
+def test_what_cannot_be_said_is_no_trouble(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Broken())
+    say("unheard")
+
+
+def test_every_sigterm_is_the_same_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("mixloop.trainer.train.time.monotonic", lambda: now[0])
+    with Stop() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+            now[0] += 10
+        assert stop.asked
+        signal.raise_signal(signal.SIGINT)
+        now[0] += 1
+        signal.raise_signal(signal.SIGINT)  # an echo of the first
+        now[0] += 1.5
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_loss_per_source_is_the_mean_over_its_sequences() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,11 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from mixloop.trainer import checkpoint
 from mixloop.trainer.contract import (
     OpenLine,
     Order,
@@ -34,9 +37,12 @@ from mixloop.trainer.contract import (
     write_order,
     write_status,
 )
+from mixloop.trainer.incarnation import Start, begin, locate
 from mixloop.trainer.job import Job, JobError
 from mixloop.trainer.order import MixtureOrder
+from mixloop.trainer.peers import Alone
 from mixloop.trainer.prepare import prepare
+from mixloop.trainer.session import Session
 from mixloop.trainer.store import open_stores
 from mixloop.trainer.tokenizer import train_tokenizer
 from mixloop.trainer.train import main, train
@@ -250,7 +256,9 @@ def test_killed_and_resumed_is_bit_identical_to_never_killed(tmp_path: Path, sto
 
     calm = make_job(tmp_path / "calm", stores, steps=end)
     calm.dir.mkdir()
-    shutil.copy(paths.schedule, RunPaths(calm.dir).schedule)
+    begun, *lines = paths.schedule.read_bytes().splitlines(keepends=True)
+    rest = [line for line in lines if b'"line":"open"' not in line]  # it was never resumed
+    RunPaths(calm.dir).schedule.write_bytes(b"".join([begun, *rest]))
     assert train(calm, trace=tmp_path / "uninterrupted") == 0
     uninterrupted = read_trace(tmp_path / "uninterrupted")
     assert sorted(uninterrupted) == list(range(end))
@@ -487,12 +495,116 @@ def test_held_checkpoints_are_kept(tmp_path: Path, stores: Path) -> None:
     assert names == ["step-00000010", "step-00000040"]
 
 
-def test_a_run_without_room_for_checkpoints_trains_on(
+class Failing:
+    """A call that the disk refuses the first few times."""
+
+    def __init__(self, real: Callable[..., Any], times: int) -> None:
+        self._real = real
+        self._times = times
+
+    def __call__(self, *arguments: Any) -> Any:
+        self._times -= 1
+        if self._times >= 0:
+            raise OSError(28, "No space left on device")
+        return self._real(*arguments)
+
+
+def test_a_last_checkpoint_that_failed_is_tried_again(
+    tmp_path: Path, stores: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path / "run", stores, steps=10)
+    monkeypatch.setattr(checkpoint, "save", Failing(checkpoint.save, times=1))
+    assert train(job) == 0
+    assert [path.name for path in RunPaths(job.dir).checkpoints.iterdir()] == ["step-00000010"]
+
+
+def test_no_rank_holds_saved_what_another_could_not(tmp_path: Path, stores: Path) -> None:
+    class Second(Alone):
+        failed = True
+
+        def any(self, flag: bool) -> bool:
+            return flag or self.failed
+
+    job, peers = make_job(tmp_path / "run", stores), Second()
+    plan = locate(job, open_stores(job), 1, rewind=False)
+    trainer: Any = SimpleNamespace(peers=peers, state=dict)
+    session = Session(plan, Start(1, (), ()), trainer, cast(Any, None), tmp_path)
+    assert not session.save()
+    assert not session.save()
+    peers.failed = False
+    assert session.save()
+
+
+def test_old_checkpoints_that_stay_cost_only_a_word(
+    tmp_path: Path,
+    stores: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = make_job(tmp_path / "run", stores, steps=20, keep=1)
+    monkeypatch.setattr(checkpoint, "discard", Failing(checkpoint.discard, times=99))
+    assert train(job) == 0
+    told = capsys.readouterr().err
+    assert "step 20: old checkpoints not retired: " in told
+    assert "not written" not in told
+    assert len(list(RunPaths(job.dir).checkpoints.iterdir())) == 2
+
+
+def test_unreadable_holds_retire_nothing(
     tmp_path: Path, stores: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = make_job(tmp_path / "run", stores, steps=12)
+    job = make_job(tmp_path / "run", stores, steps=20, keep=1)
     job.dir.mkdir()
-    RunPaths(job.dir).checkpoints.write_text("a file where the folder should be")
+    RunPaths(job.dir).holds.write_text("{")
+    assert train(job) == 0
+    assert "holds.json is unreadable: no checkpoint is retired" in capsys.readouterr().err
+    assert len(list(RunPaths(job.dir).checkpoints.iterdir())) == 2
+
+
+def test_lost_checkpoints_are_no_reason_to_begin_again(tmp_path: Path, stores: Path) -> None:
+    job = make_job(tmp_path / "run", stores)
+    paths, opened = RunPaths(job.dir), open_stores(job)
+    plan = locate(job, opened, 1, rewind=False)  # nothing there: a new run
+
+    def refused(trouble: str) -> None:
+        with pytest.raises(JobError, match=trouble) as told:
+            locate(job, opened, 1, rewind=False)
+        assert str(paths.checkpoints) in str(told.value)
+        assert len(str(told.value).splitlines()) == 1
+
+    begin(plan, None)
+    locate(job, opened, 1, rewind=False)  # it ended before its first checkpoint
+    begin(replace(plan, schedule=read_schedule(paths.schedule), parent=Path("step-00000010")), None)
+    refused("no checkpoint there, though this run went on from step-00000010; restore it, or")
+    paths.checkpoints.symlink_to(tmp_path / "unmounted")
+    refused("a link to nothing")
+    paths.checkpoints.unlink()
+    paths.checkpoints.touch()
+    refused(r"unreadable \(Not a directory\)")
+    paths.checkpoints.unlink()
+    (paths.checkpoints / "step-00000010").mkdir(parents=True)
+    refused("none of its 1 checkpoints is complete")
+    assert locate(job, opened, 1, rewind=True).step == 0
+
+
+def test_a_run_whose_log_is_full_trains_on(
+    tmp_path: Path, stores: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path / "run", stores, steps=12, log_every=1)
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        code = train(job)
+    assert code == 0
+
+
+def test_a_run_without_room_for_checkpoints_trains_on(
+    tmp_path: Path,
+    stores: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = make_job(tmp_path / "run", stores, steps=12)
+    monkeypatch.setattr(checkpoint, "save", Failing(checkpoint.save, times=99))
     assert train(job) == 1
     assert "checkpoint not written" in capsys.readouterr().err
     status = read_status(RunPaths(job.dir).status)

@@ -6,6 +6,7 @@ format, `trainer_state.pt` for resume, and `manifest.json` with every file's siz
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -33,11 +34,15 @@ def folder_name(step: int) -> str:
 
 
 def list_steps(checkpoints: Path) -> dict[int, Path]:
-    """Checkpoint folders by step, ascending; whether they are sound is not looked at."""
+    """Checkpoint folders by step, ascending; whether they are sound is not looked at.
+
+    Raises:
+        OSError: the folder is there and can't be read, which is not the same as empty.
+    """
     found: dict[int, Path] = {}
     try:
         entries = sorted(checkpoints.iterdir())
-    except OSError:
+    except FileNotFoundError:
         return found
     for entry in entries:
         match = _NAME.fullmatch(entry.name)
@@ -68,7 +73,11 @@ def fault(folder: Path) -> str | None:
 def newest(
     checkpoints: Path, say: Callable[[str], None] = lambda text: None
 ) -> tuple[Path, Manifest] | None:
-    """The newest complete checkpoint; broken ones are skipped with a word to `say`."""
+    """The newest complete checkpoint; broken ones are skipped with a word to `say`.
+
+    Raises:
+        OSError: the folder is there and can't be read.
+    """
     for folder in reversed(list_steps(checkpoints).values()):
         trouble = fault(folder)
         manifest = read_manifest(folder)
@@ -79,7 +88,8 @@ def newest(
 
 
 def _entry(path: Path) -> FileEntry:
-    path.chmod(0o644)  # safetensors makes its files private; evaluators may be another user
+    with contextlib.suppress(OSError):  # some mounts know no modes
+        path.chmod(0o644)  # safetensors makes its files private; evaluators may be another user
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
@@ -135,12 +145,23 @@ def discard(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def retire(checkpoints: Path, keep: int | None, held: frozenset[int]) -> list[int]:
-    """Remove all but the newest `keep` checkpoints and those `held`; returns the steps removed."""
+def retire(checkpoints: Path, keep: int | None, held: frozenset[int], current: int) -> list[int]:
+    """Remove all but the newest `keep` sound checkpoints and those `held`.
+
+    Broken ones are neither counted nor touched, nor are those beyond `current` (the step just
+    saved), which are of a course that was left: `current` itself always stays.
+
+    Returns:
+        The steps removed.
+
+    Raises:
+        OSError: a folder could not be read or renamed.
+    """
     if keep is None:
         return []
     folders = list_steps(checkpoints)
-    removed = [step for step in list(folders)[:-keep] if step not in held]
+    sound = [step for step in folders if step <= current and fault(folders[step]) is None]
+    removed = [step for step in sound[:-keep] if step not in held and step != current]
     for step in removed:
         discard(folders[step])
     return removed

@@ -89,7 +89,13 @@ def locate(
         schedule = read_schedule(paths.schedule)
     except (ScheduleError, OSError) as error:
         raise JobError(str(error)) from error
-    found = checkpoint.newest(paths.checkpoints, say)
+    try:
+        found = checkpoint.newest(paths.checkpoints, say)
+    except OSError as error:
+        raise JobError(
+            f"{paths.checkpoints}: unreadable ({error.strerror or error}); make it a readable "
+            "folder, or start in another run folder"
+        ) from error
     plan = Plan(
         job=job,
         sources=entries,
@@ -102,6 +108,7 @@ def locate(
         rewind=rewind,
     )
     _continues(plan)
+    _begins(plan)
     _warn(plan, say)
     return plan
 
@@ -144,6 +151,22 @@ def _continues(plan: Plan) -> None:
             f"but this run was recorded with {other[-1]}; restore that, or pass --rewind to cut "
             f"what is recorded beyond sample {plan.sample}"
         )
+
+
+def _begins(plan: Plan) -> None:
+    """Refuse to begin a run from scratch, unasked, when its checkpoints were lost."""
+    if plan.manifest is not None or plan.rewind:
+        return
+    folder, opened = RunPaths(plan.job.dir).checkpoints, plan.schedule.latest_open
+    if folder.is_symlink() and not folder.exists():
+        trouble = "a link to nothing"
+    elif steps := checkpoint.list_steps(folder):
+        trouble = f"none of its {len(steps)} checkpoints is complete"
+    elif opened is not None and opened.parent is not None:
+        trouble = f"no checkpoint there, though this run went on from {opened.parent}"
+    else:
+        return
+    raise JobError(f"{folder}: {trouble}; restore it, or pass --rewind to begin again at step 0")
 
 
 def _quanta(schedule: Schedule, sample: int) -> list[int]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,15 +19,10 @@ from mixloop.trainer.narrator import Moment, Narrator
 from mixloop.trainer.order import Segment
 from mixloop.trainer.sidethread import SideThread
 from mixloop.trainer.store import Store
+from mixloop.trainer.voice import say
 
 if TYPE_CHECKING:
     from mixloop.trainer.train import Trainer
-
-
-def say(text: str) -> None:
-    """A line for a person, on standard error."""
-    sys.stderr.write(f"mixloop train: {text}\n")
-    sys.stderr.flush()
 
 
 @dataclass
@@ -186,32 +180,52 @@ class Session:
         return self.position.sample * self.length // every > before * self.length // every
 
     def save(self) -> bool:
-        """Write a checkpoint; False if the disk did not take it. Collective."""
+        """Write a checkpoint; False on every rank if the disk did not take it. Collective."""
         if self._saved == self.position.step:
             return True
-        self._saved = self.position.step
         state = self._trainer.state() | {"switches": sorted(self._switches)}
+        # all ranks agree: what one holds saved and another not, only one would save again
+        if self.peers.any(not self._written(state)):
+            return False
+        self._saved = self.position.step
+        self._retire()
+        return True
+
+    def _written(self, state: Mapping[str, Any]) -> bool:
+        """Rank 0's part of `save`: whether the checkpoint is on the disk."""
         if self.lead is None:
             return True
         view = self.lead.desk.view()
         if view.superseded:
             return False
-        narrator, moment = self.lead.narrator, self._moment({})
-        drawn = self._feed.drawn()
+        narrator = self.lead.narrator
         try:
+            moment, drawn = self._moment({}), self._feed.drawn()
             checkpoint.save(
                 self._paths.checkpoints,
                 self.position.step,
                 lambda folder: self._trainer.save(folder, state, self._tokenizer),
                 lambda files: narrator.manifest(moment, drawn, view, files),
             )
-            held = read_holds(self._paths.holds)
-            checkpoint.retire(self._paths.checkpoints, self.job.settings.keep, held)
         except Exception as error:
             # a full disk costs a checkpoint, not the run
             say(f"step {self.position.step}: checkpoint not written: {error}")
             return False
         return True
+
+    def _retire(self) -> None:
+        """Remove old checkpoints; one that stays is no reason to call the new one failed."""
+        keep, step = self.job.settings.keep, self.position.step
+        if self.lead is None or keep is None:
+            return
+        try:
+            held = read_holds(self._paths.holds)
+            if held is None:
+                say(f"step {step}: {self._paths.holds} is unreadable: no checkpoint is retired")
+            else:
+                checkpoint.retire(self._paths.checkpoints, keep, held, step)
+        except Exception as error:
+            say(f"step {step}: old checkpoints not retired: {error}")
 
     def close(self) -> None:
         """End the threads; what was to be written is."""

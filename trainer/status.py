@@ -205,7 +205,13 @@ def write_holds(path: AnyPath, steps: Iterable[int]) -> None:
     _write(path, {"schema": HOLDS_SCHEMA, "steps": sorted(set(steps))})
 
 
-def read_holds(path: AnyPath) -> frozenset[int]:
-    """Steps of the checkpoints in use; none when the file is missing or unreadable."""
+def read_holds(path: AnyPath) -> frozenset[int] | None:
+    """Steps of the checkpoints in use: none when there is no file, None when it can't be read."""
+    try:
+        Path(path).lstat()
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return None
     found = _read(path, HOLDS_SCHEMA, _Holds)
-    return frozenset(found.steps) if found is not None else frozenset()
+    return frozenset(found.steps) if found is not None else None

@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -36,9 +37,10 @@ from mixloop.trainer.narrator import Totals, Trace
 from mixloop.trainer.order import MixtureOrder
 from mixloop.trainer.peers import Alone, GlooPeers, Peers
 from mixloop.trainer.ranks import follow_launcher, run_ranks
-from mixloop.trainer.session import Session, say
+from mixloop.trainer.session import Session
 from mixloop.trainer.store import Store, open_stores
 from mixloop.trainer.tokenizer import TokenizerInfo, copy_tokenizer, inspect_tokenizer
+from mixloop.trainer.voice import say
 
 if TYPE_CHECKING:
     import torch
@@ -150,11 +152,20 @@ class Trainer:
         torch.save(dict(state), folder / checkpoint.STATE_FILE)
 
 
+_ECHO = 2.0
+"""Seconds within which another SIGINT is the same wish, not a person who insists."""
+
+
 class Stop:
-    """Set by SIGTERM or SIGINT within the block; a second signal acts the ordinary way."""
+    """Set by SIGTERM or SIGINT within the block; a later SIGINT insists and ends it at once.
+
+    A SIGTERM never does: SLURM and systemd send it to every process and so does `mixloop run` to
+    its own, so that one wish to stop arrives several times. A Ctrl-C may be doubled likewise.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._interrupted = math.inf
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -168,7 +179,13 @@ class Stop:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        signal.signal(number, self._before[number])
+        if number != signal.SIGINT:
+            return
+        now = time.monotonic()
+        if now - self._interrupted > _ECHO:
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
+        self._interrupted = min(self._interrupted, now)
 
 
 def loop(session: Session, stop: Stop, trace: Trace | None) -> bool:
