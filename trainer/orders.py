@@ -180,11 +180,12 @@ def _examine(
     fence: int | None = None
     generation: int | None = None
     try:
-        _check_owner(path, content.uid, accept_uid)
         body = _decode(content.data)
         if body is None:
             return None
+        # named first: the controller tells by them which of its orders was refused
         fence, generation = _peek(body, "fence"), _peek(body, "generation")
+        _check_owner(path, content.uid, accept_uid)
         order = _parse(body)
         if order.run != run:
             raise _Refused(f"run is {_show(order.run)}, this is {_show(run)}")
