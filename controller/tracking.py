@@ -34,7 +34,7 @@ def run_entry(run: str, params: Mapping[str, object], tags: Mapping[str, str], m
 
 def mixture_entry(generation: int, weights: Mapping[str, float], tokens: int, ms: int) -> Entry:
     """The weights in force from this token on."""
-    metrics = {f"mixture/{name}": weight for name, weight in weights.items()}
+    metrics = {f"mixture/{name}": weight for name, weight in _rounded(weights).items()}
     metrics["order/generation"] = float(generation)
     return Entry(
         f"mixture:{generation}", "metrics", {"metrics": metrics, "tokens": tokens, "ms": ms}
@@ -97,8 +97,11 @@ def curves_entry(status: Json, ms: int) -> Entry:
 def checkpoint_entry(
     checkpoint: Json, benchmarks: Mapping[str, Json], mixture: Mapping[str, float], ms: int
 ) -> list[Entry]:
-    """A scored checkpoint: a logged model that carries its scores, and points on the curves."""
-    metrics = {}
+    """A scored checkpoint: a logged model that carries its scores, and points on the curves.
+
+    The mixture it was taken under is among them, so that its curves reach the end of the run.
+    """
+    metrics = {f"mixture/{name}": weight for name, weight in _rounded(mixture).items()}
     for benchmark, score in benchmarks.items():
         for metric, found in score["metrics"].items():
             if _is_number(found["value"]):
