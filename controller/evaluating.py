@@ -63,10 +63,10 @@ def scorecard_table(card: Scorecard) -> Table:
     columns = ("benchmark", "metric", "value", "± s.e.", "items", "excluded", "shots", "data")
     made = show.table(f"{show.clean(card.checkpoint)}{where}", columns)
     for name, score in card.benchmarks.items():
-        rest = (str(score.excluded), str(score.shots), show.cell(score.data))
         for metric, found in score.metrics.items():
             error = "-" if found.stderr is None else f"{found.stderr:.4f}"
-            made.add_row(name, metric, f"{found.value:.4f}", error, str(found.n), *rest)
+            counts = (str(found.n), str(found.excluded), str(score.shots))
+            made.add_row(name, metric, f"{found.value:.4f}", error, *counts, show.cell(score.data))
         if score.reason:
-            made.add_row(name, "missing", "-", "-", "-", *rest[:2], show.cell(score.reason))
+            made.add_row(name, "missing", *"-----", show.cell(score.reason))
     return made
