@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,7 @@ class Evaluator:
         self._process: subprocess.Popen[bytes] | None = None
         self._job: _Job | None = None
         self._heard = b""
+        self._scratch: Path | None = None
         self.progress = ""
 
     @property
@@ -152,6 +154,8 @@ class Evaluator:
         self._kill()
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._heard = b""
+        # a worker that is killed can't tidy up, so its temporary files lie where we can
+        self._scratch = Path(tempfile.mkdtemp(prefix="mixloop-evals-"))
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -161,7 +165,7 @@ class Evaluator:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_environment(self._settings),
+                env=_environment(self._settings, self._scratch),
                 start_new_session=True,
             )
         os.set_blocking(_stream(self._process.stdout).fileno(), False)
@@ -191,8 +195,14 @@ class Evaluator:
 
     def _kill(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
+        scratch, self._scratch = self._scratch, None
+        if process is not None:
+            self._end(process)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes]) -> None:
         # the group: the sandbox's server goes with the worker
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -207,10 +217,11 @@ def _stream(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
-def _environment(settings: EvalSettings) -> dict[str, str]:
+def _environment(settings: EvalSettings, scratch: Path) -> dict[str, str]:
     """The worker's environment: quiet, and off the hub unless an item source needs it."""
     environment = {
         **os.environ,
+        "TMPDIR": str(scratch),
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -425,8 +426,11 @@ def test_nothing_is_truncated(lm: Any) -> None:
 
 
 def test_a_killed_worker_is_a_failure_and_the_next_start_recovers(
-    checkpoint: Path, tmp_path: Path
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     only = {"math": {"data": "packages", "max_new_tokens": 4}}
     settings = EvalSettings.model_validate({"benchmarks": only, "threads": 1, "idle_seconds": 0.1})
     evaluator = Evaluator(settings, tmp_path / "worker.log")
@@ -448,6 +452,7 @@ def test_a_killed_worker_is_a_failure_and_the_next_start_recovers(
         assert evaluator.poll() is None
     finally:
         evaluator.stop()
+    assert list(scratch.iterdir()) == [], "temporary files are left behind"
 
 
 def test_a_hanging_worker_is_ended(checkpoint: Path, tmp_path: Path) -> None:
