@@ -102,6 +102,7 @@ def prepare_sources(directory: Path, seed: int) -> dict[str, Path]:
     if all((path / "store.json").is_file() for path in stores.values()):
         say(f"sources: as prepared before in {directory / 'stores'}")
         return stores
+    say("harvesting text from what is installed")
     try:
         harvested = harvest(directory / "text", limit_bytes=SOURCE_BYTES, seed=seed)
     except ModuleNotFoundError as error:
