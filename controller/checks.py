@@ -24,7 +24,7 @@ def check_run(path: Path) -> Json:
     """
     config = load_config(path)
     sizes = observe.unique_tokens(config)
-    weights = observe.initial_weights(config, sizes)
+    weights = config.start_weights(sizes)
     launch.check_training(config)
     launch.check_policy(config, path.parent.resolve())
     sources = {

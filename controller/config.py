@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,10 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mixloop.controller.errors import BadInput
 from mixloop.evals.settings import EvalSettings
 from mixloop.policies.guards import GuardSettings
-from mixloop.trainer.job import Tokens, TrainerSettings
+from mixloop.trainer.job import (
+    JobSource,
+    LimitSettings,
+    Tokens,
+    TrainerSettings,
+    start_weights,
+)
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # safe as a path, a metric name and a tag
-WEIGHT_TOLERANCE = 1e-6
 
 
 class Section(BaseModel):
@@ -39,13 +44,10 @@ class RunSection(Section):
     seed: int = Field(0, ge=0, description="seed of the data order, the model and the policy")
 
 
-class SourceSection(Section):
-    """A named corpus, prepared by ``mixloop prepare``."""
+class SourceSection(JobSource):
+    """A named corpus, prepared by ``mixloop prepare``, and what policies may call it by."""
 
-    path: Path = Field(description="token store; relative to this file")
     tags: tuple[str, ...] = Field((), description="what it is: web, code, math, …")
-    weight: float | None = Field(None, ge=0, le=1, description="share of tokens at the start")
-    standby: bool = Field(False, description="weight 0 until a policy brings it in")
 
 
 class PolicySection(Section):
@@ -65,24 +67,10 @@ class EvalsSection(EvalSettings):
     every: Tokens | None = Field(None, description="tokens between scored checkpoints")
 
 
-class GuardsSection(GuardSettings):
-    """The guards' settings, with ``dwell`` as people write tokens."""
-
-    dwell: Tokens = Field(0, description="tokens between two interventions")
-
-
-class LimitsSection(Section):
-    """The trainer's own bounds, whoever writes the order."""
-
-    floor: float = Field(0.0, ge=0, le=1, description="least weight of a source that has any")
-    cap: float = Field(1.0, gt=0, le=1, description="greatest weight of a source")
-    max_change: float = Field(1.0, gt=0, le=1, description="greatest total variation per order")
-
-
 class TrainerSection(TrainerSettings):
     """The reference trainer's settings; ``limits`` binds any trainer."""
 
-    limits: LimitsSection = Field(default_factory=LimitsSection)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
     tokenizer: Path | None = Field(None, description="HF tokenizer folder; relative to this file")
 
 
@@ -113,7 +101,7 @@ class RunConfig(Section):
     sources: dict[Annotated[str, Field(pattern=NAME)], SourceSection] = Field(min_length=1)
     evals: EvalsSection = Field(default_factory=EvalsSection)
     policy: PolicySection = Field(default_factory=PolicySection)
-    guards: GuardsSection = Field(default_factory=GuardsSection)
+    guards: GuardSettings = Field(default_factory=GuardSettings)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
     trainer: TrainerSection = Field(default_factory=TrainerSection)
     controller: ControllerSection = Field(default_factory=ControllerSection)
@@ -128,23 +116,16 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _weights(self) -> RunConfig:
-        given = {n: s.weight for n, s in self.sources.items() if s.weight is not None}
-        for name, source in self.sources.items():
-            if source.standby and source.weight:
-                raise ValueError(
-                    f"sources.{name}: standby and weight {source.weight} exclude each other; "
-                    "drop one of the two"
-                )
-        if not given:
-            return self
-        total = sum(given.values())
-        if abs(total - 1.0) > WEIGHT_TOLERANCE:
-            shares = " + ".join(f"{n} {w:g}" for n, w in given.items())
-            raise ValueError(
-                f"sources: the weights sum to {total:g}, not 1 ({shares}); change them by "
-                f"{1 - total:+g} in all"
-            )
+        self.start_weights(dict.fromkeys(self.sources, 1))
         return self
+
+    def start_weights(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        """The first mixture (generation 0); ``sizes``: unique tokens, used when none is given.
+
+        Raises:
+            ValueError: weights that are no mixture.
+        """
+        return start_weights(self.sources, sizes)
 
     def at(self, base: Path) -> RunConfig:
         """The same configuration with every path absolute, seen from folder ``base``."""
@@ -153,15 +134,16 @@ class RunConfig(Section):
             name: source.model_copy(update={"path": base / source.path})
             for name, source in self.sources.items()
         }
-        tokenizer = self.trainer.tokenizer
+        trainer = self.trainer
+        places = {"tokenizer": trainer.tokenizer, "init_from": trainer.init_from}
         run_dir = base / self.run.dir
         return self.model_copy(
             update={
                 "run": self.run.model_copy(update={"dir": run_dir}),
                 "sources": sources,
                 "evals": _items_at(self.evals, base),
-                "trainer": self.trainer.model_copy(
-                    update={"tokenizer": base / tokenizer if tokenizer else None}
+                "trainer": trainer.model_copy(
+                    update={key: base / path if path else None for key, path in places.items()}
                 ),
                 "tracking": self.tracking.model_copy(
                     update={"uri": _tracking_uri(self.tracking.uri, base, run_dir)}

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -81,7 +81,7 @@ class Controller:
         self._stop = threading.Event()
         self.say = _quietly(self.say)
         self.sizes = observe.unique_tokens(self.config)
-        self.initial = observe.initial_weights(self.config, self.sizes)
+        self.initial = self.config.start_weights(self.sizes)
         self.paths.dir.mkdir(parents=True, exist_ok=True)
         self._lock = take_lock(self.paths.dir / "controller.lock")
         sight.check_same_sources(self.paths, self.config)
@@ -99,7 +99,7 @@ class Controller:
         self._eyes = sight.Eyes(self.paths, self.journal, self.config)
         self._holds: frozenset[int] | None = None
         self._busy = False  # what failed once may fail at the second step of the same thing
-        records.start(self.journal, self.config.run.id, self._params(), {}, self.initial)
+        records.start(self.journal, self.config.run.id, self._params(), self.initial)
 
     def _params(self) -> dict[str, Any]:
         config = self.config
@@ -278,12 +278,25 @@ class Controller:
         before = dict(status.in_force.weights) if status is not None else asked
         generation = self._eyes.next_generation()
         reason = (
-            f"mixture.json held {self._eyes.stranger}, which this controller did not write; "
+            f"found {self._eyes.stranger}, which this controller did not write; "
             f"the mixture it asked for was published again as generation {generation}"
         )
-        fields = self._fields(status, "controller", "controller", reason, before, asked)
         changed = propose.total_variation(before, asked) > propose.NOTHING
-        fields |= {"verdict": "intervene" if changed else "hold"}
+        fields = {
+            "asked_by": "controller",
+            "step": status.step if status is not None else 0,
+            "tokens": tokens,
+            "verdict": "intervene" if changed else "hold",
+            "policy": "controller",
+            "reason": reason,
+            "evidence": {},
+            "weights_before": before,
+            "weights_proposed": asked,
+            "weights_after": asked,
+            "plan": plan,
+            "guards": [],
+            "against_generation": status.in_force.generation if status is not None else 0,
+        }
         order = {
             "generation": generation,
             "policy": "controller",
@@ -294,30 +307,6 @@ class Controller:
         records.decision(self.journal, fields, order=order, scores={}, started_ms=records.now_ms())
         self._eyes.stranger = ""
         self.say(reason)
-
-    def _fields(
-        self,
-        status: Any,
-        asked_by: str,
-        policy: str,
-        reason: str,
-        before: Mapping[str, float],
-        after: Mapping[str, float],
-    ) -> dict[str, Any]:
-        return {
-            "asked_by": asked_by,
-            "step": status.step if status is not None else 0,
-            "tokens": status.tokens if status is not None else 0,
-            "policy": policy,
-            "reason": reason,
-            "evidence": {},
-            "weights_before": dict(before),
-            "weights_proposed": dict(after),
-            "weights_after": dict(after),
-            "plan": [],
-            "guards": [],
-            "against_generation": status.in_force.generation if status is not None else 0,
-        }
 
     def _do_acknowledge(self, world: World) -> None:
         for found in world.newly_applied:
@@ -402,7 +391,7 @@ class Controller:
         scored = observe.evaluations(self.journal)
         for row in self._eyes.interventions_without_outcome():
             order = self.journal.row("SELECT * FROM orders WHERE generation = ?", row["generation"])
-            found = observe.outcome(row, order, scored)
+            found = observe.outcome(order, scored)
             if found is not None:
                 records.outcome(self.journal, row["id"], *found)
 

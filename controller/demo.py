@@ -24,6 +24,7 @@ Json = dict[str, Any]
 BUDGET = 420_000  # tokens: about four minutes of one core
 CHECKPOINTS = 8
 VOCABULARY = 4096
+SEQUENCE = 256
 SOURCE_BYTES = 2_500_000
 TOKENIZER_BYTES = 1_000_000  # of each source
 STARVED = {"prose": 0.94, "code": 0.02, "math-docs": 0.02, "word-problems": 0.02}
@@ -173,7 +174,7 @@ def demo_config(name: str, stores: dict[str, Path], seed: int, budget: int) -> J
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
             },
-            "sequence_length": 256,
+            "sequence_length": SEQUENCE,
             "micro_batch": 4,
             "learning_rate": 2.0e-3,
             "warmup": budget // 20,
@@ -242,11 +243,10 @@ def draw_run(directory: Path, name: str, budget: int) -> Path:
     paths, journal = views.open_run(directory / name)
     assert journal is not None
     control = _other(directory, "control") if name == "run" else None
-    length = demo_config(name, {}, 0, budget)["trainer"]["sequence_length"]
     return draw(
         views.history(journal),
         views.benchmarks(journal),
-        views.segments(paths, length),
+        views.segments(paths, SEQUENCE),
         directory / f"{name}.png",
         title="mixloop demo" if name == "run" else "mixloop demo, control run",
         budget=budget,

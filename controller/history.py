@@ -5,6 +5,7 @@ Everything here comes from the journal and the trainer's own files; MLflow is no
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Mapping
@@ -83,7 +84,7 @@ def _outcome(row: Row, order: Row | None, scored: Any) -> Json | None:
         return {"state": "never in force", "detail": order["rejected"], "benchmarks": {}}
     if order["applied_step"] is None:
         return {"state": "not in force yet", "benchmarks": {}}
-    found = observe.outcome(row, order, scored)
+    found = observe.outcome(order, scored)
     if found is None:
         return {"state": "in force, not scored since", "benchmarks": {}}
     step, benchmarks = found
@@ -190,7 +191,9 @@ def _mixture(beat: Status | None, journal: Journal | None) -> Json:
             "ORDER BY generation DESC LIMIT 1"
         )
         initial = journal.row("SELECT value FROM meta WHERE key = 'initial'")
-        asked = row or ({"generation": 0, "weights": _parse(initial["value"])} if initial else None)
+        asked = row or (
+            {"generation": 0, "weights": json.loads(initial["value"])} if initial else None
+        )
     applied = None
     if beat is not None:
         force = beat.in_force
@@ -202,12 +205,6 @@ def _mixture(beat: Status | None, journal: Journal | None) -> Json:
             "weights": dict(force.weights),
         }
     return {"asked": asked, "applied": applied}
-
-
-def _parse(text: str) -> Any:
-    import json
-
-    return json.loads(text)
 
 
 def _ledger(beat: Status | None) -> Json:

@@ -15,7 +15,7 @@ from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.trainer.contract import RunPaths, write_atomic
-from mixloop.trainer.job import Job, JobError, JobSource, LimitSettings, TrainerSettings
+from mixloop.trainer.job import Job, JobError, JobSource, TrainerSettings
 
 
 def job_of(config: RunConfig) -> Job:
@@ -31,10 +31,10 @@ def job_of(config: RunConfig) -> Job:
         seed=config.run.seed,
         budget=config.budget,
         sources={
-            name: JobSource(path=s.path, weight=s.weight, standby=s.standby)
-            for name, s in config.sources.items()
+            name: JobSource.model_validate(source.model_dump(exclude={"tags"}))
+            for name, source in config.sources.items()
         },
-        limits=LimitSettings.model_validate(trainer.limits.model_dump()),
+        limits=trainer.limits,
         tokenizer=trainer.tokenizer,
         settings=settings,
     )
@@ -86,7 +86,7 @@ def last_line(log: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def check_policy(config: RunConfig, base: Path, log: Path | None = None) -> None:
+def check_policy(config: RunConfig, base: Path) -> None:
     """Load the policy in a child, as the daemon will, and let it check names and options.
 
     Raises:
@@ -104,7 +104,7 @@ def check_policy(config: RunConfig, base: Path, log: Path | None = None) -> None
     child = Child(
         "mixloop.controller.policy_child",
         stdin=json.dumps(request),
-        log=log or Path(os.devnull),
+        log=Path(os.devnull),
         timeout=config.policy.timeout,
     )
     try:

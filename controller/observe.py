@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mixloop.controller.config import RunConfig
@@ -166,9 +165,7 @@ def digest(seen: Observation) -> str:
     return "sha256:" + hashlib.sha256(seen.model_dump_json().encode()).hexdigest()
 
 
-def outcome(
-    decision: Json, order: Json | None, scored: Sequence[Evaluation]
-) -> tuple[int, dict[str, Json]] | None:
+def outcome(order: Json | None, scored: Sequence[Evaluation]) -> tuple[int, dict[str, Json]] | None:
     """What the benchmarks did next: the last checkpoint before the change against one after.
 
     The one after is the first that has spent at least half of the tokens between the two under
@@ -218,21 +215,3 @@ def _difference(lens: Observation, benchmark: str, older: int, newer: int) -> Di
         return lens.difference(benchmark, older, newer)
     except MissingScore:
         return None
-
-
-def initial_weights(config: RunConfig, sizes: Mapping[str, int]) -> dict[str, float]:
-    """The configured first mixture (generation 0).
-
-    Raises:
-        BadInput: when the weights are no mixture.
-    """
-    from mixloop.trainer.job import JobError, JobSource, start_weights
-
-    sources = {
-        name: JobSource(path=Path(s.path), weight=s.weight, standby=s.standby)
-        for name, s in config.sources.items()
-    }
-    try:
-        return start_weights(sources, sizes)
-    except JobError as error:
-        raise BadInput(str(error)) from None

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["draw", "tokens_text"]
+from mixloop.policies.units import format_tokens
+
+__all__ = ["draw"]
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-SKY, GOLD, YELLOW, BLACK = "#56B4E9", "#E69F00", "#F0E442", "#000000"
+SKY, GOLD, BLACK = "#56B4E9", "#E69F00", "#000000"
 CURVES = (BLUE, ORANGE, GREEN, PINK, BLACK, SKY, GOLD)
 MARKERS = "osD^vPX"
 # the same hues mixed with white: quieter than the curves, and black figures are legible on them
@@ -27,7 +29,6 @@ AREAS = ["#9AD3F2", "#F3C866", "#7FCDB4", "#E5BAD2", "#F7F0A0", "#7AB3D6", "#EAA
 LABEL_ROWS = 3
 HATCHES = ("", "///", "...", "\\\\\\")  # a new one per round of colours
 DOTTED = (0, (2, 2))
-UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so there is no font to look for
     "font.size": 10,
@@ -47,18 +48,6 @@ class _Curve:
     tokens: list[float]
     values: list[float]
     errors: list[float]  # one standard error each; 0 where unknown
-
-
-def tokens_text(tokens: float) -> str:
-    """A token count as people write it: 1500 is "1.5K", 11e12 is "11T".
-
-    >>> tokens_text(2_500_000)
-    '2.5M'
-    """
-    for size, unit in UNITS:
-        if abs(tokens) >= size * 0.99995:
-            return f"{tokens / size:.4g}{unit}"
-    return f"{tokens:.4g}"
 
 
 def draw(
@@ -308,5 +297,5 @@ def _token_axis(axes: Any, budget: int) -> None:
 
     axes.set_xlim(0, max(budget, 1))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: tokens_text(tokens)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: format_tokens(tokens)))
     axes.set_xlabel("training tokens")

@@ -50,6 +50,8 @@ def main() -> None:
     request = json.load(sys.stdin)
     limit = request["memory"] * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    from mixloop.policies import PolicyError
+
     try:
         message = decide(request)
         text = json.dumps(message, allow_nan=False)
@@ -57,7 +59,7 @@ def main() -> None:
         if not isinstance(error, Exception | SystemExit):
             raise
         lines = str(error).splitlines() or [""]
-        ours = type(error).__name__ == "PolicyError"  # its line is complete as it is
+        ours = isinstance(error, PolicyError)  # its line is complete as it is
         reason = (lines[0] if ours else f"{type(error).__name__}: {lines[0]}")[:500]
         # a message may hold half of a surrogate pair (a file name that is no UTF-8)
         reason = reason.encode("utf-8", "replace").decode()

@@ -44,7 +44,7 @@ def run_uid(journal: Journal) -> str:
     return str(found)
 
 
-def start(journal: Journal, run: str, params: Json, tags: dict[str, str], initial: Weights) -> None:
+def start(journal: Journal, run: str, params: Json, initial: Weights) -> None:
     """This controller has taken the run over; the first start also records generation 0."""
     ms = now_ms()
     with journal.transaction() as tx:
@@ -52,7 +52,7 @@ def start(journal: Journal, run: str, params: Json, tags: dict[str, str], initia
         enqueue(
             tx,
             [
-                tracking.run_entry(run, params, tags, ms),
+                tracking.run_entry(run, params, ms),
                 tracking.mixture_entry(0, initial, 0, ms),
             ],
         )
@@ -91,14 +91,14 @@ def scored(journal: Journal, step: int, scorecard: Json) -> None:
     """An evaluation ended with a scorecard."""
     found = journal.row("SELECT * FROM checkpoints WHERE step = ?", step)
     assert found is not None, "scored a checkpoint that was never recorded"
-    entries = tracking.checkpoint_entry(found, scorecard["benchmarks"], found["weights"], now_ms())
+    entry = tracking.checkpoint_entry(found, scorecard["benchmarks"], found["weights"], now_ms())
     with journal.transaction() as tx:
         tx.execute(
             "UPDATE evaluations SET state = 'scored', scorecard = ?, reason = NULL, "
             "finished_at = ? WHERE step = ?",
             (dumps(scorecard), timestamp(), step),
         )
-        enqueue(tx, entries)
+        enqueue(tx, [entry])
 
 
 def scoring_failed(journal: Journal, step: int, reason: str, *, final: bool) -> None:

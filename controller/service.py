@@ -72,6 +72,7 @@ def run_both(path: Path, *, rewind: bool = False, say: Say | None = None) -> int
     paths = RunPaths(config.run.dir)
     job = launch.write_job(config)
     logs = {name: paths.dir / f"{name}.log" for name in ("trainer", "controller")}
+    told = logs["controller"].stat().st_size if logs["controller"].exists() else 0
     command = launch.trainer_command(job, rewind=rewind)
     mine = [sys.executable, "-m", "mixloop.controller.cli", "control", str(path)]
     parts = {
@@ -81,7 +82,7 @@ def run_both(path: Path, *, rewind: bool = False, say: Say | None = None) -> int
     tell(f"trainer is process {parts['trainer'].pid}, log {logs['trainer']}")
     tell(f"controller is process {parts['controller'].pid}, log {logs['controller']}")
     with _passing_on_stops(parts):
-        return _watch(config, parts, logs, tell)
+        return _watch(config, parts, logs, tell, told)
 
 
 @contextlib.contextmanager
@@ -120,11 +121,15 @@ def _watch(
     parts: dict[str, subprocess.Popen[bytes]],
     logs: dict[str, Path],
     tell: Say,
+    heard: int,
 ) -> int:
-    """Follow both parts to their end, showing the controller's lines and the progress."""
+    """Follow both parts to their end, showing the controller's lines and the progress.
+
+    ``heard``: bytes of the controller's log that an earlier start of this run has written.
+    """
     told: set[str] = set()
     with logs["controller"].open("rb") as stream, _progress(config) as show:
-        stream.seek(0, 2 if not logs["controller"].stat().st_size else 0)
+        stream.seek(heard)
         while True:
             ended = {name: part.poll() for name, part in parts.items()}
             _relay(stream, tell)

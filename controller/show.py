@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mixloop.policies.units import format_tokens
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
 MOVED = 5e-4  # a share that moved less than this is not shown
 
 
@@ -25,12 +26,7 @@ def clean(text: object) -> str:
 
 def tokens(count: int | None) -> str:
     """``1.25M`` for 1,250,000."""
-    if count is None:
-        return "-"
-    for size, unit in _UNITS:
-        if count >= size:
-            return f"{count / size:.4g}{unit}"
-    return str(count)
+    return "-" if count is None else format_tokens(count)
 
 
 def console() -> Console:

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from mixloop.controller.config import RunConfig
@@ -96,7 +95,8 @@ class Eyes:
 
     Attributes:
         status: The trainer's newest heartbeat, or None.
-        stranger: What ``mixture.json`` held when it was last found to be a stranger's.
+        stranger: What was last found, in ``mixture.json`` or followed by the trainer, that no
+            controller of this journal wrote; empty when there is nothing to tell.
     """
 
     def __init__(self, paths: RunPaths, journal: Journal, config: RunConfig) -> None:
@@ -165,8 +165,10 @@ class Eyes:
         return dict(row["weights"] if row else initial)
 
     def _file_state(self, newest: Row | None) -> FileState:
-        state = self._overtaken() or self._held(newest)
-        if state is FileState.STRANGER and newest is not None and not self._overtaken():
+        if self._overtaken():
+            return FileState.STRANGER
+        state = self._held(newest)
+        if state is FileState.STRANGER and newest is not None:
             return FileState.STALE  # the trainer did not take it: our order, as it was, replaces it
         return state
 
@@ -175,14 +177,14 @@ class Eyes:
             return (0, 0)
         return self.status.accepted.fence, self.status.accepted.generation
 
-    def _overtaken(self) -> FileState | None:
+    def _overtaken(self) -> bool:
         """The trainer follows an order that this journal never published."""
         known = self._journal.value("SELECT MAX(generation) FROM orders") or 0
         fence, generation = self._accepted()
         if generation <= known and fence <= (self._journal.fence or 0):
-            return None
+            return False
         self.stranger = f"an order of generation {generation} under fence {fence}"
-        return FileState.STRANGER
+        return True
 
     def _held(self, newest: Row | None) -> FileState:
         try:
@@ -345,8 +347,3 @@ class Eyes:
         """Whether the run's end is told; a run that goes on with a larger budget ends again."""
         key = f"end:{self.status.tokens if self.status is not None else 0}"
         return self._journal.value("SELECT 1 FROM outbox WHERE key = ?", key) is not None
-
-
-def scorecard_path(paths: RunPaths, step: int) -> Path:
-    """Where the scorecard of a step lies."""
-    return paths.dir / "scorecards" / f"step-{step:08d}.json"

@@ -26,9 +26,9 @@ class Entry:
     payload: Json
 
 
-def run_entry(run: str, params: Mapping[str, object], tags: Mapping[str, str], ms: int) -> Entry:
+def run_entry(run: str, params: Mapping[str, object], ms: int) -> Entry:
     """The run itself, with its configuration as parameters."""
-    payload = {"name": run, "ms": ms, "params": dict(params), "tags": {"mixloop.run": run, **tags}}
+    payload = {"name": run, "ms": ms, "params": dict(params), "tags": {"mixloop.run": run}}
     return Entry("run", "run", payload)
 
 
@@ -96,7 +96,7 @@ def curves_entry(status: Json, ms: int) -> Entry:
 
 def checkpoint_entry(
     checkpoint: Json, benchmarks: Mapping[str, Json], mixture: Mapping[str, float], ms: int
-) -> list[Entry]:
+) -> Entry:
     """A scored checkpoint: a logged model that carries its scores, and points on the curves.
 
     The mixture it was taken under is among them, so that its curves reach the end of the run.
@@ -124,7 +124,7 @@ def checkpoint_entry(
         "tokens": checkpoint["tokens"],
         "ms": ms,
     }
-    return [Entry(f"model:{checkpoint['step']}", "model", payload)]
+    return Entry(f"model:{checkpoint['step']}", "model", payload)
 
 
 def decision_entry(decision: Json, scores: Json, start_ms: int, end_ms: int) -> Entry:

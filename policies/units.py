@@ -34,7 +34,7 @@ def parse_tokens(value: object) -> int:
 def format_tokens(tokens: float) -> str:
     """A count with three significant digits and its unit: ``1.23M``, ``8T``, ``950``."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(tokens) >= size:
+        if abs(tokens) >= 0.9995 * size:  # 999,999 is 1M, not 1000k
             return f"{tokens / size:.3g}{unit}"
     return f"{tokens:.0f}"
 

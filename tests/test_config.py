@@ -75,6 +75,23 @@ def test_a_relative_tracking_file_is_relative_to_the_run_file(tmp_path: Path) ->
     assert load_config(path).tracking.uri == f"sqlite:///{tmp_path / 'all.db'}"
 
 
+def test_every_path_is_relative_to_the_run_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    data = change(GOOD, "trainer.init_from", "models/base")
+    path.write_text(yaml.safe_dump(change(data, "trainer.tokenizer", "tokenizer")))
+    trainer = load_config(path).trainer
+    assert trainer.init_from == tmp_path / "models/base"
+    assert trainer.tokenizer == tmp_path / "tokenizer"
+
+
+def test_weights_for_some_sources_only_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    data = change(GOOD, "sources.code", {"path": "code"})
+    path.write_text(yaml.safe_dump(change(data, "sources.web.weight", 1.0)))
+    with pytest.raises(BadInput, match=r"sources\.code: no weight though others have one"):
+        load_config(path)
+
+
 def test_benchmark_files_are_relative_to_the_run_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     data = change(GOOD, "evals.benchmarks", {"gsm8k": {"data": ["mine.jsonl"]}, "mmlu": {}})

@@ -93,7 +93,7 @@ def test_it_survives_power_loss_by_its_settings(path: Path) -> None:
 def test_a_start_told_twice_is_one_entry(path: Path) -> None:
     for _ in range(2):
         journal = opened(path)
-        records.start(journal, "r", {"seed": 1}, {}, {"a": 1.0})
+        records.start(journal, "r", {"seed": 1}, {"a": 1.0})
         keys = [row["key"] for row in journal.rows("SELECT key FROM outbox ORDER BY seq")]
         assert keys == ["run", "mixture:0"]
         journal.close()

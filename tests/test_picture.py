@@ -9,7 +9,7 @@ import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from mixloop.controller.picture import _marks, _mixture, _rows, draw, tokens_text
+from mixloop.controller.picture import _marks, _mixture, _rows, draw
 
 BUDGET = 2_000_000
 SEGMENTS = [
@@ -127,14 +127,3 @@ def test_bad_requests_are_named(tmp_path: Path) -> None:
         draw([], [], SEGMENTS, tmp_path / "run.jpg", title="t", budget=BUDGET)
     with pytest.raises(ValueError, match="no segments"):
         draw([], [], [], tmp_path / "run.png", title="t", budget=BUDGET)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "text"),
-    [
-        (0, "0"), (950, "950"), (1_500, "1.5K"), (412_160, "412.2K"), (999_999, "1M"),
-        (2_500_000, "2.5M"), (250e9, "250B"), (11e12, "11T"),
-    ],
-)  # fmt: skip
-def test_tokens_as_people_write_them(tokens: float, text: str) -> None:
-    assert tokens_text(tokens) == text

@@ -230,8 +230,8 @@ def test_what_is_no_token_count(text):
 
 
 def test_tokens_are_written_short():
-    shown = [format_tokens(n) for n in (0, 950, 1234, 8 * 10**12, 1_230_000)]
-    assert shown == ["0", "950", "1.23k", "8T", "1.23M"]
+    shown = [format_tokens(n) for n in (0, 950, 1234, 8 * 10**12, 1_230_000, 999_999)]
+    assert shown == ["0", "950", "1.23k", "8T", "1.23M", "1M"]
 
 
 def test_the_package_imports_light():

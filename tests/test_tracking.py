@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from mixloop.controller import records
-from mixloop.controller.drain import LIMITS
 from mixloop.controller.journal import Journal
 from mixloop.controller.reconcile import Applied
 from mixloop.trainer.contract import Manifest, OrderInForce
@@ -65,7 +64,7 @@ def a_whole_run(path: Path) -> Journal:
     journal.claim("r")
     records.run_uid(journal)
     initial = {"web": 0.9, "code": 0.1}
-    records.start(journal, "r", {"budget": 1000, "seed": 1}, {}, initial)
+    records.start(journal, "r", {"budget": 1000, "seed": 1}, initial)
     for number, step in enumerate((10, 20)):
         force = OrderInForce(0, 0, 0, 0, initial)
         manifest = Manifest("r", step, step * 8, step * 80, "stable", force, {}, 1, 10, 8, {})
@@ -215,7 +214,3 @@ def test_an_entry_the_server_refuses_does_not_block_the_others(server: str, tmp_
 
 
 KIND = "tracking-refused"
-
-
-def test_the_child_is_told_not_to_wait_for_a_dead_server() -> None:
-    assert LIMITS["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"

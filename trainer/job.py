@@ -216,7 +216,10 @@ def start_weights(sources: Mapping[str, JobSource], sizes: Mapping[str, int]) ->
     total_weight = math.fsum(given.values())
     if abs(total_weight - 1) > SUM_TOLERANCE:
         listed = ", ".join(f"{name} {weight:g}" for name, weight in given.items())
-        raise JobError(f"sources: the weights sum to {total_weight:.6g}, not 1 ({listed})")
+        raise JobError(
+            f"sources: the weights sum to {total_weight:.6g}, not 1 ({listed}); "
+            f"change them by {1 - total_weight:+.6g} in all"
+        )
     return {name: given.get(name, 0.0) / total_weight for name in sources}
 
 
