@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from mixloop.controller.cli import main
 from mixloop.controller.config import load_config
 from mixloop.controller.errors import BadInput
 from mixloop.controller.template import TEMPLATE
@@ -205,11 +206,16 @@ def test_commands_end_with_one_line_and_code_2(
         ("prepare", "nowhere.jsonl", "--out", "store", "--tokenizer", "nowhere"),
     ],
 )
-def test_paths_that_lead_nowhere(arguments: tuple[str, ...]) -> None:
-    done = mixloop(*arguments)
-    assert done.returncode == 2
-    assert "nowhere" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_paths_that_lead_nowhere(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mixloop", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "nowhere" in said.err
+    assert said.err.count("\n") == 1
 
 
 def test_check_reports_what_the_first_mixture_leads_to(run_file: Path) -> None:
