@@ -51,8 +51,30 @@ class BenchmarkScore(_Frozen):
     data_kind: str = ""
 
 
+class Cost(_Frozen):
+    """What one benchmark cost: wall and processor seconds, and tokens run through the model.
+
+    `tokens` were computed, `asked_tokens` is what computing every request on its own would take.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    items: int
+    tokens: int
+    asked_tokens: int
+
+    @property
+    def items_per_second(self) -> float:
+        """Items scored per wall second; 0 where nothing was."""
+        return self.items / self.seconds if self.seconds > 0 else 0.0
+
+
 class Scorecard(_Frozen):
-    """All metrics of one checkpoint. `seconds` is its cost, `engine` the versions that ran."""
+    """All metrics of one checkpoint. `engine` names the versions that ran.
+
+    `seconds` (wall) and `cost` (per benchmark) differ from one run to the next; everything else
+    is the same whenever, and on however many workers, the same checkpoint is scored.
+    """
 
     schema_: Literal["mixloop/scorecard/1"] = Field(default=SCHEMA, alias="schema")
     checkpoint: str
@@ -60,12 +82,17 @@ class Scorecard(_Frozen):
     tokens: int | None = None
     benchmarks: dict[str, BenchmarkScore]
     seconds: float
+    cost: dict[str, Cost] = Field(default_factory=dict)
     settings_digest: str
     engine: dict[str, str] = Field(default_factory=dict)
 
     def to_json(self) -> str:
         """The scorecard as the text of its file."""
         return self.model_dump_json(by_alias=True)
+
+    def measured(self) -> str:
+        """The same text without what it cost: equal for equal checkpoints and settings."""
+        return self.model_dump_json(by_alias=True, exclude={"seconds", "cost"})
 
     @classmethod
     def read(cls, path: Path) -> Scorecard:
