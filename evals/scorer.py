@@ -84,7 +84,8 @@ class Scorer:
         )
 
     def _all(self, checkpoint: Path, progress: Progress) -> dict[str, BenchmarkScore]:
-        from .model import CheckpointError, load_checkpoint
+        from .engine import load_checkpoint
+        from .model import CheckpointError
 
         settings = self.settings
         progress("checkpoint", "loading")
