@@ -225,7 +225,7 @@ def compare(
     a: Annotated[
         Path, typer.Argument(metavar="A", help="a scorecard (`mixloop eval --out`), or a run")
     ],
-    b: Annotated[Path | None, typer.Argument(metavar="[B]", help="the other scorecard")] = None,
+    b: Annotated[Path | None, typer.Argument(metavar="B", help="the other scorecard")] = None,
     steps: Annotated[
         str | None, typer.Option(help="two steps of the run A, such as 1200,2400")
     ] = None,

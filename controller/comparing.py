@@ -68,8 +68,10 @@ def compare_cards(a: Scorecard, b: Scorecard, *, force: bool = False) -> Json:
     """What ``mixloop compare --json`` prints: one row per benchmark and metric that both have.
 
     ``a`` and ``b`` of a row are the values over the shared items; ``gain`` is positive where B is
-    better; numbers that are not finite (the standard error of one item) are null. ``notes`` say
-    what is missing on a side and why, and what was not asked alike.
+    better, ``low`` and ``high`` its 95% interval. Numbers that are not finite (the standard error
+    of one item) are null, and so is the interval where all items moved alike, or not at all: no
+    spread is no certainty. ``notes`` say what is missing on a side and why, and what was not asked
+    alike.
 
     Raises:
         BadInput: when the settings differ, unless ``force``.
@@ -138,7 +140,7 @@ def _side(card: Scorecard) -> Json:
 
 def _row(found: Comparison) -> Json:
     one = found.difference
-    low, high = one.interval()
+    low, high = one.interval() if one.stderr else (math.nan, math.nan)
     return {
         "benchmark": one.benchmark,
         "metric": one.metric,

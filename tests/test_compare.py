@@ -184,6 +184,13 @@ def test_one_shared_item_is_shown_without_an_error(command: Any, files: Any) -> 
     assert command(*paths)[0] == 0
 
 
+def test_no_change_at_all_is_no_certainty(command: Any, files: Any) -> None:
+    _, out, _ = command(*files(OLD, OLD), "--json")
+    row = rows_of(out)["gsm8k", "exact_match"]
+    assert (row["gain"], row["stderr"], row["z"], row["mcnemar"]) == (0.0, 0.0, 0.0, 1.0)
+    assert row["low"] is row["high"] is None
+
+
 def test_nothing_shared_fails_and_says_why(command: Any, files: Any) -> None:
     other = card(20, gsm8k=score("gsm8k", {"gsm8k/x": {"exact_match": 1.0}}))
     old = card(10, gsm8k=score("gsm8k", gsm8k_items("+-")))
