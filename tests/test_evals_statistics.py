@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-import subprocess
-import sys
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -237,26 +238,28 @@ def test_a_file_of_something_else_is_named(tmp_path: Path):
             read_outcomes(tmp_path / name)
 
 
-def test_a_disk_that_is_full_costs_the_outcomes_only(tmp_path: Path):
-    """The kernel refuses the write, as on a full disk; an older file must not pass for this."""
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """The kernel refuses to write more, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_costs_the_outcomes_only(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """And the file of an earlier scoring must not pass for this one's."""
     scorecard = tmp_path / "step-1.json"
     card(GSM8K).write(scorecard)
     keep_outcomes(card(GSM8K), scorecard)
     path = outcomes_path(scorecard)
     assert path.name == "step-1.items.parquet"
     assert len(read_outcomes(path)) == 4
-    program = (
-        "import logging, resource, sys\nfrom pathlib import Path\n"
-        "from mixloop.evals.outcomes import keep_outcomes\n"
-        "from mixloop.evals.scorecard import Scorecard\n"
-        "logging.basicConfig()\npath = Path(sys.argv[1])\ncard = Scorecard.read(path)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\nkeep_outcomes(card, path)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(scorecard)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "per-item outcomes are not written: [Errno 27] File too large" in done.stderr
+    with no_file_above(100):
+        keep_outcomes(card(GSM8K, step=2), scorecard)
+    assert "per-item outcomes are not written: [Errno 27] File too large" in caplog.text
     assert [p.name for p in tmp_path.iterdir()] == ["step-1.json"]
 
 
