@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .benchmarks import Benchmark, Outcomes, Question, make_benchmark, task_folder
-from .estimates import mean, ratio
 from .items import ItemsError, choose, load_items
+from .metrics import cluster_of, mean_metrics, ratio_metric
 from .sandbox import Sandbox
 from .scorecard import BenchmarkScore, Metric, Scorecard, training_state
 from .settings import BenchmarkSettings, EvalSettings
@@ -110,7 +111,7 @@ class Scorer:
         try:
             prepared = self._prepare(name, own)
             plan = self._plan(name, own, prepared, lm)
-            return _score(prepared, plan, lm)
+            return _score(name, prepared, plan, lm)
         except ItemsError as error:
             return _missing(str(error))
         # one benchmark's fault, whatever it is, must not cost the others their scores
@@ -205,22 +206,23 @@ def _answer_fits(question: Question, lm: CheckpointLM, room: int) -> bool:
     return all(lm.holds(*choice.args) for choice in question.choices)
 
 
-def _score(prepared: _Prepared, plan: Plan, lm: CheckpointLM) -> BenchmarkScore:
+def _score(name: str, prepared: _Prepared, plan: Plan, lm: CheckpointLM) -> BenchmarkScore:
     benchmark = prepared.benchmark
+    cluster = partial(cluster_of, name)
     items: Outcomes = {}
     metrics: dict[str, Metric] = {}
     reasons: list[str] = []
     if plan.questions:
         gold = _bits_per_byte(plan.questions, lm)
         items.update(gold)
-        metrics["bits_per_byte"] = _ratio_metric(gold, len(plan.asked))
+        metrics["bits_per_byte"] = ratio_metric(gold, len(plan.asked), cluster)
     reason = benchmark.unusable()
     if reason is None and plan.answered:
         answers, trouble = _try_answers(benchmark, plan, lm)
         for one, outcome in answers.items():
             items[one] = {**items.get(one, {}), **outcome}
         if trouble is None:
-            metrics |= _mean_metrics(answers, len(plan.generated))
+            metrics |= mean_metrics(answers, len(plan.generated), cluster)
         else:
             reasons.append(f"{benchmark.scored}: {trouble}")
     elif plan.generated:
@@ -282,40 +284,6 @@ def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError("the checkpoint's log-likelihoods are not finite")
     return value
-
-
-def _ratio_metric(outcomes: Outcomes, asked: int) -> Metric:
-    weights = [one["bytes"] for one in outcomes.values()]
-    totals = [one["bits_per_byte"] * one["bytes"] for one in outcomes.values()]
-    value, stderr = ratio(totals, weights)
-    return Metric(
-        value=value,
-        stderr=stderr,
-        n=len(totals),
-        higher_is_better=False,
-        asked=asked,
-        excluded=asked - len(totals),
-    )
-
-
-def _mean_metrics(outcomes: Outcomes, asked: int) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {}
-    for name in _names(outcomes.values()):
-        values = [one[name] for one in outcomes.values()]
-        value, stderr = mean(values)
-        metrics[name] = Metric(
-            value=value,
-            stderr=stderr,
-            n=len(values),
-            higher_is_better=True,
-            asked=asked,
-            excluded=asked - len(values),
-        )
-    return metrics
-
-
-def _names(outcomes: Iterable[Mapping[str, float]]) -> Sequence[str]:
-    return list(dict.fromkeys(name for one in outcomes for name in one))
 
 
 def _missing(reason: str) -> BenchmarkScore:
