@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .benchmarks import Benchmark, Outcomes, Question, make_benchmark, task_folder
+from .benchmarks import Benchmark, Outcomes, Question, make_benchmark
 from .estimates import mean, ratio
 from .items import ItemsError, choose, load_items
 from .sandbox import Sandbox
 from .scorecard import BenchmarkScore, Metric, Scorecard, training_state
 from .settings import BenchmarkSettings, EvalSettings
+from .tasks import task_folder
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -186,10 +187,10 @@ def _ask(
     for begin in range(0, len(ids), _CHUNK):
         chunk = ids[begin : begin + _CHUNK]
         for one, question in benchmark.questions(chunk, shots, room).items():
-            read = lm.holds(*question.gold)
+            read = question.gold is None or lm.holds(*question.gold)
             answers = one not in generated or _answer_fits(question, lm, room)
             misfits += not (read and answers)
-            if read:
+            if read and question.gold is not None:
                 gold[one] = question
             if answers:
                 fitting.add(one)

@@ -6,6 +6,7 @@ import http.server
 import json
 import math
 import random
+import re
 import statistics
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mixloop.evals import estimates, items
+from mixloop.evals import estimates, hub, items
 from mixloop.evals.scorecard import BenchmarkScore, Scorecard, training_state
 from mixloop.evals.settings import EvalSettings
 
@@ -36,10 +37,13 @@ def test_mmlu_items_from_packages_are_whole() -> None:
         assert "(A)" not in row["question"]
 
 
-def test_gsm8k_answers_from_packages_end_in_their_number() -> None:
+def test_gsm8k_answers_from_packages_are_in_its_own_form() -> None:
     for row in items.load_items("gsm8k", "packages").rows:
-        number = row["answer"].split("####")[-1].strip()
-        assert f"The answer is {number}." in row["gold"]
+        worked, number = row["answer"].split("\n#### ")
+        assert re.fullmatch(r"-?[0-9.,]*[0-9]", number)
+        assert number in worked
+        assert "The answer is" not in worked
+        assert row["gold"] == row["answer"]
 
 
 def test_stock_shots_among_the_items_are_noticed(tmp_path: Path) -> None:
@@ -72,9 +76,11 @@ def test_subsets_are_seeded_and_nested() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "can't be read as JSON lines"),
-        ('{"question": "q"}', "item 1 has no field 'answer'"),
-        ('{"question": "q", "answer": " "}', "item 1 has an empty gold answer"),
+        ("{", "can't be read as JSON lines: row 1: "),
+        ("\n[1]", "row 2 is [1], not an object with fields"),
+        ('{"question": "q"}', "row 1 has no field 'answer'; a row's fields are question, answer"),
+        ('{"question": "q", "answer": " "}', "row 1 field 'answer' is empty; give the gold answer"),
+        ('{"question": "q", "answer": 18}', "row 1 field 'answer' is 18; give a text"),
         ("", "no items in"),
     ],
 )
@@ -90,7 +96,7 @@ def test_the_hub_is_not_asked_when_switched_off(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     # an address that would answer, were it asked
     with _answering(monkeypatch):
-        assert not items.hub_reachable()
+        assert not hub.hub_reachable()
         assert items.load_items("gsm8k", "auto").kind == "packages"
 
 
@@ -98,7 +104,7 @@ def test_the_hub_is_found_when_it_answers(monkeypatch: pytest.MonkeyPatch) -> No
     for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(key, raising=False)
     with _answering(monkeypatch):
-        assert items.hub_reachable()
+        assert hub.hub_reachable()
 
 
 def test_a_dead_hub_costs_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +112,7 @@ def test_a_dead_hub_costs_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1:9")  # reserved: nobody is there
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(items, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(hub, "HUB_SECONDS", 0.5)
     began = time.monotonic()
     assert items.load_items("humaneval", "auto").kind == "packages"
     assert time.monotonic() - began < 3
@@ -168,8 +174,8 @@ def test_ratio_of_equal_weights_is_the_mean() -> None:
 
 
 def test_settings_name_what_is_wrong() -> None:
-    with pytest.raises(ValueError, match="unknown benchmark 'mmmlu': choose from mmlu"):
-        EvalSettings.model_validate({"benchmarks": {"mmmlu": {}}})
+    with pytest.raises(ValueError, match="'mm lu' can't be a benchmark: choose from mmlu"):
+        EvalSettings.model_validate({"benchmarks": {"mm lu": {}}})
     with pytest.raises(ValueError, match="items"):
         EvalSettings.model_validate({"benchmarks": {"mmlu": {"items": 0}}})
     assert list(EvalSettings().asked) == ["mmlu", "gsm8k", "math", "humaneval"]
