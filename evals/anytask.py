@@ -37,6 +37,10 @@ class AnyTask:
         return max(min(task.stock_shots, task.most_shots) for task in self._tasks)
 
     @property
+    def most_shots(self) -> int:
+        return max(task.most_shots for task in self._tasks)
+
+    @property
     def stock_room(self) -> int:
         asked = [task for task in self._tasks if _kind(task) == "generate_until"]
         rooms = [int(task.generation.get("max_gen_toks", STOCK_NEW_TOKENS)) for task in asked]
@@ -47,7 +51,7 @@ class AnyTask:
         for task, own in self._by_task(ids):
             if _kind(task) == "generate_until":
                 task.set_room(room)
-            made = task.requests(own, min(shots, task.stock_shots))
+            made = task.requests(own, shots)
             found |= {one: _question(task, instances) for one, instances in made.items()}
         return {one: found[one] for one in ids}
 

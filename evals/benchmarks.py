@@ -60,6 +60,10 @@ class Benchmark(Protocol):
         """The shots lm-eval's task is published with, or as many as can be shown."""
 
     @property
+    def most_shots(self) -> int:
+        """The shots that can be asked for: as published for the four, the pool's elsewhere."""
+
+    @property
     def stock_room(self) -> int:
         """New tokens lm-eval lets a model write; 0 where nothing is generated."""
 
@@ -113,6 +117,10 @@ class _Mmlu:
     @property
     def stock_shots(self) -> int:
         return min(_MMLU_SHOTS, max(task.most_shots for task in self._tasks.values()))
+
+    @property
+    def most_shots(self) -> int:
+        return self.stock_shots
 
     def questions(self, ids: Sequence[str], shots: int, room: int) -> dict[str, Question]:
         found: dict[str, Question] = {}
@@ -216,6 +224,10 @@ class _Worked:
         return 0 if self._shown else min(self._task.stock_shots, self._task.most_shots)
 
     @property
+    def most_shots(self) -> int:
+        return self.stock_shots
+
+    @property
     def stock_room(self) -> int:
         return int(self._task.generation.get("max_gen_toks", STOCK_NEW_TOKENS))
 
@@ -253,6 +265,7 @@ class _HumanEval:
     scored = "pass_at_1"
     generates = True
     stock_shots = 0
+    most_shots = 0
     higher_is_better: Mapping[str, bool] = {}
 
     def __init__(self, subset: Sequence[Row], sandbox: Sandbox) -> None:

@@ -23,6 +23,9 @@ from .tasks import StockTask, load_tasks, task_folder, write_task
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
+# more than anybody shows
+_POOL_ROWS = 65
+
 _TYPES = ("multiple_choice", "loglikelihood", "generate_until")
 
 
@@ -32,14 +35,14 @@ def load_further(name: str, data: Data) -> ItemSet:
     Raises ItemsError naming the benchmark and the reason: no such task, one that can't be asked
     here, or no data.
     """
+    files = members(name)
+    for task, stock in files.items():
+        if reason := _refusal(merged_task_file(stock)):
+            raise ItemsError(f"{name}: {'' if task == name else f'{task} '}{reason}")
     if data == "packages":
         raise ItemsError(f"{name}: no items in the installed packages; name files as its data")
     if data == "auto" and not hub_reachable():
         raise ItemsError(f"{name}: the hub can't be reached; name local files as its data")
-    files = members(name)
-    for task, stock in files.items():
-        if reason := _refusal(merged_task_file(stock)):
-            raise ItemsError(f"{name}: {task} {reason}")
     paths = data if isinstance(data, tuple) else None
     try:
         tasks = _load(files, paths)
@@ -140,7 +143,7 @@ def _asked(task: ConfigurableTask) -> StockTask:
         seen.setdefault(f"{name}/{_content(doc)}", index)
     at = {index: one for one, index in seen.items()}
     found = StockTask(task, docs, [at.get(index) for index in range(len(docs))])
-    if found.stock_shots:
+    if found.most_shots:
         _fix_shots(found)
     return found
 
@@ -152,10 +155,9 @@ def _content(doc: Any) -> str:
 def _fix_shots(task: StockTask) -> None:
     """The first examples of the task's own pool; where it holds items, there is one fewer."""
     asked = {_content(doc) for doc in task.docs}
-    pool = {_content(doc): doc for doc in task.task.sampler.df}
-    kept = dict(list(pool.items())[: task.stock_shots + 1])
-    task.task.sampler.df = list(kept.values())
-    task.fix_shots(len(kept) - (not asked.isdisjoint(kept)))
+    pool = {_content(doc): doc for doc in task.task.sampler.df[:_POOL_ROWS]}
+    task.task.sampler.df = list(pool.values())
+    task.fix_shots(len(pool) - (not asked.isdisjoint(pool)))
 
 
 def _datasets(tasks: Iterable[StockTask]) -> str:

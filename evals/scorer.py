@@ -155,7 +155,7 @@ def make_plan(
     if benchmark.generates:
         room = min(own.max_new_tokens or benchmark.stock_room, lm.max_length // 2)
     generated = ids if own.generate_items is None else ids[: own.generate_items]
-    most = benchmark.stock_shots if own.shots is None else min(own.shots, benchmark.stock_shots)
+    most = benchmark.stock_shots if own.shots is None else min(own.shots, benchmark.most_shots)
     for shots in range(most, -1, -1):
         found = _ask(benchmark, ids, frozenset(generated), shots, room, lm)
         if found is not None:

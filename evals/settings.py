@@ -35,7 +35,8 @@ class BenchmarkSettings(BaseModel):
 
     `items` bounds the fixed, seeded subset (None: every item there is), `generate_items` how many
     of those are also generated for exact_match or pass@1 (None: all). `shots` and `max_new_tokens`
-    default to lm-eval's own; both are lowered to what the model's context holds, never raised.
+    default to lm-eval's own; both are lowered to what the model's context holds. Of the four no
+    more shots are shown than lm-eval's own number.
     `data` is `auto` (hub when reachable, else packages), `hub`, `packages`, or local files (jsonl,
     json, parquet) and folders of them by split: `test`, and the few-shot pool as `dev` (MMLU) or
     `train` (GSM8K).
