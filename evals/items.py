@@ -34,9 +34,9 @@ class ItemSet:
     """All items of a benchmark, the few-shot pool, and where they came from.
 
     `pool` are MMLU's development questions and GSM8K's training problems, in their own order
-    (MATH's shots are part of the stock task file). `overlaps` says that items are themselves
-    shots, so that care is needed that none is shown in front of itself. `tasks` are those of a
-    benchmark beyond the four, already loaded.
+    (MATH's shots are part of the stock task file). `overlaps` says that all items are in the
+    pool (for MATH: that one is among the shots), so that there is one shot fewer than it holds.
+    `tasks` are those of a benchmark beyond the four, already loaded.
     """
 
     rows: tuple[Row, ...]
@@ -118,7 +118,8 @@ def _from_packages(benchmark: str) -> ItemSet:
 def _item_set(
     benchmark: str, found: Iterable[Found], pool: Iterable[Found], kind: str, source: str
 ) -> ItemSet:
-    rows = read_rows(benchmark, found)
+    # a question that is there twice is one item (MMLU's own examples keep their double)
+    rows = list({row["id"]: row for row in reversed(read_rows(benchmark, found))}.values())[::-1]
     if not rows:
         raise ItemsError(f"{benchmark}: no items in {source}")
     known = {row["id"] for row in rows}
@@ -127,8 +128,6 @@ def _item_set(
         overlaps = any(row["id"] in known for row in shots)
         return ItemSet(tuple(rows), (), kind, source, overlaps)
     shots = read_rows(benchmark, pool) or read_rows(benchmark, packaged(benchmark))
-    # only a pool that holds all the items calls for leaving the asked item out; a stray row in
-    # both is kept out of the shots, and the others stay the standard ones
+    # a stray row in both takes nothing from the others' standard examples
     overlaps = {row["id"] for row in shots} >= known
-    shots = shots if overlaps else [row for row in shots if row["id"] not in known]
     return ItemSet(tuple(rows), tuple(shots), kind, source, overlaps)

@@ -40,15 +40,11 @@ class Found(NamedTuple):
 
 
 def read_rows(benchmark: str, found: Iterable[Found]) -> list[Row]:
-    """The rows with their `id` and `gold`; a question that is there twice is one item.
+    """The rows with their `id` and `gold`.
 
     Raises ItemsError naming benchmark, file, row and field of the first row that can't be used.
     """
-    rows: dict[str, Row] = {}
-    for one in found:
-        row = _Reader(benchmark, one).row()
-        rows.setdefault(row["id"], row)
-    return list(rows.values())
+    return [_Reader(benchmark, one).row() for one in found]
 
 
 class _Reader:

@@ -207,16 +207,15 @@ def test_lone_files_of_every_kind_are_the_items(tmp_path: Path, name: str) -> No
     assert found.pool == items.load_items("gsm8k", "packages").rows
 
 
-def test_a_problem_of_the_pool_is_no_example_for_others(tmp_path: Path) -> None:
+def test_a_pool_that_holds_all_items_is_noticed(tmp_path: Path) -> None:
     write_lines(tmp_path / "test.jsonl", problems(4))
-    write_lines(tmp_path / "train.jsonl", problems(5, 3))
-    found = items.load_items("gsm8k", (tmp_path,))
-    assert [row["question"] for row in found.pool] == [r["question"] for r in problems(4, 4)]
-    # all of them examples: each is then to be left out in front of itself
-    write_lines(tmp_path / "train.jsonl", problems(5))
-    found = items.load_items("gsm8k", (tmp_path,))
-    assert found.overlaps
-    assert len(found.pool) == 5
+    for first, held in ((3, False), (0, True)):
+        write_lines(tmp_path / "train.jsonl", problems(5, first))
+        found = items.load_items("gsm8k", (tmp_path,))
+        assert found.overlaps == held
+        assert [row["question"] for row in found.pool] == [
+            r["question"] for r in problems(5, first)
+        ]
 
 
 def test_a_folder_without_test_items_says_what_is_there(tmp_path: Path) -> None:

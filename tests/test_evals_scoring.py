@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -390,6 +391,19 @@ def test_no_item_is_shown_its_own_answer(lm: Any, tmp_path: Path) -> None:
         assert question.prompt.args[0].count(rows[one]["question"]) == 1
         assert rows[one]["answer"] not in question.prompt.args[0]
     assert plan_of("math", wide, tmp_path, data="packages").shots == 0
+
+
+def test_a_stray_item_of_the_pool_takes_no_example_from_the_others(lm: Any, tmp_path: Path) -> None:
+    from mixloop.evals.model import CheckpointLM
+
+    wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
+    pool = [{"question": f"How many are {i}?", "answer": f"#### {i}"} for i in range(6)]
+    rows = [pool[2], {"question": "How many are all?", "answer": "#### 15"}]
+    for name, own in (("train", pool), ("test", rows)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in own))
+    plan = plan_of("gsm8k", wide, tmp_path, data=[str(tmp_path)])
+    shown = [re.findall(r"How many are (\w+)", q.prompt.args[0]) for q in plan.answered.values()]
+    assert sorted(shown) == [["0", "1", "2", "3", "4", "all"], ["0", "1", "3", "4", "5", "2"]]
 
 
 def request(kind: str, *arguments: Any) -> Any:
