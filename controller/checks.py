@@ -83,7 +83,7 @@ def _notes(config: RunConfig, sources: Json) -> list[str]:
 
 
 def _sandbox(config: RunConfig) -> str:
-    if "humaneval" not in config.evals.benchmarks:
+    if "humaneval" not in config.evals.asked:
         return "humaneval is not asked"
     from mixloop.evals.sandbox import Sandbox
 

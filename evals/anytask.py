@@ -7,6 +7,7 @@ F1 over all items) no item has a share that could be paired.
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,9 @@ class AnyTask:
         for task, own in self._by_task(ids):
             if _kind(task) == "generate_until":
                 task.set_room(room)
-            made = task.requests(own, shots)
+            # a group's tasks keep their own numbers unless more than any of them is asked for
+            most = shots if shots > self.stock_shots else min(shots, task.stock_shots)
+            made = task.requests(own, most)
             found |= {one: _question(task, instances) for one, instances in made.items()}
         return {one: found[one] for one in ids}
 
@@ -145,10 +148,12 @@ def _label(metric: str, kind: str, filters: Sequence[str]) -> str:
 
 
 def _numbers(task: StockTask, by_filter: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    import numpy
+
     found: dict[str, float] = {}
     for kind, metrics in by_filter.items():
         for name in _means(task):
             value = metrics.get(name)
-            if value is not None and not isinstance(value, (str, tuple, list)):
+            if isinstance(value, (numbers.Real, numpy.bool_)):
                 found[_label(name, kind, list(by_filter))] = float(value)
     return found

@@ -253,3 +253,19 @@ def test_names_are_those_of_lm_eval() -> None:
     assert "mmlu_astronomy" in members("mmlu_stem")
     with pytest.raises(ItemsError, match="changes its tasks"):
         members("openllm")
+
+
+def test_requests_are_those_of_lm_eval_s_own_loop(tmp_path: Path) -> None:
+    from mixloop.evals.tasks import TaskSpec, build_tasks
+
+    rows = load_items("gsm8k", "packages").rows
+    stock = "gsm8k/gsm8k.yaml"
+    task = build_tasks([TaskSpec("gsm8k", stock, rows[:4], rows, leave_one_out=True)], tmp_path)[
+        "gsm8k"
+    ]
+    asked = task.requests([row["id"] for row in rows[:4]], 5)
+    task.task.build_all_requests()
+    theirs = task.task.instances
+    assert [ours[0].args for ours in asked.values()] == [instance.args for instance in theirs]
+    assert [ours[0].metadata for ours in asked.values()] == [one.metadata for one in theirs]
+    assert theirs[0].args[0].count("Question:") == 6

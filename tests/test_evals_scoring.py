@@ -393,6 +393,24 @@ def test_no_item_is_shown_its_own_answer(lm: Any, tmp_path: Path) -> None:
     assert plan_of("math", wide, tmp_path, data="packages").shots == 0
 
 
+def test_a_subject_of_one_s_own_is_asked_like_mmlu_s(lm: Any, tmp_path: Path) -> None:
+    from mixloop.evals.model import CheckpointLM
+
+    wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
+    row = {"subject": "Bee Keeping", "choices": ["1", "2", "3", "4"], "answer": "B"}
+    for name, count in (("dev", 2), ("test", 3)):
+        rows = [{**row, "question": f"{name} {i}?"} for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    plan = plan_of("mmlu", wide, tmp_path, data=[str(tmp_path)])
+    about = "questions (with answers) about bee keeping.\n\n"
+    for question in plan.answered.values():
+        letters, text = question.choices[0].args[0], question.choices[4].args[0]
+        assert letters.startswith(f"The following are multiple choice {about}dev 0?\nA. 1\n")
+        assert text.startswith(f"The following are {about}Question: dev 0?\nAnswer: 2\n\n")
+        assert [choice.args[1] for choice in question.choices[:4]] == [" A", " B", " C", " D"]
+        assert question.gold == question.choices[5].args
+
+
 def test_a_stray_item_of_the_pool_takes_no_example_from_the_others(lm: Any, tmp_path: Path) -> None:
     from mixloop.evals.model import CheckpointLM
 
