@@ -7,6 +7,7 @@ from typing import Any
 
 from mixloop.controller import launch, observe
 from mixloop.controller.config import RunConfig, load_config
+from mixloop.controller.errors import BadInput
 from mixloop.controller.show import tokens
 
 Json = dict[str, Any]
@@ -23,6 +24,7 @@ def check_run(path: Path) -> Json:
         BadInput: one line on the first thing that is wrong.
     """
     config = load_config(path)
+    check_benchmarks(path, config)
     sizes = observe.unique_tokens(config)
     weights = config.start_weights(sizes)
     launch.check_training(config)
@@ -37,6 +39,24 @@ def check_run(path: Path) -> Json:
         for name in config.sources
     }
     return {"run": config.run.id, "sources": sources, "notes": _notes(config, sources)}
+
+
+def check_benchmarks(path: Path, config: RunConfig) -> None:
+    """That every benchmark is one of the four or a task of lm-eval's.
+
+    Raises:
+        BadInput: naming the first that isn't, and what may be meant.
+    """
+    from mixloop.evals.catalog import unknown_benchmarks
+    from mixloop.evals.rows import ItemsError
+
+    for section in ("benchmarks", "watch"):
+        try:
+            unknown = unknown_benchmarks(getattr(config.evals, section))
+        except ItemsError as error:
+            raise BadInput(f"{path}: evals.{section}: {error}") from None
+        for name, mend in unknown.items():
+            raise BadInput(f"{path}: evals.{section}.{name}: no such benchmark; {mend}")
 
 
 def _notes(config: RunConfig, sources: Json) -> list[str]:
@@ -63,7 +83,7 @@ def _notes(config: RunConfig, sources: Json) -> list[str]:
 
 
 def _sandbox(config: RunConfig) -> str:
-    if "humaneval" not in config.evals.benchmarks:
+    if "humaneval" not in config.evals.asked:
         return "humaneval is not asked"
     from mixloop.evals.sandbox import Sandbox
 

@@ -203,15 +203,28 @@ def explain(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="a checkpoint folder in Hugging Face format")],
     config: Annotated[Path | None, typer.Option(help="run.yaml whose evals section to use")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WHERE",
+            help="a benchmark's items: file, folder, hub or packages; repeatable. "
+            "Without --config or --benchmarks only the benchmarks named here are scored",
+        ),
+    ] = None,
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAMES", help="which to score, by comma or repeated"),
+    ] = None,
     items: Annotated[int | None, typer.Option(min=1, help="items per benchmark")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda:1, …; default: cpu")] = None,
     out: Annotated[Path | None, typer.Option(help="also write the scorecard here")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score one checkpoint on the benchmarks."""
-    from mixloop.controller.evaluating import score_checkpoint, scorecard_table
+    from mixloop.controller.evaluating import Wanted, score_checkpoint, scorecard_table
 
-    card = score_checkpoint(checkpoint, config, items, device, out)
+    wanted = Wanted(config, data or (), benchmarks or (), items, device)
+    card = score_checkpoint(checkpoint, wanted, out)
     if as_json:
         typer.echo(card.to_json())
         return

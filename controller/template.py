@@ -24,7 +24,8 @@ sources:
 evals:
   every: 200M               # tokens between scored checkpoints
   device: cpu               # never a training GPU unless you name one
-  # data: auto (the hub, else what installed packages carry), hub, packages, or jsonl files
+  # data: auto (the hub, else what installed packages carry), hub, packages, or local files
+  # any task of lm-eval can be named; those under `watch: [hellaswag]` are reported, never steer
   benchmarks:
     mmlu: {items: 1000}
     gsm8k: {items: 400, generate_items: 100}

@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .benchmarks import Benchmark, Outcomes, Question, make_benchmark, task_folder
+from .benchmarks import Benchmark, Outcomes, Question, make_benchmark
 from .items import ItemsError, choose, load_items
 from .metrics import cluster_of, mean_metrics, ratio_metric
 from .sandbox import Sandbox
 from .scorecard import BenchmarkScore, Metric, Scorecard, training_state
 from .settings import BenchmarkSettings, EvalSettings
+from .tasks import task_folder
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -156,7 +157,7 @@ def make_plan(
     if benchmark.generates:
         room = min(own.max_new_tokens or benchmark.stock_room, lm.max_length // 2)
     generated = ids if own.generate_items is None else ids[: own.generate_items]
-    most = benchmark.stock_shots if own.shots is None else min(own.shots, benchmark.stock_shots)
+    most = benchmark.stock_shots if own.shots is None else min(own.shots, benchmark.most_shots)
     for shots in range(most, -1, -1):
         found = _ask(benchmark, ids, frozenset(generated), shots, room, lm)
         if found is not None:
@@ -188,10 +189,10 @@ def _ask(
     for begin in range(0, len(ids), _CHUNK):
         chunk = ids[begin : begin + _CHUNK]
         for one, question in benchmark.questions(chunk, shots, room).items():
-            read = lm.holds(*question.gold)
+            read = question.gold is None or lm.holds(*question.gold)
             answers = one not in generated or _answer_fits(question, lm, room)
             misfits += not (read and answers)
-            if read:
+            if read and question.gold is not None:
                 gold[one] = question
             if answers:
                 fitting.add(one)
