@@ -64,7 +64,8 @@ class EvalSettings(BaseModel):
     `every` is a token count (units are parsed before), `timeout` seconds per checkpoint,
     `memory` bytes of resident memory the worker may hold, `max_length` the
     longest sequence in tokens (None: the model's own), `batch_tokens` tokens per forward pass
-    (None: what suits the device).
+    (None: what suits the device), `unit_items` how many items of a benchmark are scored by
+    themselves, wherever that is.
     `benchmarks` and `watch` (a list, or as `benchmarks` are) name the four benchmarks or any task
     of lm-eval's; watched ones are reported and never steer.
     `data_pins` is what `auto` found earlier in the run, see :meth:`pinned`.
@@ -85,6 +86,7 @@ class EvalSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    unit_items: Annotated[int, Field(ge=1)] = 128
     max_length: Annotated[int, Field(ge=8)] | None = None
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     memory: Annotated[int, Field(ge=1)] | None = None
