@@ -234,6 +234,36 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    a: Annotated[
+        Path, typer.Argument(metavar="A", help="a scorecard (`mixloop eval --out`), or a run")
+    ],
+    b: Annotated[Path | None, typer.Argument(metavar="B", help="the other scorecard")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="two steps of the run A, such as 1200,2400")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="compare also what was asked differently")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Two checkpoints, paired over the items they share."""
+    from mixloop.controller import comparing, show
+
+    if (b is None) == (steps is None):
+        raise BadInput("compare: give two scorecards (A B), or a run and --steps 1200,2400")
+    cards = comparing.read_cards((a, b)) if b is not None else comparing.run_cards(a, steps or "")
+    report = comparing.compare_cards(*cards, force=force)
+    if as_json:
+        _print_json(report)
+    else:
+        show.console().print(comparing.comparison_table(report))
+        for note in report["notes"]:
+            typer.echo(show.clean(note))
+    if not report["rows"]:
+        typer.echo("error: nothing can be compared", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     directory: Annotated[
         Path, typer.Option("--dir", help="folder of the demo's run; made anew")

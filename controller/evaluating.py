@@ -143,13 +143,19 @@ def _all_among(data: Iterable[str], asked: Sequence[str]) -> None:
 def scorecard_table(card: Scorecard) -> Table:
     """A scorecard for a person: every metric with its standard error and what it rests on."""
     where = f" at step {card.step}" if card.step is not None else ""
-    columns = ("benchmark", "metric", "value", "± s.e.", "items", "excluded", "shots", "data")
+    columns = (
+        *("benchmark", "metric", "value", "± s.e.", "95%"),
+        *("items", "excluded", "shots", "data"),
+    )
     made = show.table(f"{show.clean(card.checkpoint)}{where}", columns)
     for name, score in card.benchmarks.items():
         for metric, found in score.metrics.items():
             error = "-" if found.stderr is None else f"{found.stderr:.4f}"
+            within = "-" if found.interval is None else "{:.4f} … {:.4f}".format(*found.interval)
             counts = (str(found.n), str(found.excluded), str(score.shots))
-            made.add_row(name, metric, f"{found.value:.4f}", error, *counts, show.cell(score.data))
+            made.add_row(
+                name, metric, f"{found.value:.4f}", error, within, *counts, show.cell(score.data)
+            )
         if score.reason:
-            made.add_row(name, "missing", *"-----", show.cell(score.reason))
+            made.add_row(name, "missing", *"------", show.cell(score.reason))
     return made

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .benchmarks import Benchmark, Outcomes, Question, make_benchmark
-from .estimates import mean, ratio
 from .items import ItemsError, choose, load_items
+from .metrics import cluster_of, mean_metrics, ratio_metric
 from .sandbox import Sandbox
 from .scorecard import BenchmarkScore, Metric, Scorecard, training_state
 from .settings import BenchmarkSettings, EvalSettings
@@ -85,7 +86,8 @@ class Scorer:
         )
 
     def _all(self, checkpoint: Path, progress: Progress) -> dict[str, BenchmarkScore]:
-        from .model import CheckpointError, load_checkpoint
+        from .engine import load_checkpoint
+        from .model import CheckpointError
 
         settings = self.settings
         progress("checkpoint", "loading")
@@ -110,7 +112,7 @@ class Scorer:
         try:
             prepared = self._prepare(name, own)
             plan = self._plan(name, own, prepared, lm)
-            return _score(prepared, plan, lm)
+            return _score(name, prepared, plan, lm)
         except ItemsError as error:
             return _missing(str(error))
         # one benchmark's fault, whatever it is, must not cost the others their scores
@@ -163,9 +165,7 @@ def make_plan(
     assert found is not None
     gold, fitting = found
     answered = [one for one in generated if one in fitting]
-    # asked last, so that the task's own filters see exactly these requests
-    final = benchmark.questions(answered, shots, room) if answered else {}
-    return Plan(shots, room, ids, generated, gold, final)
+    return Plan(shots, room, ids, generated, gold, {one: fitting[one] for one in answered})
 
 
 def _ask(
@@ -175,14 +175,14 @@ def _ask(
     shots: int,
     room: int,
     lm: CheckpointLM,
-) -> tuple[dict[str, Question], set[str]] | None:
-    """Questions whose gold answer fits, and the items whose choices or generation fit.
+) -> tuple[dict[str, Question], dict[str, Question]] | None:
+    """Questions whose gold answer fits, and those whose choices or generation fit.
 
     None as soon as more than a tenth of the items can't fit at this number of shots (rendering
     prompts is what planning costs); at no shots there is nothing left to drop.
     """
     gold: dict[str, Question] = {}
-    fitting: set[str] = set()
+    fitting: dict[str, Question] = {}
     misfits = 0
     for begin in range(0, len(ids), _CHUNK):
         chunk = ids[begin : begin + _CHUNK]
@@ -193,7 +193,7 @@ def _ask(
             if read and question.gold is not None:
                 gold[one] = question
             if answers:
-                fitting.add(one)
+                fitting[one] = question
         if shots > 0 and misfits > (1 - FIT) * len(ids):
             return None
     return gold, fitting
@@ -205,28 +205,32 @@ def _answer_fits(question: Question, lm: CheckpointLM, room: int) -> bool:
     return all(lm.holds(*choice.args) for choice in question.choices)
 
 
-def _score(prepared: _Prepared, plan: Plan, lm: CheckpointLM) -> BenchmarkScore:
+def _score(name: str, prepared: _Prepared, plan: Plan, lm: CheckpointLM) -> BenchmarkScore:
     benchmark = prepared.benchmark
+    cluster = partial(cluster_of, name)
     items: Outcomes = {}
     metrics: dict[str, Metric] = {}
     reasons: list[str] = []
     if plan.questions:
         gold = _bits_per_byte(plan.questions, lm)
         items.update(gold)
-        metrics["bits_per_byte"] = _ratio_metric(gold, len(plan.asked))
+        metrics["bits_per_byte"] = ratio_metric(gold, len(plan.asked), cluster)
     reason = benchmark.unusable()
     if reason is None and plan.answered:
         answers, trouble = _try_answers(benchmark, plan, lm)
         for one, outcome in answers.items():
             items[one] = {**items.get(one, {}), **outcome}
         if trouble is None:
-            metrics |= _mean_metrics(answers, len(plan.generated))
+            better = benchmark.higher_is_better
+            metrics |= mean_metrics(answers, len(plan.generated), cluster, better)
         else:
             reasons.append(f"{benchmark.scored}: {trouble}")
     elif plan.generated:
         reasons.append(f"{benchmark.scored}: {reason or 'no item fits the context'}")
     if not plan.questions:
-        reasons.append("bits_per_byte: no item fits the context")
+        textless = any(question.gold is None for question in plan.answered.values())
+        why = "the task has no gold text" if textless else "no item fits the context"
+        reasons.append(f"bits_per_byte: {why}")
     return BenchmarkScore(
         status="ok" if metrics else "missing",
         reason="; ".join(reasons) or None,
@@ -282,40 +286,6 @@ def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError("the checkpoint's log-likelihoods are not finite")
     return value
-
-
-def _ratio_metric(outcomes: Outcomes, asked: int) -> Metric:
-    weights = [one["bytes"] for one in outcomes.values()]
-    totals = [one["bits_per_byte"] * one["bytes"] for one in outcomes.values()]
-    value, stderr = ratio(totals, weights)
-    return Metric(
-        value=value,
-        stderr=stderr,
-        n=len(totals),
-        higher_is_better=False,
-        asked=asked,
-        excluded=asked - len(totals),
-    )
-
-
-def _mean_metrics(outcomes: Outcomes, asked: int) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {}
-    for name in _names(outcomes.values()):
-        values = [one[name] for one in outcomes.values()]
-        value, stderr = mean(values)
-        metrics[name] = Metric(
-            value=value,
-            stderr=stderr,
-            n=len(values),
-            higher_is_better=True,
-            asked=asked,
-            excluded=asked - len(values),
-        )
-    return metrics
-
-
-def _names(outcomes: Iterable[Mapping[str, float]]) -> Sequence[str]:
-    return list(dict.fromkeys(name for one in outcomes for name in one))
 
 
 def _missing(reason: str) -> BenchmarkScore:

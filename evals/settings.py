@@ -63,9 +63,9 @@ class EvalSettings(BaseModel):
 
     `every` is a token count (units are parsed before), `timeout` seconds per checkpoint,
     `memory` bytes of resident memory the worker may hold, `max_length` the
-    longest sequence in tokens (None: the model's own), `batch_tokens` padded tokens per forward.
-    `benchmarks` and `watch` (a list, or as `benchmarks` are) name the four benchmarks or any task
-    of lm-eval's; watched ones are reported and never steer.
+    longest sequence in tokens (None: the model's own), `batch_tokens` tokens per forward pass
+    (None: what suits the device). `benchmarks` and `watch` (a list, or as `benchmarks` are) name
+    the four benchmarks or any task of lm-eval's; watched ones are reported and never steer.
     `data_pins` is what `auto` found earlier in the run, see :meth:`pinned`.
     """
 
@@ -83,7 +83,7 @@ class EvalSettings(BaseModel):
     device: str = "cpu"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
-    batch_tokens: Annotated[int, Field(ge=1)] = 2048
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
     max_length: Annotated[int, Field(ge=8)] | None = None
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     memory: Annotated[int, Field(ge=1)] | None = None

@@ -22,6 +22,7 @@ import pytest
 
 from mixloop.evals import estimates
 from mixloop.evals.items import load_items
+from mixloop.evals.outcomes import read_outcomes
 from mixloop.evals.scorecard import Scorecard
 from mixloop.evals.settings import EvalSettings
 from mixloop.evals.worker_client import EvaluationError, Evaluator, Failure, evaluate
@@ -135,10 +136,11 @@ def lm(checkpoint: Path) -> Any:
     """The model in this process, for direct computation."""
     import torch
 
-    from mixloop.evals.model import load_checkpoint
+    from mixloop.evals.model import CheckpointLM, read_checkpoint
 
     torch.set_num_threads(1)
-    return load_checkpoint(checkpoint)
+    read = read_checkpoint(checkpoint)
+    return CheckpointLM(read.model, read.tokenizer, max_length=read.max_length)
 
 
 def direct_bits(lm: Any, context: str, continuation: str) -> float:
@@ -170,18 +172,22 @@ def test_every_benchmark_is_scored(card: Scorecard, checkpoint: Path) -> None:
 
 
 def test_metrics_are_those_of_their_items(card: Scorecard) -> None:
-    for one in card.benchmarks.values():
+    for benchmark, one in card.benchmarks.items():
         for name, metric in one.metrics.items():
-            own = [item for item in one.items.values() if name in item]
+            kept = {i: item for i, item in one.items.items() if name in item}
+            own = list(kept.values())
+            subjects = [i.split("/")[0] for i in kept] if benchmark == "mmlu" else None
             if name == "bits_per_byte":
                 weights = [item["bytes"] for item in own]
                 totals = [item[name] * item["bytes"] for item in own]
-                expected = estimates.ratio(totals, weights)
+                expected = estimates.ratio(totals, weights, subjects)
             else:
-                expected = estimates.mean([item[name] for item in own])
+                expected = estimates.mean([item[name] for item in own], subjects)
             assert len(own) == metric.n
             assert metric.value == pytest.approx(expected[0])
             assert metric.stderr == pytest.approx(expected[1])
+            assert metric.interval is not None
+            assert metric.interval[0] <= metric.value <= metric.interval[1]
 
 
 def stock_prompt(name: str, row: dict[str, Any]) -> tuple[str, str]:
@@ -257,6 +263,15 @@ def test_a_second_scoring_is_identical(
     assert again.benchmarks == card.benchmarks
     assert evaluator.pid == pid is not None
     assert Scorecard.read(tmp_path / "again.json") == again
+    beside = read_outcomes(tmp_path / "again.items.parquet")
+    scored = [(one.benchmark, one.item, one.metric, one.value) for one in beside]
+    assert scored == [
+        (name, item, metric, value)
+        for name, benchmark in card.benchmarks.items()
+        for item, outcome in benchmark.items.items()
+        for metric, value in outcome.items()
+        if metric != "bytes"
+    ]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "pickle", "tokenizer", "gone"])
