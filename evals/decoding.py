@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 Tokens = tuple[int, ...]
 
 
-# tokens beyond which a pass costs more for every further one: reading the weights is paid for
-_FREE = {"cpu": 20}
-_FREE_ELSEWHERE = 200
+# how many tokens' worth of time reading the weights takes, on a CPU and elsewhere
+_READING, _READING_ELSEWHERE = 32, 256
+# one token is a product of a matrix and a vector, which costs half of one of two matrices
+_ALONE = 1.3
 
 
 @dataclass
@@ -114,11 +115,13 @@ class Decoder:
         self._take(range(len(self._rows)), logits, counts)
 
     def _guess(self) -> None:
-        free = _FREE.get(self._lm.device.type, _FREE_ELSEWHERE)
-        cost = len(self._rows) / (len(self._rows) + free)
+        on_cpu = self._lm.device.type == "cpu"
+        rows = len(self._rows)
+        cost = rows / (rows + (_READING if on_cpu else _READING_ELSEWHERE))
+        least = _ALONE if on_cpu and rows == 1 else 0.0
         for row in self._rows:
             room = self._room - len(row.made) - 1
-            row.guessed = row.draft.guess(cost, room) if row.draft is not None else []
+            row.guessed = row.draft.guess(cost, room, least) if row.draft is not None else []
 
     def _take(self, places: Sequence[int], logits: torch.Tensor, counts: Sequence[int]) -> None:
         """Appends what the pass says of each row and retires the rows that are done."""

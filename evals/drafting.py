@@ -59,17 +59,20 @@ class Draft:
         self._held = _FADE * self._held + held
         self._tried = _FADE * self._tried + min(guessed, held + 1)
 
-    def guess(self, cost: float, room: int) -> list[int]:
+    def guess(self, cost: float, room: int, least: float = 0.0) -> list[int]:
         """What may come next: at most `room` tokens, none when nothing recurs.
 
-        `cost` is what one more token in a pass costs, as a share of what a pass costs a row.
+        `cost` is what one more token in a pass costs, as a share of what a pass costs a row;
+        fewer than `least` tokens that hold, on average, are not worth guessing at all.
         """
         ending = self._own.tokens[-GRAM:]
         for text in (self._own, self._prefix):
             at = text.find(ending)
             if at is not None:
-                count = min(room, self._worth(cost, self._agrees(text.tokens, at)))
-                return text.tokens[at : at + count]
+                chance = self._chance(self._agrees(text.tokens, at))
+                count = min(room, MOST, int(math.log(cost) / math.log(chance)))
+                hold = sum(chance**k for k in range(1, count + 1))
+                return text.tokens[at : at + count] if hold >= least else []
         return []
 
     def _agrees(self, tokens: Sequence[int], at: int) -> int:
@@ -78,8 +81,7 @@ class Draft:
         most = min(at, len(own), LONG)
         return next((n for n in range(most) if tokens[at - 1 - n] != own[-1 - n]), most)
 
-    def _worth(self, cost: float, agrees: int) -> int:
+    def _chance(self, agrees: int) -> float:
+        """That a guessed token holds when those before it do."""
         chance = (self._held + 1) / (self._tried + 2)
-        if agrees >= LONG:
-            chance = max(chance, 0.9)
-        return min(MOST, int(math.log(cost) / math.log(chance)))
+        return max(chance, 0.9) if agrees >= LONG else chance
