@@ -54,10 +54,8 @@ def make_plan(
             break
     assert found is not None
     gold, fitting, has_gold = found
-    answered = [one for one in generated if one in fitting]
-    # asked last, so that the task's own filters see exactly these requests
-    final = benchmark.questions(answered, shots, room) if answered else {}
-    return Plan(shots, room, ids, generated, gold, final, has_gold)
+    answered = {one: fitting[one] for one in generated if one in fitting}
+    return Plan(shots, room, ids, generated, gold, answered, has_gold)
 
 
 def _ask(
@@ -67,14 +65,14 @@ def _ask(
     shots: int,
     room: int,
     lm: CheckpointLM,
-) -> tuple[dict[str, Question], set[str], bool] | None:
-    """Questions whose gold answer fits, items whose choices or generation fit, any gold at all.
+) -> tuple[dict[str, Question], dict[str, Question], bool] | None:
+    """Questions whose gold answer fits, those whose answers do, and whether any has gold at all.
 
     None as soon as more than a tenth of the items can't fit at this number of shots (rendering
     prompts is what planning costs); at no shots there is nothing left to drop.
     """
     gold: dict[str, Question] = {}
-    fitting: set[str] = set()
+    fitting: dict[str, Question] = {}
     misfits = 0
     has_gold = False
     for begin in range(0, len(ids), _CHUNK):
@@ -87,7 +85,7 @@ def _ask(
             if read and question.gold is not None:
                 gold[one] = question
             if answers:
-                fitting.add(one)
+                fitting[one] = question
         if shots > 0 and misfits > (1 - FIT) * len(ids):
             return None
     return gold, fitting, has_gold

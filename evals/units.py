@@ -7,7 +7,7 @@ one worker and on many.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -97,12 +97,13 @@ def assemble(scores: Sequence[UnitScore]) -> BenchmarkScore:
     if gold:
         metrics["bits_per_byte"] = ratio_metric(gold, len(first.asked), cluster)
     if trouble is None and answers:
-        found = mean_metrics(answers, first.generated, cluster)
-        metrics |= _directed(found, first.lower_is_better)
+        better = dict.fromkeys(first.lower_is_better, False)
+        metrics |= mean_metrics(answers, first.generated, cluster, better)
     elif first.generated:
         reasons.append(f"{first.scored}: {trouble or 'no item fits the context'}")
-    if first.has_gold and not gold:
-        reasons.append("bits_per_byte: no item fits the context")
+    if not gold:
+        why = "no item fits the context" if first.has_gold else "the task has no gold text"
+        reasons.append(f"bits_per_byte: {why}")
     items = {
         one: {**gold.get(one, {}), **answers.get(one, {})}
         for one in first.asked
@@ -142,10 +143,3 @@ def total_cost(scores: Sequence[UnitScore]) -> Cost:
 def _in_order(asked: Sequence[str], found: Sequence[Outcomes]) -> Outcomes:
     merged = {one: outcome for part in found for one, outcome in part.items()}
     return {one: merged[one] for one in asked if one in merged}
-
-
-def _directed(metrics: Mapping[str, Metric], lower_is_better: Sequence[str]) -> dict[str, Metric]:
-    return {
-        name: metric.model_copy(update={"higher_is_better": name not in lower_is_better})
-        for name, metric in metrics.items()
-    }
