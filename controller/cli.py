@@ -233,6 +233,19 @@ def evaluate(
     show.console().print(scorecard_table(card))
 
 
+@app.command(
+    name="lm-eval",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def lm_eval(context: typer.Context) -> None:
+    """lm-eval's own command, run on mixloop's engine: --model_args pretrained=DIR --tasks ..."""
+    import os
+
+    arguments = [sys.executable, "-m", "mixloop.evals.harness", *context.args]
+    os.execv(sys.executable, arguments)
+
+
 @app.command()
 def compare(
     a: Annotated[
