@@ -233,6 +233,38 @@ def bench_one(
     }
 
 
+def half_precision(options: argparse.Namespace, exact: Any, folder: Path) -> str:
+    """How far bfloat16 is from stock float32 on some MMLU questions: stock's, and ours."""
+    data = options.data.get("mmlu")
+    items = load_items("mmlu", (data,) if data else "auto")
+    subset, _ = mmlu_shape(items, 2, options.half // 2)
+    folder.mkdir()
+    benchmark = make_benchmark(
+        "mmlu", replace(items, rows=tuple(subset)), subset, folder, Sandbox()
+    )
+    ours = load_checkpoint(options.checkpoint, dtype="bfloat16", max_length=CONTEXT)
+    plan = make_plan(
+        benchmark, tuple(row["id"] for row in subset), BenchmarkSettings(shots=options.shots), ours
+    )
+    requests = requests_of(plan.answered)
+    exact.batch_size_per_gpu = 1
+    stock = stock_model(options.checkpoint, "bfloat16")
+    answers = {
+        name: (began := time.process_time(), ask(lm, requests), time.process_time() - began)[1:]
+        for name, lm in (("float32", exact), ("stock", stock), ("ours", ours))
+    }
+    wanted = outcomes(benchmark, plan.answered, requests, answers["float32"][0])
+    said = []
+    for name in ("stock", "ours"):
+        found, seconds = answers[name]
+        pairs = zip(found, answers["float32"][0], strict=True)
+        away = statistics.fmean(abs(a[0] - b[0]) for a, b in pairs)
+        letters = outcomes(benchmark, plan.answered, requests, found)
+        changed = sum(letters[one] != wanted[one] for one in wanted)
+        said.append(f"{name} {away:.4f} ({changed} of {len(wanted)} letters, {seconds:.1f} CPU s)")
+    return "bfloat16, mean distance of a log-likelihood from stock float32: " + ", ".join(said)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
@@ -244,6 +276,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=32, help="of the other three")
     parser.add_argument("--shots", type=int)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--half", type=int, default=0, help="MMLU questions asked in bfloat16 too")
     parser.add_argument("--skip-stock", action="store_true", help="only our side, for tuning")
     parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
     options = parser.parse_args()
@@ -300,7 +333,10 @@ def main() -> None:
             rows.append(bench_one(name, options, ours, stock, counts, Path(folder) / name))
             if options.out is not None:
                 options.out.write_text(json.dumps(rows, indent=1))
+        half = half_precision(options, stock, Path(folder) / "half") if options.half else ""
     report(rows, sum(p.numel() for p in ours.model.parameters()), matmul_rate())
+    if half:
+        print(f"\n{half}")
 
 
 if __name__ == "__main__":

@@ -188,11 +188,12 @@ def stock(tokenizer: Any) -> Any:
     """Answers of lm-eval's `hf` model, by family."""
     from lm_eval.models.huggingface import HFLM
 
-    def answers(kind: str) -> tuple[list[Any], list[str]]:
+    def answers(kind: str, dtype: Any = None) -> tuple[list[Any], list[str]]:
         with warnings.catch_warnings():
             # transformers announces deprecations to lm-eval's code, not to ours
             warnings.simplefilter("ignore")
-            model = HFLM(tiny(kind), tokenizer=tokenizer, max_length=CONTEXT, batch_size=5)
+            read = tiny(kind) if dtype is None else tiny(kind).to(dtype)
+            model = HFLM(read, tokenizer=tokenizer, max_length=CONTEXT, batch_size=5)
             return (
                 model.loglikelihood(requests(1), disable_tqdm=True),
                 model.generate_until(prompts(2), disable_tqdm=True),
@@ -211,6 +212,23 @@ def test_numbers_and_texts_are_the_stock_models(kind: str, stock: Any, tokenizer
     assert lm.tokens < 0.6 * lm.asked_tokens
     assert lm.generate_until(prompts(2)) == texts
     assert len(set(texts)) > 3
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPTNeoX"])
+def test_half_precision_is_as_good_as_the_stock_models(
+    kind: str, stock: Any, tokenizer: Any
+) -> None:
+    """The engine in bfloat16 is no further from float32 than lm-eval's `hf` model is."""
+    import torch
+
+    exact, _ = stock(kind)
+    theirs, _ = stock(kind, torch.bfloat16)
+    found = engine(tiny(kind).bfloat16(), tokenizer).loglikelihood(requests(1), disable_tqdm=True)
+
+    def away(answers: list[Any]) -> float:
+        return sum(abs(a[0] - b[0]) for a, b in zip(answers, exact, strict=True)) / len(exact)
+
+    assert 0 < away(found) < 1.25 * away(theirs)
 
 
 def test_numbers_do_not_depend_on_how_much_fits_a_pass(tokenizer: Any) -> None:
