@@ -28,6 +28,7 @@ from mixloop.controller.journal import FenceLost, Journal, timestamp
 from mixloop.controller.reconcile import Action, World, next_action
 from mixloop.evals.scorecard import Scorecard
 from mixloop.evals.worker_client import Evaluator, Failure
+from mixloop.policies import Observation
 from mixloop.trainer.contract import Order, RunPaths, write_holds, write_order
 
 log = logging.getLogger("mixloop.controller")
@@ -402,6 +403,7 @@ class Controller:
         assert status is not None
         assert step is not None
         seen = observe.observation(self.journal, self.config, self.sizes, status, step)
+        self._note_steering(seen)
         request = {
             "ref": self.config.policy.use,
             "options": self.config.policy.options,
@@ -417,6 +419,13 @@ class Controller:
             clock=self.clock,
         )
         self.running = Running(child, seen, records.now_ms())
+
+    def _note_steering(self, seen: Observation) -> None:
+        """Before the decision that it bears on; a repeat after a crash finds nothing new."""
+        chosen = observe.steering(self.config, seen.evaluations)
+        newest = seen.evaluations[-1]
+        for name, one in records.steering(self.journal, newest.step, newest.tokens, chosen).items():
+            self.say(f"from step {newest.step} {one.metric} steers {name}: {one.why}")
 
     def _do_take_decision(self, world: World) -> None:
         running = self.running

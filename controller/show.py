@@ -105,7 +105,18 @@ def history_table(entries: Iterable[Json]) -> Table:
             cell(entry["reason"]),
             "-" if entry["applied_step"] is None else f"step {entry['applied_step']}",
         )
+        headlines = {n: one for n, one in entry["steering"].items() if one["since"] is not None}
+        made.caption = cell(f"Steered by {steering(headlines)}") if headlines else None
     return made
+
+
+def steering(chosen: Json) -> str:
+    """``gsm8k exact_match since step 1200, mmlu bits_per_byte``."""
+    return ", ".join(
+        f"{clean(name)} {clean(one['metric'])}"
+        + (f" since step {one['since']}" if one["since"] is not None else "")
+        for name, one in chosen.items()
+    )
 
 
 def explain_lines(entry: Json) -> list[str]:
@@ -118,6 +129,7 @@ def explain_lines(entry: Json) -> list[str]:
         f"Times        scored {entry['scored_at'] or '-'}, decided {entry['decided_at']}, "
         f"in force {entry['applied_at'] or '-'}",
         f"Why          {clean(entry['reason'])}",
+        f"Steered by   {steering(entry['steering']) or '-'}",
         *_evidence_lines(entry["evidence"]),
         "",
         f"Before       {mixture(entry['weights_before'])}",
@@ -196,6 +208,8 @@ def status_lines(found: Json) -> list[str]:
         for name, entry in found["ledger"].items()
     ]
     lines += [_benchmark_line(name, score) for name, score in found["benchmarks"].items()]
+    if found["steering"]:
+        lines.append(f"Steered by {steering(found['steering'])}")
     lines += _pending_lines(found["pending"])
     tracking = found["tracking"]
     lines.append(f"MLflow     {tracking['sent']} entries sent, {tracking['waiting']} waiting")

@@ -51,7 +51,8 @@ class EvalSettings(BaseModel):
     `every` is a token count (units are parsed before), `timeout` seconds per checkpoint,
     `memory` bytes of resident memory the worker may hold, `max_length` the
     longest sequence in tokens (None: the model's own), `batch_tokens` padded tokens per forward.
-    `data_pins` is what `auto` found earlier in the run, see :meth:`pinned`.
+    `data_pins` is what `auto` found earlier in the run, see :meth:`pinned`. `steering` is the
+    controller's: which metric of a benchmark policies look at.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +62,7 @@ class EvalSettings(BaseModel):
         default_factory=lambda: {name: BenchmarkSettings() for name in BENCHMARKS}
     )
     watch: tuple[str, ...] = ()
+    steering: Literal["auto", "bits_per_byte"] = "auto"
     data_pins: dict[str, Literal["hub", "packages"]] = Field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"
