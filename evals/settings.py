@@ -23,6 +23,17 @@ def _as_files(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_share(value: Any) -> Any:
+    """`2%` as people write it; a number is a share already."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip().removesuffix("%")) / 100
+        except ValueError:
+            raise ValueError("not a share of training time: write 2% or 0.02") from None
+    return value
+
+
+Share = Annotated[float, BeforeValidator(_as_share), Field(gt=0, le=1)]
 Data = Annotated[DataKind | tuple[Path, ...], BeforeValidator(_as_files)]
 
 
@@ -51,13 +62,17 @@ class EvalSettings(BaseModel):
     `every` is a token count (units are parsed before), `timeout` seconds per checkpoint,
     `memory` bytes of resident memory the worker may hold, `max_length` the
     longest sequence in tokens (None: the model's own), `batch_tokens` padded tokens per forward.
-    `data_pins` is what `auto` found earlier in the run, see :meth:`pinned`. `steering` is the
-    controller's: which metric of a benchmark policies look at.
+    `budget` is the share of training time that evaluation may take (`2%`, 0.02), whichever device
+    it runs on: it chooses the numbers of items, once and for the whole run, and the `items` and
+    `generate_items` of a benchmark are then upper bounds. `data_pins` is what `auto` found earlier
+    in the run, see :meth:`pinned`. `steering` is the controller's: which metric of a benchmark
+    policies look at.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     every: Annotated[int, Field(ge=1)] | None = None
+    budget: Share | None = None
     benchmarks: dict[str, BenchmarkSettings] = Field(
         default_factory=lambda: {name: BenchmarkSettings() for name in BENCHMARKS}
     )
