@@ -66,6 +66,27 @@ def mixture(weights: Mapping[str, float]) -> str:
     return ", ".join(f"{clean(name)} {weight:.3f}" for name, weight in weights.items())
 
 
+def plan_table(plan: Json) -> Table:
+    """An evaluation plan: items of how many, what they cost and how much they tell."""
+    title = f"Evaluations: {plan['budget']:.3g} of training time on {clean(plan['device'])}"
+    if plan["seconds"] is not None:
+        title += (
+            f", {_number(plan['seconds'])} s of every {_number(plan['training_seconds'])} s "
+            f"at {_number(plan['tokens_per_second'])} tokens/s"
+        )
+    columns = ("benchmark", "items", "of", "generated", "seconds", "share", "± bits/byte")
+    made = table(title, columns)
+    for name, one in plan["benchmarks"].items():
+        counts = (one["items"], one["available"], one["generate_items"])
+        share = "-" if one["share"] is None else f"{one['share']:.2%}"
+        shown = ("-" if count is None else str(count) for count in counts)
+        made.add_row(cell(name), *shown, _number(one["seconds"]), share, _number(one["stderr"]))
+    if plan["overhead"] is not None:
+        share = f"{plan['overhead'] / plan['training_seconds']:.2%}"
+        made.add_row("(starting)", "-", "-", "-", _number(plan["overhead"]), share, "-")
+    return made
+
+
 def outcome_lines(outcome: Json | None) -> list[str]:
     """One line per benchmark: its paired gain after an intervention, with the standard error."""
     if outcome is None:

@@ -32,6 +32,7 @@ class _Frozen(BaseModel):
 class PlannedBenchmark(_Frozen):
     """One benchmark's part: ``items`` of ``available``, ``generate_items`` of them generated.
 
+    ``data_kind`` is where the trial's items came from, and where the run's therefore come from.
     ``generate_items`` is None where nothing is generated. ``seconds`` is the prediction, ``share``
     the same as a part of training time, ``stderr`` the standard error to expect of bits per byte
     (bits) at a level like the trial's. All three are None where the trial didn't tell.
@@ -40,6 +41,7 @@ class PlannedBenchmark(_Frozen):
     items: int
     generate_items: int | None = None
     available: int | None = None
+    data_kind: str = ""
     seconds: float | None = None
     share: float | None = None
     stderr: float | None = None
@@ -91,18 +93,13 @@ class EvalPlan(_Frozen):
 
     def pin(self, settings: EvalSettings) -> EvalSettings:
         """The settings with this plan's numbers of items; a benchmark it lacks gets FALLBACK's."""
-        names = settings.asked
-        counts = {name: self._counts(name, own) for name, own in names.items()}
-        return settings.model_copy(
-            update={
-                "benchmarks": {
-                    name: own.model_copy(
-                        update={"items": counts[name][0], "generate_items": counts[name][1]}
-                    )
-                    for name, own in names.items()
-                }
-            }
-        )
+        counts = {name: self._counts(name, settings.of(name)) for name in settings.asked}
+        kinds = {name: one.data_kind for name, one in self.benchmarks.items()}
+        benchmarks = {
+            name: settings.of(name).model_copy(update={"items": items, "generate_items": made})
+            for name, (items, made) in counts.items()
+        }
+        return settings.model_copy(update={"benchmarks": benchmarks}).pinned(kinds)
 
     def _counts(self, name: str, own: BenchmarkSettings) -> tuple[int, int | None]:
         planned = self.benchmarks.get(name)
@@ -119,7 +116,7 @@ def fallback_plan(settings: EvalSettings, checkpoint: str, reason: str) -> EvalP
             items=bounded(own, FALLBACK.items),
             generate_items=_few(name, own),
         )
-        for name, own in settings.asked.items()
+        for name, own in ((name, settings.of(name)) for name in settings.asked)
     }
     note = (
         f"nothing could be measured ({reason}): {FALLBACK.items} items of each benchmark, "

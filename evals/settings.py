@@ -114,10 +114,14 @@ class EvalSettings(BaseModel):
     def asked(self) -> dict[str, BenchmarkSettings]:
         """Every benchmark to run, in a fixed order, watched ones included."""
         return {
-            name: self._with_pin(name, self.benchmarks.get(name, BenchmarkSettings()))
+            name: self._with_pin(name, self.of(name))
             for name in BENCHMARKS
             if name in self.benchmarks or name in self.watch
         }
+
+    def of(self, name: str) -> BenchmarkSettings:
+        """One benchmark as run.yaml has it, watched ones included."""
+        return self.benchmarks.get(name, BenchmarkSettings())
 
     def _with_pin(self, name: str, one: BenchmarkSettings) -> BenchmarkSettings:
         pin = self.data_pins.get(name)

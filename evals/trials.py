@@ -48,9 +48,9 @@ def next_trial(settings: EvalSettings, done: Sequence[Trial]) -> EvalSettings | 
     names = generating if step == 2 else list(settings.asked)
     benchmarks = {}
     for name in names:
-        own = settings.asked[name]
+        own = settings.of(name)
         small, large = TRIAL.get(name, _TRIAL)
-        counts = {
+        counts: dict[str, int | None] = {
             "items": bounded(own, large if step else small),
             "generate_items": bounded_generation(own, large if step == 2 else small),
         }
@@ -99,8 +99,8 @@ def make_plan(
         raise ValueError("the trial evaluations give no costs")
     candidates = {
         name: found
-        for name, own in settings.asked.items()
-        if (found := _candidate(name, own, settings, trials)) is not None
+        for name in settings.asked
+        if (found := _candidate(name, settings.of(name), settings, trials)) is not None
     }
     if not candidates:
         raise ValueError(f"the trial evaluations give no scores: {_first_reason(trials)}")
@@ -240,6 +240,7 @@ def _planned(
         items=counts.items,
         generate_items=counts.generate if score.max_new_tokens is not None else None,
         available=_available(score),
+        data_kind=score.data_kind,
         seconds=took,
         share=took / training_seconds,
         stderr=None if deviation is None else deviation / math.sqrt(counts.items),
