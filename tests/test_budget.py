@@ -12,11 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from mixloop.controller import show
+from mixloop.controller.checks import check_run
+from mixloop.controller.config import RunConfig, load_config
+from mixloop.controller.errors import BadInput
+from mixloop.controller.journal import Journal
+from mixloop.controller.planning import ATTEMPTS, Planner
 from mixloop.evals.budget import FLOOR, Candidate, Counts, Price, allocate, loss, seconds
 from mixloop.evals.plan import FALLBACK, EvalPlan, fallback_plan
 from mixloop.evals.scorecard import BenchmarkScore, Cost, Metric, Scorecard
 from mixloop.evals.settings import EvalSettings
 from mixloop.evals.trials import find_price, make_plan, measure
+from mixloop.evals.worker_client import Failure
 
 prices = st.builds(
     Price,
@@ -35,6 +42,7 @@ candidates = st.builds(
 offers = st.dictionaries(st.sampled_from("abcd"), candidates, min_size=1)
 
 
+@settings(max_examples=60, deadline=None)
 @given(offers, st.floats(1, 2000))
 def test_a_plan_keeps_the_budget_the_bounds_and_nothing_useful_unspent(offer, budget):
     plan = allocate(offer, budget)
@@ -52,6 +60,7 @@ def test_a_plan_keeps_the_budget_the_bounds_and_nothing_useful_unspent(offer, bu
             assert spent + one.price.read > budget, f"{name} could read one more item"
 
 
+@settings(max_examples=60, deadline=None)
 @given(offers, st.floats(1, 500), st.floats(1, 500))
 def test_more_time_never_tells_less(offer, budget, more):
     poor, rich = allocate(offer, budget), allocate(offer, budget + more)
@@ -237,3 +246,121 @@ def test_a_share_is_read_as_people_write_it(given_as, share):
 def test_what_is_no_share_is_refused(given_as):
     with pytest.raises(ValidationError, match="budget"):
         EvalSettings(budget=given_as)
+
+
+# -- the controller's side -------------------------------------------------------------------
+
+
+class Worker:
+    """Answers at once, with a scorecard or with what it is told to fail with."""
+
+    def __init__(self, asked: EvalSettings, failures: list[str]) -> None:
+        self.asked, self.failures = asked, failures
+
+    def start(self, checkpoint: Path, out: Path) -> None:
+        pass
+
+    def poll(self) -> Scorecard | Failure:
+        return Failure(self.failures.pop()) if self.failures else scorecard(self.asked)
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A run that trains 20,000 s between two evaluations at 1,000 tokens per second."""
+    store = tmp_path / "web"
+    store.mkdir()
+    (store / "tokens.bin").write_bytes(bytes(2000))
+    header = {"schema": "mixloop/store/1", "tokens": 1000, "documents": 1, "dtype": "uint16"}
+    header |= {"vocab_size": 65536, "tokenizer": "t", "fingerprint": "f", "eos_id": 0}
+    (store / "store.json").write_text(json.dumps(header))
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "run: {id: r, dir: run}\nbudget: 400M\nsources: {web: {path: web}}\n"
+        "guards: {max_epochs: null}\ntrainer: {sequence_length: 10}\n"
+        "evals: {every: 20M, budget: 2%, idle_seconds: 10, "
+        "benchmarks: {mmlu: {}, gsm8k: {}, math: {}}}\n"
+    )
+    return load_config(file)
+
+
+def journal_of(config: RunConfig) -> Journal:
+    journal = Journal(config.run.dir / "journal.db", create=True)
+    journal.claim("r")
+    return journal
+
+
+def planned(
+    config: RunConfig, journal: Journal, failures: list[str], speed: float | None = 1000.0
+) -> tuple[Planner, list[str]]:
+    ticks = itertools.count()
+    planner = Planner(
+        config, journal, config.evals, lambda s: Worker(s, failures), lambda: float(next(ticks))
+    )
+    said = []
+    while planner.needed:
+        planner.start(Path("c"), speed)
+        planner.poll()
+        said.append(planner.take())
+    return planner, said
+
+
+def test_the_planner_keeps_what_it_found_whatever_is_lost(config: RunConfig):
+    journal = journal_of(config)
+    planner, said = planned(config, journal, [])
+    assert len(said) == 3
+    assert "planned for the whole run: mmlu 281, gsm8k" in said[-1]
+    path = config.run.dir / "evals-plan.json"
+    plan = EvalPlan.read(path)
+    assert plan is not None
+    assert plan.training_seconds == 20_000
+    path.unlink()
+    again, said = planned(config, journal, [], speed=5.0)
+    assert said == []
+    assert again.settings == planner.settings
+    assert EvalPlan.read(path) == plan
+    journal.close()
+
+
+def test_a_failed_trial_is_repeated(config: RunConfig):
+    journal = journal_of(config)
+    planner, said = planned(config, journal, ["worker died"])
+    assert said[0] == "a trial evaluation failed: worker died; once more"
+    assert planner.settings.benchmarks["mmlu"].items == 281
+    journal.close()
+
+
+def test_trials_that_go_on_failing_lead_to_the_stated_default(config: RunConfig):
+    journal = journal_of(config)
+    planner, said = planned(config, journal, ["worker died"] * ATTEMPTS)
+    assert len(said) == ATTEMPTS
+    assert "nothing could be measured (worker died): 50 items" in said[-1]
+    assert {one.items for one in planner.settings.benchmarks.values()} == {50}
+    events = journal.rows("SELECT kind FROM events ORDER BY seq")
+    assert [e["kind"] for e in events] == ["trial-failed"] * ATTEMPTS + ["evals-planned"]
+    journal.close()
+
+
+def test_a_trainer_that_does_not_tell_its_speed_gets_the_default(config: RunConfig):
+    journal = journal_of(config)
+    _, said = planned(config, journal, [], speed=None)
+    assert "does not say how many tokens per second" in said[-1]
+    journal.close()
+
+
+def test_check_shows_the_runs_plan(config: RunConfig):
+    file = config.run.dir.parent / "run.yaml"
+    assert any("planned at the first checkpoint" in note for note in check_run(file)["notes"])
+    with pytest.raises(BadInput, match="--speed"):
+        check_run(file, checkpoint=file.parent)
+    journal = journal_of(config)
+    planned(config, journal, [])
+    journal.close()
+    report = check_run(file)
+    assert report["evals_plan"]["benchmarks"]["mmlu"]["items"] == 281
+    table = show.plan_table(report["evals_plan"])
+    assert table.row_count == 4  # three benchmarks and what starting takes
+    file.write_text(file.read_text().replace("2%", "5%"))
+    assert any("keeps the plan it made for 0.02" in note for note in check_run(file)["notes"])
