@@ -22,6 +22,7 @@ BITS = "bits_per_byte"
 TRIAL: Mapping[str, tuple[int, int]] = {"mmlu": (60, 180)}
 _TRIAL = (6, 18)
 
+TIMEOUT_PART = 0.5  # of evals.timeout may be planned: a slow hour must not cost a checkpoint
 _FREE = 1e-6  # seconds: no item is cheaper
 _UNKNOWN = 100_000  # items of a benchmark that doesn't say how many it has; asking for more is fine
 
@@ -105,8 +106,8 @@ def make_plan(
     if not candidates:
         raise ValueError(f"the trial evaluations give no scores: {_first_reason(trials)}")
     overhead = _overhead(trials, settings, training_seconds)
-    allowed = settings.budget * training_seconds - overhead
-    chosen = allocate(candidates, allowed)
+    budget = min(settings.budget * training_seconds, TIMEOUT_PART * settings.timeout)
+    chosen = allocate(candidates, budget - overhead)
     total = overhead + seconds(candidates, chosen)
     benchmarks = {
         name: _planned(candidates[name], chosen[name], _largest(name, trials), training_seconds)
@@ -122,7 +123,7 @@ def make_plan(
         device=settings.device,
         checkpoint=trials[0].card.checkpoint,
         benchmarks=benchmarks,
-        notes=_notes(settings, candidates, total, training_seconds),
+        notes=_notes(settings, candidates, chosen, total, training_seconds),
     )
 
 
@@ -250,6 +251,7 @@ def _planned(
 def _notes(
     settings: EvalSettings,
     candidates: Mapping[str, Candidate],
+    chosen: Mapping[str, Counts],
     total: float,
     training_seconds: float,
 ) -> tuple[str, ...]:
@@ -265,6 +267,12 @@ def _notes(
             f"even {FLOOR} items of each benchmark take {total:.3g} s, {share:.1%} of training "
             f"time and more than evals.budget {settings.budget:.3g}: they are asked all the same; "
             "raise evals.every or evals.budget, or ask fewer benchmarks"
+        )
+    bounded_by_timeout = settings.budget * training_seconds > TIMEOUT_PART * settings.timeout
+    if bounded_by_timeout and any(chosen[n] != one.most for n, one in candidates.items()):
+        notes.append(
+            f"no more than half of evals.timeout {settings.timeout:.6g} s is planned, less than "
+            "evals.budget allows: raise evals.timeout to score more items"
         )
     return tuple(notes)
 

@@ -212,6 +212,12 @@ def test_a_budget_below_the_floor_is_said_and_the_floor_is_asked():
     assert "raise evals.every" in plan.notes[0]
 
 
+def test_no_more_is_planned_than_the_timeout_lets_end():
+    plan = plan_for(SETTINGS.model_copy(update={"timeout": 200.0}), training_seconds=20_000)
+    assert plan.seconds <= 100
+    assert "raise evals.timeout" in plan.notes[0]
+
+
 def test_a_plan_survives_its_file_and_keeps_the_digest(tmp_path: Path):
     plan = plan_for(SETTINGS, training_seconds=20_000)
     path = tmp_path / "evals-plan.json"
