@@ -77,16 +77,16 @@ def _plan_notes(config: RunConfig, plan: EvalPlan | None, *, kept: bool) -> list
         return []
     if plan is None:
         return [
-            f"evals.budget {budget:.3g}: items are planned at the first checkpoint and then kept; "
-            "--checkpoint DIR measures now"
+            f"evals.budget {100 * budget:.3g}%: items are planned at the first checkpoint and then "
+            "kept; --checkpoint DIR measures now"
         ]
     notes = list(plan.notes)
     if not kept:
         notes.append("measured now; the run makes its own plan at its first checkpoint")
     elif plan.budget != budget:
         notes.append(
-            f"evals.budget is {budget:.3g}, but the run keeps the plan it made for "
-            f"{plan.budget:.3g}: its checkpoints compare item by item only under one plan"
+            f"evals.budget is {100 * budget:.3g}%, but the run keeps the plan it made for "
+            f"{100 * plan.budget:.3g}%: its checkpoints compare item by item only under one plan"
         )
     return notes
 

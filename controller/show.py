@@ -68,7 +68,7 @@ def mixture(weights: Mapping[str, float]) -> str:
 
 def plan_table(plan: Json) -> Table:
     """An evaluation plan: items of how many, what they cost and how much they tell."""
-    title = f"Evaluations: {plan['budget']:.3g} of training time on {clean(plan['device'])}"
+    title = f"Evaluations: {100 * plan['budget']:.3g}% of training time, on {clean(plan['device'])}"
     if plan["seconds"] is not None:
         title += (
             f", {_number(plan['seconds'])} s of every {_number(plan['training_seconds'])} s "

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from .budget import FLOOR, WATCHED, Candidate, Counts, Price, allocate, seconds
 from .plan import SCHEMA, EvalPlan, PlannedBenchmark, bounded, bounded_generation
@@ -229,7 +230,8 @@ def _overhead(trials: Sequence[Trial], settings: EvalSettings, training_seconds:
     loading = [t.card.seconds - sum(c.seconds for c in t.card.cost.values()) for t in trials]
     starting = [t.seconds - t.card.seconds for t in trials]
     restarts = training_seconds > settings.idle_seconds
-    return max(0.0, *loading) + (max(0.0, *starting) if restarts else 0.0)
+    # the median: the first trial reads model and libraries from a cold disk
+    return max(0.0, median(loading)) + (max(0.0, median(starting)) if restarts else 0.0)
 
 
 def _planned(
@@ -264,8 +266,8 @@ def _notes(
     share = total / training_seconds
     if share > settings.budget:
         notes.append(
-            f"even {FLOOR} items of each benchmark take {total:.3g} s, {share:.1%} of training "
-            f"time and more than evals.budget {settings.budget:.3g}: they are asked all the same; "
+            f"even {FLOOR} items of each benchmark take {total:.3g} s, {share:.1%} of training time "
+            f"and more than evals.budget {100 * settings.budget:.3g}%: they are asked all the same; "
             "raise evals.every or evals.budget, or ask fewer benchmarks"
         )
     bounded_by_timeout = settings.budget * training_seconds > TIMEOUT_PART * settings.timeout

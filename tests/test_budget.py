@@ -369,4 +369,4 @@ def test_check_shows_the_runs_plan(config: RunConfig):
     table = show.plan_table(report["evals_plan"])
     assert table.row_count == 4  # three benchmarks and what starting takes
     file.write_text(file.read_text().replace("2%", "5%"))
-    assert any("keeps the plan it made for 0.02" in note for note in check_run(file)["notes"])
+    assert any("keeps the plan it made for 2%" in note for note in check_run(file)["notes"])
