@@ -265,9 +265,10 @@ def _notes(
     ]
     share = total / training_seconds
     if share > settings.budget:
+        asked = f"{100 * settings.budget:.3g}%"
         notes.append(
-            f"even {FLOOR} items of each benchmark take {total:.3g} s, {share:.1%} of training time "
-            f"and more than evals.budget {100 * settings.budget:.3g}%: they are asked all the same; "
+            f"even {FLOOR} items of each benchmark take {total:.3g} s, {share:.1%} of training "
+            f"time and more than evals.budget {asked}: they are asked all the same; "
             "raise evals.every or evals.budget, or ask fewer benchmarks"
         )
     bounded_by_timeout = settings.budget * training_seconds > TIMEOUT_PART * settings.timeout
