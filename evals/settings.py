@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 BENCHMARKS = ("mmlu", "gsm8k", "math", "humaneval")
 
@@ -25,15 +25,22 @@ def _as_files(value: Any) -> Any:
 
 def _as_share(value: Any) -> Any:
     """`2%` as people write it; a number is a share already."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            return float(value.strip().removesuffix("%")) / 100
-        except ValueError:
-            raise ValueError("not a share of training time: write 2% or 0.02") from None
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value.strip().removesuffix("%"))
+    except ValueError:
+        raise ValueError("not a share of training time: write 2% or 0.02") from None
+    return number / 100 if value.strip().endswith("%") else number
+
+
+def _some_share(value: float) -> float:
+    if not 0 < value <= 1:
+        raise ValueError("must be above 0 and at most all training time: write 2% or 0.02")
     return value
 
 
-Share = Annotated[float, BeforeValidator(_as_share), Field(gt=0, le=1)]
+Share = Annotated[float, BeforeValidator(_as_share), AfterValidator(_some_share)]
 Data = Annotated[DataKind | tuple[Path, ...], BeforeValidator(_as_files)]
 
 
