@@ -6,6 +6,7 @@ killed anywhere goes on with the same numbers of items, or repeats trials that l
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +110,7 @@ class Planner:
         self._make = evaluator
         self._clock = clock
         self._path = config.run.dir / FILE_NAME
-        self._out = config.run.dir / "scorecards" / "trial.json"
+        self._out = config.run.dir / "trials" / "scorecard.json"
         self._trials: list[Trial] = []
         self._running: Scoring | None = None
         self._checkpoint = ""
@@ -196,7 +197,7 @@ class Planner:
         if self._running is not None:
             self._running.stop()
         self._running = self._result = None
-        self._out.unlink(missing_ok=True)
+        shutil.rmtree(self._out.parent, ignore_errors=True)
 
     def _plan(self) -> EvalPlan:
         return make_plan(
