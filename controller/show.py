@@ -127,17 +127,17 @@ def history_table(entries: Iterable[Json]) -> Table:
             "-" if entry["applied_step"] is None else f"step {entry['applied_step']}",
         )
         headlines = {n: one for n, one in entry["steering"].items() if one["since"] is not None}
-        made.caption = cell(f"Steered by {steering(headlines)}") if headlines else None
+        made.caption = cell(f"Steered: {steering(headlines)}") if headlines else None
     return made
 
 
 def steering(chosen: Json) -> str:
-    """``gsm8k exact_match since step 1200, mmlu bits_per_byte``."""
-    return ", ".join(
-        f"{clean(name)} {clean(one['metric'])}"
-        + (f" since step {one['since']}" if one["since"] is not None else "")
-        for name, one in chosen.items()
-    )
+    """``mmlu, math by bits_per_byte; gsm8k by exact_match since step 1200``."""
+    groups: dict[str, list[str]] = {}
+    for name, one in chosen.items():
+        since = "" if one["since"] is None else f" since step {one['since']}"
+        groups.setdefault(f"{clean(one['metric'])}{since}", []).append(clean(name))
+    return "; ".join(f"{', '.join(names)} by {metric}" for metric, names in groups.items())
 
 
 def explain_lines(entry: Json) -> list[str]:
@@ -150,7 +150,7 @@ def explain_lines(entry: Json) -> list[str]:
         f"Times        scored {entry['scored_at'] or '-'}, decided {entry['decided_at']}, "
         f"in force {entry['applied_at'] or '-'}",
         f"Why          {clean(entry['reason'])}",
-        f"Steered by   {steering(entry['steering']) or '-'}",
+        f"Steered      {steering(entry['steering']) or '-'}",
         *_evidence_lines(entry["evidence"]),
         "",
         f"Before       {mixture(entry['weights_before'])}",
@@ -230,7 +230,7 @@ def status_lines(found: Json) -> list[str]:
     ]
     lines += [_benchmark_line(name, score) for name, score in found["benchmarks"].items()]
     if found["steering"]:
-        lines.append(f"Steered by {steering(found['steering'])}")
+        lines.append(f"Steered    {steering(found['steering'])}")
     lines += _pending_lines(found["pending"])
     tracking = found["tracking"]
     lines.append(f"MLflow     {tracking['sent']} entries sent, {tracking['waiting']} waiting")

@@ -162,5 +162,5 @@ def test_a_change_is_journaled_once_and_shown(tmp_path: Path):
     assert records.steering(journal, 50, 500, headline) == {}
     assert [change["step"] for change in views.steering(journal)] == [10, 50]
     assert views.steering_at(journal, 49)["gsm8k"]["metric"] == "bits_per_byte"
-    assert show.steering(views.steering_at(journal, 50)) == "gsm8k exact_match since step 50"
+    assert show.steering(views.steering_at(journal, 50)) == "gsm8k by exact_match since step 50"
     journal.close()
