@@ -33,6 +33,7 @@ def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = 
         BadInput: one line on the first thing that is wrong.
     """
     config = load_config(path)
+    check_benchmarks(path, config)
     sizes = observe.unique_tokens(config)
     weights = config.start_weights(sizes)
     launch.check_training(config)
@@ -91,6 +92,24 @@ def _plan_notes(config: RunConfig, plan: EvalPlan | None, *, kept: bool) -> list
     return notes
 
 
+def check_benchmarks(path: Path, config: RunConfig) -> None:
+    """That every benchmark is one of the four or a task of lm-eval's.
+
+    Raises:
+        BadInput: naming the first that isn't, and what may be meant.
+    """
+    from mixloop.evals.catalog import unknown_benchmarks
+    from mixloop.evals.rows import ItemsError
+
+    for section in ("benchmarks", "watch"):
+        try:
+            unknown = unknown_benchmarks(getattr(config.evals, section))
+        except ItemsError as error:
+            raise BadInput(f"{path}: evals.{section}: {error}") from None
+        for name, mend in unknown.items():
+            raise BadInput(f"{path}: evals.{section}.{name}: no such benchmark; {mend}")
+
+
 def _notes(config: RunConfig, sources: Json) -> list[str]:
     notes = []
     limit = config.guards.max_epochs
@@ -115,7 +134,7 @@ def _notes(config: RunConfig, sources: Json) -> list[str]:
 
 
 def _sandbox(config: RunConfig) -> str:
-    if "humaneval" not in config.evals.benchmarks:
+    if "humaneval" not in config.evals.asked:
         return "humaneval is not asked"
     from mixloop.evals.sandbox import Sandbox
 

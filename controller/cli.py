@@ -214,21 +214,64 @@ def explain(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="a checkpoint folder in Hugging Face format")],
     config: Annotated[Path | None, typer.Option(help="run.yaml whose evals section to use")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WHERE",
+            help="a benchmark's items: file, folder, hub or packages; repeatable. "
+            "Without --config or --benchmarks only the benchmarks named here are scored",
+        ),
+    ] = None,
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAMES", help="which to score, by comma or repeated"),
+    ] = None,
     items: Annotated[int | None, typer.Option(min=1, help="items per benchmark")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda:1, …; default: cpu")] = None,
     out: Annotated[Path | None, typer.Option(help="also write the scorecard here")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score one checkpoint on the benchmarks."""
-    from mixloop.controller.evaluating import score_checkpoint, scorecard_table
+    from mixloop.controller.evaluating import Wanted, score_checkpoint, scorecard_table
 
-    card = score_checkpoint(checkpoint, config, items, device, out)
+    wanted = Wanted(config, data or (), benchmarks or (), items, device)
+    card = score_checkpoint(checkpoint, wanted, out)
     if as_json:
         typer.echo(card.to_json())
         return
     from mixloop.controller import show
 
     show.console().print(scorecard_table(card))
+
+
+@app.command()
+def compare(
+    a: Annotated[
+        Path, typer.Argument(metavar="A", help="a scorecard (`mixloop eval --out`), or a run")
+    ],
+    b: Annotated[Path | None, typer.Argument(metavar="B", help="the other scorecard")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="two steps of the run A, such as 1200,2400")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="compare also what was asked differently")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Two checkpoints, paired over the items they share."""
+    from mixloop.controller import comparing, show
+
+    if (b is None) == (steps is None):
+        raise BadInput("compare: give two scorecards (A B), or a run and --steps 1200,2400")
+    cards = comparing.read_cards((a, b)) if b is not None else comparing.run_cards(a, steps or "")
+    report = comparing.compare_cards(*cards, force=force)
+    if as_json:
+        _print_json(report)
+    else:
+        show.console().print(comparing.comparison_table(report))
+        for note in report["notes"]:
+            typer.echo(show.clean(note))
+    if not report["rows"]:
+        typer.echo("error: nothing can be compared", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mixloop.controller.errors import BadInput
-from mixloop.evals.settings import EvalSettings
+from mixloop.evals.settings import BenchmarkSettings, EvalSettings
 from mixloop.policies.guards import GuardSettings
 from mixloop.trainer.job import (
     JobSource,
@@ -154,13 +154,18 @@ class RunConfig(Section):
 
 def _items_at(evals: EvalsSection, base: Path) -> EvalsSection:
     """Benchmark files named in run.yaml, seen from its folder."""
-    benchmarks = {
-        name: one
-        if isinstance(one.data, str)
-        else one.model_copy(update={"data": tuple(base / path for path in one.data)})
-        for name, one in evals.benchmarks.items()
-    }
-    return evals.model_copy(update={"benchmarks": benchmarks})
+
+    def placed(named: Mapping[str, BenchmarkSettings]) -> dict[str, BenchmarkSettings]:
+        return {
+            name: one
+            if isinstance(one.data, str)
+            else one.model_copy(update={"data": tuple(base / path for path in one.data)})
+            for name, one in named.items()
+        }
+
+    return evals.model_copy(
+        update={"benchmarks": placed(evals.benchmarks), "watch": placed(evals.watch)}
+    )
 
 
 def _tracking_uri(uri: str | None, base: Path, run_dir: Path) -> str:

@@ -151,7 +151,7 @@ def demo_config(name: str, stores: dict[str, Path], seed: int, budget: int) -> J
             "threads": 1,
             "benchmarks": {
                 "mmlu": {"data": "packages", "items": 60},
-                "gsm8k": {"data": "packages", "max_new_tokens": 48},
+                "gsm8k": {"data": "packages", "shots": 0, "max_new_tokens": 48},
                 "math": {"data": "packages", "max_new_tokens": 48},
                 "humaneval": {
                     "data": "packages",

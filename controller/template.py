@@ -26,7 +26,8 @@ evals:
   # budget: 2%              # of training time: chooses the items, once; those below are then limits
   # steering: auto          # or bits_per_byte: never accuracy, exact match or pass@1
   device: cpu               # never a training GPU unless you name one
-  # data: auto (the hub, else what installed packages carry), hub, packages, or jsonl files
+  # data: auto (the hub, else what installed packages carry), hub, packages, or local files
+  # any task of lm-eval can be named; those under `watch: [hellaswag]` are reported, never steer
   benchmarks:
     mmlu: {items: 1000}
     gsm8k: {items: 400, generate_items: 100}

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import postprocess_generated_text
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+
+from .sampling import Sampling
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -39,14 +43,24 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
     `max_length` is in tokens, `batch_tokens` bounds rows * longest row of one forward pass.
     """
 
+    max_gen_toks = 256  # lm-eval's own bound where a request names none
+
     def __init__(
-        self, model: Any, tokenizer: Any, *, max_length: int, batch_tokens: int = 2048
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        batch_tokens: int | None = None,
+        seed: int = 1234,
     ) -> None:
         super().__init__()
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or 2048
+        self.seed = seed
+        self.tokens = self.asked_tokens = 0
         names = _parameters(model)
         self._keeps = "logits_to_keep" in names
         # transformers renamed it in 5.x and warns at the old name
@@ -103,18 +117,31 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
     def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:
         shared: dict[tuple[int, ...], list[int]] = {}
         for index, (_text, head, tail) in enumerate(requests):
-            if not head or not tail or len(head) + len(tail) - 1 > self.max_length:
-                raise TooLongError(
-                    f"a request of {len(head)} + {len(tail)} tokens does not fit "
-                    f"max_length {self.max_length}"
-                )
+            self._must_hold(head, tail)
             shared.setdefault(tuple(head + tail[:-1]), []).append(index)
+        self.asked_tokens += sum(map(len, shared))
         answers: dict[int, tuple[float, bool]] = {}
         for rows in _batches(list(shared), self.batch_tokens):
             tails = [[requests[i][2] for i in shared[row]] for row in rows]
             for row, scored in zip(rows, self._score(rows, tails), strict=True):
                 answers.update(zip(shared[row], scored, strict=True))
         return [answers[index] for index in range(len(requests))]
+
+    def _must_hold(self, head: Sequence[int], tail: Sequence[int]) -> None:
+        if not head or not tail or len(head) + len(tail) - 1 > self.max_length:
+            raise TooLongError(
+                f"a request of {len(head)} + {len(tail)} tokens does not fit "
+                f"max_length {self.max_length}"
+            )
+
+    def _must_have_room(self, longest: int, room: int) -> None:
+        if longest + room > self.max_length:
+            raise TooLongError(f"{longest} + {room} tokens do not fit max_length {self.max_length}")
+
+    def _stops(self, until: Sequence[str]) -> list[str]:
+        """The stop strings, end of text among them."""
+        end = self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
+        return [*until, end] if end and end not in until else list(until)
 
     def _score(
         self, rows: Sequence[tuple[int, ...]], tails: Sequence[Sequence[list[int]]]
@@ -125,6 +152,7 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         under causal attention.
         """
         width = max(len(row) for row in rows)
+        self.tokens += sum(len(row) for row in rows)
         tokens = torch.zeros((len(rows), width), dtype=torch.long)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = torch.tensor(row)
@@ -149,10 +177,11 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
 
     @torch.inference_mode()
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, each cut at its stop strings.
+        """Continuations cut at their stop strings.
 
-        Takes lm-eval's `until` and `max_gen_toks`. Raises ValueError for sampling, TooLongError
-        when a prompt and its room exceed the context.
+        Takes lm-eval's `until`, `max_gen_toks`, `do_sample`, `temperature`, `top_p`, `top_k` and a
+        `seed`. Raises ValueError for an argument that isn't offered, TooLongError when a prompt
+        and its room exceed the context.
         """
         texts: list[str | None] = [None] * len(requests)
         grouped: dict[str, list[int]] = {}
@@ -165,28 +194,30 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         return cast(list[str], texts)
 
     def _generate_group(
-        self, prompts: dict[int, list[int]], options: dict[str, Any], texts: list[str | None]
+        self, prompts: dict[int, list[int]], asked: dict[str, Any], texts: list[str | None]
     ) -> None:
-        if options.get("do_sample") or options.get("temperature", 0.0) > 0.0:
-            raise ValueError("only greedy generation is offered: set do_sample to false")
-        room, stops = int(options["max_gen_toks"]), list(options.get("until") or [])
+        options = normalize_gen_kwargs(asked, self.max_gen_toks)
+        sampling = Sampling.of(options, self.seed)
+        room, stops = int(options["max_gen_toks"]), self._stops(options["until"])
         longest = max(len(prompt) for prompt in prompts.values())
-        if longest + room > self.max_length:
-            raise TooLongError(f"{longest} + {room} tokens do not fit max_length {self.max_length}")
-        end = self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
-        stops = [*stops, end] if end and end not in stops else stops
+        self._must_have_room(longest, room)
         ordered = sorted(prompts, key=lambda i: (-len(prompts[i]), i))
+        generators = _generators(prompts, sampling)
         # a decoding step computes one token a row: rows are bounded by their cache alone
         step = max(1, 4 * self.batch_tokens // (longest + room))
         for begin in range(0, len(ordered), step):
             batch = ordered[begin : begin + step]
-            for index, text in zip(
-                batch, self._decode([prompts[i] for i in batch], room, stops), strict=True
-            ):
-                texts[index] = text
+            draw = _Draw(sampling, [generators[i] for i in batch])
+            made = self._decode([prompts[i] for i in batch], room, stops, draw)
+            for index, ids in zip(batch, made, strict=True):
+                self.asked_tokens += len(prompts[index]) + len(ids)
+                self.tokens += len(prompts[index]) + len(ids)
+                texts[index] = self._text(ids, stops)
 
-    def _decode(self, prompts: list[list[int]], room: int, stops: list[str]) -> list[str]:
-        """Greedy decoding of one left-padded batch; rows that stopped ride along unread."""
+    def _decode(
+        self, prompts: list[list[int]], room: int, stops: list[str], draw: _Draw
+    ) -> list[list[int]]:
+        """Decoding of one left-padded batch; rows that stopped ride along unread."""
         tokens, mask = _left_padded(prompts, self.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         made: list[list[int]] = [[] for _ in prompts]
@@ -203,18 +234,18 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
                 **options,
             )
             cache = getattr(out, self._cache)
-            chosen = out.logits[:, -1].argmax(-1)
-            for row, token in enumerate(chosen.tolist()):
+            chosen = draw.sampling.choose(out.logits[:, -1], draw.generators)
+            for row, token in enumerate(chosen):
                 if row in open_rows:
                     made[row].append(token)
                     if self._stopped(made[row], stops):
                         open_rows.discard(row)
             if not open_rows:
                 break
-            tokens = chosen[:, None]
+            tokens = torch.tensor(chosen, device=self.device)[:, None]
             mask = torch.cat([mask, mask.new_ones((len(prompts), 1))], dim=1)
             positions = positions[:, -1:] + 1
-        return [self._text(ids, stops) for ids in made]
+        return made
 
     def _stopped(self, made: list[int], stops: list[str]) -> bool:
         if made[-1] == self.eot_token_id:
@@ -229,6 +260,24 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         ids = made[: made.index(self.eot_token_id)] if self.eot_token_id in made else made
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         return cast(str, postprocess_generated_text(text, stop=stops, think_end_token=None))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """How the rows of a batch choose their tokens."""
+
+    sampling: Sampling
+    generators: list[torch.Generator]
+
+
+def _generators(prompts: dict[int, list[int]], sampling: Sampling) -> dict[int, torch.Generator]:
+    """Each request's source of randomness; a prompt asked again gets another."""
+    repeats: Counter[tuple[int, ...]] = Counter()
+    found = {}
+    for index, prompt in prompts.items():
+        found[index] = sampling.generator(prompt, repeats[tuple(prompt)])
+        repeats[tuple(prompt)] += 1
+    return found
 
 
 def _tail_score(logits: torch.Tensor, end: int, tail: list[int]) -> tuple[float, bool]:
@@ -269,15 +318,19 @@ def _parameters(model: Any) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
 
-def load_checkpoint(
-    folder: Path,
-    *,
-    device: str = "cpu",
-    dtype: str = "auto",
-    max_length: int | None = None,
-    batch_tokens: int = 2048,
-) -> CheckpointLM:
-    """Loads a Hugging Face checkpoint folder: safetensors only, no code from the checkpoint.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: model, tokenizer and its context in tokens."""
+
+    model: Any
+    tokenizer: Any
+    max_length: int
+
+
+def read_checkpoint(
+    folder: Path, *, device: str = "cpu", dtype: str = "auto", max_length: int | None = None
+) -> Checkpoint:
+    """Reads a Hugging Face checkpoint folder: safetensors only, no code from the checkpoint.
 
     `dtype` auto is float32 on a CPU and the checkpoint's own elsewhere. Raises CheckpointError.
     """
@@ -297,8 +350,7 @@ def load_checkpoint(
         raise CheckpointError(f"{folder}: can't be loaded: {reason}") from error
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{folder}: its tokenizer has no end-of-text token")
-    longest = max_length or _context(config)
-    return CheckpointLM(model, tokenizer, max_length=longest, batch_tokens=batch_tokens)
+    return Checkpoint(model, tokenizer, max_length or _context(config))
 
 
 def _context(config: Any) -> int:

@@ -99,7 +99,7 @@ class EvalPlan(_Frozen):
             name: settings.of(name).model_copy(update={"items": items, "generate_items": made})
             for name, (items, made) in counts.items()
         }
-        return settings.model_copy(update={"benchmarks": benchmarks}).pinned(kinds)
+        return settings.asking(benchmarks).pinned(kinds)
 
     def _counts(self, name: str, own: BenchmarkSettings) -> tuple[int, int | None]:
         planned = self.benchmarks.get(name)

@@ -19,11 +19,15 @@ class _Frozen(BaseModel):
 class Metric(_Frozen):
     """One number with its standard error (None where one item gives none).
 
-    `n` items were scored, `excluded` did not fit the model's context, `asked` is their sum.
+    The standard error is cluster-robust over MMLU's subjects. `interval` is the 95% one: exact
+    where all outcomes are 0 or 1 (see `estimates.proportion_interval`), else Student's; None where
+    one item gives none, and in scorecards of earlier versions. `n` items were scored, `excluded`
+    did not fit the model's context, `asked` is their sum.
     """
 
     value: float
     stderr: float | None
+    interval: tuple[float, float] | None = None
     n: int
     higher_is_better: bool
     asked: int

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .benchmarks import Benchmark, Outcomes, Question, make_benchmark, task_folder
-from .estimates import mean, ratio
+from .benchmarks import Benchmark, Outcomes, Question, make_benchmark
 from .items import ItemsError, choose, load_items
+from .metrics import cluster_of, mean_metrics, ratio_metric
 from .sandbox import Sandbox
 from .scorecard import BenchmarkScore, Metric, Scorecard, training_state
 from .settings import BenchmarkSettings, EvalSettings
+from .tasks import task_folder
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -84,7 +86,8 @@ class Scorer:
         )
 
     def _all(self, checkpoint: Path, progress: Progress) -> dict[str, BenchmarkScore]:
-        from .model import CheckpointError, load_checkpoint
+        from .engine import load_checkpoint
+        from .model import CheckpointError
 
         settings = self.settings
         progress("checkpoint", "loading")
@@ -109,7 +112,7 @@ class Scorer:
         try:
             prepared = self._prepare(name, own)
             plan = self._plan(name, own, prepared, lm)
-            return _score(prepared, plan, lm)
+            return _score(name, prepared, plan, lm)
         except ItemsError as error:
             return _missing(str(error))
         # one benchmark's fault, whatever it is, must not cost the others their scores
@@ -154,7 +157,7 @@ def make_plan(
     if benchmark.generates:
         room = min(own.max_new_tokens or benchmark.stock_room, lm.max_length // 2)
     generated = ids if own.generate_items is None else ids[: own.generate_items]
-    most = benchmark.stock_shots if own.shots is None else min(own.shots, benchmark.stock_shots)
+    most = benchmark.stock_shots if own.shots is None else min(own.shots, benchmark.most_shots)
     for shots in range(most, -1, -1):
         found = _ask(benchmark, ids, frozenset(generated), shots, room, lm)
         if found is not None:
@@ -186,10 +189,10 @@ def _ask(
     for begin in range(0, len(ids), _CHUNK):
         chunk = ids[begin : begin + _CHUNK]
         for one, question in benchmark.questions(chunk, shots, room).items():
-            read = lm.holds(*question.gold)
+            read = question.gold is None or lm.holds(*question.gold)
             answers = one not in generated or _answer_fits(question, lm, room)
             misfits += not (read and answers)
-            if read:
+            if read and question.gold is not None:
                 gold[one] = question
             if answers:
                 fitting.add(one)
@@ -204,22 +207,23 @@ def _answer_fits(question: Question, lm: CheckpointLM, room: int) -> bool:
     return all(lm.holds(*choice.args) for choice in question.choices)
 
 
-def _score(prepared: _Prepared, plan: Plan, lm: CheckpointLM) -> BenchmarkScore:
+def _score(name: str, prepared: _Prepared, plan: Plan, lm: CheckpointLM) -> BenchmarkScore:
     benchmark = prepared.benchmark
+    cluster = partial(cluster_of, name)
     items: Outcomes = {}
     metrics: dict[str, Metric] = {}
     reasons: list[str] = []
     if plan.questions:
         gold = _bits_per_byte(plan.questions, lm)
         items.update(gold)
-        metrics["bits_per_byte"] = _ratio_metric(gold, len(plan.asked))
+        metrics["bits_per_byte"] = ratio_metric(gold, len(plan.asked), cluster)
     reason = benchmark.unusable()
     if reason is None and plan.answered:
         answers, trouble = _try_answers(benchmark, plan, lm)
         for one, outcome in answers.items():
             items[one] = {**items.get(one, {}), **outcome}
         if trouble is None:
-            metrics |= _mean_metrics(answers, len(plan.generated))
+            metrics |= mean_metrics(answers, len(plan.generated), cluster)
         else:
             reasons.append(f"{benchmark.scored}: {trouble}")
     elif plan.generated:
@@ -281,40 +285,6 @@ def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError("the checkpoint's log-likelihoods are not finite")
     return value
-
-
-def _ratio_metric(outcomes: Outcomes, asked: int) -> Metric:
-    weights = [one["bytes"] for one in outcomes.values()]
-    totals = [one["bits_per_byte"] * one["bytes"] for one in outcomes.values()]
-    value, stderr = ratio(totals, weights)
-    return Metric(
-        value=value,
-        stderr=stderr,
-        n=len(totals),
-        higher_is_better=False,
-        asked=asked,
-        excluded=asked - len(totals),
-    )
-
-
-def _mean_metrics(outcomes: Outcomes, asked: int) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {}
-    for name in _names(outcomes.values()):
-        values = [one[name] for one in outcomes.values()]
-        value, stderr = mean(values)
-        metrics[name] = Metric(
-            value=value,
-            stderr=stderr,
-            n=len(values),
-            higher_is_better=True,
-            asked=asked,
-            excluded=asked - len(values),
-        )
-    return metrics
-
-
-def _names(outcomes: Iterable[Mapping[str, float]]) -> Sequence[str]:
-    return list(dict.fromkeys(name for one in outcomes for name in one))
 
 
 def _missing(reason: str) -> BenchmarkScore:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 BENCHMARKS = ("mmlu", "gsm8k", "math", "humaneval")
+
+# any further name is one of lm-eval's tasks; whether there is such a task is asked elsewhere
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 SandboxMode = Literal["auto", "landlock", "bwrap", "off"]
 DataKind = Literal["auto", "hub", "packages"]
@@ -49,9 +53,11 @@ class BenchmarkSettings(BaseModel):
 
     `items` bounds the fixed, seeded subset (None: every item there is), `generate_items` how many
     of those are also generated for exact_match or pass@1 (None: all). `shots` and `max_new_tokens`
-    default to lm-eval's own; both are lowered to what the model's context holds, never raised.
-    `data` is `auto` (hub when reachable, else packages), `hub`, `packages`, or jsonl files or
-    folders holding `test.jsonl` (and `dev.jsonl`: MMLU's few-shot pool).
+    default to lm-eval's own; both are lowered to what the model's context holds. Of the four no
+    more shots are shown than lm-eval's own number.
+    `data` is `auto` (hub when reachable, else packages), `hub`, `packages`, or local files (jsonl,
+    json, parquet) and folders of them by split: `test`, and the few-shot pool as `dev` (MMLU) or
+    `train` (GSM8K).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,17 +69,26 @@ class BenchmarkSettings(BaseModel):
     data: Data = "auto"
 
 
+def _as_mapping(value: Any) -> Any:
+    """A list of names is those names, each asked in lm-eval's own way."""
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return {name: {} for name in value}
+    return value
+
+
 class EvalSettings(BaseModel):
     """run.yaml's `evals:` section.
 
     `every` is a token count (units are parsed before), `timeout` seconds per checkpoint,
     `memory` bytes of resident memory the worker may hold, `max_length` the
-    longest sequence in tokens (None: the model's own), `batch_tokens` padded tokens per forward.
+    longest sequence in tokens (None: the model's own), `batch_tokens` tokens per forward pass
+    (None: what suits the device). `benchmarks` and `watch` (a list, or as `benchmarks` are) name
+    the four benchmarks or any task of lm-eval's; watched ones are reported and never steer.
     `budget` is the share of training time that evaluation may take (`2%`, 0.02), whichever device
     it runs on: it chooses the numbers of items, once and for the whole run, and the `items` and
-    `generate_items` of a benchmark are then upper bounds. `data_pins` is what `auto` found earlier
-    in the run, see :meth:`pinned`. `steering` is the controller's: which metric of a benchmark
-    policies look at.
+    `generate_items` of a benchmark are then upper bounds. `steering` is the controller's: which
+    metric of a benchmark policies look at. `data_pins` is what `auto` found earlier in the run,
+    see :meth:`pinned`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,14 +98,16 @@ class EvalSettings(BaseModel):
     benchmarks: dict[str, BenchmarkSettings] = Field(
         default_factory=lambda: {name: BenchmarkSettings() for name in BENCHMARKS}
     )
-    watch: tuple[str, ...] = ()
+    watch: Annotated[dict[str, BenchmarkSettings], BeforeValidator(_as_mapping)] = Field(
+        default_factory=dict
+    )
     steering: Literal["auto", "bits_per_byte"] = "auto"
     data_pins: dict[str, Literal["hub", "packages"]] = Field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
-    batch_tokens: Annotated[int, Field(ge=1)] = 2048
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
     max_length: Annotated[int, Field(ge=8)] | None = None
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     memory: Annotated[int, Field(ge=1)] | None = None
@@ -98,37 +115,37 @@ class EvalSettings(BaseModel):
     program_timeout: Annotated[float, Field(gt=0)] = 3.0
     idle_seconds: Annotated[float, Field(gt=0)] = 60.0
 
-    @field_validator("benchmarks")
+    @field_validator("benchmarks", "watch")
     @classmethod
-    def _known(cls, value: dict[str, BenchmarkSettings]) -> dict[str, BenchmarkSettings]:
+    def _named(cls, value: dict[str, BenchmarkSettings]) -> dict[str, BenchmarkSettings]:
         for name in value:
-            if name not in BENCHMARKS:
+            if not _NAME.fullmatch(name):
                 known = ", ".join(BENCHMARKS)
-                raise ValueError(f"unknown benchmark {name!r}: choose from {known}")
-        return value
-
-    @field_validator("watch")
-    @classmethod
-    def _nothing_to_watch(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in value if name not in BENCHMARKS]
-        if unknown:
-            raise ValueError(
-                f"watch: {unknown[0]!r} is not available: choose from {', '.join(BENCHMARKS)}"
-            )
+                raise ValueError(
+                    f"{name!r} can't be a benchmark: choose from {known}, or name a task of lm-eval"
+                )
         return value
 
     @property
     def asked(self) -> dict[str, BenchmarkSettings]:
-        """Every benchmark to run, in a fixed order, watched ones included."""
-        return {
-            name: self._with_pin(name, self.of(name))
-            for name in BENCHMARKS
-            if name in self.benchmarks or name in self.watch
-        }
+        """Every benchmark to run: the four in their order, then others as they are named.
+
+        A name in both `benchmarks` and `watch` is asked as `benchmarks` has it.
+        """
+        named = {**self.benchmarks, **self.watch} | self.benchmarks
+        order = [name for name in BENCHMARKS if name in named]
+        order += [name for name in named if name not in BENCHMARKS]
+        return {name: self._with_pin(name, named[name]) for name in order}
 
     def of(self, name: str) -> BenchmarkSettings:
         """One benchmark as run.yaml has it, watched ones included."""
-        return self.benchmarks.get(name, BenchmarkSettings())
+        return self.benchmarks[name] if name in self.benchmarks else self.watch[name]
+
+    def asking(self, chosen: dict[str, BenchmarkSettings]) -> EvalSettings:
+        """These settings with the chosen benchmarks alone, each asked or watched as before."""
+        watched = {name: one for name, one in chosen.items() if name not in self.benchmarks}
+        asked = {name: one for name, one in chosen.items() if name in self.benchmarks}
+        return self.model_copy(update={"benchmarks": asked, "watch": watched})
 
     def _with_pin(self, name: str, one: BenchmarkSettings) -> BenchmarkSettings:
         pin = self.data_pins.get(name)

@@ -59,7 +59,7 @@ def next_trial(settings: EvalSettings, done: Sequence[Trial]) -> EvalSettings | 
         if step and name not in generating:
             counts["generate_items"] = None
         benchmarks[name] = own.model_copy(update=counts)
-    return settings.model_copy(update={"benchmarks": benchmarks, "watch": ()})
+    return settings.asking(benchmarks)
 
 
 def measure(

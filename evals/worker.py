@@ -2,9 +2,9 @@
 
 `python -m mixloop.evals.worker SETTINGS --parent PID` (settings as JSON text) reads one JSON line
 per checkpoint on its standard input (`checkpoint`, `out`) and answers with JSON lines (`event`:
-ready, progress, done, failed). The scorecard itself goes to the file `out`. It ends when its
-input ends, its parent dies, or nothing came for `idle_seconds`. Scoring runs in the main thread
-because lm-eval's MATH scorer uses `signal.alarm`.
+ready, progress, done, failed). The scorecard itself goes to the file `out`, per-item outcomes to
+a parquet file beside it. It ends when its input ends, its parent dies, or nothing came for
+`idle_seconds`. Scoring runs in the main thread because lm-eval's MATH scorer uses `signal.alarm`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from .outcomes import keep_outcomes
 from .settings import EvalSettings
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _answer(scorer: Scorer, request: dict[str, str], channel: Channel) -> None:
         logging.getLogger(__name__).exception("scoring failed")
         channel.send("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
         return
+    keep_outcomes(card, Path(request["out"]))
     channel.send("done", out=request["out"])
 
 

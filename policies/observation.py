@@ -13,7 +13,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from .paired import Difference, WeightedItems, paired_difference, ratio, unpaired_difference
+from .paired import (
+    Difference,
+    WeightedItems,
+    paired_difference,
+    pooled_cluster,
+    ratio,
+    unpaired_difference,
+)
 
 BITS_PER_BYTE = "bits_per_byte"
 Phase = Literal["warmup", "stable", "decay"]
@@ -145,8 +152,8 @@ class Observation(_Frozen):
     ) -> Difference:
         """How much better ``newer`` is than ``older`` on one benchmark, paired over its items.
 
-        Without per-item outcomes on a side, the two standard errors are added instead
-        (``paired`` is then false).
+        The standard error is cluster-robust over MMLU's subjects. Without per-item outcomes on a
+        side, the two standard errors are added instead (``paired`` is then false).
 
         Raises:
             MissingScore: when a side lacks the benchmark or metric, or no item is shared.
@@ -201,7 +208,7 @@ class Observation(_Frozen):
         if len(benchmarks) == 1:
             return first
         items = pooled_items(evaluation, benchmarks, name)
-        value, stderr = ratio(list(items.values()))
+        value, stderr = ratio(list(items.values()), [pooled_cluster(item) for item in items])
         better = first.higher_is_better
         return Metric(value=value, stderr=stderr, n=len(items), higher_is_better=better)
 

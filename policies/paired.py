@@ -3,18 +3,23 @@
 Both evaluations score the same items, so the difference is *paired*: what makes an item hard is
 in both and cancels. The ratio estimator and its linearised standard error are those of survey
 sampling (Cochran 1977, *Sampling Techniques*, ch. 6); with equal weights they are the mean
-difference and the standard error of the paired t test.
+difference and the standard error of the paired t test. Items of one MMLU subject move together,
+so the standard error is robust to clusters (Liang & Zeger 1986, *Biometrika* 73; for evaluations
+Miller 2024, arXiv 2411.00640).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
 WeightedItems = Mapping[str, tuple[float, float]]
 """Item id to (value, weight): bits per byte and gold bytes, or an outcome and 1."""
+
+Cluster = Callable[[str], str]
+"""Item id to the cluster it was drawn with."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,9 @@ class Difference:
     """How much better ``newer`` is than ``older``, in the metric's own unit.
 
     ``gain`` is positive when newer is better, whatever the metric's direction. ``df`` are the
-    degrees of freedom of its t statistic, ``n`` the items behind it. With one item the standard
-    error is infinite: nothing can be concluded. ``paired`` is false when per-item outcomes were
-    missing and the two standard errors had to be added.
+    degrees of freedom of its t statistic (clusters - 1), ``n`` the items behind it. With one item
+    the standard error is infinite: nothing can be concluded. ``paired`` is false when per-item
+    outcomes were missing and the two standard errors had to be added.
     """
 
     gain: float
@@ -79,6 +84,16 @@ def t_quantile(probability: float, df: float) -> float:
     return float(stdtrit(df, probability))
 
 
+def pooled_cluster(item: str) -> str:
+    """The cluster of an item of ``pooled_items``: its MMLU subject, elsewhere the item itself.
+
+    >>> pooled_cluster("mmlu/anatomy/1f0c"), pooled_cluster("gsm8k/1f0c")
+    ('mmlu/anatomy', 'gsm8k/1f0c')
+    """
+    benchmark, _, rest = item.partition("/")
+    return f"{benchmark}/{rest.partition('/')[0]}" if benchmark == "mmlu" else item
+
+
 def paired_difference(
     items_old: WeightedItems,
     items_new: WeightedItems,
@@ -86,22 +101,40 @@ def paired_difference(
     *,
     metric: str = "",
     benchmark: str = "",
+    cluster: Cluster = pooled_cluster,
 ) -> Difference:
     """The weighted mean difference over the items both sides have.
 
-    ``D = sum(w d) / sum(w)`` with ``d = new - old``, and
-    ``SE = sqrt(n / (n - 1) * sum(w^2 (d - D)^2)) / sum(w)``. An item counts when both sides have
-    it with a finite value and the same positive weight (another weight is another text).
+    ``D = sum(w d) / sum(w)`` with ``d = new - old``, and, over G clusters of items,
+    ``SE = sqrt(G / (G - 1) * sum_g (sum_{i in g} w (d - D))^2) / sum(w)`` with G - 1 degrees of
+    freedom; see :func:`ratio`. An item counts when both sides have it with a finite value and the
+    same positive weight (another weight is another text).
 
     Raises:
         ValueError: when no item is shared.
     """
-    pairs = _shared(items_old, items_new)
+    pairs = shared_items(items_old, items_new)
     if not pairs:
         raise ValueError(f"{benchmark or 'the evaluations'}: no item is scored on both sides")
-    mean, stderr = ratio([(new - old, weight) for old, new, weight in pairs])
+    clusters = [cluster(item) for item in pairs]
+    mean, stderr = ratio([(new - old, weight) for old, new, weight in pairs.values()], clusters)
     gain = mean if higher_is_better else -mean
-    return Difference(gain, stderr, len(pairs) - 1, len(pairs), metric, benchmark)
+    return Difference(gain, stderr, independent(clusters) - 1, len(pairs), metric, benchmark)
+
+
+def mcnemar(items_old: WeightedItems, items_new: WeightedItems) -> float | None:
+    """The exact two-sided p-value of McNemar's test on 0/1 outcomes; None for any other.
+
+    Of the items that changed, as many should have got better as worse when nothing changed: a
+    binomial test of one half (McNemar 1947, *Psychometrika* 12). It counts items as independent.
+    """
+    pairs = shared_items(items_old, items_new).values()
+    if not all({old, new} <= {0.0, 1.0} for old, new, _ in pairs):
+        return None
+    up = sum(new > old for old, new, _ in pairs)
+    down = sum(new < old for old, new, _ in pairs)
+    tail = sum(math.comb(up + down, k) for k in range(min(up, down) + 1))
+    return min(1.0, 2 * tail / (1 << up + down))
 
 
 def unpaired_difference(
@@ -135,22 +168,44 @@ def _welch(variances: tuple[float, float], counts: tuple[int, int]) -> float:
     return total**2 / parts if parts > 0 else float(max(sum(counts) - 2, 0))
 
 
-def ratio(values: list[tuple[float, float]]) -> tuple[float, float]:
-    """Weighted mean of (value, weight) pairs and its standard error (infinite for one item)."""
-    n = len(values)
+def ratio(
+    values: Sequence[tuple[float, float]], clusters: Sequence[str] | None = None
+) -> tuple[float, float]:
+    """Weighted mean of (value, weight) pairs and its standard error (infinite for one item).
+
+    ``clusters`` names the cluster of each pair; without, or when all are of one cluster (nothing
+    is then known of how clusters differ), each pair is its own.
+    """
+    names = list(clusters or ())
+    units = independent(names) if names else len(values)
     weight = fsum(w for _, w in values)
     mean = fsum(w * v for v, w in values) / weight
-    if n < 2:
+    if units < 2:
         return mean, math.inf
-    spread = fsum((w * (v - mean)) ** 2 for v, w in values)
-    return mean, math.sqrt(n / (n - 1) * spread) / weight
+    residuals = [w * (v - mean) for v, w in values]
+    if units < len(values):
+        residuals = _totals(residuals, names)
+    return mean, math.sqrt(units / (units - 1) * fsum(r**2 for r in residuals)) / weight
 
 
-def _shared(old: WeightedItems, new: WeightedItems) -> list[tuple[float, float, float]]:
+def independent(clusters: Sequence[str]) -> int:
+    """How many independent draws the items are: clusters, or items where those are all of one."""
+    distinct = len(set(clusters))
+    return distinct if distinct > 1 else len(clusters)
+
+
+def _totals(values: Sequence[float], clusters: Sequence[str]) -> list[float]:
+    members: dict[str, list[float]] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        members.setdefault(cluster, []).append(value)
+    return [fsum(member) for member in members.values()]
+
+
+def shared_items(old: WeightedItems, new: WeightedItems) -> dict[str, tuple[float, float, float]]:
     """(old value, new value, weight) of each usable shared item, in ``new``'s order."""
-    pairs = []
+    pairs = {}
     for item, (after, weight) in new.items():
         before, same = old.get(item, (math.nan, math.nan))
         if math.isfinite(before) and math.isfinite(after) and weight == same and weight > 0:
-            pairs.append((before, after, weight))
+            pairs[item] = (before, after, weight)
     return pairs

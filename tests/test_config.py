@@ -124,7 +124,7 @@ BAD = [
     ("sources.maths.weight", 0.1, ["maths", "standby"]),
     ("sources", {}, ["sources"]),
     ("run.id", "../up", ["run.id", "../up"]),
-    ("evals.benchmarks", {"gsm9k": {}}, ["gsm9k", "gsm8k"]),
+    ("evals.benchmarks", {"gsm 8k": {}}, ["gsm 8k", "gsm8k"]),
     ("guards.max_change", 3, ["guards.max_change", "3"]),
 ]
 
@@ -168,6 +168,10 @@ BAD_COMMANDS = [
     ({"sources.web.path": "nowhere"}, "nowhere"),
     ({"budget": "11X"}, "11X"),
     ({"sources.web.weight": 0.5}, "0.75"),
+    (
+        {"evals.benchmarks": {"gsm9k": {}}},
+        "evals.benchmarks.gsm9k: no such benchmark; did you mean",
+    ),
     ({"policy.use": "rulez"}, "rules"),
     ({"policy.use": "./absent.py:Mine"}, "absent.py"),
     ({"policy.use": "./broken.py:Mine"}, "broken.py"),

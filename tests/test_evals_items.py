@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import json
 import math
 import random
+import re
 import statistics
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mixloop.evals import estimates, items
+from mixloop.evals import estimates, hub, items
 from mixloop.evals.scorecard import BenchmarkScore, Scorecard, training_state
 from mixloop.evals.settings import EvalSettings
 
@@ -36,10 +39,13 @@ def test_mmlu_items_from_packages_are_whole() -> None:
         assert "(A)" not in row["question"]
 
 
-def test_gsm8k_answers_from_packages_end_in_their_number() -> None:
+def test_gsm8k_answers_from_packages_are_in_its_own_form() -> None:
     for row in items.load_items("gsm8k", "packages").rows:
-        number = row["answer"].split("####")[-1].strip()
-        assert f"The answer is {number}." in row["gold"]
+        worked, number = row["answer"].split("\n#### ")
+        assert re.fullmatch(r"-?[0-9.,]*[0-9]", number)
+        assert number in worked
+        assert "The answer is" not in worked
+        assert row["gold"] == row["answer"]
 
 
 def test_stock_shots_among_the_items_are_noticed(tmp_path: Path) -> None:
@@ -72,9 +78,11 @@ def test_subsets_are_seeded_and_nested() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "can't be read as JSON lines"),
-        ('{"question": "q"}', "item 1 has no field 'answer'"),
-        ('{"question": "q", "answer": " "}', "item 1 has an empty gold answer"),
+        ("{", "can't be read as JSON lines: row 1: "),
+        ("\n[1]", "row 2 is [1], not an object with fields"),
+        ('{"question": "q"}', "row 1 has no field 'answer'; a row's fields are question, answer"),
+        ('{"question": "q", "answer": " "}', "row 1 field 'answer' is empty; give the gold answer"),
+        ('{"question": "q", "answer": 18}', "row 1 field 'answer' is 18; give a text"),
         ("", "no items in"),
     ],
 )
@@ -86,11 +94,148 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+MMLU = {"question": "q", "subject": "anatomy", "choices": ["a", "b", "c", "d"], "answer": 2}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "row", "said"),
+    [
+        ("mmlu", {**MMLU, "answer": 4}, "row 2 field 'answer' is 4; give 0 to 3, or A to D"),
+        ("mmlu", {**MMLU, "answer": "E"}, "row 2 field 'answer' is 'E'"),
+        ("mmlu", {**MMLU, "answer": True}, "row 2 field 'answer' is True"),
+        ("mmlu", {**MMLU, "choices": ["a", "b", "c"]}, "field 'choices' is ['a', 'b', 'c']; give"),
+        ("mmlu", {**MMLU, "choices": ["a", "b", "c", " "]}, "field 'choices' has an empty text"),
+        ("mmlu", {**MMLU, "subject": " "}, "field 'subject' is empty"),
+        ("math", {"problem": "p", "solution": "It is 4."}, "field 'solution' boxes no answer"),
+        ("math", {"problem": "p", "solution": r"\boxed{4"}, "field 'solution' boxes no answer"),
+        ("humaneval", {"task_id": "t", "prompt": "p"}, "has no field 'canonical_solution'"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, benchmark: str, row: object, said: str) -> None:
+    path = tmp_path / "bad.json"
+    good = items.load_items(benchmark, "packages").rows[0]
+    path.write_text(json.dumps([good, row]))
+    with pytest.raises(items.ItemsError) as caught:
+        items.load_items(benchmark, (path,))
+    assert str(caught.value).startswith(f"{benchmark}: {path}: row 2 ")
+    assert said in str(caught.value)
+
+
+def test_mmlu_answers_may_be_letters(tmp_path: Path) -> None:
+    letters, numbers = tmp_path / "letters.jsonl", tmp_path / "numbers.jsonl"
+    letters.write_text(json.dumps({**MMLU, "answer": "C", "subject": "College Physics"}))
+    numbers.write_text(json.dumps({**MMLU, "subject": "college_physics"}))
+    assert items.load_items("mmlu", (letters,)).rows == items.load_items("mmlu", (numbers,)).rows
+
+
+def problems(count: int, first: int = 0) -> list[dict[str, str]]:
+    numbers = range(first, first + count)
+    return [{"question": f"What is {n} + 1?", "answer": f"{n + 1}\n#### {n + 1}"} for n in numbers]
+
+
+def write_parquet(path: Path, rows: list[dict[str, str]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _named(folder: Path, test: list[dict[str, str]], train: list[dict[str, str]]) -> None:
+    write_lines(folder / "test.jsonl.gz", test)
+    write_lines(folder / "test_socratic.jsonl", problems(2, 900))
+    write_lines(folder / "train.jsonl", train)
+    (folder / "notes.json").write_text("no items")
+
+
+def _hub_clone(folder: Path, test: list[dict[str, str]], train: list[dict[str, str]]) -> None:
+    write_parquet(folder / "main" / "test-00000-of-00001.parquet", test)
+    write_parquet(folder / "main" / "train-00000-of-00002.parquet", train[:3])
+    write_parquet(folder / "main" / "train-00001-of-00002.parquet", train[3:])
+    write_parquet(folder / "socratic" / "test-00000-of-00001.parquet", problems(2, 900))
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: socratic\n  data_files: socratic/test-*\n"
+        "- config_name: main\n  data_files:\n  - {split: train, path: main/train-*}\n"
+        "  - {split: test, path: [main/test-*]}\n---\n# GSM8K\n"
+    )
+
+
+def _data_folder(folder: Path, test: list[dict[str, str]], train: list[dict[str, str]]) -> None:
+    write_parquet(folder / "data" / "test-00000-of-00001.parquet", test)
+    (folder / "data" / "train.json").write_text(json.dumps(train))
+
+
+def _saved(folder: Path, test: list[dict[str, str]], train: list[dict[str, str]]) -> None:
+    import datasets
+
+    parts = {"test": datasets.Dataset.from_list(test), "train": datasets.Dataset.from_list(train)}
+    datasets.DatasetDict(parts).save_to_disk(folder)
+
+
+@pytest.mark.parametrize("write", [_named, _hub_clone, _data_folder, _saved])
+def test_folders_hold_the_items_and_the_pool(tmp_path: Path, write: Any) -> None:
+    folder = tmp_path / "gsm8k"
+    folder.mkdir()
+    write(folder, problems(7), problems(6, 100))
+    found = items.load_items("gsm8k", (folder,))
+    assert [(row["question"], row["gold"]) for row in found.rows] == [
+        (row["question"], row["answer"]) for row in problems(7)
+    ]
+    assert [row["question"] for row in found.pool] == [r["question"] for r in problems(6, 100)]
+    assert not found.overlaps
+    assert found.describe(3) == f"files: 3 of 7 items ({folder})"
+
+
+@pytest.mark.parametrize("name", ["mine.parquet", "mine.jsonl.gz", "mine.json", "mine"])
+def test_lone_files_of_every_kind_are_the_items(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "mine":
+        import datasets
+
+        datasets.Dataset.from_list(problems(4)).save_to_disk(path)
+    else:
+        (write_parquet if name.endswith("parquet") else write_lines)(path, problems(4))
+    found = items.load_items("gsm8k", (path,))
+    assert [row["question"] for row in found.rows] == [row["question"] for row in problems(4)]
+    assert found.pool == items.load_items("gsm8k", "packages").rows
+
+
+def test_a_pool_that_holds_all_items_is_noticed(tmp_path: Path) -> None:
+    write_lines(tmp_path / "test.jsonl", problems(4))
+    for first, held in ((3, False), (0, True)):
+        write_lines(tmp_path / "train.jsonl", problems(5, first))
+        found = items.load_items("gsm8k", (tmp_path,))
+        assert found.overlaps == held
+        assert [row["question"] for row in found.pool] == [
+            r["question"] for r in problems(5, first)
+        ]
+
+
+def test_a_folder_without_test_items_says_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(items.ItemsError, match=r"no items here; put test\.jsonl"):
+        items.load_items("gsm8k", (tmp_path,))
+    write_lines(tmp_path / "train.jsonl", problems(2))
+    with pytest.raises(items.ItemsError, match=r"no test split \(there is: train\)"):
+        items.load_items("gsm8k", (tmp_path,))
+    with pytest.raises(items.ItemsError, match=r"gsm8k: .*absent: no such file or folder"):
+        items.load_items("gsm8k", (tmp_path / "absent",))
+    (tmp_path / "test.parquet").write_text("no parquet")
+    with pytest.raises(items.ItemsError, match=r"test\.parquet: can't be read as parquet"):
+        items.load_items("gsm8k", (tmp_path,))
+
+
 def test_the_hub_is_not_asked_when_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     # an address that would answer, were it asked
     with _answering(monkeypatch):
-        assert not items.hub_reachable()
+        assert not hub.hub_reachable()
         assert items.load_items("gsm8k", "auto").kind == "packages"
 
 
@@ -98,7 +243,7 @@ def test_the_hub_is_found_when_it_answers(monkeypatch: pytest.MonkeyPatch) -> No
     for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(key, raising=False)
     with _answering(monkeypatch):
-        assert items.hub_reachable()
+        assert hub.hub_reachable()
 
 
 def test_a_dead_hub_costs_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +251,7 @@ def test_a_dead_hub_costs_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1:9")  # reserved: nobody is there
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(items, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(hub, "HUB_SECONDS", 0.5)
     began = time.monotonic()
     assert items.load_items("humaneval", "auto").kind == "packages"
     assert time.monotonic() - began < 3
@@ -168,8 +313,8 @@ def test_ratio_of_equal_weights_is_the_mean() -> None:
 
 
 def test_settings_name_what_is_wrong() -> None:
-    with pytest.raises(ValueError, match="unknown benchmark 'mmmlu': choose from mmlu"):
-        EvalSettings.model_validate({"benchmarks": {"mmmlu": {}}})
+    with pytest.raises(ValueError, match="'mm lu' can't be a benchmark: choose from mmlu"):
+        EvalSettings.model_validate({"benchmarks": {"mm lu": {}}})
     with pytest.raises(ValueError, match="items"):
         EvalSettings.model_validate({"benchmarks": {"mmlu": {"items": 0}}})
     assert list(EvalSettings().asked) == ["mmlu", "gsm8k", "math", "humaneval"]
@@ -186,6 +331,21 @@ def test_settings_survive_their_json_and_keep_their_digest() -> None:
     # what a run costs is not what it measures
     assert settings.model_copy(update={"threads": 7}).digest() == settings.digest()
     assert settings.model_copy(update={"seed": 7}).digest() != settings.digest()
+
+
+def test_further_names_are_asked_after_the_four() -> None:
+    settings = EvalSettings.model_validate(
+        {
+            "benchmarks": {"piqa": {}, "math": {}, "arc_easy": {"items": 3}},
+            "watch": ["lambada", "mmlu"],
+        }
+    )
+    assert list(settings.asked) == ["mmlu", "math", "piqa", "arc_easy", "lambada"]
+    assert settings.asked["arc_easy"].items == 3
+    own = EvalSettings.model_validate({"watch": {"piqa": {"items": 5, "data": "here.jsonl"}}})
+    assert own.asked["piqa"].data == (Path("here.jsonl"),)
+    assert "piqa" not in own.benchmarks
+    assert EvalSettings.model_validate_json(own.model_dump_json()) == own
 
 
 def test_pinned_settings_keep_what_auto_found() -> None:

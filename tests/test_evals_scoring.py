@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 
 from mixloop.evals import estimates
 from mixloop.evals.items import load_items
+from mixloop.evals.outcomes import read_outcomes
 from mixloop.evals.scorecard import Scorecard
 from mixloop.evals.settings import EvalSettings
 from mixloop.evals.worker_client import EvaluationError, Evaluator, Failure, evaluate
@@ -35,7 +37,7 @@ SETTINGS = EvalSettings.model_validate(
         "program_timeout": 1,
         "benchmarks": {
             "mmlu": {"items": 24, "shots": 0, "data": "packages"},
-            "gsm8k": {"data": "packages", "max_new_tokens": 24},
+            "gsm8k": {"data": "packages", "max_new_tokens": 24, "shots": 0},
             "math": {"data": "packages", "max_new_tokens": 24},
             "humaneval": {
                 "items": 24,
@@ -169,18 +171,22 @@ def test_every_benchmark_is_scored(card: Scorecard, checkpoint: Path) -> None:
 
 
 def test_metrics_are_those_of_their_items(card: Scorecard) -> None:
-    for one in card.benchmarks.values():
+    for benchmark, one in card.benchmarks.items():
         for name, metric in one.metrics.items():
-            own = [item for item in one.items.values() if name in item]
+            kept = {i: item for i, item in one.items.items() if name in item}
+            own = list(kept.values())
+            subjects = [i.split("/")[0] for i in kept] if benchmark == "mmlu" else None
             if name == "bits_per_byte":
                 weights = [item["bytes"] for item in own]
                 totals = [item[name] * item["bytes"] for item in own]
-                expected = estimates.ratio(totals, weights)
+                expected = estimates.ratio(totals, weights, subjects)
             else:
-                expected = estimates.mean([item[name] for item in own])
+                expected = estimates.mean([item[name] for item in own], subjects)
             assert len(own) == metric.n
             assert metric.value == pytest.approx(expected[0])
             assert metric.stderr == pytest.approx(expected[1])
+            assert metric.interval is not None
+            assert metric.interval[0] <= metric.value <= metric.interval[1]
 
 
 def stock_prompt(name: str, row: dict[str, Any]) -> tuple[str, str]:
@@ -190,7 +196,7 @@ def stock_prompt(name: str, row: dict[str, Any]) -> tuple[str, str]:
         head = f"The following are questions (with answers) about {subject}.\n\n"
         return f"{head}Question: {row['question']}\nAnswer:", f" {row['gold']}"
     if name == "gsm8k":
-        return f"Q: {row['question']}\nA:", f" {row['gold']}"
+        return f"Question: {row['question']}\nAnswer:", f" {row['gold']}"
     if name == "math":
         return f"Problem:\n{row['problem']}\n\nSolution:", f" {row['gold']}"
     return row["prompt"], row["gold"]
@@ -220,6 +226,11 @@ def test_mmlu_accuracy_is_the_direct_computation(card: Scorecard, lm: Any) -> No
         )
         bits = [direct_bits(lm, prompt, f" {letter}") for letter in "ABCD"]
         assert outcome["accuracy"] == float(bits.index(min(bits)) == row["answer"])
+        cloze = [
+            direct_bits(lm, *stock_prompt("mmlu", {**row, "gold": text})) / len(text)
+            for text in row["choices"]
+        ]
+        assert outcome["cloze_accuracy"] == float(cloze.index(min(cloze)) == row["answer"])
 
 
 def test_items_that_do_not_fit_are_those_excluded(card: Scorecard, lm: Any) -> None:
@@ -251,6 +262,15 @@ def test_a_second_scoring_is_identical(
     assert again.benchmarks == card.benchmarks
     assert evaluator.pid == pid is not None
     assert Scorecard.read(tmp_path / "again.json") == again
+    beside = read_outcomes(tmp_path / "again.items.parquet")
+    scored = [(one.benchmark, one.item, one.metric, one.value) for one in beside]
+    assert scored == [
+        (name, item, metric, value)
+        for name, benchmark in card.benchmarks.items()
+        for item, outcome in benchmark.items.items()
+        for metric, value in outcome.items()
+        if metric != "bytes"
+    ]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "pickle", "tokenizer", "gone"])
@@ -342,7 +362,7 @@ def plan_of(name: str, lm: Any, tmp_path: Path, **own: Any) -> Any:
     return make_plan(benchmark, ids, settings, lm)
 
 
-@pytest.mark.parametrize("context", [400, 800, 9000])
+@pytest.mark.parametrize("context", [300, 500, 9000])
 def test_shots_are_the_most_that_fit(lm: Any, tmp_path: Path, context: int) -> None:
     from mixloop.evals.model import CheckpointLM
 
@@ -353,11 +373,11 @@ def test_shots_are_the_most_that_fit(lm: Any, tmp_path: Path, context: int) -> N
     path.write_text("\n".join(json.dumps(row) for row in rows))
     plan = plan_of("gsm8k", tight, tmp_path, data=[str(path)], max_new_tokens=32)
     prompt = next(iter(plan.answered.values())).prompt.args[0]
-    assert prompt.count("Q:") - 1 == plan.shots
-    assert (plan.shots == 8) == (context == 9000)
+    assert prompt.count("Question:") - 1 == plan.shots
+    assert (plan.shots == 5) == (context == 9000)
     longest = max(len(lm.tokenizer.encode(q.prompt.args[0])) for q in plan.answered.values())
     assert longest + 32 <= context
-    if plan.shots < 8:
+    if plan.shots < 5:
         wide = CheckpointLM(lm.model, lm.tokenizer, max_length=9000)
         more = plan_of(
             "gsm8k", wide, tmp_path, data=[str(path)], max_new_tokens=32, shots=plan.shots + 1
@@ -374,13 +394,48 @@ def test_no_item_is_shown_its_own_answer(lm: Any, tmp_path: Path) -> None:
     plan = plan_of("mmlu", wide, tmp_path, data="packages", items=40)
     assert plan.shots == 4
     for one, question in plan.answered.items():
-        prompt = question.choices[0].args[0]
-        assert prompt.count(rows[one]["question"].strip()) == 1
-        assert prompt.endswith("Answer:")
-    for name in ("gsm8k", "math"):
-        folder = tmp_path / name
-        folder.mkdir()
-        assert plan_of(name, wide, folder, data="packages").shots == 0
+        for choice in question.choices:
+            assert choice.args[0].count(rows[one]["question"].strip()) == 1
+            assert choice.args[0].endswith("Answer:")
+    plan = plan_of("gsm8k", wide, tmp_path, data="packages")
+    assert plan.shots == 5
+    rows = {row["id"]: row for row in load_items("gsm8k", "packages").rows}
+    for one, question in plan.answered.items():
+        assert question.prompt.args[0].count("Question:") == 6
+        assert question.prompt.args[0].count(rows[one]["question"]) == 1
+        assert rows[one]["answer"] not in question.prompt.args[0]
+    assert plan_of("math", wide, tmp_path, data="packages").shots == 0
+
+
+def test_a_subject_of_one_s_own_is_asked_like_mmlu_s(lm: Any, tmp_path: Path) -> None:
+    from mixloop.evals.model import CheckpointLM
+
+    wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
+    row = {"subject": "Bee Keeping", "choices": ["1", "2", "3", "4"], "answer": "B"}
+    for name, count in (("dev", 2), ("test", 3)):
+        rows = [{**row, "question": f"{name} {i}?"} for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    plan = plan_of("mmlu", wide, tmp_path, data=[str(tmp_path)])
+    about = "questions (with answers) about bee keeping.\n\n"
+    for question in plan.answered.values():
+        letters, text = question.choices[0].args[0], question.choices[4].args[0]
+        assert letters.startswith(f"The following are multiple choice {about}dev 0?\nA. 1\n")
+        assert text.startswith(f"The following are {about}Question: dev 0?\nAnswer: 2\n\n")
+        assert [choice.args[1] for choice in question.choices[:4]] == [" A", " B", " C", " D"]
+        assert question.gold == question.choices[5].args
+
+
+def test_a_stray_item_of_the_pool_takes_no_example_from_the_others(lm: Any, tmp_path: Path) -> None:
+    from mixloop.evals.model import CheckpointLM
+
+    wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
+    pool = [{"question": f"How many are {i}?", "answer": f"#### {i}"} for i in range(6)]
+    rows = [pool[2], {"question": "How many are all?", "answer": "#### 15"}]
+    for name, own in (("train", pool), ("test", rows)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in own))
+    plan = plan_of("gsm8k", wide, tmp_path, data=[str(tmp_path)])
+    shown = [re.findall(r"How many are (\w+)", q.prompt.args[0]) for q in plan.answered.values()]
+    assert sorted(shown) == [["0", "1", "2", "3", "4", "all"], ["0", "1", "3", "4", "5", "2"]]
 
 
 def request(kind: str, *arguments: Any) -> Any:

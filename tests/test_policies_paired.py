@@ -20,16 +20,31 @@ from mixloop.policies import (
     paired_difference,
     pooled_items,
 )
-from mixloop.policies.paired import ratio, t_quantile, unpaired_difference
+from mixloop.policies.paired import (
+    mcnemar,
+    pooled_cluster,
+    ratio,
+    t_quantile,
+    unpaired_difference,
+)
 
 values = st.floats(-5, 5)
 weights = st.floats(0.5, 500)
 rows = st.lists(st.tuples(values, values, weights), min_size=2, max_size=40)
+subjects = st.sampled_from(["anatomy", "law", "physics", "virology"])
+clustered = st.lists(st.tuples(values, values, weights, subjects), min_size=2, max_size=40)
 
 
 def sides(table: list[tuple[float, float, float]]) -> tuple[dict, dict]:
     old = {f"i{k}": (a, w) for k, (a, _, w) in enumerate(table)}
     return old, {f"i{k}": (b, w) for k, (_, b, w) in enumerate(table)}
+
+
+def mmlu(table: list[tuple[float, float, float, str]], name: str = "mmlu") -> tuple[dict, dict]:
+    """Both sides of items of several subjects, ids as `pooled_items` gives them."""
+    ids = [f"{name}/{subject}/{k:02}" for k, (*_, subject) in enumerate(table)]
+    old = {i: (a, w) for i, (a, _, w, _) in zip(ids, table, strict=True)}
+    return old, {i: (b, w) for i, (_, b, w, _) in zip(ids, table, strict=True)}
 
 
 def score(values_: dict[str, float], metric: str = "bits_per_byte", size: int = 10) -> dict:
@@ -81,6 +96,112 @@ def test_swapping_the_sides_turns_the_sign(table, higher):
     there, back = paired_difference(old, new, higher), paired_difference(new, old, higher)
     assert there.gain == pytest.approx(-back.gain, abs=1e-12)
     assert there.stderr == pytest.approx(back.stderr, abs=1e-12)
+
+
+@given(clustered, st.booleans())
+def test_clustered_formula_written_with_numpy(table, higher):
+    found = paired_difference(*mmlu(table), higher)
+    old, new, w = (np.array(column) for column in list(zip(*table, strict=True))[:3])
+    names = np.array([subject for *_, subject in table])
+    d = new - old
+    mean = (w * d).sum() / w.sum()
+    sums = [(w * (d - mean))[names == one].sum() for one in set(names)]
+    if len(sums) == 1:  # one subject alone: its items are all there is to learn from
+        sums = (w * (d - mean)).tolist()
+    g = len(sums)
+    stderr = math.sqrt(g / (g - 1) * np.square(sums).sum()) / w.sum()
+    assert found.gain == pytest.approx(mean if higher else -mean, abs=1e-9)
+    assert found.stderr == pytest.approx(stderr, abs=1e-9)
+    assert (found.n, found.df) == (len(table), g - 1)
+
+
+@given(rows)
+def test_a_subject_per_item_is_exactly_the_plain_difference(table):
+    spread = [(*row, f"subject{k}") for k, row in enumerate(table)]
+    assert paired_difference(*mmlu(spread), True) == paired_difference(*sides(table), True)
+
+
+@given(clustered)
+def test_only_mmlu_is_clustered(table):
+    plain = paired_difference(*sides([row[:3] for row in table]), True)
+    assert paired_difference(*mmlu(table, "math"), True) == plain
+
+
+@given(clustered, st.randoms(use_true_random=False))
+def test_order_of_items_and_names_of_subjects_do_not_matter(table, rng):
+    found = paired_difference(*mmlu(table), True)
+    names = ["anatomy", "law", "physics", "virology"]
+    renamed = dict(zip(names, rng.sample(names, 4), strict=True))
+    other = [(*row, renamed[subject]) for *row, subject in table]
+    rng.shuffle(other)
+    assert paired_difference(*mmlu(other), True) == found
+
+
+@given(clustered)
+def test_swapping_clustered_sides_turns_the_sign_only(table):
+    old, new = mmlu(table)
+    there, back = paired_difference(old, new, True), paired_difference(new, old, True)
+    assert (there.gain, there.stderr, there.df) == pytest.approx((-back.gain, back.stderr, back.df))
+    assert paired_difference(old, new, False).gain == -there.gain
+
+
+@given(clustered.filter(lambda table: len({subject for *_, subject in table}) > 1))
+def test_copies_of_items_within_their_subjects_are_no_evidence(table):
+    once, thrice = (paired_difference(*mmlu(table * copies), True) for copies in (1, 3))
+    assert (thrice.gain, thrice.stderr) == pytest.approx((once.gain, once.stderr), abs=1e-9)
+    assert (thrice.df, thrice.n) == (once.df, 3 * len(table))
+
+
+def test_clustered_interval_covers_what_it_says_where_subjects_move_together():
+    """12 subjects of 10 items, half of the variance shared: items alone would cover far less."""
+    rng = np.random.default_rng(17)
+    hits = np.zeros(2)
+    for _ in range(1200):
+        d = (rng.normal(0.2, 1, (12, 1)) + rng.normal(0, 1, (12, 10))).ravel()
+        table = [(0.0, d[k], 1.0, f"subject{k // 10}") for k in range(120)]
+        for k, name in enumerate(("mmlu", "math")):
+            low, high = paired_difference(*mmlu(table, name), True).interval(0.95)
+            hits[k] += low <= 0.2 <= high
+    assert 0.93 <= hits[0] / 1200 <= 0.97
+    assert hits[1] / 1200 < 0.75
+
+
+def test_an_observation_clusters_mmlu_and_pools_it_with_the_rest():
+    gold = {f"{'law' if k < 3 else 'anatomy'}/{k}": 2.0 + 0.1 * k for k in range(6)}
+    later = {item: value - (0.3 if "law" in item else 0.1) for item, value in gold.items()}
+    seen = observe(
+        {"mmlu": score(gold), "math": score({"math/a": 1.0, "math/b": 1.5})},
+        {"mmlu": score(later), "math": score({"math/a": 0.8, "math/b": 1.4})},
+    )
+    assert (seen.difference("mmlu", 0, 1).df, seen.difference("math", 0, 1).df) == (1, 1)
+    pooled = seen.pooled_difference(["mmlu", "math"], 0, 1)
+    assert (pooled.n, pooled.df) == (8, 3)
+    clusters = ["law"] * 3 + ["anatomy"] * 3 + ["a", "b"]
+    table = [(v, 10.0 + k) for k, v in enumerate(later.values())] + [(0.8, 10.0), (1.4, 11.0)]
+    found = seen.pooled_metric(["mmlu", "math"], 1)
+    assert (found.value, found.stderr) == ratio(table, clusters)
+    assert found.stderr != pytest.approx(ratio(table)[1], rel=0.05)
+
+
+def test_policies_and_evals_know_the_same_clusters():
+    from mixloop.evals.metrics import cluster_of
+
+    for benchmark, item in [("mmlu", "law/1"), ("mmlu", "law/a/b"), ("math", "math/1")]:
+        assert pooled_cluster(f"{benchmark}/{item}") == f"{benchmark}/{cluster_of(benchmark, item)}"
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), max_size=60))
+def test_mcnemar_is_the_binomial_test_of_what_changed(pairs):
+    old, new = sides([(a, b, 1.0) for a, b in pairs])
+    up, down = sum(b > a for a, b in pairs), sum(b < a for a, b in pairs)
+    exact = stats.binomtest(up, up + down).pvalue if up + down else 1.0
+    assert mcnemar(old, new) == pytest.approx(exact)
+    assert mcnemar(new, old) == mcnemar(old, new)
+
+
+def test_mcnemar_is_for_outcomes_of_right_or_wrong():
+    assert mcnemar(*sides([(0.0, 1.0, 1.0), (0.5, 1.0, 1.0)])) is None
+    assert mcnemar(*sides([(0.0, float(k % 3 > 0), 1.0) for k in range(4500)])) == 0.0
 
 
 def test_standard_error_agrees_with_a_bootstrap_over_items():

@@ -1,0 +1,301 @@
+"""The evaluation engine against lm-eval's stock `hf` model: CPU time, tokens, and agreement.
+
+    .venv/bin/python bench/evals.py CHECKPOINT [--data mmlu=DIR ...] [--repeats 3] [--only mmlu]
+
+Both run the same requests of lm-eval's own tasks in one process on one thread, turn by turn; stock
+at the batch size that was fastest on a part of them. The floor is what the tokens that have to be
+computed cost at the rate of a large matrix product here: 2 x parameters x unique tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+for _key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_key] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TQDM_DISABLE"] = "1"
+
+import torch
+from lm_eval.api.instance import Instance
+
+from mixloop.evals.benchmarks import Benchmark, Question, make_benchmark
+from mixloop.evals.engine import load_checkpoint
+from mixloop.evals.items import ItemSet, Row, choose, load_items
+from mixloop.evals.model import CheckpointLM
+from mixloop.evals.sandbox import Sandbox
+from mixloop.evals.scorer import make_plan
+from mixloop.evals.settings import BenchmarkSettings
+
+# batch sizes that stock is tried at, and on how many questions
+BATCHES = {"mmlu": (1, 4, 16), "gsm8k": (8, 24), "math": (8, 24), "humaneval": (8, 16, 32)}
+TRIAL = {"mmlu": 16, "gsm8k": 24, "math": 24, "humaneval": 32}
+BOUNDS = {"mmlu": 5.5, "gsm8k": 4.0, "math": 3.0, "humaneval": 2.0, "together": 4.0}
+CONTEXT = 2048
+
+
+@dataclass
+class Side:
+    """What one model did with one benchmark: CPU seconds per repeat, tokens, and answers."""
+
+    seconds: list[float] = field(default_factory=list)
+    tokens: int = 0
+    answers: list[Any] = field(default_factory=list)
+    outcomes: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def stock_model(folder: Path, dtype: str) -> Any:
+    """lm-eval's `hf` model on this checkpoint."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(folder), device="cpu", dtype=dtype, batch_size=1, max_length=CONTEXT)
+
+
+def count_tokens(model: Any) -> Callable[[], int]:
+    """Counts the tokens, padding included, that a model's forward passes compute."""
+    seen = [0]
+
+    def hook(module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        inputs = kwargs.get("input_ids", args[0] if args else None)
+        seen[0] += inputs.numel()
+
+    model.register_forward_pre_hook(hook, with_kwargs=True)
+    return lambda: seen[0]
+
+
+def ask(lm: Any, requests: Sequence[Instance]) -> list[Any]:
+    """Answers of one kind of request."""
+    if requests[0].request_type == "loglikelihood":
+        return list(lm.loglikelihood(list(requests), disable_tqdm=True))
+    return list(lm.generate_until(list(requests), disable_tqdm=True))
+
+
+def requests_of(questions: Mapping[str, Question]) -> list[Instance]:
+    """What the benchmark's headline metric asks: letters, or one generation an item."""
+    found: list[Instance] = []
+    for question in questions.values():
+        found += [question.prompt] if question.prompt is not None else list(question.choices)
+    return found
+
+
+def mmlu_shape(items: ItemSet, subjects: int, each: int) -> tuple[list[Row], int]:
+    """`each` questions of `subjects` subjects; a subject that has fewer borrows others' questions.
+
+    A borrowed question is asked behind the shots of the subject that borrowed it, so lengths and
+    shared prefixes are those of a subject with enough questions. Returns how many were borrowed.
+    """
+    by_subject: dict[str, list[Row]] = defaultdict(list)
+    for row in choose(items.rows, None, 0):
+        by_subject[row["subject"]].append(row)
+    names = sorted(by_subject, key=lambda name: (-len(by_subject[name]), name))
+    chosen, spare = names[:subjects], [row for name in names[subjects:] for row in by_subject[name]]
+    rows: list[Row] = []
+    borrowed = 0
+    for name in chosen:
+        own = by_subject[name][:each]
+        lent = spare[: each - len(own)]
+        spare = spare[len(lent) :]
+        borrowed += len(lent)
+        rows += own + [{**row, "subject": name, "id": f"{name}/{row['id']}"} for row in lent]
+    return rows, borrowed
+
+
+def best_batch(lm: Any, name: str, requests: Sequence[Instance], each: int) -> int:
+    """The batch size at which stock is fastest on the first questions."""
+    part = requests[: TRIAL[name] * each]
+    spent = {}
+    for size in BATCHES[name]:
+        lm.batch_size_per_gpu = size
+        began = time.process_time()
+        ask(lm, part)
+        spent[size] = time.process_time() - began
+        print(f"  stock at batch {size}: {spent[size]:.1f} s on a part", file=sys.stderr)
+    return min(spent, key=spent.__getitem__)
+
+
+def run_side(side: Side, lm: Any, requests: Sequence[Instance], count: Callable[[], int]) -> None:
+    """One timed repeat."""
+    before = count()
+    began = time.process_time()
+    side.answers = ask(lm, requests)
+    side.seconds.append(time.process_time() - began)
+    side.tokens = count() - before
+    print(f"  {side.seconds[-1]:.1f} s, {side.tokens} tokens", file=sys.stderr)
+
+
+def outcomes(
+    benchmark: Benchmark,
+    questions: Mapping[str, Question],
+    requests: Sequence[Instance],
+    answers: Sequence[Any],
+) -> dict[str, dict[str, float]]:
+    """Stock scoring of these answers."""
+    for request, answer in zip(requests, answers, strict=True):
+        request.resps, request.filtered_resps = [answer], {}
+    return benchmark.outcomes(questions)
+
+
+def largest_difference(one: Sequence[Any], other: Sequence[Any]) -> float | None:
+    """Of log-likelihoods; None for texts."""
+    if not isinstance(one[0], tuple):
+        return None
+    return max(abs(a[0] - b[0]) for a, b in zip(one, other, strict=True))
+
+
+def matmul_rate() -> float:
+    """Floating point operations per second of a large fp32 matrix product on one thread."""
+    a, b = torch.randn(512, 1536), torch.randn(1536, 1536)
+    best = 0.0
+    for _ in range(10):
+        began = time.process_time()
+        for _ in range(20):
+            torch.mm(a, b)
+        best = max(best, 20 * 2 * 512 * 1536 * 1536 / (time.process_time() - began))
+    return best
+
+
+def bench_one(
+    name: str,
+    options: argparse.Namespace,
+    ours: CheckpointLM,
+    stock: Any,
+    counts: tuple[Callable[[], int], Callable[[], int]],
+    folder: Path,
+) -> dict[str, Any]:
+    """Times one benchmark both ways."""
+    data = options.data.get(name)
+    items = load_items(name, (data,) if data else "auto")
+    borrowed = 0
+    if name == "mmlu":
+        subset, borrowed = mmlu_shape(items, options.subjects, options.per_subject)
+        items = replace(items, rows=tuple(subset))
+    else:
+        subset = choose(items.rows, options.items, 0)
+    folder.mkdir()
+    benchmark = make_benchmark(name, items, subset, folder, Sandbox())
+    own = BenchmarkSettings(shots=options.shots)
+    plan = make_plan(benchmark, tuple(row["id"] for row in subset), own, ours)
+    questions = plan.answered
+    requests = requests_of(questions)
+    print(f"{name}: {len(questions)} items, {plan.shots} shots", file=sys.stderr)
+    theirs, mine = Side(), Side()
+    batch = 0
+    if not options.skip_stock:
+        batch = best_batch(stock, name, requests, len(requests) // len(questions))
+        stock.batch_size_per_gpu = batch
+    for _ in range(options.repeats):
+        if not options.skip_stock:
+            run_side(theirs, stock, requests, counts[1])
+        run_side(mine, ours, requests, counts[0])
+    found: dict[str, Any] = {
+        "benchmark": name,
+        "items": len(questions),
+        "shots": plan.shots,
+        "borrowed": borrowed,
+        "ours_s": mine.seconds,
+        "ours_tokens": mine.tokens,
+    }
+    if options.skip_stock:
+        return found
+    different = sum(a != b for a, b in zip(theirs.answers, mine.answers, strict=True))
+    scored = [outcomes(benchmark, questions, requests, side.answers) for side in (theirs, mine)]
+    return found | {
+        "batch": batch,
+        "stock_s": theirs.seconds,
+        "stock_tokens": theirs.tokens,
+        "ratio": theirs.median / mine.median,
+        "loglikelihood_difference": largest_difference(theirs.answers, mine.answers),
+        "texts_different": None if name == "mmlu" else different,
+        "outcomes_different": sum(scored[0][one] != scored[1][one] for one in scored[0]),
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--only", action="append", choices=list(BATCHES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--subjects", type=int, default=10)
+    parser.add_argument("--per-subject", type=int, default=20)
+    parser.add_argument("--items", type=int, default=32, help="of the other three")
+    parser.add_argument("--shots", type=int)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--skip-stock", action="store_true", help="only our side, for tuning")
+    parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
+    options = parser.parse_args()
+    options.data = {n: Path(p) for n, _, p in (one.partition("=") for one in options.data)}
+    return options
+
+
+def report(rows: Sequence[dict[str, Any]], parameters: int, rate: float) -> None:
+    """The table, in Markdown."""
+    print(f"{parameters / 1e6:.1f}M parameters, {rate / 1e9:.0f} GFLOP/s in a matrix product\n")
+    print(
+        "| benchmark | items | stock (batch) CPU s | ours CPU s | ratio | wanted | tokens: stock | "
+        "ours | floor s | over floor | largest log-likelihood difference | differing outcomes |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        ours = statistics.median(row["ours_s"])
+        floor = 2 * parameters * row["ours_tokens"] / rate
+        spread = f"{min(row['ours_s']):.1f} to {max(row['ours_s']):.1f}"
+        if "ratio" not in row:
+            print(
+                f"| {row['benchmark']} | {row['items']} | | {ours:.1f} ({spread}) | | | | "
+                f"{row['ours_tokens']} | {floor:.1f} | {ours / floor:.2f} | | |"
+            )
+            continue
+        stock = statistics.median(row["stock_s"])
+        away = row["loglikelihood_difference"]
+        print(
+            f"| {row['benchmark']} | {row['items']} | {stock:.1f} ({row['batch']}) | "
+            f"{ours:.1f} ({spread}) | **{row['ratio']:.2f}** | {BOUNDS[row['benchmark']]} | "
+            f"{row['stock_tokens']} | {row['ours_tokens']} | {floor:.1f} | {ours / floor:.2f} | "
+            f"{'-' if away is None else f'{away:.1e}'} | {row['outcomes_different']} |"
+        )
+    if all("ratio" in row for row in rows) and len(rows) > 1:
+        theirs = sum(statistics.median(row["stock_s"]) for row in rows)
+        mine = sum(statistics.median(row["ours_s"]) for row in rows)
+        print(
+            f"\nTogether: {theirs:.1f} s against {mine:.1f} s, **{theirs / mine:.2f}x** "
+            f"(wanted {BOUNDS['together']}x)"
+        )
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    ours = load_checkpoint(options.checkpoint, dtype=options.dtype, max_length=CONTEXT)
+    stock = None if options.skip_stock else stock_model(options.checkpoint, options.dtype)
+    counts = (lambda: ours.tokens, count_tokens(stock.model) if stock else lambda: 0)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.only or list(BATCHES):
+            rows.append(bench_one(name, options, ours, stock, counts, Path(folder) / name))
+            if options.out is not None:
+                options.out.write_text(json.dumps(rows, indent=1))
+    report(rows, sum(p.numel() for p in ours.model.parameters()), matmul_rate())
+
+
+if __name__ == "__main__":
+    main()

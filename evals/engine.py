@@ -1,0 +1,420 @@
+"""The evaluation engine: a checkpoint as an lm-eval model that computes shared tokens once.
+
+Requests are planned together (`trie`): a prefix that several share is computed once and its keys
+and values kept while they run; what follows it is packed without padding; the vocabulary is
+computed only where a log-probability is wanted. Generation (`decoding`) reuses the prefix too.
+Tokens, splits and sums are those of lm-eval's `hf` model. Models whose attention can't be
+replaced, found by comparing a short text both ways when a checkpoint is loaded, are run by
+`CheckpointLM`, which shares less and gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from . import attention
+from .attention import KeyValue, OneChain, Pass, Rows
+from .decoding import Decoder, Text
+from .model import Checkpoint, CheckpointLM, Pair, read_checkpoint
+from .sampling import Sampling
+from .trie import Family, Row, batches, plan, prompt_families
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+log = logging.getLogger(__name__)
+
+# tokens of a pass: enough to keep the matrix products busy, few enough to stay in the caches
+CPU_PASS, DEVICE_PASS = 512, 8192
+# logits of one pass, in numbers
+LOGITS = 2**26
+# bytes for the keys and values of the rows being decoded, and the most rows at a time
+CACHE_BYTES, CPU_ROWS, DEVICE_ROWS = 2**30, 32, 256
+
+Wanted = dict[int, list[tuple[int, int]]]
+
+
+class SharedPrefixLM(CheckpointLM):
+    """A causal language model for lm-eval's task code that computes shared tokens once.
+
+    `pass_tokens` bounds the tokens of one forward pass; `tokens` counts those computed so far,
+    `asked_tokens` those that computing every request on its own would have taken.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        batch_tokens: int | None = None,
+        seed: int = 1234,
+    ) -> None:
+        super().__init__(
+            model, tokenizer, max_length=max_length, batch_tokens=batch_tokens, seed=seed
+        )
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+        on_cpu = self.device.type == "cpu"
+        vocabulary = int(model.config.get_text_config().vocab_size)
+        most = batch_tokens or (CPU_PASS if on_cpu else DEVICE_PASS)
+        self.pass_tokens = max(1, min(most, LOGITS // vocabulary))
+        self.most_rows = CPU_ROWS if on_cpu else DEVICE_ROWS
+
+    # -- passes ------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def forward(
+        self, tokens: Sequence[int], positions: Sequence[int], one: Pass, wanted: Sequence[int]
+    ) -> torch.Tensor:
+        """Runs one pass; logits [len(wanted), vocabulary] of these of its tokens (at least one)."""
+        self.tokens += len(tokens)
+        keep = torch.tensor(wanted, device=self.device)
+        options = {"logits_to_keep": keep} if self._keeps else {}
+        with attention.running(one):
+            out = self.model(
+                input_ids=torch.tensor([tokens], device=self.device),
+                position_ids=torch.tensor([positions], device=self.device),
+                use_cache=False,
+                **options,
+            )
+        logits = cast(torch.Tensor, out.logits)[0]
+        return logits if self._keeps else logits[keep]
+
+    def read_prompts(
+        self, prompts: Sequence[Sequence[int]], prefix: Sequence[KeyValue] | None, depth: int
+    ) -> tuple[torch.Tensor, list[KeyValue], list[tuple[int, int]]]:
+        """Runs prompts behind a prefix of `depth` tokens.
+
+        Returns the logits [n, vocabulary] of what follows each, the pass's keys and values by
+        layer, and where in them each prompt lies.
+        """
+        spans: list[tuple[int, int]] = []
+        for prompt in prompts:
+            begin = spans[-1][1] if spans else 0
+            spans.append((begin, begin + len(prompt)))
+        own = _rows([len(prompt) for prompt in prompts], None, self.device)
+        one = Pass(own, prefix, keep=True)
+        tokens = [token for prompt in prompts for token in prompt]
+        positions = [depth + i for prompt in prompts for i in range(len(prompt))]
+        logits = self.forward(tokens, positions, one, [end - 1 for _, end in spans])
+        return logits, one.kept, spans
+
+    def _prefill(
+        self, row: Row, prefix: list[KeyValue] | None, answers: _Answers | None
+    ) -> list[KeyValue] | None:
+        """Runs a chain behind a prefix, some tokens at a time; the prefix with it appended."""
+        for begin in range(0, len(row.tokens), self.pass_tokens):
+            part = slice(begin, begin + self.pass_tokens)
+            one = Pass(OneChain(), prefix, keep=True)
+            self._scored(row.tokens[part], row.positions[part], row.slots[part], one, answers)
+            prefix = _appended(prefix, one.kept)
+        return prefix
+
+    def _scored(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        one: Pass,
+        answers: _Answers | None,
+    ) -> None:
+        """Runs a pass and gives the answers what they want of it."""
+        places = [] if answers is None else answers.wanted_places(slots)
+        logits = self.forward(tokens, positions, one, places or [len(tokens) - 1])
+        if answers is not None and places:
+            answers.take([slots[place] for place in places], logits)
+
+    # -- log-likelihoods ---------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:
+        asked: dict[tuple[int, ...], list[int]] = {}
+        for index, (_text, head, tail) in enumerate(requests):
+            self._must_hold(head, tail)
+            asked.setdefault(tuple(head + tail[:-1]), []).append(index)
+        if not asked:
+            return []
+        self.asked_tokens += sum(map(len, asked))
+        made = plan(list(asked))
+        answers = _Answers(len(requests))
+        for sequence, indices in enumerate(asked.values()):
+            for index in indices:
+                tail = requests[index][2]
+                answers.want(index, made.slots(sequence, len(tail)), tail)
+        self._family(made.family, None, answers)
+        return answers.results()
+
+    def _family(self, family: Family, prefix: list[KeyValue] | None, answers: _Answers) -> None:
+        prefix = self._prefill(family.prefix, prefix, answers)
+        for batch in batches(family.rows, self.pass_tokens):
+            self._batch(batch, prefix, answers)
+        for child in family.families:
+            self._family(child, prefix, answers)
+
+    def _batch(
+        self, batch: Sequence[Row], prefix: list[KeyValue] | None, answers: _Answers
+    ) -> None:
+        if len(batch) == 1 and batch[0].is_chain:
+            self._prefill(batch[0], prefix, answers)
+            return
+        try:
+            lengths = [len(row.tokens) for row in batch]
+            own = _rows(lengths, None if batch[0].is_chain else batch, self.device)
+            self._scored(
+                [token for row in batch for token in row.tokens],
+                [position for row in batch for position in row.positions],
+                [slot for row in batch for slot in row.slots],
+                Pass(own, prefix),
+                answers,
+            )
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            # what has been answered is not asked again
+            for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+                self._batch(half, prefix, answers)
+
+    # -- generation --------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continuations cut at their stop strings.
+
+        Takes lm-eval's `until`, `max_gen_toks`, `do_sample`, `temperature`, `top_p`, `top_k` and a
+        `seed`. Raises ValueError for an argument that isn't offered, TooLongError when a prompt
+        and its room exceed the context.
+        """
+        texts: list[str] = [""] * len(requests)
+        grouped: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            grouped.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
+        for indices in grouped.values():
+            prompts = [tuple(self.tok_encode(requests[i].args[0])) for i in indices]
+            for i, text in zip(
+                indices, self._generate(prompts, requests[indices[0]].args[1]), strict=True
+            ):
+                texts[i] = text
+        return texts
+
+    def _generate(self, prompts: list[tuple[int, ...]], asked: dict[str, Any]) -> list[str]:
+        options = normalize_gen_kwargs(asked, self.max_gen_toks)
+        sampling = Sampling.of(options, self.seed)
+        room = int(options["max_gen_toks"])
+        self._must_have_room(max(map(len, prompts)), room)
+        stops = self._stops(options["until"])
+        repeats: Counter[tuple[int, ...]] = Counter()
+        texts: list[Text] = []
+        for prompt in prompts:
+            texts.append(Text(prompt, sampling.generator(prompt, repeats[prompt])))
+            repeats[prompt] += 1
+        for depth, members in prompt_families(prompts):
+            prefix = self._prefill(_chain(prompts[members[0]][:depth]), None, None)
+            for index in members:
+                texts[index].suffix = prompts[index][depth:]
+            own = [texts[index] for index in members]
+            longest = max(len(text.suffix) for text in own) + room
+            Decoder(
+                self,
+                prefix,
+                prompts[members[0]][:depth],
+                sampling=sampling,
+                room=room,
+                places=self._places(longest),
+                stopped=lambda made: self._stopped(made, stops),
+            ).run(own)
+        self.asked_tokens += sum(len(p) + len(t.made) for p, t in zip(prompts, texts, strict=True))
+        return [self._text(text.made, stops) for text in texts]
+
+    def _places(self, longest: int) -> int:
+        """Rows to decode at a time: what the memory for their keys and values allows."""
+        config = self.model.config.get_text_config()
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        bytes_a_token = 2 * config.num_hidden_layers * kv_heads * size * self.model.dtype.itemsize
+        return max(1, min(self.most_rows, CACHE_BYTES // (bytes_a_token * longest)))
+
+
+def load_checkpoint(
+    folder: Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    max_length: int | None = None,
+    batch_tokens: int | None = None,
+    seed: int = 1234,
+) -> CheckpointLM:
+    """Loads a Hugging Face checkpoint folder into the fastest engine that its model allows.
+
+    Raises CheckpointError.
+    """
+    read = read_checkpoint(folder, device=device, dtype=dtype, max_length=max_length)
+    reason = why_not_shared(read)
+    if reason is not None:
+        log.warning("%s: prefixes are not shared: %s", folder, reason)
+    engine = SharedPrefixLM if reason is None else CheckpointLM
+    return engine(
+        read.model,
+        read.tokenizer,
+        max_length=read.max_length,
+        batch_tokens=batch_tokens,
+        seed=seed,
+    )
+
+
+def why_not_shared(read: Checkpoint) -> str | None:
+    """Why a model can't run on shared prefixes, or None.
+
+    What a model does with its attention (soft caps, sinks, relative biases) can't be told from its
+    class, so a short text is computed both ways and compared; only a window that the short text
+    does not fill is looked up.
+    """
+    window = _window(read.model.config.get_text_config())
+    if window is not None and window < read.max_length:
+        return f"its attention slides over a window of {window} tokens"
+    own = read.model.config._attn_implementation
+    try:
+        difference = _trial(read)
+    # a model that can't be run this way fails in whatever way its code fails
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    else:
+        exact = read.model.dtype == torch.float32
+        if difference <= (1e-3 if exact else TRIAL_TOLERANCE):
+            return None
+        reason = f"its attention is of another kind (results differ by {difference:.2g} deviations)"
+    read.model.set_attn_implementation(own)
+    return reason
+
+
+# share of the logits' standard deviation by which the two ways may differ on average in half
+# precision: rounding stays well below, another kind of attention far above
+TRIAL_TOLERANCE = 0.05
+
+
+def _window(config: Any) -> int | None:
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
+    return window if window and slides else None
+
+
+def _trial(read: Checkpoint) -> float:
+    """How far a text computed in three parts is from the same text computed plainly."""
+    model = read.model.eval()
+    length = min(48, read.max_length)
+    generator = torch.Generator().manual_seed(0)
+    size = int(model.config.get_text_config().vocab_size)
+    tokens = torch.randint(size, (length,), generator=generator).tolist()
+    with torch.inference_mode():
+        inputs = torch.tensor([tokens], device=model.device)
+        plain = model(input_ids=inputs, use_cache=False).logits[0, -1].float()
+        lm = SharedPrefixLM(model, read.tokenizer, max_length=read.max_length)
+        prefix = lm._prefill(_chain(tuple(tokens[: length // 2])), None, None)
+        rest = tokens[length // 2 :]
+        # two rows of unlike lengths behind the prefix, so that padding is tried as well
+        shared, _, _ = lm.read_prompts([rest, rest[:1]], prefix, length // 2)
+    return float((shared[0].float() - plain).abs().mean() / plain.std().clamp(min=1e-6))
+
+
+class _Answers:
+    """Log-probabilities collected from passes: per request, its tokens' and whether greedy."""
+
+    def __init__(self, requests: int) -> None:
+        self._parts: list[list[float]] = [[] for _ in range(requests)]
+        self._greedy = [True] * requests
+        self._wanted: Wanted = {}
+
+    def want(self, request: int, slots: Sequence[int], tail: Sequence[int]) -> None:
+        """Asks what `tail` gets when read after these slots."""
+        for slot, target in zip(slots, tail, strict=True):
+            self._wanted.setdefault(slot, []).append((request, target))
+
+    def wanted_places(self, slots: Sequence[int]) -> list[int]:
+        """Which tokens of a pass something is still wanted of."""
+        seen: set[int] = set()
+        places = []
+        for place, slot in enumerate(slots):
+            if slot in self._wanted and slot not in seen:
+                places.append(place)
+                seen.add(slot)
+        return places
+
+    def take(self, slots: Sequence[int], logits: torch.Tensor) -> None:
+        """logits: [len(slots), vocabulary]."""
+        logits = logits.float()
+        asked = [
+            (place, request, target)
+            for place, slot in enumerate(slots)
+            for request, target in self._wanted.pop(slot)
+        ]
+        places = torch.tensor([place for place, _, _ in asked], device=logits.device)
+        targets = torch.tensor([target for _, _, target in asked], device=logits.device)
+        scores = logits[places, targets] - logits.logsumexp(-1)[places]
+        greedy = logits.argmax(-1)[places] == targets
+        for (_, request, _), score, best in zip(
+            asked, scores.tolist(), greedy.tolist(), strict=True
+        ):
+            self._parts[request].append(score)
+            self._greedy[request] &= best
+
+    def results(self) -> list[tuple[float, bool]]:
+        """(sum of log-probabilities, all greedy) by request."""
+        # exactly rounded, so the sum does not depend on the order the tokens came in
+        return [
+            (math.fsum(parts), greedy)
+            for parts, greedy in zip(self._parts, self._greedy, strict=True)
+        ]
+
+
+def _chain(tokens: tuple[int, ...]) -> Row:
+    places = tuple(range(len(tokens)))
+    return Row(tokens, places, places, tuple(place - 1 for place in places))
+
+
+def _appended(prefix: list[KeyValue] | None, kept: list[KeyValue]) -> list[KeyValue]:
+    if prefix is None:
+        return kept
+    return [
+        (torch.cat((k, new_k), dim=2), torch.cat((v, new_v), dim=2))
+        for (k, v), (new_k, new_v) in zip(prefix, kept, strict=True)
+    ]
+
+
+def _rows(lengths: Sequence[int], trees: Sequence[Row] | None, device: torch.device) -> Any:
+    """How packed rows of these lengths attend: each to itself, trees along their branches."""
+    if trees is None and len(lengths) == 1:
+        return OneChain()
+    width = max(lengths)
+    index = torch.zeros((len(lengths), width), dtype=torch.long)
+    back: list[int] = []
+    begin = 0
+    for row, length in enumerate(lengths):
+        index[row, :length] = torch.arange(begin, begin + length)
+        back += range(row * width, row * width + length)
+        begin += length
+    mask = None if trees is None else _tree_mask(trees, width).to(device)
+    return Rows(index.to(device), torch.tensor(back, device=device), mask)
+
+
+def _tree_mask(rows: Iterable[Row], width: int) -> torch.Tensor:
+    """Additive [rows, 1, width, width]: a token sees its ancestors and itself."""
+    masks = []
+    for row in rows:
+        seen = torch.eye(width, dtype=torch.bool)
+        for place, parent in enumerate(row.parents):
+            if parent >= 0:
+                seen[place] |= seen[parent]
+        masks.append(seen)
+    stacked = torch.stack(masks)[:, None]
+    return torch.zeros(stacked.shape).masked_fill(~stacked, -math.inf)

@@ -1,0 +1,144 @@
+"""Rows of the four benchmarks: which fields they have, what is wrong with one, and their ids.
+
+Every source's rows end in the fields lm-eval's stock task files read, plus `id` and `gold`, the
+text whose bits per byte are measured. Ids are hashes of content, so they name the same item
+wherever it came from and in whatever order it was stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "mmlu": ("question", "subject", "choices", "answer"),
+    "gsm8k": ("question", "answer"),
+    "math": ("problem", "solution"),
+    "humaneval": ("task_id", "prompt", "canonical_solution", "test", "entry_point"),
+}
+_GOLD = {"gsm8k": "answer", "math": "solution", "humaneval": "canonical_solution"}
+_LETTERS = "ABCD"
+
+
+_Take = Callable[[str, Any], Any]
+
+
+class ItemsError(Exception):
+    """No items, or items that can't be read: one line that says which and what to do."""
+
+
+class Found(NamedTuple):
+    """A row as it was read, and where (`FILE: row 3`), for the error that names it."""
+
+    where: str
+    row: Any
+
+
+def read_rows(benchmark: str, found: Iterable[Found]) -> list[Row]:
+    """The rows with their `id` and `gold`.
+
+    Raises ItemsError naming benchmark, file, row and field of the first row that can't be used.
+    """
+    return [_Reader(benchmark, one).row() for one in found]
+
+
+class _Reader:
+    """Takes one row's fields out, or says which is wrong."""
+
+    def __init__(self, benchmark: str, found: Found) -> None:
+        self._benchmark = benchmark
+        self._found = found
+        self._takes: dict[tuple[str, str], _Take] = {
+            ("mmlu", "subject"): self._subject,
+            ("mmlu", "choices"): self._choices,
+            ("mmlu", "answer"): self._letter,
+            ("math", "solution"): self._solution,
+        }
+
+    def row(self) -> Row:
+        if not isinstance(self._found.row, Mapping):
+            raise self._wrong(f"is {_shown(self._found.row)}, not an object with fields")
+        row = {field: self._field(field) for field in FIELDS[self._benchmark]}
+        row["gold"] = _gold(self._benchmark, row)
+        row["id"] = _identity(self._benchmark, row)
+        return row
+
+    def _field(self, name: str) -> Any:
+        if name not in self._found.row:
+            fields = ", ".join(FIELDS[self._benchmark])
+            raise self._wrong(f"has no field {name!r}; a row's fields are {fields}")
+        take: _Take = self._takes.get((self._benchmark, name), self._text)
+        return take(name, self._found.row[name])
+
+    def _text(self, name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise self._wrong(f"field {name!r} is {_shown(value)}; give a text")
+        if name == _GOLD.get(self._benchmark) and not value.strip():
+            raise self._wrong(f"field {name!r} is empty; give the gold answer, or drop the row")
+        return value
+
+    def _subject(self, name: str, value: Any) -> str:
+        subject = re.sub(r"\W+", "_", self._text(name, value).strip().lower()).strip("_")
+        if not subject:
+            raise self._wrong(f"field {name!r} is empty; give one such as 'anatomy'")
+        return subject
+
+    def _choices(self, name: str, value: Any) -> list[str]:
+        texts = list(value) if isinstance(value, (list, tuple)) else []
+        if len(texts) != len(_LETTERS) or not all(isinstance(text, str) for text in texts):
+            raise self._wrong(f"field {name!r} is {_shown(value)}; give a list of four texts")
+        if not all(text.strip() for text in texts):
+            raise self._wrong(f"field {name!r} has an empty text; fill it, or drop the row")
+        return texts
+
+    def _letter(self, name: str, value: Any) -> int:
+        if isinstance(value, str) and value.strip().upper() in tuple(_LETTERS):
+            return _LETTERS.index(value.strip().upper())
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(_LETTERS):
+            return value
+        raise self._wrong(f"field {name!r} is {_shown(value)}; give 0 to 3, or A to D")
+
+    def _solution(self, name: str, value: Any) -> str:
+        from lm_eval.tasks.minerva_math import utils
+
+        text = self._text(name, value)
+        try:
+            utils.remove_boxed(utils.last_boxed_only_string(text))
+        # lm-eval asserts, indexes and asks `in None`: all of it means "no answer found"
+        except (AssertionError, TypeError, IndexError):
+            raise self._wrong(
+                rf"field {name!r} boxes no answer; put the final answer in \boxed{{…}}"
+            ) from None
+        return text
+
+    def _wrong(self, problem: str) -> ItemsError:
+        return ItemsError(f"{self._benchmark}: {self._found.where} {problem}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _identity(benchmark: str, row: Mapping[str, Any]) -> str:
+    if benchmark == "humaneval":
+        return str(row["task_id"])
+    digest = content_hash([row[field] for field in FIELDS[benchmark]])
+    return f"{row['subject']}/{digest}" if benchmark == "mmlu" else f"{benchmark}/{digest}"
+
+
+def content_hash(content: Any) -> str:
+    """Twelve hex digits of a JSON value's text."""
+    text = json.dumps(content, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _gold(benchmark: str, row: Mapping[str, Any]) -> str:
+    if benchmark == "mmlu":
+        return str(row["choices"][row["answer"]])
+    return str(row[_GOLD[benchmark]])

@@ -1,0 +1,105 @@
+"""What ``mixloop eval`` is to score, from its options and a run.yaml."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mixloop.controller.cli import main
+from mixloop.controller.errors import BadInput
+from mixloop.controller.evaluating import Wanted
+from mixloop.evals.settings import BENCHMARKS
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("{}")
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    content: dict[str, Any] = {
+        "run": {"id": "r", "dir": "run"},
+        "budget": "1M",
+        "sources": {"web": {"path": "web"}},
+        "evals": {
+            "seed": 5,
+            "benchmarks": {"mmlu": {"items": 9, "shots": 2}, "math": {"items": 8}},
+            "watch": {"piqa": {"items": 7}},
+        },
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_data_alone_says_what_is_scored(items: Path, tmp_path: Path) -> None:
+    named = Wanted(data=[f"gsm8k={items}", f"mmlu={tmp_path}", f"gsm8k={tmp_path}"], items=4)
+    found = named.settings()
+    assert list(found.asked) == ["mmlu", "gsm8k"]
+    assert found.asked["gsm8k"].data == (items, tmp_path)
+    assert found.asked["mmlu"].items == 4
+    assert Wanted(data=["math=packages"]).settings().asked["math"].data == "packages"
+    assert tuple(Wanted().settings().asked) == BENCHMARKS
+
+
+def test_benchmarks_are_those_named(items: Path) -> None:
+    wanted = Wanted(benchmarks=["hellaswag,gsm8k", "math"], data=[f"gsm8k={items}"])
+    found = wanted.settings()
+    assert list(found.asked) == ["gsm8k", "math", "hellaswag"]
+    assert found.asked["gsm8k"].data == (items,)
+    assert found.asked["math"].data == "auto"
+
+
+def test_a_configuration_stays_what_it_is(config: Path, items: Path) -> None:
+    found = Wanted(config, data=[f"mmlu={items}", f"gsm8k={items}"]).settings()
+    assert list(found.asked) == ["mmlu", "gsm8k", "math", "piqa"]
+    assert (found.asked["mmlu"].data, found.asked["mmlu"].shots) == ((items,), 2)
+    assert found.asked["piqa"].items == 7
+    assert found.seed == 5
+    only = Wanted(config, benchmarks=["math"], items=3, device="cuda:1").settings()
+    assert {name: one.items for name, one in only.asked.items()} == {"math": 3}
+    assert only.device == "cuda:1"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data", "mmul={items}"], "'mmul' is no benchmark; did you mean 'mmlu'?"),
+        (["--benchmarks", "mmlu,hellaswga"], "'hellaswga' is no benchmark; did you mean 'hella"),
+        (["--data", "mmlu"], "--data mmlu: give it as BENCHMARK=FILE"),
+        (["--data", "mmlu={items}l"], "mine.jsonll; did you mean '{items}'?"),
+        (["--data", "mmlu=nowhere/x"], "there is no nowhere/x; give a file or folder"),
+        (["--benchmarks", "math", "--data", "mmlu={items}"], "not among --benchmarks math"),
+    ],
+)
+def test_bad_options_end_with_one_line_and_code_2(
+    options: list[str],
+    said: str,
+    items: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (items.parent / "config.json").write_text("{}")
+    arguments = [option.format(items=items) for option in options]
+    monkeypatch.setattr(sys, "argv", ["mixloop", "eval", str(items.parent), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert printed.err.startswith("error: ")
+    assert said.format(items=items) in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_no_checkpoint_is_told_first(tmp_path: Path) -> None:
+    from mixloop.controller.evaluating import score_checkpoint
+
+    with pytest.raises(BadInput, match=r"config\.json is missing"):
+        score_checkpoint(tmp_path, Wanted(data=["nothing"]), None)
