@@ -34,10 +34,10 @@ from lm_eval.api.instance import Instance
 
 from mixloop.evals.benchmarks import Benchmark, Question, make_benchmark
 from mixloop.evals.engine import load_checkpoint
+from mixloop.evals.fitting import make_plan
 from mixloop.evals.items import ItemSet, Row, choose, load_items
 from mixloop.evals.model import CheckpointLM
 from mixloop.evals.sandbox import Sandbox
-from mixloop.evals.scorer import make_plan
 from mixloop.evals.settings import BenchmarkSettings
 
 # batch sizes that stock is tried at, and on how many questions
@@ -91,7 +91,8 @@ def requests_of(questions: Mapping[str, Question]) -> list[Instance]:
     """What the benchmark's headline metric asks: letters, or one generation an item."""
     found: list[Instance] = []
     for question in questions.values():
-        found += [question.prompt] if question.prompt is not None else list(question.choices)
+        letters = [one for one in question.choices if "continuation" not in str(one.task_name)]
+        found += [question.prompt] if question.prompt is not None else letters
     return found
 
 
@@ -145,11 +146,16 @@ def outcomes(
     questions: Mapping[str, Question],
     requests: Sequence[Instance],
     answers: Sequence[Any],
-) -> dict[str, dict[str, float]]:
-    """Stock scoring of these answers."""
+) -> dict[str, Any]:
+    """What these answers come to: the letter chosen, or lm-eval's own scoring of a text."""
+    if isinstance(answers[0], tuple):
+        each = len(requests) // len(questions)
+        logs = [answer[0] for answer in answers]
+        own = [logs[i : i + each] for i in range(0, len(logs), each)]
+        return {one: max(range(each), key=own[i].__getitem__) for i, one in enumerate(questions)}
     for request, answer in zip(requests, answers, strict=True):
         request.resps, request.filtered_resps = [answer], {}
-    return benchmark.outcomes(questions)
+    return dict(benchmark.outcomes(questions))
 
 
 def largest_difference(one: Sequence[Any], other: Sequence[Any]) -> float | None:

@@ -82,8 +82,10 @@ def attention(
     for name in _NOT_OFFERED:
         if options.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
-    one = _active[-1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if not _active:
+        return _plain(query, key, value, scale).transpose(1, 2), None
+    one = _active[-1]
     layer, one.layer = one.layer, one.layer + 1
     if one.keep:
         one.kept.append((key, value))
@@ -91,6 +93,14 @@ def attention(
     if one.prefix is not None:
         found = _join((found, weight), _to_prefix(query, *one.prefix[layer], scale))
     return found.to(query.dtype).transpose(1, 2), None
+
+
+def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """Causal rows of one length: the same model called by others, outside any pass."""
+    if k.shape[2] != q.shape[2]:
+        raise NotImplementedError("a cache: this model is set up for shared prefixes")
+    heads = q.shape[1]
+    return _attend(q, _repeated(k, heads), _repeated(v, heads), scale, causal=True)[0]
 
 
 def register() -> None:

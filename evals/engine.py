@@ -69,6 +69,8 @@ class SharedPrefixLM(CheckpointLM):
         most = batch_tokens or (CPU_PASS if on_cpu else DEVICE_PASS)
         self.pass_tokens = max(1, min(most, LOGITS // vocabulary))
         self.most_rows = CPU_ROWS if on_cpu else DEVICE_ROWS
+        # the newest prefix: what is generated often follows what was just read
+        self._newest: tuple[tuple[int, ...], list[KeyValue]] | None = None
 
     # -- passes ------------------------------------------------------------------------------
 
@@ -151,15 +153,28 @@ class SharedPrefixLM(CheckpointLM):
             for index in indices:
                 tail = requests[index][2]
                 answers.want(index, made.slots(sequence, len(tail)), tail)
-        self._family(made.family, None, answers)
+        self._family(made.family, (), None, answers)
         return answers.results()
 
-    def _family(self, family: Family, prefix: list[KeyValue] | None, answers: _Answers) -> None:
+    def forget(self) -> None:
+        """Drops the prefix kept from the last requests."""
+        self._newest = None
+
+    def _family(
+        self,
+        family: Family,
+        above: tuple[int, ...],
+        prefix: list[KeyValue] | None,
+        answers: _Answers,
+    ) -> None:
         prefix = self._prefill(family.prefix, prefix, answers)
+        shared = above + family.prefix.tokens
+        if prefix is not None:
+            self._newest = (shared, prefix)
         for batch in batches(family.rows, self.pass_tokens):
             self._batch(batch, prefix, answers)
         for child in family.families:
-            self._family(child, prefix, answers)
+            self._family(child, shared, prefix, answers)
 
     def _batch(
         self, batch: Sequence[Row], prefix: list[KeyValue] | None, answers: _Answers
@@ -218,7 +233,7 @@ class SharedPrefixLM(CheckpointLM):
             texts.append(Text(prompt, sampling.generator(prompt, repeats[prompt])))
             repeats[prompt] += 1
         for depth, members in prompt_families(prompts):
-            prefix = self._prefill(_chain(prompts[members[0]][:depth]), None, None)
+            prefix = self._shared_prefix(prompts[members[0]][:depth])
             for index in members:
                 texts[index].suffix = prompts[index][depth:]
             own = [texts[index] for index in members]
@@ -235,6 +250,16 @@ class SharedPrefixLM(CheckpointLM):
         self.asked_tokens += sum(len(p) + len(t.made) for p, t in zip(prompts, texts, strict=True))
         return [self._text(text.made, stops) for text in texts]
 
+    def _shared_prefix(self, tokens: tuple[int, ...]) -> list[KeyValue] | None:
+        """Keys and values of these tokens, from those kept as far as they agree."""
+        known, kept = self._newest or ((), [])
+        same = next(
+            (i for i, (a, b) in enumerate(zip(known, tokens, strict=False)) if a != b),
+            min(len(known), len(tokens)),
+        )
+        have = [(k[:, :, :same], v[:, :, :same]) for k, v in kept] if same else None
+        return self._prefill(_chain(tokens, same), have, None)
+
     def _places(self, longest: int) -> int:
         """Rows to decode at a time: what the memory for their keys and values allows."""
         config = self.model.config.get_text_config()
@@ -242,7 +267,7 @@ class SharedPrefixLM(CheckpointLM):
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         bytes_a_token = 2 * config.num_hidden_layers * kv_heads * size * self.model.dtype.itemsize
-        return max(1, min(self.most_rows, CACHE_BYTES // (bytes_a_token * longest)))
+        return max(1, min(self.most_rows, CACHE_BYTES // int(bytes_a_token * longest)))
 
 
 def load_checkpoint(
@@ -377,9 +402,10 @@ class _Answers:
         ]
 
 
-def _chain(tokens: tuple[int, ...]) -> Row:
-    places = tuple(range(len(tokens)))
-    return Row(tokens, places, places, tuple(place - 1 for place in places))
+def _chain(tokens: tuple[int, ...], start: int = 0) -> Row:
+    """The row of tokens `start` and after."""
+    places = tuple(range(start, len(tokens)))
+    return Row(tokens[start:], places, places, tuple(place - start - 1 for place in places))
 
 
 def _appended(prefix: list[KeyValue] | None, kept: list[KeyValue]) -> list[KeyValue]:

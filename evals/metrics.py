@@ -43,17 +43,28 @@ def ratio_metric(outcomes: Outcomes, asked: int, cluster: Cluster = str) -> Metr
     )
 
 
-def mean_metrics(outcomes: Outcomes, asked: int, cluster: Cluster = str) -> dict[str, Metric]:
+def mean_metrics(
+    outcomes: Outcomes,
+    asked: int,
+    cluster: Cluster = str,
+    better: Mapping[str, bool] | None = None,
+) -> dict[str, Metric]:
     """The mean of every outcome named in `outcomes`; each counts the items that have it.
 
+    `better` says whether higher is better of a metric; it is where nothing is said.
     The interval is exact for 0/1 outcomes (at the effective number of items where they are
     clustered), else Student's.
     """
     names = dict.fromkeys(name for one in outcomes.values() for name in one)
-    return {name: _mean_metric(name, outcomes, asked, cluster) for name in names}
+    higher = better or {}
+    return {
+        name: _mean_metric(name, outcomes, asked, cluster, higher.get(name, True)) for name in names
+    }
 
 
-def _mean_metric(name: str, outcomes: Outcomes, asked: int, cluster: Cluster) -> Metric:
+def _mean_metric(
+    name: str, outcomes: Outcomes, asked: int, cluster: Cluster, higher: bool
+) -> Metric:
     found = {item: one[name] for item, one in outcomes.items() if name in one}
     values, clusters = list(found.values()), [cluster(item) for item in found]
     value, stderr = mean(values, clusters)
@@ -66,7 +77,7 @@ def _mean_metric(name: str, outcomes: Outcomes, asked: int, cluster: Cluster) ->
         stderr=stderr,
         interval=interval,
         n=len(values),
-        higher_is_better=True,
+        higher_is_better=higher,
         asked=asked,
         excluded=asked - len(values),
     )

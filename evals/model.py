@@ -104,6 +104,9 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         """Whether `tokens` more fit behind the whole prompt."""
         return len(self.tok_encode(prompt)) + tokens <= self.max_length
 
+    def forget(self) -> None:
+        """Drops what was kept between requests, if anything."""
+
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:

@@ -56,7 +56,7 @@ class Sampling:
     def choose(self, logits: torch.Tensor, generators: Sequence[torch.Generator]) -> list[int]:
         """A token a row. logits: [n, vocabulary]."""
         if self.temperature == 0.0:
-            return logits.argmax(-1).tolist()  # type: ignore[no-any-return]
+            return logits.argmax(-1).tolist()
         # on the CPU, whose generators give the same numbers everywhere
         shares = torch.softmax(logits.float().cpu() / self.temperature, dim=-1)
         return [

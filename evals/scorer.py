@@ -5,45 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .benchmarks import Benchmark, Outcomes, Question, make_benchmark
+from .fitting import Plan, make_plan
 from .items import ItemsError, choose, load_items
-from .metrics import cluster_of, mean_metrics, ratio_metric
 from .sandbox import Sandbox
-from .scorecard import BenchmarkScore, Metric, Scorecard, training_state
+from .scorecard import BenchmarkScore, Cost, Scorecard, training_state
 from .settings import BenchmarkSettings, EvalSettings
 from .tasks import task_folder
+from .units import Unit, UnitScore, assemble, missing, parts, total_cost
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lm_eval.api.instance import Instance
 
     from .model import CheckpointLM
 
-# share of the items that has to fit for a number of shots to be kept
-FIT = 0.9
-_CHUNK = 16
-
 Progress = Callable[[str, str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a whole run asks of one benchmark: fixed by settings, items, tokenizer and context.
-
-    `asked` and `generated` are item ids before exclusions; `questions` those whose gold answer
-    fits, `answered` those whose choices or generation fit.
-    """
-
-    shots: int
-    room: int
-    asked: tuple[str, ...]
-    generated: tuple[str, ...]
-    questions: Mapping[str, Question]
-    answered: Mapping[str, Question]
 
 
 @dataclass
@@ -72,53 +55,81 @@ class Scorer:
     def score(self, checkpoint: Path, progress: Progress = lambda name, state: None) -> Scorecard:
         """The scorecard of one checkpoint; a benchmark that fails is missing with the reason."""
         began = time.monotonic()
-        scores = self._all(checkpoint, progress)
-        step, tokens = training_state(checkpoint)
-        return Scorecard(
-            schema="mixloop/scorecard/1",
-            checkpoint=str(checkpoint),
-            step=step,
-            tokens=tokens,
-            benchmarks=scores,
-            seconds=round(time.monotonic() - began, 3),
-            settings_digest=self.settings.digest(),
-            engine=_engine(self._sandbox),
-        )
+        progress("checkpoint", "loading")
+        lm = self.load(checkpoint)
+        scores: list[UnitScore] = []
+        for unit in self.units():
+            part = f", part {unit.part + 1} of {unit.parts}" if unit.parts > 1 else ""
+            progress(unit.benchmark, f"running{part}")
+            scores.append(self.run(unit, lm))
+        return self.card(checkpoint, scores, time.monotonic() - began)
 
-    def _all(self, checkpoint: Path, progress: Progress) -> dict[str, BenchmarkScore]:
+    def load(self, checkpoint: Path) -> CheckpointLM | str:
+        """The checkpoint's model, or why there is none."""
         from .engine import load_checkpoint
         from .model import CheckpointError
 
         settings = self.settings
-        progress("checkpoint", "loading")
         try:
-            lm = load_checkpoint(
+            return load_checkpoint(
                 checkpoint,
                 device=settings.device,
                 dtype=settings.dtype,
                 max_length=settings.max_length,
                 batch_tokens=settings.batch_tokens,
+                seed=settings.seed,
             )
         except CheckpointError as error:
-            return {name: _missing(str(error)) for name in settings.asked}
-        scores: dict[str, BenchmarkScore] = {}
-        for name, own in settings.asked.items():
-            progress(name, "running")
-            scores[name] = self._one(name, own, lm)
-            progress(name, scores[name].status)
-        return scores
+            return str(error)
 
-    def _one(self, name: str, own: BenchmarkSettings, lm: CheckpointLM) -> BenchmarkScore:
+    def units(self) -> list[Unit]:
+        """All work on one checkpoint, in order; a benchmark without items is one unit."""
+        found: list[Unit] = []
+        for name, own in self.settings.asked.items():
+            try:
+                count = len(self._parts(name, self._prepare(name, own)))
+            # said where it is run
+            except Exception:
+                count = 1
+            found += [Unit(benchmark=name, part=part, parts=count) for part in range(count)]
+        return found
+
+    def run(self, unit: Unit, lm: CheckpointLM | str) -> UnitScore:
+        """Scores one unit; whatever goes wrong is in the score."""
+        if isinstance(lm, str):
+            return UnitScore(unit=unit, failed=lm)
+        name = unit.benchmark
         try:
+            own = self.settings.asked[name]
             prepared = self._prepare(name, own)
             plan = self._plan(name, own, prepared, lm)
-            return _score(name, prepared, plan, lm)
+            return _score(unit, self._parts(name, prepared)[unit.part], prepared, plan, lm)
         except ItemsError as error:
-            return _missing(str(error))
+            return UnitScore(unit=unit, failed=str(error))
         # one benchmark's fault, whatever it is, must not cost the others their scores
         except Exception as error:
             _log_failure(name)
-            return _missing(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
+            reason = f"{name}: {type(error).__name__}: {error}".splitlines()[0]
+            return UnitScore(unit=unit, failed=reason)
+
+    def card(self, checkpoint: Path, scores: Sequence[UnitScore], seconds: float) -> Scorecard:
+        """The scorecard of all units' scores, in whatever order they came."""
+        step, tokens = training_state(checkpoint)
+        own = {name: _units_of(name, scores) for name in self.settings.asked}
+        return Scorecard(
+            schema="mixloop/scorecard/1",
+            checkpoint=str(checkpoint),
+            step=step,
+            tokens=tokens,
+            benchmarks={name: _assembled(name, found) for name, found in own.items()},
+            seconds=round(seconds, 3),
+            cost={name: total_cost(found) for name, found in own.items()},
+            settings_digest=self.settings.digest(),
+            engine=_engine(self._sandbox),
+        )
+
+    def _parts(self, name: str, prepared: _Prepared) -> list[tuple[str, ...]]:
+        return parts(name, prepared.ids, self.settings.unit_items)
 
     def _prepare(self, name: str, own: BenchmarkSettings) -> _Prepared:
         if name not in self._prepared:
@@ -145,116 +156,86 @@ class Scorer:
         return self._plans[key]
 
 
-def make_plan(
-    benchmark: Benchmark, ids: tuple[str, ...], own: BenchmarkSettings, lm: CheckpointLM
-) -> Plan:
-    """Shots, room for generation and exclusions of a run.
-
-    The room is what was asked (or lm-eval's own), at most half the context. Shots are the most
-    (at most lm-eval's own, or `own.shots`) at which 90% of all items fit whole; none if none do.
-    """
-    room = 0
-    if benchmark.generates:
-        room = min(own.max_new_tokens or benchmark.stock_room, lm.max_length // 2)
-    generated = ids if own.generate_items is None else ids[: own.generate_items]
-    most = benchmark.stock_shots if own.shots is None else min(own.shots, benchmark.most_shots)
-    for shots in range(most, -1, -1):
-        found = _ask(benchmark, ids, frozenset(generated), shots, room, lm)
-        if found is not None:
-            break
-    assert found is not None
-    gold, fitting = found
-    answered = [one for one in generated if one in fitting]
-    # asked last, so that the task's own filters see exactly these requests
-    final = benchmark.questions(answered, shots, room) if answered else {}
-    return Plan(shots, room, ids, generated, gold, final)
+def _units_of(name: str, scores: Sequence[UnitScore]) -> list[UnitScore]:
+    return [score for score in scores if score.unit.benchmark == name]
 
 
-def _ask(
-    benchmark: Benchmark,
-    ids: Sequence[str],
-    generated: frozenset[str],
-    shots: int,
-    room: int,
-    lm: CheckpointLM,
-) -> tuple[dict[str, Question], set[str]] | None:
-    """Questions whose gold answer fits, and the items whose choices or generation fit.
-
-    None as soon as more than a tenth of the items can't fit at this number of shots (rendering
-    prompts is what planning costs); at no shots there is nothing left to drop.
-    """
-    gold: dict[str, Question] = {}
-    fitting: set[str] = set()
-    misfits = 0
-    for begin in range(0, len(ids), _CHUNK):
-        chunk = ids[begin : begin + _CHUNK]
-        for one, question in benchmark.questions(chunk, shots, room).items():
-            read = question.gold is None or lm.holds(*question.gold)
-            answers = one not in generated or _answer_fits(question, lm, room)
-            misfits += not (read and answers)
-            if read and question.gold is not None:
-                gold[one] = question
-            if answers:
-                fitting.add(one)
-        if shots > 0 and misfits > (1 - FIT) * len(ids):
-            return None
-    return gold, fitting
+def _assembled(name: str, scores: Sequence[UnitScore]) -> BenchmarkScore:
+    if not scores or len(scores) < scores[0].unit.parts:
+        return missing(f"{name}: some of its items were not scored")
+    return assemble(scores)
 
 
-def _answer_fits(question: Question, lm: CheckpointLM, room: int) -> bool:
-    if question.prompt is not None:
-        return lm.has_room(question.prompt.args[0], room)
-    return all(lm.holds(*choice.args) for choice in question.choices)
-
-
-def _score(name: str, prepared: _Prepared, plan: Plan, lm: CheckpointLM) -> BenchmarkScore:
+def _score(
+    unit: Unit, ids: Sequence[str], prepared: _Prepared, plan: Plan, lm: CheckpointLM
+) -> UnitScore:
     benchmark = prepared.benchmark
-    cluster = partial(cluster_of, name)
-    items: Outcomes = {}
-    metrics: dict[str, Metric] = {}
-    reasons: list[str] = []
-    if plan.questions:
-        gold = _bits_per_byte(plan.questions, lm)
-        items.update(gold)
-        metrics["bits_per_byte"] = ratio_metric(gold, len(plan.asked), cluster)
+    questions = {one: plan.questions[one] for one in ids if one in plan.questions}
+    answered = {one: plan.answered[one] for one in ids if one in plan.answered}
+    cost: list[Cost] = []
     reason = benchmark.unusable()
-    if reason is None and plan.answered:
-        answers, trouble = _try_answers(benchmark, plan, lm)
-        for one, outcome in answers.items():
-            items[one] = {**items.get(one, {}), **outcome}
-        if trouble is None:
-            metrics |= mean_metrics(answers, len(plan.generated), cluster)
+    with _metered(cost, len(ids), lm):
+        gold = _read(questions, answered if reason is None else {}, lm)
+        if reason is None:
+            answers, reason = _try_answers(benchmark, answered, lm)
         else:
-            reasons.append(f"{benchmark.scored}: {trouble}")
-    elif plan.generated:
-        reasons.append(f"{benchmark.scored}: {reason or 'no item fits the context'}")
-    if not plan.questions:
-        reasons.append("bits_per_byte: no item fits the context")
-    return BenchmarkScore(
-        status="ok" if metrics else "missing",
-        reason="; ".join(reasons) or None,
-        metrics=metrics,
-        items={one: items[one] for one in plan.asked if one in items},
+            answers = {}
+        lm.forget()
+    return UnitScore(
+        unit=unit,
+        trouble=reason,
+        gold=gold,
+        answers=answers,
+        fitting=tuple(answered),
+        asked=plan.asked,
+        generated=len(plan.generated),
         shots=plan.shots,
-        max_new_tokens=plan.room or None,
-        asked=len(plan.asked),
-        excluded=len(plan.asked) - len(items.keys() | plan.answered.keys()),
+        room=plan.room,
+        scored=benchmark.scored,
+        has_gold=plan.has_gold,
+        lower_is_better=tuple(
+            sorted(name for name, higher in benchmark.higher_is_better.items() if not higher)
+        ),
         data=prepared.data,
         data_kind=prepared.kind,
+        cost=cost[0],
     )
 
 
-def _bits_per_byte(questions: Mapping[str, Question], lm: CheckpointLM) -> Outcomes:
-    """{item: {bits_per_byte, bytes}} of the gold answers."""
+@contextmanager
+def _metered(into: list[Cost], items: int, lm: CheckpointLM) -> Iterator[None]:
+    began, spent = time.monotonic(), time.process_time()
+    tokens, asked = lm.tokens, lm.asked_tokens
+    yield
+    into.append(
+        Cost(
+            seconds=round(time.monotonic() - began, 3),
+            cpu_seconds=round(time.process_time() - spent, 3),
+            items=items,
+            tokens=lm.tokens - tokens,
+            asked_tokens=lm.asked_tokens - asked,
+        )
+    )
+
+
+def _read(
+    questions: Mapping[str, Question], answered: Mapping[str, Question], lm: CheckpointLM
+) -> Outcomes:
+    """{item: {bits_per_byte, bytes}} of the gold answers; choices are answered in the same pass."""
     from lm_eval.api.instance import Instance
 
-    requests = [
+    gold = {one: question for one, question in questions.items() if question.gold is not None}
+    asked = [
         Instance(request_type="loglikelihood", doc={}, arguments=question.gold, idx=0)
-        for question in questions.values()
+        for question in gold.values()
     ]
-    answers = lm.loglikelihood(requests, disable_tqdm=True)
+    choices: list[Instance] = [choice for q in answered.values() for choice in q.choices]
+    found = lm.loglikelihood([*asked, *choices], disable_tqdm=True) if asked or choices else []
+    for choice, answer in zip(choices, found[len(asked) :], strict=True):
+        # the requests are kept for the run; the answers are this checkpoint's
+        choice.resps, choice.filtered_resps = [answer], {}
     outcomes: Outcomes = {}
-    for (one, question), (total, _greedy) in zip(questions.items(), answers, strict=True):
+    for (one, question), (total, _greedy) in zip(gold.items(), found, strict=False):
         bits = -_finite(total) / math.log(2)
         outcomes[one] = {
             "bits_per_byte": bits / question.gold_bytes,
@@ -263,21 +244,31 @@ def _bits_per_byte(questions: Mapping[str, Question], lm: CheckpointLM) -> Outco
     return outcomes
 
 
+def _try_answers(
+    benchmark: Benchmark, answered: Mapping[str, Question], lm: CheckpointLM
+) -> tuple[Outcomes, str | None]:
+    """The answers' outcomes, or why there are none.
+
+    A sandbox that dies or a scorer that trips over one answer must not take the bits per byte,
+    which steer, with it.
+    """
+    if not answered:
+        return {}, None
+    try:
+        return _answers(benchmark, answered, lm), None
+    except Exception as error:
+        _log_failure(benchmark.scored)
+        return {}, f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def _answers(benchmark: Benchmark, questions: Mapping[str, Question], lm: CheckpointLM) -> Outcomes:
     prompts: list[Instance] = [q.prompt for q in questions.values() if q.prompt is not None]
-    choices: list[Instance] = [choice for q in questions.values() for choice in q.choices]
-    for request in (*prompts, *choices):
-        # the requests are kept for the run; the answers are this checkpoint's
-        request.resps, request.filtered_resps = [], {}
-    if choices:
-        for request, answer in zip(
-            choices, lm.loglikelihood(choices, disable_tqdm=True), strict=True
-        ):
-            _finite(answer[0])
-            request.resps.append(answer)
+    for question in questions.values():
+        for choice in question.choices:
+            _finite(choice.resps[0][0])
     if prompts:
         for request, text in zip(prompts, lm.generate_until(prompts), strict=True):
-            request.resps.append(text)
+            request.resps, request.filtered_resps = [text], {}
     return benchmark.outcomes(questions)
 
 
@@ -285,23 +276,6 @@ def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError("the checkpoint's log-likelihoods are not finite")
     return value
-
-
-def _missing(reason: str) -> BenchmarkScore:
-    return BenchmarkScore(status="missing", reason=reason)
-
-
-def _try_answers(benchmark: Benchmark, plan: Plan, lm: CheckpointLM) -> tuple[Outcomes, str | None]:
-    """The answers' outcomes, or why there are none.
-
-    A sandbox that dies or a scorer that trips over one answer must not take the bits per byte,
-    which steer, with it.
-    """
-    try:
-        return _answers(benchmark, plan.answered, lm), None
-    except Exception as error:
-        _log_failure(benchmark.scored)
-        return {}, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _log_failure(name: str) -> None:
@@ -314,4 +288,6 @@ def _engine(sandbox: Sandbox) -> dict[str, str]:
     from importlib.metadata import version
 
     versions = {name: version(name) for name in ("lm_eval", "torch", "transformers")}
+    # asked here, so that the scorecard says the same whoever ran the programs
+    sandbox.unusable()
     return {**versions, "sandbox": sandbox.kind}

@@ -82,8 +82,10 @@ class EvalSettings(BaseModel):
     `every` is a token count (units are parsed before), `timeout` seconds per checkpoint,
     `memory` bytes of resident memory the worker may hold, `max_length` the
     longest sequence in tokens (None: the model's own), `batch_tokens` tokens per forward pass
-    (None: what suits the device). `benchmarks` and `watch` (a list, or as `benchmarks` are) name
-    the four benchmarks or any task of lm-eval's; watched ones are reported and never steer.
+    (None: what suits the device), `unit_items` how many items of a benchmark are scored by
+    themselves, wherever that is.
+    `benchmarks` and `watch` (a list, or as `benchmarks` are) name the four benchmarks or any task
+    of lm-eval's; watched ones are reported and never steer.
     `budget` is the share of training time that evaluation may take (`2%`, 0.02), whichever device
     it runs on: it chooses the numbers of items, once and for the whole run, and the `items` and
     `generate_items` of a benchmark are then upper bounds. `steering` is the controller's: which
@@ -108,6 +110,7 @@ class EvalSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    unit_items: Annotated[int, Field(ge=1)] = 128
     max_length: Annotated[int, Field(ge=8)] | None = None
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     memory: Annotated[int, Field(ge=1)] | None = None

@@ -62,19 +62,18 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lm() -> Any:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of random weights over bytes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from mixloop.evals.model import CheckpointLM
-
+    folder = tmp_path_factory.mktemp("bytes")
     vocabulary = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     raw = Tokenizer(models.BPE({text: index for index, text in enumerate(vocabulary)}, []))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|endoftext|>")
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|endoftext|>").save_pretrained(folder)
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
@@ -83,25 +82,34 @@ def lm() -> Any:
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=4096,
+        max_position_embeddings=1500,
+        eos_token_id=0,
         initializer_range=0.5,
     )
-    return CheckpointLM(LlamaForCausalLM(config), tokenizer, max_length=1500)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lm(checkpoint: Path) -> Any:
+    """The model in this process, for direct computation."""
+    from mixloop.evals.model import CheckpointLM, read_checkpoint
+
+    read = read_checkpoint(checkpoint)
+    return CheckpointLM(read.model, read.tokenizer, max_length=read.max_length)
 
 
 @pytest.fixture
-def score(lm: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Scores benchmarks with that model; the hub is switched off."""
-    from mixloop.evals import model
+def score(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Scores benchmarks on the checkpoint; the hub is switched off."""
     from mixloop.evals.scorer import Scorer
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(model, "load_checkpoint", lambda *_, **__: lm)
     opened: list[Scorer] = []
 
     def scored(**benchmarks: Any) -> dict[str, BenchmarkScore]:
         opened.append(Scorer(EvalSettings.model_validate({"benchmarks": benchmarks})))
-        return opened[-1].score(Path("here")).benchmarks
+        return opened[-1].score(checkpoint).benchmarks
 
     yield scored
     for scorer in opened:
@@ -269,3 +277,32 @@ def test_requests_are_those_of_lm_eval_s_own_loop(tmp_path: Path) -> None:
     assert [ours[0].args for ours in asked.values()] == [instance.args for instance in theirs]
     assert [ours[0].metadata for ours in asked.values()] == [one.metadata for one in theirs]
     assert theirs[0].args[0].count("Question:") == 6
+
+
+def test_a_task_without_a_gold_text_is_generated_all_the_same(lm: Any, tmp_path: Path) -> None:
+    from mixloop.evals.anytask import AnyTask
+    from mixloop.evals.packaged import stock_tasks
+    from mixloop.evals.scorer import make_plan
+    from mixloop.evals.settings import BenchmarkSettings
+    from mixloop.evals.tasks import StockTask, load_tasks, write_task
+
+    config = {"doc_to_target": "", "training_split": None, "fewshot_split": None, "num_fewshot": 0}
+    rows = [{"question": f"How many are {index}?", "answer": "4"} for index in range(3)]
+    stock = stock_tasks() / "gsm8k" / "gsm8k.yaml"
+    write_task("free", stock, tmp_path, config, {"test": rows})
+    task = load_tasks(["free"], tmp_path)["free"]
+    ids = ("a", "b", "c")
+    benchmark = AnyTask([StockTask(task, list(task.eval_docs), ids)])
+    plan = make_plan(benchmark, ids, BenchmarkSettings(max_new_tokens=5), lm)
+    assert plan.questions == {}
+    assert list(plan.answered) == list(ids)
+    assert plan.answered["b"].prompt.args[0] == "Question: How many are 1?\nAnswer:"
+
+
+def test_lower_may_be_better() -> None:
+    from mixloop.evals.metrics import mean_metrics
+
+    outcomes = {"a": {"edits": 3.0, "acc": 1.0}, "b": {"edits": 1.0, "acc": 0.0}}
+    found = mean_metrics(outcomes, 2, better={"edits": False})
+    assert (found["edits"].value, found["edits"].higher_is_better) == (2.0, False)
+    assert found["acc"].higher_is_better
