@@ -160,6 +160,14 @@ def _slope(before: int, after: int, seconds_before: float, seconds_after: float)
     return slope if slope > 0 else seconds_after / after
 
 
+def _in_units(price: Price, unit_items: int) -> Price:
+    """The price when items are scored in units: what is fixed recurs with each, but at most so.
+
+    A trial is one unit or two; n items are at most 1 + n / unit_items of them.
+    """
+    return Price(price.fixed, price.read + price.fixed / unit_items, price.generate)
+
+
 def _points(name: str, trials: Sequence[Trial]) -> list[tuple[int, int, float]]:
     """(items read, items generated, seconds) of each trial that scored the benchmark."""
     points = []
@@ -190,7 +198,7 @@ def _candidate(
         limit = available if points[-1][1] else FLOOR
         generable = min(available, bounded_generation(own, limit))
     return Candidate(
-        price=find_price(points),
+        price=_in_units(find_price(points), settings.unit_items),
         spread=_spread(score),
         available=available,
         generable=generable,
