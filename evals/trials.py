@@ -21,7 +21,7 @@ BITS = "bits_per_byte"
 # Items of the two trial sizes. MMLU's are larger because few items share a subject's examples and
 # the price of one would be taken for that of its examples; what is left of that overstates it.
 TRIAL: Mapping[str, tuple[int, int]] = {"mmlu": (60, 180)}
-_TRIAL = (6, 18)
+_TRIAL = (8, 40)
 
 TIMEOUT_PART = 0.5  # of evals.timeout may be planned: a slow hour must not cost a checkpoint
 _FREE = 1e-6  # seconds: no item is cheaper
