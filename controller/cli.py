@@ -47,11 +47,20 @@ def init(
 
 
 @app.command()
-def check(path: RunFile, as_json: AsJson = False) -> None:
+def check(
+    path: RunFile,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="measure the plan of evals.budget on this checkpoint")
+    ] = None,
+    speed: Annotated[
+        float | None, typer.Option(min=1, help="training tokens per second, to plan with")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Find what is wrong with a run before it starts."""
     from mixloop.controller.checks import check_run
 
-    report = check_run(path)
+    report = check_run(path, checkpoint, speed)
     if as_json:
         _print_json(report)
         return
@@ -69,6 +78,8 @@ def check(path: RunFile, as_json: AsJson = False) -> None:
             f"{source['projected_epochs']:.2f}",
         )
     console.print(sources)
+    if report["evals_plan"] is not None:
+        console.print(show.plan_table(report["evals_plan"]))
     for line in report["notes"]:
         console.print(show.cell(line))
     console.print("ok")
