@@ -221,6 +221,24 @@ def evaluate(
 
 
 @app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine offers, what is missing, and the mend."""
+    from mixloop.controller.doctor import examine, report_table
+
+    report = examine()
+    if as_json:
+        _print_json(report)
+    else:
+        from mixloop.controller import show
+
+        show.console().print(report_table(report))
+        typer.echo("The sandbox does not cover:")
+        for line in report["sandbox_does_not_cover"]:
+            typer.echo(f"  - {line}")
+    raise SystemExit(0 if report["ok"] else 1)
+
+
+@app.command()
 def demo(
     directory: Annotated[
         Path, typer.Option("--dir", help="folder of the demo's run; made anew")

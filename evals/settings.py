@@ -51,7 +51,8 @@ class EvalSettings(BaseModel):
     `every` is a token count (units are parsed before), `timeout` seconds per checkpoint,
     `memory` bytes of resident memory the worker may hold, `max_length` the
     longest sequence in tokens (None: the model's own), `batch_tokens` padded tokens per forward.
-    `data_pins` is what `auto` found earlier in the run, see :meth:`pinned`.
+    `samples` says whether texts of up to `samples_tokens` tokens are written for a person beside
+    each scorecard. `data_pins` is what `auto` found earlier in the run, see :meth:`pinned`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,6 +74,8 @@ class EvalSettings(BaseModel):
     sandbox: SandboxMode = "auto"
     program_timeout: Annotated[float, Field(gt=0)] = 3.0
     idle_seconds: Annotated[float, Field(gt=0)] = 60.0
+    samples: bool = True
+    samples_tokens: Annotated[int, Field(ge=1)] = 64
 
     @field_validator("benchmarks")
     @classmethod
