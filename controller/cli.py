@@ -221,6 +221,28 @@ def evaluate(
 
 
 @app.command()
+def samples(
+    targets: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="a run, or samples files to compare")
+    ],
+    step: Annotated[
+        list[int] | None, typer.Option(help="checkpoints to show; default: the first and the last")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What checkpoints write: fixed prompts, continued, side by side."""
+    from mixloop.controller.reading import read_samples, samples_table
+
+    found = read_samples(targets, step or ())
+    if as_json:
+        _print_json([one.model_dump(mode="json", by_alias=True) for one in found])
+        return
+    from mixloop.controller import show
+
+    show.console().print(samples_table(found))
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What this machine offers, what is missing, and the mend."""
     from mixloop.controller.doctor import examine, report_table

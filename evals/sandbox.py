@@ -10,6 +10,7 @@ impossible; if anything of it succeeds, nothing is run. What is not covered is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -104,7 +105,9 @@ class Sandbox:
                     pipe.close()
         folder, self._tmp = self._tmp, None
         if folder is not None:
-            empty(Path(folder.name))
+            # a program that dies with its server may still be writing
+            with contextlib.suppress(OSError):
+                empty(Path(folder.name))
             folder.cleanup()
 
     def _choose(self) -> None:
@@ -152,7 +155,9 @@ class Sandbox:
     def _serving(self) -> subprocess.Popen[str]:
         if self._server is None or self._server.poll() is not None:
             self.close()
-            self._tmp = tempfile.TemporaryDirectory(prefix="mixloop-sandbox-")
+            self._tmp = tempfile.TemporaryDirectory(
+                prefix="mixloop-sandbox-", ignore_cleanup_errors=True
+            )
             self._server = subprocess.Popen(
                 _command(self._kind, self._timeout, os.path.realpath(self._tmp.name)),
                 stdin=subprocess.PIPE,

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from mixloop.controller.cli import app
+from mixloop.controller.errors import BadInput
+from mixloop.controller.reading import read_samples
 from mixloop.evals.samples import PROMPTS, Samples, write_samples
 from mixloop.evals.settings import EvalSettings
 
@@ -88,7 +92,27 @@ def test_both_ways_of_writing_are_asked_for_with_what_the_file_says(tmp_path: Pa
     assert one.reason is None
 
 
-def test_a_file_that_is_no_samples_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"x\.json: not a samples file"):
-        Samples.read(tmp_path / "x.json")
+def test_a_run_shows_its_first_and_last_checkpoint_side_by_side(tmp_path: Path) -> None:
+    cards = tmp_path / "scorecards"
+    for step in (1, 2, 3):
+        write_samples(Sampler(), cards / f"step-{step:08d}.json", tmp_path, SETTINGS, step, 1000)
+    shown = CliRunner().invoke(app, ["samples", str(tmp_path)])
+    assert shown.exit_code == 0
+    assert "step 1 (" in shown.stdout
+    assert "step 3 (" in shown.stdout
+    assert "step 2" not in shown.stdout
+    assert shown.stdout.count("greedy") == 1
+    chosen = CliRunner().invoke(app, ["samples", str(tmp_path), "--step", "2", "--json"])
+    assert [one["step"] for one in json.loads(chosen.stdout)] == [2]
+
+
+def test_what_is_no_samples_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.samples.json").write_text("{}")
+    for target, said in (
+        (tmp_path / "x.samples.json", r"x\.samples\.json: not a samples file"),
+        (tmp_path / "y.samples.json", r"y\.samples\.json: can't be read: No such file"),
+        (tmp_path, "no samples; they are written beside each scorecard"),
+        (tmp_path / "nowhere", "nowhere: no run here"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            read_samples([target], ())

@@ -11,10 +11,12 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,9 +190,11 @@ def test_the_private_folder_serves_and_is_emptied(sandbox: Sandbox) -> None:
         "    f.write('x'); f.seek(0); assert f.read() == 'x'\n"
         "with tempfile.NamedTemporaryFile() as f: f.write(b'x')\n"
         "os.makedirs('a/b/c'); os.rename('a/b', 'd'); shutil.rmtree('a')\n"
-        "os.mkdir('locked', 0); open('left', 'w').write('secret')"
+        "open('left', 'w').write('secret')"
     )
     results = sandbox.run([honest, honest])
+    sandbox.run(["import os; os.mkdir('locked', 0)", "import os; os.makedirs('a/b/c/d')"])
+    assert sandbox.run(["import os; assert os.listdir('.') == []"])[0].passed
     assert [result.why for result in results] == ["", ""]
 
 
@@ -327,9 +331,16 @@ def test_bubblewrap_is_the_alternative() -> None:
         pytest.skip(f"this machine lets nobody use bubblewrap: {box.unusable()}")
     try:
         assert box.run(["assert 1 + 1 == 2"])[0].passed
+        assert box.run(["open('a', 'w').write('x'); assert open('a').read() == 'x'"])[0].passed
+        assert box.run(["import os; assert os.listdir('.') == []"])[0].passed
         for attack in (
             "open('/etc/passwd')",
             "open('/usr/new', 'w')",
+            "open('/dev/shm/new', 'w')",
+            "open('/dev/new', 'w')",
+            "open('/tmp/new', 'w')",
+            "import os; os.kill(os.getppid(), 9)",
+            "for i in range(10**7): open(f'{i}', 'w')",
             "import socket; socket.socket()",
             "import os; os.fork()",
             "x = bytearray(4 << 30)",
@@ -446,6 +457,54 @@ def test_whoever_runs_it_every_attack_is_stopped(
         assert outside.read_text() == "untouched"
         assert {path.name for path in Path(folder).iterdir()} == {"outside", "private"}
         assert list(private.iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become someone else")
+def test_an_ordinary_user_serves_programs_from_its_own_interpreter(sandbox: Sandbox) -> None:
+    if sandbox.kind != "landlock":
+        pytest.skip("landlock is not available")
+    user: dict[str, Any] = {"user": 12345, "group": 12345, "extra_groups": [], "cwd": "/"}
+    python = next(
+        (p for p in (os.path.realpath(sys.executable), "/usr/bin/python3") if opens(p, user)), None
+    )
+    if python is None:
+        pytest.skip("no interpreter that another user can start")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        for module in (sandbox_locks, sandbox_server):
+            shutil.copy(str(module.__file__), folder)
+        private = Path(folder) / "private"
+        private.mkdir()
+        os.chown(private, 12345, 12345)
+        command = [python, "-I", "-S", "-B", f"{folder}/sandbox_server.py"]
+        programs = [
+            "import wave, os; open('a', 'w'); assert os.getuid() == 12345",
+            f"import os; open({folder + '/sandbox_server.py'!r})",
+            "import os; os.listdir('/tmp')",
+            "import os; open(f'/proc/{os.getppid()}/fd/0', 'w')",
+            "import os; os.kill(os.getppid(), 9)",
+            "import os; assert os.listdir('.') == []",
+        ]
+        lines = "".join(json.dumps({"program": one}) + "\n" for one in programs)
+        done = subprocess.run(
+            [*command, json.dumps({**CONFIG, "tmp": str(private)})],
+            input=lines,
+            capture_output=True,
+            text=True,
+            check=True,
+            env={},
+            **user,
+        )
+    said = [json.loads(line)["why"] for line in done.stdout.splitlines()]
+    assert said == ["", *["PermissionError"] * 4, ""]
+
+
+def opens(python: str, user: dict[str, Any]) -> bool:
+    """Whether that user can start the interpreter."""
+    try:
+        return subprocess.run([python, "-I", "-c", ""], check=False, **user).returncode == 0
+    except OSError:
+        return False
 
 
 def judge(program: bytes, audit: int, number: int, second: int = 0) -> int:
