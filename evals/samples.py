@@ -165,5 +165,6 @@ def _continue(
     ]
     try:
         return lm.generate_until(requests), None
-    except ValueError as error:
-        return [None] * len(prompts), str(error)
+    # whatever a model raises costs these texts, never the scorecard beside them
+    except Exception as error:
+        return [None] * len(prompts), f"{type(error).__name__}: {error}".splitlines()[0]

@@ -97,7 +97,7 @@ def run_program(program: str, config: Mapping[str, Any]) -> dict[str, Any]:
     except OSError as error:
         for end in (result, output, waiting, key):
             os.close(end)
-        return {"locked": False, "passed": False, "why": f"no process locked down: {error}"}
+        return {"locked": False, "passed": False, "why": f"can't start programs: {error}"}
     if child == 0:
         _child(program, config, output, waiting)
     nonce = os.urandom(16).hex().encode()
