@@ -162,6 +162,7 @@ def _allow(rules: int, path: str, rights: int) -> None:
     os.close(where)
 
 
+@functools.cache
 def seccomp_filter(machine: str) -> bytes:
     """The BPF program that allows the listed calls and refuses the others with EPERM.
 
@@ -239,6 +240,17 @@ def give_away(private: str) -> None:
         except OSError:
             continue
         return
+
+
+def prepare(config: Mapping[str, Any]) -> None:
+    """Makes what all children share, so that no child has to. Raises OSError where it can't be had."""
+    if config["locked"]:
+        machine = platform.machine()
+        if machine not in ARCHITECTURES:
+            raise OSError(f"no list of system calls for {machine}")
+        seccomp_filter(machine)
+    if config["landlock"]:
+        ruleset(config["tmp"])
 
 
 def die_with_parent() -> None:

@@ -91,8 +91,7 @@ def run_program(program: str, config: Mapping[str, Any]) -> dict[str, Any]:
     result, output = os.pipe()
     waiting, key = os.pipe()
     try:
-        if config["landlock"]:
-            locks.ruleset(config["tmp"])
+        locks.prepare(config)
         child = os.fork()
     except OSError as error:
         for end in (result, output, waiting, key):
