@@ -243,7 +243,7 @@ def give_away(private: str) -> None:
 
 
 def prepare(config: Mapping[str, Any]) -> None:
-    """Makes what all children share, so that no child has to. Raises OSError where it can't be had."""
+    """Makes what all children share, once. Raises OSError where it can't be had."""
     if config["locked"]:
         machine = platform.machine()
         if machine not in ARCHITECTURES:
