@@ -288,6 +288,46 @@ def compare(
 
 
 @app.command()
+def samples(
+    targets: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="a run, or samples files to compare")
+    ],
+    step: Annotated[
+        list[int] | None, typer.Option(help="checkpoints to show; default: the first and the last")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What checkpoints write: fixed prompts, continued, side by side."""
+    from mixloop.controller.reading import read_samples, samples_table
+
+    found = read_samples(targets, step or ())
+    if as_json:
+        _print_json([one.model_dump(mode="json", by_alias=True) for one in found])
+        return
+    from mixloop.controller import show
+
+    show.console().print(samples_table(found))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine offers, what is missing, and the mend."""
+    from mixloop.controller.doctor import examine, report_table
+
+    report = examine()
+    if as_json:
+        _print_json(report)
+    else:
+        from mixloop.controller import show
+
+        show.console().print(report_table(report))
+        typer.echo("The sandbox does not cover:")
+        for line in report["sandbox_does_not_cover"]:
+            typer.echo(f"  - {line}")
+    raise SystemExit(0 if report["ok"] else 1)
+
+
+@app.command()
 def demo(
     directory: Annotated[
         Path, typer.Option("--dir", help="folder of the demo's run; made anew")

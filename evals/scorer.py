@@ -46,6 +46,7 @@ class Scorer:
         self._folder = task_folder()
         self._prepared: dict[str, _Prepared] = {}
         self._plans: dict[tuple[str, str], Plan] = {}
+        self._loaded: tuple[Path, CheckpointLM | str] | None = None
 
     def close(self) -> None:
         """Ends the sandbox and removes the generated task files."""
@@ -53,7 +54,10 @@ class Scorer:
         self._folder.cleanup()
 
     def score(self, checkpoint: Path, progress: Progress = lambda name, state: None) -> Scorecard:
-        """The scorecard of one checkpoint; a benchmark that fails is missing with the reason."""
+        """The scorecard of one checkpoint; a benchmark that fails is missing with the reason.
+
+        The model stays loaded until :meth:`release`, for :meth:`samples`.
+        """
         began = time.monotonic()
         progress("checkpoint", "loading")
         lm = self.load(checkpoint)
@@ -64,8 +68,27 @@ class Scorer:
             scores.append(self.run(unit, lm))
         return self.card(checkpoint, scores, time.monotonic() - began)
 
+    def samples(self, checkpoint: Path, scorecard: Path) -> None:
+        """Writes what the checkpoint says to fixed prompts beside its scorecard. Raises OSError."""
+        from .samples import write_samples
+
+        lm = self.load(checkpoint)
+        if not isinstance(lm, str):
+            write_samples(lm, scorecard, checkpoint, self.settings, *training_state(checkpoint))
+
+    def release(self) -> None:
+        """Lets go of the loaded model."""
+        self._loaded = None
+
     def load(self, checkpoint: Path) -> CheckpointLM | str:
-        """The checkpoint's model, or why there is none."""
+        """The checkpoint's model, or why there is none; loaded once until :meth:`release`."""
+        if self._loaded is None or self._loaded[0] != checkpoint:
+            # the old one goes first: two at a time may be too many
+            self.release()
+            self._loaded = (checkpoint, self._load(checkpoint))
+        return self._loaded[1]
+
+    def _load(self, checkpoint: Path) -> CheckpointLM | str:
         from .engine import load_checkpoint
         from .model import CheckpointError
 

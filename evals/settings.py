@@ -89,8 +89,9 @@ class EvalSettings(BaseModel):
     `budget` is the share of training time that evaluation may take (`2%`, 0.02), whichever device
     it runs on: it chooses the numbers of items, once and for the whole run, and the `items` and
     `generate_items` of a benchmark are then upper bounds. `steering` is the controller's: which
-    metric of a benchmark policies look at. `data_pins` is what `auto` found earlier in the run,
-    see :meth:`pinned`.
+    metric of a benchmark policies look at. `samples` says whether texts of up to `samples_tokens`
+    tokens are written for a person beside each scorecard. `data_pins` is what `auto` found earlier
+    in the run, see :meth:`pinned`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -117,6 +118,8 @@ class EvalSettings(BaseModel):
     sandbox: SandboxMode = "auto"
     program_timeout: Annotated[float, Field(gt=0)] = 3.0
     idle_seconds: Annotated[float, Field(gt=0)] = 60.0
+    samples: bool = True
+    samples_tokens: Annotated[int, Field(ge=1)] = 64
 
     @field_validator("benchmarks", "watch")
     @classmethod

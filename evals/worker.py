@@ -24,7 +24,7 @@ from .outcomes import keep_outcomes
 from .settings import EvalSettings
 
 if TYPE_CHECKING:
-    from .scorer import Scorer
+    from .scorer import Progress, Scorer
 
 _PR_SET_PDEATHSIG = 1
 
@@ -90,9 +90,12 @@ def _answer(scorer: Scorer, request: dict[str, str], channel: Channel) -> None:
     def progress(name: str, state: str) -> None:
         channel.send("progress", benchmark=name, state=state)
 
+    checkpoint, out = Path(request["checkpoint"]), Path(request["out"])
     try:
-        card = scorer.score(Path(request["checkpoint"]), progress)
-        card.write(Path(request["out"]))
+        card = scorer.score(checkpoint, progress)
+        card.write(out)
+        keep_outcomes(card, out)
+        _keep_samples(scorer, checkpoint, out, progress)
     except OSError as error:
         channel.send("failed", reason=f"{request['out']}: {error}")
         return
@@ -101,8 +104,18 @@ def _answer(scorer: Scorer, request: dict[str, str], channel: Channel) -> None:
         logging.getLogger(__name__).exception("scoring failed")
         channel.send("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
         return
-    keep_outcomes(card, Path(request["out"]))
+    finally:
+        scorer.release()
     channel.send("done", out=request["out"])
+
+
+def _keep_samples(scorer: Scorer, checkpoint: Path, out: Path, progress: Progress) -> None:
+    """Texts for a person; whatever becomes of them, the scorecard is there."""
+    progress("samples", "running")
+    try:
+        scorer.samples(checkpoint, out)
+    except OSError as error:
+        logging.getLogger(__name__).warning("no samples are kept: %s", error)
 
 
 def _quieten(settings: EvalSettings) -> None:
