@@ -40,9 +40,10 @@ from mixloop.evals.model import CheckpointLM
 from mixloop.evals.sandbox import Sandbox
 from mixloop.evals.settings import BenchmarkSettings
 
-# batch sizes that stock is tried at, and on how many questions
-BATCHES = {"mmlu": (1, 4, 16), "gsm8k": (8, 24), "math": (8, 24), "humaneval": (8, 16, 32)}
-TRIAL = {"mmlu": 16, "gsm8k": 24, "math": 24, "humaneval": 32}
+# batch sizes that stock is tried at (0: all items at once), MMLU's on so many questions; texts are
+# tried on all of them, and the better try is the first repeat
+BATCHES = {"mmlu": (1, 4, 16), "gsm8k": (8, 0), "math": (8, 0), "humaneval": (8, 0)}
+TRIAL = 16
 BOUNDS = {"mmlu": 5.5, "gsm8k": 4.0, "math": 3.0, "humaneval": 2.0, "together": 4.0}
 CONTEXT = 2048
 
@@ -118,17 +119,23 @@ def mmlu_shape(items: ItemSet, subjects: int, each: int) -> tuple[list[Row], int
     return rows, borrowed
 
 
-def best_batch(lm: Any, name: str, requests: Sequence[Instance], each: int) -> int:
-    """The batch size at which stock is fastest on the first questions."""
-    part = requests[: TRIAL[name] * each]
-    spent = {}
+def best_batch(side: Side, lm: Any, name: str, requests: Sequence[Instance], count: Any) -> int:
+    """The batch size at which stock is fastest; a try on everything is also its first repeat."""
+    each = 4 if name == "mmlu" else 1
+    part = requests[: TRIAL * each] if name == "mmlu" else requests
+    tries: dict[int, Side] = {}
     for size in BATCHES[name]:
-        lm.batch_size_per_gpu = size
-        began = time.process_time()
-        ask(lm, part)
-        spent[size] = time.process_time() - began
-        print(f"  stock at batch {size}: {spent[size]:.1f} s on a part", file=sys.stderr)
-    return min(spent, key=spent.__getitem__)
+        lm.batch_size_per_gpu = size or len(requests)
+        tries[lm.batch_size_per_gpu] = Side()
+        run_side(tries[lm.batch_size_per_gpu], lm, part, count)
+    best = min(tries, key=lambda size: tries[size].seconds[0])
+    if len(part) == len(requests):
+        side.seconds, side.tokens, side.answers = (
+            tries[best].seconds,
+            tries[best].tokens,
+            tries[best].answers,
+        )
+    return best
 
 
 def run_side(side: Side, lm: Any, requests: Sequence[Instance], count: Callable[[], int]) -> None:
@@ -196,7 +203,8 @@ def bench_one(
         subset = choose(items.rows, options.items, 0)
     folder.mkdir()
     benchmark = make_benchmark(name, items, subset, folder, Sandbox())
-    own = BenchmarkSettings(shots=options.shots)
+    room = options.room if name == "humaneval" else None
+    own = BenchmarkSettings(shots=options.shots, max_new_tokens=room)
     plan = make_plan(benchmark, tuple(row["id"] for row in subset), own, ours)
     questions = plan.answered
     requests = requests_of(questions)
@@ -204,10 +212,10 @@ def bench_one(
     theirs, mine = Side(), Side()
     batch = 0
     if not options.skip_stock:
-        batch = best_batch(stock, name, requests, len(requests) // len(questions))
+        batch = best_batch(theirs, stock, name, requests, counts[1])
         stock.batch_size_per_gpu = batch
-    for _ in range(options.repeats):
-        if not options.skip_stock:
+    for repeat in range(options.repeats):
+        if not options.skip_stock and repeat >= len(theirs.seconds):
             run_side(theirs, stock, requests, counts[1])
         run_side(mine, ours, requests, counts[0])
     found: dict[str, Any] = {
@@ -273,8 +281,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--subjects", type=int, default=10)
     parser.add_argument("--per-subject", type=int, default=20)
-    parser.add_argument("--items", type=int, default=32, help="of the other three")
+    parser.add_argument("--items", type=int, default=16, help="of the other three")
     parser.add_argument("--shots", type=int)
+    parser.add_argument("--room", type=int, help="new tokens for HumanEval; lm-eval's own is 1024")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--half", type=int, default=0, help="MMLU questions asked in bfloat16 too")
     parser.add_argument("--skip-stock", action="store_true", help="only our side, for tuning")

@@ -114,8 +114,12 @@ def tiny(kind: str, spread: float = 5, **more: Any) -> Any:
     import transformers
 
     torch.manual_seed(1)
-    size = len(LETTERS) + 1
-    common = {"vocab_size": size, "eos_token_id": 0, "bos_token_id": 0, "pad_token_id": 0}
+    common = {
+        "vocab_size": len(LETTERS) + 1,
+        "eos_token_id": 0,
+        "bos_token_id": 0,
+        "pad_token_id": 0,
+    }
     if kind == "GPT2":
         shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
     elif kind == "Bloom":
@@ -130,7 +134,7 @@ def tiny(kind: str, spread: float = 5, **more: Any) -> Any:
         }
         if kind not in ("GPTNeoX", "Phi"):
             shape["num_key_value_heads"] = 2
-    config = getattr(transformers, f"{kind}Config")(**common, **shape, **more)
+    config = getattr(transformers, f"{kind}Config")(**(common | shape | more))
     name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
     model = getattr(transformers, name)(config).eval()
     with torch.no_grad():
@@ -342,3 +346,67 @@ def test_dense_attention_is_the_fused_one() -> None:
         plain = attention.dense(q, k, v, 0.3, **options)
         for one, other in zip(fused, plain, strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.fixture(scope="module")
+def bytes_tokenizer() -> Any:
+    """A token a byte: real items keep all they say."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(["the answer is"], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["Llama", "GPTNeoX"])
+@pytest.mark.parametrize("name", ["mmlu", "gsm8k", "math", "humaneval"])
+def test_real_items_come_out_as_with_the_stock_model(
+    name: str, kind: str, bytes_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Every request of a benchmark, gold answers included, answered by both models."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from mixloop.evals.benchmarks import make_benchmark
+    from mixloop.evals.engine import SharedPrefixLM
+    from mixloop.evals.fitting import make_plan
+    from mixloop.evals.items import choose, load_items
+    from mixloop.evals.sandbox import Sandbox
+    from mixloop.evals.settings import BenchmarkSettings
+
+    size = {"vocab_size": len(bytes_tokenizer), "max_position_embeddings": 6144}
+    items = load_items(name, "packages")
+    subset = choose(items.rows, 12, 0)
+    benchmark = make_benchmark(name, items, subset, tmp_path, Sandbox())
+    lm = SharedPrefixLM(tiny(kind, **size), bytes_tokenizer, max_length=6144)
+    asked = BenchmarkSettings(max_new_tokens=48)
+    plan = make_plan(benchmark, tuple(row["id"] for row in subset), asked, lm)
+    reads = [choice for question in plan.answered.values() for choice in question.choices]
+    for question in plan.questions.values():
+        reads.append(Instance("loglikelihood", {}, question.gold, 0))
+    writes = [q.prompt for q in plan.answered.values() if q.prompt is not None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read = tiny(kind, **size)
+        stock = HFLM(read, tokenizer=bytes_tokenizer, max_length=6144, batch_size=2)
+        theirs = stock.loglikelihood(reads, disable_tqdm=True)
+        texts = stock.generate_until(writes, disable_tqdm=True) if writes else []
+    mine = lm.loglikelihood(reads, disable_tqdm=True)
+    assert len(plan.questions) == len(subset) or name == "mmlu"
+    # a sum over hundreds of bytes: the bound is on each of them
+    for request, (a, _), (b, _) in zip(reads, theirs, mine, strict=True):
+        assert abs(a - b) < 1e-4 * max(1, len(request.args[1].encode()) / 8)
+    assert [greedy for _, greedy in mine] == [greedy for _, greedy in theirs]
+    assert (lm.generate_until(writes) if writes else []) == texts
