@@ -250,7 +250,7 @@ def evaluate(
     add_help_option=False,
 )
 def lm_eval(context: typer.Context) -> None:
-    """lm-eval's own command, run on mixloop's engine: --model_args pretrained=DIR --tasks ..."""
+    """lm-eval's own command line, on mixloop's engine."""
     import os
 
     arguments = [sys.executable, "-m", "mixloop.evals.harness", *context.args]
