@@ -118,7 +118,8 @@ def paired_difference(
         raise ValueError(f"{benchmark or 'the evaluations'}: no item is scored on both sides")
     clusters = [cluster(item) for item in pairs]
     mean, stderr = ratio([(new - old, weight) for old, new, weight in pairs.values()], clusters)
-    gain = mean if higher_is_better else -mean
+    # no change is no change: never a negative zero
+    gain = mean if higher_is_better else 0.0 - mean
     return Difference(gain, stderr, independent(clusters) - 1, len(pairs), metric, benchmark)
 
 
@@ -150,7 +151,7 @@ def unpaired_difference(
     total = sum(variances)
     change = new[0] - old[0]
     return Difference(
-        gain=change if higher_is_better else -change,
+        gain=change if higher_is_better else 0.0 - change,
         stderr=math.sqrt(total),
         df=_welch(variances, (old[2], new[2])),
         n=min(old[2], new[2]),
