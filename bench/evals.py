@@ -33,9 +33,9 @@ import torch
 from lm_eval.api.instance import Instance
 
 from mixloop.evals.benchmarks import Benchmark, Question, make_benchmark
-from mixloop.evals.engine import load_checkpoint
 from mixloop.evals.fitting import make_plan
 from mixloop.evals.items import ItemSet, Row, choose, load_items
+from mixloop.evals.loading import load_checkpoint
 from mixloop.evals.model import CheckpointLM
 from mixloop.evals.sandbox import Sandbox
 from mixloop.evals.settings import BenchmarkSettings

@@ -100,7 +100,7 @@ def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> t
     if k.shape[2] != q.shape[2]:
         raise NotImplementedError("a cache: this model is set up for shared prefixes")
     heads = q.shape[1]
-    return _attend(q, _repeated(k, heads), _repeated(v, heads), scale, causal=True)[0]
+    return attend_to(q, _repeated(k, heads), _repeated(v, heads), scale, causal=True)[0]
 
 
 def register() -> None:
@@ -114,7 +114,7 @@ def _to_prefix(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) 
     _, heads, n, d = q.shape
     kv_heads = k.shape[1]
     folded = q.reshape(1, kv_heads, heads // kv_heads * n, d)
-    out, weight = _attend(folded, k, v, scale)
+    out, weight = attend_to(folded, k, v, scale)
     return out.reshape(1, heads, n, d), weight.reshape(1, heads, n)
 
 
@@ -125,7 +125,7 @@ def _join(one: Part, other: Part) -> torch.Tensor:
     return torch.lerp(a.float(), b.float(), torch.sigmoid(lb - la)[..., None].float())
 
 
-def _attend(
+def attend_to(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -148,6 +148,10 @@ def _attend(
     return dense(q, k, v, scale, causal=causal, mask=mask)
 
 
+# scores held at a time where no fused kernel bounds them
+_SCORES = 2**27
+
+
 def dense(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -157,17 +161,24 @@ def dense(
     causal: bool = False,
     mask: torch.Tensor | None = None,
 ) -> Part:
-    """The same by plain products, for devices whose fused kernels keep the log-sum-exp."""
-    scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
-    if causal:
-        n, keys = scores.shape[-2:]
-        later = torch.ones((n, keys), dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(later, -math.inf)
-    if mask is not None:
-        scores = scores + mask
-    weight = scores.logsumexp(-1)
-    shares = (scores - weight[..., None]).exp().to(v.dtype)
-    return torch.matmul(shares, v), weight
+    """The same by plain products, for devices whose fused kernels keep the log-sum-exp.
+
+    Some queries at a time, so that the scores never take more than a bounded memory.
+    """
+    step = max(1, _SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
+    places = torch.arange(k.shape[2], device=q.device)
+    parts = []
+    for begin in range(0, q.shape[2], step):
+        end = min(begin + step, q.shape[2])
+        scores = torch.matmul(q[:, :, begin:end], k.transpose(-1, -2)).float() * scale
+        if causal:
+            later = places[None, :] > places[begin:end, None]
+            scores = scores.masked_fill(later, -math.inf)
+        if mask is not None:
+            scores = scores + (mask if mask.shape[2] == 1 else mask[:, :, begin:end])
+        weight = scores.logsumexp(-1)
+        parts.append((torch.matmul((scores - weight[..., None]).exp().to(v.dtype), v), weight))
+    return torch.cat([out for out, _ in parts], 2), torch.cat([w for _, w in parts], 2)
 
 
 def _repeated(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -183,7 +194,7 @@ class OneChain:
     ) -> Part:
         """See `Own`."""
         heads = q.shape[1]
-        return _attend(q, _repeated(k, heads), _repeated(v, heads), scale, causal=True)
+        return attend_to(q, _repeated(k, heads), _repeated(v, heads), scale, causal=True)
 
 
 @dataclass(frozen=True)
@@ -203,126 +214,32 @@ class Rows:
     ) -> Part:
         """See `Own`."""
         heads = q.shape[1]
-        q, k, v = self._padded(q), self._padded(k), self._padded(v)
+        q, k, v = self.padded(q), self.padded(k), self.padded(v)
         k, v = _repeated(k, heads), _repeated(v, heads)
-        out, weight = _attend(q, k, v, scale, causal=self.mask is None, mask=self.mask)
-        return self._packed(out), self._packed(weight[..., None])[..., 0]
+        out, weight = attend_to(q, k, v, scale, causal=self.mask is None, mask=self.mask)
+        return self.packed(out), self.packed(weight[..., None])[..., 0]
 
-    def _padded(self, x: torch.Tensor) -> torch.Tensor:
+    def padded(self, x: torch.Tensor) -> torch.Tensor:
         """[1, heads, n, d] to [rows, heads, width, d]."""
         return x[0].transpose(0, 1)[self.index].transpose(1, 2)
 
-    def _packed(self, x: torch.Tensor) -> torch.Tensor:
+    def packed(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, heads, width, d] to [1, heads, n, d]."""
         flat = x.transpose(1, 2).flatten(0, 1)
         return flat[self.back].transpose(0, 1)[None]
 
 
-class RowCaches:
-    """Keys and values of rows being decoded, a few tokens a row and pass.
-
-    A row's own tokens lie in [kv_heads, room, d] of its place; lengths[i] of them are in use, the
-    last `counts[i]` of which are those of the coming pass. Places 0..n-1 are the rows of a pass,
-    in its order.
-    """
-
-    def __init__(self, places: int) -> None:
-        self.places = places
-        self.lengths: list[int] = []
-        self.counts: list[int] = []
-        self._layers: list[KeyValue] = []
-        self._masks: list[torch.Tensor | None] = []
-        self._ranges: list[tuple[int, int]] = []
-
-    def add(self, kept: Sequence[KeyValue], spans: Sequence[tuple[int, int]]) -> None:
-        """Takes new rows: their keys and values are these spans (start, end) of a kept pass."""
-        self._grow(max(end - start for start, end in spans) + 1, kept)
-        for start, end in spans:
-            place = len(self.lengths)
-            self.lengths.append(end - start)
-            for mine, theirs in zip(self._layers, kept, strict=True):
-                for own, new in zip(mine, theirs, strict=True):
-                    own[place, :, : end - start] = new[0, :, start:end]
-
-    def remove(self, place: int) -> None:
-        """Drops a row; the last row takes its place."""
-        last = len(self.lengths) - 1
-        length = self.lengths.pop()
-        if place == last:
-            return
-        self.lengths[place] = length
-        for pair in self._layers:
-            for own in pair:
-                own[place, :, :length] = own[last, :, :length]
-
-    def advance(self, counts: Sequence[int]) -> None:
-        """Makes room for so many more tokens in each row; call before each decoding pass."""
-        self.counts = list(counts)
-        self.lengths = [n + count for n, count in zip(self.lengths, counts, strict=True)]
-        self._grow(max(self.lengths), self._layers)
-        self._masks = [_newest(n, c) for n, c in zip(self.lengths, counts, strict=True)]
-        self._ranges = _ranges(counts)
-
-    def forget(self, place: int, count: int) -> None:
-        """Takes back a row's last `count` tokens."""
-        self.lengths[place] -= count
-
-    def _grow(self, room: int, like: Sequence[KeyValue]) -> None:
-        if self._layers and self._layers[0][0].shape[2] >= room:
-            return
-        room = -(-room // 128) * 128
-        old = self._layers
-        self._layers = []
-        for layer, pair in enumerate(like):
-            grown = [x.new_zeros((self.places, x.shape[1], room, x.shape[3])) for x in pair]
-            if old:
-                for new, before in zip(grown, old[layer], strict=True):
-                    new[:, :, : before.shape[2]] = before
-            self._layers.append((grown[0], grown[1]))
-
-    def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-    ) -> Part:
-        """See `Own`: the pass holds `counts[i]` tokens of row i, then those of the next."""
-        parts = [
-            self._row(layer, place, begin, end, (q, k, v), scale)
-            for place, (begin, end) in enumerate(self._ranges)
-        ]
-        return torch.cat([out for out, _ in parts], 2), torch.cat([w for _, w in parts], 2)
-
-    def _row(
-        self,
-        layer: int,
-        place: int,
-        begin: int,
-        end: int,
-        qkv: tuple[torch.Tensor, ...],
-        scale: float,
-    ) -> Part:
-        """One row by itself, so that none is padded to another's length."""
-        q, k, v = (x[:, :, begin:end] for x in qkv)
-        keys, values = (x[place : place + 1] for x in self._layers[layer])
-        length, count = self.lengths[place], end - begin
-        keys[:, :, length - count : length] = k
-        values[:, :, length - count : length] = v
-        heads, kv_heads, d = q.shape[1], k.shape[1], q.shape[3]
-        # the heads of a group side by side: [1, kv_heads, group * count, d]
-        folded = q.reshape(1, kv_heads, heads // kv_heads * count, d)
-        mask = self._masks[place]
-        if mask is not None:
-            mask = mask.to(q.device).repeat(heads // kv_heads, 1)
-        out, weight = _attend(folded, keys[:, :, :length], values[:, :, :length], scale, mask=mask)
-        return out.reshape(1, heads, count, d), weight.reshape(1, heads, count)
+def padded_index(lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where packed rows of these lengths lie when padded: `Rows.index` and `Rows.back`."""
+    width = max(lengths)
+    index = torch.zeros((len(lengths), width), dtype=torch.long)
+    back: list[int] = []
+    for row, (begin, end) in enumerate(ranges(lengths)):
+        index[row, : end - begin] = torch.arange(begin, end)
+        back += range(row * width, row * width + end - begin)
+    return index, torch.tensor(back)
 
 
-def _newest(length: int, count: int) -> torch.Tensor | None:
-    """Additive [count, length]: of the last `count` tokens each sees none after itself."""
-    if count == 1:
-        return None
-    later = torch.ones((count, length), dtype=torch.bool).triu(length - count + 1)
-    return torch.zeros((count, length)).masked_fill(later, -math.inf)
-
-
-def _ranges(counts: Sequence[int]) -> list[tuple[int, int]]:
+def ranges(counts: Sequence[int]) -> list[tuple[int, int]]:
     ends = list(accumulate(counts))
     return [(end - count, end) for end, count in zip(ends, counts, strict=True)]

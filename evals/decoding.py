@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .attention import KeyValue, Pass, RowCaches
+from .attention import KeyValue, Pass
+from .caches import RowCaches
 from .drafting import Draft, Recurrences
 from .sampling import Sampling
 
@@ -66,7 +67,7 @@ class Decoder:
         self._prefix, self._depth = prefix, len(shared)
         self._seen = Recurrences(shared)
         self._sampling, self._room, self._stopped = sampling, room, stopped
-        self._caches = RowCaches(places)
+        self._caches = RowCaches(places, together=lm.device.type != "cpu")
         self._rows: list[Text] = []
 
     def run(self, texts: Sequence[Text]) -> None:

@@ -3,44 +3,38 @@
 Requests are planned together (`trie`): a prefix that several share is computed once and its keys
 and values kept while they run; what follows it is packed without padding; the vocabulary is
 computed only where a log-probability is wanted. Generation (`decoding`) reuses the prefix too.
-Tokens, splits and sums are those of lm-eval's `hf` model. Models whose attention can't be
-replaced, found by comparing a short text both ways when a checkpoint is loaded, are run by
-`CheckpointLM`, which shares less and gives the same numbers.
+Tokens, splits and sums are those of lm-eval's `hf` model. `loading` finds out which models can
+run this way; the others are run by `CheckpointLM`, which shares less and gives the same numbers.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from . import attention
-from .attention import KeyValue, OneChain, Pass, Rows
+from .answers import Answers
+from .attention import KeyValue, OneChain, Pass, Rows, padded_index
 from .decoding import Decoder, Text
-from .model import Checkpoint, CheckpointLM, Pair, read_checkpoint
+from .model import CheckpointLM, Pair
 from .sampling import Sampling
-from .trie import Family, Row, batches, plan, prompt_families
+from .trie import Family, Row, batches, chain, plan, prompt_families
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-log = logging.getLogger(__name__)
-
 # tokens of a pass: enough to keep the matrix products busy, few enough to stay in the caches
 CPU_PASS, DEVICE_PASS = 512, 8192
-# logits of one pass, in numbers
-LOGITS = 2**26
+# the most logits of one pass, in numbers
+CPU_LOGITS, DEVICE_LOGITS = 2**26, 2**30
 # bytes for the keys and values of the rows being decoded, and the most rows at a time
 CACHE_BYTES, CPU_ROWS, DEVICE_ROWS = 2**30, 32, 256
-
-Wanted = dict[int, list[tuple[int, int]]]
 
 
 class SharedPrefixLM(CheckpointLM):
@@ -67,7 +61,9 @@ class SharedPrefixLM(CheckpointLM):
         on_cpu = self.device.type == "cpu"
         vocabulary = int(model.config.get_text_config().vocab_size)
         most = batch_tokens or (CPU_PASS if on_cpu else DEVICE_PASS)
-        self.pass_tokens = max(1, min(most, LOGITS // vocabulary))
+        self.pass_tokens = max(
+            1, min(most, (CPU_LOGITS if on_cpu else DEVICE_LOGITS) // vocabulary)
+        )
         self.most_rows = CPU_ROWS if on_cpu else DEVICE_ROWS
         # the newest prefix: what is generated often follows what was just read
         self._newest: tuple[tuple[int, ...], list[KeyValue]] | None = None
@@ -111,8 +107,8 @@ class SharedPrefixLM(CheckpointLM):
         logits = self.forward(tokens, positions, one, [end - 1 for _, end in spans])
         return logits, one.kept, spans
 
-    def _prefill(
-        self, row: Row, prefix: list[KeyValue] | None, answers: _Answers | None
+    def prefill(
+        self, row: Row, prefix: list[KeyValue] | None, answers: Answers | None
     ) -> list[KeyValue] | None:
         """Runs a chain behind a prefix, some tokens at a time; the prefix with it appended."""
         for begin in range(0, len(row.tokens), self.pass_tokens):
@@ -128,7 +124,7 @@ class SharedPrefixLM(CheckpointLM):
         positions: Sequence[int],
         slots: Sequence[int],
         one: Pass,
-        answers: _Answers | None,
+        answers: Answers | None,
     ) -> None:
         """Runs a pass and gives the answers what they want of it."""
         places = [] if answers is None else answers.wanted_places(slots)
@@ -148,7 +144,7 @@ class SharedPrefixLM(CheckpointLM):
             return []
         self.asked_tokens += sum(map(len, asked))
         made = plan(list(asked))
-        answers = _Answers(len(requests))
+        answers = Answers(len(requests))
         for sequence, indices in enumerate(asked.values()):
             for index in indices:
                 tail = requests[index][2]
@@ -165,9 +161,9 @@ class SharedPrefixLM(CheckpointLM):
         family: Family,
         above: tuple[int, ...],
         prefix: list[KeyValue] | None,
-        answers: _Answers,
+        answers: Answers,
     ) -> None:
-        prefix = self._prefill(family.prefix, prefix, answers)
+        prefix = self.prefill(family.prefix, prefix, answers)
         shared = above + family.prefix.tokens
         if prefix is not None:
             self._newest = (shared, prefix)
@@ -176,11 +172,9 @@ class SharedPrefixLM(CheckpointLM):
         for child in family.families:
             self._family(child, shared, prefix, answers)
 
-    def _batch(
-        self, batch: Sequence[Row], prefix: list[KeyValue] | None, answers: _Answers
-    ) -> None:
+    def _batch(self, batch: Sequence[Row], prefix: list[KeyValue] | None, answers: Answers) -> None:
         if len(batch) == 1 and batch[0].is_chain:
-            self._prefill(batch[0], prefix, answers)
+            self.prefill(batch[0], prefix, answers)
             return
         try:
             lengths = [len(row.tokens) for row in batch]
@@ -214,7 +208,11 @@ class SharedPrefixLM(CheckpointLM):
         for index, request in enumerate(requests):
             grouped.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
         for indices in grouped.values():
-            prompts = [tuple(self.tok_encode(requests[i].args[0])) for i in indices]
+            # nothing to continue: from the start of a text, as for log-likelihoods
+            prompts = [
+                tuple(self.tok_encode(requests[i].args[0])) or (self.prefix_token_id,)
+                for i in indices
+            ]
             for i, text in zip(
                 indices, self._generate(prompts, requests[indices[0]].args[1]), strict=True
             ):
@@ -258,7 +256,7 @@ class SharedPrefixLM(CheckpointLM):
             min(len(known), len(tokens)),
         )
         have = [(k[:, :, :same], v[:, :, :same]) for k, v in kept] if same else None
-        return self._prefill(_chain(tokens, same), have, None)
+        return self.prefill(chain(tokens, same), have, None)
 
     def _places(self, longest: int) -> int:
         """Rows to decode at a time: what the memory for their keys and values allows."""
@@ -268,144 +266,6 @@ class SharedPrefixLM(CheckpointLM):
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         bytes_a_token = 2 * config.num_hidden_layers * kv_heads * size * self.model.dtype.itemsize
         return max(1, min(self.most_rows, CACHE_BYTES // int(bytes_a_token * longest)))
-
-
-def load_checkpoint(
-    folder: Path,
-    *,
-    device: str = "cpu",
-    dtype: str = "auto",
-    max_length: int | None = None,
-    batch_tokens: int | None = None,
-    seed: int = 1234,
-) -> CheckpointLM:
-    """Loads a Hugging Face checkpoint folder into the fastest engine that its model allows.
-
-    Raises CheckpointError.
-    """
-    read = read_checkpoint(folder, device=device, dtype=dtype, max_length=max_length)
-    reason = why_not_shared(read)
-    if reason is not None:
-        log.warning("%s: prefixes are not shared: %s", folder, reason)
-    engine = SharedPrefixLM if reason is None else CheckpointLM
-    return engine(
-        read.model,
-        read.tokenizer,
-        max_length=read.max_length,
-        batch_tokens=batch_tokens,
-        seed=seed,
-    )
-
-
-def why_not_shared(read: Checkpoint) -> str | None:
-    """Why a model can't run on shared prefixes, or None.
-
-    What a model does with its attention (soft caps, sinks, relative biases) can't be told from its
-    class, so a short text is computed both ways and compared; only a window that the short text
-    does not fill is looked up.
-    """
-    window = _window(read.model.config.get_text_config())
-    if window is not None and window < read.max_length:
-        return f"its attention slides over a window of {window} tokens"
-    own = read.model.config._attn_implementation
-    try:
-        difference = _trial(read)
-    # a model that can't be run this way fails in whatever way its code fails
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    else:
-        exact = read.model.dtype == torch.float32
-        if difference <= (1e-3 if exact else TRIAL_TOLERANCE):
-            return None
-        reason = f"its attention is of another kind (results differ by {difference:.2g} deviations)"
-    read.model.set_attn_implementation(own)
-    return reason
-
-
-# share of the logits' standard deviation by which the two ways may differ on average in half
-# precision: rounding stays well below, another kind of attention far above
-TRIAL_TOLERANCE = 0.05
-
-
-def _window(config: Any) -> int | None:
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    slides = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
-    return window if window and slides else None
-
-
-def _trial(read: Checkpoint) -> float:
-    """How far a text computed in three parts is from the same text computed plainly."""
-    model = read.model.eval()
-    length = min(48, read.max_length)
-    generator = torch.Generator().manual_seed(0)
-    size = int(model.config.get_text_config().vocab_size)
-    tokens = torch.randint(size, (length,), generator=generator).tolist()
-    with torch.inference_mode():
-        inputs = torch.tensor([tokens], device=model.device)
-        plain = model(input_ids=inputs, use_cache=False).logits[0, -1].float()
-        lm = SharedPrefixLM(model, read.tokenizer, max_length=read.max_length)
-        prefix = lm._prefill(_chain(tuple(tokens[: length // 2])), None, None)
-        rest = tokens[length // 2 :]
-        # two rows of unlike lengths behind the prefix, so that padding is tried as well
-        shared, _, _ = lm.read_prompts([rest, rest[:1]], prefix, length // 2)
-    return float((shared[0].float() - plain).abs().mean() / plain.std().clamp(min=1e-6))
-
-
-class _Answers:
-    """Log-probabilities collected from passes: per request, its tokens' and whether greedy."""
-
-    def __init__(self, requests: int) -> None:
-        self._parts: list[list[float]] = [[] for _ in range(requests)]
-        self._greedy = [True] * requests
-        self._wanted: Wanted = {}
-
-    def want(self, request: int, slots: Sequence[int], tail: Sequence[int]) -> None:
-        """Asks what `tail` gets when read after these slots."""
-        for slot, target in zip(slots, tail, strict=True):
-            self._wanted.setdefault(slot, []).append((request, target))
-
-    def wanted_places(self, slots: Sequence[int]) -> list[int]:
-        """Which tokens of a pass something is still wanted of."""
-        seen: set[int] = set()
-        places = []
-        for place, slot in enumerate(slots):
-            if slot in self._wanted and slot not in seen:
-                places.append(place)
-                seen.add(slot)
-        return places
-
-    def take(self, slots: Sequence[int], logits: torch.Tensor) -> None:
-        """logits: [len(slots), vocabulary]."""
-        logits = logits.float()
-        asked = [
-            (place, request, target)
-            for place, slot in enumerate(slots)
-            for request, target in self._wanted.pop(slot)
-        ]
-        places = torch.tensor([place for place, _, _ in asked], device=logits.device)
-        targets = torch.tensor([target for _, _, target in asked], device=logits.device)
-        scores = logits[places, targets] - logits.logsumexp(-1)[places]
-        greedy = logits.argmax(-1)[places] == targets
-        for (_, request, _), score, best in zip(
-            asked, scores.tolist(), greedy.tolist(), strict=True
-        ):
-            self._parts[request].append(score)
-            self._greedy[request] &= best
-
-    def results(self) -> list[tuple[float, bool]]:
-        """(sum of log-probabilities, all greedy) by request."""
-        # exactly rounded, so the sum does not depend on the order the tokens came in
-        return [
-            (math.fsum(parts), greedy)
-            for parts, greedy in zip(self._parts, self._greedy, strict=True)
-        ]
-
-
-def _chain(tokens: tuple[int, ...], start: int = 0) -> Row:
-    """The row of tokens `start` and after."""
-    places = tuple(range(start, len(tokens)))
-    return Row(tokens[start:], places, places, tuple(place - start - 1 for place in places))
 
 
 def _appended(prefix: list[KeyValue] | None, kept: list[KeyValue]) -> list[KeyValue]:
@@ -421,16 +281,9 @@ def _rows(lengths: Sequence[int], trees: Sequence[Row] | None, device: torch.dev
     """How packed rows of these lengths attend: each to itself, trees along their branches."""
     if trees is None and len(lengths) == 1:
         return OneChain()
-    width = max(lengths)
-    index = torch.zeros((len(lengths), width), dtype=torch.long)
-    back: list[int] = []
-    begin = 0
-    for row, length in enumerate(lengths):
-        index[row, :length] = torch.arange(begin, begin + length)
-        back += range(row * width, row * width + length)
-        begin += length
-    mask = None if trees is None else _tree_mask(trees, width).to(device)
-    return Rows(index.to(device), torch.tensor(back, device=device), mask)
+    index, back = padded_index(lengths)
+    mask = None if trees is None else _tree_mask(trees, max(lengths)).to(device)
+    return Rows(index.to(device), back.to(device), mask)
 
 
 def _tree_mask(rows: Iterable[Row], width: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
-from .engine import load_checkpoint
+from .loading import load_checkpoint
 from .model import CheckpointLM
 
 _ARGUMENTS = ("dtype", "max_length", "batch_tokens", "seed", "device")

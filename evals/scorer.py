@@ -89,7 +89,7 @@ class Scorer:
         return self._loaded[1]
 
     def _load(self, checkpoint: Path) -> CheckpointLM | str:
-        from .engine import load_checkpoint
+        from .loading import load_checkpoint
         from .model import CheckpointError
 
         settings = self.settings

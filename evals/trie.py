@@ -195,6 +195,12 @@ def _row(chain: Sequence[Node], below: Sequence[Node] = ()) -> Row:
     return Row(tuple(tokens), tuple(slots), tuple(positions), tuple(parents))
 
 
+def chain(tokens: tuple[int, ...], start: int = 0) -> Row:
+    """The row of tokens `start` and after."""
+    places = tuple(range(start, len(tokens)))
+    return Row(tokens[start:], places, places, tuple(place - start - 1 for place in places))
+
+
 def batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
     """Rows to compute together: chains apart from trees, of like length, up to `tokens` a batch.
 

@@ -177,7 +177,8 @@ def prompts(number: int, count: int = 9, **options: Any) -> list[Any]:
 
 
 def engine(model: Any, tokenizer: Any, **options: Any) -> Any:
-    from mixloop.evals.engine import SharedPrefixLM, why_not_shared
+    from mixloop.evals.engine import SharedPrefixLM
+    from mixloop.evals.loading import why_not_shared
     from mixloop.evals.model import Checkpoint
 
     assert why_not_shared(Checkpoint(model, tokenizer, CONTEXT)) is None
@@ -247,6 +248,33 @@ def test_numbers_do_not_depend_on_how_much_fits_a_pass(tokenizer: Any) -> None:
         assert a[0] == pytest.approx(b[0], abs=1e-4)
     small.most_rows = 2
     assert whole.generate_until(prompts(4)) == small.generate_until(prompts(4))
+
+
+def test_rows_decoded_together_write_the_same(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on devices where one padded product beats many small ones."""
+    from mixloop.evals import decoding
+    from mixloop.evals.caches import RowCaches
+
+    lm = engine(tiny("Llama", 2), tokenizer)
+    lm.most_rows = 4
+    asked = prompts(4, until=[])
+    apart = lm.generate_until(asked)
+    monkeypatch.setattr(
+        decoding, "RowCaches", lambda places, together: RowCaches(places, together=True)
+    )
+    assert lm.generate_until(asked) == apart
+
+
+def test_nothing_is_continued_from_the_start_of_a_text(tokenizer: Any) -> None:
+    from lm_eval.api.instance import Instance
+
+    lm = engine(tiny("Llama"), tokenizer)
+    options = {"until": [], "max_gen_toks": 9}
+    asked = [Instance("generate_until", {}, (text, options), 0) for text in ("", "<|endoftext|>")]
+    nothing, start = lm.generate_until(asked)
+    assert nothing == start
 
 
 def test_a_pass_that_runs_out_of_memory_is_halved(tokenizer: Any) -> None:
@@ -320,7 +348,8 @@ def test_sampled_texts_depend_on_the_seed_and_nothing_else(tokenizer: Any) -> No
 def test_other_attention_is_left_alone(
     kind: str, more: dict[str, Any], why: str, tokenizer: Any, tmp_path: Path, caplog: Any
 ) -> None:
-    from mixloop.evals.engine import SharedPrefixLM, load_checkpoint
+    from mixloop.evals.engine import SharedPrefixLM
+    from mixloop.evals.loading import load_checkpoint
 
     model = tiny(kind, **more)
     model.save_pretrained(tmp_path)
@@ -342,7 +371,7 @@ def test_dense_attention_is_the_fused_one() -> None:
     q, k, v = (torch.randn(2, 3, 7, 8, generator=generator) for _ in range(3))
     mask = torch.zeros(2, 1, 7, 7).masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf)
     for options in ({}, {"causal": True}, {"mask": mask}):
-        fused = attention._attend(q, k, v, 0.3, **options)
+        fused = attention.attend_to(q, k, v, 0.3, **options)
         plain = attention.dense(q, k, v, 0.3, **options)
         for one, other in zip(fused, plain, strict=True):
             torch.testing.assert_close(one, other)

@@ -136,7 +136,7 @@ def lm(checkpoint: Path) -> Any:
     """The model in this process, for direct computation."""
     import torch
 
-    from mixloop.evals.engine import load_checkpoint
+    from mixloop.evals.loading import load_checkpoint
 
     torch.set_num_threads(1)
     return load_checkpoint(checkpoint)
