@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 Progress = Callable[[str, str], None]
 
 
+def silent(name: str, state: str) -> None:
+    """Progress that nobody follows."""
+
+
 @dataclass
 class _Prepared:
     benchmark: Benchmark
@@ -45,24 +50,32 @@ class Scorer:
         self._sandbox = Sandbox(settings.sandbox, settings.program_timeout)
         self._folder = task_folder()
         self._prepared: dict[str, _Prepared] = {}
-        self._plans: dict[tuple[str, str], Plan] = {}
+        # by benchmark, with the tokenizer it was made for: a run has one
+        self._plans: dict[str, tuple[str, Plan]] = {}
+        self._newest: CheckpointLM | str | None = None
 
     def close(self) -> None:
         """Ends the sandbox and removes the generated task files."""
         self._sandbox.close()
         self._folder.cleanup()
 
-    def score(self, checkpoint: Path, progress: Progress = lambda name, state: None) -> Scorecard:
+    def release(self) -> None:
+        """Lets go of the newest checkpoint's model."""
+        self._newest = None
+        # a model's modules know one another: its weights would wait for a chance collection
+        gc.collect()
+
+    def score(self, checkpoint: Path, progress: Progress = silent) -> Scorecard:
         """The scorecard of one checkpoint; a benchmark that fails is missing with the reason."""
         began = time.monotonic()
         progress("checkpoint", "loading")
-        lm = self.load(checkpoint)
+        state = training_state(checkpoint)
+        lm = self._newest = self.load(checkpoint)
         scores: list[UnitScore] = []
         for unit in self.units():
-            part = f", part {unit.part + 1} of {unit.parts}" if unit.parts > 1 else ""
-            progress(unit.benchmark, f"running{part}")
+            progress(unit.benchmark, f"running{unit.which()}")
             scores.append(self.run(unit, lm))
-        return self.card(checkpoint, scores, time.monotonic() - began)
+        return self.card(checkpoint, state, scores, time.monotonic() - began)
 
     def load(self, checkpoint: Path) -> CheckpointLM | str:
         """The checkpoint's model, or why there is none."""
@@ -112,9 +125,22 @@ class Scorer:
             reason = f"{name}: {type(error).__name__}: {error}".splitlines()[0]
             return UnitScore(unit=unit, failed=reason)
 
-    def card(self, checkpoint: Path, scores: Sequence[UnitScore], seconds: float) -> Scorecard:
-        """The scorecard of all units' scores, in whatever order they came."""
-        step, tokens = training_state(checkpoint)
+    def data_kinds(self) -> dict[str, str]:
+        """Where the items of each benchmark that has any come from."""
+        return {name: one.kind for name, one in self._prepared.items()}
+
+    def card(
+        self,
+        checkpoint: Path,
+        state: tuple[int | None, int | None],
+        scores: Sequence[UnitScore],
+        seconds: float,
+    ) -> Scorecard:
+        """The scorecard of all units' scores, in whatever order they came.
+
+        `state` is the checkpoint's step and tokens, read while it was surely there.
+        """
+        step, tokens = state
         own = {name: _units_of(name, scores) for name in self.settings.asked}
         return Scorecard(
             schema="mixloop/scorecard/1",
@@ -150,10 +176,12 @@ class Scorer:
     ) -> Plan:
         from .model import tokenizer_fingerprint
 
-        key = (name, tokenizer_fingerprint(lm))
-        if key not in self._plans:
-            self._plans[key] = make_plan(prepared.benchmark, prepared.ids, own, lm)
-        return self._plans[key]
+        fingerprint = tokenizer_fingerprint(lm)
+        known = self._plans.get(name)
+        if known is None or known[0] != fingerprint:
+            known = fingerprint, make_plan(prepared.benchmark, prepared.ids, own, lm)
+            self._plans[name] = known
+        return known[1]
 
 
 def _units_of(name: str, scores: Sequence[UnitScore]) -> list[UnitScore]:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 BENCHMARKS = ("mmlu", "gsm8k", "math", "humaneval")
 
@@ -28,6 +28,35 @@ def _as_files(value: Any) -> Any:
 
 
 Data = Annotated[DataKind | tuple[Path, ...], BeforeValidator(_as_files)]
+
+
+# stands for the worker's own command line in a launcher's
+COMMAND = "{command}"
+
+
+def _as_launcher(value: Any) -> Any:
+    """`local`, `ray`, or a command template as a tuple."""
+    if isinstance(value, str):
+        if value not in ("local", "ray"):
+            raise ValueError(
+                "must be local, ray, or a list of arguments with the worker's command in it, "
+                f"such as [srun, -G1, '{COMMAND}']"
+            )
+        return value
+    if not isinstance(value, list | tuple):
+        return value
+    if any(isinstance(one, bool) or not isinstance(one, str | int | float) for one in value):
+        raise ValueError("every argument must be a text or a number")
+    arguments = tuple(str(one) for one in value)
+    if arguments.count(COMMAND) != 1:
+        raise ValueError(
+            f"exactly one argument must be '{COMMAND}', where the worker's own arguments go; "
+            f"there are {arguments.count(COMMAND)}"
+        )
+    return arguments
+
+
+Launcher = Annotated[Literal["local", "ray"] | tuple[str, ...], BeforeValidator(_as_launcher)]
 
 
 class BenchmarkSettings(BaseModel):
@@ -69,6 +98,10 @@ class EvalSettings(BaseModel):
     `benchmarks` and `watch` (a list, or as `benchmarks` are) name the four benchmarks or any task
     of lm-eval's; watched ones are reported and never steer.
     `data_pins` is what `auto` found earlier in the run, see :meth:`pinned`.
+    `launcher` is `local`, a command template, or `ray`: then `workers` actors of `worker_cpus`
+    processors and `worker_gpus` GPUs each, in the cluster at `ray_address` (None: one of this
+    machine's own), share the units of a checkpoint; `memory` bounds each, and one that is silent
+    about a unit for `unit_timeout` seconds (None: a quarter of `timeout`) is replaced.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,6 +126,12 @@ class EvalSettings(BaseModel):
     sandbox: SandboxMode = "auto"
     program_timeout: Annotated[float, Field(gt=0)] = 3.0
     idle_seconds: Annotated[float, Field(gt=0)] = 60.0
+    launcher: Launcher = "local"
+    workers: Annotated[int, Field(ge=1)] = 1
+    worker_cpus: Annotated[float, Field(ge=0)] = 1.0
+    worker_gpus: Annotated[float, Field(ge=0)] = 0.0
+    ray_address: str | None = None
+    unit_timeout: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("benchmarks", "watch")
     @classmethod
@@ -104,6 +143,14 @@ class EvalSettings(BaseModel):
                     f"{name!r} can't be a benchmark: choose from {known}, or name a task of lm-eval"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _workers_of_ray(self) -> EvalSettings:
+        own = ("workers", "worker_cpus", "worker_gpus", "ray_address", "unit_timeout")
+        for name in own if self.launcher != "ray" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for launcher: ray; add that or remove {name}")
+        return self
 
     @property
     def asked(self) -> dict[str, BenchmarkSettings]:

@@ -1,0 +1,46 @@
+"""What runs inside a Ray actor: a scorer and the newest checkpoint's model. Light to import."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .launchers import worker_environment
+from .settings import EvalSettings
+from .units import Unit
+from .watching import watch_memory
+
+if TYPE_CHECKING:
+    from .model import CheckpointLM
+
+
+class ScoringActor:
+    """Scores units one at a time, in its process's main thread (MATH's scorer needs that)."""
+
+    def __init__(self, settings: str) -> None:
+        own = EvalSettings.model_validate_json(settings)
+        os.environ |= worker_environment(own)
+        # its death is what the driver sees; there is nothing to be tidied but memory
+        watch_memory(own.memory, lambda reason: os._exit(1))
+        from .scorer import Scorer
+        from .worker import quieten
+
+        quieten(own)
+        self._scorer = Scorer(own)
+        self._newest = ""
+        self._lm: CheckpointLM | str = ""
+
+    def ready(self) -> int:
+        """The process's id, once everything is imported."""
+        return os.getpid()
+
+    def score(self, name: str, checkpoint: str, unit: str) -> str:
+        """The unit's score, as JSON. The model is read once per `name`, the newest is kept."""
+        if name != self._newest:
+            self._lm = ""
+            self._scorer.release()
+            self._lm = self._scorer.load(Path(checkpoint))
+            self._newest = name
+        score = self._scorer.run(Unit.model_validate_json(unit), self._lm)
+        return score.model_dump_json()
