@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +16,19 @@ if TYPE_CHECKING:
     from .model import CheckpointLM
 
 
+def _end(reason: str) -> None:
+    """The driver sees the death; the reason goes to the worker's log with what actors print."""
+    logging.getLogger(__name__).error("%s", reason)
+    os._exit(1)
+
+
 class ScoringActor:
     """Scores units one at a time, in its process's main thread (MATH's scorer needs that)."""
 
     def __init__(self, settings: str) -> None:
         own = EvalSettings.model_validate_json(settings)
         os.environ |= worker_environment(own)
-        # its death is what the driver sees; there is nothing to be tidied but memory
-        watch_memory(own.memory, lambda reason: os._exit(1))
+        watch_memory(own.memory, _end)
         from .scorer import Scorer
         from .worker import quieten
 

@@ -14,8 +14,8 @@ import math
 import os
 import tempfile
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,31 +37,34 @@ _LONGEST_TEMPORARY = 36
 
 @dataclass
 class Backlog:
-    """Which units are still to be scored, how often each was tried, and what came of the others."""
+    """Which units are still to be scored, how often each was lost, and what came of the others."""
 
     waiting: deque[Unit]
     scores: list[UnitScore] = field(default_factory=list)
-    losses: dict[Unit, int] = field(default_factory=dict)
+    losses: Counter[Unit] = field(default_factory=Counter)
+    given_up: dict[str, str] = field(default_factory=dict)
 
     def take(self) -> Unit | None:
         """The next unit to hand out."""
         return self.waiting.popleft() if self.waiting else None
 
     def lost(self, unit: Unit, reason: str) -> None:
-        """The unit came to nothing; with its last attempt the benchmark's other units go too."""
-        losses = self.losses[unit] = self.losses.get(unit, 0) + 1
-        if losses < ATTEMPTS:
-            self.waiting.appendleft(unit)
-            return
-        why = f"{unit.benchmark}: tried {losses} times: {reason}"
-        self.drop([unit, *(one for one in self.waiting if one.benchmark == unit.benchmark)], why)
+        """The unit came to nothing: it is the next again, or its benchmark is given up."""
+        self.losses[unit] += 1
+        self.waiting.appendleft(unit)
+        if self.losses[unit] == ATTEMPTS:
+            self.given_up[unit.benchmark] = f"{unit.benchmark}: {reason}, {ATTEMPTS} times"
+        self._drop(self.given_up)
 
-    def drop(self, units: Iterable[Unit], reason: str) -> None:
-        """Gives units up."""
-        for unit in list(units):
-            self.scores.append(UnitScore(unit=unit, failed=reason))
-            if unit in self.waiting:
-                self.waiting.remove(unit)
+    def give_up(self, reason: str) -> None:
+        """Nothing more can be scored."""
+        self._drop({unit.benchmark: f"{unit.benchmark}: {reason}" for unit in self.waiting})
+
+    def _drop(self, reasons: Mapping[str, str]) -> None:
+        """A score over some units of a benchmark is none, so the others need not be tried."""
+        dropped = [unit for unit in self.waiting if unit.benchmark in reasons]
+        self.scores += [UnitScore(unit=unit, failed=reasons[unit.benchmark]) for unit in dropped]
+        self.waiting = deque(unit for unit in self.waiting if unit not in dropped)
 
 
 @dataclass
@@ -92,6 +95,11 @@ class RayScorer:
         self._failed_starts = 0
         self._reason = ""
 
+    @property
+    def ready(self) -> list[Any]:
+        """The actors that wait for work."""
+        return list(self._idle)
+
     def close(self) -> None:
         """Ends the actors, and Ray where it was started here."""
         import ray
@@ -119,7 +127,7 @@ class RayScorer:
             self._staff(len(units))
             self._hand_out(backlog, checkpoint, name, progress)
             if not self._tasks:
-                backlog.drop(backlog.waiting, f"no Ray worker can be started: {self._reason}")
+                backlog.give_up(f"no Ray worker can be started: {self._reason}")
                 break
             self._collect(backlog)
         return self._scorer.card(checkpoint, state, backlog.scores, time.monotonic() - began)
@@ -217,12 +225,24 @@ def start_ray(settings: EvalSettings) -> bool:
             "_temp_dir": "/tmp/ray" if wide else str(Path(tempfile.gettempdir()) / "ray"),
         }
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        ray.init(logging_level=logging.ERROR, **options)
     # a cluster that isn't there fails in whatever way Ray's version fails
     except Exception as error:
         where = settings.ray_address or "one of this machine's own"
         raise LauncherError(f"launcher: ray: {where} can't be used: {_line(error)}") from error
+    if settings.ray_address is None:
+        _must_offer(settings.worker_gpus)
     return True
+
+
+def _must_offer(gpus: float) -> None:
+    """An actor that no machine can hold would wait for one for ever."""
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0.0)
+    if there < gpus:
+        ray.shutdown()
+        raise LauncherError(f"evals.worker_gpus: {gpus:g}, but this machine has {there:g} GPUs")
 
 
 def _line(error: Exception) -> str:
