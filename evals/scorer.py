@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .benchmarks import Benchmark, Outcomes, Question, make_benchmark
 from .fitting import Plan, make_plan
@@ -53,6 +53,7 @@ class Scorer:
         # by benchmark, with the tokenizer it was made for: a run has one
         self._plans: dict[str, tuple[str, Plan]] = {}
         self._newest: CheckpointLM | str | None = None
+        self._tokenizer: tuple[str, Any] | None = None
 
     def close(self) -> None:
         """Ends the sandbox and removes the generated task files."""
@@ -84,7 +85,7 @@ class Scorer:
 
         settings = self.settings
         try:
-            return load_checkpoint(
+            lm = load_checkpoint(
                 checkpoint,
                 device=settings.device,
                 dtype=settings.dtype,
@@ -94,6 +95,17 @@ class Scorer:
             )
         except CheckpointError as error:
             return str(error)
+        lm.tokenizer = self._kept_tokenizer(lm.tokenizer, checkpoint)
+        return lm
+
+    def _kept_tokenizer(self, tokenizer: Any, checkpoint: Path) -> Any:
+        """The first of equal tokenizers: `tokenizers` 0.23 never frees the words each has read."""
+        from .model import tokenizer_identity
+
+        identity = tokenizer_identity(tokenizer, checkpoint)
+        if self._tokenizer is None or self._tokenizer[0] != identity:
+            self._tokenizer = identity, tokenizer
+        return self._tokenizer[1]
 
     def units(self) -> list[Unit]:
         """All work on one checkpoint, in order; a benchmark without items is one unit."""

@@ -409,5 +409,4 @@ def test_memory_does_not_grow_over_fifty_checkpoints(checkpoint: Path, tmp_path:
             shutil.rmtree(folder)
     finally:
         evaluator.stop()
-    print([round(one / 2**20) for one in held])  # noqa: T201
-    assert held[-1] - held[9] < 10 * 2**20
+    assert held[-1] - held[9] < 4 * 2**20, held
