@@ -321,7 +321,7 @@ def start_all(scorer: Any, workers: int, checkpoint: Path) -> None:
     """Scores until that many actors have started: none waits for the slowest."""
     scorer.workers = workers
     deadline = time.monotonic() + 200
-    while len(scorer.ready) < workers:
+    while len(scorer.ready) != workers:
         assert time.monotonic() < deadline
         scorer.score(checkpoint)
 
