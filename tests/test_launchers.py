@@ -294,13 +294,25 @@ def test_a_unit_that_is_lost_three_times_costs_its_benchmark_only() -> None:
     assert backlog.take() is None
 
 
+FEW = {
+    "mmlu": {"items": 3, "shots": 0, "data": "packages"},
+    "gsm8k": {**OWN, "items": 4, "max_new_tokens": 8},
+    "math": {**OWN, "max_new_tokens": 8},
+}
+
+
+def few(**changes: Any) -> EvalSettings:
+    """Eleven units that are quickly scored: starting Ray and its workers is long enough."""
+    return settings(benchmarks=FEW, unit_items=1, **changes)
+
+
 @pytest.fixture(scope="module")
 def ray_scorer() -> Iterator[Any]:
     """The one Ray of this module; its actors are kept from test to test."""
     pytest.importorskip("ray")
     from mixloop.evals.ray_scorer import RayScorer
 
-    found = RayScorer(settings(launcher="ray", workers=3))
+    found = RayScorer(few(launcher="ray", workers=3))
     yield found
     found.close()
 
@@ -310,9 +322,9 @@ def alone(checkpoint: Path) -> str:
     """What is measured here, on one thread."""
     from mixloop.evals.scorer import Scorer
 
-    local = Scorer(settings())
+    local = Scorer(few())
     found = local.score(checkpoint)
-    assert len(local.units()) == 10
+    assert len(local.units()) == 11
     local.close()
     return found.measured()
 
@@ -335,7 +347,7 @@ def test_ray_gives_the_same_scorecard_on_two_workers_and_one(
         found = ray_scorer.score(checkpoint)
         assert len(ray_scorer.ready) == workers
         assert found.measured() == alone
-        assert sum(cost.items for cost in found.cost.values()) == 20
+        assert sum(cost.items for cost in found.cost.values()) == 11
 
 
 @pytest.mark.soak
@@ -377,7 +389,7 @@ def test_nothing_of_ray_is_left_when_its_worker_is_stopped(
     alone: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray")
-    evaluator = Evaluator(settings(launcher="ray"), tmp_path / "worker.log")
+    evaluator = Evaluator(few(launcher="ray"), tmp_path / "worker.log")
     try:
         evaluator.start(checkpoint, tmp_path / "scorecard.json")
         found = wait(evaluator, 200)
