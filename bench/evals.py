@@ -40,9 +40,10 @@ from mixloop.evals.model import CheckpointLM
 from mixloop.evals.sandbox import Sandbox
 from mixloop.evals.settings import BenchmarkSettings
 
-# batch sizes that stock is tried at, and on how many questions
-BATCHES = {"mmlu": (1, 4, 16), "gsm8k": (8, 24), "math": (8, 24), "humaneval": (8, 16, 32)}
-TRIAL = {"mmlu": 16, "gsm8k": 24, "math": 24, "humaneval": 32}
+# batch sizes that stock is tried at (0: all items at once), MMLU's on so many questions; texts are
+# tried on all of them, and the better try is the first repeat
+BATCHES = {"mmlu": (1, 4, 16), "gsm8k": (8, 0), "math": (8, 0), "humaneval": (8, 0)}
+TRIAL = 16
 BOUNDS = {"mmlu": 5.5, "gsm8k": 4.0, "math": 3.0, "humaneval": 2.0, "together": 4.0}
 CONTEXT = 2048
 
@@ -118,17 +119,23 @@ def mmlu_shape(items: ItemSet, subjects: int, each: int) -> tuple[list[Row], int
     return rows, borrowed
 
 
-def best_batch(lm: Any, name: str, requests: Sequence[Instance], each: int) -> int:
-    """The batch size at which stock is fastest on the first questions."""
-    part = requests[: TRIAL[name] * each]
-    spent = {}
+def best_batch(side: Side, lm: Any, name: str, requests: Sequence[Instance], count: Any) -> int:
+    """The batch size at which stock is fastest; a try on everything is also its first repeat."""
+    each = 4 if name == "mmlu" else 1
+    part = requests[: TRIAL * each] if name == "mmlu" else requests
+    tries: dict[int, Side] = {}
     for size in BATCHES[name]:
-        lm.batch_size_per_gpu = size
-        began = time.process_time()
-        ask(lm, part)
-        spent[size] = time.process_time() - began
-        print(f"  stock at batch {size}: {spent[size]:.1f} s on a part", file=sys.stderr)
-    return min(spent, key=spent.__getitem__)
+        lm.batch_size_per_gpu = size or len(requests)
+        tries[lm.batch_size_per_gpu] = Side()
+        run_side(tries[lm.batch_size_per_gpu], lm, part, count)
+    best = min(tries, key=lambda size: tries[size].seconds[0])
+    if len(part) == len(requests):
+        side.seconds, side.tokens, side.answers = (
+            tries[best].seconds,
+            tries[best].tokens,
+            tries[best].answers,
+        )
+    return best
 
 
 def run_side(side: Side, lm: Any, requests: Sequence[Instance], count: Callable[[], int]) -> None:
@@ -196,7 +203,8 @@ def bench_one(
         subset = choose(items.rows, options.items, 0)
     folder.mkdir()
     benchmark = make_benchmark(name, items, subset, folder, Sandbox())
-    own = BenchmarkSettings(shots=options.shots)
+    room = options.room if name == "humaneval" else None
+    own = BenchmarkSettings(shots=options.shots, max_new_tokens=room)
     plan = make_plan(benchmark, tuple(row["id"] for row in subset), own, ours)
     questions = plan.answered
     requests = requests_of(questions)
@@ -204,10 +212,10 @@ def bench_one(
     theirs, mine = Side(), Side()
     batch = 0
     if not options.skip_stock:
-        batch = best_batch(stock, name, requests, len(requests) // len(questions))
+        batch = best_batch(theirs, stock, name, requests, counts[1])
         stock.batch_size_per_gpu = batch
-    for _ in range(options.repeats):
-        if not options.skip_stock:
+    for repeat in range(options.repeats):
+        if not options.skip_stock and repeat >= len(theirs.seconds):
             run_side(theirs, stock, requests, counts[1])
         run_side(mine, ours, requests, counts[0])
     found: dict[str, Any] = {
@@ -233,6 +241,38 @@ def bench_one(
     }
 
 
+def half_precision(options: argparse.Namespace, exact: Any, folder: Path) -> str:
+    """How far bfloat16 is from stock float32 on some MMLU questions: stock's, and ours."""
+    data = options.data.get("mmlu")
+    items = load_items("mmlu", (data,) if data else "auto")
+    subset, _ = mmlu_shape(items, 2, options.half // 2)
+    folder.mkdir()
+    benchmark = make_benchmark(
+        "mmlu", replace(items, rows=tuple(subset)), subset, folder, Sandbox()
+    )
+    ours = load_checkpoint(options.checkpoint, dtype="bfloat16", max_length=CONTEXT)
+    plan = make_plan(
+        benchmark, tuple(row["id"] for row in subset), BenchmarkSettings(shots=options.shots), ours
+    )
+    requests = requests_of(plan.answered)
+    exact.batch_size_per_gpu = 1
+    stock = stock_model(options.checkpoint, "bfloat16")
+    answers = {
+        name: (began := time.process_time(), ask(lm, requests), time.process_time() - began)[1:]
+        for name, lm in (("float32", exact), ("stock", stock), ("ours", ours))
+    }
+    wanted = outcomes(benchmark, plan.answered, requests, answers["float32"][0])
+    said = []
+    for name in ("stock", "ours"):
+        found, seconds = answers[name]
+        pairs = zip(found, answers["float32"][0], strict=True)
+        away = statistics.fmean(abs(a[0] - b[0]) for a, b in pairs)
+        letters = outcomes(benchmark, plan.answered, requests, found)
+        changed = sum(letters[one] != wanted[one] for one in wanted)
+        said.append(f"{name} {away:.4f} ({changed} of {len(wanted)} letters, {seconds:.1f} CPU s)")
+    return "bfloat16, mean distance of a log-likelihood from stock float32: " + ", ".join(said)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
@@ -241,9 +281,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--subjects", type=int, default=10)
     parser.add_argument("--per-subject", type=int, default=20)
-    parser.add_argument("--items", type=int, default=32, help="of the other three")
+    parser.add_argument("--items", type=int, default=16, help="of the other three")
     parser.add_argument("--shots", type=int)
+    parser.add_argument("--room", type=int, help="new tokens for HumanEval; lm-eval's own is 1024")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--half", type=int, default=0, help="MMLU questions asked in bfloat16 too")
     parser.add_argument("--skip-stock", action="store_true", help="only our side, for tuning")
     parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
     options = parser.parse_args()
@@ -300,7 +342,10 @@ def main() -> None:
             rows.append(bench_one(name, options, ours, stock, counts, Path(folder) / name))
             if options.out is not None:
                 options.out.write_text(json.dumps(rows, indent=1))
+        half = half_precision(options, stock, Path(folder) / "half") if options.half else ""
     report(rows, sum(p.numel() for p in ours.model.parameters()), matmul_rate())
+    if half:
+        print(f"\n{half}")
 
 
 if __name__ == "__main__":

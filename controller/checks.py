@@ -8,17 +8,26 @@ from typing import Any
 from mixloop.controller import launch, observe
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.errors import BadInput
+from mixloop.controller.planning import measured_plan, read_plan
 from mixloop.controller.show import tokens
+from mixloop.evals.plan import EvalPlan
+from mixloop.trainer.contract import RunPaths, read_status
 
 Json = dict[str, Any]
 
 
-def check_run(path: Path) -> Json:
+def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = None) -> Json:
     """Validate a run and say what its first mixture leads to.
+
+    Args:
+        path: The run.yaml.
+        checkpoint: Measure the evaluation plan on this one now, when the run has none yet.
+        speed: Training tokens per second, for a run that has not said any itself.
 
     Returns:
         ``run``, ``sources`` (per source: weight, unique tokens, projected epochs at the end of the
-        budget) and ``notes`` (what is legal but worth knowing).
+        budget), ``evals_plan`` (the plan of ``evals.budget`` as in its file, None without one) and
+        ``notes`` (what is legal but worth knowing).
 
     Raises:
         BadInput: one line on the first thing that is wrong.
@@ -38,7 +47,49 @@ def check_run(path: Path) -> Json:
         }
         for name in config.sources
     }
-    return {"run": config.run.id, "sources": sources, "notes": _notes(config, sources)}
+    plan, kept = _plan(config, checkpoint, speed)
+    return {
+        "run": config.run.id,
+        "sources": sources,
+        "evals_plan": plan.model_dump(mode="json", by_alias=True) if plan is not None else None,
+        "notes": [*_notes(config, sources), *_plan_notes(config, plan, kept=kept)],
+    }
+
+
+def _plan(
+    config: RunConfig, checkpoint: Path | None, speed: float | None
+) -> tuple[EvalPlan | None, bool]:
+    """The plan, and whether it is the run's own rather than measured just now."""
+    kept = read_plan(config)
+    if kept is not None or checkpoint is None:
+        return kept, kept is not None
+    if config.evals.budget is None:
+        raise BadInput("--checkpoint: evals.budget is not set, so there is nothing to plan")
+    status = read_status(RunPaths(config.run.dir).status)
+    rate = speed or (status.tokens_per_second if status is not None else None)
+    if not rate:
+        raise BadInput("--checkpoint: the run has not trained yet; give --speed TOKENS_PER_SECOND")
+    return measured_plan(config, checkpoint, rate), False
+
+
+def _plan_notes(config: RunConfig, plan: EvalPlan | None, *, kept: bool) -> list[str]:
+    budget = config.evals.budget
+    if budget is None:
+        return []
+    if plan is None:
+        return [
+            f"evals.budget {100 * budget:.3g}%: items are planned at the first checkpoint and then "
+            "kept; --checkpoint DIR measures now"
+        ]
+    notes = list(plan.notes)
+    if not kept:
+        notes.append("measured now; the run makes its own plan at its first checkpoint")
+    elif plan.budget != budget:
+        notes.append(
+            f"evals.budget is {100 * budget:.3g}%, but the run keeps the plan it made for "
+            f"{100 * plan.budget:.3g}%: its checkpoints compare item by item only under one plan"
+        )
+    return notes
 
 
 def check_evals(path: Path, config: RunConfig) -> None:

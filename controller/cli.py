@@ -47,11 +47,20 @@ def init(
 
 
 @app.command()
-def check(path: RunFile, as_json: AsJson = False) -> None:
+def check(
+    path: RunFile,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="measure the plan of evals.budget on this checkpoint")
+    ] = None,
+    speed: Annotated[
+        float | None, typer.Option(min=1, help="training tokens per second, to plan with")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Find what is wrong with a run before it starts."""
     from mixloop.controller.checks import check_run
 
-    report = check_run(path)
+    report = check_run(path, checkpoint, speed)
     if as_json:
         _print_json(report)
         return
@@ -69,6 +78,8 @@ def check(path: RunFile, as_json: AsJson = False) -> None:
             f"{source['projected_epochs']:.2f}",
         )
     console.print(sources)
+    if report["evals_plan"] is not None:
+        console.print(show.plan_table(report["evals_plan"]))
     for line in report["notes"]:
         console.print(show.cell(line))
     console.print("ok")
@@ -238,6 +249,19 @@ def evaluate(
     show.console().print(scorecard_table(card), cost_table(card), sep="\n")
 
 
+@app.command(
+    name="lm-eval",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def lm_eval(context: typer.Context) -> None:
+    """lm-eval's own command line, on mixloop's engine."""
+    import os
+
+    arguments = [sys.executable, "-m", "mixloop.evals.harness", *context.args]
+    os.execv(sys.executable, arguments)
+
+
 @app.command()
 def compare(
     a: Annotated[
@@ -266,6 +290,46 @@ def compare(
     if not report["rows"]:
         typer.echo("error: nothing can be compared", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def samples(
+    targets: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="a run, or samples files to compare")
+    ],
+    step: Annotated[
+        list[int] | None, typer.Option(help="checkpoints to show; default: the first and the last")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What checkpoints write: fixed prompts, continued, side by side."""
+    from mixloop.controller.reading import read_samples, samples_table
+
+    found = read_samples(targets, step or ())
+    if as_json:
+        _print_json([one.model_dump(mode="json", by_alias=True) for one in found])
+        return
+    from mixloop.controller import show
+
+    show.console().print(samples_table(found))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine offers, what is missing, and the mend."""
+    from mixloop.controller.doctor import examine, report_table
+
+    report = examine()
+    if as_json:
+        _print_json(report)
+    else:
+        from mixloop.controller import show
+
+        show.console().print(report_table(report))
+        typer.echo("The sandbox does not cover:")
+        for line in report["sandbox_does_not_cover"]:
+            typer.echo(f"  - {line}")
+    raise SystemExit(0 if report["ok"] else 1)
 
 
 @app.command()

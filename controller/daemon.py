@@ -25,9 +25,12 @@ from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost, Journal, timestamp
+from mixloop.controller.planning import Planner
 from mixloop.controller.reconcile import Action, World, next_action
 from mixloop.evals.scorecard import Scorecard
+from mixloop.evals.settings import EvalSettings
 from mixloop.evals.worker_client import Evaluator, Failure
+from mixloop.policies import Observation
 from mixloop.trainer.contract import Order, RunPaths, write_holds, write_order
 
 log = logging.getLogger("mixloop.controller")
@@ -91,7 +94,8 @@ class Controller:
         self.uid = records.run_uid(self.journal)
         # What `data: auto` once found stays: every checkpoint is scored on the same items.
         pinned = self.config.evals.pinned(observe.data_kinds(self.journal))
-        self.evaluator = Evaluator(pinned, self.paths.dir / "evals.log")
+        self.planner = Planner(self.config, self.journal, pinned, self._evaluator, self.clock)
+        self.evaluator = self._evaluator(self.planner.settings)
         self.scoring: int | None = None
         self.result: Scorecard | Failure | None = None
         self.running: Running | None = None
@@ -100,6 +104,9 @@ class Controller:
         self._holds: frozenset[int] | None = None
         self._busy = False  # what failed once may fail at the second step of the same thing
         records.start(self.journal, self.config.run.id, self._params(), self.initial)
+
+    def _evaluator(self, settings: EvalSettings) -> Evaluator:
+        return Evaluator(settings, self.paths.dir / "evals.log")
 
     def _params(self) -> dict[str, Any]:
         config = self.config
@@ -169,6 +176,7 @@ class Controller:
     def close(self) -> None:
         """End the children and let go of the run."""
         self.evaluator.stop()
+        self.planner.stop()
         if self.running is not None:
             self.running.child.close()
         if self.tracking.child is not None:
@@ -177,7 +185,7 @@ class Controller:
         self._lock.close()
 
     def _pause(self, world: World) -> float:
-        busy = world.scoring or world.deciding or world.draining
+        busy = world.scoring or world.trying or world.deciding or world.draining
         return min(self.config.controller.poll, 0.25) if busy else self.config.controller.poll
 
     def _beat(self) -> None:
@@ -191,6 +199,7 @@ class Controller:
         """The world as files, journal and children show it now."""
         self._poll_scoring()
         self._poll_drain()
+        self.planner.poll()
         tracked = self.config.tracking.enabled
         outbox = self._eyes.outbox() if tracked else 0
         now = self.clock()
@@ -198,6 +207,9 @@ class Controller:
         return self._eyes.look(
             scoring=self.scoring is not None,
             scored=self.result is not None,
+            unplanned=self.planner.needed,
+            trying=self.planner.running,
+            tried=self.planner.ended,
             deciding=self.running is not None,
             decided=self.running is not None and not self.running.child.running,
             outbox=outbox,
@@ -330,6 +342,22 @@ class Controller:
         self._hold()
         self.say(f"checkpoint at step {manifest.step} ({manifest.tokens:,} tokens)")
 
+    def _do_start_trial(self, world: World) -> None:
+        path = Path(
+            self.journal.value("SELECT path FROM checkpoints WHERE step = ?", world.to_score)
+        )
+        if not path.is_dir():
+            self._do_start_scoring(world)  # which says that it is gone; the next one is tried
+            return
+        status = self._eyes.status
+        self.planner.start(path, status.tokens_per_second if status is not None else None)
+
+    def _do_take_trial(self, world: World) -> None:
+        self.say(self.planner.take())
+        if not self.planner.needed:
+            self.evaluator.stop()
+            self.evaluator = self._evaluator(self.planner.settings)
+
     def _do_start_scoring(self, world: World) -> None:
         step = world.to_score
         assert step is not None
@@ -356,7 +384,7 @@ class Controller:
         except (OSError, ValueError):
             return None
         same = card.checkpoint == str(checkpoint.resolve())
-        return card if same and card.settings_digest == self.config.evals.digest() else None
+        return card if same and card.settings_digest == self.planner.settings.digest() else None
 
     def _hold(self) -> None:
         """Ask the trainer's retention to spare what is still to be scored."""
@@ -402,6 +430,7 @@ class Controller:
         assert status is not None
         assert step is not None
         seen = observe.observation(self.journal, self.config, self.sizes, status, step)
+        self._note_steering(seen)
         request = {
             "ref": self.config.policy.use,
             "options": self.config.policy.options,
@@ -417,6 +446,13 @@ class Controller:
             clock=self.clock,
         )
         self.running = Running(child, seen, records.now_ms())
+
+    def _note_steering(self, seen: Observation) -> None:
+        """Before the decision that it bears on; a repeat after a crash finds nothing new."""
+        chosen = observe.steering(self.config, seen.evaluations)
+        newest = seen.evaluations[-1]
+        for name, one in records.steering(self.journal, newest.step, newest.tokens, chosen).items():
+            self.say(f"from step {newest.step} {one.metric} steers {name}: {one.why}")
 
     def _do_take_decision(self, world: World) -> None:
         running = self.running

@@ -98,8 +98,11 @@ def _from_config(config: Path | None) -> EvalSettings:
     if config is None:
         return EvalSettings()
     from mixloop.controller.config import load_config
+    from mixloop.controller.planning import read_plan
 
-    return load_config(config).evals
+    run = load_config(config)
+    plan = read_plan(run)  # the items of the run's own checkpoints, so that scores compare
+    return plan.pin(run.evals) if plan is not None else run.evals
 
 
 def _named_data(texts: Sequence[str]) -> dict[str, Data]:

@@ -53,8 +53,10 @@ def history(journal: Journal) -> list[Json]:
     """Every decision, oldest first, as ``mixloop history --json`` prints it."""
     scored = observe.evaluations(journal)
     orders = {row["generation"]: row for row in journal.rows("SELECT * FROM orders")}
+    changes = steering(journal)
     return [
         _entry(row, orders.get(row["generation"]), scored)
+        | {"steering": _in_force(changes, row["step"])}
         for row in journal.rows("SELECT * FROM decisions ORDER BY seq")
     ]
 
@@ -74,6 +76,26 @@ def _entry(row: Row, order: Row | None, scored: Any) -> Json:
     entry["scored_at"], entry["decided_at"] = row["scored_at"], row["decided_at"]
     entry["applied_at"] = order["applied_at"] if order else None
     return entry
+
+
+def steering(journal: Journal) -> list[Json]:
+    """Every change of what steers, oldest first: step, tokens, and per benchmark its metric.
+
+    ``since`` is the step of the evaluation from which a headline steers, None for a metric that
+    has steered from the start.
+    """
+    rows = journal.rows("SELECT detail FROM events WHERE kind = 'steering' ORDER BY seq")
+    return [row["detail"] for row in rows]
+
+
+def steering_at(journal: Journal, step: int) -> Json:
+    """What steered each benchmark at a step; empty before the first decision."""
+    return _in_force(steering(journal), step)
+
+
+def _in_force(changes: list[Json], step: int) -> Json:
+    known = [change["benchmarks"] for change in changes if change["step"] <= step]
+    return dict(known[-1]) if known else {}
 
 
 def _outcome(row: Row, order: Row | None, scored: Any) -> Json | None:
@@ -147,6 +169,7 @@ def status(paths: RunPaths, journal: Journal | None) -> Json:
         "mixture": _mixture(beat, journal),
         "ledger": _ledger(beat),
         "benchmarks": _latest(journal),
+        "steering": steering_at(journal, 2**62) if journal is not None else {},
         "pending": _pending(beat, journal),
         "tracking": _tracking(journal),
         "controller": _controller(journal),

@@ -9,6 +9,7 @@ from typing import Any
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import Journal
+from mixloop.controller.steering import Steering, steer_all
 from mixloop.policies import (
     BenchmarkScore,
     Difference,
@@ -18,7 +19,7 @@ from mixloop.policies import (
     PastDecision,
     Source,
 )
-from mixloop.policies.observation import BITS_PER_BYTE, MissingScore
+from mixloop.policies.observation import MissingScore
 
 Json = dict[str, Any]
 
@@ -88,20 +89,9 @@ def benchmark_scores(scorecard: Json) -> dict[str, BenchmarkScore]:
     }
 
 
-def steering(config: RunConfig, scored: Sequence[Evaluation]) -> dict[str, str]:
-    """The metric that steers each benchmark: bits per byte, which moves while accuracy is chance.
-
-    A benchmark that has never given it is steered by the first metric it has.
-    """
-    chosen = {}
-    for benchmark in config.evals.benchmarks:
-        seen = [e.benchmarks[benchmark].metrics for e in scored if benchmark in e.benchmarks]
-        names = {name for metrics in seen for name in metrics}
-        if not names or BITS_PER_BYTE in names:
-            chosen[benchmark] = BITS_PER_BYTE
-        else:
-            chosen[benchmark] = min(names)
-    return chosen
+def steering(config: RunConfig, scored: Sequence[Evaluation]) -> dict[str, Steering]:
+    """What steers each configured benchmark after these evaluations; see ``steering.py``."""
+    return steer_all(config.evals.benchmarks, scored, config.evals.steering)
 
 
 def past_decisions(journal: Journal) -> tuple[PastDecision, ...]:
@@ -155,7 +145,7 @@ def observation(
         sources=sources,
         weights=dict(status.in_force.weights),
         evaluations=scored,
-        steering=steering(config, scored),
+        steering={name: one.metric for name, one in steering(config, scored).items()},
         decisions=past_decisions(journal),
     )
 

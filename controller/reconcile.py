@@ -43,10 +43,13 @@ class World:
     # checkpoints
     unrecorded: tuple[str, ...] = ()  # folder names, oldest first
     to_score: int | None = None  # step of the next checkpoint to score
+    unplanned: bool = False  # how many items to score is still to be found out
     to_decide: int | None = None  # step of the newest scored checkpoint without a decision
     # children
     scoring: bool = False
     scored: bool = False  # a result waits to be taken
+    trying: bool = False  # a trial evaluation, which the plan is made from
+    tried: bool = False  # its result waits to be taken
     deciding: bool = False
     decided: bool = False
     # the trainer
@@ -69,7 +72,9 @@ class Action(Enum):
     NOTE_REJECTION = "note-rejection"
     RECORD_CHECKPOINT = "record-checkpoint"
     TAKE_SCORES = "take-scores"
+    TAKE_TRIAL = "take-trial"
     TAKE_DECISION = "take-decision"
+    START_TRIAL = "start-trial"
     START_SCORING = "start-scoring"
     START_DECIDING = "start-deciding"
     RECORD_CURVES = "record-curves"
@@ -95,12 +100,14 @@ def next_action(world: World) -> Action:  # noqa: PLR0911 - a priority list read
         return Action.RECORD_CHECKPOINT
     if world.scored:
         return Action.TAKE_SCORES
+    if world.tried:
+        return Action.TAKE_TRIAL
     if world.decided:
         return Action.TAKE_DECISION
     if world.to_decide is not None and not world.deciding:
         return Action.START_DECIDING
-    if world.to_score is not None and not world.scoring:
-        return Action.START_SCORING
+    if (scoring := _scoring(world)) is not None:
+        return scoring
     if world.status_changed:
         return Action.RECORD_CURVES
     return _tracking_or_rest(world)
@@ -114,8 +121,15 @@ def _shared_file(world: World) -> Action | None:
     return None
 
 
+def _scoring(world: World) -> Action | None:
+    """The next checkpoint is scored; before the first of all, trials find out on how many items."""
+    if world.to_score is None or world.scoring or world.trying:
+        return None
+    return Action.START_TRIAL if world.unplanned else Action.START_SCORING
+
+
 def _tracking_or_rest(world: World) -> Action:
-    idle = not (world.scoring or world.deciding)
+    idle = not (world.scoring or world.trying or world.deciding)
     if world.finished and idle and not world.closed:
         return Action.CLOSE
     told = not world.outbox or world.drain_failed

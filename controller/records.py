@@ -10,11 +10,13 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from mixloop.controller import tracking
 from mixloop.controller.journal import Journal, add_event, dumps, insert, timestamp
 from mixloop.controller.reconcile import Applied
+from mixloop.controller.steering import Steering
 
 Json = dict[str, Any]
 Weights = Mapping[str, float]
@@ -110,6 +112,27 @@ def scoring_failed(journal: Journal, step: int, reason: str, *, final: bool) -> 
             (state, reason, timestamp(), step),
         )
         add_event(tx, journal.fence or 0, "scoring-failed", {"step": step, "reason": reason})
+
+
+def steering(
+    journal: Journal, step: int, tokens: int, chosen: Mapping[str, Steering]
+) -> dict[str, Steering]:
+    """What steers from the evaluation at ``step`` on; the same as before is not written again.
+
+    Returns:
+        The benchmarks whose metric changed; none at the first time.
+    """
+    last = journal.row(
+        "SELECT detail FROM events WHERE kind = 'steering' ORDER BY seq DESC LIMIT 1"
+    )
+    before = (
+        {name: one["metric"] for name, one in last["detail"]["benchmarks"].items()} if last else {}
+    )
+    if before == {name: one.metric for name, one in chosen.items()}:
+        return {}
+    benchmarks = {name: asdict(one) for name, one in chosen.items()}
+    journal.event("steering", step=step, tokens=tokens, benchmarks=benchmarks)
+    return {n: one for n, one in chosen.items() if before.get(n, one.metric) != one.metric}
 
 
 def decision(

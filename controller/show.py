@@ -66,6 +66,27 @@ def mixture(weights: Mapping[str, float]) -> str:
     return ", ".join(f"{clean(name)} {weight:.3f}" for name, weight in weights.items())
 
 
+def plan_table(plan: Json) -> Table:
+    """An evaluation plan: items of how many, what they cost and how much they tell."""
+    title = f"Evaluations: {100 * plan['budget']:.3g}% of training time, on {clean(plan['device'])}"
+    if plan["seconds"] is not None:
+        title += (
+            f", {_number(plan['seconds'])} s of every {_number(plan['training_seconds'])} s "
+            f"at {_number(plan['tokens_per_second'])} tokens/s"
+        )
+    columns = ("benchmark", "items", "of", "generated", "seconds", "share", "± bits/byte")
+    made = table(title, columns)
+    for name, one in plan["benchmarks"].items():
+        counts = (one["items"], one["available"], one["generate_items"])
+        share = "-" if one["share"] is None else f"{one['share']:.2%}"
+        shown = ("-" if count is None else str(count) for count in counts)
+        made.add_row(cell(name), *shown, _number(one["seconds"]), share, _number(one["stderr"]))
+    if plan["overhead"] is not None:
+        share = f"{plan['overhead'] / plan['training_seconds']:.2%}"
+        made.add_row("(starting)", "-", "-", "-", _number(plan["overhead"]), share, "-")
+    return made
+
+
 def outcome_lines(outcome: Json | None) -> list[str]:
     """One line per benchmark: its paired gain after an intervention, with the standard error."""
     if outcome is None:
@@ -105,7 +126,18 @@ def history_table(entries: Iterable[Json]) -> Table:
             cell(entry["reason"]),
             "-" if entry["applied_step"] is None else f"step {entry['applied_step']}",
         )
+        headlines = {n: one for n, one in entry["steering"].items() if one["since"] is not None}
+        made.caption = cell(f"Steered: {steering(headlines)}") if headlines else None
     return made
+
+
+def steering(chosen: Json) -> str:
+    """``mmlu, math by bits_per_byte; gsm8k by exact_match since step 1200``."""
+    groups: dict[str, list[str]] = {}
+    for name, one in chosen.items():
+        since = "" if one["since"] is None else f" since step {one['since']}"
+        groups.setdefault(f"{clean(one['metric'])}{since}", []).append(clean(name))
+    return "; ".join(f"{', '.join(names)} by {metric}" for metric, names in groups.items())
 
 
 def explain_lines(entry: Json) -> list[str]:
@@ -118,6 +150,7 @@ def explain_lines(entry: Json) -> list[str]:
         f"Times        scored {entry['scored_at'] or '-'}, decided {entry['decided_at']}, "
         f"in force {entry['applied_at'] or '-'}",
         f"Why          {clean(entry['reason'])}",
+        f"Steered      {steering(entry['steering']) or '-'}",
         *_evidence_lines(entry["evidence"]),
         "",
         f"Before       {mixture(entry['weights_before'])}",
@@ -196,6 +229,8 @@ def status_lines(found: Json) -> list[str]:
         for name, entry in found["ledger"].items()
     ]
     lines += [_benchmark_line(name, score) for name, score in found["benchmarks"].items()]
+    if found["steering"]:
+        lines.append(f"Steered    {steering(found['steering'])}")
     lines += _pending_lines(found["pending"])
     tracking = found["tracking"]
     lines.append(f"MLflow     {tracking['sent']} entries sent, {tracking['waiting']} waiting")

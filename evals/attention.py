@@ -121,8 +121,8 @@ def _to_prefix(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) 
 def _join(one: Part, other: Part) -> torch.Tensor:
     """The attention over the union of two sets of keys, from the attention over each."""
     (a, la), (b, lb) = one, other
-    share = torch.sigmoid(lb - la)[..., None].to(a.dtype)
-    return torch.lerp(a, b.to(a.dtype), share)
+    # in float32: a share rounded to half precision would cost more than the attention itself
+    return torch.lerp(a.float(), b.float(), torch.sigmoid(lb - la)[..., None].float())
 
 
 def _attend(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -110,11 +111,23 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Abstract in lm-eval's base class, so it has to stand here.
+        """Log-likelihoods of whole texts, in lm-eval's disjoint windows of `max_length` tokens."""
+        from lm_eval import utils
 
-        No benchmark asks for it; a refusal is better than a number that nobody has checked.
-        """
-        raise NotImplementedError("rolling log-likelihood is not offered by this model")
+        windows: list[Pair] = []
+        counts: list[int] = []
+        for request in requests:
+            rolled = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            own = [(("", ""), *utils.make_disjoint_window(window)) for window in rolled]
+            windows += own
+            counts.append(len(own))
+        found = iter(self._loglikelihood_tokens(windows))
+        return [math.fsum(next(found)[0] for _ in range(count)) for count in counts]
 
     @torch.inference_mode()
     def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:

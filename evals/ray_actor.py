@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .launchers import worker_environment
+from .scorecard import Scorecard
 from .settings import EvalSettings
 from .units import Unit
 from .watching import watch_memory
-
-if TYPE_CHECKING:
-    from .model import CheckpointLM
 
 
 def _end(reason: str) -> None:
@@ -35,7 +32,6 @@ class ScoringActor:
         quieten(own)
         self._scorer = Scorer(own)
         self._newest = ""
-        self._lm: CheckpointLM | str = ""
 
     def ready(self) -> int:
         """The process's id, once everything is imported."""
@@ -44,9 +40,11 @@ class ScoringActor:
     def score(self, name: str, checkpoint: str, unit: str) -> str:
         """The unit's score, as JSON. The model is read once per `name`, the newest is kept."""
         if name != self._newest:
-            self._lm = ""
             self._scorer.release()
-            self._lm = self._scorer.load(Path(checkpoint))
             self._newest = name
-        score = self._scorer.run(Unit.model_validate_json(unit), self._lm)
-        return score.model_dump_json()
+        lm = self._scorer.load(Path(checkpoint))
+        return self._scorer.run(Unit.model_validate_json(unit), lm).model_dump_json()
+
+    def samples(self, card: str, path: str) -> None:
+        """Writes the samples of the checkpoint scored last beside its scorecard's file."""
+        self._scorer.samples(Scorecard.model_validate_json(card), Path(path))

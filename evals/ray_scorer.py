@@ -132,6 +132,27 @@ class RayScorer:
             self._collect(backlog)
         return self._scorer.card(checkpoint, state, backlog.scores, time.monotonic() - began)
 
+    def samples(self, card: Scorecard, path: Path) -> None:
+        """Has the actor that was free last write the samples; it has the model. Raises OSError."""
+        import ray
+
+        if not (self.settings.samples and self._idle):
+            return
+        # the items stay here: a sample's file says nothing of them
+        call = self._idle[-1].samples.remote(
+            card.model_copy(update={"benchmarks": {}}).to_json(), str(path)
+        )
+        try:
+            ray.get(call, timeout=self._limit)
+        except ray.exceptions.RayError as error:
+            self._dismiss(self._idle[-1:])
+            raise OSError(_line(error)) from error
+
+    @property
+    def _limit(self) -> float:
+        """Seconds an actor may be silent."""
+        return self.settings.unit_timeout or self.settings.timeout / 4
+
     def _staff(self, units: int) -> None:
         """Starts actors up to the number wanted; none after too many failed to start."""
         import ray
@@ -156,8 +177,7 @@ class RayScorer:
             self._await(call, actor, unit)
 
     def _await(self, call: Any, actor: Any, unit: Unit | None) -> None:
-        limit = self.settings.unit_timeout or self.settings.timeout / 4
-        self._tasks[call] = _Task(actor, unit, time.monotonic() + limit)
+        self._tasks[call] = _Task(actor, unit, time.monotonic() + self._limit)
 
     def _collect(self, backlog: Backlog) -> None:
         """Waits for one task to end, or to be overdue."""
@@ -170,8 +190,8 @@ class RayScorer:
             self._ended(call, self._tasks.pop(call), backlog)
         now = time.monotonic()
         for call in [call for call, task in self._tasks.items() if task.deadline <= now]:
-            limit = self.settings.unit_timeout or self.settings.timeout / 4
-            self._lost(self._tasks.pop(call), f"its worker was silent for {limit:g} s", backlog)
+            reason = f"its worker was silent for {self._limit:g} s"
+            self._lost(self._tasks.pop(call), reason, backlog)
 
     def _ended(self, call: Any, task: _Task, backlog: Backlog) -> None:
         import ray

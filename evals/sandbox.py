@@ -2,27 +2,32 @@
 
 A fork server (`sandbox_server`) runs each program in a child locked down by landlock, seccomp,
 rlimits and, as root, a change of user: about 4 ms a program, no namespaces, no packages. Where
-the kernel has no landlock the whole server runs inside bubblewrap instead. Before the first
-program a self-test tries what must be impossible; if anything of it succeeds, nothing is run.
+the kernel has no landlock the whole server runs inside bubblewrap instead. A program may write to
+one private folder, emptied after it. Before the first program a self-test tries what must be
+impossible; if anything of it succeeds, nothing is run. What is not covered is
+`sandbox_locks.NOT_COVERED`. Programs find the standard library but no installed package.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .sandbox_server import empty
 from .settings import SandboxMode
 
 MEMORY = 512 * 2**20
 
 _SERVER = Path(__file__).with_name("sandbox_server.py")
+_LOCKS = Path(__file__).with_name("sandbox_locks.py")
 
 # passes only if none of it is possible
 _SELF_TEST = """
@@ -67,6 +72,7 @@ class Sandbox:
         self._mode = mode
         self._timeout = timeout
         self._server: subprocess.Popen[str] | None = None
+        self._tmp: tempfile.TemporaryDirectory[str] | None = None
         self._kind = ""
         self._reason: str | None = None
 
@@ -97,6 +103,12 @@ class Sandbox:
             for pipe in (server.stdin, server.stdout):
                 if pipe is not None:
                     pipe.close()
+        folder, self._tmp = self._tmp, None
+        if folder is not None:
+            # a program that dies with its server may still be writing
+            with contextlib.suppress(OSError):
+                empty(Path(folder.name))
+            folder.cleanup()
 
     def _choose(self) -> None:
         kinds = ("landlock", "bwrap") if self._mode == "auto" else (self._mode,)
@@ -123,10 +135,9 @@ class Sandbox:
         return None
 
     def _one(self, program: str) -> Result:
-        nonce = secrets.token_hex(16)
         # a lone surrogate can't be written in any source file
         text = program.encode("utf-8", "replace").decode()
-        request = json.dumps({"program": text, "nonce": nonce})
+        request = json.dumps({"program": text})
         try:
             server = self._serving()
             assert server.stdin is not None
@@ -144,8 +155,11 @@ class Sandbox:
     def _serving(self) -> subprocess.Popen[str]:
         if self._server is None or self._server.poll() is not None:
             self.close()
+            self._tmp = tempfile.TemporaryDirectory(
+                prefix="mixloop-sandbox-", ignore_cleanup_errors=True
+            )
             self._server = subprocess.Popen(
-                _command(self._kind, self._timeout),
+                _command(self._kind, self._timeout, os.path.realpath(self._tmp.name)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -156,8 +170,9 @@ class Sandbox:
         return self._server
 
 
-def _command(kind: str, timeout: float) -> list[str]:
+def _command(kind: str, timeout: float, private: str) -> list[str]:
     config = {
+        "tmp": private,
         "timeout": timeout,
         "memory": MEMORY,
         "locked": kind != "off",
@@ -167,15 +182,16 @@ def _command(kind: str, timeout: float) -> list[str]:
     # the interpreter itself: a virtual environment's link would want its pyvenv.cfg
     python = os.path.realpath(sys.executable)
     server = [python, "-I", "-S", "-B", str(_SERVER), json.dumps(config)]
-    return [*_bubblewrap(), *server] if kind == "bwrap" else server
+    return [*_bubblewrap(private), *server] if kind == "bwrap" else server
 
 
-def _bubblewrap() -> list[str]:
+def _bubblewrap(private: str) -> list[str]:
     """bwrap with its own namespaces, no network and a read-only view of the interpreter."""
     command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent"]
-    command += ["--new-session", "--cap-drop", "ALL", "--dev", "/dev", "--tmpfs", "/tmp"]
+    command += ["--new-session", "--cap-drop", "ALL", "--dev", "/dev"]
     for folder in ("/usr", "/lib", "/lib64", "/bin"):
         command += ["--ro-bind-try", folder, folder]
-    for path in (os.path.realpath(sys.base_prefix), str(_SERVER)):
+    for path in (os.path.realpath(sys.base_prefix), str(_SERVER), str(_LOCKS)):
         command += ["--ro-bind", path, path]
-    return [*command, "--remount-ro", "/", "--chdir", "/", "--"]
+    command += ["--bind", private, private]
+    return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--"]

@@ -52,34 +52,56 @@ class Scorer:
         self._prepared: dict[str, _Prepared] = {}
         # by benchmark, with the tokenizer it was made for: a run has one
         self._plans: dict[str, tuple[str, Plan]] = {}
-        self._newest: CheckpointLM | str | None = None
         self._tokenizer: tuple[str, Any] | None = None
+        self._loaded: tuple[Path, CheckpointLM | str] | None = None
 
     def close(self) -> None:
         """Ends the sandbox and removes the generated task files."""
         self._sandbox.close()
         self._folder.cleanup()
 
-    def release(self) -> None:
-        """Lets go of the newest checkpoint's model."""
-        self._newest = None
-        # a model's modules know one another: its weights would wait for a chance collection
-        gc.collect()
-
     def score(self, checkpoint: Path, progress: Progress = silent) -> Scorecard:
-        """The scorecard of one checkpoint; a benchmark that fails is missing with the reason."""
+        """The scorecard of one checkpoint; a benchmark that fails is missing with the reason.
+
+        The model stays loaded until :meth:`release`, for :meth:`samples`.
+        """
         began = time.monotonic()
         progress("checkpoint", "loading")
         state = training_state(checkpoint)
-        lm = self._newest = self.load(checkpoint)
+        lm = self.load(checkpoint)
         scores: list[UnitScore] = []
         for unit in self.units():
             progress(unit.benchmark, f"running{unit.which()}")
             scores.append(self.run(unit, lm))
         return self.card(checkpoint, state, scores, time.monotonic() - began)
 
+    def samples(self, card: Scorecard, path: Path) -> None:
+        """Writes what a scored checkpoint says to fixed prompts beside the scorecard's file.
+
+        Raises OSError.
+        """
+        from .samples import write_samples
+
+        checkpoint = Path(card.checkpoint)
+        lm = self.load(checkpoint)
+        if not isinstance(lm, str):
+            write_samples(lm, path, checkpoint, self.settings, card.step, card.tokens)
+
+    def release(self) -> None:
+        """Lets go of the loaded model."""
+        self._loaded = None
+        # its modules know one another: the weights would wait for a chance collection
+        gc.collect()
+
     def load(self, checkpoint: Path) -> CheckpointLM | str:
-        """The checkpoint's model, or why there is none."""
+        """The checkpoint's model, or why there is none; loaded once until :meth:`release`."""
+        if self._loaded is None or self._loaded[0] != checkpoint:
+            # the old one goes first: two at a time may be too many
+            self.release()
+            self._loaded = (checkpoint, self._load(checkpoint))
+        return self._loaded[1]
+
+    def _load(self, checkpoint: Path) -> CheckpointLM | str:
         from .engine import load_checkpoint
         from .model import CheckpointError
 

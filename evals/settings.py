@@ -7,7 +7,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 BENCHMARKS = ("mmlu", "gsm8k", "math", "humaneval")
 
@@ -27,6 +35,24 @@ def _as_files(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_share(value: Any) -> Any:
+    """`2%` as people write it; a number is a share already."""
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value.strip().removesuffix("%"))
+    except ValueError:
+        raise ValueError("not a share of training time: write 2% or 0.02") from None
+    return number / 100 if value.strip().endswith("%") else number
+
+
+def _some_share(value: float) -> float:
+    if not 0 < value <= 1:
+        raise ValueError("must be above 0 and at most all training time: write 2% or 0.02")
+    return value
+
+
+Share = Annotated[float, BeforeValidator(_as_share), AfterValidator(_some_share)]
 Data = Annotated[DataKind | tuple[Path, ...], BeforeValidator(_as_files)]
 
 
@@ -97,7 +123,12 @@ class EvalSettings(BaseModel):
     themselves, wherever that is.
     `benchmarks` and `watch` (a list, or as `benchmarks` are) name the four benchmarks or any task
     of lm-eval's; watched ones are reported and never steer.
-    `data_pins` is what `auto` found earlier in the run, see :meth:`pinned`.
+    `budget` is the share of training time that evaluation may take (`2%`, 0.02), whichever device
+    it runs on: it chooses the numbers of items, once and for the whole run, and the `items` and
+    `generate_items` of a benchmark are then upper bounds. `steering` is the controller's: which
+    metric of a benchmark policies look at. `samples` says whether texts of up to `samples_tokens`
+    tokens are written for a person beside each scorecard. `data_pins` is what `auto` found earlier
+    in the run, see :meth:`pinned`.
     `launcher` is `local`, a command template, or `ray`: then `workers` actors of `worker_cpus`
     processors and `worker_gpus` GPUs each, in the cluster at `ray_address` (None: one of this
     machine's own), share the units of a checkpoint; `memory` bounds each, and one that is silent
@@ -107,12 +138,14 @@ class EvalSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     every: Annotated[int, Field(ge=1)] | None = None
+    budget: Share | None = None
     benchmarks: dict[str, BenchmarkSettings] = Field(
         default_factory=lambda: {name: BenchmarkSettings() for name in BENCHMARKS}
     )
     watch: Annotated[dict[str, BenchmarkSettings], BeforeValidator(_as_mapping)] = Field(
         default_factory=dict
     )
+    steering: Literal["auto", "bits_per_byte"] = "auto"
     data_pins: dict[str, Literal["hub", "packages"]] = Field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"
@@ -126,6 +159,8 @@ class EvalSettings(BaseModel):
     sandbox: SandboxMode = "auto"
     program_timeout: Annotated[float, Field(gt=0)] = 3.0
     idle_seconds: Annotated[float, Field(gt=0)] = 60.0
+    samples: bool = True
+    samples_tokens: Annotated[int, Field(ge=1)] = 64
     launcher: Launcher = "local"
     workers: Annotated[int, Field(ge=1)] = 1
     worker_cpus: Annotated[float, Field(ge=0)] = 1.0
@@ -162,6 +197,16 @@ class EvalSettings(BaseModel):
         order = [name for name in BENCHMARKS if name in named]
         order += [name for name in named if name not in BENCHMARKS]
         return {name: self._with_pin(name, named[name]) for name in order}
+
+    def of(self, name: str) -> BenchmarkSettings:
+        """One benchmark as run.yaml has it, watched ones included."""
+        return self.benchmarks[name] if name in self.benchmarks else self.watch[name]
+
+    def asking(self, chosen: dict[str, BenchmarkSettings]) -> EvalSettings:
+        """These settings with the chosen benchmarks alone, each asked or watched as before."""
+        watched = {name: one for name, one in chosen.items() if name not in self.benchmarks}
+        asked = {name: one for name, one in chosen.items() if name in self.benchmarks}
+        return self.model_copy(update={"benchmarks": asked, "watch": watched})
 
     def _with_pin(self, name: str, one: BenchmarkSettings) -> BenchmarkSettings:
         pin = self.data_pins.get(name)

@@ -35,11 +35,17 @@ _PR_SET_PDEATHSIG = 1
 _PATIENCE = 60.0
 
 
+Progress = Callable[[str, str], None]
+
+
 class Scoring(Protocol):
     """What the worker asks of a scorer, here or spread over Ray."""
 
-    def score(self, checkpoint: Path, progress: Callable[[str, str], None]) -> Scorecard:
+    def score(self, checkpoint: Path, progress: Progress) -> Scorecard:
         """The scorecard of one checkpoint."""
+
+    def samples(self, card: Scorecard, path: Path) -> None:
+        """Writes its texts for a person beside the scorecard's file. Raises OSError."""
 
     def release(self) -> None:
         """Lets go of what belongs to the newest checkpoint alone."""
@@ -132,7 +138,8 @@ def _answer(scorer: Scoring, request: dict[str, str], channel: Channel) -> None:
     try:
         card = scorer.score(Path(request["checkpoint"]), progress)
         card.write(out)
-        _keep_beside(card, out)
+        keep_outcomes(card, out)
+        _keep_samples(scorer, card, out, progress)
     except OSError as error:
         channel.send("failed", reason=f"{out}: {error}")
         return
@@ -146,9 +153,13 @@ def _answer(scorer: Scoring, request: dict[str, str], channel: Channel) -> None:
     channel.send("done", out=request["out"])
 
 
-def _keep_beside(card: Scorecard, out: Path) -> None:
-    """What lies beside a scorecard; the scorecard is safe already, so nothing here may fail."""
-    keep_outcomes(card, out)
+def _keep_samples(scorer: Scoring, card: Scorecard, out: Path, progress: Progress) -> None:
+    """Texts for a person; whatever becomes of them, the scorecard is there."""
+    progress("samples", "running")
+    try:
+        scorer.samples(card, out)
+    except OSError as error:
+        logging.getLogger(__name__).warning("no samples are kept: %s", error)
 
 
 def quieten(settings: EvalSettings) -> None:

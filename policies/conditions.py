@@ -107,11 +107,13 @@ def check_trend(spec: Trend, observation: Observation) -> Check:
 def check_lag(spec: Lag, observation: Observation) -> Check:
     """Does the benchmark's relative gain fall short of the others'?"""
     names = [spec.benchmark, *spec.than]
-    spans = [_span(observation, [name], None, spec.over) for name in names]
+    # a relative gain in accuracy and one in bits per byte can't be held against each other
+    metric = observation.common_metric(names)
+    spans = [_span(observation, [name], metric, spec.over) for name in names]
     if len(set(spans)) > 1:
         raise MissingScore(f"{' and '.join(names)} were not scored by the same evaluations")
     older, newer = spans[0]
-    gains = [_relative(observation, name, older, newer) for name in names]
+    gains = [_relative(observation, name, older, newer, metric) for name in names]
     others = sum(gain for gain, _ in gains[1:]) / len(spec.than)
     short = others - gains[0][0]
     spread = math.hypot(gains[0][1], *(error / len(spec.than) for _, error in gains[1:]))
@@ -125,7 +127,7 @@ def check_lag(spec: Lag, observation: Observation) -> Check:
     evidence = {
         "condition": "lag",
         "benchmark": spec.benchmark,
-        "metric": observation.metric_for(spec.benchmark),
+        "metric": metric,
         "than": list(spec.than),
         "values": [gains[0][0], others],
         "stderr": spread,
@@ -212,11 +214,11 @@ def _span(
 
 
 def _relative(
-    observation: Observation, benchmark: str, older: int, newer: int
+    observation: Observation, benchmark: str, older: int, newer: int, metric: str
 ) -> tuple[float, float]:
     """Gain and standard error as parts of the older value."""
-    found = observation.difference(benchmark, older, newer)
-    base = observation.pooled_metric([benchmark], older).value
+    found = observation.difference(benchmark, older, newer, metric)
+    base = observation.pooled_metric([benchmark], older, metric).value
     if base == 0:
         raise MissingScore(f"{benchmark} was 0: its relative gain is undefined")
     return found.gain / abs(base), found.stderr / abs(base)

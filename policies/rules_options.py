@@ -89,7 +89,8 @@ class Lag(OptionsModel):
     """A benchmark gains less than others over the same evaluations.
 
     Gains are relative to the older value, so that benchmarks on different scales compare; the
-    others' are averaged. Holds when the shortfall is ``z`` standard errors.
+    others' are averaged. All are taken in one metric: the steering one where they share it, else
+    bits per byte. Holds when the shortfall is ``z`` standard errors.
     """
 
     benchmark: str

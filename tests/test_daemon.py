@@ -107,6 +107,8 @@ def check_nothing_lost_or_doubled(run_file: Path) -> list[dict[str, Any]]:
         if order["applied_step"] is not None:
             found = (order["applied_sample"], order["applied_step"])
             assert applied[order["generation"]] == found
+    steering = journal.rows("SELECT detail FROM events WHERE kind = 'steering'")
+    assert [event["detail"]["step"] for event in steering] == [steps[0]], "told more than once"
     keys = [row["key"] for row in journal.rows("SELECT key FROM outbox")]
     assert len(keys) == len(set(keys))
     for wanted in ("run", "mixture:0", f"end:{BUDGET}", *(f"model:{s}" for s in steps)):
@@ -158,6 +160,24 @@ def test_workers_that_die_cost_scores_and_never_the_run(run_file: Path) -> None:
     for row in rows:
         assert (row["state"], row["attempts"]) == ("failed", 2)
         assert row["reason"].startswith("the evaluation worker died (exit code 3): see ")
+    journal.close()
+
+
+def test_evaluations_are_planned_once_for_the_whole_run(run_file: Path) -> None:
+    """Killed with the plan journaled and its file not yet written."""
+    data = yaml.safe_load(run_file.read_text())
+    data["evals"]["budget"] = "0.05%"  # of 12,000 s: 1 s a unit of 128 items, 0.1 s an item
+    run_file.write_text(yaml.safe_dump(data))
+    plan_file = load_config(run_file).run.dir / "evals-plan.json"
+    assert controller(run_file, 5).returncode == -signal.SIGKILL
+    assert not plan_file.exists()
+    assert controller(run_file, 20).returncode == -signal.SIGKILL
+    assert json.loads(plan_file.read_text())["benchmarks"]["gsm8k"]["items"] == 46
+    journal = journal_of(run_file)
+    cards = journal.rows("SELECT scorecard FROM evaluations WHERE state = 'scored'")
+    assert len(cards) >= 2
+    assert {len(row["scorecard"]["benchmarks"]["gsm8k"]["items"]) for row in cards} == {46}
+    assert journal.value("SELECT COUNT(*) FROM events WHERE kind = 'evals-planned'") == 1
     journal.close()
 
 

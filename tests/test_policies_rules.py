@@ -247,6 +247,24 @@ def test_lag_compares_relative_gains():
     assert leads.verdict == "hold"
 
 
+def test_lag_takes_both_sides_in_one_metric():
+    """A headline that steers one benchmark is not held against bits per byte of another."""
+
+    def scored(gsm8k: float, right: float, math: float, seed: int) -> dict[str, BenchmarkScore]:
+        bits = bench(gsm8k, 12, 0.01, seed)
+        headline = Metric(value=right, stderr=0.01, n=12)
+        both = bits.model_copy(update={"metrics": bits.metrics | {"exact_match": headline}})
+        return {"gsm8k": both, "math": bench(math, 12, 0.01, seed + 9)}
+
+    policy = rules(one("{lag: {benchmark: gsm8k, than: [math]}}"))
+    steering = {"gsm8k": "exact_match", "math": "bits_per_byte"}
+    seen = observe(scored(2.0, 0.2, 2.0, 1), scored(1.98, 0.8, 1.7, 2), steering=steering)
+    reply = policy.decide(seen)
+    assert isinstance(reply, Proposal), "0.2 to 0.8 looks like no lag at all"
+    (condition,) = reply.evidence["conditions"]
+    assert condition["metric"] == "bits_per_byte"
+
+
 @pytest.mark.parametrize(
     ("when", "fires"),
     [

@@ -17,6 +17,9 @@ worlds = st.builds(
     newly_rejected=st.sampled_from([{}, {2: "no"}]),
     unrecorded=st.sampled_from([(), ("step-00000010",)]),
     to_score=st.none() | st.integers(1, 99),
+    unplanned=st.booleans(),
+    trying=st.booleans(),
+    tried=st.booleans(),
     to_decide=st.none() | st.integers(1, 99),
     scoring=st.booleans(),
     scored=st.booleans(),
@@ -51,9 +54,9 @@ def test_a_wrong_shared_file_is_mended_before_anything_else(world: World) -> Non
 @given(worlds)
 @settings(max_examples=300, deadline=None)
 def test_it_never_ends_or_drains_with_a_fact_unrecorded(world: World) -> None:
-    owed = (
-        world.newly_applied or world.newly_rejected or world.unrecorded or world.scored
-    ) or world.decided
+    owed = (world.newly_applied or world.newly_rejected or world.unrecorded or world.scored) or (
+        world.decided or world.tried
+    )
     if next_action(world) in (Action.END, Action.DRAIN, Action.CLOSE, Action.WAIT):
         assert not owed
 
@@ -65,6 +68,7 @@ def test_it_ends_only_when_told_everything_or_out_of_patience(world: World) -> N
         assert world.finished
         assert world.closed
         assert not world.scoring
+        assert not world.trying
         assert not world.deciding
         assert not world.draining
         assert not world.outbox or world.drain_failed
@@ -75,12 +79,28 @@ def test_it_ends_only_when_told_everything_or_out_of_patience(world: World) -> N
 def test_one_child_of_a_kind(world: World) -> None:
     action = next_action(world)
     assert not (action is Action.START_SCORING and world.scoring)
+    assert not (action is Action.START_TRIAL and (world.trying or world.scoring))
     assert not (action is Action.START_DECIDING and world.deciding)
     assert not (action is Action.DRAIN and world.draining)
 
 
 def test_deciding_comes_before_scoring_the_next() -> None:
     assert next_action(calm(to_decide=10, to_score=20)) is Action.START_DECIDING
+
+
+@given(worlds)
+@settings(max_examples=300, deadline=None)
+def test_nothing_is_scored_before_it_is_planned(world: World) -> None:
+    if next_action(world) is Action.START_SCORING:
+        assert not world.unplanned
+        assert not world.trying
+
+
+def test_trials_come_before_the_first_score() -> None:
+    assert next_action(calm(to_score=10, unplanned=True)) is Action.START_TRIAL
+    assert next_action(calm(to_score=10, unplanned=True, trying=True)) is Action.WAIT
+    assert next_action(calm(unplanned=True, trying=True, tried=True)) is Action.TAKE_TRIAL
+    assert next_action(calm(to_score=10)) is Action.START_SCORING
 
 
 def test_an_idle_world_rests() -> None:

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mixloop.controller import daemon, records
+from mixloop.controller import daemon, planning, records
 from mixloop.controller.config import RunConfig, load_config
-from mixloop.evals.scorecard import BenchmarkScore, Metric, Scorecard
+from mixloop.evals.scorecard import BenchmarkScore, Cost, Metric, Scorecard
 from mixloop.evals.settings import EvalSettings
 from mixloop.trainer.contract import (
     AcceptedOrder,
@@ -51,6 +51,7 @@ class QuickEvaluator:
     def __init__(self, settings: EvalSettings, log: Path) -> None:
         self._job: tuple[Path, Path] | None = None
         self._polls = 0
+        self._items = settings.benchmarks["gsm8k"].items or 5
 
     def start(self, checkpoint: Path, out: Path) -> None:
         self._job, self._polls = (checkpoint, out), 0
@@ -62,17 +63,31 @@ class QuickEvaluator:
         (checkpoint, out), self._job = self._job, None
         step = int(checkpoint.name.removeprefix("step-"))
         items = {
-            f"i{n}": {"bits_per_byte": 2 - step / 1000 + n / 10, "bytes": 10} for n in range(5)
+            f"i{n}": {"bits_per_byte": 2 - step / 1000 + n / 10, "bytes": 10}
+            for n in range(self._items)
         }
         metric = Metric(
-            value=2.2 - step / 1000, stderr=0.1, n=5, higher_is_better=False, asked=5, excluded=0
+            value=1.95 + self._items / 20 - step / 1000,
+            stderr=0.1,
+            n=self._items,
+            higher_is_better=False,
+            asked=self._items,
+            excluded=0,
         )
-        score = BenchmarkScore(status="ok", metrics={"bits_per_byte": metric}, items=items)
+        score = BenchmarkScore(
+            status="ok",
+            metrics={"bits_per_byte": metric},
+            items=items,
+            data=f"packages: {self._items} of 1000 items (a formula)",
+        )
+        took = 1 + self._items / 10
+        cost = Cost(seconds=took, cpu_seconds=took, items=self._items, tokens=1, asked_tokens=1)
         card = Scorecard(
             checkpoint=str(checkpoint),
             step=step,
             benchmarks={"gsm8k": score},
-            seconds=0.1,
+            seconds=took,
+            cost={"gsm8k": cost},
             settings_digest="d",
         )
         card.write(out)
@@ -214,6 +229,7 @@ def main() -> None:
     for name in WRITES:
         setattr(records, name, killer.around(getattr(records, name)))
     daemon.write_order = killer.around(daemon.write_order)
+    planning.write_atomic = killer.around(planning.write_atomic)
     if not real:
         daemon.Evaluator = QuickEvaluator  # type: ignore[assignment,misc]  # scoring by formula
     trainer = FileTrainer(config)
