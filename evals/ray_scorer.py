@@ -198,13 +198,13 @@ class RayScorer:
 
         try:
             said = ray.get(call)
-        except ray.exceptions.RayError as error:
+            if task.unit is not None:
+                backlog.scores.append(UnitScore.model_validate_json(said))
+        except (ray.exceptions.RayError, ValueError) as error:
             self._lost(task, f"its worker failed: {_line(error)}", backlog)
             return
         self._failed_starts = 0
         self._idle.append(task.actor)
-        if task.unit is not None:
-            backlog.scores.append(UnitScore.model_validate_json(said))
 
     def _lost(self, task: _Task, reason: str, backlog: Backlog) -> None:
         self._dismiss([task.actor])

@@ -185,6 +185,9 @@ class EvalSettings(BaseModel):
         for name in own if self.launcher != "ray" else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is for launcher: ray; add that or remove {name}")
+        # Ray hides the GPUs that a worker has not asked for
+        if self.launcher == "ray" and self.device.startswith("cuda") and not self.worker_gpus:
+            raise ValueError(f"device {self.device} under launcher: ray needs worker_gpus above 0")
         return self
 
     @property

@@ -23,6 +23,7 @@ import yaml
 from mixloop.controller.config import load_config
 from mixloop.controller.errors import BadInput
 from mixloop.evals.launchers import launcher_problem, worker_command
+from mixloop.evals.samples import Samples
 from mixloop.evals.scorecard import Scorecard
 from mixloop.evals.settings import EvalSettings
 from mixloop.evals.units import Unit, assemble
@@ -43,6 +44,7 @@ OWN = {"data": "packages", "max_new_tokens": 24, "shots": 0}
 def settings(**changes: Any) -> EvalSettings:
     benchmarks = {"mmlu": {"items": 8, "shots": 0, "data": "packages"}, "gsm8k": OWN, "math": OWN}
     content = {"benchmarks": benchmarks, "threads": 1, "timeout": 200, "unit_items": 2}
+    content |= {"samples": False, "samples_tokens": 4}
     return EvalSettings.model_validate(content | changes)
 
 
@@ -97,6 +99,7 @@ def test_a_template_takes_the_workers_command_in_its_place() -> None:
         ({"launcher": ["{command}", "{command}"]}, "there are 2"),
         ({"launcher": ["srun", None, "{command}"]}, "every argument must be a text or a number"),
         ({"workers": 3}, "workers is for launcher: ray"),
+        ({"launcher": "ray", "device": "cuda"}, "needs worker_gpus above 0"),
         ({"launcher": "ray", "workers": 0}, "evals.workers: 0: input should be greater than"),
     ],
 )
@@ -389,12 +392,13 @@ def test_nothing_of_ray_is_left_when_its_worker_is_stopped(
     alone: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray")
-    evaluator = Evaluator(few(launcher="ray"), tmp_path / "worker.log")
+    evaluator = Evaluator(few(launcher="ray", samples=True), tmp_path / "worker.log")
     try:
         evaluator.start(checkpoint, tmp_path / "scorecard.json")
         found = wait(evaluator, 200)
         assert isinstance(found, Scorecard)
         assert found.measured() == alone
+        assert Samples.read(tmp_path / "scorecard.samples.json").step == 40
         below = psutil.Process(evaluator.pid).children(recursive=True)
         assert any("raylet" in process.name() for process in below)
     finally:
@@ -408,7 +412,7 @@ def test_nothing_of_ray_is_left_when_its_worker_is_stopped(
 
 @pytest.mark.soak
 def test_memory_does_not_grow_over_fifty_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
-    evaluator = Evaluator(settings(), tmp_path / "worker.log")
+    evaluator = Evaluator(settings(samples=True), tmp_path / "worker.log")
     held: list[int] = []
     try:
         for number in range(50):
