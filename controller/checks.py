@@ -33,7 +33,7 @@ def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = 
         BadInput: one line on the first thing that is wrong.
     """
     config = load_config(path)
-    check_benchmarks(path, config)
+    check_evals(path, config)
     sizes = observe.unique_tokens(config)
     weights = config.start_weights(sizes)
     launch.check_training(config)
@@ -92,13 +92,14 @@ def _plan_notes(config: RunConfig, plan: EvalPlan | None, *, kept: bool) -> list
     return notes
 
 
-def check_benchmarks(path: Path, config: RunConfig) -> None:
-    """That every benchmark is one of the four or a task of lm-eval's.
+def check_evals(path: Path, config: RunConfig) -> None:
+    """That every benchmark is one of the four or a task of lm-eval's, and a worker can start.
 
     Raises:
         BadInput: naming the first that isn't, and what may be meant.
     """
     from mixloop.evals.catalog import unknown_benchmarks
+    from mixloop.evals.launchers import launcher_problem
     from mixloop.evals.rows import ItemsError
 
     for section in ("benchmarks", "watch"):
@@ -108,6 +109,9 @@ def check_benchmarks(path: Path, config: RunConfig) -> None:
             raise BadInput(f"{path}: evals.{section}: {error}") from None
         for name, mend in unknown.items():
             raise BadInput(f"{path}: evals.{section}.{name}: no such benchmark; {mend}")
+    problem = launcher_problem(config.evals.launcher)
+    if problem is not None:
+        raise BadInput(f"{path}: evals.{problem}")
 
 
 def _notes(config: RunConfig, sources: Json) -> list[str]:

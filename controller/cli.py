@@ -232,7 +232,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score one checkpoint on the benchmarks."""
-    from mixloop.controller.evaluating import Wanted, score_checkpoint, scorecard_table
+    from mixloop.controller.evaluating import (
+        Wanted,
+        cost_table,
+        score_checkpoint,
+        scorecard_table,
+    )
 
     wanted = Wanted(config, data or (), benchmarks or (), items, device)
     card = score_checkpoint(checkpoint, wanted, out)
@@ -241,7 +246,7 @@ def evaluate(
         return
     from mixloop.controller import show
 
-    show.console().print(scorecard_table(card))
+    show.console().print(scorecard_table(card), cost_table(card), sep="\n")
 
 
 @app.command(

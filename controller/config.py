@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mixloop.controller.errors import BadInput
-from mixloop.evals.settings import BenchmarkSettings, EvalSettings
+from mixloop.evals.settings import BenchmarkSettings, EvalSettings, Launcher
 from mixloop.policies.guards import GuardSettings
 from mixloop.trainer.job import (
     JobSource,
@@ -141,7 +141,7 @@ class RunConfig(Section):
             update={
                 "run": self.run.model_copy(update={"dir": run_dir}),
                 "sources": sources,
-                "evals": _items_at(self.evals, base),
+                "evals": _evals_at(self.evals, base),
                 "trainer": trainer.model_copy(
                     update={key: base / path if path else None for key, path in places.items()}
                 ),
@@ -152,8 +152,8 @@ class RunConfig(Section):
         )
 
 
-def _items_at(evals: EvalsSection, base: Path) -> EvalsSection:
-    """Benchmark files named in run.yaml, seen from its folder."""
+def _evals_at(evals: EvalsSection, base: Path) -> EvalsSection:
+    """What the evals section names by a path, seen from run.yaml's folder."""
 
     def placed(named: Mapping[str, BenchmarkSettings]) -> dict[str, BenchmarkSettings]:
         return {
@@ -164,8 +164,19 @@ def _items_at(evals: EvalsSection, base: Path) -> EvalsSection:
         }
 
     return evals.model_copy(
-        update={"benchmarks": placed(evals.benchmarks), "watch": placed(evals.watch)}
+        update={
+            "benchmarks": placed(evals.benchmarks),
+            "watch": placed(evals.watch),
+            "launcher": _launcher_at(evals.launcher, base),
+        }
     )
+
+
+def _launcher_at(launcher: Launcher, base: Path) -> Launcher:
+    """A launcher's program named by a relative path, seen from run.yaml's folder."""
+    if isinstance(launcher, str) or "/" not in launcher[0]:
+        return launcher
+    return (str(base / launcher[0]), *launcher[1:])
 
 
 def _tracking_uri(uri: str | None, base: Path, run_dir: Path) -> str:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, cast, get_args
 from mixloop.controller import show
 from mixloop.controller.errors import BadInput
 from mixloop.evals.catalog import unknown_benchmarks
+from mixloop.evals.launchers import launcher_problem
 from mixloop.evals.rows import ItemsError
-from mixloop.evals.scorecard import Scorecard
+from mixloop.evals.scorecard import Cost, Scorecard
 from mixloop.evals.settings import BenchmarkSettings, Data, DataKind, EvalSettings
 from mixloop.evals.worker_client import EvaluationError, evaluate
 
@@ -78,6 +79,9 @@ def score_checkpoint(checkpoint: Path, wanted: Wanted, out: Path | None) -> Scor
             "give a folder in Hugging Face format"
         )
     settings = wanted.settings()
+    problem = launcher_problem(settings.launcher)
+    if problem is not None:
+        raise BadInput(f"{wanted.config}: evals.{problem}")
     try:
         return evaluate(
             checkpoint,
@@ -162,3 +166,35 @@ def scorecard_table(card: Scorecard) -> Table:
         if score.reason:
             made.add_row(name, "missing", *"------", show.cell(score.reason))
     return made
+
+
+def cost_table(card: Scorecard) -> Table:
+    """What each benchmark cost, and all together with what was spent around them.
+
+    `asked` are the tokens that computing every request by itself would take. Benchmarks' seconds
+    add up over workers; the last line's are those that passed.
+    """
+    columns = ("cost", "seconds", "processor seconds", "items/s", "tokens computed", "asked")
+    made = show.table("", columns)
+    for name, cost in card.cost.items():
+        made.add_row(name, *_cost_cells(cost))
+    total = Cost(
+        seconds=card.seconds,
+        **{
+            name: sum(getattr(cost, name) for cost in card.cost.values())
+            for name in ("cpu_seconds", "items", "tokens", "asked_tokens")
+        },
+    )
+    made.add_row("all", *_cost_cells(total))
+    return made
+
+
+def _cost_cells(cost: Cost) -> tuple[str, ...]:
+    saved = f" ({cost.asked_tokens / cost.tokens:.1f}x)" if cost.tokens else ""
+    return (
+        f"{cost.seconds:.1f}",
+        f"{cost.cpu_seconds:.1f}",
+        f"{cost.items_per_second:.2f}",
+        show.tokens(cost.tokens),
+        f"{show.tokens(cost.asked_tokens)}{saved}",
+    )

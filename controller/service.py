@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.controller import launch
-from mixloop.controller.checks import check_benchmarks
+from mixloop.controller.checks import check_evals
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost, JournalError
@@ -34,7 +34,7 @@ def control_run(path: Path, say: Say) -> int:
     from mixloop.controller.daemon import Controller
 
     config = load_config(path)
-    check_benchmarks(path, config)
+    check_evals(path, config)
     launch.check_policy(config, path.parent.resolve())
     logging.getLogger("mixloop").addHandler(logging.NullHandler())
     try:
@@ -69,7 +69,7 @@ def run_both(path: Path, *, rewind: bool = False, say: Say | None = None) -> int
     """
     config = load_config(path)
     tell = say or (lambda line: print(line, flush=True))  # noqa: T201 - the command's output
-    check_benchmarks(path, config)
+    check_evals(path, config)
     launch.check_policy(config, path.parent.resolve())
     launch.check_training(config, rewind=rewind)
     paths = RunPaths(config.run.dir)

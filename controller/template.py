@@ -26,6 +26,7 @@ evals:
   # budget: 2%              # of training time: chooses the items, once; those below are then limits
   # steering: auto          # or bits_per_byte: never accuracy, exact match or pass@1
   device: cpu               # never a training GPU unless you name one
+  # launcher: [srun, -G1, "{command}"] starts the worker elsewhere; ray, with workers: 4, many
   # data: auto (the hub, else what installed packages carry), hub, packages, or local files
   # any task of lm-eval can be named; those under `watch: [hellaswag]` are reported, never steer
   benchmarks:

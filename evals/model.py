@@ -384,3 +384,13 @@ def tokenizer_fingerprint(lm: CheckpointLM) -> str:
         backend.to_str() if backend is not None else repr(sorted(lm.tokenizer.get_vocab().items()))
     )
     return hashlib.sha256(f"{lm.max_length}|{text}".encode()).hexdigest()
+
+
+def tokenizer_identity(tokenizer: Any, folder: Path) -> str:
+    """Equal for tokenizers of two checkpoints' folders that read and write alike."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    # a slow tokenizer says too little of itself: each is its own
+    text = backend.to_str() if backend is not None else str(id(tokenizer))
+    own = (tokenizer.special_tokens_map, sorted(tokenizer.init_kwargs.items()))
+    named = repr((type(tokenizer), own)).replace(str(folder), "")
+    return hashlib.sha256(f"{named}|{text}".encode()).hexdigest()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 SCHEMA: Final = "mixloop/scorecard/1"
 
@@ -67,10 +67,19 @@ class Cost(_Frozen):
     tokens: int
     asked_tokens: int
 
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property
     @property
     def items_per_second(self) -> float:
         """Items scored per wall second; 0 where nothing was."""
-        return self.items / self.seconds if self.seconds > 0 else 0.0
+        return round(self.items / self.seconds, 3) if self.seconds > 0 else 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_computed(cls, value: Any) -> Any:
+        """A file says it, for whoever reads it without us; here it follows from the others."""
+        if isinstance(value, dict):
+            return {key: one for key, one in value.items() if key != "items_per_second"}
+        return value
 
 
 class Scorecard(_Frozen):
@@ -110,11 +119,14 @@ class Scorecard(_Frozen):
         """Writes the file atomically: a reader sees all of it or nothing."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(self.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(self.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def data_kinds(self) -> dict[str, str]:
         """Where each benchmark's items came from: what `EvalSettings.pinned` takes."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .benchmarks import Benchmark, Outcomes, Question, make_benchmark
 from .fitting import Plan, make_plan
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 Progress = Callable[[str, str], None]
 
 
+def silent(name: str, state: str) -> None:
+    """Progress that nobody follows."""
+
+
 @dataclass
 class _Prepared:
     benchmark: Benchmark
@@ -45,7 +50,9 @@ class Scorer:
         self._sandbox = Sandbox(settings.sandbox, settings.program_timeout)
         self._folder = task_folder()
         self._prepared: dict[str, _Prepared] = {}
-        self._plans: dict[tuple[str, str], Plan] = {}
+        # by benchmark, with the tokenizer it was made for: a run has one
+        self._plans: dict[str, tuple[str, Plan]] = {}
+        self._tokenizer: tuple[str, Any] | None = None
         self._loaded: tuple[Path, CheckpointLM | str] | None = None
 
     def close(self) -> None:
@@ -53,32 +60,38 @@ class Scorer:
         self._sandbox.close()
         self._folder.cleanup()
 
-    def score(self, checkpoint: Path, progress: Progress = lambda name, state: None) -> Scorecard:
+    def score(self, checkpoint: Path, progress: Progress = silent) -> Scorecard:
         """The scorecard of one checkpoint; a benchmark that fails is missing with the reason.
 
         The model stays loaded until :meth:`release`, for :meth:`samples`.
         """
         began = time.monotonic()
         progress("checkpoint", "loading")
+        state = training_state(checkpoint)
         lm = self.load(checkpoint)
         scores: list[UnitScore] = []
         for unit in self.units():
-            part = f", part {unit.part + 1} of {unit.parts}" if unit.parts > 1 else ""
-            progress(unit.benchmark, f"running{part}")
+            progress(unit.benchmark, f"running{unit.which()}")
             scores.append(self.run(unit, lm))
-        return self.card(checkpoint, scores, time.monotonic() - began)
+        return self.card(checkpoint, state, scores, time.monotonic() - began)
 
-    def samples(self, checkpoint: Path, scorecard: Path) -> None:
-        """Writes what the checkpoint says to fixed prompts beside its scorecard. Raises OSError."""
+    def samples(self, card: Scorecard, path: Path) -> None:
+        """Writes what a scored checkpoint says to fixed prompts beside the scorecard's file.
+
+        Raises OSError.
+        """
         from .samples import write_samples
 
+        checkpoint = Path(card.checkpoint)
         lm = self.load(checkpoint)
         if not isinstance(lm, str):
-            write_samples(lm, scorecard, checkpoint, self.settings, *training_state(checkpoint))
+            write_samples(lm, path, checkpoint, self.settings, card.step, card.tokens)
 
     def release(self) -> None:
         """Lets go of the loaded model."""
         self._loaded = None
+        # its modules know one another: the weights would wait for a chance collection
+        gc.collect()
 
     def load(self, checkpoint: Path) -> CheckpointLM | str:
         """The checkpoint's model, or why there is none; loaded once until :meth:`release`."""
@@ -94,7 +107,7 @@ class Scorer:
 
         settings = self.settings
         try:
-            return load_checkpoint(
+            lm = load_checkpoint(
                 checkpoint,
                 device=settings.device,
                 dtype=settings.dtype,
@@ -104,6 +117,17 @@ class Scorer:
             )
         except CheckpointError as error:
             return str(error)
+        lm.tokenizer = self._kept_tokenizer(lm.tokenizer, checkpoint)
+        return lm
+
+    def _kept_tokenizer(self, tokenizer: Any, checkpoint: Path) -> Any:
+        """The first of equal tokenizers: `tokenizers` 0.23 never frees the words each has read."""
+        from .model import tokenizer_identity
+
+        identity = tokenizer_identity(tokenizer, checkpoint)
+        if self._tokenizer is None or self._tokenizer[0] != identity:
+            self._tokenizer = identity, tokenizer
+        return self._tokenizer[1]
 
     def units(self) -> list[Unit]:
         """All work on one checkpoint, in order; a benchmark without items is one unit."""
@@ -135,9 +159,22 @@ class Scorer:
             reason = f"{name}: {type(error).__name__}: {error}".splitlines()[0]
             return UnitScore(unit=unit, failed=reason)
 
-    def card(self, checkpoint: Path, scores: Sequence[UnitScore], seconds: float) -> Scorecard:
-        """The scorecard of all units' scores, in whatever order they came."""
-        step, tokens = training_state(checkpoint)
+    def data_kinds(self) -> dict[str, str]:
+        """Where the items of each benchmark that has any come from."""
+        return {name: one.kind for name, one in self._prepared.items()}
+
+    def card(
+        self,
+        checkpoint: Path,
+        state: tuple[int | None, int | None],
+        scores: Sequence[UnitScore],
+        seconds: float,
+    ) -> Scorecard:
+        """The scorecard of all units' scores, in whatever order they came.
+
+        `state` is the checkpoint's step and tokens, read while it was surely there.
+        """
+        step, tokens = state
         own = {name: _units_of(name, scores) for name in self.settings.asked}
         return Scorecard(
             schema="mixloop/scorecard/1",
@@ -173,10 +210,12 @@ class Scorer:
     ) -> Plan:
         from .model import tokenizer_fingerprint
 
-        key = (name, tokenizer_fingerprint(lm))
-        if key not in self._plans:
-            self._plans[key] = make_plan(prepared.benchmark, prepared.ids, own, lm)
-        return self._plans[key]
+        fingerprint = tokenizer_fingerprint(lm)
+        known = self._plans.get(name)
+        if known is None or known[0] != fingerprint:
+            known = fingerprint, make_plan(prepared.benchmark, prepared.ids, own, lm)
+            self._plans[name] = known
+        return known[1]
 
 
 def _units_of(name: str, scores: Sequence[UnitScore]) -> list[UnitScore]:

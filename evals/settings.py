@@ -7,7 +7,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 BENCHMARKS = ("mmlu", "gsm8k", "math", "humaneval")
 
@@ -46,6 +54,35 @@ def _some_share(value: float) -> float:
 
 Share = Annotated[float, BeforeValidator(_as_share), AfterValidator(_some_share)]
 Data = Annotated[DataKind | tuple[Path, ...], BeforeValidator(_as_files)]
+
+
+# stands for the worker's own command line in a launcher's
+COMMAND = "{command}"
+
+
+def _as_launcher(value: Any) -> Any:
+    """`local`, `ray`, or a command template as a tuple."""
+    if isinstance(value, str):
+        if value not in ("local", "ray"):
+            raise ValueError(
+                "must be local, ray, or a list of arguments with the worker's command in it, "
+                f"such as [srun, -G1, '{COMMAND}']"
+            )
+        return value
+    if not isinstance(value, list | tuple):
+        return value
+    if any(isinstance(one, bool) or not isinstance(one, str | int | float) for one in value):
+        raise ValueError("every argument must be a text or a number")
+    arguments = tuple(str(one) for one in value)
+    if arguments.count(COMMAND) != 1:
+        raise ValueError(
+            f"exactly one argument must be '{COMMAND}', where the worker's own arguments go; "
+            f"there are {arguments.count(COMMAND)}"
+        )
+    return arguments
+
+
+Launcher = Annotated[Literal["local", "ray"] | tuple[str, ...], BeforeValidator(_as_launcher)]
 
 
 class BenchmarkSettings(BaseModel):
@@ -92,6 +129,10 @@ class EvalSettings(BaseModel):
     metric of a benchmark policies look at. `samples` says whether texts of up to `samples_tokens`
     tokens are written for a person beside each scorecard. `data_pins` is what `auto` found earlier
     in the run, see :meth:`pinned`.
+    `launcher` is `local`, a command template, or `ray`: then `workers` actors of `worker_cpus`
+    processors and `worker_gpus` GPUs each, in the cluster at `ray_address` (None: one of this
+    machine's own), share the units of a checkpoint; `memory` bounds each, and one that is silent
+    about a unit for `unit_timeout` seconds (None: a quarter of `timeout`) is replaced.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -120,6 +161,12 @@ class EvalSettings(BaseModel):
     idle_seconds: Annotated[float, Field(gt=0)] = 60.0
     samples: bool = True
     samples_tokens: Annotated[int, Field(ge=1)] = 64
+    launcher: Launcher = "local"
+    workers: Annotated[int, Field(ge=1)] = 1
+    worker_cpus: Annotated[float, Field(ge=0)] = 1.0
+    worker_gpus: Annotated[float, Field(ge=0)] = 0.0
+    ray_address: str | None = None
+    unit_timeout: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("benchmarks", "watch")
     @classmethod
@@ -131,6 +178,17 @@ class EvalSettings(BaseModel):
                     f"{name!r} can't be a benchmark: choose from {known}, or name a task of lm-eval"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _workers_of_ray(self) -> EvalSettings:
+        own = ("workers", "worker_cpus", "worker_gpus", "ray_address", "unit_timeout")
+        for name in own if self.launcher != "ray" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for launcher: ray; add that or remove {name}")
+        # Ray hides the GPUs that a worker has not asked for
+        if self.launcher == "ray" and self.device.startswith("cuda") and not self.worker_gpus:
+            raise ValueError(f"device {self.device} under launcher: ray needs worker_gpus above 0")
+        return self
 
     @property
     def asked(self) -> dict[str, BenchmarkSettings]:

@@ -27,6 +27,10 @@ class Unit(BaseModel):
     part: int = 0
     parts: int = 1
 
+    def which(self) -> str:
+        """`, part 2 of 3` for a person; nothing where there is one."""
+        return f", part {self.part + 1} of {self.parts}" if self.parts > 1 else ""
+
 
 class UnitScore(BaseModel):
     """What one unit gave.

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from .launchers import worker_command
 from .scorecard import Scorecard
 from .settings import EvalSettings
 
@@ -95,8 +95,8 @@ class Evaluator:
                 self.progress = f"{event['benchmark']} {event['state']}"
             elif event["event"] == "done":
                 return self._finish()
-            elif event["event"] == "failed":
-                return self._fail(str(event["reason"]), kill=False)
+            elif event["event"] in ("failed", "dying"):
+                return self._fail(str(event["reason"]), kill=event["event"] == "dying")
         return self._trouble()
 
     def stop(self) -> None:
@@ -120,7 +120,6 @@ class Evaluator:
         assert self._job is not None
         if self._process is None:
             return self._fail("the evaluation worker could not be started")
-        limit = self._settings.memory
         code = self._process.poll()
         if code == 0 and not self._job.resent:
             return self._resend()
@@ -129,8 +128,6 @@ class Evaluator:
             return self._fail(f"the evaluation worker died ({words}): see {self._log}")
         if time.monotonic() > self._job.deadline:
             return self._fail(f"no scorecard within {self._settings.timeout:g} s")
-        if limit is not None and (held := _resident(self._process.pid)) > limit:
-            return self._fail(f"the worker held {held} bytes of memory, more than {limit}")
         return None
 
     def _resend(self) -> Failure | None:
@@ -158,17 +155,15 @@ class Evaluator:
         self._scratch = Path(tempfile.mkdtemp(prefix="mixloop-evals-"))
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "mixloop.evals.worker"),
-                    *(self._settings.model_dump_json(), "--parent", str(os.getpid())),
-                ],
+                worker_command(self._settings.launcher),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_environment(self._settings, self._scratch),
+                env={**os.environ, "TMPDIR": str(self._scratch), "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
         os.set_blocking(_stream(self._process.stdout).fileno(), False)
+        self._send(self._settings.model_dump_json().encode() + b"\n")
 
     def _send(self, line: bytes) -> bool:
         assert self._process is not None
@@ -187,7 +182,7 @@ class Evaluator:
             while part := os.read(_stream(self._process.stdout).fileno(), 65536):
                 self._heard += part
         *lines, self._heard = self._heard.split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [event for line in lines if (event := _event(line)) is not None]
 
     def _reap_idle(self) -> None:
         if self._process is not None and self._process.poll() is not None:
@@ -217,34 +212,17 @@ def _stream(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
-def _environment(settings: EvalSettings, scratch: Path) -> dict[str, str]:
-    """The worker's environment: quiet, and off the hub unless an item source needs it."""
-    environment = {
-        **os.environ,
-        "TMPDIR": str(scratch),
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-    if settings.threads is not None:
-        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(settings.threads)
-    if all(one.data not in ("auto", "hub") for one in settings.asked.values()):
-        environment["HF_HUB_OFFLINE"] = "1"
-    return environment
+def _event(line: bytes) -> dict[str, Any] | None:
+    """What the worker said; None for a line that a launcher's command printed among its."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) and "event" in said else None
 
 
 def _exit_words(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-
-def _resident(pid: int) -> int:
-    """Resident bytes of a process; 0 where the system does not say (only Linux does, here)."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def evaluate(

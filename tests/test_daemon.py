@@ -148,6 +148,21 @@ def test_killed_again_and_again_nothing_is_lost_or_doubled(run_file: Path, strid
     journal.close()
 
 
+def test_workers_that_die_cost_scores_and_never_the_run(run_file: Path) -> None:
+    data = yaml.safe_load(run_file.read_text())
+    data["evals"]["launcher"] = [sys.executable, "-c", "raise SystemExit(3)", "{command}"]
+    run_file.write_text(yaml.safe_dump(data))
+    done = controller(run_file, "real")
+    assert done.returncode == 0, done.stderr
+    journal = journal_of(run_file)
+    rows = journal.rows("SELECT step, state, attempts, reason FROM evaluations ORDER BY step")
+    assert [row["step"] for row in rows] == list(range(20, 141, 20))
+    for row in rows:
+        assert (row["state"], row["attempts"]) == ("failed", 2)
+        assert row["reason"].startswith("the evaluation worker died (exit code 3): see ")
+    journal.close()
+
+
 def test_evaluations_are_planned_once_for_the_whole_run(run_file: Path) -> None:
     """Killed with the plan journaled and its file not yet written."""
     data = yaml.safe_load(run_file.read_text())

@@ -12,6 +12,7 @@ import yaml
 from mixloop.controller.cli import main
 from mixloop.controller.errors import BadInput
 from mixloop.controller.evaluating import Wanted
+from mixloop.evals.scorecard import Cost, Scorecard
 from mixloop.evals.settings import BENCHMARKS
 
 
@@ -103,3 +104,24 @@ def test_no_checkpoint_is_told_first(tmp_path: Path) -> None:
 
     with pytest.raises(BadInput, match=r"config\.json is missing"):
         score_checkpoint(tmp_path, Wanted(data=["nothing"]), None)
+
+
+def test_what_it_cost_is_shown() -> None:
+    from rich.console import Console
+
+    from mixloop.controller.evaluating import cost_table
+
+    cost = Cost(seconds=4, cpu_seconds=3.5, items=10, tokens=2000, asked_tokens=9000)
+    card = Scorecard(
+        checkpoint="c",
+        benchmarks={},
+        seconds=10,
+        cost={"mmlu": cost, "math": cost},
+        settings_digest="d",
+    )
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(cost_table(card))
+    lines = [" ".join(line.split()) for line in shown.get().splitlines()]
+    assert "mmlu 4.0 3.5 2.50 2k 9k (4.5x)" in lines
+    assert "all 10.0 7.0 2.00 4k 18k (4.5x)" in lines
