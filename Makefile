@@ -29,7 +29,7 @@ demo: env
 	@$(BIN)/mixloop demo $(ARGS)
 
 test: env
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: env
 	$(BIN)/ruff check .
