@@ -135,12 +135,13 @@ def test_schedule_status_journal_and_mlflow_agree_on_where_orders_took_effect(
     paths: RunPaths = finished["paths"]
     history = ask("history", paths.dir)
     journal = {e["generation"]: e["applied_step"] for e in history if e["generation"]}
-    segments = schedule_of(paths).segments
-    schedule = {s.generation: s.step for s in segments if s.generation}
-    assert len(schedule) >= 1
-    assert journal == schedule
     status = read_status(paths.status)
     assert status is not None
+    recorded = {s.generation: s.step for s in schedule_of(paths).segments if s.generation}
+    # on a slow machine the last order can fall behind the last step: it never takes effect
+    schedule = {generation: step for generation, step in recorded.items() if step <= status.step}
+    assert len(schedule) >= 1
+    assert journal == {generation: schedule.get(generation) for generation in recorded}
     last = max(schedule)
     assert (status.in_force.generation, status.in_force.step) == (last, schedule[last])
     database = sqlite3.connect(paths.dir / "mlflow.db")
