@@ -241,5 +241,6 @@ def padded_index(lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def ranges(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Where (start, end) runs of these lengths lie one behind the other."""
     ends = list(accumulate(counts))
     return [(end - count, end) for end, count in zip(ends, counts, strict=True)]

@@ -173,7 +173,7 @@ class SharedPrefixLM(CheckpointLM):
             self._family(child, shared, prefix, answers)
 
     def _batch(self, batch: Sequence[Row], prefix: list[KeyValue] | None, answers: Answers) -> None:
-        if len(batch) == 1 and batch[0].is_chain:
+        if len(batch[0].tokens) > self.pass_tokens and batch[0].is_chain:
             self.prefill(batch[0], prefix, answers)
             return
         try:

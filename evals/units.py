@@ -38,8 +38,8 @@ class UnitScore(BaseModel):
     `gold` has the bits per byte of the items whose gold answer fits, `answers` the outcomes of
     the benchmark's own scoring. `failed` says why nothing could be measured, `trouble` why the
     answers could not. The rest describes the whole benchmark and is the same in all its units:
-    `asked` items, `generated` of them for their answers, `kept` of those fit the context;
-    `lower_is_better` names the metrics for which that is so.
+    `asked` items, of which `generated` are asked for their answers; `fitting` are the unit's own of
+    those that fit the context. `lower_is_better` names the metrics for which that is so.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
