@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mixloop.controller.errors import BadInput
 from mixloop.evals.settings import BenchmarkSettings, EvalSettings, Launcher
 from mixloop.policies.guards import GuardSettings
+from mixloop.policies.observation import Goal
 from mixloop.trainer.job import (
     JobSource,
     LimitSettings,
@@ -48,6 +49,9 @@ class SourceSection(JobSource):
     """A named corpus, prepared by ``mixloop prepare``, and what policies may call it by."""
 
     tags: tuple[str, ...] = Field((), description="what it is: web, code, math, …")
+    tokens: Tokens | None = Field(
+        None, description="unique tokens, to plan with before the store is prepared"
+    )
 
 
 class PolicySection(Section):
@@ -101,6 +105,9 @@ class RunConfig(Section):
     sources: dict[Annotated[str, Field(pattern=NAME)], SourceSection] = Field(min_length=1)
     evals: EvalsSection = Field(default_factory=EvalsSection)
     policy: PolicySection = Field(default_factory=PolicySection)
+    objective: dict[str, Goal] = Field(
+        default_factory=dict, description="per benchmark: weight, target, max_drop"
+    )
     guards: GuardSettings = Field(default_factory=GuardSettings)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
     trainer: TrainerSection = Field(default_factory=TrainerSection)

@@ -338,7 +338,7 @@ class Controller:
         name = world.unrecorded[0]
         path = self.paths.checkpoints / name
         manifest = self._eyes.manifest(name)
-        records.checkpoint(self.journal, manifest, str(path))
+        records.checkpoint(self.journal, manifest, str(path), self._eyes.losses())
         self._hold()
         self.say(f"checkpoint at step {manifest.step} ({manifest.tokens:,} tokens)")
 

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -29,7 +29,8 @@ CREATE TABLE lease (
   counter INTEGER NOT NULL, started_at TEXT NOT NULL);
 CREATE TABLE checkpoints (
   step INTEGER PRIMARY KEY, tokens INTEGER NOT NULL, sample INTEGER NOT NULL, path TEXT NOT NULL,
-  phase TEXT, generation INTEGER NOT NULL, weights TEXT NOT NULL, seen_at TEXT NOT NULL);
+  phase TEXT, generation INTEGER NOT NULL, weights TEXT NOT NULL, seen_at TEXT NOT NULL,
+  drawn TEXT NOT NULL DEFAULT '{}', losses TEXT NOT NULL DEFAULT '{}');
 CREATE TABLE evaluations (
   step INTEGER PRIMARY KEY REFERENCES checkpoints(step), state TEXT NOT NULL
     CHECK (state IN ('running', 'scored', 'failed')),
@@ -60,11 +61,17 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_pending ON outbox(seq) WHERE done_at IS NULL;
 """
 
+# what brings a journal of an earlier version up to the next one
+_UPGRADES = {
+    1: "ALTER TABLE checkpoints ADD COLUMN drawn TEXT NOT NULL DEFAULT '{}';"
+    "ALTER TABLE checkpoints ADD COLUMN losses TEXT NOT NULL DEFAULT '{}';",
+}
+
 Row = dict[str, Any]
 
 _JSON_COLUMNS = frozenset(
     {"weights", "weights_before", "weights_proposed", "weights_after", "plan", "guards", "evidence"}
-    | {"scorecard", "payload", "detail"}
+    | {"scorecard", "payload", "detail", "drawn", "losses"}
 )
 
 
@@ -112,10 +119,18 @@ class Journal:
                 if not self._has_tables()
                 else ""
             )
-        elif version != SCHEMA_VERSION:
+        elif version in _UPGRADES and create:
+            self._upgrade(version)
+        elif version != SCHEMA_VERSION and version not in _UPGRADES:
             raise JournalError(
                 f"{self.path}: journal version {version}, this mixloop reads {SCHEMA_VERSION}"
             )
+
+    def _upgrade(self, version: int) -> None:
+        steps = "".join(_UPGRADES[old] for old in range(version, SCHEMA_VERSION))
+        self._db.executescript(
+            f"BEGIN IMMEDIATE;{steps}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
+        )
 
     def _has_tables(self) -> bool:
         found = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'lease'").fetchone()

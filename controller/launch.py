@@ -31,7 +31,7 @@ def job_of(config: RunConfig) -> Job:
         seed=config.run.seed,
         budget=config.budget,
         sources={
-            name: JobSource.model_validate(source.model_dump(exclude={"tags"}))
+            name: JobSource.model_validate(source.model_dump(include=set(JobSource.model_fields)))
             for name, source in config.sources.items()
         },
         limits=trainer.limits,

@@ -9,11 +9,13 @@ from typing import Any
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import Journal
+from mixloop.controller.propose import guard_settings, remaining
 from mixloop.controller.steering import Steering, steer_all
 from mixloop.policies import (
     BenchmarkScore,
     Difference,
     Evaluation,
+    Limits,
     Metric,
     Observation,
     PastDecision,
@@ -45,7 +47,7 @@ def unique_tokens(config: RunConfig) -> dict[str, int]:
 def evaluations(journal: Journal, *, until: int | None = None) -> tuple[Evaluation, ...]:
     """Every scored checkpoint, oldest first, up to step ``until``."""
     rows = journal.rows(
-        "SELECT c.step, c.tokens, c.phase, c.generation, c.weights, e.scorecard FROM checkpoints c "
+        "SELECT c.*, e.scorecard FROM checkpoints c "
         "JOIN evaluations e USING (step) WHERE e.state = 'scored' AND c.step <= ? ORDER BY c.step",
         until if until is not None else 2**62,
     )
@@ -56,6 +58,8 @@ def evaluations(journal: Journal, *, until: int | None = None) -> tuple[Evaluati
             phase=row["phase"],
             generation=row["generation"],
             weights=row["weights"],
+            drawn=row.get("drawn", {}),
+            losses=row.get("losses", {}),
             benchmarks=benchmark_scores(row["scorecard"]),
         )
         for row in rows
@@ -122,6 +126,7 @@ def observation(
     """
     scored = evaluations(journal, until=step)
     newest = journal.value("SELECT MAX(generation) FROM orders WHERE rejected IS NULL") or 0
+    guards = guard_settings(config)
     sources = {}
     for name, source in config.sources.items():
         entry = status.sources.get(name)
@@ -144,10 +149,26 @@ def observation(
         in_force=status.in_force.generation >= newest,
         sources=sources,
         weights=dict(status.in_force.weights),
+        plan=_plan_ahead(journal, status),
         evaluations=scored,
+        every=config.evals.every or config.trainer.checkpoint_every or 0,
+        watch=tuple(config.evals.watch),
+        objective=config.objective,
+        limits=Limits(**guards.model_dump(include=set(Limits.model_fields))),
         steering={name: one.metric for name, one in steering(config, scored).items()},
         decisions=past_decisions(journal),
     )
+
+
+def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, float]], ...]:
+    """What the order in force does later, as the trainer will carry it out."""
+    row = journal.row(
+        "SELECT weights, plan FROM orders WHERE generation = ?", status.in_force.generation
+    )
+    if row is None or not row["plan"]:
+        return ()
+    _, left = remaining(row["weights"], row["plan"], status.tokens)
+    return tuple((until, weights) for until, weights in left)
 
 
 def digest(seen: Observation) -> str:

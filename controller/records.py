@@ -61,8 +61,10 @@ def start(journal: Journal, run: str, params: Json, initial: Weights) -> None:
         add_event(tx, journal.fence or 0, "started", {"params": params})
 
 
-def checkpoint(journal: Journal, manifest: Any, path: str) -> None:
-    """A complete checkpoint was seen."""
+def checkpoint(
+    journal: Journal, manifest: Any, path: str, losses: Mapping[str, float] | None = None
+) -> None:
+    """A complete checkpoint was seen; ``losses``: the training loss per source around it."""
     with journal.transaction() as tx:
         insert(
             tx,
@@ -74,6 +76,8 @@ def checkpoint(journal: Journal, manifest: Any, path: str) -> None:
             phase=manifest.phase,
             generation=manifest.in_force.generation,
             weights=dict(manifest.in_force.weights),
+            drawn={name: source.tokens for name, source in manifest.sources.items()},
+            losses=dict(losses or {}),
             seen_at=timestamp(),
         )
 

@@ -273,6 +273,11 @@ class Eyes:
         """The manifest of a checkpoint that the last look found."""
         return self._manifests.pop(name)
 
+    def losses(self) -> dict[str, float]:
+        """The training loss per source of the newest heartbeat, where it has one."""
+        known = self.status.sources.items() if self.status is not None else ()
+        return {name: source.loss for name, source in known if source.loss is not None}
+
     def _to_score(self, finished: bool) -> tuple[int | None, list[int]]:
         """The next checkpoint to score, and all that wait."""
         rows = self._journal.rows(

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from .observation import (
         BenchmarkScore,
         Evaluation,
+        Goal,
         Items,
+        Limits,
         Metric,
         MissingScore,
         Observation,
@@ -31,8 +33,10 @@ __all__ = [
     "Checkable",
     "Difference",
     "Evaluation",
+    "Goal",
     "Hold",
     "Items",
+    "Limits",
     "Metric",
     "MissingScore",
     "Observation",
@@ -54,8 +58,8 @@ __all__ = [
 _HOMES = {
     "errors": ["PolicyError"],
     "observation": [
-        "BenchmarkScore", "Evaluation", "Items", "Metric", "MissingScore", "Observation",
-        "PastDecision", "Source", "pooled_items",
+        "BenchmarkScore", "Evaluation", "Goal", "Items", "Limits", "Metric", "MissingScore",
+        "Observation", "PastDecision", "Source", "pooled_items",
     ],
     "paired": ["Difference", "paired_difference"],
     "protocol": ["Checkable", "Hold", "Policy", "Proposal", "reply_from_json", "reply_to_json"],

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from .paired import (
     Difference,
@@ -55,13 +55,19 @@ class BenchmarkScore(_Frozen):
 
 
 class Evaluation(_Frozen):
-    """The scores of one checkpoint. A benchmark that is missing is absent."""
+    """The scores of one checkpoint. A benchmark that is missing is absent.
+
+    ``drawn`` are the training tokens consumed per source up to this checkpoint, ``losses`` the
+    training loss per source around it; both empty where they weren't recorded.
+    """
 
     step: int
     tokens: int
     phase: Phase | None = None
     generation: int = 0
     weights: dict[str, float] = {}
+    drawn: dict[str, float] = {}
+    losses: dict[str, float] = {}
     benchmarks: dict[str, BenchmarkScore] = {}
 
 
@@ -73,6 +79,32 @@ class Source(_Frozen):
     standby: bool = False
     drawn: int = 0
     epochs: float = 0.0
+
+
+class Goal(_Frozen):
+    """What the run wants of one benchmark.
+
+    ``weight`` is its part in the objective, relative to the others'. Past ``target`` (a value of
+    the steering metric) further gains count for nothing. ``max_drop`` (in the same unit, 0 or
+    more) is how far it may fall below its best evaluation before the mixture is to be repaired.
+    """
+
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    target: float | None = Field(None, allow_inf_nan=False)
+    max_drop: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class Limits(_Frozen):
+    """The bounds that the guards will put on a proposal, for policies that plan within them.
+
+    ``max_epochs`` None: not enforced. ``dwell`` in training tokens.
+    """
+
+    max_epochs: float | None = None
+    max_change: float = 1.0
+    dwell: int = 0
+    floor: float = 0.0
+    cap: float = 1.0
 
 
 class PastDecision(_Frozen):
@@ -93,7 +125,10 @@ class Observation(_Frozen):
     """Everything known when a decision is due.
 
     ``in_force`` says whether the last order is already what the trainer consumes; ``weights`` are
-    the mixture in force. ``steering`` names each configured benchmark with the metric that steers.
+    the mixture in force, ``plan`` what the order in force does later: stretches ``(until_tokens,
+    weights)`` as in a proposal, empty when it just goes on. ``steering`` names each configured
+    benchmark with the metric that steers; ``watch`` the benchmarks that may veto but never steer.
+    ``every`` are the training tokens between two evaluations, 0 if that isn't known.
     """
 
     run: str = ""
@@ -106,8 +141,13 @@ class Observation(_Frozen):
     in_force: bool = True
     sources: dict[str, Source]
     weights: dict[str, float]
+    plan: tuple[tuple[int, dict[str, float]], ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
+    every: int = 0
     steering: dict[str, str] = {}
+    watch: tuple[str, ...] = ()
+    objective: dict[str, Goal] = {}
+    limits: Limits = Limits()
     decisions: tuple[PastDecision, ...] = ()
 
     def metric_for(self, benchmark: str) -> str:

@@ -1,0 +1,330 @@
+"""One policy on one world, through the controller's own decisions, under a virtual clock.
+
+The trainer is the world, the evaluation its ``evaluate``; what lies between (observation, verdict,
+guards, order and its plan) is the code that decides on a real run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixloop.controller import propose
+from mixloop.controller.children import Answer
+from mixloop.controller.config import RunConfig
+from mixloop.policies import (
+    BenchmarkScore,
+    Evaluation,
+    Limits,
+    Metric,
+    Observation,
+    PastDecision,
+    Policy,
+    Source,
+)
+from mixloop.policies.worlds.protocol import World
+from mixloop.trainer.contract import AcceptedOrder, OrderInForce, SourceStatus, Status
+
+Mixture = dict[str, float]
+Json = dict[str, Any]
+
+METRIC = "bits_per_byte"
+ITEMS = 100  # items behind a world's score, for the degrees of freedom of its tests
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One segment's end: tokens so far, the mixture that was consumed last, the scores without
+    noise, and the decision taken on it (None at the end of the budget)."""
+
+    tokens: int
+    weights: Mixture
+    truth: dict[str, float]
+    decision: Json | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Track:
+    """A whole simulated run, oldest moment first; ``drawn`` are tokens per source."""
+
+    moments: list[Moment] = field(default_factory=list)
+    drawn: Mixture = field(default_factory=dict)
+
+    @property
+    def final(self) -> float:
+        """Mean over the benchmarks of the last scores without noise."""
+        truth = self.moments[-1].truth
+        return sum(truth.values()) / len(truth)
+
+    def orders(self) -> list[Mixture]:
+        """The mixture asked for by each decision that changed it."""
+        decided = [m.decision for m in self.moments if m.decision is not None]
+        return [d["weights_after"] for d in decided if d["verdict"] == "intervene"]
+
+
+@dataclass
+class _Run:
+    """Where the simulated run is."""
+
+    config: RunConfig
+    world: World
+    segments: int
+    weights: Mixture
+    tokens: int = 0
+    generation: int = 0
+    plan: tuple[tuple[int, Mixture], ...] = ()
+    drawn: Mixture = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    decisions: list[PastDecision] = field(default_factory=list)
+    last_intervention: int | None = None
+    step: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.tokens >= self.config.budget
+
+
+def simulate(
+    world: World,
+    policy: Policy,
+    config: RunConfig,
+    *,
+    segments: int,
+    seed: int = 0,
+    start: Mapping[str, float] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Track:
+    """Run ``config`` in ``world``, which must have been reset, with ``policy`` deciding.
+
+    Args:
+        segments: evaluations in the budget, equally far apart.
+        seed: what the policy's observation carries.
+        start: the first mixture; without one, the configuration's.
+        clock: seconds, for the time each decision took.
+    """
+    sizes = {name: source.unique_tokens for name, source in world.sources.items()}
+    first = dict(start) if start is not None else config.start_weights(sizes)
+    run = _Run(config, world, segments, first, drawn=dict.fromkeys(world.sources, 0.0))
+    track = Track()
+    for index in range(1, segments + 1):
+        _advance(run, index * config.budget // segments)
+        run.step = index
+        run.evaluations.append(_evaluation(run))
+        truth = _truth(run)
+        consumed = dict(run.weights)
+        decision, seconds = (None, 0.0)
+        if not run.finished:
+            decision, seconds = _decide(run, policy, seed, clock)
+        track.moments.append(Moment(run.tokens, consumed, truth, decision, seconds))
+    track.drawn = run.drawn
+    return track
+
+
+def _advance(run: _Run, until: int) -> None:
+    """Train to ``until`` tokens; the plan's stretches change the mixture at their exact token."""
+    while run.tokens < until:
+        left = [(end, mixture) for end, mixture in run.plan if end > run.tokens]
+        if run.plan:
+            run.weights = dict(left[0][1] if left else run.plan[-1][1])
+        end = min(until, left[0][0]) if len(left) > 1 else until
+        span = end - run.tokens
+        run.world.advance(run.weights, span)
+        for name, weight in run.weights.items():
+            run.drawn[name] = run.drawn.get(name, 0.0) + weight * span
+        run.tokens = end
+    run.plan = tuple((end, mixture) for end, mixture in run.plan if end > run.tokens)
+    if run.plan:
+        run.weights = dict(run.plan[0][1])
+
+
+def _evaluation(run: _Run) -> Evaluation:
+    higher = frozenset(getattr(run.world, "higher_is_better", ()))
+    scores = {
+        name: BenchmarkScore(
+            metrics={
+                METRIC: Metric(value=value, stderr=stderr, n=ITEMS, higher_is_better=name in higher)
+            }
+        )
+        for name, (value, stderr) in run.world.evaluate().items()
+    }
+    return Evaluation(
+        step=run.step,
+        tokens=run.tokens,
+        phase=_optional(run.world, "phase"),
+        generation=run.generation,
+        weights=run.weights,
+        drawn=dict(run.drawn),
+        losses=_optional(run.world, "losses") or {},
+        benchmarks=scores,
+    )
+
+
+def _optional(world: World, name: str) -> Any:
+    found = getattr(world, name, None)
+    return found() if callable(found) else None
+
+
+def _truth(run: _Run) -> dict[str, float]:
+    truth = _optional(run.world, "truth")
+    if truth is not None:
+        return dict(truth)
+    return {n: s.metrics[METRIC].value for n, s in run.evaluations[-1].benchmarks.items()}
+
+
+def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) -> tuple[Json, float]:
+    seen = _observation(run, seed)
+    begun = clock()
+    answer = _answer(policy, seen)
+    seconds = clock() - begun
+    made = propose.decide(
+        answer,
+        seen,
+        run.config,
+        status=_status(run, seen),
+        last_intervention=run.last_intervention,
+        generation=run.generation + 1,
+    )
+    fields = made.fields
+    if made.order is not None:
+        run.generation = made.order["generation"]
+        run.weights = dict(made.order["weights"])
+        run.plan = tuple((until, dict(w)) for until, w in made.order["plan"])
+        run.last_intervention = run.tokens
+    run.decisions.append(
+        PastDecision(
+            id=f"d-{len(run.decisions) + 1:06d}",
+            step=run.step,
+            tokens=run.tokens,
+            verdict=fields["verdict"],
+            generation=run.generation if made.order is not None else None,
+            weights_before=fields["weights_before"],
+            weights_after=fields["weights_after"],
+            rule=fields["evidence"].get("rule"),
+            evidence=fields["evidence"],
+        )
+    )
+    return fields, seconds
+
+
+def _answer(policy: Policy, seen: Observation) -> Answer:
+    """The policy's reply, or why there is none: one that raises costs one decision here too."""
+    try:
+        reply = policy.decide(seen)
+        return Answer(reply.kind, reply.model_dump(mode="json"))
+    except Exception as error:
+        return Answer("failed", {"reason": f"{type(error).__name__}: {error}"})
+
+
+def _observation(run: _Run, seed: int) -> Observation:
+    delay = int(getattr(run.world, "delay", 0))
+    guards = propose.guard_settings(run.config)
+    scored = run.evaluations[: len(run.evaluations) - delay]
+    steering = dict.fromkeys(run.world.benchmarks, METRIC)
+    watch = tuple(run.config.evals.watch)
+    return Observation(
+        run=run.config.run.id,
+        step=run.step,
+        tokens=run.tokens,
+        budget=run.config.budget,
+        phase=_optional(run.world, "phase"),
+        seed=seed,
+        generation=run.generation,
+        sources=_sources(run),
+        weights=run.weights,
+        plan=run.plan,
+        evaluations=tuple(scored),
+        every=run.config.budget // run.segments,
+        steering={name: metric for name, metric in steering.items() if name not in watch},
+        watch=watch,
+        objective=run.config.objective,
+        limits=Limits(**guards.model_dump(include=set(Limits.model_fields))),
+        decisions=tuple(run.decisions),
+    )
+
+
+def _sources(run: _Run) -> dict[str, Source]:
+    return {
+        name: Source(
+            unique_tokens=source.unique_tokens,
+            tags=source.tags,
+            standby=source.standby,
+            drawn=round(run.drawn[name]),
+            epochs=run.drawn[name] / source.unique_tokens,
+        )
+        for name, source in run.world.sources.items()
+    }
+
+
+def _status(run: _Run, seen: Observation) -> Status:
+    """The heartbeat a trainer would write now."""
+    return Status(
+        run=seen.run,
+        incarnation=1,
+        pid=0,
+        host="",
+        step=run.step,
+        sample=run.tokens,
+        tokens=run.tokens,
+        budget=run.config.budget,
+        lr=None,
+        phase=seen.phase,
+        loss=None,
+        grad_norm=None,
+        tokens_per_second=None,
+        sources={
+            name: SourceStatus(source.drawn, source.epochs, source.unique_tokens)
+            for name, source in seen.sources.items()
+        },
+        accepted=AcceptedOrder(1, run.generation),
+        in_force=OrderInForce(1, run.generation, 0, 0, run.weights),
+    )
+
+
+def virtual_config(
+    world: World,
+    *,
+    policy: str = "static",
+    options: Mapping[str, Any] | None = None,
+    guards: Mapping[str, Any] | None = None,
+    segments: int = 40,
+    budget: int | None = None,
+    tags: Mapping[str, Sequence[str]] | None = None,
+) -> RunConfig:
+    """A run configuration for a world that comes without one."""
+    whole = budget or getattr(world, "budget", None) or segments * 10**9
+    sources = {
+        name: {
+            "path": f"data/{name}",
+            "tags": list((tags or {}).get(name, source.tags)),
+            "standby": source.standby,
+            "tokens": source.unique_tokens,
+        }
+        for name, source in world.sources.items()
+    }
+    return RunConfig.model_validate(
+        {
+            "run": {"id": "simulation", "dir": "simulation"},
+            "budget": whole,
+            "sources": sources,
+            "evals": {"every": max(1, whole // segments)},
+            "policy": {"use": policy, "with": dict(options or {})},
+            "guards": dict(guards or {}),
+            "trainer": {"sequence_length": 2, "micro_batch": 1, "poll_every": 1},
+        }
+    )
+
+
+def uniform_start(world: World, max_epochs: float | None, budget: int) -> Mixture:
+    """The uniform mixture, brought inside the cap on epochs over the whole budget."""
+    from mixloop.policies.waterfill import water_fill
+
+    even = {n: 1 / len(world.sources) for n, s in world.sources.items() if not s.standby}
+    limit = max_epochs if max_epochs is not None else float("inf")
+    bounds = {n: (0.0, limit * s.unique_tokens / budget) for n, s in world.sources.items()}
+    filled = water_fill(even, {n: bounds[n] for n in even})
+    if filled is None:
+        return even
+    return dict.fromkeys(world.sources, 0.0) | filled

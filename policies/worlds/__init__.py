@@ -1,0 +1,13 @@
+"""Worlds: small models of how benchmarks answer to a mixture, to measure policies on.
+
+A policy that is good only here is not good: worlds show what a policy does wrong, not that it is
+right. ``protocol`` says what a world of one's own has to offer.
+"""
+
+from __future__ import annotations
+
+from .families import Dilution, Exponential, Power
+from .optimum import best_static
+from .protocol import World, WorldSource
+
+__all__ = ["Dilution", "Exponential", "Power", "World", "WorldSource", "best_static"]

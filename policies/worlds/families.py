@@ -1,0 +1,253 @@
+"""Three families of analytic worlds: power law with transfer, exponential law, dilution.
+
+Every constant is drawn from the seed. Arrays are over sources (k) or benchmarks (m); amounts of
+data are in units, one unit being one segment's tokens. Losses are in bits per byte.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .optimum import best_static
+from .protocol import WorldSource
+
+Array = NDArray[np.float64]
+
+R_STAR = 15.39
+"""Repetition's half-life in epochs (Muennighoff et al. 2023, arXiv 2305.16264, eq. 5)."""
+INFINITE = 10**15
+
+
+def effective(drawn: Array, unique: Array) -> Array:
+    """Unique-token worth of ``drawn`` tokens: ``U + U R* (1 - exp(-(D/U - 1)/R*))`` past an epoch.
+
+    (Muennighoff et al. 2023, arXiv 2305.16264, eq. 5.)
+    """
+    repeats = np.maximum(drawn / unique - 1, 0)
+    return np.where(drawn <= unique, drawn, unique * (1 + R_STAR * -np.expm1(-repeats / R_STAR)))
+
+
+class _Analytic:
+    """What the families share: sizes, tags, noise, and a state that mixtures move.
+
+    Args:
+        k, m: sources and benchmarks.
+        segments: evaluations in the whole budget, one unit of tokens each.
+        sigma: standard deviation of an evaluation's noise, bits per byte.
+        max_epochs: the cap that the static optimum respects (None: none).
+        scarce: whether sources are of finite size (6 or 2 units, all but the first at random).
+        unit: tokens of one unit.
+        delay: segments that a score comes late.
+        missing: probability that a benchmark is missing from an evaluation.
+        anneal: how far every loss falls by itself over the last tenth of the budget.
+    """
+
+    family: ClassVar[str]
+
+    def __init__(
+        self,
+        k: int = 5,
+        m: int = 4,
+        segments: int = 40,
+        sigma: float = 0.004,
+        max_epochs: float | None = 5.0,
+        scarce: bool = True,
+        unit: int = 10**9,
+        delay: int = 0,
+        missing: float = 0.0,
+        anneal: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.k, self.m, self.segments, self.sigma = k, m, segments, sigma
+        self.max_epochs, self.scarce, self.unit = max_epochs, scarce, unit
+        self.delay, self.missing, self.anneal = delay, missing, anneal
+        self.budget = segments * unit
+        self.benchmarks = tuple(f"bench-{index}" for index in range(m))
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Draw the world and its noise from the seed, and go back to the start."""
+        family = sum(map(ord, self.family))
+        drawing, self._noise = (
+            np.random.default_rng([seed, self.k, self.m, family, stream]) for stream in range(2)
+        )
+        self.unique = self._sizes(drawing)
+        affinity = self._draw(drawing)
+        names = [f"source-{index:02d}" for index in range(self.k)]
+        best = affinity.argmax(axis=1)
+        self.sources = {
+            name: WorldSource(
+                unique_tokens=int(min(self.unique[i] * self.unit, INFINITE)),
+                tags=tuple(b for b, s in zip(self.benchmarks, best, strict=True) if s == i),
+            )
+            for i, name in enumerate(names)
+        }
+        self._names = names
+        self.time = 0.0
+        self.state = self.start()
+
+    def _sizes(self, drawing: np.random.Generator) -> Array:
+        drawn = drawing.choice([math.inf, 6.0, 2.0], size=self.k)
+        drawn[0] = math.inf
+        if not self.scarce:
+            drawn[:] = math.inf
+        return np.asarray(np.minimum(drawn, INFINITE / self.unit))
+
+    def advance(self, weights: Mapping[str, float], tokens: int) -> None:
+        """Consume ``tokens`` of the mixture."""
+        shares = np.array([weights.get(name, 0.0) for name in self._names])
+        part = tokens / self.unit
+        self.state = self.step(self.state, shares, part, self.time)
+        self.time += part
+
+    def truth(self) -> dict[str, float]:
+        """Every benchmark's loss now, without noise."""
+        values = self.losses_at(self.state) - self._annealed(self.time)
+        return dict(zip(self.benchmarks, map(float, values), strict=True))
+
+    def evaluate(self) -> dict[str, tuple[float, float]]:
+        """Every benchmark's loss with fresh noise, and the noise's standard deviation."""
+        noise = self._noise.normal(0, 1, self.m) * self.sigma
+        absent = self._noise.random(self.m) < self.missing
+        scored = zip(self.truth().items(), noise, absent, strict=True)
+        return {
+            name: (value + float(n), self.sigma) for (name, value), n, gone in scored if not gone
+        }
+
+    def phase(self) -> str | None:
+        """The learning rate's phase, where the world has one: decay is the last tenth."""
+        if not self._has_phases():
+            return None
+        return "decay" if self.time >= 0.9 * self.segments - 1e-9 else "stable"
+
+    def optimum(self) -> dict[str, float]:
+        """The best constant mixture that respects the cap on epochs."""
+        most = np.full(self.k, 1.0)
+        if self.max_epochs is not None:
+            most = np.minimum(1.0, self.max_epochs * self.unique / self.segments)
+        best = best_static(self.final, most)
+        return dict(zip(self._names, map(float, best), strict=True))
+
+    def final(self, mixtures: Array) -> Array:
+        """Mean loss at the end of the budget of constant mixtures, shape (n, k) to (n,)."""
+        state = self.whole(mixtures)
+        return np.asarray(self.losses_at(state).mean(axis=-1) - self._annealed(self.segments))
+
+    def whole(self, mixtures: Array) -> Any:
+        """The state after the whole budget under constant mixtures."""
+        return mixtures * self.segments
+
+    def _annealed(self, time: float) -> float:
+        into = max(0.0, time / self.segments - 0.9) / 0.1
+        return self.anneal * min(1.0, into)
+
+    def _has_phases(self) -> bool:
+        return self.anneal > 0
+
+    def start(self) -> Any:
+        """The state before the first token: nothing drawn."""
+        return np.zeros(self.k)
+
+    def step(self, state: Any, shares: Array, part: float, time: float) -> Any:
+        """The state after ``part`` units at ``shares``, begun at ``time`` units."""
+        return state + shares * part
+
+    def losses_at(self, state: Any) -> Array:
+        """Losses (…, m) of a state (…, k)."""
+        raise NotImplementedError
+
+    def _draw(self, drawing: np.random.Generator) -> Array:
+        """Draw the constants; returns how much each source does for each benchmark, (m, k)."""
+        raise NotImplementedError
+
+
+class Power(_Analytic):
+    """P: ``L = eps + beta (A eff(D) + 0.05)^-alpha`` with a transfer matrix A (m x k)."""
+
+    family = "P"
+
+    def _draw(self, drawing: np.random.Generator) -> Array:
+        transfer = drawing.gamma(0.4, size=(self.m, self.k)) + 0.02
+        self.transfer = transfer / transfer.sum(axis=1, keepdims=True)
+        self.eps = drawing.uniform(0.4, 0.8, self.m)
+        self.beta = drawing.uniform(0.8, 2.0, self.m)
+        self.alpha = drawing.uniform(0.15, 0.45, self.m)
+        return np.asarray(self.transfer)
+
+    def losses_at(self, state: Any) -> Array:
+        """Losses (…, m) of tokens drawn (…, k)."""
+        worth = effective(state, self.unique) @ self.transfer.T
+        return np.asarray(self.eps + self.beta * (worth + 0.05) ** -self.alpha)
+
+
+class Exponential(_Analytic):
+    """E: an exponential mixing law on effective shares, times a power law in tokens.
+
+    ``L = eps + kappa exp(clip(t e, -6, 2)) (1 + beta (sum D + 0.3)^-alpha)`` with
+    ``e = eff(D) / sum D`` (Ye et al. 2024, arXiv 2403.16952).
+    """
+
+    family = "E"
+
+    def _draw(self, drawing: np.random.Generator) -> Array:
+        law = drawing.normal(0, 1.2, size=(self.m, self.k))
+        law -= law.mean(axis=1, keepdims=True)
+        law[np.arange(self.m), drawing.integers(0, self.k, self.m)] -= 2.5
+        self.law = law
+        self.eps = drawing.uniform(0.4, 0.8, self.m)
+        self.kappa = drawing.uniform(0.25, 0.6, self.m)
+        self.beta = drawing.uniform(0.8, 2.0, self.m)
+        self.alpha = drawing.uniform(0.15, 0.45, self.m)
+        return -law
+
+    def losses_at(self, state: Any) -> Array:
+        """Losses (…, m) of tokens drawn (…, k)."""
+        total = np.maximum(state.sum(axis=-1, keepdims=True), 1e-12)
+        share = effective(state, self.unique) / total
+        mixing = np.exp(np.clip(share @ self.law.T, -6, 2))
+        return np.asarray(
+            self.eps + self.kappa * mixing * (1 + self.beta * (total + 0.3) ** -self.alpha)
+        )
+
+
+class Dilution(Power):
+    """D: a memory that fades, is diluted by small shares, and takes more in while annealing.
+
+    ``M <- 0.985 M + (eff(D + w) - eff(D)) sqrt(w / (w + 0.03)) (3 in the last tenth, else 1)`` per
+    segment, and ``L = eps + beta (A M + 0.05)^-alpha``. The state is (D, M), shape (…, 2, k).
+    """
+
+    family = "D"
+
+    def start(self) -> Any:
+        """No tokens and no memory."""
+        return np.zeros((2, self.k))
+
+    def step(self, state: Any, shares: Array, part: float, time: float) -> Any:
+        """The memory after ``part`` units at ``shares``."""
+        drawn, memory = state[..., 0, :], state[..., 1, :]
+        after = drawn + shares * part
+        gain = effective(after, self.unique) - effective(drawn, self.unique)
+        keen = 3.0 if time >= 0.9 * self.segments - 1e-9 else 1.0
+        kept = 0.985**part * memory + gain * np.sqrt(shares / (shares + 0.03)) * keen
+        return np.stack([after, kept], axis=-2)
+
+    def whole(self, mixtures: Array) -> Any:
+        """Segment after segment."""
+        state = np.zeros((*mixtures.shape[:-1], 2, self.k))
+        for time in range(self.segments):
+            state = self.step(state, mixtures, 1.0, time)
+        return state
+
+    def losses_at(self, state: Any) -> Array:
+        """Losses (…, m) of a state (…, 2, k)."""
+        worth = state[..., 1, :] @ self.transfer.T
+        return np.asarray(self.eps + self.beta * (worth + 0.05) ** -self.alpha)
+
+    def _has_phases(self) -> bool:
+        return True
