@@ -10,7 +10,7 @@ import pytest
 
 from mixloop.controller.simulation import Track, simulate, uniform_start, virtual_config
 from mixloop.policies import Proposal, load_policy
-from mixloop.policies.worlds import Dilution, Exponential, Power, World
+from mixloop.policies.worlds import Dilution, Exponential, Flat, Power, World
 from mixloop.policies.worlds.families import R_STAR, effective
 
 FAMILIES = [Power, Exponential, Dilution]
@@ -120,3 +120,9 @@ def test_a_policy_that_raises_costs_its_decisions_only() -> None:
     decisions = [moment.decision for moment in track.moments[:-1]]
     assert all(d is not None and "no idea" in d["reason"] for d in decisions)
     assert not track.orders()
+
+
+def test_a_flat_world_answers_every_mixture_alike() -> None:
+    world = Flat(seed=4)
+    mixtures = np.random.default_rng(0).dirichlet(np.ones(5), 20)
+    assert np.ptp(world.final(mixtures)) < 1e-12

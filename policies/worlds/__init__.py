@@ -6,8 +6,8 @@ right. ``protocol`` says what a world of one's own has to offer.
 
 from __future__ import annotations
 
-from .families import Dilution, Exponential, Power
+from .families import Dilution, Exponential, Flat, Power
 from .optimum import best_static
 from .protocol import World, WorldSource
 
-__all__ = ["Dilution", "Exponential", "Power", "World", "WorldSource", "best_static"]
+__all__ = ["Dilution", "Exponential", "Flat", "Power", "World", "WorldSource", "best_static"]

@@ -251,3 +251,17 @@ class Dilution(Power):
 
     def _has_phases(self) -> bool:
         return True
+
+
+class Flat(Power):
+    """F: a power law in tokens that every mixture follows alike. Nothing is to be gained here."""
+
+    family = "F"
+
+    def _draw(self, drawing: np.random.Generator) -> Array:
+        affinity = super()._draw(drawing)
+        self.transfer = np.full((self.m, self.k), 1 / self.k)
+        return affinity
+
+    def _sizes(self, drawing: np.random.Generator) -> Array:
+        return np.full(self.k, INFINITE / self.unit)
