@@ -23,8 +23,11 @@ WARMING = "per-item outcomes"
 
 @dataclass(frozen=True)
 class Answered:
-    """What a policy did in one situation: ``reply`` is whatever it returned, ``error`` what it
-    raised, ``refusal`` why its own ``check`` would not have let such a run start."""
+    """What a policy did in one situation.
+
+    ``seen`` is the observation without its history; ``reply`` whatever it returned, ``error`` what
+    it raised, ``refusal`` why its own ``check`` would not have let such a run start.
+    """
 
     situation: str
     seen: Observation
@@ -74,14 +77,15 @@ class Subject:
 
     def _ask(self, situation: str) -> Answered:
         seen = self.observation(situation)
-        given, policy = copy.deepcopy(seen), self.build()
+        policy = self.build()
         refusal = _refusal(policy, seen)
+        kept = copy.deepcopy(seen.model_copy(update={"evaluations": (), "decisions": ()}))
         begun = self.clock()
         try:
-            reply = policy.decide(given)
+            reply = policy.decide(seen)
         except Exception as error:
-            return Answered(situation, seen, error=error, refusal=refusal)
-        return Answered(situation, seen, reply, None, refusal, self.clock() - begun)
+            return Answered(situation, kept, error=error, refusal=refusal)
+        return Answered(situation, kept, reply, None, refusal, self.clock() - begun)
 
     def was_told_of(self, word: str) -> bool:
         """Whether an option names this source or tag."""
