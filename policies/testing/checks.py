@@ -13,6 +13,7 @@ from math import fsum
 
 from ..errors import PolicyError
 from ..guards import GuardContext, GuardSettings, GuardSource, apply_guards, total_variation
+from ..mixtures import in_force
 from ..observation import Observation
 from ..protocol import Hold, Policy, Proposal, reply_from_json, reply_to_json
 from .outside import OTHER, outside_state, shaken
@@ -234,7 +235,7 @@ def _guarding(seen: Observation) -> tuple[GuardContext, GuardSettings]:
     limits["dwell"] = 0  # whether it is time for a change is the guards' business
     context = GuardContext(
         sources={n: GuardSource(s.unique_tokens, s.standby) for n, s in seen.sources.items()},
-        weights={n: seen.weights.get(n, 0.0) for n in seen.sources},
+        weights=in_force(seen),
         drawn={n: float(s.drawn) for n, s in seen.sources.items()},
         tokens=seen.tokens,
         budget=seen.budget or 10**18,
