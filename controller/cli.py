@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mixloop.controller import policies_command
 from mixloop.controller.errors import BadInput
 
 app = typer.Typer(
@@ -349,6 +350,9 @@ def demo(
     from mixloop.controller.demo import run_demo
 
     raise SystemExit(run_demo(directory, control=control_only, seed=seed, budget=budget))
+
+
+app.add_typer(policies_command.app, name="policies")
 
 
 def main() -> None:

@@ -59,6 +59,20 @@ def policy_names() -> list[str]:
     return sorted({*_BUILTIN, *(entry.name for entry in entry_points(group=GROUP))})
 
 
+def policy_origin(ref: str) -> str:
+    """Where a policy comes from: ``built in``, the package that brings it, a file or a module."""
+    if ref in _BUILTIN:
+        return "built in"
+    if ":" in ref:
+        return "a file" if _is_file(ref.rpartition(":")[0]) else "a module"
+    found = [entry for entry in entry_points(group=GROUP) if entry.name == ref]
+    if not found:
+        return "nowhere"
+    package = found[0].dist
+    version = f"{package.name} {package.version}, " if package else ""
+    return f"{version}{found[0].value}"
+
+
 def policy_class(ref: str, *, base: Path | str | None = None) -> type[Any]:
     """The class ``ref`` names, unbuilt.
 

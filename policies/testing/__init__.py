@@ -14,7 +14,7 @@ call each with a ``subject(…)``. On the command line: ``mixloop policies test 
 from __future__ import annotations
 
 from .checks import Check
-from .hardships import SITUATIONS, Names
+from .hardships import ORDINARY, SITUATIONS, Names
 from .situations import BENCHMARKS, SOURCES, many_sources, run_so_far
 from .subject import Subject, subject
 from .suite import (
@@ -29,6 +29,7 @@ from .suite import (
 
 __all__ = [
     "BENCHMARKS",
+    "ORDINARY",
     "SITUATIONS",
     "SLOW",
     "SOURCES",
