@@ -44,9 +44,9 @@ class Odm:
     def decide(self, observation: Observation) -> Proposal | Hold:
         """The bandit's next distribution over the sources."""
         names = arms(observation)
-        if not any(source_losses(observation, names)):
-            return Hold("odm: no loss of any source is known yet", {"rule": "odm"})
         rewards, count = self._replayed(observation, names)
+        if count == 0:
+            return Hold("odm: no loss of any source is known yet", {"rule": "odm"})
         chosen = distribution(rewards, count)
         top = max(rewards, key=lambda name: rewards[name])
         reason = f"odm: {top} has the highest estimated reward after {count} updates"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -291,3 +293,12 @@ def test_situations_are_the_same_every_time() -> None:
     for name in SITUATIONS:
         one, two = (trial.observation(name).model_dump_json() for _ in range(2))
         assert one == two
+
+
+def test_the_suite_needs_neither_pytest_nor_anything_heavy() -> None:
+    code = (
+        "import sys, mixloop.policies.testing as t; assert t.check_policy('static').passed;"
+        "heavy = {'pytest', 'torch', 'optuna', 'scipy', 'numpy'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
