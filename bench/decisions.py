@@ -27,7 +27,7 @@ from mixloop.policies.testing import BENCHMARKS, many_sources, run_so_far
 
 LIMITS = {"bayes": 2.0, "law": 2.0}  # seconds; the others 0.05
 HEAVY = ("torch", "optuna", "scipy", "numpy")
-EVENLY = {name: 1 / 64 for name in many_sources(64)}
+EVENLY = dict.fromkeys(many_sources(64), 1 / 64)
 
 # rules that look at everything: each benchmark alone and all together, by trend, level and lag
 RULES: dict[str, Any] = {
