@@ -63,7 +63,7 @@ def mixture_at(track: Track, tokens: int) -> dict[str, float]:
 def test_smollm2_with_a_ledger_that_only_reports():
     config, track = replay(None)
     stages = config.policy.options["stages"]
-    for stage, inside in zip(stages, (5 * T, 7 * T, 9 * T, 109 * 10**11 // 10), strict=True):
+    for stage, inside in zip(stages, (5 * T, 7 * T, 9 * T, 109 * T // 10), strict=True):
         assert mixture_at(track, inside) == pytest.approx(stage["weights"]), stage["name"]
     assert epochs_at(track, config, "starcoderdata", 8 * T) == pytest.approx(4.0, abs=1e-9)
     assert epochs_at(track, config, "openwebmath", 8 * T) == pytest.approx(25 / 3, abs=1e-9)
