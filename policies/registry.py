@@ -20,7 +20,13 @@ from .protocol import Policy
 
 GROUP = "mixloop.policies"
 KEY = "policy.use"
-_BUILTIN = {"static": ".static:Static", "rules": ".rules:Rules"}
+_BUILTIN = {
+    "ado": ".ado:Ado",
+    "odm": ".odm:Odm",
+    "proportional": ".proportional:Proportional",
+    "rules": ".rules:Rules",
+    "static": ".static:Static",
+}
 _FORMS = "write a name, package.module:Class or ./file.py:Class"
 
 
