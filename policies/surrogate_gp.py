@@ -43,6 +43,19 @@ class Process:
         variance = np.maximum(self.signal - (solved**2).sum(axis=0), 0.0)
         return mean, self.scale * np.sqrt(variance)
 
+    def sample(self, mixtures: Array, draws: int, drawing: np.random.Generator) -> Array:
+        """Joint draws (draws, n) of the noise-free value at mixtures (n, k)."""
+        from scipy.linalg import solve_triangular
+
+        roots = np.sqrt(mixtures)
+        cross = self.signal * _matern(_distance(roots, self.inputs, self.lengths))
+        own = self.signal * _matern(_distance(roots, roots, self.lengths))
+        solved = solve_triangular(self.cholesky, cross.T, lower=True)
+        left = np.linalg.cholesky(own - solved.T @ solved + 1e-6 * self.signal * np.eye(len(own)))
+        noise = drawing.standard_normal((len(own), draws))
+        drawn = (cross @ self.weights)[:, None] + left @ noise
+        return np.asarray(self.centre + self.scale * drawn.T)
+
 
 def fit_process(
     mixtures: Array, values: Array, stderr: Array | None = None, iterations: int = 60

@@ -39,6 +39,12 @@ class LogLinear:
         slope = _slopes(mixtures, self.coefficients)
         return np.asarray(np.sqrt(np.einsum("ni,ij,nj->n", slope, self.covariance, slope)))
 
+    def sample(self, mixtures: Array, draws: int, drawing: np.random.Generator) -> Array:
+        """Values (draws, n) of laws drawn around this one."""
+        centre = np.concatenate([self.coefficients, [self.offset]])
+        laws = drawing.multivariate_normal(centre, self.covariance, draws, method="eigh")
+        return np.asarray(laws[:, -1:] + np.exp(np.minimum(laws[:, :-1] @ mixtures.T, 50.0)))
+
 
 def fit_log_linear(mixtures: Array, values: Array, weights: Array | None = None) -> LogLinear:
     """Least squares, coefficients shrunk towards one another.

@@ -6,7 +6,7 @@ compared by cross-validation in ``bench/regmix.py``; ``law+gp`` is what a search
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,10 @@ class Surrogate(Protocol):
         """Mean and standard error (n,) of the noise-free value at mixtures (n, k)."""
         ...
 
+    def sample(self, mixtures: Array, draws: int, drawing: np.random.Generator) -> Array:
+        """Joint draws (draws, n) of the noise-free values at mixtures (n, k)."""
+        ...
+
 
 @dataclass(frozen=True)
 class Law:
@@ -39,6 +43,10 @@ class Law:
     def predict(self, mixtures: Array) -> tuple[Array, Array]:
         """The law's value and its standard error."""
         return self.law.mean(mixtures), self.law.spread(mixtures)
+
+    def sample(self, mixtures: Array, draws: int, drawing: np.random.Generator) -> Array:
+        """Laws drawn around the fitted one."""
+        return self.law.sample(mixtures, draws, drawing)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,10 @@ class LawProcess:
         """Sum of the two means; the process's error, for the law's own is in what it leaves."""
         rest, spread = self.rest.predict(mixtures)
         return self.law.mean(mixtures) + rest, spread
+
+    def sample(self, mixtures: Array, draws: int, drawing: np.random.Generator) -> Array:
+        """The law plus draws of the process."""
+        return self.law.mean(mixtures) + self.rest.sample(mixtures, draws, drawing)
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,12 @@ class Ridge:
         variance = np.einsum("ni,ij,nj->n", design, self.covariance, design)
         return self.centre + design @ self.coefficients, np.sqrt(np.maximum(variance, 0.0))
 
+    def sample(self, mixtures: Array, draws: int, drawing: np.random.Generator) -> Array:
+        """Regressions drawn around the fitted one."""
+        design = (self.features(mixtures) - self.shift) / self.scale
+        drawn = drawing.multivariate_normal(self.coefficients, self.covariance, draws)
+        return np.asarray(self.centre + drawn @ design.T)
+
 
 @dataclass(frozen=True)
 class Ensemble:
@@ -84,6 +102,11 @@ class Ensemble:
         means = np.array([mean for mean, _ in found])
         variances = np.array([spread**2 for _, spread in found])
         return means.mean(axis=0), np.sqrt(variances.mean(axis=0) + means.var(axis=0))
+
+    def sample(self, mixtures: Array, draws: int, drawing: np.random.Generator) -> Array:
+        """Draws of the members in turn."""
+        found = [member.sample(mixtures, draws, drawing) for member in self.members]
+        return np.array([found[draw % len(found)][draw] for draw in range(draws)])
 
 
 def logarithms(mixtures: Array) -> Array:
@@ -169,12 +192,40 @@ def fit(kind: str, mixtures: Array, values: Array, stderr: Array | None = None) 
 
 
 def cross_validate(
-    kind: str, mixtures: Array, values: Array, folds: int = 5, seed: int = 0
+    kind: str,
+    mixtures: Array,
+    values: Array,
+    folds: int = 5,
+    seed: int = 0,
+    stderr: Array | None = None,
 ) -> Array:
     """What each run's value (n,) is predicted to be by a fit to the other folds' runs."""
     shuffled = np.random.default_rng(seed).permutation(len(values))
     predicted = np.empty(len(values))
     for fold in np.array_split(shuffled, folds):
         rest = np.setdiff1d(shuffled, fold)
-        predicted[fold] = fit(kind, mixtures[rest], values[rest]).predict(mixtures[fold])[0]
+        known = None if stderr is None else stderr[rest]
+        predicted[fold] = fit(kind, mixtures[rest], values[rest], known).predict(mixtures[fold])[0]
     return predicted
+
+
+def choose_kind(
+    kinds: Sequence[str],
+    mixtures: Array,
+    values: Array,
+    stderr: Array | None = None,
+    folds: int = 5,
+    seed: int = 0,
+) -> tuple[str, dict[str, float]]:
+    """The kind that predicts runs it has not seen best, and every kind's error.
+
+    Errors are root mean squares, out of fold. With fewer than two runs a fold the last kind is
+    taken, untried.
+    """
+    if len(values) < 2 * folds:
+        return kinds[-1], {}
+    errors = {}
+    for kind in kinds:
+        predicted = cross_validate(kind, mixtures, values, folds, seed, stderr)
+        errors[kind] = float(np.sqrt(np.mean((predicted - values) ** 2)))
+    return min(errors, key=lambda kind: errors[kind]), errors
