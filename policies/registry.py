@@ -23,6 +23,7 @@ KEY = "policy.use"
 _BUILTIN = {
     "ado": ".ado:Ado",
     "odm": ".odm:Odm",
+    "olmix": ".olmix:Olmix",
     "proportional": ".proportional:Proportional",
     "rules": ".rules:Rules",
     "static": ".static:Static",
