@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from mixloop.controller.errors import BadInput
+from mixloop.controller.search_command import search
 
 app = typer.Typer(
     name="mixloop",
@@ -312,6 +313,9 @@ def samples(
     from mixloop.controller import show
 
     show.console().print(samples_table(found))
+
+
+app.command()(search)
 
 
 @app.command()

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mixloop.controller.errors import BadInput
+from mixloop.controller.search_settings import SearchSection
 from mixloop.evals.settings import BenchmarkSettings, EvalSettings, Launcher
 from mixloop.policies.guards import GuardSettings
 from mixloop.policies.observation import Goal
@@ -112,6 +113,7 @@ class RunConfig(Section):
     tracking: TrackingSection = Field(default_factory=TrackingSection)
     trainer: TrainerSection = Field(default_factory=TrainerSection)
     controller: ControllerSection = Field(default_factory=ControllerSection)
+    search: SearchSection = Field(default_factory=SearchSection)
     schema_version: Literal[1] = Field(1, alias="schema")
 
     @field_validator("budget")
@@ -149,6 +151,7 @@ class RunConfig(Section):
                 "run": self.run.model_copy(update={"dir": run_dir}),
                 "sources": sources,
                 "evals": _evals_at(self.evals, base),
+                "search": self.search.at(base),
                 "trainer": trainer.model_copy(
                     update={key: base / path if path else None for key, path in places.items()}
                 ),

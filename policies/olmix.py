@@ -203,9 +203,7 @@ def _minimise(
         jac=True,
         method="SLSQP",
         bounds=[(0.0, float(top)) for top in high],
-        constraints=[
-            {"type": "eq", "fun": lambda p: p.sum() - 1, "jac": lambda p: np.ones_like(p)}
-        ],
+        constraints=[{"type": "eq", "fun": lambda p: p.sum() - 1, "jac": np.ones_like}],
         options={"maxiter": 300, "ftol": 1e-10},
     )
     return [float(weight) for weight in _legal(np.clip(found.x, 0, high), high)]
