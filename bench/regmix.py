@@ -48,7 +48,8 @@ def predict(kind: str, proxies: Runs, mixtures: np.ndarray) -> np.ndarray:
 
 def ranks(predicted: np.ndarray, measured: Runs) -> dict[str, dict[str, Any]]:
     """Per domain and for their mean: the pick's rank among the measured runs, and Spearman's."""
-    targets = dict(zip(measured.domains, zip(predicted.T, measured.losses.T, strict=True)))
+    pairs = zip(predicted.T, measured.losses.T, strict=True)
+    targets = dict(zip(measured.domains, pairs, strict=True))
     targets[MEAN] = (predicted.mean(axis=1), measured.losses.mean(axis=1))
     return {name: _rank(guess, truth) for name, (guess, truth) in targets.items()}
 

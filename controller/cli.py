@@ -14,6 +14,7 @@ import typer
 
 from mixloop.controller import policies_command
 from mixloop.controller.errors import BadInput
+from mixloop.controller.search_command import search
 
 app = typer.Typer(
     name="mixloop",
@@ -313,6 +314,9 @@ def samples(
     from mixloop.controller import show
 
     show.console().print(samples_table(found))
+
+
+app.command()(search)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,11 @@ def _bare(names: Sequence[str]) -> tuple[str, ...]:
     """Names without what they all begin and end with (``train_the_pile_``, ``_val_loss``)."""
     if len(names) < 2:
         return tuple(names)
-    front = os.path.commonprefix(list(names))
-    back = os.path.commonprefix([name[::-1] for name in names])
-    return tuple(name[len(front) : len(name) - len(back)] or name for name in names)
+    front, back = _alike(names), _alike([name[::-1] for name in names])
+    return tuple(name[front : len(name) - back] or name for name in names)
+
+
+def _alike(names: Sequence[str]) -> int:
+    """How many characters all names begin with alike."""
+    columns = zip(*names, strict=False)  # as far as the shortest goes
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))

@@ -7,6 +7,7 @@ the starting mixture, with no source above its epochs over the whole budget.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ class Olmix:
         if sum(problem.most.values()) < 1 - 1e-9:
             cap = f"{self.options.max_epochs:g} epochs"
             return Hold(f"olmix: the sources are too small for the budget at {cap}", _RULE)
-        target, evidence = problem.solve()
+        target, evidence = self._target(problem, observation)
         if not still_reaching(observation, target, "olmix"):
             return Hold("olmix: the mixture it computed was reached", {**_RULE, **evidence})
         left = total_variation(in_force(observation), target)
@@ -112,6 +113,24 @@ class Olmix:
             f"{left:.3g} of the tokens to move"
         )
         return Proposal(target, reason, evidence={**_RULE, **evidence, "distance": left})
+
+    def _target(
+        self, problem: _Problem, observation: Observation
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """The mixture, and what it rests on: as an earlier decision recorded it, else computed."""
+        mark = problem.mark()
+        for decision in reversed(observation.decisions):
+            known = decision.evidence.get("target")
+            if decision.evidence.get("problem") == mark and isinstance(known, dict):
+                return {name: float(w) for name, w in known.items()}, dict(decision.evidence)
+        target, predicted = problem.solve()
+        proxies = len(self.points)
+        return target, {
+            "problem": mark,
+            "target": target,
+            "predicted": predicted,
+            "proxies": proxies,
+        }
 
 
 _RULE: dict[str, Any] = {"rule": "olmix"}
@@ -140,8 +159,13 @@ class _Problem:
         total = math.fsum(weights) or 1.0
         self.importance = [weight / total for weight in weights]
 
-    def solve(self) -> tuple[dict[str, float], dict[str, Any]]:
-        """The mixture, and what it rests on."""
+    def mark(self) -> str:
+        """Identity of what is solved: with the same, an earlier answer is this one."""
+        parts = (self.points, self.kl, self.start, self.most, self.scored, self.importance)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def solve(self) -> tuple[dict[str, float], dict[str, float]]:
+        """The mixture, and the loss it is predicted to have per benchmark."""
         import numpy as np
 
         names = list(self.most)
@@ -160,7 +184,7 @@ class _Problem:
             benchmark: float(law.mean(mixture)[0])
             for benchmark, law in zip(self.scored, laws, strict=True)
         }
-        return target, {"predicted": predicted, "proxies": len(self.points)}
+        return target, predicted
 
     def _law(self, benchmark: str, names: Sequence[str]) -> LogLinear:
         import numpy as np
@@ -203,9 +227,7 @@ def _minimise(
         jac=True,
         method="SLSQP",
         bounds=[(0.0, float(top)) for top in high],
-        constraints=[
-            {"type": "eq", "fun": lambda p: p.sum() - 1, "jac": lambda p: np.ones_like(p)}
-        ],
+        constraints=[{"type": "eq", "fun": lambda p: p.sum() - 1, "jac": np.ones_like}],
         options={"maxiter": 300, "ftol": 1e-10},
     )
     return [float(weight) for weight in _legal(np.clip(found.x, 0, high), high)]

@@ -105,7 +105,7 @@ def _matern(radius: Array) -> Array:
     return np.asarray((1 + ROOT5 * radius + 5 / 3 * radius**2) * np.exp(-ROOT5 * radius))
 
 
-def _solve(cholesky: Array, right: Array) -> Array:
+def _solve(cholesky: NDArray[Any], right: Array) -> Array:
     from scipy.linalg import cho_solve
 
     return np.asarray(cho_solve((cholesky, True), right))

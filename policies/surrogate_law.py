@@ -79,7 +79,7 @@ def fit_log_linear(mixtures: Array, values: Array, weights: Array | None = None)
     slope = jacobian(found.x)
     fitted = residuals(found.x)[: len(values)]
     free = max(1.0, len(values) - _parameters(slope, len(values)))
-    covariance = np.linalg.pinv(slope.T @ slope) * float(fitted @ fitted) / free
+    covariance = np.asarray(np.linalg.pinv(slope.T @ slope) * float(fitted @ fitted) / free, float)
     return LogLinear(float(found.x[-1]), found.x[:-1], covariance)
 
 
