@@ -46,8 +46,9 @@ class GuardContext:
     include the lead until a switch takes effect; ``horizon`` is the tokens from there to the next
     decision, ``budget`` the whole run's. ``last_intervention_tokens`` is where the last
     intervention came into force, None before the first; ``order_pending`` says that an order is
-    out that the trainer doesn't follow yet. ``declared``: a stage approved in advance;
-    ``operator``: an order of a person.
+    out that the trainer doesn't follow yet. ``plan`` is what the order in force does by itself, as
+    stretches ``(until_tokens, weights)``, the first of which is now. ``declared``: a stage approved
+    in advance; ``operator``: an order of a person.
     """
 
     sources: Mapping[str, GuardSource]
@@ -58,6 +59,7 @@ class GuardContext:
     horizon: int
     last_intervention_tokens: int | None = None
     order_pending: bool = False
+    plan: tuple[tuple[int, Mapping[str, float]], ...] = ()
     declared: bool = False
     operator: bool = False
 

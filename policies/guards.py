@@ -125,12 +125,22 @@ def _named(weights: Mapping[str, float], context: GuardContext) -> dict[str, flo
 def _first_length(context: GuardContext, plan: Sequence[Stretch]) -> float:
     """Tokens of the first stretch, within the budget: to its end, at least to the next decision.
 
-    Only a declared plan switches by itself, so only its first stretch may be shorter than that.
+    Only a declared plan, or the one in force, is sure to be followed: only its first stretch may
+    be shorter than that.
     """
     end: float = plan[0][0] if plan else context.tokens
-    if not (context.declared and len(plan) > 1):
+    sure = context.declared or _same_plan(plan, context.plan)
+    if not (sure and len(plan) > 1):
         end = max(end, context.tokens + context.horizon)
     return max(0.0, min(end, context.budget) - context.tokens)
+
+
+def _same_plan(one: Sequence[Stretch], other: Sequence[Stretch]) -> bool:
+    """Whether two plans are the same order."""
+    if [until for until, _ in one] != [until for until, _ in other]:
+        return False
+    pairs = zip(one, other, strict=True)
+    return all(total_variation(mine, theirs) <= SAME for (_, mine), (_, theirs) in pairs)
 
 
 # --- the order of the guards ------------------------------------------------------------------
@@ -316,7 +326,8 @@ def _conclude(going: _Pass, requested: dict[str, float]) -> GuardResult:
         going.note("operator", "blocked", detail)
         return GuardResult("refused", None, tuple(going.notes), nearest=nearest)
     change = total_variation(going.weights, context.weights)
-    if change <= SAME:
+    planned = context.declared and not _same_plan(going.plan, context.plan)
+    if change <= SAME and not planned:
         going.note("result", "blocked", "nothing is left to change")
         return GuardResult("hold", None, tuple(going.notes))
     if altered > SAME and change > settings.max_change and not context.declared:

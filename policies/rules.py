@@ -16,6 +16,7 @@ from .moves import CannotMove, Moved, carry_out, check_move, giving, receiving, 
 from .observation import Observation, PastDecision
 from .protocol import Hold, Proposal, jsonable
 from .rules_options import Condition, Intervention, RulesOptions
+from .stages import carry_on, is_declared, stage_due, stage_names
 from .units import format_tokens
 
 # a change that waits for a person, or that a person turned down, must not be asked for again at
@@ -58,6 +59,8 @@ class Rules:
         """Raise ``PolicyError`` for a source, tag (``sources``: name to tags) or benchmark that
         the run doesn't have."""
         check_names("source", self.options.initial or {}, sources, "policy.with.initial")
+        for index, stage in enumerate(self.options.stages):
+            check_names("source", stage.weights, sources, f"policy.with.stages.{index}.weights")
         for index, rule in enumerate(self.options.interventions):
             where = f"policy.with.interventions.{index}"
             check_move(rule.move, sources, f"{where}.move")
@@ -74,6 +77,30 @@ class Rules:
         initial = self.options.initial
         if initial is not None and still_reaching(observation, initial, "initial"):
             return _to_initial(observation, initial)
+        stages = self.options.stages
+        due = stage_due(stages, observation) if stages else None
+        if due is not None:
+            return due
+        reply = self._intervene(observation)
+        if not stages:
+            return reply
+        # whatever is ordered now, by this policy or the guards, carries the later stages along
+        evidence = {**reply.evidence, "stages": stage_names(stages, observation)}
+        if isinstance(reply, Hold):
+            return Hold(reply.reason, evidence, reply.verdict)
+        plan = carry_on(stages, observation, reply.weights)
+        return Proposal(reply.weights, reply.reason, plan, evidence)
+
+    def declares(
+        self,
+        observation: Observation,
+        weights: Mapping[str, float],
+        plan: Sequence[tuple[int, Mapping[str, float]]],
+    ) -> bool:
+        """Whether a proposal is nothing but what the configured stages declare."""
+        return is_declared(self.options.stages, observation, weights, plan)
+
+    def _intervene(self, observation: Observation) -> Proposal | Hold:
         findings = [_examine(rule, observation) for rule in self.options.interventions]
         firing = [finding for finding in findings if finding.holds]
         moved, stuck = self._move(firing, observation)

@@ -26,6 +26,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from .mixtures import Mixture
 from .observation import Phase
 from .protocol import OptionsModel
+from .stages import Stage, check_order
 from .units import Tokens, parse_tokens
 
 
@@ -178,10 +179,12 @@ class Intervention(OptionsModel):
 
 
 class RulesOptions(OptionsModel):
-    """``initial``: a mixture to move to first. ``combine``: all rules that hold fire together,
-    except where one would take what another gives."""
+    """``initial``: a mixture to move to first. ``stages``: mixtures declared in advance, instead.
+    ``combine``: all rules that hold fire together, except where one would take what another
+    gives."""
 
     initial: Mixture | None = None
+    stages: tuple[Stage, ...] = ()
     interventions: tuple[Intervention, ...] = ()
     combine: bool = False
 
@@ -195,3 +198,10 @@ class RulesOptions(OptionsModel):
                 raise ValueError(f"the name {rule.name!r} {taken}; rename one")
             seen.add(rule.name)
         return value
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> RulesOptions:
+        check_order(self.stages)
+        if self.stages and self.initial is not None:
+            raise ValueError("give initial or stages, not both: the first stage is the initial one")
+        return self
