@@ -97,6 +97,12 @@ class ControllerSection(Section):
     )
 
 
+class SimulateSection(Section):
+    """What ``mixloop simulate`` runs this configuration in."""
+
+    world: str = Field("power", description="a world's name, module:Class or ./file.py:Class")
+
+
 class RunConfig(Section):
     """A whole run. :func:`load_config` makes one from a file."""
 
@@ -112,6 +118,7 @@ class RunConfig(Section):
     tracking: TrackingSection = Field(default_factory=TrackingSection)
     trainer: TrainerSection = Field(default_factory=TrainerSection)
     controller: ControllerSection = Field(default_factory=ControllerSection)
+    simulate: SimulateSection = Field(default_factory=SimulateSection)
     schema_version: Literal[1] = Field(1, alias="schema")
 
     @field_validator("budget")
