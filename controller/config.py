@@ -107,6 +107,12 @@ class ControllerSection(Section):
     )
 
 
+class SimulateSection(Section):
+    """What ``mixloop simulate`` runs this configuration in."""
+
+    world: str = Field("power", description="a world's name, module:Class or ./file.py:Class")
+
+
 class RunConfig(Section):
     """A whole run. :func:`load_config` makes one from a file."""
 
@@ -123,6 +129,7 @@ class RunConfig(Section):
     trainer: TrainerSection = Field(default_factory=TrainerSection)
     controller: ControllerSection = Field(default_factory=ControllerSection)
     search: SearchSection = Field(default_factory=SearchSection)
+    simulate: SimulateSection = Field(default_factory=SimulateSection)
     schema_version: Literal[1] = Field(1, alias="schema")
 
     @field_validator("budget")

@@ -44,6 +44,27 @@ def unique_tokens(config: RunConfig) -> dict[str, int]:
     return found
 
 
+def planned_tokens(config: RunConfig) -> dict[str, int]:
+    """Unique tokens of each source to plan with: its store's, else those that run.yaml states.
+
+    Raises:
+        BadInput: for a source that has neither, naming source and path.
+    """
+    from mixloop.trainer.job import JobError
+    from mixloop.trainer.store import read_header
+
+    found = {}
+    for name, source in config.sources.items():
+        try:
+            found[name] = read_header(source.path).tokens
+        except JobError as error:
+            if not source.tokens:
+                mend = f"prepare it, or plan with `sources.{name}.tokens: 250B`"
+                raise BadInput(f"sources.{name}.path: {error}; {mend}") from None
+            found[name] = source.tokens
+    return found
+
+
 def evaluations(journal: Journal, *, until: int | None = None) -> tuple[Evaluation, ...]:
     """Every scored checkpoint, oldest first, up to step ``until``."""
     rows = journal.rows(
