@@ -1,0 +1,168 @@
+"""``bayes``: Bayesian optimisation of the mixture inside the run, one trial per segment.
+
+Every call rebuilds what is believed from the run's history: there is no state beside it. The first
+few segments try mixtures around the centre where a Gaussian process knows least (``bayes_fit``);
+from then on the mixture with the best posterior mean for the rest of the budget is approached,
+never the best one observed. Where the evidence that mixtures matter is weak, the mixture goes back
+to the centre and the verdict is ``inconclusive``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bayes_explore import next_trial
+from .bayes_fit import fit, total_evidence
+from .bayes_history import History, read_history
+from .bayes_options import BayesOptions
+from .bayes_plan import Outlook, best_mixture, confine
+from .mixtures import check_names, in_force, total_variation
+from .observation import Observation
+from .protocol import Hold, Proposal
+
+Array = NDArray[np.float64]
+
+SAME = 1e-3  # total variation that isn't worth an order
+
+
+@dataclass(frozen=True)
+class _Situation:
+    """One decision: the run as arrays over ``history.names``, the mixture in force and centre."""
+
+    observation: Observation
+    history: History
+    current: Array
+    centre: Array
+    most: Array
+    left: float
+
+    def named(self, weights: Array) -> dict[str, float]:
+        pairs = zip(self.history.names, map(float, weights), strict=True)
+        return {name: weight for name, weight in pairs if name in self.observation.sources}
+
+
+class Bayes:
+    """Tries mixtures in the run's first segments, then goes where the posterior mean is best."""
+
+    Options = BayesOptions
+
+    def __init__(self, options: BayesOptions | None = None) -> None:
+        self.options = options or BayesOptions()
+
+    def check(self, sources: Mapping[str, Sequence[str]], benchmarks: Sequence[str]) -> None:
+        """Raise ``PolicyError`` for a source in the prior that the run doesn't have."""
+        for weights in self.options.prior.mixtures():
+            check_names("source", weights, sources, "policy.with.prior")
+
+    def decide(self, observation: Observation) -> Proposal | Hold:
+        """A trial, a step towards the best mixture, or back to the centre."""
+        history = read_history(observation)
+        usable = [n for n, s in observation.sources.items() if self.options.standby or not s.standby]
+        if len(usable) < 2:
+            return Hold("bayes: fewer than two sources to choose between", _evidence("hold"))
+        if not history.series:
+            reason = "bayes: no score in bits per byte yet"
+            return Hold(reason, _evidence("hold"), verdict="inconclusive")
+        at = self._situation(observation, history)
+        if at.left <= 0:
+            return Hold("bayes: nothing is left of the budget", _evidence("hold"))
+        return self._explore(at) if self._exploring(at) else self._exploit(at)
+
+    def _situation(self, observation: Observation, history: History) -> _Situation:
+        names = history.names
+        weights = in_force(observation)
+        current = np.array([weights.get(name, 0.0) for name in names])
+        left = max(0.0, (observation.budget - observation.tokens) / history.unit)
+        most = _most(observation, history, max(left, 1.0), self.options.standby)
+        centre = confine(self._centre(observation, names), most)
+        return _Situation(observation, history, current, centre, most, left)
+
+    def _centre(self, observation: Observation, names: Sequence[str]) -> Array:
+        """The run's first mixture, drawn towards the prior's."""
+        start = observation.decisions[0].weights_before if observation.decisions else {}
+        start = start or (observation.evaluations[0].weights if observation.evaluations else {})
+        begin = np.array([max(0.0, start.get(name, 0.0)) for name in names])
+        if begin.sum() <= 0:
+            weights = in_force(observation)
+            begin = np.array([weights.get(name, 0.0) for name in names])
+        prior = self.options.prior
+        if prior.weights is None:
+            return begin / begin.sum()
+        aim = np.array([prior.weights.get(name, 0.0) for name in names])
+        return (1 - prior.strength) * begin / begin.sum() + prior.strength * aim
+
+    def _exploring(self, at: _Situation) -> bool:
+        limit = self.options.explore
+        if limit is None:
+            limit = min(10, len(at.observation.sources) + 2)
+        early = at.observation.tokens <= 0.3 * at.observation.budget
+        return early and len(at.observation.evaluations) < limit
+
+    def _outlook(self, at: _Situation) -> Outlook:
+        history = at.history
+        until = float(history.drawn.sum() + at.left)
+        reference = history.shares[-1]
+        effects = fit(history, reference, until)
+        return Outlook(history, effects, at.left, at.most, at.centre, reference)
+
+    def _explore(self, at: _Situation) -> Proposal | Hold:
+        weights = next_trial(
+            self._outlook(at), at.current, at.observation, self.options, at.history.trials
+        )
+        reason = f"bayes: trial {at.history.trials + 1}, where the model knows least"
+        return Proposal(at.named(weights), reason, evidence=_evidence("explore"))
+
+    def _exploit(self, at: _Situation) -> Proposal | Hold:
+        outlook = self._outlook(at)
+        found = total_evidence(outlook.effects)
+        best, gain, error = best_mixture(outlook, self.options.caution, at.current)
+        facts = _evidence("exploit", log_bayes_factor=found, gain=gain, stderr=error)
+        if not outlook.effects or found < self.options.evidence or gain <= 0:
+            return self._back(at, facts)
+        weights = _towards(at.current, best, at.observation.limits.max_change)
+        if total_variation(at.named(weights), at.named(at.current)) <= SAME:
+            return Hold(f"bayes: the best mixture is in force, {_worth(gain, error)}", facts)
+        reason = f"bayes: towards the best posterior mean, {_worth(gain, error)}"
+        facts |= {"aim": at.named(best)}
+        return Proposal(at.named(weights), reason, evidence=facts)
+
+    def _back(self, at: _Situation, facts: dict[str, Any]) -> Proposal | Hold:
+        """Weak evidence: to the centre, and there hold."""
+        change = total_variation(at.named(at.current), at.named(at.centre))
+        why = f"log Bayes factor {facts['log_bayes_factor']:.2g} that mixtures matter"
+        if change <= SAME:
+            return Hold(f"bayes: inconclusive, {why}", facts, verdict="inconclusive")
+        weights = _towards(at.current, at.centre, at.observation.limits.max_change)
+        return Proposal(at.named(weights), f"bayes: back to the centre, {why}", evidence=facts)
+
+
+def _most(observation: Observation, history: History, left: float, standby: bool) -> Array:
+    """The greatest share of each source that holds for the rest of the budget."""
+    limits, most = observation.limits, []
+    for name, drawn, unique in zip(history.names, history.drawn, history.unique, strict=True):
+        source = observation.sources.get(name)
+        if source is None or (source.standby and not standby):
+            most.append(0.0)
+            continue
+        epochs = limits.max_epochs
+        room = np.inf if epochs is None else max(0.0, epochs * unique - drawn) / left
+        most.append(min(limits.cap, float(room), 1.0))
+    return np.array(most)
+
+
+def _towards(current: Array, aim: Array, limit: float) -> Array:
+    change = float(np.abs(aim - current).sum()) / 2
+    return aim if change <= limit else np.asarray(current + (aim - current) * (limit / change))
+
+
+def _worth(gain: float, error: float) -> str:
+    return f"worth {gain:.3g} ± {error:.2g} bits per byte at the end of the budget"
+
+
+def _evidence(rule: str, **facts: float) -> dict[str, Any]:
+    return {"rule": rule} | facts
