@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bayes_explore import next_trial
-from .bayes_fit import fit, total_evidence
+from .bayes_explore import Region, next_trial, towards
+from .bayes_fit import fit
 from .bayes_history import History, read_history
 from .bayes_options import BayesOptions
-from .bayes_plan import Outlook, best_mixture, confine
+from .bayes_plan import Best, Outlook, best_mixture, confine
 from .mixtures import check_names, in_force, total_variation
 from .observation import Observation
 from .protocol import Hold, Proposal
@@ -62,7 +62,9 @@ class Bayes:
     def decide(self, observation: Observation) -> Proposal | Hold:
         """A trial, a step towards the best mixture, or back to the centre."""
         history = read_history(observation)
-        usable = [n for n, s in observation.sources.items() if self.options.standby or not s.standby]
+        usable = [
+            n for n, s in observation.sources.items() if self.options.standby or not s.standby
+        ]
         if len(usable) < 2:
             return Hold("bayes: fewer than two sources to choose between", _evidence("hold"))
         if not history.series:
@@ -103,32 +105,41 @@ class Bayes:
         early = at.observation.tokens <= 0.3 * at.observation.budget
         return early and len(at.observation.evaluations) < limit
 
-    def _outlook(self, at: _Situation) -> Outlook:
+    def _outlook(self, at: _Situation) -> Outlook | None:
         history = at.history
         until = float(history.drawn.sum() + at.left)
-        reference = history.shares[-1]
-        effects = fit(history, reference, until)
-        return Outlook(history, effects, at.left, at.most, at.centre, reference)
+        shares = history.shares[-1]
+        beliefs = fit(history, shares, until)
+        if beliefs is None:
+            return None
+        return Outlook(history, beliefs, at.left, at.most, at.centre, shares)
 
     def _explore(self, at: _Situation) -> Proposal | Hold:
-        weights = next_trial(
-            self._outlook(at), at.current, at.observation, self.options, at.history.trials
-        )
+        weights = self._trial(at)
         reason = f"bayes: trial {at.history.trials + 1}, where the model knows least"
         return Proposal(at.named(weights), reason, evidence=_evidence("explore"))
 
+    def _trial(self, at: _Situation) -> Array:
+        region = Region(
+            at.current, at.centre, at.most, at.observation.limits.max_change, self.options.radius
+        )
+        drawing = np.random.default_rng([at.observation.seed, at.history.trials])
+        return next_trial(drawing, region, at.history, self._outlook(at))
+
     def _exploit(self, at: _Situation) -> Proposal | Hold:
         outlook = self._outlook(at)
-        found = total_evidence(outlook.effects)
-        best, gain, error = best_mixture(outlook, self.options.caution, at.current)
-        facts = _evidence("exploit", log_bayes_factor=found, gain=gain, stderr=error)
-        if not outlook.effects or found < self.options.evidence or gain <= 0:
+        if outlook is None:
+            return self._back(at, _evidence("exploit", log_bayes_factor=0.0))
+        best = best_mixture(outlook, self.options.caution, at.current)
+        found = outlook.beliefs.evidence
+        facts = _evidence("exploit", log_bayes_factor=found, gain=best.gain, stderr=best.stderr)
+        if found < self.options.evidence or best.gain <= 0:
             return self._back(at, facts)
-        weights = _towards(at.current, best, at.observation.limits.max_change)
+        weights = towards(at.current, best.weights, at.observation.limits.max_change)
         if total_variation(at.named(weights), at.named(at.current)) <= SAME:
-            return Hold(f"bayes: the best mixture is in force, {_worth(gain, error)}", facts)
-        reason = f"bayes: towards the best posterior mean, {_worth(gain, error)}"
-        facts |= {"aim": at.named(best)}
+            return Hold(f"bayes: the best mixture is in force, {_worth(best)}", facts)
+        reason = f"bayes: towards the best posterior mean, {_worth(best)}"
+        facts |= {"aim": at.named(best.weights)}
         return Proposal(at.named(weights), reason, evidence=facts)
 
     def _back(self, at: _Situation, facts: dict[str, Any]) -> Proposal | Hold:
@@ -137,7 +148,7 @@ class Bayes:
         why = f"log Bayes factor {facts['log_bayes_factor']:.2g} that mixtures matter"
         if change <= SAME:
             return Hold(f"bayes: inconclusive, {why}", facts, verdict="inconclusive")
-        weights = _towards(at.current, at.centre, at.observation.limits.max_change)
+        weights = towards(at.current, at.centre, at.observation.limits.max_change)
         return Proposal(at.named(weights), f"bayes: back to the centre, {why}", evidence=facts)
 
 
@@ -155,13 +166,8 @@ def _most(observation: Observation, history: History, left: float, standby: bool
     return np.array(most)
 
 
-def _towards(current: Array, aim: Array, limit: float) -> Array:
-    change = float(np.abs(aim - current).sum()) / 2
-    return aim if change <= limit else np.asarray(current + (aim - current) * (limit / change))
-
-
-def _worth(gain: float, error: float) -> str:
-    return f"worth {gain:.3g} ± {error:.2g} bits per byte at the end of the budget"
+def _worth(best: Best) -> str:
+    return f"worth {best.gain:.3g} ± {best.stderr:.2g} bits per byte at the end of the budget"
 
 
 def _evidence(rule: str, **facts: float) -> dict[str, Any]:

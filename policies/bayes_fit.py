@@ -16,7 +16,6 @@ exponential in the shares is the mixing law of Ye et al. 2024 (arXiv 2403.16952)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,16 +37,34 @@ NEGLIGIBLE = 1e-3  # probability of a hypothesis that is not worth carrying on
 
 
 @dataclass(frozen=True)
-class Effect:
-    """What is believed of one benchmark: h hypotheses about eps and the scale of t.
+class Beliefs:
+    """What is believed of the benchmarks: h hypotheses, each about one of them.
 
-    ``probability`` (h,), ``floor`` eps (h,), ``level`` log(L - eps) at the end of the budget under
-    the shares s0 (h,), ``slope`` t (h, k) and its covariance (h, k, k). ``evidence`` is the log
-    Bayes factor of "mixtures matter" over "they don't".
+    ``owner`` (h,) is the benchmark's index, ``weight`` (h,) its part in the objective times the
+    hypothesis's probability (they sum to 1), ``floor`` eps (h,), ``level`` log(L - eps) at the end
+    of the budget under the shares s0 (h,), ``slope`` t (h, k) and its ``covariance`` (h, k, k).
+    ``evidence`` is the log Bayes factor of "mixtures matter" over "they don't", all benchmarks
+    together.
     """
 
-    name: str
-    weight: float
+    owner: NDArray[np.int64]
+    weight: Array
+    floor: Array
+    level: Array
+    slope: Array
+    covariance: Array
+    evidence: float
+
+    @property
+    def reducible(self) -> Array:
+        """What each hypothesis adds to the objective's reducible part, (h,)."""
+        return np.asarray(self.weight * np.exp(self.level))
+
+
+@dataclass(frozen=True)
+class _Hypotheses:
+    """One benchmark's: as in ``Beliefs``, with probabilities that sum to 1."""
+
     probability: Array
     floor: Array
     level: Array
@@ -58,8 +75,8 @@ class Effect:
 
 def fit(
     history: History, centre: Array, until: float, slope: Array | None = None
-) -> tuple[Effect, ...]:
-    """The effect of the mixture on every benchmark with at least two scores.
+) -> Beliefs | None:
+    """The effect of the mixture on every benchmark with at least two scores; None without any.
 
     Args:
         history: the run so far.
@@ -68,82 +85,76 @@ def fit(
         slope: what is expected of t before the run, (k,); nothing if not given.
     """
     expected = np.zeros(len(history.names)) if slope is None else slope
-    return tuple(
-        _effect(history, series, centre, until, expected)
-        for series in history.series
-        if len(series.rows) > 1
+    known = [series for series in history.series if len(series.rows) > 1]
+    if not known:
+        return None
+    found = [_hypotheses(history, series, centre, until, expected) for series in known]
+    whole = sum(series.weight for series in known)
+    parts = [s.weight / whole * f.probability for s, f in zip(known, found, strict=True)]
+    return Beliefs(
+        owner=np.repeat(np.arange(len(found)), [len(f.floor) for f in found]),
+        weight=np.concatenate(parts),
+        floor=np.concatenate([f.floor for f in found]),
+        level=np.concatenate([f.level for f in found]),
+        slope=np.concatenate([f.slope for f in found]),
+        covariance=np.concatenate([f.covariance for f in found]),
+        evidence=float(sum(f.evidence for f in found)),
     )
 
 
-def _effect(
+def _hypotheses(
     history: History, series: Series, centre: Array, until: float, expected: Array
-) -> Effect:
-    least = series.loss.min()
-    parts = np.maximum(np.array(REDUCIBLE) * max(abs(least), 1e-6), 4 * series.noise.max())
-    floors = np.unique(least - parts)
-    moved = history.shares[series.rows] - centre
-    found = [
-        _given(history.tokens[series.rows], moved, series, float(floor), scale, until, expected)
-        for floor in floors
-        for scale in SCALES
-    ]
-    log_likelihood = np.array([f[0] for f in found])
-    null = np.array([scale == 0 for _ in floors for scale in SCALES])
-    evidence = _log_mean(log_likelihood[~null]) - _log_mean(log_likelihood[null])
-    probability = np.exp(log_likelihood - log_likelihood.max())
-    probability /= probability.sum()
-    kept = probability > NEGLIGIBLE
-    probability = probability[kept] / probability[kept].sum()
-    _, floor, level, slope, covariance = (
-        np.array([f[part] for f, keep in zip(found, kept, strict=True) if keep])
-        for part in range(5)
-    )
-    return Effect(
-        series.name, series.weight, probability, floor, level, slope, covariance, evidence
-    )
-
-
-def _given(
-    tokens: Array,
-    moved: Array,
-    series: Series,
-    floor: float,
-    scale: float,
-    until: float,
-    expected: Array,
-) -> tuple[float, float, float, Array, Array]:
-    """Log marginal likelihood, floor, level at the end, slope and its covariance given eps and the
-    scale of t."""
-    reducible = series.loss - floor
+) -> _Hypotheses:
+    """Every pair of eps and scale of t that is not negligible, given one benchmark's scores."""
+    tokens, moved = history.tokens[series.rows], history.shares[series.rows] - centre
+    floor, scale = (part.ravel() for part in np.meshgrid(_floors(series), SCALES, indexing="ij"))
+    reducible = series.loss - floor[:, None]
     trend = np.log((tokens + OFFSET) / (until + OFFSET))
-    mean = expected * (scale > 0)
-    # c has a broad prior about the first level, to be indifferent to the unit of the loss
-    about = np.log(reducible[0])
-    rest = np.log(reducible) - about + ALPHA[0] * trend - moved @ mean
-    smooth = LEVEL**2 + ALPHA[1] ** 2 * np.outer(trend, trend)
-    smooth = smooth + _bend(np.log(tokens), np.log(tokens))
-    linear = scale**2 * moved @ moved.T
-    lower = np.linalg.cholesky(smooth + linear + np.diag((series.noise / reducible) ** 2))
-    white = np.linalg.solve(lower, rest)
-    log_likelihood = -0.5 * white @ white - np.log(np.diag(lower)).sum() - np.log(reducible).sum()
-    cross = np.linalg.solve(lower, scale**2 * moved)
-    slope = mean + cross.T @ white
-    covariance = scale**2 * np.eye(len(mean)) - cross.T @ cross
-    ahead = LEVEL**2 + _bend(np.log(tokens), np.log([until]))[:, 0]
-    level = about + np.linalg.solve(lower, ahead) @ white
-    return float(log_likelihood), floor, float(level), slope, covariance
+    mean = np.where(scale[:, None] > 0, expected, 0.0)
+    about = np.log(reducible[:, :1])  # c's prior is about the first score: no unit matters
+    rest = np.log(reducible) - about + ALPHA[0] * trend - mean @ moved.T
+    smooth = LEVEL**2 + ALPHA[1] ** 2 * np.outer(trend, trend) + _bend(tokens, tokens)
+    noise = np.eye(len(tokens)) * ((series.noise / reducible) ** 2)[:, None, :]
+    kernel = smooth + (scale**2)[:, None, None] * (moved @ moved.T) + noise
+    lower = np.linalg.cholesky(kernel)
+    weighed = np.linalg.solve(kernel, rest[:, :, None])[:, :, 0]
+    determinant = np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(axis=1)
+    log_likelihood = -0.5 * (rest * weighed).sum(axis=1) - determinant
+    log_likelihood -= np.log(reducible).sum(axis=1)  # the density of L, not of its logarithm
+    probability, kept = _weigh(log_likelihood)
+    ahead = LEVEL**2 + _bend(tokens, np.array([until]))[:, 0]
+    variance = (scale[kept] ** 2)[:, None, None]
+    spread = moved.T @ np.linalg.solve(
+        kernel[kept], np.broadcast_to(moved, (len(kept), *moved.shape))
+    )
+    return _Hypotheses(
+        probability=probability,
+        floor=floor[kept],
+        level=about[kept, 0] + weighed[kept] @ ahead,
+        slope=mean[kept] + variance[:, :, 0] * (weighed[kept] @ moved),
+        covariance=variance * np.eye(len(expected)) - variance**2 * spread,
+        evidence=_log_mean(log_likelihood[scale > 0]) - _log_mean(log_likelihood[scale == 0]),
+    )
 
 
-def _bend(one: Array, other: Array | list[float]) -> Array:
-    distance = (one[:, None] - np.asarray(other)[None, :]) / BEND[1]
+def _floors(series: Series) -> Array:
+    least = series.loss.min()
+    left = np.array(REDUCIBLE) * max(abs(float(least)), 1e-6)
+    return np.unique(least - np.maximum(left, 4 * series.noise.max()))
+
+
+def _weigh(log_likelihood: Array) -> tuple[Array, NDArray[np.int64]]:
+    """Probabilities of the hypotheses worth carrying on, and their indices."""
+    probability = np.exp(log_likelihood - log_likelihood.max())
+    kept = np.flatnonzero(probability > NEGLIGIBLE * probability.sum())
+    return probability[kept] / probability[kept].sum(), kept
+
+
+def _bend(one: Array, other: Array) -> Array:
+    distance = np.log(one[:, None] / other[None, :]) / BEND[1]
     return np.asarray(BEND[0] ** 2 * np.exp(-0.5 * distance**2))
 
 
 def _log_mean(logs: Array) -> float:
     top = logs.max()
     return float(top + np.log(np.exp(logs - top).mean()))
-
-
-def total_evidence(effects: Sequence[Effect]) -> float:
-    """Log Bayes factor, over all benchmarks together, of "mixtures matter"."""
-    return float(sum(effect.evidence for effect in effects))

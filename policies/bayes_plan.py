@@ -7,32 +7,38 @@ over the simplex within the caps by exponentiated gradient (Kivinen & Warmuth 19
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .bayes_fit import Effect
+from .bayes_fit import Beliefs
 from .bayes_history import History, effective, worth
 
 Array = NDArray[np.float64]
+Cost = Callable[[Array], tuple[float, Array]]
 
-STEPS = 150
-LIMIT = 3.0  # no share makes more than exp(3) of a loss, as far as a linear law is believed
+STEPS = 100
+FLAT = 1e-7  # change of a share per step below which the descent has ended
+LIMIT = 3.0  # a linear law isn't believed beyond a factor of exp(3)
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """The rest of the budget: ``left`` units from ``history`` on, at most ``most`` (k,) of each
-    source; ``centre`` (k,) the mixture gains are counted from."""
+    """The rest of the budget, ``left`` units at most ``most`` (k,) of each source.
+
+    ``centre`` (k,) is the mixture that gains are counted from, ``shares`` (k,) the effective
+    shares s0 that the beliefs are about.
+    """
 
     history: History
-    effects: tuple[Effect, ...]
+    beliefs: Beliefs
     left: float
     most: Array
     centre: Array
-    shares: Array  # s0 of the effects, (k,)
+    shares: Array
 
     @property
     def until(self) -> float:
@@ -44,108 +50,116 @@ class Outlook:
         drawn = self.history.drawn + self.left * weights
         return np.asarray(effective(drawn, self.history.unique) / self.until - self.shares)
 
-    def loss(self, weights: Array) -> tuple[float, Array]:
-        """Expected objective at the end of the budget, and its gradient by the weights (k,)."""
-        moved = self.ahead(weights)
-        total, gradient = 0.0, np.zeros_like(moved)
-        for effect in self.effects:
-            risk = effect.covariance @ moved
-            shift = effect.slope @ moved + 0.5 * risk @ moved
-            parts = effect.probability * np.exp(effect.level + np.clip(shift, -LIMIT, LIMIT))
-            free = np.abs(shift) < LIMIT
-            total += effect.weight * float(parts.sum() + effect.probability @ effect.floor)
-            gradient += effect.weight * (parts * free) @ (effect.slope + risk)
-        by_weights = self.left / self.until * self._fresh(weights)
-        scale = self.scale()
-        return total / scale, gradient * by_weights / scale
+    def fresh(self, weights: Array) -> Array:
+        """Derivative of ``ahead`` by the weights, (k,)."""
+        drawn = self.history.drawn + self.left * weights
+        return self.left / self.until * worth(drawn, self.history.unique)
 
-    def _fresh(self, weights: Array) -> Array:
-        return worth(self.history.drawn + self.left * weights, self.history.unique)
+    def loss(self, moved: Array) -> tuple[float, Array]:
+        """Expected objective at the end of the budget with the effective shares s0 + moved (k,),
+        and its gradient by them. Uncertainty costs: the mean of exp of a Gaussian is more than
+        exp of its mean."""
+        held = self.beliefs
+        risk = held.covariance @ moved
+        shift = held.slope @ moved + 0.5 * risk @ moved
+        parts = held.weight * np.exp(held.level + np.clip(shift, -LIMIT, LIMIT))
+        total = float(parts.sum() + held.weight @ held.floor)
+        return total, (parts * (np.abs(shift) < LIMIT)) @ (held.slope + risk)
 
-    def scale(self) -> float:
-        """Sum of the objective's weights."""
-        return sum(effect.weight for effect in self.effects)
-
-    def doubt(self) -> Array:
-        """Covariance of the objective's slope by the shares, (k, k)."""
-        total = np.zeros((len(self.centre), len(self.centre)))
-        for effect in self.effects:
-            level = float(effect.probability @ np.exp(effect.level))
-            mean = effect.probability @ effect.slope
-            off = effect.slope - mean
-            spread = np.einsum("h,hij->ij", effect.probability, effect.covariance)
-            spread += np.einsum("h,hi,hj->ij", effect.probability, off, off)
-            total += (effect.weight * level) ** 2 * spread
-        return total / self.scale() ** 2
-
+    @cached_property
     def slope(self) -> Array:
         """Expected slope of the objective by the shares, (k,), at s0."""
-        total = np.zeros(len(self.centre))
-        for effect in self.effects:
-            parts = effect.probability * np.exp(effect.level)
-            total += effect.weight * parts @ effect.slope
-        return total / self.scale()
+        return np.asarray(self.beliefs.reducible @ self.beliefs.slope)
+
+    @cached_property
+    def doubt(self) -> Array:
+        """Covariance of that slope, (k, k), benchmarks taken as independent."""
+        held, k = self.beliefs, len(self.centre)
+        total = np.zeros((k, k))
+        for index in np.unique(held.owner):
+            mine = held.owner == index
+            parts, slope = held.reducible[mine], held.slope[mine]
+            chance = parts / parts.sum()
+            off = slope - chance @ slope
+            spread = np.tensordot(chance, held.covariance[mine], 1) + (chance * off.T) @ off
+            total += parts.sum() ** 2 * spread
+        return total
 
 
-def best_mixture(outlook: Outlook, caution: float, begin: Array) -> tuple[Array, float, float]:
-    """The mixture for the rest of the budget, the gain expected from it over the centre, and the
-    gain's standard error (bits per byte)."""
-    doubt, base = outlook.doubt(), outlook.ahead(outlook.centre)
-    from_centre = outlook.loss(outlook.centre)[0]
+@dataclass(frozen=True)
+class Best:
+    """A mixture for the rest of the budget, the gain expected from it over holding the centre, and
+    the gain's standard error (objective's unit)."""
+
+    weights: Array
+    gain: float
+    stderr: float
+
+
+def best_mixture(outlook: Outlook, caution: float, begin: Array) -> Best:
+    """The mixture with the best posterior mean, less ``caution`` standard errors."""
+    base = outlook.ahead(outlook.centre)
 
     def cost(weights: Array) -> tuple[float, Array]:
-        value, gradient = outlook.loss(weights)
-        off = outlook.ahead(weights) - base
-        pull = doubt @ off
-        error = float(np.sqrt(max(off @ pull, 1e-18)))
-        by_weights = outlook.left / outlook.until * outlook._fresh(weights)
-        return value + caution * error, gradient + caution * pull / error * by_weights
+        moved = outlook.ahead(weights)
+        value, gradient = outlook.loss(moved)
+        error, pull = _error(outlook, moved - base)
+        return value + caution * error, (gradient + caution * pull) * outlook.fresh(weights)
 
-    starts = [begin, outlook.centre]
-    found = [_descend(cost, confine(start, outlook.most), outlook.most) for start in starts]
-    weights = min(found, key=lambda pair: pair[1])[0]
-    off = outlook.ahead(weights) - base
-    error = float(np.sqrt(max(off @ doubt @ off, 0.0)))
-    return weights, from_centre - outlook.loss(weights)[0], error
+    weights = _descend(cost, begin, outlook.most)
+    moved = outlook.ahead(weights)
+    gain = outlook.loss(base)[0] - outlook.loss(moved)[0]
+    return Best(weights, gain, _error(outlook, moved - base)[0])
 
 
-def _descend(cost, weights: Array, most: Array) -> tuple[Array, float]:  # type: ignore[no-untyped-def]
+def _error(outlook: Outlook, off: Array) -> tuple[float, Array]:
+    """Standard error of the objective's difference, to first order, and its gradient."""
+    pull = outlook.doubt @ off
+    error = float(np.sqrt(max(off @ pull, 1e-18)))
+    return error, pull / error
+
+
+def _descend(cost: Cost, begin: Array, most: Array) -> Array:
     live = most > 0
-    weights = confine(0.98 * weights + 0.02 * live / max(live.sum(), 1), most)
+    # a share of exactly zero would stay there
+    weights = confine(0.98 * begin + 0.02 * live / max(int(live.sum()), 1), most)
     value, gradient = cost(weights)
-    rate = 1.0 / max(float(np.abs(gradient - gradient @ weights).max()), 1e-12)
+    slope = gradient - gradient @ weights
+    rate = 1.0 / max(float(np.abs(slope).max()), 1e-12)
     for _ in range(STEPS):
-        trial = np.where(live, weights * np.exp(-rate * (gradient - gradient @ weights)), 0.0)
-        trial = confine(trial / trial.sum(), most)
-        after, slope = cost(trial)
-        if after < value - 1e-12:
-            weights, value, gradient, rate = trial, after, slope, rate * 1.3
-        else:
-            rate /= 2
-            if rate * np.abs(gradient - gradient @ weights).max() < 1e-6:
+        trial = confine(weights * np.exp(np.clip(-rate * slope, -4, 4)), most)
+        after, gradient = cost(trial)
+        if after < value:
+            moved = float(np.abs(trial - weights).max())
+            weights, value, rate = trial, after, rate * 1.5
+            slope = gradient - gradient @ weights
+            if moved < FLAT:
                 break
-    return weights, value
+        else:
+            rate /= 3
+            if rate * float(np.abs(slope).max()) < FLAT:
+                break
+    return weights
 
 
 def confine(weights: Array, most: Array) -> Array:
-    """The nearest mixture (to scale, as water-filling does) with no share above ``most`` (k,).
+    """The mixture within the caps ``most`` (k,) that is nearest to ``weights`` up to scale.
 
-    Sources without a share get one only if the others can't hold all of it.
+    ``min(s w, most)`` with the one s that makes the sum 1, as water-filling does. Sources without
+    a share get one only where the others can't hold all of it; caps that hold less than 1
+    together are scaled up.
     """
-    weights = np.minimum(weights, 1.0) * (most > 0)
-    if np.minimum(most, 1.0)[weights > 0].sum() < 1 and most.sum() > 0:
-        weights = np.maximum(weights, 1e-9 * (most > 0))
-    if weights.sum() <= 0 or np.minimum(most, 1.0).sum() < 1:
+    most = np.minimum(most, 1.0)
+    weights = np.where(most > 0, np.maximum(weights, 0), 0.0)
+    if most.sum() <= 1:
         return np.asarray(most / most.sum()) if most.sum() > 0 else weights
+    if most[weights > 0].sum() <= 1:
+        weights = weights + 1e-9 * (most > 0)
+    full = np.zeros(len(weights), dtype=bool)
     for _ in range(len(weights)):
-        full = weights >= most
-        room = 1 - most[full].sum()
-        free = weights[~full].sum()
-        if free <= 0:
+        scale = (1 - most[full].sum()) / weights[~full].sum()
+        over = ~full & (scale * weights > most)
+        if not over.any():
             break
-        scaled = np.where(full, most, weights * room / free)
-        if np.allclose(scaled, weights, atol=1e-15) and not (scaled > most + 1e-12).any():
-            break
-        weights = np.minimum(scaled, most)
-    total = weights.sum()
-    return np.asarray(weights / total) if total > 0 else weights
+        full |= over
+    return np.where(full, most, scale * weights)
