@@ -21,6 +21,7 @@ from .bayes_fit import fit
 from .bayes_history import History, read_history
 from .bayes_options import BayesOptions
 from .bayes_plan import Best, Outlook, best_mixture, confine
+from .bayes_prior import expected_slopes
 from .mixtures import check_names, in_force, total_variation
 from .observation import Observation
 from .protocol import Hold, Proposal
@@ -62,10 +63,8 @@ class Bayes:
     def decide(self, observation: Observation) -> Proposal | Hold:
         """A trial, a step towards the best mixture, or back to the centre."""
         history = read_history(observation)
-        usable = [
-            n for n, s in observation.sources.items() if self.options.standby or not s.standby
-        ]
-        if len(usable) < 2:
+        sources = observation.sources.values()
+        if sum(self.options.standby or not source.standby for source in sources) < 2:
             return Hold("bayes: fewer than two sources to choose between", _evidence("hold"))
         if not history.series:
             reason = "bayes: no score in bits per byte yet"
@@ -86,17 +85,18 @@ class Bayes:
 
     def _centre(self, observation: Observation, names: Sequence[str]) -> Array:
         """The run's first mixture, drawn towards the prior's."""
-        start = observation.decisions[0].weights_before if observation.decisions else {}
-        start = start or (observation.evaluations[0].weights if observation.evaluations else {})
-        begin = np.array([max(0.0, start.get(name, 0.0)) for name in names])
+        first = observation.decisions[0].weights_before if observation.decisions else {}
+        first = first or (observation.evaluations[0].weights if observation.evaluations else {})
+        begin = np.array([max(0.0, first.get(name, 0.0)) for name in names])
         if begin.sum() <= 0:
             weights = in_force(observation)
             begin = np.array([weights.get(name, 0.0) for name in names])
         prior = self.options.prior
         if prior.weights is None:
-            return begin / begin.sum()
+            return np.asarray(begin / begin.sum())
         aim = np.array([prior.weights.get(name, 0.0) for name in names])
-        return (1 - prior.strength) * begin / begin.sum() + prior.strength * aim
+        start = begin / begin.sum()
+        return np.asarray(start + prior.strength * (aim - start))
 
     def _exploring(self, at: _Situation) -> bool:
         limit = self.options.explore
@@ -109,7 +109,9 @@ class Bayes:
         history = at.history
         until = float(history.drawn.sum() + at.left)
         shares = history.shares[-1]
-        beliefs = fit(history, shares, until)
+        benchmarks = [series.name for series in history.series]
+        expected = expected_slopes(self.options.prior, history.names, benchmarks)
+        beliefs = fit(history, shares, until, expected)
         if beliefs is None:
             return None
         return Outlook(history, beliefs, at.left, at.most, at.centre, shares)

@@ -16,6 +16,7 @@ exponential in the shares is the mixing law of Ye et al. 2024 (arXiv 2403.16952)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +75,7 @@ class _Hypotheses:
 
 
 def fit(
-    history: History, centre: Array, until: float, slope: Array | None = None
+    history: History, centre: Array, until: float, expected: Mapping[str, Array] | None = None
 ) -> Beliefs | None:
     """The effect of the mixture on every benchmark with at least two scores; None without any.
 
@@ -82,13 +83,15 @@ def fit(
         history: the run so far.
         centre: the effective shares s0, (k,).
         until: where the levels are wanted, in units of tokens.
-        slope: what is expected of t before the run, (k,); nothing if not given.
+        expected: slope (k,) of the logarithm of each benchmark's loss by the shares, as it is
+            expected before the run; none if not given.
     """
-    expected = np.zeros(len(history.names)) if slope is None else slope
+    none = np.zeros(len(history.names))
+    before = {s.name: (expected or {}).get(s.name, none) for s in history.series}
     known = [series for series in history.series if len(series.rows) > 1]
     if not known:
         return None
-    found = [_hypotheses(history, series, centre, until, expected) for series in known]
+    found = [_hypotheses(history, s, centre, until, before[s.name]) for s in known]
     whole = sum(series.weight for series in known)
     parts = [s.weight / whole * f.probability for s, f in zip(known, found, strict=True)]
     return Beliefs(
@@ -110,7 +113,9 @@ def _hypotheses(
     floor, scale = (part.ravel() for part in np.meshgrid(_floors(series), SCALES, indexing="ij"))
     reducible = series.loss - floor[:, None]
     trend = np.log((tokens + OFFSET) / (until + OFFSET))
-    mean = np.where(scale[:, None] > 0, expected, 0.0)
+    # the same change of the loss is a greater part of a smaller reducible loss
+    part = abs(float(series.loss.min())) / (series.loss.min() - floor)
+    mean = np.where(scale > 0, part, 0.0)[:, None] * expected
     about = np.log(reducible[:, :1])  # c's prior is about the first score: no unit matters
     rest = np.log(reducible) - about + ALPHA[0] * trend - mean @ moved.T
     smooth = LEVEL**2 + ALPHA[1] ** 2 * np.outer(trend, trend) + _bend(tokens, tokens)

@@ -115,7 +115,7 @@ def best_mixture(outlook: Outlook, caution: float, begin: Array) -> Best:
 def _error(outlook: Outlook, off: Array) -> tuple[float, Array]:
     """Standard error of the objective's difference, to first order, and its gradient."""
     pull = outlook.doubt @ off
-    error = float(np.sqrt(max(off @ pull, 1e-18)))
+    error = float(np.sqrt(max(float(off @ pull), 1e-18)))
     return error, pull / error
 
 
