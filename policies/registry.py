@@ -20,6 +20,7 @@ KEY = "policy.use"
 VERB = "decide"
 _BUILTIN = {
     "ado": ".ado:Ado",
+    "bayes": ".bayes:Bayes",
     "odm": ".odm:Odm",
     "olmix": ".olmix:Olmix",
     "proportional": ".proportional:Proportional",
