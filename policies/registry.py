@@ -20,7 +20,7 @@ from .protocol import Policy
 
 GROUP = "mixloop.policies"
 KEY = "policy.use"
-_BUILTIN = {"static": ".static:Static", "rules": ".rules:Rules"}
+_BUILTIN = {"static": ".static:Static", "rules": ".rules:Rules", "law": ".law:Law"}
 _FORMS = "write a name, package.module:Class or ./file.py:Class"
 
 
