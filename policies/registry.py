@@ -21,6 +21,7 @@ VERB = "decide"
 _BUILTIN = {
     "ado": ".ado:Ado",
     "bayes": ".bayes:Bayes",
+    "law": ".law:Law",
     "odm": ".odm:Odm",
     "olmix": ".olmix:Olmix",
     "proportional": ".proportional:Proportional",
