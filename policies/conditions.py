@@ -54,6 +54,7 @@ def check_level(spec: Level, observation: Observation) -> Check:
     shown = side if outcome != "fails" else f"not {side}"
     weak = f", needs z {spec.z:g}" if outcome == "inconclusive" else ""
     text = f"{name} {metric.value:.4g} {shown} {limit:g} (n={metric.n}{spread}{weak})"
+    claim = {"claim": z} if spec.z > 0 and z is not None else {}
     scale = stderr or max(abs(limit), 1e-9)
     gap = 0.0 if outcome == "holds" else spec.z - beyond / scale
     evidence = {
@@ -67,7 +68,7 @@ def check_level(spec: Level, observation: Observation) -> Check:
         "tokens": [newest.tokens],
         side: limit,
     }
-    return Check(outcome, text, gap, evidence)
+    return Check(outcome, text, gap, evidence | claim)
 
 
 def check_trend(spec: Trend, observation: Observation) -> Check:
@@ -91,7 +92,9 @@ def check_trend(spec: Trend, observation: Observation) -> Check:
     )
     values, tokens = [old.value, new.value], tokens_of(observation, older, newer)
     evidence = {"condition": "trend", **measured(found), "values": values, "tokens": tokens}
-    return Check(outcome, text, gap, evidence | {"is": spec.is_, "over": spec.over})
+    score = _claimed(spec, found)
+    claim = {} if score is None else {"claim": score}
+    return Check(outcome, text, gap, evidence | claim | {"is": spec.is_, "over": spec.over})
 
 
 def check_lag(spec: Lag, observation: Observation) -> Check:
@@ -122,6 +125,7 @@ def check_lag(spec: Lag, observation: Observation) -> Check:
         "values": [gains[0][0], others],
         "stderr": spread,
         "z": z,
+        "claim": z,
         "tokens": tokens_of(observation, older, newer),
     }
     return Check(outcome, text, gap, evidence)
@@ -149,6 +153,15 @@ def check_phase(spec: Sequence[str], observation: Observation) -> Check:
         return Check("holds", f"in {observation.phase}", 0.0, evidence)
     text = f"in {observation.phase}, not {' or '.join(spec)}"
     return Check("fails", text, math.inf, evidence)
+
+
+def _claimed(spec: Trend, found: Difference) -> float | None:
+    """The normal score of what the trend says; none where it says that nothing was seen."""
+    if not math.isfinite(found.stderr) or (spec.margin == 0 and spec.is_ in ("flat", "not-better")):
+        return None
+    up, down = _score(found, spec.margin), _score(found, -spec.margin)
+    said = {"better": up, "worse": -down, "not-better": -up, "flat": min(-up, down)}
+    return said[spec.is_]
 
 
 def _trend_outcome(spec: Trend, found: Difference) -> tuple[Outcome, float]:

@@ -41,6 +41,7 @@ def check_plateau(spec: Plateau, observation: Observation) -> Check:
         "values": [before[0], after[0]],
         "stderr": spread,
         "z": z,
+        "claim": z,
         "tokens": tokens_of(observation, older, middle, newer),
     }
     return Check(outcome, text, gap, evidence)
@@ -66,7 +67,9 @@ def check_regression(spec: Regression, observation: Observation) -> Check:
         f"{spec.benchmark} {metric} {shown} from its best by {-found.gain:.2g} ±{found.stderr:.2g}"
         f" (z {lost.z:.2g} of {needed:.2g}, n={found.n})"
     )
-    evidence = {"condition": "regression", **measured(found), "needed": needed}
+    # as one test of one hypothesis, the choice of the best paid for
+    claim = -float(ndtri(min(0.5, float(ndtr(-lost.z)) * len(earlier))))
+    evidence = {"condition": "regression", **measured(found), "needed": needed, "claim": claim}
     return Check(outcome, text, gap, evidence | {"tokens": tokens_of(observation, best, newest)})
 
 
@@ -98,6 +101,7 @@ def check_ratio(spec: Ratio, observation: Observation) -> Check:
         "tokens": [newest.tokens],
         side: limit,
     }
+    evidence |= {"claim": z} if spec.z > 0 else {}
     return Check(outcome, f"{name} {ratio:.4g} {shown} {limit:g} (z {z:.2g})", gap, evidence)  # type: ignore[arg-type]
 
 

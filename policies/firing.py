@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .checks import Check
 from .conditions import run_checks
@@ -40,6 +41,15 @@ class Finding:
     def untold(self) -> bool:
         """Its trial ended, or goes on, without an answer."""
         return self.trial is not None and not self.trial.told
+
+    def tested(self) -> list[Check]:
+        """The checks that measured a benchmark's change, and could have been wrong by chance."""
+        return [check for check in self.checks if "claim" in check.evidence]
+
+    def claims(self) -> list[dict[str, Any]]:
+        """What its firing rests on, in the form that ``evidence`` documents. A trial was judged
+        when it ended, by its own z."""
+        return [{"what": c.text.split(" (")[0], "z": c.evidence["claim"]} for c in self.tested()]
 
     @property
     def gap(self) -> float:

@@ -32,7 +32,8 @@ def undo(finding: Finding) -> Proposal:
     return Proposal(before, f"{name}: {trial.text}", evidence={"rule": name, "rules": [name]})
 
 
-def propose(moved: list[tuple[Finding, Moved]]) -> Proposal:
+def propose(moved: list[tuple[Finding, Moved]], tests: int = 0) -> Proposal:
+    """The moves of one decision; ``tests`` are the findings that were looked for at it."""
     reasons = []
     for finding, done in moved:
         trial = finding.trial.text if finding.trial and finding.trial.state == "confirmed" else ""
@@ -49,6 +50,9 @@ def propose(moved: list[tuple[Finding, Moved]]) -> Proposal:
         "conditions": checks,
         "moves": [done.gains for _, done in moved],
     }
+    claims = [claim for finding, _ in moved for claim in finding.claims()]
+    if claims:
+        evidence |= {"claims": claims, "tests": max(tests, len(claims))}
     confirmed = [f for f, _ in moved if f.trial is not None and f.trial.state == "confirmed"]
     if confirmed:
         evidence["confirmed"] = [finding.rule.name for finding in confirmed]

@@ -103,7 +103,8 @@ class Rules:
             return hold(trying, [])
         firing = [finding for finding in findings if finding.holds]
         moved, stuck = self._move(firing, observation)
-        return propose(moved) if moved else hold(findings, stuck)
+        tests = sum(len(finding.tested()) for finding in findings)
+        return propose(moved, tests) if moved else hold(findings, stuck)
 
     def _move(
         self, firing: list[Finding], observation: Observation

@@ -110,12 +110,7 @@ def _stands(
 ) -> Standing:
     since = _after(one.ended or one.fired, observation)
     if one.ended is None:
-        if len(since) < trial.over or not observation.in_force:
-            done = f"on trial: {len(since)} of {trial.over} evaluations"
-            return Standing("running", done, one.fired, told=False)
-        if total_variation(in_force(observation), one.fired.weights_after or {}) > SAME:
-            return Standing("over", "on trial when another mixture came", told=False)
-        return Standing("ending", f"{trial.over} evaluations on trial are made", one.fired)
+        return _under_way(trial, one.fired, len(since), observation)
     if len(since) < trial.over:
         done = f"back from its trial: {len(since)} of {trial.over} evaluations"
         return Standing("judging", done, told=False)
@@ -130,6 +125,17 @@ def _stands(
         return Standing("confirmed", f"tried, {verdict}", evidence=evidence)
     told = verdict.z <= -trial.z
     return Standing("over", f"tried, {verdict}", told=told, evidence=evidence)
+
+
+def _under_way(
+    trial: Trial, fired: PastDecision, scored: int, observation: Observation
+) -> Standing:
+    if scored < trial.over or not observation.in_force:
+        done = f"on trial: {scored} of {trial.over} evaluations"
+        return Standing("running", done, fired, told=False)
+    if total_variation(in_force(observation), fired.weights_after or {}) > SAME:
+        return Standing("over", "on trial when another mixture came", told=False)
+    return Standing("ending", f"{trial.over} evaluations on trial are made", fired)
 
 
 def _after(decision: PastDecision, observation: Observation) -> list[Evaluation]:
