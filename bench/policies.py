@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from multiprocessing import Pool
+from pathlib import Path
 from typing import Any
 
 from mixloop.controller.simulation import simulate, uniform_start, virtual_config
@@ -54,10 +55,18 @@ def one(task: tuple[str, dict[str, Any], str, int, int, dict[str, Any]]) -> dict
     }
 
 
+def read_options(text: str) -> dict[str, Any]:
+    """A policy's options from JSON text or a YAML file."""
+    import yaml
+
+    found: dict[str, Any] = yaml.safe_load(Path(text).read_text() if "{" not in text else text)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policy", default="law")
-    parser.add_argument("--options", type=json.loads, default={})
+    parser.add_argument("--options", type=read_options, default={}, help="JSON or a YAML file")
     parser.add_argument("--family", action="append", choices=list(FAMILIES))
     parser.add_argument("--k", action="append", type=int)
     parser.add_argument("--seeds", type=int, default=8)
