@@ -125,6 +125,10 @@ class Bayes:
         region = Region(
             at.current, at.centre, at.most, at.observation.limits.max_change, self.options.radius
         )
+        if self.options.proposals == "optuna":
+            from .bayes_optuna import ask
+
+            return region.inside(ask(at.history, at.most > 0, at.observation.seed))
         drawing = np.random.default_rng([at.observation.seed, at.history.trials])
         return next_trial(drawing, region, at.history, self._outlook(at))
 
