@@ -20,6 +20,7 @@ from typing import Any
 from mixloop.controller.simulation import simulate, uniform_start, virtual_config
 from mixloop.policies import load_policy
 from mixloop.policies.worlds import Dilution, Exponential, Power
+from mixloop.policies.worlds.proxies import proxies, swarm
 
 FAMILIES = {"P": Power, "E": Exponential, "D": Dilution}
 GUARDS = {"max_epochs": 5, "max_change": 0.20}
@@ -29,6 +30,8 @@ def one(task: tuple[str, dict[str, Any], str, int, int, dict[str, Any]]) -> dict
     """One world under uniform, under its best static mixture, and under the policy."""
     ref, options, family, k, seed, variation = task
     world = FAMILIES[family](k=k, seed=seed, **variation)
+    if ref == "olmix":  # it decides before the run, from runs of its own that cost it nothing here
+        options = {"points": proxies(world, swarm(k), seed), **options}
     config = virtual_config(world, policy=ref, options=options, guards=GUARDS)
     start = uniform_start(world, GUARDS["max_epochs"], config.budget)
     segments = world.segments

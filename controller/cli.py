@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from mixloop.controller import policies_command
 from mixloop.controller.errors import BadInput
+from mixloop.controller.search_command import search
 
 app = typer.Typer(
     name="mixloop",
@@ -314,6 +316,9 @@ def samples(
     show.console().print(samples_table(found))
 
 
+app.command()(search)
+
+
 @app.command()
 def simulate(
     config: Annotated[
@@ -428,6 +433,9 @@ def demo(
     from mixloop.controller.demo import run_demo
 
     raise SystemExit(run_demo(directory, control=control_only, seed=seed, budget=budget))
+
+
+app.add_typer(policies_command.app, name="policies")
 
 
 def main() -> None:

@@ -18,7 +18,16 @@ from .protocol import Policy
 GROUP = "mixloop.policies"
 KEY = "policy.use"
 VERB = "decide"
-_BUILTIN = {"static": ".static:Static", "rules": ".rules:Rules"}
+_BUILTIN = {
+    "ado": ".ado:Ado",
+    "bayes": ".bayes:Bayes",
+    "law": ".law:Law",
+    "odm": ".odm:Odm",
+    "olmix": ".olmix:Olmix",
+    "proportional": ".proportional:Proportional",
+    "rules": ".rules:Rules",
+    "static": ".static:Static",
+}
 _FORMS = "write a name, package.module:Class or ./file.py:Class"
 
 
@@ -49,6 +58,20 @@ def load_policy(
 def policy_names() -> list[str]:
     """The built-in and installed policies, sorted."""
     return sorted({*_BUILTIN, *(entry.name for entry in entry_points(group=GROUP))})
+
+
+def policy_origin(ref: str) -> str:
+    """Where a policy comes from: ``built in``, the package that brings it, a file or a module."""
+    if ref in _BUILTIN:
+        return "built in"
+    if ":" in ref:
+        return "a file" if _is_file(ref.rpartition(":")[0]) else "a module"
+    found = [entry for entry in entry_points(group=GROUP) if entry.name == ref]
+    if not found:
+        return "nowhere"
+    package = found[0].dist
+    version = f"{package.name} {package.version}, " if package else ""
+    return f"{version}{found[0].value}"
 
 
 def policy_class(ref: str, *, base: Path | str | None = None) -> type[Any]:

@@ -6,9 +6,10 @@ data are in units, one unit being one segment's tokens. Losses are in bits per b
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,7 @@ class _Analytic:
         self.k, self.m, self.segments, self.sigma = k, m, segments, sigma
         self.max_epochs, self.scarce, self.unit = max_epochs, scarce, unit
         self.delay, self.missing, self.anneal = delay, missing, anneal
+        self.length = float(segments)  # units of the budget
         self.budget = segments * unit
         self.benchmarks: tuple[str, ...] = tuple(f"bench-{index}" for index in range(m))
         self.reset(seed)
@@ -107,6 +109,19 @@ class _Analytic:
         self.state = self.step(self.state, shares, part, self.time)
         self.time += part
 
+    def shrunk(self, share: float, seed: int) -> Self:
+        """A proxy of this world at its start: this share of its budget and of every source.
+
+        With both shrunk alike, a mixture repeats each source as often as in the whole run. The
+        constants are this world's; its noise is drawn from the seed.
+        """
+        small = copy.deepcopy(self)
+        small.unique = self.unique * share
+        small.length = self.length * share
+        small.time, small.state = 0.0, small.start()
+        small._noise = np.random.default_rng([seed, self.k, self.m, 2])
+        return small
+
     def truth(self) -> dict[str, float]:
         """Every benchmark's loss now, without noise."""
         values = self.losses_at(self.state) - self._annealed(self.time)
@@ -125,7 +140,7 @@ class _Analytic:
         """The learning rate's phase, where the world has one: decay is the last tenth."""
         if not self._has_phases():
             return None
-        return "decay" if self.time >= 0.9 * self.segments - 1e-9 else "stable"
+        return "decay" if self.time >= 0.9 * self.length - 1e-9 else "stable"
 
     def optimum(self) -> dict[str, float]:
         """The best constant mixture that respects the cap on epochs."""
@@ -148,7 +163,7 @@ class _Analytic:
         return mixtures * self.segments
 
     def _annealed(self, time: float) -> float:
-        into = max(0.0, time / self.segments - 0.9) / 0.1
+        into = max(0.0, time / self.length - 0.9) / 0.1
         return self.anneal * min(1.0, into)
 
     def _has_phases(self) -> bool:
@@ -238,7 +253,7 @@ class Dilution(Power):
         drawn, memory = state[..., 0, :], state[..., 1, :]
         after = drawn + shares * part
         gain = effective(after, self.unique) - effective(drawn, self.unique)
-        keen = 3.0 if time >= 0.9 * self.segments - 1e-9 else 1.0
+        keen = 3.0 if time >= 0.9 * self.length - 1e-9 else 1.0
         kept = 0.985**part * memory + gain * np.sqrt(shares / (shares + 0.03)) * keen
         return np.stack([after, kept], axis=-2)
 
