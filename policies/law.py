@@ -194,7 +194,9 @@ def _proposal(
     """Rows: the mixture to the next evaluation, then those of the plan's stretches."""
     seen = at.seen
     first = law_plan.scaled(rows[0], np.zeros(len(at.live)), np.where(at.live, 1.0, 0.0))
-    weights = {n: float(w) for n, w in zip(at.course.names, first, strict=True) if n in seen.sources}
+    weights = {
+        n: float(w) for n, w in zip(at.course.names, first, strict=True) if n in seen.sources
+    }
     if total_variation(weights, in_force(seen)) < 1e-3:
         return Hold(reason + ", which is what goes on", evidence)
     return Proposal(weights, reason, evidence=evidence)

@@ -65,7 +65,7 @@ def policy_origin(ref: str) -> str:
     if ref in _BUILTIN:
         return "built in"
     if ":" in ref:
-        return "a file" if _is_file(ref.rpartition(":")[0]) else "a module"
+        return "a file" if references.is_file(ref.rpartition(":")[0]) else "a module"
     found = [entry for entry in entry_points(group=GROUP) if entry.name == ref]
     if not found:
         return "nowhere"
