@@ -78,6 +78,16 @@ class Track:
         return [d["weights_after"] for d in decided if d["verdict"] == "intervene"]
 
 
+@dataclass(frozen=True)
+class _Order:
+    """An order that is out, and the token it comes into force at."""
+
+    generation: int
+    at: int
+    weights: Mixture
+    plan: tuple[tuple[int, Mixture], ...]
+
+
 @dataclass
 class _Run:
     """Where the simulated run is."""
@@ -91,10 +101,12 @@ class _Run:
     tokens: int = 0
     generation: int = 0
     plan: tuple[tuple[int, Mixture], ...] = ()
+    pending: _Order | None = None
     drawn: Mixture = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
     decisions: list[PastDecision] = field(default_factory=list)
     last_intervention: int | None = None
+    issued: int = 0
     step: int = 0
 
     @property
@@ -182,21 +194,31 @@ def _phase(run: _Run) -> Any:
 
 
 def _advance(run: _Run, track: Track, until: int) -> None:
-    """Train to ``until`` tokens; the plan's stretches change the mixture at their exact token."""
+    """Train to ``until`` tokens: orders and the stretches of plans switch at their exact token."""
     while run.tokens < until:
-        left = [(end, mixture) for end, mixture in run.plan if end > run.tokens]
-        if run.plan:
-            run.weights = dict(left[0][1] if left else run.plan[-1][1])
-        end = min(until, left[0][0]) if len(left) > 1 else until
+        _switch(run)
+        ends = [until, *(end for end, _ in run.plan[:-1])]
+        if run.pending is not None:
+            ends.append(run.pending.at)
+        end = min(ends)
         span = end - run.tokens
         run.world.advance(run.weights, span)
         for name, weight in run.weights.items():
             run.drawn[name] = run.drawn.get(name, 0.0) + weight * span
         _record(track, Stretch(run.tokens, end, run.weights, dict(run.drawn)))
         run.tokens = end
-    run.plan = tuple((end, mixture) for end, mixture in run.plan if end > run.tokens)
-    if run.plan:
-        run.weights = dict(run.plan[0][1])
+    _switch(run)
+
+
+def _switch(run: _Run) -> None:
+    """Bring in what is due now: a pending order, then the plan's stretch."""
+    order = run.pending
+    if order is not None and order.at <= run.tokens:
+        run.pending = None
+        run.generation, run.last_intervention = order.generation, order.at
+        run.weights, run.plan = dict(order.weights), order.plan
+    weights, left = propose.remaining(run.weights, run.plan, run.tokens)
+    run.weights, run.plan = weights, tuple((end, mixture) for end, mixture in left)
 
 
 def _record(track: Track, new: Stretch) -> None:
@@ -260,21 +282,21 @@ def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) ->
         run.config,
         status=status_of(seen),
         last_intervention=run.last_intervention,
-        generation=run.generation + 1,
+        generation=run.issued + 1,
     )
     fields = made.fields
     if made.order is not None:
-        run.generation = made.order["generation"]
-        run.weights = dict(made.order["weights"])
-        run.plan = tuple((until, dict(w)) for until, w in made.order["plan"])
-        run.last_intervention = run.tokens
+        run.issued += 1
+        plan = tuple((until, dict(w)) for until, w in made.order["plan"])
+        at = min(run.tokens + propose.switching_lead(run.config), run.config.budget)
+        run.pending = _Order(run.issued, at, dict(made.order["weights"]), plan)
     run.decisions.append(
         PastDecision(
             id=f"d-{len(run.decisions) + 1:06d}",
             step=run.step,
             tokens=run.tokens,
             verdict=fields["verdict"],
-            generation=run.generation if made.order is not None else None,
+            generation=run.issued if made.order is not None else None,
             weights_before=fields["weights_before"],
             weights_after=fields["weights_after"],
             rule=fields["evidence"].get("rule"),
@@ -307,6 +329,7 @@ def _observation(run: _Run, seed: int) -> Observation:
         phase=_phase(run),
         seed=seed,
         generation=run.generation,
+        in_force=run.pending is None,
         sources=_sources(run),
         weights=run.weights,
         plan=run.plan,
