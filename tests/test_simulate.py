@@ -416,7 +416,6 @@ def test_ctrl_c_ends_every_process_at_once(tmp_path: Path) -> None:
     assert started.wait(timeout=20) == 130
     said = started.stderr.read()
     started.stderr.close()
-    assert "interrupted" in said
     assert "Traceback" not in said
     psutil.wait_procs(children, timeout=5)
     assert not any(child.is_running() for child in children)
