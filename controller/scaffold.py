@@ -9,7 +9,7 @@ from pathlib import Path
 from mixloop.controller.errors import BadInput
 
 POLICY = '''\
-"""Gives more tokens to the benchmark that gains least."""
+"""Gives tokens to the sources that give most back for them."""
 
 import math
 
@@ -20,11 +20,11 @@ from pydantic import BaseModel, Field
 class Options(BaseModel):
     step: float = Field(0.05, gt=0, le=1, description="share of all tokens that a decision moves")
     over: int = Field(2, ge=1, description="evaluations to look back")
-    z: float = Field(2.0, ge=0, description="standard errors that a benchmark must be behind")
+    z: float = Field(2.0, ge=0, description="standard errors between the best return and the rest")
 
 
 class {cls}:
-    """Moves a step to the sources of the benchmark that gains significantly less than the rest."""
+    """Moves a step to the sources whose benchmark gained most per token they got."""
 
     Options = Options
 
@@ -32,39 +32,46 @@ class {cls}:
         self.options = options
 
     def decide(self, observation: Observation) -> Proposal | Hold:
-        gains = self.gains(observation)
-        if len(gains) < 2:
+        found = self.returns(observation)
+        if len(found) < 2:
             return Hold("fewer than two benchmarks can be compared", verdict="inconclusive")
-        slowest = min(gains, key=lambda name: gains[name].gain)
-        others = [gain for name, gain in gains.items() if name != slowest]
-        behind = sum(other.gain for other in others) / len(others) - gains[slowest].gain
-        spread = math.hypot(gains[slowest].stderr, *(o.stderr / len(others) for o in others))
-        evidence = {{"benchmark": slowest, "behind": behind, "stderr": spread}}
-        if behind < self.options.z * spread:
-            return Hold(f"{{slowest}} gains least, not significantly", evidence, "inconclusive")
-        sources = observation.sources.items()
-        to = [name for name, s in sources if slowest in s.tags and not s.standby]
-        if not to:
-            return Hold(f"{{slowest}} gains least, but no source is tagged with it", evidence)
+        best = max(found, key=lambda name: found[name][0])
+        others = [value for name, value in found.items() if name != best]
+        ahead = found[best][0] - sum(value for value, _ in others) / len(others)
+        spread = math.hypot(found[best][1], *(stderr / len(others) for _, stderr in others))
+        evidence = {{"benchmark": best, "ahead": ahead, "stderr": spread}}
+        if ahead < self.options.z * spread:
+            return Hold(f"{{best}} gains most, not significantly", evidence, "inconclusive")
+        to = tagged(observation, best)
         weights = {{n: (1 - self.options.step) * w for n, w in in_force(observation).items()}}
         for name in to:
             weights[name] += self.options.step / len(to)
-        reason = f"{{slowest}} is {{behind:.3g}} ±{{spread:.2g}} behind: {{', '.join(to)}} up"
+        reason = f"{{best}} gains {{ahead:.2g}} ±{{spread:.1g}} more than the rest per 1% of tokens"
         return Proposal(weights, reason, evidence=evidence)
 
-    def gains(self, observation: Observation):
-        """Benchmark to its paired gain over the last evaluations, where it can be told."""
+    def returns(self, observation: Observation) -> dict[str, tuple[float, float]]:
+        """Benchmark to its gain, and standard error, per hundredth of the tokens it was given."""
         found = {{}}
         for benchmark in observation.steering:
             try:
-                gain = observation.difference(
-                    benchmark, -1 - self.options.over, -1, metric="bits_per_byte"
-                )
+                older, newer = (observation.evaluation(i) for i in (-1 - self.options.over, -1))
+                gain = observation.difference(benchmark, older, newer, metric="bits_per_byte")
             except MissingScore:
                 continue
-            if math.isfinite(gain.stderr):
-                found[benchmark] = gain
+            given = sum(
+                newer.drawn.get(name, 0.0) - older.drawn.get(name, 0.0)
+                for name in tagged(observation, benchmark)
+            )
+            percent = 100 * given / max(1, newer.tokens - older.tokens)
+            if percent > 0 and math.isfinite(gain.stderr):
+                found[benchmark] = (gain.gain / percent, gain.stderr / percent)
         return found
+
+
+def tagged(observation: Observation, benchmark: str) -> list[str]:
+    """The active sources that are tagged with a benchmark."""
+    sources = observation.sources.items()
+    return [name for name, s in sources if benchmark in s.tags and not s.standby]
 '''
 
 TEST = '''\
@@ -84,7 +91,7 @@ class Test{cls}(PolicyConformance):
     base = HERE
 
 
-def test_a_step_goes_to_the_sources_of_the_benchmark_that_lags():
+def test_a_step_goes_to_the_sources_that_gave_most():
     seen = run_so_far(12)
     policy = load_policy(REF, {{"step": 0.1, "z": 0}}, base=HERE)
     reply = policy.decide(seen)

@@ -100,11 +100,11 @@ def test_types_in_words(spec: dict[str, object], words: str) -> None:
 
 
 def test_a_new_policy_conforms_and_its_own_test_passes(tmp_path: Path) -> None:
-    made = mixloop("new", "my_laggard", "--dir", tmp_path)
+    made = mixloop("new", "my_returns", "--dir", tmp_path)
     assert made.exit_code == 0
-    ref = f"{tmp_path}/my_laggard.py:MyLaggard"
+    ref = f"{tmp_path}/my_returns.py:MyReturns"
     assert ref in made.stdout
-    assert len((tmp_path / "my_laggard.py").read_text().splitlines()) < 70
+    assert len((tmp_path / "my_returns.py").read_text().splitlines()) < 70
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
         capture_output=True,
@@ -119,9 +119,9 @@ def test_a_new_policy_conforms_and_its_own_test_passes(tmp_path: Path) -> None:
     checks = json.loads(report.stdout)["checks"]
     assert all(check["passed"] for check in checks)
     assert checks[-1]["name"] == "process"
-    before = (tmp_path / "my_laggard.py").read_text()
-    assert "is there already" in refusal("new", "my_laggard", "--dir", tmp_path)
-    assert (tmp_path / "my_laggard.py").read_text() == before
+    before = (tmp_path / "my_returns.py").read_text()
+    assert "is there already" in refusal("new", "my_returns", "--dir", tmp_path)
+    assert (tmp_path / "my_returns.py").read_text() == before
 
 
 def test_a_new_policy_writes_nothing_where_its_test_would_not_fit(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import pytest
 
 from mixloop.policies import Hold, Observation, PolicyError, Proposal, load_policy, policy_names
 from mixloop.policies.testing import (
+    BENCHMARKS,
     SITUATIONS,
+    SOURCES,
     PolicyConformance,
     check_policy,
     conformance_checks,
@@ -21,8 +23,22 @@ from mixloop.policies.testing import (
     subject,
 )
 
+
+def proxies(count: int) -> list[dict[str, Any]]:
+    """Proxy runs of a log-linear law: each benchmark falls with its own source's share."""
+    drawing = np.random.default_rng(0)
+    found = []
+    for shares in drawing.dirichlet(np.ones(len(SOURCES)), count):
+        losses = 0.5 + np.exp(-shares[: len(BENCHMARKS)] + drawing.normal(0, 0.004, 4))
+        scores = {n: {"value": float(v)} for n, v in zip(BENCHMARKS, losses, strict=True)}
+        weights = dict(zip(SOURCES, map(float, shares), strict=True))
+        found.append({"weights": weights, "benchmarks": scores})
+    return found
+
+
 # what a policy is tried with besides no options at all; one that can't do without, only with these
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "olmix": [{"points": proxies(18)}],
     "static": [{}, {"weights": {"web": 0.5, "maths": 0.5}}],
     "rules": [
         {},

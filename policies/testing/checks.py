@@ -109,7 +109,7 @@ def within_bounds(subject: Subject) -> None:
     for found in subject.answers():
         if not (found.sound and isinstance(found.reply, Proposal)):
             continue
-        context, settings = _guarding(found.seen)
+        context, settings = _guarding(found.seen, found.reply.declared)
         result = apply_guards(found.reply.weights, found.reply.plan, context, settings)
         if result.verdict == "refused":
             why = next(note.detail for note in result.notes if note.action == "blocked")
@@ -230,7 +230,7 @@ def _mixtures(subject: Subject) -> Iterator[tuple[Answered, str, Mapping[str, fl
                 yield found, f"the plan to {until}", weights
 
 
-def _guarding(seen: Observation) -> tuple[GuardContext, GuardSettings]:
+def _guarding(seen: Observation, declared: bool) -> tuple[GuardContext, GuardSettings]:
     limits = seen.limits.model_dump()
     limits["dwell"] = 0  # whether it is time for a change is the guards' business
     context = GuardContext(
@@ -240,6 +240,6 @@ def _guarding(seen: Observation) -> tuple[GuardContext, GuardSettings]:
         tokens=seen.tokens,
         budget=seen.budget or 10**18,
         horizon=seen.every,
-        order_pending=False,
+        declared=declared,
     )
     return context, GuardSettings(**limits)
