@@ -15,14 +15,8 @@ from typing import Any
 
 from mixloop.controller import propose
 from mixloop.controller.config import RunConfig
-from mixloop.controller.simulation import (
-    Track,
-    loss_of,
-    objective_parts,
-    simulate,
-    uniform_start,
-    virtual_config,
-)
+from mixloop.controller.simulation import Track, simulate
+from mixloop.controller.virtual_run import loss_of, objective_parts, uniform_start, virtual_config
 from mixloop.policies import PolicyError, load_policy
 from mixloop.policies.worlds import Setting, World, WorldSource, load_world, world_sources
 

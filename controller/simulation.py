@@ -7,13 +7,14 @@ guards, order and its plan) is the code that decides on a real run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mixloop.controller import propose
 from mixloop.controller.children import Answer
 from mixloop.controller.config import RunConfig
+from mixloop.controller.virtual_run import loss_of, status_of, uniform_start, virtual_config
 from mixloop.policies import (
     BenchmarkScore,
     Evaluation,
@@ -26,8 +27,19 @@ from mixloop.policies import (
 )
 from mixloop.policies.guards import total_variation
 from mixloop.policies.worlds.protocol import World, WorldSource, world_sources
-from mixloop.trainer.contract import AcceptedOrder, OrderInForce, SourceStatus, Status
 from mixloop.trainer.lr import WarmupStableDecay
+
+__all__ = [
+    "Moment",
+    "Stretch",
+    "Track",
+    "answer_of",
+    "loss_of",
+    "simulate",
+    "status_of",
+    "uniform_start",
+    "virtual_config",
+]
 
 Mixture = dict[str, float]
 Json = dict[str, Any]
@@ -152,30 +164,6 @@ def simulate(
         track.moments.append(Moment(run.tokens, consumed, truth, loss, decision, seconds))
     track.drawn = run.drawn
     return track
-
-
-def loss_of(
-    truth: Mapping[str, float], config: RunConfig, higher_is_better: Collection[str] = ()
-) -> float:
-    """The benchmarks' mean by the objective's weights; a score that is better higher is negated.
-
-    Benchmarks that are only watched don't count, unless there are no others.
-    """
-    known = objective_parts(config)
-    parts = {name: known.get(name, 1.0) for name in truth}
-    if not sum(parts.values()):
-        parts = dict.fromkeys(truth, 1.0)
-    signed = {name: -v if name in higher_is_better else v for name, v in truth.items()}
-    return sum(parts[name] * signed[name] for name in truth) / sum(parts.values())
-
-
-def objective_parts(config: RunConfig) -> dict[str, float]:
-    """Each benchmark's part in the objective; 0 for one that is only watched."""
-    goals = config.objective
-    return {
-        name: 0.0 if name in config.evals.watch else goals[name].weight if name in goals else 1.0
-        for name in (*goals, *config.evals.benchmarks, *config.evals.watch)
-    }
 
 
 def _schedule(config: RunConfig) -> WarmupStableDecay | None:
@@ -354,74 +342,3 @@ def _sources(run: _Run) -> dict[str, Source]:
         )
         for name, source in run.sources.items()
     }
-
-
-def status_of(seen: Observation) -> Status:
-    """The heartbeat a trainer would write where an observation was made."""
-    return Status(
-        run=seen.run,
-        incarnation=1,
-        pid=0,
-        host="",
-        step=seen.step,
-        sample=seen.tokens,
-        tokens=seen.tokens,
-        budget=seen.budget,
-        lr=None,
-        phase=seen.phase,
-        loss=None,
-        grad_norm=None,
-        tokens_per_second=None,
-        sources={
-            name: SourceStatus(source.drawn, source.epochs, source.unique_tokens)
-            for name, source in seen.sources.items()
-        },
-        accepted=AcceptedOrder(1, seen.generation),
-        in_force=OrderInForce(1, seen.generation, 0, 0, seen.weights),
-    )
-
-
-def virtual_config(
-    world: World,
-    *,
-    policy: str = "static",
-    options: Mapping[str, Any] | None = None,
-    guards: Mapping[str, Any] | None = None,
-    segments: int = 40,
-    budget: int | None = None,
-    tags: Mapping[str, Sequence[str]] | None = None,
-) -> RunConfig:
-    """A run configuration for a world that comes without one."""
-    whole = budget or getattr(world, "budget", None) or segments * 10**9
-    sources = {
-        name: {
-            "path": f"data/{name}",
-            "tags": list((tags or {}).get(name, source.tags)),
-            "standby": source.standby,
-            "tokens": source.unique_tokens,
-        }
-        for name, source in world_sources(world).items()
-    }
-    return RunConfig.model_validate(
-        {
-            "run": {"id": "simulation", "dir": "simulation"},
-            "budget": whole,
-            "sources": sources,
-            "evals": {"every": max(1, whole // segments)},
-            "policy": {"use": policy, "with": dict(options or {})},
-            "guards": dict(guards or {}),
-            "trainer": {"sequence_length": 2, "micro_batch": 1, "poll_every": 1},
-        }
-    )
-
-
-def uniform_start(world: World, max_epochs: float | None, budget: int) -> Mixture:
-    """The uniform mixture, brought inside the cap on epochs over the whole budget."""
-    from mixloop.policies.waterfill import water_fill
-
-    sources = world_sources(world)
-    active = {name: source for name, source in sources.items() if not source.standby}
-    even = dict.fromkeys(active, 1 / len(active))
-    limit = max_epochs if max_epochs is not None else float("inf")
-    bounds = {n: (0.0, min(1.0, limit * s.unique_tokens / budget)) for n, s in active.items()}
-    return dict.fromkeys(sources, 0.0) | (water_fill(even, bounds) or even)
