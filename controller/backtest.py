@@ -18,7 +18,8 @@ from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.errors import BadInput
 from mixloop.controller.history import open_run
 from mixloop.controller.journal import Journal, Row
-from mixloop.controller.simulation import answer_of, status_of
+from mixloop.controller.simulation import answer_of
+from mixloop.controller.virtual_run import status_of
 from mixloop.policies import Observation, Policy, PolicyError, Source, load_policy
 
 Json = dict[str, Any]

@@ -7,6 +7,7 @@ processes there are.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,8 @@ from typing import Any
 
 from mixloop.controller import propose
 from mixloop.controller.config import RunConfig
-from mixloop.controller.simulation import (
-    Track,
-    loss_of,
-    objective_parts,
-    simulate,
-    uniform_start,
-    virtual_config,
-)
+from mixloop.controller.simulation import Track, simulate
+from mixloop.controller.virtual_run import loss_of, objective_parts, uniform_start, virtual_config
 from mixloop.policies import PolicyError, load_policy
 from mixloop.policies.worlds import Setting, World, WorldSource, load_world, world_sources
 
@@ -137,7 +132,22 @@ def run_task(task: Task) -> Json:
         For a policy: ``final`` loss, the ``curve`` of (tokens, loss), ``stretches``, ``verdicts``,
         the ``slowest`` decision and the run in ``seconds``, and ``failed`` decisions. For the
         references: ``control`` and ``optimum`` (None where the world has none) with their curves.
+
+    Raises:
+        PolicyError: when the world fails, saying where. (A policy that fails costs its decision.)
     """
+    try:
+        return _carry_out(task)
+    except PolicyError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name} line {frame.lineno}"
+        ran = f"{task.arena.label}, seed {task.seed}"
+        raise PolicyError(f"world: {ran}: {type(error).__name__}: {error} ({where})") from error
+
+
+def _carry_out(task: Task) -> Json:
     if task.entrant is None:
         return _references(task.arena, task.seed)
     world = task.arena.world(task.seed)

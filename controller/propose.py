@@ -214,19 +214,22 @@ def guard_settings(config: RunConfig) -> GuardSettings:
     )
 
 
-def guard_context(
-    seen: Observation, config: RunConfig, status: Any, last_intervention: int | None
-) -> GuardContext:
-    """The run as the guards see it, moved on to where an order could take effect.
+def switching_lead(config: RunConfig) -> int:
+    """Tokens that pass before a published order is consumed, at most.
 
-    The lead is what passes before a published order is consumed: the trainer polls, and starts the
-    segment at least two polls later (three polls in all, at most).
+    The trainer polls, and starts the segment at least two polls later: three polls in all.
     """
     trainer = config.trainer
     step_tokens = trainer.micro_batch * trainer.accumulation * trainer.processes
-    step_tokens *= trainer.sequence_length
-    lead = 3 * trainer.poll_every * step_tokens
-    lead = min(lead, max(0, config.budget - status.tokens))
+    return 3 * trainer.poll_every * step_tokens * trainer.sequence_length
+
+
+def guard_context(
+    seen: Observation, config: RunConfig, status: Any, last_intervention: int | None
+) -> GuardContext:
+    """The run as the guards see it, moved on to where an order could take effect."""
+    trainer = config.trainer
+    lead = min(switching_lead(config), max(0, config.budget - status.tokens))
     tokens = status.tokens + lead
     in_force = status.in_force
     ahead = list(seen.plan) if in_force.generation == seen.generation else []

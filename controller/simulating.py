@@ -14,6 +14,7 @@ from mixloop.controller.errors import BadInput
 from mixloop.controller.ledger_replay import compare_ledgers
 from mixloop.controller.parallel import cores, each, progress
 from mixloop.controller.simulate_options import Contest, Wanted, prepare
+from mixloop.policies import PolicyError
 
 Json = dict[str, Any]
 
@@ -43,8 +44,11 @@ def play(wanted: Wanted) -> Played:
     runs = [Task(arena, seed, entrant) for entrant, arena in pairs for seed in seeds]
     twice = _twice(contest, pairs)
     tasks = [*references, *runs, *twice]
-    with progress("simulating", len(tasks)) as done:
-        results = each(run_task, tasks, wanted.jobs or cores(), done)
+    try:
+        with progress("simulating", len(tasks)) as done:
+            results = each(run_task, tasks, wanted.jobs or cores(), done)
+    except PolicyError as error:
+        raise BadInput(str(error)) from None
     played = Played(contest)
     for task, result in zip(references, results, strict=False):
         played.references.setdefault(task.arena.label, []).append(result)

@@ -7,13 +7,14 @@ guards, order and its plan) is the code that decides on a real run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mixloop.controller import propose
 from mixloop.controller.children import Answer
 from mixloop.controller.config import RunConfig
+from mixloop.controller.virtual_run import loss_of, status_of, uniform_start, virtual_config
 from mixloop.policies import (
     BenchmarkScore,
     Evaluation,
@@ -26,8 +27,19 @@ from mixloop.policies import (
 )
 from mixloop.policies.guards import total_variation
 from mixloop.policies.worlds.protocol import World, WorldSource, world_sources
-from mixloop.trainer.contract import AcceptedOrder, OrderInForce, SourceStatus, Status
 from mixloop.trainer.lr import WarmupStableDecay
+
+__all__ = [
+    "Moment",
+    "Stretch",
+    "Track",
+    "answer_of",
+    "loss_of",
+    "simulate",
+    "status_of",
+    "uniform_start",
+    "virtual_config",
+]
 
 Mixture = dict[str, float]
 Json = dict[str, Any]
@@ -78,6 +90,16 @@ class Track:
         return [d["weights_after"] for d in decided if d["verdict"] == "intervene"]
 
 
+@dataclass(frozen=True)
+class _Order:
+    """An order that is out, and the token it comes into force at."""
+
+    generation: int
+    at: int
+    weights: Mixture
+    plan: tuple[tuple[int, Mixture], ...]
+
+
 @dataclass
 class _Run:
     """Where the simulated run is."""
@@ -91,10 +113,12 @@ class _Run:
     tokens: int = 0
     generation: int = 0
     plan: tuple[tuple[int, Mixture], ...] = ()
+    pending: _Order | None = None
     drawn: Mixture = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
     decisions: list[PastDecision] = field(default_factory=list)
     last_intervention: int | None = None
+    issued: int = 0
     step: int = 0
 
     @property
@@ -142,30 +166,6 @@ def simulate(
     return track
 
 
-def loss_of(
-    truth: Mapping[str, float], config: RunConfig, higher_is_better: Collection[str] = ()
-) -> float:
-    """The benchmarks' mean by the objective's weights; a score that is better higher is negated.
-
-    Benchmarks that are only watched don't count, unless there are no others.
-    """
-    known = objective_parts(config)
-    parts = {name: known.get(name, 1.0) for name in truth}
-    if not sum(parts.values()):
-        parts = dict.fromkeys(truth, 1.0)
-    signed = {name: -v if name in higher_is_better else v for name, v in truth.items()}
-    return sum(parts[name] * signed[name] for name in truth) / sum(parts.values())
-
-
-def objective_parts(config: RunConfig) -> dict[str, float]:
-    """Each benchmark's part in the objective; 0 for one that is only watched."""
-    goals = config.objective
-    return {
-        name: 0.0 if name in config.evals.watch else goals[name].weight if name in goals else 1.0
-        for name in (*goals, *config.evals.benchmarks, *config.evals.watch)
-    }
-
-
 def _schedule(config: RunConfig) -> WarmupStableDecay | None:
     """The configured learning rate over the budget; None when neither end is configured."""
     trainer = config.trainer
@@ -182,21 +182,31 @@ def _phase(run: _Run) -> Any:
 
 
 def _advance(run: _Run, track: Track, until: int) -> None:
-    """Train to ``until`` tokens; the plan's stretches change the mixture at their exact token."""
+    """Train to ``until`` tokens: orders and the stretches of plans switch at their exact token."""
     while run.tokens < until:
-        left = [(end, mixture) for end, mixture in run.plan if end > run.tokens]
-        if run.plan:
-            run.weights = dict(left[0][1] if left else run.plan[-1][1])
-        end = min(until, left[0][0]) if len(left) > 1 else until
+        _switch(run)
+        ends = [until, *(end for end, _ in run.plan[:-1])]
+        if run.pending is not None:
+            ends.append(run.pending.at)
+        end = min(ends)
         span = end - run.tokens
         run.world.advance(run.weights, span)
         for name, weight in run.weights.items():
             run.drawn[name] = run.drawn.get(name, 0.0) + weight * span
         _record(track, Stretch(run.tokens, end, run.weights, dict(run.drawn)))
         run.tokens = end
-    run.plan = tuple((end, mixture) for end, mixture in run.plan if end > run.tokens)
-    if run.plan:
-        run.weights = dict(run.plan[0][1])
+    _switch(run)
+
+
+def _switch(run: _Run) -> None:
+    """Bring in what is due now: a pending order, then the plan's stretch."""
+    order = run.pending
+    if order is not None and order.at <= run.tokens:
+        run.pending = None
+        run.generation, run.last_intervention = order.generation, order.at
+        run.weights, run.plan = dict(order.weights), order.plan
+    weights, left = propose.remaining(run.weights, run.plan, run.tokens)
+    run.weights, run.plan = weights, tuple((end, mixture) for end, mixture in left)
 
 
 def _record(track: Track, new: Stretch) -> None:
@@ -260,21 +270,21 @@ def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) ->
         run.config,
         status=status_of(seen),
         last_intervention=run.last_intervention,
-        generation=run.generation + 1,
+        generation=run.issued + 1,
     )
     fields = made.fields
     if made.order is not None:
-        run.generation = made.order["generation"]
-        run.weights = dict(made.order["weights"])
-        run.plan = tuple((until, dict(w)) for until, w in made.order["plan"])
-        run.last_intervention = run.tokens
+        run.issued += 1
+        plan = tuple((until, dict(w)) for until, w in made.order["plan"])
+        at = min(run.tokens + propose.switching_lead(run.config), run.config.budget)
+        run.pending = _Order(run.issued, at, dict(made.order["weights"]), plan)
     run.decisions.append(
         PastDecision(
             id=f"d-{len(run.decisions) + 1:06d}",
             step=run.step,
             tokens=run.tokens,
             verdict=fields["verdict"],
-            generation=run.generation if made.order is not None else None,
+            generation=run.issued if made.order is not None else None,
             weights_before=fields["weights_before"],
             weights_after=fields["weights_after"],
             rule=fields["evidence"].get("rule"),
@@ -307,6 +317,7 @@ def _observation(run: _Run, seed: int) -> Observation:
         phase=_phase(run),
         seed=seed,
         generation=run.generation,
+        in_force=run.pending is None,
         sources=_sources(run),
         weights=run.weights,
         plan=run.plan,
@@ -331,74 +342,3 @@ def _sources(run: _Run) -> dict[str, Source]:
         )
         for name, source in run.sources.items()
     }
-
-
-def status_of(seen: Observation) -> Status:
-    """The heartbeat a trainer would write where an observation was made."""
-    return Status(
-        run=seen.run,
-        incarnation=1,
-        pid=0,
-        host="",
-        step=seen.step,
-        sample=seen.tokens,
-        tokens=seen.tokens,
-        budget=seen.budget,
-        lr=None,
-        phase=seen.phase,
-        loss=None,
-        grad_norm=None,
-        tokens_per_second=None,
-        sources={
-            name: SourceStatus(source.drawn, source.epochs, source.unique_tokens)
-            for name, source in seen.sources.items()
-        },
-        accepted=AcceptedOrder(1, seen.generation),
-        in_force=OrderInForce(1, seen.generation, 0, 0, seen.weights),
-    )
-
-
-def virtual_config(
-    world: World,
-    *,
-    policy: str = "static",
-    options: Mapping[str, Any] | None = None,
-    guards: Mapping[str, Any] | None = None,
-    segments: int = 40,
-    budget: int | None = None,
-    tags: Mapping[str, Sequence[str]] | None = None,
-) -> RunConfig:
-    """A run configuration for a world that comes without one."""
-    whole = budget or getattr(world, "budget", None) or segments * 10**9
-    sources = {
-        name: {
-            "path": f"data/{name}",
-            "tags": list((tags or {}).get(name, source.tags)),
-            "standby": source.standby,
-            "tokens": source.unique_tokens,
-        }
-        for name, source in world_sources(world).items()
-    }
-    return RunConfig.model_validate(
-        {
-            "run": {"id": "simulation", "dir": "simulation"},
-            "budget": whole,
-            "sources": sources,
-            "evals": {"every": max(1, whole // segments)},
-            "policy": {"use": policy, "with": dict(options or {})},
-            "guards": dict(guards or {}),
-            "trainer": {"sequence_length": 2, "micro_batch": 1, "poll_every": 1},
-        }
-    )
-
-
-def uniform_start(world: World, max_epochs: float | None, budget: int) -> Mixture:
-    """The uniform mixture, brought inside the cap on epochs over the whole budget."""
-    from mixloop.policies.waterfill import water_fill
-
-    sources = world_sources(world)
-    active = {name: source for name, source in sources.items() if not source.standby}
-    even = dict.fromkeys(active, 1 / len(active))
-    limit = max_epochs if max_epochs is not None else float("inf")
-    bounds = {n: (0.0, min(1.0, limit * s.unique_tokens / budget)) for n, s in active.items()}
-    return dict.fromkeys(sources, 0.0) | (water_fill(even, bounds) or even)
