@@ -17,6 +17,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mixloop.controller.errors import BadInput
+from mixloop.controller.option_files import resolve
+from mixloop.controller.search_settings import SearchSection
 from mixloop.evals.settings import BenchmarkSettings, EvalSettings, Launcher
 from mixloop.policies.guards import GuardSettings
 from mixloop.policies.observation import Goal
@@ -64,6 +66,14 @@ class PolicySection(Section):
     timeout: float = Field(120.0, gt=0, description="seconds one decision may take")
     memory: int = Field(4096, ge=256, description="MiB of address space one decision may take")
 
+    def at(self, base: Path) -> PolicySection:
+        """The same with the files its options name read in, seen from ``base``.
+
+        Raises:
+            BadInput: a file that can't be read.
+        """
+        return self.model_copy(update={"options": resolve(self.options, base)})
+
 
 class EvalsSection(EvalSettings):
     """The evals room's settings, with ``every`` as people write tokens."""
@@ -97,6 +107,12 @@ class ControllerSection(Section):
     )
 
 
+class SimulateSection(Section):
+    """What ``mixloop simulate`` runs this configuration in."""
+
+    world: str = Field("power", description="a world's name, module:Class or ./file.py:Class")
+
+
 class RunConfig(Section):
     """A whole run. :func:`load_config` makes one from a file."""
 
@@ -112,6 +128,8 @@ class RunConfig(Section):
     tracking: TrackingSection = Field(default_factory=TrackingSection)
     trainer: TrainerSection = Field(default_factory=TrainerSection)
     controller: ControllerSection = Field(default_factory=ControllerSection)
+    search: SearchSection = Field(default_factory=SearchSection)
+    simulate: SimulateSection = Field(default_factory=SimulateSection)
     schema_version: Literal[1] = Field(1, alias="schema")
 
     @field_validator("budget")
@@ -168,6 +186,8 @@ class RunConfig(Section):
                 "run": self.run.model_copy(update={"dir": run_dir}),
                 "sources": sources,
                 "evals": _evals_at(self.evals, base),
+                "search": self.search.at(base),
+                "policy": self.policy.at(base),
                 "trainer": trainer.model_copy(
                     update={key: base / path if path else None for key, path in places.items()}
                 ),

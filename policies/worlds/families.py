@@ -6,21 +6,21 @@ data are in units, one unit being one segment's tokens. Losses are in bits per b
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .optimum import best_static
-from .protocol import WorldSource
+from .protocol import INFINITE, WorldSource
 
 Array = NDArray[np.float64]
 
 R_STAR = 15.39
 """Repetition's half-life in epochs (Muennighoff et al. 2023, arXiv 2305.16264, eq. 5)."""
-INFINITE = 10**15
 
 
 def effective(drawn: Array, unique: Array) -> Array:
@@ -66,8 +66,9 @@ class _Analytic:
         self.k, self.m, self.segments, self.sigma = k, m, segments, sigma
         self.max_epochs, self.scarce, self.unit = max_epochs, scarce, unit
         self.delay, self.missing, self.anneal = delay, missing, anneal
+        self.length = float(segments)  # units of the budget
         self.budget = segments * unit
-        self.benchmarks = tuple(f"bench-{index}" for index in range(m))
+        self.benchmarks: tuple[str, ...] = tuple(f"bench-{index}" for index in range(m))
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -78,18 +79,21 @@ class _Analytic:
         )
         self.unique = self._sizes(drawing)
         affinity = self._draw(drawing)
-        names = [f"source-{index:02d}" for index in range(self.k)]
+        self.sources = self._described(affinity)
+        self._names = list(self.sources)
+        self.time = 0.0
+        self.state = self.start()
+
+    def _described(self, affinity: Array) -> dict[str, WorldSource]:
+        """The sources' sizes, and as tags the benchmarks each does most for."""
         best = affinity.argmax(axis=1)
-        self.sources = {
-            name: WorldSource(
+        return {
+            f"source-{i:02d}": WorldSource(
                 unique_tokens=int(min(self.unique[i] * self.unit, INFINITE)),
                 tags=tuple(b for b, s in zip(self.benchmarks, best, strict=True) if s == i),
             )
-            for i, name in enumerate(names)
+            for i in range(self.k)
         }
-        self._names = names
-        self.time = 0.0
-        self.state = self.start()
 
     def _sizes(self, drawing: np.random.Generator) -> Array:
         drawn = drawing.choice([math.inf, 6.0, 2.0], size=self.k)
@@ -104,6 +108,19 @@ class _Analytic:
         part = tokens / self.unit
         self.state = self.step(self.state, shares, part, self.time)
         self.time += part
+
+    def shrunk(self, share: float, seed: int) -> Self:
+        """A proxy of this world at its start: this share of its budget and of every source.
+
+        With both shrunk alike, a mixture repeats each source as often as in the whole run. The
+        constants are this world's; its noise is drawn from the seed.
+        """
+        small = copy.deepcopy(self)
+        small.unique = self.unique * share
+        small.length = self.length * share
+        small.time, small.state = 0.0, small.start()
+        small._noise = np.random.default_rng([seed, self.k, self.m, 2])
+        return small
 
     def truth(self) -> dict[str, float]:
         """Every benchmark's loss now, without noise."""
@@ -123,7 +140,7 @@ class _Analytic:
         """The learning rate's phase, where the world has one: decay is the last tenth."""
         if not self._has_phases():
             return None
-        return "decay" if self.time >= 0.9 * self.segments - 1e-9 else "stable"
+        return "decay" if self.time >= 0.9 * self.length - 1e-9 else "stable"
 
     def optimum(self) -> dict[str, float]:
         """The best constant mixture that respects the cap on epochs."""
@@ -136,14 +153,17 @@ class _Analytic:
     def final(self, mixtures: Array) -> Array:
         """Mean loss at the end of the budget of constant mixtures, shape (n, k) to (n,)."""
         state = self.whole(mixtures)
-        return np.asarray(self.losses_at(state).mean(axis=-1) - self._annealed(self.segments))
+        return np.asarray(self._mean(self.losses_at(state)) - self._annealed(self.segments))
+
+    def _mean(self, losses: Array) -> Array:
+        return np.asarray(losses.mean(axis=-1))
 
     def whole(self, mixtures: Array) -> Any:
         """The state after the whole budget under constant mixtures."""
         return mixtures * self.segments
 
     def _annealed(self, time: float) -> float:
-        into = max(0.0, time / self.segments - 0.9) / 0.1
+        into = max(0.0, time / self.length - 0.9) / 0.1
         return self.anneal * min(1.0, into)
 
     def _has_phases(self) -> bool:
@@ -233,7 +253,7 @@ class Dilution(Power):
         drawn, memory = state[..., 0, :], state[..., 1, :]
         after = drawn + shares * part
         gain = effective(after, self.unique) - effective(drawn, self.unique)
-        keen = 3.0 if time >= 0.9 * self.segments - 1e-9 else 1.0
+        keen = 3.0 if time >= 0.9 * self.length - 1e-9 else 1.0
         kept = 0.985**part * memory + gain * np.sqrt(shares / (shares + 0.03)) * keen
         return np.stack([after, kept], axis=-2)
 

@@ -1,0 +1,74 @@
+"""What a search found, as a file that a run's policy can start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mixloop.controller.search_settings import SearchPlan
+from mixloop.policies.starting import Point, ProxyRun, Recommendation, points_of, recommend
+from mixloop.trainer.contract import write_atomic
+
+Json = dict[str, Any]
+
+SCHEMA = "mixloop/prior/1"
+FILE_NAME = "prior.json"
+
+
+def conclude(run: str, plan: SearchPlan, runs: list[ProxyRun]) -> Json:
+    """The prior that these proxies give.
+
+    ``points`` are the proxies' mixtures with the objective (``value``, a loss) and every
+    benchmark in bits per byte, at a proxy's full length; ``measured`` is false where halving
+    stopped a proxy and its end is inferred. ``weights`` is the starting mixture by posterior mean,
+    ``uncertainty`` its shares' standard deviations.
+
+    Raises:
+        ValueError: too few proxies for a surrogate.
+    """
+    points = points_of(runs, len(plan.rungs) - 1)
+    found = recommend(points, plan.importance, plan.most, plan.start, plan.seed)
+    return {
+        "schema": SCHEMA,
+        "run": run,
+        "tokens": plan.tokens,
+        "target": plan.target,
+        "from": str(plan.checkpoint) if plan.checkpoint is not None else None,
+        "objective": dict(plan.importance),
+        "points": [_point(point, plan) for point in points],
+        "start": dict(plan.start),
+        **_found(found),
+    }
+
+
+def _point(point: Point, plan: SearchPlan) -> Json:
+    score = point.value(plan.importance)
+    benchmarks = {n: {"value": s.value, "stderr": s.stderr} for n, s in point.benchmarks.items()}
+    return {
+        "weights": dict(point.weights),
+        "value": score.value,
+        "stderr": score.stderr,
+        "benchmarks": benchmarks,
+        "trial": point.number,
+        "measured": point.measured,
+    }
+
+
+def _found(found: Recommendation) -> Json:
+    return {
+        "weights": found.weights,
+        "uncertainty": found.uncertainty,
+        "predicted": {"value": found.predicted.value, "stderr": found.predicted.stderr},
+        "gain": {"value": found.gain.value, "stderr": found.gain.stderr},
+        "verdict": found.verdict,
+        "surrogate": found.surrogate,
+        "errors": found.errors,
+    }
+
+
+def write_prior(plan: SearchPlan, prior: Json) -> Path:
+    """Write the prior into the search's folder and return its path."""
+    path = plan.folder / FILE_NAME
+    write_atomic(path, json.dumps(prior, indent=1).encode())
+    return path
