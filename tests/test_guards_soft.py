@@ -127,8 +127,8 @@ def test_holm_lies_between_bonferroni_and_no_correction(zs, more, level):
         assert good or tail(z) > level / family  # whatever Bonferroni passes stands
         assert not good or tail(z) <= level
     # and a stronger one never falls where a weaker one stands
-    assert all(z >= min((o for o, g in zip(zs, stands, strict=True) if g), default=math.inf) or not g
-               for z, g in zip(zs, stands, strict=True))  # fmt: skip
+    weakest = min((z for z, good in zip(zs, stands, strict=True) if good), default=math.inf)
+    assert all(z <= weakest for z, good in zip(zs, stands, strict=True) if not good)
 
 
 def test_holm_by_hand():
