@@ -2,18 +2,28 @@
 
 ```yaml
 initial: {web: 0.70, code: 0.15, maths: 0.15}     # moved to first, if given
-interventions:                                    # the first whose conditions hold fires
+stages:                                           # or: mixtures declared and approved in advance
+  - {name: base, until: 6T, weights: {web: 0.9, code: 0.1}}
+  - {name: late, weights: {web: 0.7, code: 0.2, maths: 0.1}}
+introduce: {source: owm, after: 6T, share: 0.05}  # enters late, sized to last to the end
+anneal: {to: [math, code], by: 1.5, cap: 0.4}     # raised while the learning rate decays
+interventions:                                    # the first whose conditions hold is made
   - name: repair-maths
     when:                                         # all must hold
       - level: {benchmark: gsm8k, above: 1.60}    # bits per byte of the newest checkpoint
       - trend: {benchmark: [gsm8k, math], over: 2, is: not-better}
-    move: {to: maths, from: web, step: 0.05, cap: 0.40}
+    move: {to: maths, from: web, step: 0.05, cap: 0.40}   # or scale, set, swap
     cooldown: 2 evaluations                       # or tokens: 200B
     priority: 1
     max_times: 4
     after: 1T
     until: 9T
     phases: [stable]
+  - name: help-{benchmark}                        # one for each benchmark that steers
+    for_each: benchmark
+    when: {plateau: {benchmark: "{benchmark}"}}
+    move: {to: "{benchmark}"}                     # sources tagged with it
+    trial: {over: 2}                              # has to prove itself first
 ```
 """
 

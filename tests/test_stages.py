@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from mixloop.controller.config import RunConfig, load_config
-from mixloop.controller.simulation import Track, simulate
-from mixloop.policies import load_policy
+from mixloop.controller.simulation import Track, simulate, virtual_config
+from mixloop.policies import Hold, Observation, PastDecision, Proposal, Source, load_policy
+from mixloop.policies.mixtures import total_variation
+from mixloop.policies.rules_options import RulesOptions
+from mixloop.policies.stages import declared_plan
 from mixloop.policies.worlds import WorldSource
 
 T, B = 10**12, 10**9
@@ -80,3 +83,101 @@ def test_smollm2_with_a_ledger_that_is_enforced():
     assert first is not None
     said = " ".join(note["detail"] for note in first["guards"])
     assert "openwebmath 0.05 -> 0.03" in said
+
+
+SMALL = {"a": 0.5, "b": 0.5}
+STAGES = [
+    {"name": "one", "until": 20_000, "weights": SMALL},
+    {"name": "two", "weights": {"a": 0.1, "b": 0.9}},
+]
+
+
+class Small(Still):
+    """Two sources without end, forty thousand tokens."""
+
+    def __init__(self) -> None:
+        self.sources = {name: WorldSource(10**9) for name in SMALL}
+        self.benchmarks = ("gsm8k",)
+
+
+def small(
+    options: dict[str, object], use: str = "rules", **guards: object
+) -> tuple[RunConfig, Track]:
+    world = Small()
+    config = virtual_config(
+        world, policy=use, options=options, guards=guards, segments=8, budget=40_000
+    )
+    policy = load_policy("rules", options)
+    return config, simulate(world, policy, config, segments=8, start=SMALL)
+
+
+def test_an_intervention_holds_to_the_end_of_its_stage():
+    move = {"name": "m", "move": {"to": "a", "step": 0.1}, "max_times": 1}
+    _, track = small({"stages": STAGES, "interventions": [move]})
+    by_tokens = {moment.tokens: moment for moment in track.moments}
+    assert by_tokens[15_000].weights == pytest.approx({"a": 0.6, "b": 0.4})
+    assert by_tokens[40_000].weights == pytest.approx({"a": 0.1, "b": 0.9})
+    # 0.4 at once: a declared stage isn't bound by max_change, and comes at its exact token
+    assert track.drawn["a"] == pytest.approx(10_000 * 0.5 + 10_000 * 0.6 + 20_000 * 0.1)
+    assert [o.get("a") for o in track.orders()] == pytest.approx([0.5, 0.6])
+
+
+def test_a_stage_by_phase_takes_precedence_while_it_lasts():
+    stages = [*STAGES, {"name": "cool", "phase": "decay", "weights": {"a": 1.0}}]
+    options = RulesOptions.model_validate({"stages": stages})
+    seen = Observation(
+        sources={n: Source(unique_tokens=10**9) for n in SMALL}, weights=SMALL, tokens=30_000,
+        budget=40_000, phase="stable",
+    )  # fmt: skip
+    assert declared_plan(options.stages, seen) == ((40_000, {"a": 0.1, "b": 0.9}),)
+    cooling = seen.model_copy(update={"phase": "decay"})
+    assert declared_plan(options.stages, cooling) == ((40_000, {"a": 1.0, "b": 0.0}),)
+
+
+def test_after_an_operators_order_the_later_stages_still_come():
+    """His mixture holds to the end of the stage; the plan that was lost is ordered again."""
+    policy = load_policy("rules", {"stages": STAGES})
+    theirs = {"a": 0.3, "b": 0.7}
+    order = PastDecision(
+        id="d1", step=1, tokens=25_000, verdict="intervene", weights_before=SMALL,
+        weights_after=theirs,
+    )  # fmt: skip
+    given = {"sources": {n: Source(unique_tokens=10**9) for n in SMALL}, "budget": 40_000}
+    late = Observation(**given, weights=theirs, tokens=26_000, decisions=(order,))
+    assert isinstance(policy.decide(late), Hold)  # nothing comes after the last stage
+    first = order.model_copy(update={"tokens": 5_000})
+    early = Observation(**given, weights=theirs, tokens=10_000, decisions=(first,))
+    reply = policy.decide(early)
+    assert isinstance(reply, Proposal)
+    assert reply.weights in (SMALL, theirs)
+    assert reply.plan[1] == (40_000, {"a": 0.1, "b": 0.9})
+
+
+def decided(answer: Proposal, use: str, options: dict[str, object]) -> dict[str, object]:
+    """The controller's decision on a proposal at 5k of 40k tokens."""
+    world = Small()
+    config = virtual_config(world, policy=use, options=options, segments=8, budget=40_000)
+
+    class Says:
+        def decide(self, observation: Observation) -> Proposal:
+            return answer
+
+    track = simulate(world, Says(), config, segments=8, start=SMALL)
+    first = track.moments[0].decision
+    assert first is not None
+    return first
+
+
+FAR = {"a": 0.1, "b": 0.9}
+
+
+def test_a_policys_word_for_a_declared_stage_is_not_enough():
+    claimed = Proposal(FAR, "trust me", [(40_000, FAR)], declared=True)
+    for use, options in [("rules", {"stages": STAGES}), ("static", {})]:
+        first = decided(claimed, use, options)
+        change = total_variation(first["weights_after"], SMALL)
+        assert change == pytest.approx(0.10), use  # max_change, as for anybody
+    plan = [(20_000, SMALL), (40_000, FAR)]
+    honest = decided(Proposal(SMALL, "as declared", plan, declared=True), "rules",
+                     {"stages": STAGES})  # fmt: skip
+    assert honest["plan"] == [[until, weights] for until, weights in plan]

@@ -1,0 +1,104 @@
+"""The objective: weights, targets, gains with their standard errors, names checked at load."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mixloop.controller.config import load_config
+from mixloop.controller.errors import BadInput
+from mixloop.policies import BenchmarkScore, Evaluation, Goal, Metric, MissingScore, Observation
+from mixloop.policies.objective import objective_weights, weighted_gain
+
+
+def score(value: float, *, better: bool = False, metric: str = "bits_per_byte") -> BenchmarkScore:
+    found = Metric(value=value, stderr=0.01, n=100, higher_is_better=better)
+    return BenchmarkScore(metrics={metric: found})
+
+
+def observe(*scores: dict[str, BenchmarkScore], **changes: object) -> Observation:
+    evaluations = tuple(
+        Evaluation(step=k, tokens=k, benchmarks=found) for k, found in enumerate(scores, 1)
+    )
+    given: dict[str, object] = {"steering": dict.fromkeys(["a", "b"], "bits_per_byte")}
+    return Observation(sources={}, weights={}, evaluations=evaluations, **given | changes)
+
+
+@pytest.mark.parametrize(
+    ("objective", "weights"),
+    [
+        ({}, {"a": 0.5, "b": 0.5}),
+        ({"a": Goal(weight=3)}, {"a": 0.75, "b": 0.25}),
+        ({"a": Goal(weight=0)}, {"a": 0.0, "b": 1.0}),
+        ({"a": Goal(target=1.0)}, {"a": 0.0, "b": 1.0}),
+        ({"a": Goal(target=0.8)}, {"a": 0.5, "b": 0.5}),
+        ({"a": Goal(target=1.0), "b": Goal(target=2.0)}, {"a": 0.0, "b": 0.0}),
+    ],
+)
+def test_weights(objective, weights):
+    seen = observe({"a": score(0.9), "b": score(2.0)}, objective=objective)
+    assert objective_weights(seen) == pytest.approx(weights)
+
+
+def test_a_target_of_an_accuracy_is_reached_from_below():
+    steering = {"a": "accuracy", "b": "bits_per_byte"}
+    scored = {"a": score(0.6, better=True, metric="accuracy")}
+    seen = observe(scored, objective={"a": Goal(target=0.7)}, steering=steering)
+    assert objective_weights(seen)["a"] == 0.5
+    reached = observe(scored, objective={"a": Goal(target=0.6)}, steering=steering)
+    assert objective_weights(reached) == {"a": 0.0, "b": 1.0}
+
+
+def test_watched_benchmarks_have_no_part():
+    seen = observe({"a": score(1), "w": score(1)}, steering={}, watch=("w",))
+    assert objective_weights(seen) == {"a": 1.0}
+
+
+def test_the_gain_is_weighed_and_its_variances_add():
+    seen = observe(
+        {"a": score(1.0), "b": score(1.0)},
+        {"a": score(0.9), "b": score(1.1)},
+        objective={"a": Goal(weight=3)},
+    )
+    found = weighted_gain(seen, 0, 1)
+    assert found.gain == pytest.approx(0.75 * 0.1 - 0.25 * 0.1)
+    assert found.stderr == pytest.approx(0.01 * math.sqrt(2) * math.hypot(0.75, 0.25))
+
+
+def test_a_missing_benchmark_leaves_its_part_to_the_others():
+    seen = observe({"a": score(1.0), "b": score(1.0)}, {"a": score(0.9)})
+    assert weighted_gain(seen, 0, 1).weights == {"a": 1.0}
+    with pytest.raises(MissingScore, match="no benchmark of the objective"):
+        weighted_gain(observe({"a": score(1.0)}, {"b": score(1.0)}), 0, 1)
+
+
+RUN = """
+run: {{id: r, dir: r}}
+budget: 1M
+sources: {{a: {{path: a}}}}
+evals: {{benchmarks: {{mmlu: {{}}, gsm8k: {{}}}}, watch: {{hellaswag: {{}}}}}}
+objective: {objective}
+"""
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ("{gsm9k: {weight: 1}}", "objective.gsm9k: no such benchmark .*did you mean 'gsm8k'?"),
+        ("{hellaswag: {weight: 2}}", "objective.hellaswag: a watch benchmark never steers"),
+        ("{mmlu: {weight: 0}, gsm8k: {weight: 0}}", "every weight is 0"),
+        ("{mmlu: {weight: -1}}", "objective.mmlu.weight: -1"),
+    ],
+)
+def test_objective_mistakes_in_a_run_file(tmp_path, objective, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN.format(objective=objective))
+    with pytest.raises(BadInput, match=message):
+        load_config(path)
+
+
+def test_a_watched_benchmark_may_have_a_floor(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN.format(objective="{hellaswag: {max_drop: 0.02}, mmlu: {weight: 2}}"))
+    assert load_config(path).objective["hellaswag"].max_drop == 0.02
