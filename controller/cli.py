@@ -374,6 +374,31 @@ def simulate(
 
 
 @app.command()
+def backtest(
+    target: Run,
+    policy: Annotated[str, typer.Option(help="the policy to ask")],
+    options: Annotated[
+        str | None, typer.Option("--with", help="its options: YAML, JSON or a file")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What another policy would have done on a recorded run."""
+    from mixloop.controller import backtest as replaying
+    from mixloop.controller.simulate_options import policy_options
+
+    report = replaying.backtest(target, policy, policy_options(options), Path.cwd())
+    if as_json:
+        _print_json(report)
+        return
+    from mixloop.controller import show
+    from mixloop.controller.backtest_show import backtest_table, summary_lines
+
+    show.console().print(backtest_table(report))
+    for line in summary_lines(report):
+        typer.echo(show.clean(line))
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What this machine offers, what is missing, and the mend."""
     from mixloop.controller.doctor import examine, report_table

@@ -144,6 +144,25 @@ class RunConfig(Section):
         self.start_weights(dict.fromkeys(self.sources, 1))
         return self
 
+    @model_validator(mode="after")
+    def _objective_known(self) -> RunConfig:
+        known = list(self.evals.benchmarks)
+        for name, goal in self.objective.items():
+            if name in self.evals.watch and goal.max_drop is None:
+                raise ValueError(
+                    f"objective.{name}: a watch benchmark never steers; give it a max_drop, "
+                    "or move it to evals.benchmarks"
+                )
+            if name not in [*known, *self.evals.watch]:
+                close = difflib.get_close_matches(name, known, n=1)
+                mend = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+                raise ValueError(f"objective.{name}: no such benchmark under evals; {mend}")
+        if self.objective and not any(
+            self.objective.get(name, Goal()).weight > 0 for name in known
+        ):
+            raise ValueError("objective: every weight is 0, nothing is left to steer by")
+        return self
+
     def start_weights(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """The first mixture (generation 0); ``sizes``: unique tokens, used when none is given.
 

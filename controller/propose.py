@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from mixloop.controller.children import Answer
 from mixloop.controller.config import RunConfig
 from mixloop.evals.scorecard import Scorecard
 from mixloop.policies import Evaluation, Observation, load_policy
+from mixloop.policies.evidence import claims_of
 from mixloop.policies.guards import (
     GuardContext,
     GuardResult,
@@ -20,12 +22,14 @@ from mixloop.policies.guards import (
     project,
     total_variation,
 )
+from mixloop.policies.vetoes import vetoes
 from mixloop.trainer.contract import Stage
 
 Json = dict[str, Any]
 Weights = Mapping[str, float]
 
 NOTHING = 1e-6  # total variation below which two mixtures are the same order
+RECENT = 8  # checkpoints whose training loss is "recent"
 HEADLINES = ("accuracy", "exact_match", "pass_at_1")
 
 
@@ -86,7 +90,14 @@ def decide(
     weights, plan = dict(context.weights), [(u, dict(w)) for u, w in context.plan]
     if asked.proposed:
         weights, plan = _from_then_on(asked, context.tokens)
-        context = replace(context, declared=_declared(asked, seen, config))
+        claims, tests = claims_of(asked.evidence)
+        context = replace(
+            context,
+            declared=_declared(asked, seen, config),
+            claims=claims,
+            tests=tests,
+            vetoes=vetoes(seen, config.guards.significance),
+        )
     result = apply_guards(weights, plan, context, guard_settings(config))
     return _guarded(asked, seen, before, result, generation, config.policy.use)
 
@@ -242,7 +253,22 @@ def guard_context(
         last_intervention_tokens=last_intervention,
         order_pending=not seen.in_force,
         plan=tuple((until, dict(w)) for until, w in left),
+        phase=status.phase,
+        loss_ratio=_loss_ratio(seen, status),
     )
+
+
+def _loss_ratio(seen: Observation, status: Any) -> float | None:
+    """The training loss now over its median at recent checkpoints, source by source and weighed by
+    the mixture, so that a change of the mixture is no spike; None where it isn't recorded."""
+    ratios = []
+    for name, entry in status.sources.items():
+        past = [e.losses[name] for e in seen.evaluations[-RECENT:] if name in e.losses]
+        weight = status.in_force.weights.get(name, 0.0)
+        if entry.loss is not None and len(past) >= 3 and weight > 0 and median(past) > 0:
+            ratios.append((weight, entry.loss / median(past)))
+    total = sum(weight for weight, _ in ratios)
+    return sum(weight * ratio for weight, ratio in ratios) / total if total > 0 else None
 
 
 def remaining(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.controller.errors import BadInput
-from mixloop.controller.picture import AREAS, CURVES, HATCHES, STYLE, _plain, _token_axis
+from mixloop.controller.picture import AREAS, CURVES, HATCHES, STYLE, plain, token_axis
 from mixloop.controller.simulating import Played
 from mixloop.controller.standings import quantile
 
@@ -61,11 +61,11 @@ def _column(axes: Sequence[Any], played: Played, world: str, policies: Sequence[
         _curve(axes[0], policy, [run["curve"] for run in runs], base, colour)
         _mixture(axes[number + 1], policy, runs[0]["stretches"])
     axes[0].axhline(0, color="#333333", linewidth=0.8)
-    axes[0].set_title(_plain(world))
+    axes[0].set_title(plain(world))
     name = "the best constant mixture" if against == "optimum_curve" else "the start kept"
     axes[0].set_ylabel(f"loss above {name}")
     axes[0].legend(fontsize=8, frameon=False)
-    _token_axis(axes[0], references[0]["control_curve"][-1][0])
+    token_axis(axes[0], references[0]["control_curve"][-1][0])
 
 
 def _curve(
@@ -77,7 +77,7 @@ def _curve(
         over = [curve[n][1] - low[n][1] for curve, low in zip(curves, base, strict=True)]
         columns.append(sorted(over))
     middle = [quantile(column, 0.5) for column in columns]
-    axes.plot(tokens, middle, color=colour, linewidth=1.6, label=_plain(label))
+    axes.plot(tokens, middle, color=colour, linewidth=1.6, label=plain(label))
     if len(curves) > 1:
         low, high = ([quantile(column, q) for column in columns] for q in (0.1, 0.9))
         axes.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -98,13 +98,13 @@ def _mixture(axes: Any, policy: str, stretches: Sequence[Json]) -> None:
             hatch=HATCHES[number // len(AREAS) % len(HATCHES)],
             edgecolor="white",
             linewidth=0.4,
-            label=_plain(name) if any(shares) else None,
+            label=plain(name) if any(shares) else None,
         )
         base = top
     axes.set_ylim(0, 1)
     axes.set_ylabel("mixture")
-    axes.set_title(_plain(policy), fontsize=10)
+    axes.set_title(plain(policy), fontsize=10)
     handles, labels = axes.get_legend_handles_labels()
     placed = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
     axes.legend(handles[::-1], labels[::-1], fontsize=7, frameon=False, **placed)
-    _token_axis(axes, edges[-1])
+    token_axis(axes, edges[-1])

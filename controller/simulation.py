@@ -252,13 +252,13 @@ def _truth(run: _Run) -> dict[str, float]:
 def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) -> tuple[Json, float]:
     seen = _observation(run, seed)
     begun = clock()
-    answer = _answer(policy, seen)
+    answer = answer_of(policy, seen)
     seconds = clock() - begun
     made = propose.decide(
         answer,
         seen,
         run.config,
-        status=_status(run, seen),
+        status=status_of(seen),
         last_intervention=run.last_intervention,
         generation=run.generation + 1,
     )
@@ -284,7 +284,7 @@ def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) ->
     return fields, seconds
 
 
-def _answer(policy: Policy, seen: Observation) -> Answer:
+def answer_of(policy: Policy, seen: Observation) -> Answer:
     """The policy's reply, or why there is none: one that raises costs one decision here too."""
     try:
         reply = policy.decide(seen)
@@ -333,17 +333,17 @@ def _sources(run: _Run) -> dict[str, Source]:
     }
 
 
-def _status(run: _Run, seen: Observation) -> Status:
-    """The heartbeat a trainer would write now."""
+def status_of(seen: Observation) -> Status:
+    """The heartbeat a trainer would write where an observation was made."""
     return Status(
         run=seen.run,
         incarnation=1,
         pid=0,
         host="",
-        step=run.step,
-        sample=run.tokens,
-        tokens=run.tokens,
-        budget=run.config.budget,
+        step=seen.step,
+        sample=seen.tokens,
+        tokens=seen.tokens,
+        budget=seen.budget,
         lr=None,
         phase=seen.phase,
         loss=None,
@@ -353,8 +353,8 @@ def _status(run: _Run, seen: Observation) -> Status:
             name: SourceStatus(source.drawn, source.epochs, source.unique_tokens)
             for name, source in seen.sources.items()
         },
-        accepted=AcceptedOrder(1, run.generation),
-        in_force=OrderInForce(1, run.generation, 0, 0, run.weights),
+        accepted=AcceptedOrder(1, seen.generation),
+        in_force=OrderInForce(1, seen.generation, 0, 0, seen.weights),
     )
 
 

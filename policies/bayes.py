@@ -9,6 +9,7 @@ to the centre and the verdict is ``inconclusive``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from .protocol import Hold, Proposal
 Array = NDArray[np.float64]
 
 SAME = 1e-3  # total variation that isn't worth an order
+EARLY = 0.3  # part of the budget in which mixtures are tried
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class _Situation:
     left: float
 
     def named(self, weights: Array) -> dict[str, float]:
+        """The mixture by name, no live share under the floor."""
+        least = np.minimum(self.observation.limits.floor * (self.most > 0), self.most)
+        if 0 < least.sum() < 1 and (weights < least).any():
+            # the part above the floors shrinks in proportion
+            above = np.maximum(weights - least, 0)
+            weights = least + above * ((1 - least.sum()) / above.sum())
         pairs = zip(self.history.names, map(float, weights), strict=True)
         return {name: weight for name, weight in pairs if name in self.observation.sources}
 
@@ -72,7 +80,11 @@ class Bayes:
         at = self._situation(observation, history)
         if at.left <= 0:
             return Hold("bayes: nothing is left of the budget", _evidence("hold"))
-        return self._explore(at) if self._exploring(at) else self._exploit(at)
+        outlook = self._outlook(at)
+        known = outlook is not None and outlook.beliefs.evidence >= self.options.evidence
+        if self._exploring(at, known):
+            return self._explore(at, outlook)
+        return self._exploit(at, outlook)
 
     def _situation(self, observation: Observation, history: History) -> _Situation:
         names = history.names
@@ -98,12 +110,19 @@ class Bayes:
         start = begin / begin.sum()
         return np.asarray(start + prior.strength * (aim - start))
 
-    def _exploring(self, at: _Situation) -> bool:
+    def _exploring(self, at: _Situation, known: bool) -> bool:
+        """Whether to try something: a given number of times, and as often again as long as it
+        isn't known that mixtures matter."""
+        seen = at.observation
         limit = self.options.explore
         if limit is None:
-            limit = min(10, len(at.observation.sources) + 2)
-        early = at.observation.tokens <= 0.3 * at.observation.budget
-        return early and len(at.observation.evaluations) < limit
+            limit = min(10, len(seen.sources) + 2)
+        if not known:
+            limit *= 2
+        # a mixture that has to stay for longer is one trial all the same
+        limit *= max(1, math.ceil(seen.limits.dwell / at.history.unit))
+        early = seen.tokens <= EARLY * seen.budget and seen.phase != "decay"
+        return early and len(seen.evaluations) < limit
 
     def _outlook(self, at: _Situation) -> Outlook | None:
         history = at.history
@@ -116,20 +135,23 @@ class Bayes:
             return None
         return Outlook(history, beliefs, at.left, at.most, at.centre, shares)
 
-    def _explore(self, at: _Situation) -> Proposal | Hold:
-        weights = self._trial(at)
+    def _explore(self, at: _Situation, outlook: Outlook | None) -> Proposal:
+        weights = self._trial(at, outlook)
         reason = f"bayes: trial {at.history.trials + 1}, where the model knows least"
         return Proposal(at.named(weights), reason, evidence=_evidence("explore"))
 
-    def _trial(self, at: _Situation) -> Array:
+    def _trial(self, at: _Situation, outlook: Outlook | None) -> Array:
         region = Region(
             at.current, at.centre, at.most, at.observation.limits.max_change, self.options.radius
         )
-        drawing = np.random.default_rng([at.observation.seed, at.history.trials])
-        return next_trial(drawing, region, at.history, self._outlook(at))
+        if self.options.proposals == "optuna":
+            from .bayes_optuna import ask
 
-    def _exploit(self, at: _Situation) -> Proposal | Hold:
-        outlook = self._outlook(at)
+            return region.inside(ask(at.history, at.most > 0, at.observation.seed))
+        drawing = np.random.default_rng([at.observation.seed, at.history.trials])
+        return next_trial(drawing, region, at.history, outlook)
+
+    def _exploit(self, at: _Situation, outlook: Outlook | None) -> Proposal | Hold:
         if outlook is None:
             return self._back(at, _evidence("exploit", log_bayes_factor=0.0))
         best = best_mixture(outlook, self.options.caution, at.current)
@@ -147,7 +169,10 @@ class Bayes:
     def _back(self, at: _Situation, facts: dict[str, Any]) -> Proposal | Hold:
         """Weak evidence: to the centre, and there hold."""
         change = total_variation(at.named(at.current), at.named(at.centre))
-        why = f"log Bayes factor {facts['log_bayes_factor']:.2g} that mixtures matter"
+        found = facts["log_bayes_factor"]
+        why = f"log Bayes factor {found:.2g} that mixtures matter"
+        if found >= self.options.evidence:
+            why = "no mixture is expected to be better"
         if change <= SAME:
             return Hold(f"bayes: inconclusive, {why}", facts, verdict="inconclusive")
         weights = towards(at.current, at.centre, at.observation.limits.max_change)

@@ -26,10 +26,8 @@ from .protocol import OptionsModel
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-_SEARCH_KEYS = frozenset(
-    ("schema", "run", "tokens", "target", "from", "objective", "start", "uncertainty")
-    + ("predicted", "gain", "verdict", "surrogate", "errors", "trial", "measured")
-)
+_SEARCH_KEYS = {"schema", "run", "tokens", "target", "from", "objective", "start", "uncertainty"}
+_SEARCH_KEYS |= {"predicted", "gain", "verdict", "surrogate", "errors", "trial", "measured"}
 """What a search writes into its prior beside what is used here."""
 
 

@@ -15,6 +15,10 @@ from .mixtures import in_force, total_variation
 from .observation import Observation
 from .protocol import Hold, OptionsModel, Proposal
 
+TURN = 1.8  # of max_change, Euclidean: what the decay's few decisions can still turn
+SAME = 1e-3  # total variation not worth an order
+AHEAD = 2  # evaluations that the next mixture is planned for, so that a decision comes before
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -103,14 +107,15 @@ class Law:
         if size > 0:
             reach = at.seen.limits.max_change * size
             wanted = _swung(centre, at.live, _direction(at), reach)
-        rows = np.vstack([wanted, target if target is not None else at.start])
+        later = target if target is not None else _lasting(at, at.start)
+        rows = np.vstack([wanted, later])
         return _proposal(at, rows, evidence, "law: exploring" if size > 0 else "law: as planned")
 
     def _back(self, at: _Situation, evidence: dict[str, Any]) -> Proposal | Hold:
         if float(np.abs(at.now - at.start).sum()) / 2 < 1e-3:
             reason = "law: no mixture is seen to do better than the start's"
             return Hold(reason, evidence, "inconclusive")
-        return _proposal(at, np.vstack([at.start, at.start]), evidence, "law: back to the start")
+        return _proposal(at, np.vstack([at.start, _lasting(at, at.start)]), evidence, "law: back to the start")
 
 
 def _situation(seen: Observation, course: Course, allowed: set[str], decay: float) -> _Situation:
@@ -134,7 +139,7 @@ def _situation(seen: Observation, course: Course, allowed: set[str], decay: floa
     shape = (len(stretches), 1)
     lengths = np.array([length for length, _ in stretches])[:, None]
     high = np.minimum(np.tile(most, shape), left / lengths)
-    room = law_plan.Room(np.minimum(np.tile(low, shape), high), high, left)
+    room = law_plan.Room(np.minimum(np.tile(low, shape), high), high, left, TURN * limits.max_change)
     ahead = Ahead(ledger, course.unique, stretches)
     mixes = [np.array([w.get(n, 0.0) for n in course.names]) for w in (now, first)]
     return _Situation(seen, course, ahead, room, mixes[0], mixes[1], live)
@@ -150,6 +155,10 @@ def _stakes(course: Course) -> law_plan.Stakes:
         if goal.max_drop is not None:
             bound[i] = float(np.nanmin(course.losses[i])) + goal.max_drop
     return law_plan.Stakes(weight / weight.sum(), enough, bound)
+
+
+def _lasting(at: _Situation, mixture: Array) -> Array:
+    return np.tile(mixture, (len(at.ahead.stretches), 1))
 
 
 def _direction(at: _Situation) -> Array:
@@ -191,10 +200,36 @@ def _swung(centre: Array, live: Array, direction: Array, reach: float) -> Array:
 def _proposal(
     at: _Situation, rows: Array, evidence: dict[str, Any], reason: str
 ) -> Proposal | Hold:
-    """Rows: the mixture to the next evaluation, then those of the plan's stretches."""
+    """Rows: the mixture from now on, then those of the plan's stretches."""
     seen = at.seen
-    first = law_plan.scaled(rows[0], np.zeros(len(at.live)), np.where(at.live, 1.0, 0.0))
-    weights = {n: float(w) for n, w in zip(at.course.names, first, strict=True) if n in seen.sources}
-    if total_variation(weights, in_force(seen)) < 1e-3:
+    named = [_named(at, row) for row in rows]
+    if total_variation(named[0], in_force(seen)) < SAME:
         return Hold(reason + ", which is what goes on", evidence)
-    return Proposal(weights, reason, evidence=evidence)
+    return Proposal(named[0], reason, _stretches(at, named), evidence)
+
+
+def _named(at: _Situation, row: Array) -> dict[str, float]:
+    sound = law_plan.scaled(row, np.zeros(len(row)), np.where(at.live, 1.0, 0.0))
+    pairs = zip(at.course.names, sound, strict=True)
+    return {name: float(w) for name, w in pairs if name in at.seen.sources}
+
+
+def _stretches(
+    at: _Situation, named: list[dict[str, float]]
+) -> list[tuple[int, dict[str, float]]]:
+    """The plan as the trainer would carry it out by itself, in steps as short as a decision's."""
+    seen, most = at.seen, at.seen.limits.max_change
+    rest = seen.budget - seen.tokens
+    ends = [seen.tokens + min(AHEAD * seen.every, rest) if seen.every else seen.budget]
+    lengths = [length for length, _ in at.ahead.stretches]
+    later = [sum(lengths[index + 1 :]) for index in range(len(lengths))]
+    ends += [seen.budget - round(part * seen.budget) for part in later]
+    found = [(ends[0], named[0])]
+    for end, weights in zip(ends[1:], named[1:], strict=True):
+        before = found[-1][1]
+        far = total_variation(weights, before)
+        part = min(1.0, most / far) if far > 0 else 1.0
+        near = {n: (1 - part) * before[n] + part * w for n, w in weights.items()}
+        if end > found[-1][0]:
+            found.append((end, near))
+    return found

@@ -15,7 +15,8 @@ import numpy as np
 from .law_data import Array, Course
 from .law_models import NULL, SHARED, Law, Link, remember, values
 
-ROUNDS = 40
+ROUNDS = (25, 8)  # of the whole run's fit, and of a prefix's, which starts there
+SLIGHT = 0.02  # a gain in log posterior that ends a fit
 HUBER = 3.0  # residuals beyond this many standard deviations pull no harder
 LOG_TOKENS = np.log(0.0025)  # c, a fortieth of the budget times a tenth
 
@@ -72,15 +73,29 @@ def _fit_link(course: Course, link: Link, laws: Sequence[Law], ends: Sequence[in
     k = course.drawn.shape[1]
     shape = (len(laws), len(ends), m)
     seen = np.isfinite(course.losses) & (np.arange(n) < np.array(ends)[:, None, None])
-    batch = int(np.prod(shape))
-    z = np.broadcast_to(np.array(remembered)[:, None, None] * k, (*shape, n, k)).reshape(-1, n, k)
-    losses = np.broadcast_to(np.nan_to_num(course.losses), (*shape, n)).reshape(batch, n)
+    z = np.broadcast_to(np.array(remembered)[:, None, None] * k, (*shape, n, k))
+    losses = np.broadcast_to(np.nan_to_num(course.losses), (*shape, n))
     trust = np.where(seen, 1 / np.nan_to_num(course.noise, nan=1.0), 0.0)
-    trust = np.broadcast_to(trust, (*shape, n)).reshape(batch, n)
-    mean, scale = (np.broadcast_to(a, (*shape, a.shape[-1])).reshape(batch, -1)
-                   for a in priors(link, course))  # fmt: skip
+    trust = np.broadcast_to(trust, (*shape, n))
+    prior = [np.broadcast_to(a, (*shape, a.shape[-1])) for a in priors(link, course)]
     x, u = course.total, course.decay
-    mode, hessian = _marquardt(link, (z, x, u), losses, trust, mean, scale)
+
+    def fit(part: slice, first: Array, rounds: int) -> tuple[Array, Array]:
+        chosen = [_flat(a[:, part], 3) for a in (z, losses, trust, *prior)]
+        return _marquardt(link, (chosen[0], x, u), *chosen[1:], _flat(first, 3), rounds)
+
+    nothing = np.zeros(prior[0].shape)
+    last, bend = fit(slice(-1, None), nothing[:, :1], ROUNDS[0])
+    whitened, hessian = last.reshape(len(laws), 1, m, -1), bend.reshape(len(laws), 1, m, *bend.shape[1:])
+    if len(ends) > 1:
+        first = np.broadcast_to(whitened, nothing[:, :-1].shape)
+        mode, bend = fit(slice(0, -1), first, ROUNDS[1])
+        earlier = (len(laws), len(ends) - 1, m)
+        whitened = np.concatenate([mode.reshape(*earlier, -1), whitened], axis=1)
+        hessian = np.concatenate([bend.reshape(*earlier, *bend.shape[1:]), hessian], axis=1)
+    mean, scale = (_flat(a, 3) for a in prior)
+    z, hessian = _flat(z, 3), _flat(hessian, 3)
+    mode = mean + scale * _flat(whitened, 3)
     fitted, jac = values(link, mode, z, x, u)
     # the inverse's root: H = C C^T, so H^-1 = (C^-1)^T C^-1
     root = np.swapaxes(np.linalg.inv(np.linalg.cholesky(hessian)), -1, -2) * scale[..., None]
@@ -91,6 +106,10 @@ def _fit_link(course: Course, link: Link, laws: Sequence[Law], ends: Sequence[in
     ]
 
 
+def _flat(stacked: Array, axes: int) -> Array:
+    return np.ascontiguousarray(stacked).reshape(-1, *stacked.shape[axes:])
+
+
 def _marquardt(
     link: Link,
     inputs: tuple[Array, Array, Array],
@@ -98,29 +117,34 @@ def _marquardt(
     trust: Array,
     mean: Array,
     scale: Array,
+    whitened: Array,
+    rounds: int,
 ) -> tuple[Array, Array]:
-    """The modes (b, p), and the Hessian there in units of the prior's scale (b, p, p)."""
-    whitened = np.zeros_like(mean)
-    damping = np.full(len(mean), 1.0)
+    """The modes and the Hessians there, in units of the prior: (b, p) and (b, p, p).
+
+    A fit that no longer gains leaves the batch.
+    """
+    z, x, u = inputs
+    whitened, damping = whitened.copy(), np.full(len(mean), 0.3)
     identity = np.eye(mean.shape[1])
-    state = _cost(link, inputs, losses, trust, mean, scale, whitened)
-    for _ in range(ROUNDS):
-        cost, gradient, hessian = state
-        step = np.linalg.solve(hessian + damping[:, None, None] * identity, gradient[..., None])
-        tried = np.clip(whitened - step[..., 0], -6, 6)
-        new = _cost(link, inputs, losses, trust, mean, scale, tried)
-        better = new[0] < cost
-        done = np.where(better, cost - new[0], 0.0).max()
-        damping = np.clip(np.where(better, damping * 0.25, damping * 4.0), 1e-6, 1e8)
-        whitened = np.where(better[:, None], tried, whitened)
-        state = (
-            np.where(better, new[0], cost),
-            np.where(better[:, None], new[1], gradient),
-            np.where(better[:, None, None], new[2], hessian),
-        )
-        if better.any() and done < 0.02:
+    cost, gradient, hessian = _cost(link, inputs, losses, trust, mean, scale, whitened)
+    going = np.arange(len(mean))
+    for _ in range(rounds):
+        damped = hessian[going] + damping[going, None, None] * identity
+        step = np.linalg.solve(damped, gradient[going, :, None])[..., 0]
+        tried = np.clip(whitened[going] - step, -6, 6)
+        given = (losses[going], trust[going], mean[going], scale[going], tried)
+        new = _cost(link, (z[going], x, u), *given)
+        gained = cost[going] - new[0]
+        better, done = going[gained > 0], (gained >= 0) & (gained < SLIGHT)
+        taken = gained > 0
+        cost[better], gradient[better], hessian[better] = (part[taken] for part in new)
+        whitened[better] = tried[taken]
+        damping[going] = np.clip(damping[going] * np.where(taken, 0.2, 5.0), 1e-5, 1e8)
+        going = going[~done & (damping[going] < 1e4)]
+        if not len(going):
             break
-    return mean + scale * whitened, state[2]
+    return whitened, hessian
 
 
 def _cost(

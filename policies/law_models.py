@@ -29,7 +29,7 @@ from .law_data import Array, Course, effective, effective_slope
 
 Link = Literal["power", "exponential", "none"]
 SHARED = 6  # parameters ahead of the sources' own: eps, b or q, alpha, c, d, s
-HALVES = 4  # steps that a future stretch is taken in
+PIECES = 3  # steps that a future stretch is taken in
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,14 @@ def foresee(ahead: Ahead, memory: Memory, now: Array, mixtures: Array) -> tuple[
     """
     drawn, kept = ahead.drawn, now
     slopes = np.zeros_like(mixtures)
+    pieces = 1 if memory.plain else PIECES
     spent = np.zeros_like(mixtures)  # derivative of drawn by each stretch's shares
     for index, (length, falling) in enumerate(ahead.stretches):
-        shares, step = mixtures[index], length / HALVES
+        shares, step = mixtures[index], length / pieces
         held, bend = _diluted(shares, memory)
         keen = memory.keen if falling else 1.0
         fade, half = np.exp(-memory.fade * step), np.exp(-memory.fade * step / 2) * keen
-        for _ in range(HALVES):
+        for _ in range(pieces):
             after = drawn + shares * step
             gain = effective(after, ahead.unique) - effective(drawn, ahead.unique)
             old, new = effective_slope(drawn, ahead.unique), effective_slope(after, ahead.unique)

@@ -42,11 +42,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Room:
-    """What a plan may do: (s, k) highest shares, and the tokens left per source (k,)."""
+    """What a plan may do: (s, k) lowest and highest shares, the tokens left per source (k,), and
+    how far (Euclidean) one stretch's mixture may be from the one before."""
 
     lowest: Array
     highest: Array
     left: Array
+    turn: float
 
 
 def members(fits: Sequence[Fit], weights: Array, draws: int, seed: int) -> list[Member]:
@@ -132,6 +134,8 @@ def _solve(
     s, k = first.shape
     sums = np.kron(np.eye(s), np.ones(k))
     rules = [{"type": "eq", "fun": lambda w: sums @ w - 1, "jac": lambda w: sums}]
+    if s > 1:
+        rules.append(_turning(s, k, room.turn))
     tight = np.flatnonzero(np.isfinite(room.left)) if s > 1 else np.array([], dtype=int)
     if len(tight):
         lengths = np.array([length for length, _ in ahead.stretches])
@@ -155,6 +159,22 @@ def _solve(
     )
     good = np.isfinite(result.x).all()
     return np.asarray(result.x if good else first.ravel()).reshape(s, k)
+
+
+def _turning(s: int, k: int, most: float) -> dict[str, Any]:
+    """The constraint that a stretch's mixture is near enough to the one before to be reached."""
+
+    def square(w: Array) -> Array:
+        return most**2 - np.square(np.diff(w.reshape(s, k), axis=0)).sum(axis=1)
+
+    def slope(w: Array) -> Array:
+        apart = 2 * np.diff(w.reshape(s, k), axis=0)
+        found = np.zeros((s - 1, s, k))
+        for index, row in enumerate(apart):
+            found[index, index], found[index, index + 1] = row, -row
+        return found.reshape(s - 1, s * k)
+
+    return {"type": "ineq", "fun": square, "jac": slope}
 
 
 def fill(mixtures: Array, room: Room, ahead: Ahead) -> Array:

@@ -18,7 +18,7 @@ from .law_fit import Fit
 
 def ends(n: int) -> list[int]:
     """Prefixes to predict from, and the whole run last."""
-    parts = sorted({max(4, round(n * part)) for part in (0.35, 0.55, 0.75)} - {n})
+    parts = sorted({max(4, round(n * part)) for part in (0.4, 0.7)} - {n})
     return [*[p for p in parts if p < n], n]
 
 

@@ -11,19 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from .mixtures import REACHED, Mixture, in_force, total_variation
-from .observation import Observation, PastDecision, Phase
+from .observation import Observation, PastDecision
+from .option_types import Phases
 from .protocol import OptionsModel, Proposal
 from .units import Tokens, format_tokens
 
 Stretch = tuple[int, dict[str, float]]
 PREFIX = "stage"
-
-
-def _listed(value: object) -> object:
-    return value if isinstance(value, list | tuple) else [value]
 
 
 class Stage(OptionsModel):
@@ -36,7 +33,7 @@ class Stage(OptionsModel):
 
     name: Annotated[str, Field(min_length=1)] | None = None
     until: Tokens | None = None
-    phase: Annotated[tuple[Phase, ...], BeforeValidator(_listed)] | None = None
+    phase: Phases | None = None
     weights: Mixture
 
     @model_validator(mode="after")

@@ -39,8 +39,15 @@ class World(Protocol):
     late; ``higher_is_better``, the names of the benchmarks that are no losses.
     """
 
-    sources: Mapping[str, Any]
-    benchmarks: Sequence[str]
+    @property
+    def sources(self) -> Mapping[str, Any]:
+        """Name to size and tags."""
+        ...
+
+    @property
+    def benchmarks(self) -> Sequence[str]:
+        """The names that are scored."""
+        ...
 
     def reset(self, seed: int) -> None:
         """Begin again: everything random is drawn from the seed, noise included."""
@@ -72,14 +79,18 @@ def _source(name: str, entry: Any, world: Any) -> WorldSource:
         return entry
     if entry is None or isinstance(entry, int | float):
         return WorldSource(_size(name, entry, world))
-    get = entry.get if isinstance(entry, Mapping) else lambda key, other: getattr(entry, key, other)
-    missing = object()
-    size = get("unique_tokens", missing)
-    if size is missing:
+    known = ("unique_tokens", "tags", "standby")
+    said = (
+        entry
+        if isinstance(entry, Mapping)
+        else {key: getattr(entry, key) for key in known if hasattr(entry, key)}
+    )
+    if "unique_tokens" not in said:
         raise PolicyError(f"world {_name(world)}: source {name!r} has no unique_tokens; add them")
-    tags = get("tags", ()) or ()
+    tags = said.get("tags") or ()
     tags = (tags,) if isinstance(tags, str) else tuple(map(str, tags))
-    return WorldSource(_size(name, size, world), tags, bool(get("standby", False)))
+    size = _size(name, said["unique_tokens"], world)
+    return WorldSource(size, tags, bool(said.get("standby", False)))
 
 
 def _size(name: str, size: Any, world: Any) -> int:

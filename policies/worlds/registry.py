@@ -1,4 +1,4 @@
-"""Finding a world by name, ``name:key=value,…``, ``package.module:Class`` or ``./file.py:Class``."""
+"""Finding a world: ``name:key=value,…``, ``package.module:Class`` or ``./file.py:Class``."""
 
 from __future__ import annotations
 
