@@ -282,11 +282,14 @@ def _has_items(items: Mapping[str, Mapping[str, float]], metric: str) -> bool:
     return any(math.isfinite(outcome.get(metric, math.nan)) for outcome in items.values())
 
 
-def weighted_items(items: Mapping[str, Mapping[str, float]], metric: str) -> WeightedItems:
-    """Item id to (value, weight): weighed by gold bytes for bits per byte, else equally."""
+def weighted_items(
+    items: Mapping[str, Mapping[str, float]], metric: str, prefix: str = ""
+) -> WeightedItems:
+    """Item id, after ``prefix``, to (value, weight): weighed by gold bytes for bits per byte, else
+    equally."""
     weigh = metric == BITS_PER_BYTE
     return {
-        item: (outcome[metric], float(outcome.get("bytes", 1)) if weigh else 1.0)
+        prefix + item: (outcome[metric], float(outcome.get("bytes", 1)) if weigh else 1.0)
         for item, outcome in items.items()
         if metric in outcome and math.isfinite(outcome[metric])
     }
@@ -303,9 +306,10 @@ def pooled_items(evaluation: Evaluation, benchmarks: Sequence[str], metric: str)
     pooled: dict[str, tuple[float, float]] = {}
     for benchmark in benchmarks:
         find_metric(evaluation, benchmark, metric)
-        items = weighted_items(evaluation.benchmarks[benchmark].items, metric)
-        if not items:
+        before = len(pooled)
+        items = weighted_items(evaluation.benchmarks[benchmark].items, metric, f"{benchmark}/")
+        pooled.update(items)
+        if len(pooled) == before:
             step = evaluation.step
             raise MissingScore(f"{benchmark} has no per-item {metric} at step {step}")
-        pooled |= {f"{benchmark}/{item}": outcome for item, outcome in items.items()}
     return pooled
