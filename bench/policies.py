@@ -1,6 +1,13 @@
 """Policies on worlds: how much of the gap between uniform and the best static mixture they close.
 
-.venv/bin/python bench/policies.py --policy law --family P --k 5 --seeds 8
+make bench-policies                                   all policies, all families, 20 seeds each
+make bench-policies ARGS="--null"                     flat worlds: who moves though nothing is there
+make bench-policies ARGS="--policy law --vary sweep"  other noise, budgets, delays
+.venv/bin/python bench/policies.py --policy law --family P --k 5 --seeds 8 --plain
+
+Half of the seeds are worlds where the cap on epochs binds at the best static mixture, the first
+such; the other half the first where it doesn't (``--plain``: seeds in order). A decision is timed
+by the wall clock.
 """
 
 from __future__ import annotations
@@ -11,82 +18,288 @@ for _key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_key] = "1"
 
 import argparse
+import functools
+import itertools
 import json
-import statistics
 import time
-from multiprocessing import Pool
+from pathlib import Path
 from typing import Any
 
-from mixloop.controller.simulation import simulate, uniform_start, virtual_config
-from mixloop.policies import load_policy
-from mixloop.policies.worlds import Dilution, Exponential, Power
+import numpy as np
+
+from mixloop.controller.parallel import each
+from mixloop.controller.simulation import Track, simulate, uniform_start, virtual_config
+from mixloop.controller.standings import quantile
+from mixloop.policies import Observation, Policy, PolicyError, Proposal, load_policy
+from mixloop.policies.mixtures import total_variation
+from mixloop.policies.worlds import Dilution, Exponential, Flat, Power
 from mixloop.policies.worlds.proxies import proxies, swarm
 
 FAMILIES = {"P": Power, "E": Exponential, "D": Dilution}
 GUARDS = {"max_epochs": 5, "max_change": 0.20}
+NULL_GUARDS = {"max_epochs": 5, "max_change": 0.10}
+POLICIES = (*("law", "bayes", "rules", "olmix", "odm", "ado", "static", "proportional", "random"),)
+NULL_POLICIES = ("rules", "bayes", "law")
+NULL_SEEDS, NULL_MOVE = 100, 0.05
+SWEEP: tuple[dict[str, Any], ...] = (
+    {"sigma": 0.002},
+    {"sigma": 0.01},
+    {"m": 2},
+    {"m": 8},
+    {"segments": 20},
+    {"segments": 80},
+    {"delay": 2},
+    {"missing": 0.2},
+    {"anneal": 0.05},
+)
+MOST_TRIED = 400  # seeds looked through for the two halves
+AT_CAP = 1e-4  # a share this close to its bound is at it
+
+Json = dict[str, Any]
 
 
-def one(task: tuple[str, dict[str, Any], str, int, int, dict[str, Any]]) -> dict[str, Any]:
-    """One world under uniform, under its best static mixture, and under the policy."""
-    ref, options, family, k, seed, variation = task
+class Random:
+    """A new mixture at every decision, uniform over the simplex; it learns nothing."""
+
+    def decide(self, observation: Observation) -> Proposal:
+        drawing = np.random.default_rng([observation.seed, observation.step])
+        shares = drawing.dirichlet(np.ones(len(observation.sources)))
+        weights = dict(zip(observation.sources, map(float, shares), strict=True))
+        return Proposal(weights, "at random")
+
+
+def policy_of(ref: str, options: Json) -> Policy:
+    return Random() if ref == "random" else load_policy(ref, options)
+
+
+def reference(task: tuple[str, int, int, Json]) -> Json:
+    """A world's best static loss, the uniform start's, and whether the cap binds at the best."""
+    family, k, seed, variation = task
+    world = FAMILIES[family](k=k, seed=seed, **variation)
+    best = np.array(list(world.optimum().values()))
+    most = np.minimum(1.0, GUARDS["max_epochs"] * world.unique / world.segments)
+    start = uniform_start(world, GUARDS["max_epochs"], world.budget)
+    even = np.array([start[name] for name in world.sources])
+    losses = world.final(np.stack([even, best]))
+    binds = bool(((best >= most - AT_CAP) & (most < 1)).any())
+    uniform, least = map(float, losses)
+    return {"seed": seed, "uniform": uniform, "best": least, "binds": binds}
+
+
+def choose(family: str, k: int, options: argparse.Namespace, variation: Json) -> list[Json]:
+    """The references of the seeds that count."""
+    first, wanted = options.first, options.seeds
+    if options.plain:
+        tasks = [(family, k, seed, variation) for seed in range(first, first + wanted)]
+        return each(reference, tasks, options.jobs, lambda: None)
+    room = {True: wanted - wanted // 2, False: wanted // 2}
+    chosen: list[Json] = []
+    for begin in range(first, first + MOST_TRIED, 10):
+        tasks = [(family, k, seed, variation) for seed in range(begin, begin + 10)]
+        for found in each(reference, tasks, options.jobs, lambda: None):
+            if room[found["binds"]]:
+                room[found["binds"]] -= 1
+                chosen.append(found)
+        if not any(room.values()):
+            break
+    return sorted(chosen, key=lambda one: one["seed"])
+
+
+def one(task: tuple[str, Json, str, int, Json, Json]) -> Json:
+    """A policy on one world."""
+    ref, options, family, k, against, variation = task
+    seed = against["seed"]
     world = FAMILIES[family](k=k, seed=seed, **variation)
     if ref == "olmix":  # it decides before the run, from runs of its own that cost it nothing here
         options = {"points": proxies(world, swarm(k), seed), **options}
     config = virtual_config(world, policy=ref, options=options, guards=GUARDS)
     start = uniform_start(world, GUARDS["max_epochs"], config.budget)
-    segments = world.segments
-    uniform = simulate(world, load_policy("static"), config, segments=segments, start=start).final
-    optimum = world.optimum()
-    best = float(world.final(__import__("numpy").array([list(optimum.values())]))[0])
-    world.reset(seed)
     begun = time.perf_counter()
-    policy = load_policy(ref, options)
-    track = simulate(world, policy, config, segments=segments, seed=seed, start=start)
+    policy = policy_of(ref, options)
+    track = simulate(world, policy, config, segments=world.segments, seed=seed, start=start)
+    wide = against["uniform"] - against["best"]
+    return {**against, **measured(track, begun), "gap": (against["uniform"] - track.final) / wide}
+
+
+def null(task: tuple[str, Json, int, int]) -> Json:
+    """A policy where every mixture is worth the same: how far from the start its orders end."""
+    ref, options, k, seed = task
+    world = Flat(k=k, seed=seed)
+    config = virtual_config(world, policy=ref, options=options, guards=NULL_GUARDS)
+    start = uniform_start(world, NULL_GUARDS["max_epochs"], config.budget)
+    begun = time.perf_counter()
+    policy = policy_of(ref, options)
+    track = simulate(world, policy, config, segments=world.segments, seed=seed, start=start)
+    last = track.orders()[-5:] or [start]
+    mean = {name: sum(order[name] for order in last) / len(last) for name in start}
+    return {"seed": seed, **measured(track, begun), "moved": total_variation(mean, start)}
+
+
+def measured(track: Track, begun: float) -> Json:
+    decisions = [m.decision for m in track.moments if m.decision is not None]
+    verdicts = [decision["verdict"] for decision in decisions]
     return {
-        "seed": seed,
-        "gap": (uniform - track.final) / (uniform - best),
-        "uniform": uniform,
-        "best": best,
         "final": track.final,
         "slowest": max(moment.seconds for moment in track.moments),
         "seconds": time.perf_counter() - begun,
-        "failed": sum("error" in (m.decision or {}).get("evidence", {}) for m in track.moments),
+        "failed": sum("error" in decision["evidence"] for decision in decisions),
+        "verdicts": {name: verdicts.count(name) for name in sorted(set(verdicts))},
+        "orders": len(track.orders()),
     }
+
+
+def table(policies: dict[str, Json], options: argparse.Namespace, variation: Json) -> list[Json]:
+    """Every policy on every family and size; a line of each as it is done."""
+    rows = []
+    for family, k in itertools.product(options.family or FAMILIES, options.k or (5, 12)):
+        worlds = choose(family, k, options, variation)
+        binding = sum(world["binds"] for world in worlds)
+        print(f"# {family} k={k}: {len(worlds)} worlds, the cap binds in {binding}", flush=True)
+        for ref, given in policies.items():
+            tasks = [(ref, given, family, k, world, variation) for world in worlds]
+            found = each(one, tasks, options.jobs, lambda: None)
+            row = {"policy": ref, "family": family, "k": k, "vary": variation} | summary(found)
+            rows.append({**row, "runs": found})
+            say(row)
+    return rows
+
+
+def summary(found: list[Json]) -> Json:
+    gaps = sorted(entry["gap"] for entry in found)
+    return {
+        "median": quantile(gaps, 0.5),
+        "tenth": quantile(gaps, 0.1),
+        "worst": gaps[0],
+        "below": sum(gap < -1e-9 for gap in gaps),
+        "worlds": len(gaps),
+        "slowest": max(entry["slowest"] for entry in found),
+        "seconds": quantile(sorted(entry["seconds"] for entry in found), 0.5),
+        "failed": sum(entry["failed"] for entry in found),
+    }
+
+
+def say(row: Json) -> None:
+    varied = f" {json.dumps(row['vary'])}" if row["vary"] else ""
+    print(
+        f"{row['policy']:12} {row['family']} k={row['k']:<3} median {row['median']:6.2f}  "
+        f"p10 {row['tenth']:6.2f}  worst {row['worst']:6.2f}  "
+        f"below uniform {row['below']}/{row['worlds']}  {row['slowest']:.2f} s slowest decision, "
+        f"{row['seconds']:.1f} s a run, {row['failed']} failed{varied}",
+        flush=True,
+    )
+
+
+def markdown(rows: list[Json]) -> str:
+    """Median, in brackets 10th percentile and worst, and the worlds that ended below uniform."""
+    columns = list(dict.fromkeys((row["family"], row["k"]) for row in rows))
+    by = {(row["policy"], row["family"], row["k"]): row for row in rows}
+    heads = " | ".join(f"{family}, k={k}" for family, k in columns)
+    lines = [f"| policy | {heads} | slowest decision |", "|---" * (len(columns) + 2) + "|"]
+    for ref in dict.fromkeys(row["policy"] for row in rows):
+        own = [by[ref, *column] for column in columns]
+        cells = [
+            f"{row['median']:.2f} ({row['tenth']:.2f}, {row['worst']:.2f}; {row['below']} below)"
+            for row in own
+        ]
+        slowest = max(row["slowest"] for row in own)
+        lines.append(f"| {ref} | {' | '.join(cells)} | {1000 * slowest:.0f} ms |")
+    return "\n".join(lines)
+
+
+def null_table(policies: dict[str, Json], options: argparse.Namespace) -> list[Json]:
+    rows = []
+    for ref, k in itertools.product(policies, options.k or (5, 12)):
+        seeds = range(options.first, options.first + options.seeds)
+        tasks = [(ref, policies[ref], k, seed) for seed in seeds]
+        found = each(null, tasks, options.jobs, lambda: None)
+        moved = sorted(entry["moved"] for entry in found)
+        verdicts = sum(sum(entry["verdicts"].values()) for entry in found)
+        unsure = sum(entry["verdicts"].get("inconclusive", 0) for entry in found)
+        row = {
+            "policy": ref,
+            "k": k,
+            "within": sum(distance <= NULL_MOVE for distance in moved) / len(moved),
+            "p95": quantile(moved, 0.95),
+            "greatest": moved[-1],
+            "inconclusive": unsure / verdicts,
+            "orders": sum(entry["orders"] for entry in found) / len(found),
+            "slowest": max(entry["slowest"] for entry in found),
+            "failed": sum(entry["failed"] for entry in found),
+        }
+        rows.append(row | {"runs": found})
+        print(
+            f"{ref:12} k={k:<3} within {NULL_MOVE:g} in {row['within']:.0%} of {len(moved)} seeds, "
+            f"95th percentile {row['p95']:.3f}, greatest {row['greatest']:.3f}, "
+            f"inconclusive {row['inconclusive']:.0%}, {row['orders']:.1f} orders a run, "
+            f"{row['slowest']:.2f} s slowest decision, {row['failed']} failed",
+            flush=True,
+        )
+    return rows
+
+
+def entrants(options: argparse.Namespace) -> dict[str, Json]:
+    """The policies that there are, with their options; the others are named and left out."""
+    default = NULL_POLICIES if options.null else POLICIES
+    found = {}
+    for ref in options.policy or default:
+        given = options.options if options.options is not None else own_options(ref)
+        try:
+            if ref != "olmix":  # its options are the proxies of each world
+                policy_of(ref, given)
+        except PolicyError as error:
+            print(f"left out: {error}", flush=True)
+            continue
+        found[ref] = given
+    return found
+
+
+@functools.cache
+def own_options(ref: str) -> Json:
+    """``rules`` says nothing by itself: the one configuration it has for every world."""
+    folder = Path(__file__).parent
+    for path in (folder / "rules_generic.json", folder / "rules_generic.yaml"):
+        if ref == "rules" and path.exists():
+            import yaml
+
+            found: Json = yaml.safe_load(path.read_text())
+            return found.get("with", found)
+    return {}
+
+
+def variations(text: str) -> tuple[Json, ...]:
+    if text == "sweep":
+        return SWEEP
+    return (json.loads(text),)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--policy", default="law")
-    parser.add_argument("--options", type=json.loads, default={})
+    parser.add_argument("--policy", "--only", action="append", help="repeatable; default: all")
+    parser.add_argument("--options", type=json.loads, help="of the policy")
     parser.add_argument("--family", action="append", choices=list(FAMILIES))
     parser.add_argument("--k", action="append", type=int)
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--vary", type=json.loads, default={}, help="options of the worlds")
-    parser.add_argument("--jobs", type=int, default=1)
-    options = parser.parse_args()
-    with Pool(options.jobs) as pool:
-        for family in options.family or FAMILIES:
-            for k in options.k or (5, 12):
-                seeds = range(options.first, options.first + options.seeds)
-                tasks = [
-                    (options.policy, options.options, family, k, seed, options.vary)
-                    for seed in seeds
-                ]
-                show(options.policy, family, k, pool.map(one, tasks, chunksize=1))
-
-
-def show(policy: str, family: str, k: int, found: list[dict[str, Any]]) -> None:
-    gaps = sorted(entry["gap"] for entry in found)
-    tenth = gaps[max(0, round(0.1 * (len(gaps) - 1)))]
-    print(
-        f"{policy:12} {family} k={k:<3} median {statistics.median(gaps):6.2f}  p10 {tenth:6.2f}  "
-        f"worst {gaps[0]:6.2f}  below uniform {sum(g < 0 for g in gaps)}/{len(gaps)}  "
-        f"{max(e['slowest'] for e in found):.2f} s slowest decision, "
-        f"{statistics.median(e['seconds'] for e in found):.1f} s a run, "
-        f"{sum(e['failed'] for e in found)} failed",
-        flush=True,
+    parser.add_argument("--seeds", type=int, help="default 20, or 100 with --null")
+    parser.add_argument("--first", type=int, default=0, help="the first seed looked at")
+    parser.add_argument("--plain", action="store_true", help="seeds in order, not in halves")
+    parser.add_argument("--null", action="store_true", help="flat worlds, default guards")
+    parser.add_argument(
+        "--vary", type=variations, default=({},), help="options of the worlds as JSON, or: sweep"
     )
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="write every run as JSON")
+    options = parser.parse_args()
+    options.seeds = options.seeds or (NULL_SEEDS if options.null else 20)
+    policies = entrants(options)
+    if options.null:
+        rows = null_table(policies, options)
+    else:
+        rows = []
+        for variation in options.vary:
+            made = table(policies, options, variation)
+            print(f"\n{json.dumps(variation) if variation else ''}\n{markdown(made)}\n")
+            rows += made
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mixloop.controller import policies_command
 from mixloop.controller.errors import BadInput
 from mixloop.controller.search_command import search
 
@@ -319,6 +320,85 @@ app.command()(search)
 
 
 @app.command()
+def simulate(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[RUN.yaml]", help="a run to simulate")
+    ] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="a policy; repeatable. Default: the run's own")
+    ] = None,
+    options: Annotated[
+        str | None, typer.Option("--with", help="the policy's options: YAML, JSON or a file")
+    ] = None,
+    world: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="power, exponential, dilution, flat, smollm2, with options as power:sigma=0.01; "
+            "or ./file.py:Class; repeatable"
+        ),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="worlds of each kind")] = None,
+    k: Annotated[list[int] | None, typer.Option(min=1, help="sources of a world")] = None,
+    segments: Annotated[int | None, typer.Option(min=1, help="evaluations in the budget")] = None,
+    budget: Annotated[str | None, typer.Option(help="tokens of a run, such as 40B")] = None,
+    guard: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="such as max_epochs=5")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="processes; default: one per core")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="also draw it: a .png or .svg file")] = None,
+    html: Annotated[Path | None, typer.Option(help="also write a page")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What policies would do, on worlds whose truth is known."""
+    from mixloop.controller import simulating
+    from mixloop.controller.simulate_options import Wanted
+
+    wanted = Wanted(
+        config, policy or (), options, world or (), seeds, k or (), segments, budget, guard or (),
+        jobs,
+    )  # fmt: skip
+    simulating.check_outputs(plot, html)
+    played = simulating.play(wanted)
+    report = simulating.report(played)
+    simulating.write_outputs(played, report, plot, html)
+    if as_json:
+        _print_json(report)
+        return
+    from mixloop.controller import show
+    from mixloop.controller.simulate_show import tables
+
+    for part in tables(report):
+        show.console().print(part, markup=False)
+
+
+@app.command()
+def backtest(
+    target: Run,
+    policy: Annotated[str, typer.Option(help="the policy to ask")],
+    options: Annotated[
+        str | None, typer.Option("--with", help="its options: YAML, JSON or a file")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What another policy would have done on a recorded run."""
+    from mixloop.controller import backtest as replaying
+    from mixloop.controller.simulate_options import policy_options
+
+    report = replaying.backtest(target, policy, policy_options(options), Path.cwd())
+    if as_json:
+        _print_json(report)
+        return
+    from mixloop.controller import show
+    from mixloop.controller.backtest_show import backtest_table, summary_lines
+
+    show.console().print(backtest_table(report))
+    for line in summary_lines(report):
+        typer.echo(show.clean(line))
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What this machine offers, what is missing, and the mend."""
     from mixloop.controller.doctor import examine, report_table
@@ -353,6 +433,9 @@ def demo(
     from mixloop.controller.demo import run_demo
 
     raise SystemExit(run_demo(directory, control=control_only, seed=seed, budget=budget))
+
+
+app.add_typer(policies_command.app, name="policies")
 
 
 def main() -> None:

@@ -107,6 +107,12 @@ class ControllerSection(Section):
     )
 
 
+class SimulateSection(Section):
+    """What ``mixloop simulate`` runs this configuration in."""
+
+    world: str = Field("power", description="a world's name, module:Class or ./file.py:Class")
+
+
 class RunConfig(Section):
     """A whole run. :func:`load_config` makes one from a file."""
 
@@ -123,6 +129,7 @@ class RunConfig(Section):
     trainer: TrainerSection = Field(default_factory=TrainerSection)
     controller: ControllerSection = Field(default_factory=ControllerSection)
     search: SearchSection = Field(default_factory=SearchSection)
+    simulate: SimulateSection = Field(default_factory=SimulateSection)
     schema_version: Literal[1] = Field(1, alias="schema")
 
     @field_validator("budget")
@@ -135,6 +142,25 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _weights(self) -> RunConfig:
         self.start_weights(dict.fromkeys(self.sources, 1))
+        return self
+
+    @model_validator(mode="after")
+    def _objective_known(self) -> RunConfig:
+        known = list(self.evals.benchmarks)
+        for name, goal in self.objective.items():
+            if name in self.evals.watch and goal.max_drop is None:
+                raise ValueError(
+                    f"objective.{name}: a watch benchmark never steers; give it a max_drop, "
+                    "or move it to evals.benchmarks"
+                )
+            if name not in [*known, *self.evals.watch]:
+                close = difflib.get_close_matches(name, known, n=1)
+                mend = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+                raise ValueError(f"objective.{name}: no such benchmark under evals; {mend}")
+        if self.objective and not any(
+            self.objective.get(name, Goal()).weight > 0 for name in known
+        ):
+            raise ValueError("objective: every weight is 0, nothing is left to steer by")
         return self
 
     def start_weights(self, sizes: Mapping[str, int]) -> dict[str, float]:

@@ -488,6 +488,7 @@ class Controller:
             order=made.order,
             scores=propose.scores(scored),
             started_ms=running.started_ms,
+            seen=running.observation,
         )
         self.say(f"{name} {fields['verdict']}: {fields['reason']}")
 

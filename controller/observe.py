@@ -44,6 +44,27 @@ def unique_tokens(config: RunConfig) -> dict[str, int]:
     return found
 
 
+def planned_tokens(config: RunConfig) -> dict[str, int]:
+    """Unique tokens of each source to plan with: its store's, else those that run.yaml states.
+
+    Raises:
+        BadInput: for a source that has neither, naming source and path.
+    """
+    from mixloop.trainer.job import JobError
+    from mixloop.trainer.store import read_header
+
+    found = {}
+    for name, source in config.sources.items():
+        try:
+            found[name] = read_header(source.path).tokens
+        except JobError as error:
+            if not source.tokens:
+                mend = f"prepare it, or plan with `sources.{name}.tokens: 250B`"
+                raise BadInput(f"sources.{name}.path: {error}; {mend}") from None
+            found[name] = source.tokens
+    return found
+
+
 def evaluations(journal: Journal, *, until: int | None = None) -> tuple[Evaluation, ...]:
     """Every scored checkpoint, oldest first, up to step ``until``."""
     rows = journal.rows(
@@ -98,8 +119,8 @@ def steering(config: RunConfig, scored: Sequence[Evaluation]) -> dict[str, Steer
     return steer_all(config.evals.benchmarks, scored, config.evals.steering)
 
 
-def past_decisions(journal: Journal) -> tuple[PastDecision, ...]:
-    """Every decision so far, oldest first."""
+def past_decisions(journal: Journal, before: int | None = None) -> tuple[PastDecision, ...]:
+    """Every decision so far, oldest first; with ``before``, those of a lower sequence number."""
     return tuple(
         PastDecision(
             id=row["id"],
@@ -112,20 +133,34 @@ def past_decisions(journal: Journal) -> tuple[PastDecision, ...]:
             rule=row["evidence"].get("rule"),
             evidence=row["evidence"],
         )
-        for row in journal.rows("SELECT * FROM decisions ORDER BY seq")
+        for row in journal.rows(
+            "SELECT * FROM decisions WHERE seq < ? ORDER BY seq",
+            before if before is not None else 2**62,
+        )
     )
 
 
 def observation(
-    journal: Journal, config: RunConfig, sizes: Mapping[str, int], status: Any, step: int
+    journal: Journal,
+    config: RunConfig,
+    sizes: Mapping[str, int],
+    status: Any,
+    step: int,
+    *,
+    scored: tuple[Evaluation, ...] | None = None,
+    before: int | None = None,
 ) -> Observation:
     """Everything known when the decision on the checkpoint at ``step`` is due.
 
     The mixture and the ledger are those of *now* (``status``), not of the checkpoint: between the
     two the trainer has gone on.
+
+    Args:
+        scored: the evaluations up to ``step``, where they have been read already.
+        before: sequence number of a decision; only what was decided before it is known.
     """
-    scored = evaluations(journal, until=step)
-    newest = journal.value("SELECT MAX(generation) FROM orders WHERE rejected IS NULL") or 0
+    if scored is None:
+        scored = evaluations(journal, until=step)
     guards = guard_settings(config)
     sources = {}
     for name, source in config.sources.items():
@@ -146,7 +181,7 @@ def observation(
         phase=status.phase,
         seed=config.run.seed,
         generation=status.in_force.generation,
-        in_force=status.in_force.generation >= newest,
+        in_force=status.in_force.generation >= _newest_order(journal, before),
         sources=sources,
         weights=dict(status.in_force.weights),
         plan=_plan_ahead(journal, status),
@@ -156,8 +191,20 @@ def observation(
         objective=config.objective,
         limits=Limits(**guards.model_dump(include=set(Limits.model_fields))),
         steering={name: one.metric for name, one in steering(config, scored).items()},
-        decisions=past_decisions(journal),
+        decisions=past_decisions(journal, before),
     )
+
+
+def _newest_order(journal: Journal, before: int | None) -> int:
+    if before is None:
+        found = journal.value("SELECT MAX(generation) FROM orders WHERE rejected IS NULL")
+    else:
+        found = journal.value(
+            "SELECT MAX(o.generation) FROM orders o JOIN decisions d ON d.id = o.decision "
+            "WHERE o.rejected IS NULL AND d.seq < ?",
+            before,
+        )
+    return int(found or 0)
 
 
 def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, float]], ...]:

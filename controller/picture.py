@@ -100,14 +100,14 @@ def draw(
         _benchmarks(upper, _curves(evaluations, metric), _curves(control or (), metric), metric)
         _mixture(lower, sorted(segments, key=lambda segment: segment["tokens"]), budget)
         _interventions(upper, lower, _marks(history, segments), budget)
-        _token_axis(lower, budget)
-        figure.suptitle(_plain(title), fontsize=13)
+        token_axis(lower, budget)
+        figure.suptitle(plain(title), fontsize=13)
         metadata = {"Date": None} if out.suffix.lower() == ".svg" else {}
         figure.savefig(out, dpi=140, metadata=metadata)
     return out
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that reaches matplotlib as text, not as mathematics."""
     return text.replace("$", r"\$")
 
@@ -165,7 +165,7 @@ def _curve_legend(axes: Any, names: Sequence[str], control: bool) -> None:
 
     handles = [
         Line2D([], [], color=CURVES[n % len(CURVES)], marker=MARKERS[n % len(MARKERS)], label=name)
-        for n, name in enumerate(map(_plain, names))
+        for n, name in enumerate(map(plain, names))
     ]
     if control:
         handles.append(Line2D([], [], color="#555555", linestyle="--", label="left alone"))
@@ -204,7 +204,7 @@ def _mixture(axes: Any, segments: Sequence[Mapping[str, Any]], budget: int) -> N
             hatch=HATCHES[number // len(AREAS) % len(HATCHES)],
             edgecolor="white",
             linewidth=0.6,
-            label=_plain(name),
+            label=plain(name),
         )
         _share_labels(axes, edges, base, shares, budget)
         base = top
@@ -269,7 +269,7 @@ def _interventions(upper: Any, lower: Any, marks: Sequence[tuple[float, str]], b
         if row is None:
             continue  # its line is there; three rows of labels are enough
         upper.annotate(
-            _plain(re.sub(r"-0+(?=\d)", "-", name) if crowded else name),
+            plain(re.sub(r"-0+(?=\d)", "-", name) if crowded else name),
             (place, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 3 + 12 * row),
@@ -292,7 +292,7 @@ def _rows(marks: Sequence[tuple[float, str]], width: float) -> list[int | None]:
     return rows
 
 
-def _token_axis(axes: Any, budget: int) -> None:
+def token_axis(axes: Any, budget: int) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_xlim(0, max(budget, 1))

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from mixloop.controller.children import Answer
 from mixloop.controller.config import RunConfig
 from mixloop.evals.scorecard import Scorecard
-from mixloop.policies import Evaluation, Observation
+from mixloop.policies import Evaluation, Observation, load_policy
+from mixloop.policies.evidence import claims_of
 from mixloop.policies.guards import (
     GuardContext,
     GuardResult,
     GuardSettings,
     GuardSource,
     apply_guards,
+    project,
     total_variation,
 )
+from mixloop.policies.vetoes import vetoes
 from mixloop.trainer.contract import Stage
 
 Json = dict[str, Any]
 Weights = Mapping[str, float]
 
 NOTHING = 1e-6  # total variation below which two mixtures are the same order
+RECENT = 8  # checkpoints whose training loss is "recent"
 HEADLINES = ("accuracy", "exact_match", "pass_at_1")
 
 
@@ -46,6 +51,7 @@ class _Asked:
     plan: Sequence[tuple[int, dict[str, float]]] = ()
     evidence: Json = field(default_factory=dict)
     proposed: bool = False
+    declared: bool = False
 
 
 def decide(
@@ -81,9 +87,36 @@ def decide(
         return Made(_fields(asked, seen, before, before, [], verdict="superseded", reason=reason))
     context = guard_context(seen, config, status, last_intervention)
     # A hold keeps what is in force *now*; what the policy saw may be over already.
-    weights = asked.weights if asked.proposed else before
-    result = apply_guards(weights, asked.plan, context, guard_settings(config))
+    weights, plan = dict(context.weights), [(u, dict(w)) for u, w in context.plan]
+    if asked.proposed:
+        weights, plan = _from_then_on(asked, context.tokens)
+        claims, tests = claims_of(asked.evidence)
+        context = replace(
+            context,
+            declared=_declared(asked, seen, config),
+            claims=claims,
+            tests=tests,
+            vetoes=vetoes(seen, config.guards.significance),
+        )
+    result = apply_guards(weights, plan, context, guard_settings(config))
     return _guarded(asked, seen, before, result, generation, config.policy.use)
+
+
+def _from_then_on(asked: _Asked, tokens: int) -> tuple[dict[str, float], list[Any]]:
+    """What was asked for, from where an order could take effect."""
+    weights, left = remaining(asked.weights, asked.plan, tokens)
+    return weights, [(until, stretch) for until, stretch in left]
+
+
+def _declared(asked: _Asked, seen: Observation, config: RunConfig) -> bool:
+    """Whether this is a stage of the configuration. A policy's word for it isn't enough."""
+    if not asked.declared or config.policy.use != "rules":
+        return False
+    from mixloop.policies.rules import Rules
+
+    policy = load_policy("rules", config.policy.options)
+    assert isinstance(policy, Rules)
+    return policy.declares(seen, asked.weights, asked.plan)
 
 
 def _asked(answer: Answer, seen: Observation) -> _Asked:
@@ -96,7 +129,15 @@ def _asked(answer: Answer, seen: Observation) -> _Asked:
         return _Asked(current, payload["reason"], payload["verdict"], evidence=payload["evidence"])
     weights = dict.fromkeys(seen.sources, 0.0) | payload["weights"]
     plan = [(until, dict(w)) for until, w in payload["plan"]]
-    return _Asked(weights, payload["reason"], "intervene", plan, payload["evidence"], proposed=True)
+    return _Asked(
+        weights,
+        payload["reason"],
+        "intervene",
+        plan,
+        payload["evidence"],
+        proposed=True,
+        declared=payload.get("declared", False),
+    )
 
 
 def _guarded(
@@ -186,7 +227,18 @@ def guard_context(
     step_tokens *= trainer.sequence_length
     lead = 3 * trainer.poll_every * step_tokens
     lead = min(lead, max(0, config.budget - status.tokens))
-    weights = status.in_force.weights
+    tokens = status.tokens + lead
+    in_force = status.in_force
+    ahead = list(seen.plan) if in_force.generation == seen.generation else []
+    weights, left = remaining(in_force.weights, ahead, tokens)
+    if len(left) == len(ahead):  # no switch of its own meanwhile: exactly what is consumed now
+        weights = dict(in_force.weights)
+        left = [[until, weights if i == 0 else w] for i, (until, w) in enumerate(left)]
+    by_then = project(
+        {name: status.sources[name].tokens for name in seen.sources if name in status.sources},
+        status.tokens,
+        [*((min(until, tokens), w) for until, w in ahead), (tokens, weights)],
+    )
     every = config.evals.every or trainer.checkpoint_every or config.budget
     return GuardContext(
         sources={
@@ -194,18 +246,29 @@ def guard_context(
             for name, source in seen.sources.items()
         },
         weights=weights,
-        drawn={
-            name: status.sources[name].tokens + lead * weights.get(name, 0.0)
-            if name in status.sources
-            else 0.0
-            for name in seen.sources
-        },
-        tokens=status.tokens + lead,
+        drawn={name: by_then[name] if name in status.sources else 0.0 for name in seen.sources},
+        tokens=tokens,
         budget=config.budget,
         horizon=every + lead,
         last_intervention_tokens=last_intervention,
         order_pending=not seen.in_force,
+        plan=tuple((until, dict(w)) for until, w in left),
+        phase=status.phase,
+        loss_ratio=_loss_ratio(seen, status),
     )
+
+
+def _loss_ratio(seen: Observation, status: Any) -> float | None:
+    """The training loss now over its median at recent checkpoints, source by source and weighed by
+    the mixture, so that a change of the mixture is no spike; None where it isn't recorded."""
+    ratios = []
+    for name, entry in status.sources.items():
+        past = [e.losses[name] for e in seen.evaluations[-RECENT:] if name in e.losses]
+        weight = status.in_force.weights.get(name, 0.0)
+        if entry.loss is not None and len(past) >= 3 and weight > 0 and median(past) > 0:
+            ratios.append((weight, entry.loss / median(past)))
+    total = sum(weight for weight, _ in ratios)
+    return sum(weight * ratio for weight, ratio in ratios) / total if total > 0 else None
 
 
 def remaining(

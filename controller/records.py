@@ -17,6 +17,7 @@ from mixloop.controller import tracking
 from mixloop.controller.journal import Journal, add_event, dumps, insert, timestamp
 from mixloop.controller.reconcile import Applied
 from mixloop.controller.steering import Steering
+from mixloop.policies import Observation
 
 Json = dict[str, Any]
 Weights = Mapping[str, float]
@@ -140,9 +141,19 @@ def steering(
 
 
 def decision(
-    journal: Journal, fields: Json, *, order: Json | None, scores: Json, started_ms: int
+    journal: Journal,
+    fields: Json,
+    *,
+    order: Json | None,
+    scores: Json,
+    started_ms: int,
+    seen: Observation | None = None,
 ) -> str:
-    """A decision, and with it the order it asks for (intent before effect). Returns its id."""
+    """A decision, and with it the order it asks for (intent before effect). Returns its id.
+
+    Of what a policy had seen, the trainer's state is kept too: nothing else tells it later, and a
+    back-test needs it.
+    """
     with journal.transaction() as tx:
         last = tx.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()[0]
         name = f"d-{last + 1:06d}"
@@ -151,8 +162,23 @@ def decision(
         insert(tx, "decisions", **row)
         if order:
             insert(tx, "orders", **order, decision=name, issued_at=timestamp())
+        if seen is not None:
+            add_event(tx, journal.fence or 0, "observed", {"decision": name, **observed(seen)})
         enqueue(tx, [tracking.decision_entry(row, scores, started_ms, now_ms())])
     return name
+
+
+def observed(seen: Observation) -> Json:
+    """Where the trainer was when an observation was made."""
+    return {
+        "step": seen.step,
+        "tokens": seen.tokens,
+        "phase": seen.phase,
+        "generation": seen.generation,
+        "in_force": seen.in_force,
+        "weights": seen.weights,
+        "drawn": {name: source.drawn for name, source in seen.sources.items()},
+    }
 
 
 def published(journal: Journal, generation: int) -> None:

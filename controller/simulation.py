@@ -7,7 +7,7 @@ guards, order and its plan) is the code that decides on a real run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,10 @@ from mixloop.policies import (
     Policy,
     Source,
 )
-from mixloop.policies.worlds.protocol import World
+from mixloop.policies.guards import total_variation
+from mixloop.policies.worlds.protocol import World, WorldSource, world_sources
 from mixloop.trainer.contract import AcceptedOrder, OrderInForce, SourceStatus, Status
+from mixloop.trainer.lr import WarmupStableDecay
 
 Mixture = dict[str, float]
 Json = dict[str, Any]
@@ -37,27 +39,38 @@ ITEMS = 100  # items behind a world's score, for the degrees of freedom of its t
 @dataclass(frozen=True)
 class Moment:
     """One segment's end: tokens so far, the mixture that was consumed last, the scores without
-    noise, and the decision taken on it (None at the end of the budget)."""
+    noise, their mean as a loss, and the decision taken on it (None at the end of the budget)."""
 
     tokens: int
     weights: Mixture
     truth: dict[str, float]
+    loss: float
     decision: Json | None = None
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """A span of tokens on one mixture, and the tokens drawn per source up to its end."""
+
+    start: int
+    end: int
+    weights: Mixture
+    drawn: Mixture
+
+
 @dataclass
 class Track:
-    """A whole simulated run, oldest moment first; ``drawn`` are tokens per source."""
+    """A whole simulated run, oldest first; ``drawn`` are tokens per source."""
 
     moments: list[Moment] = field(default_factory=list)
+    stretches: list[Stretch] = field(default_factory=list)
     drawn: Mixture = field(default_factory=dict)
 
     @property
     def final(self) -> float:
-        """Mean over the benchmarks of the last scores without noise."""
-        truth = self.moments[-1].truth
-        return sum(truth.values()) / len(truth)
+        """The last scores without noise, as a loss; see :func:`loss_of`."""
+        return self.moments[-1].loss
 
     def orders(self) -> list[Mixture]:
         """The mixture asked for by each decision that changed it."""
@@ -71,8 +84,10 @@ class _Run:
 
     config: RunConfig
     world: World
+    sources: dict[str, WorldSource]
     segments: int
     weights: Mixture
+    schedule: WarmupStableDecay | None = None
     tokens: int = 0
     generation: int = 0
     plan: tuple[tuple[int, Mixture], ...] = ()
@@ -105,12 +120,15 @@ def simulate(
         start: the first mixture; without one, the configuration's.
         clock: seconds, for the time each decision took.
     """
-    sizes = {name: source.unique_tokens for name, source in world.sources.items()}
+    sources = world_sources(world)
+    sizes = {name: source.unique_tokens for name, source in sources.items()}
     first = dict(start) if start is not None else config.start_weights(sizes)
-    run = _Run(config, world, segments, first, drawn=dict.fromkeys(world.sources, 0.0))
+    first = dict.fromkeys(sources, 0.0) | first
+    run = _Run(config, world, sources, segments, first, _schedule(config))
+    run.drawn = dict.fromkeys(sources, 0.0)
     track = Track()
     for index in range(1, segments + 1):
-        _advance(run, index * config.budget // segments)
+        _advance(run, track, index * config.budget // segments)
         run.step = index
         run.evaluations.append(_evaluation(run))
         truth = _truth(run)
@@ -118,12 +136,52 @@ def simulate(
         decision, seconds = (None, 0.0)
         if not run.finished:
             decision, seconds = _decide(run, policy, seed, clock)
-        track.moments.append(Moment(run.tokens, consumed, truth, decision, seconds))
+        loss = loss_of(truth, config, getattr(world, "higher_is_better", ()))
+        track.moments.append(Moment(run.tokens, consumed, truth, loss, decision, seconds))
     track.drawn = run.drawn
     return track
 
 
-def _advance(run: _Run, until: int) -> None:
+def loss_of(
+    truth: Mapping[str, float], config: RunConfig, higher_is_better: Collection[str] = ()
+) -> float:
+    """The benchmarks' mean by the objective's weights; a score that is better higher is negated.
+
+    Benchmarks that are only watched don't count, unless there are no others.
+    """
+    known = objective_parts(config)
+    parts = {name: known.get(name, 1.0) for name in truth}
+    if not sum(parts.values()):
+        parts = dict.fromkeys(truth, 1.0)
+    signed = {name: -v if name in higher_is_better else v for name, v in truth.items()}
+    return sum(parts[name] * signed[name] for name in truth) / sum(parts.values())
+
+
+def objective_parts(config: RunConfig) -> dict[str, float]:
+    """Each benchmark's part in the objective; 0 for one that is only watched."""
+    goals = config.objective
+    return {
+        name: 0.0 if name in config.evals.watch else goals[name].weight if name in goals else 1.0
+        for name in (*goals, *config.evals.benchmarks, *config.evals.watch)
+    }
+
+
+def _schedule(config: RunConfig) -> WarmupStableDecay | None:
+    """The configured learning rate over the budget; None when neither end is configured."""
+    trainer = config.trainer
+    if not (trainer.warmup or trainer.decay):
+        return None
+    peak, floor = trainer.learning_rate, trainer.min_learning_rate
+    return WarmupStableDecay(peak, floor, config.budget, trainer.warmup, trainer.decay)
+
+
+def _phase(run: _Run) -> Any:
+    if run.schedule is not None:
+        return run.schedule.phase(run.tokens)
+    return _optional(run.world, "phase")
+
+
+def _advance(run: _Run, track: Track, until: int) -> None:
     """Train to ``until`` tokens; the plan's stretches change the mixture at their exact token."""
     while run.tokens < until:
         left = [(end, mixture) for end, mixture in run.plan if end > run.tokens]
@@ -134,26 +192,33 @@ def _advance(run: _Run, until: int) -> None:
         run.world.advance(run.weights, span)
         for name, weight in run.weights.items():
             run.drawn[name] = run.drawn.get(name, 0.0) + weight * span
+        _record(track, Stretch(run.tokens, end, run.weights, dict(run.drawn)))
         run.tokens = end
     run.plan = tuple((end, mixture) for end, mixture in run.plan if end > run.tokens)
     if run.plan:
         run.weights = dict(run.plan[0][1])
 
 
+def _record(track: Track, new: Stretch) -> None:
+    """Append a stretch; it prolongs the last one while the mixture stays the same."""
+    last = track.stretches[-1] if track.stretches else None
+    if last is not None and total_variation(last.weights, new.weights) < propose.NOTHING:
+        track.stretches[-1] = Stretch(last.start, new.end, last.weights, new.drawn)
+    else:
+        track.stretches.append(new)
+
+
 def _evaluation(run: _Run) -> Evaluation:
     higher = frozenset(getattr(run.world, "higher_is_better", ()))
-    scores = {
-        name: BenchmarkScore(
-            metrics={
-                METRIC: Metric(value=value, stderr=stderr, n=ITEMS, higher_is_better=name in higher)
-            }
-        )
-        for name, (value, stderr) in run.world.evaluate().items()
-    }
+    scores = {}
+    for name, (value, stderr) in run.world.evaluate().items():
+        better = name in higher
+        found = Metric(value=value, stderr=stderr, n=ITEMS, higher_is_better=better)
+        scores[name] = BenchmarkScore(metrics={_metric(run.world, name): found})
     return Evaluation(
         step=run.step,
         tokens=run.tokens,
-        phase=_optional(run.world, "phase"),
+        phase=_phase(run),
         generation=run.generation,
         weights=run.weights,
         drawn=dict(run.drawn),
@@ -167,23 +232,33 @@ def _optional(world: World, name: str) -> Any:
     return found() if callable(found) else None
 
 
+def _metric(world: World, benchmark: str) -> str:
+    names: Mapping[str, str] = getattr(world, "metrics", {})
+    return names.get(benchmark, METRIC)
+
+
 def _truth(run: _Run) -> dict[str, float]:
+    """The scores without noise; from a world that doesn't tell, each benchmark's last score."""
     truth = _optional(run.world, "truth")
     if truth is not None:
         return dict(truth)
-    return {n: s.metrics[METRIC].value for n, s in run.evaluations[-1].benchmarks.items()}
+    last: dict[str, float] = {}
+    for evaluation in run.evaluations:
+        for name, score in evaluation.benchmarks.items():
+            last[name] = next(iter(score.metrics.values())).value
+    return last
 
 
 def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) -> tuple[Json, float]:
     seen = _observation(run, seed)
     begun = clock()
-    answer = _answer(policy, seen)
+    answer = answer_of(policy, seen)
     seconds = clock() - begun
     made = propose.decide(
         answer,
         seen,
         run.config,
-        status=_status(run, seen),
+        status=status_of(seen),
         last_intervention=run.last_intervention,
         generation=run.generation + 1,
     )
@@ -209,7 +284,7 @@ def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) ->
     return fields, seconds
 
 
-def _answer(policy: Policy, seen: Observation) -> Answer:
+def answer_of(policy: Policy, seen: Observation) -> Answer:
     """The policy's reply, or why there is none: one that raises costs one decision here too."""
     try:
         reply = policy.decide(seen)
@@ -222,14 +297,14 @@ def _observation(run: _Run, seed: int) -> Observation:
     delay = int(getattr(run.world, "delay", 0))
     guards = propose.guard_settings(run.config)
     scored = run.evaluations[: len(run.evaluations) - delay]
-    steering = dict.fromkeys(run.world.benchmarks, METRIC)
+    steering = {name: _metric(run.world, name) for name in run.world.benchmarks}
     watch = tuple(run.config.evals.watch)
     return Observation(
         run=run.config.run.id,
         step=run.step,
         tokens=run.tokens,
         budget=run.config.budget,
-        phase=_optional(run.world, "phase"),
+        phase=_phase(run),
         seed=seed,
         generation=run.generation,
         sources=_sources(run),
@@ -254,21 +329,21 @@ def _sources(run: _Run) -> dict[str, Source]:
             drawn=round(run.drawn[name]),
             epochs=run.drawn[name] / source.unique_tokens,
         )
-        for name, source in run.world.sources.items()
+        for name, source in run.sources.items()
     }
 
 
-def _status(run: _Run, seen: Observation) -> Status:
-    """The heartbeat a trainer would write now."""
+def status_of(seen: Observation) -> Status:
+    """The heartbeat a trainer would write where an observation was made."""
     return Status(
         run=seen.run,
         incarnation=1,
         pid=0,
         host="",
-        step=run.step,
-        sample=run.tokens,
-        tokens=run.tokens,
-        budget=run.config.budget,
+        step=seen.step,
+        sample=seen.tokens,
+        tokens=seen.tokens,
+        budget=seen.budget,
         lr=None,
         phase=seen.phase,
         loss=None,
@@ -278,8 +353,8 @@ def _status(run: _Run, seen: Observation) -> Status:
             name: SourceStatus(source.drawn, source.epochs, source.unique_tokens)
             for name, source in seen.sources.items()
         },
-        accepted=AcceptedOrder(1, run.generation),
-        in_force=OrderInForce(1, run.generation, 0, 0, run.weights),
+        accepted=AcceptedOrder(1, seen.generation),
+        in_force=OrderInForce(1, seen.generation, 0, 0, seen.weights),
     )
 
 
@@ -302,7 +377,7 @@ def virtual_config(
             "standby": source.standby,
             "tokens": source.unique_tokens,
         }
-        for name, source in world.sources.items()
+        for name, source in world_sources(world).items()
     }
     return RunConfig.model_validate(
         {
@@ -321,10 +396,9 @@ def uniform_start(world: World, max_epochs: float | None, budget: int) -> Mixtur
     """The uniform mixture, brought inside the cap on epochs over the whole budget."""
     from mixloop.policies.waterfill import water_fill
 
-    even = {n: 1 / len(world.sources) for n, s in world.sources.items() if not s.standby}
+    sources = world_sources(world)
+    active = {name: source for name, source in sources.items() if not source.standby}
+    even = dict.fromkeys(active, 1 / len(active))
     limit = max_epochs if max_epochs is not None else float("inf")
-    bounds = {n: (0.0, limit * s.unique_tokens / budget) for n, s in world.sources.items()}
-    filled = water_fill(even, {n: bounds[n] for n in even})
-    if filled is None:
-        return even
-    return dict.fromkeys(world.sources, 0.0) | filled
+    bounds = {n: (0.0, min(1.0, limit * s.unique_tokens / budget)) for n, s in active.items()}
+    return dict.fromkeys(sources, 0.0) | (water_fill(even, bounds) or even)

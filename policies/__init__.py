@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import PolicyError
+    from .mixtures import in_force, total_variation
     from .observation import (
         BenchmarkScore,
         Evaluation,
@@ -45,6 +46,7 @@ __all__ = [
     "PolicyError",
     "Proposal",
     "Source",
+    "in_force",
     "load_policy",
     "paired_difference",
     "policy_digest",
@@ -53,10 +55,12 @@ __all__ = [
     "pooled_items",
     "reply_from_json",
     "reply_to_json",
+    "total_variation",
 ]
 
 _HOMES = {
     "errors": ["PolicyError"],
+    "mixtures": ["in_force", "total_variation"],
     "observation": [
         "BenchmarkScore", "Evaluation", "Goal", "Items", "Limits", "Metric", "MissingScore",
         "Observation", "PastDecision", "Source", "pooled_items",

@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from .checks import Check, Outcome, directed, measured, span, tokens_of
+from .condition_options import Condition, Lag, Level, TokenSpan, Trend
+from .conditions_further import check_ledger, check_plateau, check_ratio, check_regression
 from .observation import MissingScore, Observation
 from .paired import Difference
-from .rules_options import Condition, Lag, Level, TokenSpan, Trend
 from .units import format_tokens
-
-Outcome = Literal["holds", "fails", "inconclusive"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """What a test gave: ``text`` is readable either way, ``gap`` how far from holding it is.
-
-    The gap is in standard errors where there are any; infinite when nothing could be measured.
-    """
-
-    outcome: Outcome
-    text: str
-    gap: float = 0.0
-    evidence: dict[str, Any] = field(default_factory=dict)
 
 
 def run_checks(condition: Condition, observation: Observation) -> list[Check]:
-    """The outcome of each test in a condition, in the order level, trend, lag, tokens, phase."""
+    """The outcome of each test in a condition, in a fixed order."""
     tests: list[tuple[Any, Callable[[Any, Observation], Check]]] = [
         (condition.level, check_level),
         (condition.trend, check_trend),
         (condition.lag, check_lag),
         (condition.tokens, check_tokens),
         (condition.phase, check_phase),
+        (condition.plateau, check_plateau),
+        (condition.regression, check_regression),
+        (condition.ratio, check_ratio),
+        (condition.ledger, check_ledger),
     ]
     return [_guarded(test, spec, observation) for spec, test in tests if spec is not None]
 
@@ -49,7 +39,7 @@ def _guarded(test: Callable[[Any, Observation], Check], spec: Any, seen: Observa
 
 def check_level(spec: Level, observation: Observation) -> Check:
     """Is the newest value beyond the threshold, by ``z`` standard errors?"""
-    newest = observation.evaluation(_span(observation, spec.benchmark, spec.metric, 0)[1])
+    newest = observation.evaluation(span(observation, spec.benchmark, spec.metric, 0)[1])
     metric = observation.pooled_metric(spec.benchmark, newest, spec.metric)
     side, limit = ("above", spec.above) if spec.above is not None else ("below", spec.below)
     assert limit is not None  # the options model sees to one side
@@ -64,6 +54,7 @@ def check_level(spec: Level, observation: Observation) -> Check:
     shown = side if outcome != "fails" else f"not {side}"
     weak = f", needs z {spec.z:g}" if outcome == "inconclusive" else ""
     text = f"{name} {metric.value:.4g} {shown} {limit:g} (n={metric.n}{spread}{weak})"
+    claim = {"claim": z} if spec.z > 0 and z is not None else {}
     scale = stderr or max(abs(limit), 1e-9)
     gap = 0.0 if outcome == "holds" else spec.z - beyond / scale
     evidence = {
@@ -77,13 +68,13 @@ def check_level(spec: Level, observation: Observation) -> Check:
         "tokens": [newest.tokens],
         side: limit,
     }
-    return Check(outcome, text, gap, evidence)
+    return Check(outcome, text, gap, evidence | claim)
 
 
 def check_trend(spec: Trend, observation: Observation) -> Check:
     """Did the benchmark get better, worse or neither over the span?"""
     metric = spec.metric or observation.common_metric(spec.benchmark)
-    older, newer = _span(observation, spec.benchmark, metric, spec.over)
+    older, newer = span(observation, spec.benchmark, metric, spec.over)
     if len(spec.benchmark) == 1:
         found = observation.difference(spec.benchmark[0], older, newer, metric)
     else:
@@ -99,9 +90,11 @@ def check_trend(spec: Trend, observation: Observation) -> Check:
         f" ({old.value:.4g} to {new.value:.4g}, gain {found.gain:.2g} ±{found.stderr:.2g},"
         f" z {found.z:.2g}, n={found.n})"
     )
-    values, tokens = [old.value, new.value], _tokens(observation, older, newer)
-    evidence = {"condition": "trend", **_measured(found), "values": values, "tokens": tokens}
-    return Check(outcome, text, gap, evidence | {"is": spec.is_, "over": spec.over})
+    values, tokens = [old.value, new.value], tokens_of(observation, older, newer)
+    evidence = {"condition": "trend", **measured(found), "values": values, "tokens": tokens}
+    score = _claimed(spec, found)
+    claim = {} if score is None else {"claim": score}
+    return Check(outcome, text, gap, evidence | claim | {"is": spec.is_, "over": spec.over})
 
 
 def check_lag(spec: Lag, observation: Observation) -> Check:
@@ -109,7 +102,7 @@ def check_lag(spec: Lag, observation: Observation) -> Check:
     names = [spec.benchmark, *spec.than]
     # a relative gain in accuracy and one in bits per byte can't be held against each other
     metric = observation.common_metric(names)
-    spans = [_span(observation, [name], metric, spec.over) for name in names]
+    spans = [span(observation, [name], metric, spec.over) for name in names]
     if len(set(spans)) > 1:
         raise MissingScore(f"{' and '.join(names)} were not scored by the same evaluations")
     older, newer = spans[0]
@@ -118,7 +111,7 @@ def check_lag(spec: Lag, observation: Observation) -> Check:
     short = others - gains[0][0]
     spread = math.hypot(gains[0][1], *(error / len(spec.than) for _, error in gains[1:]))
     z = short / spread if spread > 0 else math.copysign(math.inf, short) if short else 0.0
-    outcome, gap = _directed(z, spec.z) if math.isfinite(spread) else ("inconclusive", math.inf)
+    outcome, gap = directed(z, spec.z) if math.isfinite(spread) else ("inconclusive", math.inf)
     verb = {"holds": "lags", "fails": "doesn't lag", "inconclusive": "may lag"}[outcome]
     text = (
         f"{spec.benchmark} {verb} {', '.join(spec.than)}"
@@ -132,7 +125,8 @@ def check_lag(spec: Lag, observation: Observation) -> Check:
         "values": [gains[0][0], others],
         "stderr": spread,
         "z": z,
-        "tokens": _tokens(observation, older, newer),
+        "claim": z,
+        "tokens": tokens_of(observation, older, newer),
     }
     return Check(outcome, text, gap, evidence)
 
@@ -161,56 +155,38 @@ def check_phase(spec: Sequence[str], observation: Observation) -> Check:
     return Check("fails", text, math.inf, evidence)
 
 
+def _claimed(spec: Trend, found: Difference) -> float | None:
+    """The normal score of what the trend says; none where it says that nothing was seen."""
+    if not math.isfinite(found.stderr) or (spec.margin == 0 and spec.is_ in ("flat", "not-better")):
+        return None
+    up, down = _score(found, spec.margin), _score(found, -spec.margin)
+    said = {"better": up, "worse": -down, "not-better": -up, "flat": min(-up, down)}
+    return said[spec.is_]
+
+
 def _trend_outcome(spec: Trend, found: Difference) -> tuple[Outcome, float]:
     """Whether the trend holds, and how many standard errors it is from holding."""
     if not math.isfinite(found.stderr):
         return "inconclusive", math.inf
     up, down = _score(found, spec.margin), _score(found, -spec.margin)
     if spec.is_ == "better":
-        return _directed(up, spec.z)
+        return directed(up, spec.z)
     if spec.is_ == "worse":
-        return _directed(-down, spec.z)
+        return directed(-down, spec.z)
     if spec.margin == 0:
         # nothing significant was seen: all that can be said without a margin
         size = up if spec.is_ == "not-better" else abs(up)
         return ("holds", 0.0) if size < spec.z else ("fails", size - spec.z)
     if spec.is_ == "not-better":
-        return _directed(-up, spec.z)
+        return directed(-up, spec.z)
     # equivalence: two one-sided tests (Schuirmann 1987)
-    return _directed(min(-up, down), spec.z)
-
-
-def _directed(score: float, z: float) -> tuple[Outcome, float]:
-    """Holds from ``z``, fails from ``-z``, and in between nothing can be said."""
-    if score >= z and score > 0:
-        return "holds", 0.0
-    return ("fails" if score <= -z else "inconclusive"), z - score
+    return directed(min(-up, down), spec.z)
 
 
 def _score(found: Difference, margin: float) -> float:
     """Normal score of the gain against a margin."""
     shifted = Difference(found.gain - margin, found.stderr, found.df, found.n)
     return shifted.z
-
-
-def _span(
-    observation: Observation, benchmarks: Sequence[str], metric: str | None, over: int
-) -> tuple[int, int]:
-    """Indices of the newest evaluation and the one ``over`` back among those with a score.
-
-    Raises:
-        MissingScore: when the newest has none, or there are too few.
-    """
-    name = "+".join(benchmarks)
-    found = [set(observation.scored(benchmark, metric)) for benchmark in benchmarks]
-    scored = sorted(set.intersection(*found))
-    newest = len(observation.evaluations) - 1
-    if not scored or scored[-1] != newest:
-        at = f" at step {observation.evaluations[-1].step}" if observation.evaluations else ""
-        raise MissingScore(f"{name} has no score{at}" if at else "no evaluation yet")
-    if len(scored) <= over:
-        raise MissingScore(f"{name} has {len(scored)} of the {over + 1} evaluations needed")
-    return scored[-1 - over], newest
 
 
 def _relative(
@@ -222,19 +198,3 @@ def _relative(
     if base == 0:
         raise MissingScore(f"{benchmark} was 0: its relative gain is undefined")
     return found.gain / abs(base), found.stderr / abs(base)
-
-
-def _tokens(observation: Observation, *indices: int) -> list[int]:
-    return [observation.evaluations[index].tokens for index in indices]
-
-
-def _measured(found: Difference) -> dict[str, Any]:
-    return {
-        "benchmark": found.benchmark,
-        "metric": found.metric,
-        "gain": found.gain,
-        "stderr": found.stderr,
-        "z": found.z,
-        "n": found.n,
-        "paired": found.paired,
-    }

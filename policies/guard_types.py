@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from .evidence import Claim
 from .ledger import GuardSource
+from .observation import Phase
 from .protocol import OptionsModel
 from .units import Tokens
+from .vetoes import Veto
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Action = Literal["passed", "changed", "blocked", "flagged"]
@@ -21,13 +24,23 @@ class GuardSettings(OptionsModel):
 
     ``max_epochs``: most epochs of any source (null: reported, not enforced). ``max_change``: most
     total variation between the mixture in force and the next. ``dwell``: least training tokens
-    between two interventions. ``floor``, ``cap``: bounds of every source's share; floors skip
-    sources without weight and standby ones.
+    between two interventions. ``dead_band``: total variation below which a change isn't worth an
+    order. ``significance``: family-wise error of what a policy claims to have seen, and of vetoes.
+    ``warmup``: whether interventions wait for its end. ``decay``: "no-credit" refuses changes that
+    rest on gains or losses seen while the learning rate decays, "hold" every change.
+    ``loss_spike``: hold while the training loss is above its recent median by that part of it
+    (null: never). ``floor``, ``cap``: bounds of every source's share; floors skip sources without
+    weight and standby ones.
     """
 
     max_epochs: Annotated[float, Field(gt=0)] | None = 5.0
     max_change: Annotated[float, Field(gt=0, le=1)] = 0.10
     dwell: Tokens = 0
+    dead_band: Share = 0.002
+    significance: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    warmup: Literal["hold", "allow"] = "hold"
+    decay: Literal["no-credit", "hold", "allow"] = "no-credit"
+    loss_spike: Annotated[float, Field(gt=0)] | None = 0.2
     floor: Share = 0.0
     cap: Annotated[float, Field(gt=0, le=1)] = 1.0
 
@@ -46,8 +59,12 @@ class GuardContext:
     include the lead until a switch takes effect; ``horizon`` is the tokens from there to the next
     decision, ``budget`` the whole run's. ``last_intervention_tokens`` is where the last
     intervention came into force, None before the first; ``order_pending`` says that an order is
-    out that the trainer doesn't follow yet. ``declared``: a stage approved in advance;
-    ``operator``: an order of a person.
+    out that the trainer doesn't follow yet. ``plan`` is what the order in force does by itself, as
+    stretches ``(until_tokens, weights)``, the first of which is now. ``declared``: a stage approved
+    in advance; ``operator``: an order of a person. ``phase`` is the learning rate's. ``claims`` are
+    what the proposal rests on, ``tests`` how many such findings were looked for. ``vetoes`` speak
+    against any change but one that goes back. ``loss_ratio``: the training loss over its recent
+    median, None where that isn't known.
     """
 
     sources: Mapping[str, GuardSource]
@@ -58,8 +75,14 @@ class GuardContext:
     horizon: int
     last_intervention_tokens: int | None = None
     order_pending: bool = False
+    plan: tuple[tuple[int, Mapping[str, float]], ...] = ()
     declared: bool = False
     operator: bool = False
+    phase: Phase | None = None
+    claims: tuple[Claim, ...] = ()
+    tests: int = 0
+    vetoes: tuple[Veto, ...] = ()
+    loss_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +100,13 @@ class GuardNote:
 
     def to_json(self) -> dict[str, Any]:
         """The note as JSON data."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class GuardResult:
     """``pass``: ``weights`` may be published. ``hold``: keep what is in force, for now.
+    ``inconclusive``: keep it, because what the proposal rests on may be chance.
     ``refused``: nothing legal in this direction; keep, and raise an alarm.
 
     ``weights`` (every source named) and ``plan`` are as the guards left them, None and empty
@@ -90,7 +114,7 @@ class GuardResult:
     order is refused and there is one.
     """
 
-    verdict: Literal["pass", "hold", "refused"]
+    verdict: Literal["pass", "hold", "inconclusive", "refused"]
     weights: dict[str, float] | None
     notes: tuple[GuardNote, ...]
     plan: tuple[tuple[int, dict[str, float]], ...] = ()

@@ -1,4 +1,4 @@
-"""Moves of ``rules``: shares from some sources to others, within step, cap and floor."""
+"""What an intervention of ``rules`` does to a mixture: move, scale, set, swap."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from math import fsum
 
 from .errors import PolicyError, suggest
+from .mixtures import check_names, total_variation
+from .move_options import Action, Move, Scale, Swap
 from .observation import Source
-from .rules_options import Move
 
 REST = "rest"
 # smaller moves than this are not worth an order
 LEAST = 1e-4
+
+Weights = Mapping[str, float]
+Sources = Mapping[str, Source]
 
 
 @dataclass(frozen=True)
@@ -37,24 +41,35 @@ class CannotMove:
     why: str
 
 
-def carry_out(
-    move: Move,
-    weights: Mapping[str, float],
-    sources: Mapping[str, Source],
-    receivers: Collection[str] = (),
+def act(
+    action: Action, weights: Weights, sources: Sources, receivers: Collection[str] = ()
 ) -> Moved | CannotMove:
-    """The mixture after the move.
+    """The mixture after the action.
 
     Args:
-        receivers: sources that other moves of the same decision give to; nothing is taken there.
+        receivers: sources that other actions of the same decision give to; where this one takes
+            from the rest, nothing is taken there.
 
     Raises:
         PolicyError: for a name that is neither a source nor a tag.
     """
-    to = receiving(move, weights, sources)
+    if action.move is not None:
+        return carry_out(action.move, weights, sources, receivers)
+    if action.scale is not None:
+        return _scale(action.scale, weights, sources, receivers)
+    if action.swap is not None:
+        return _swap(action.swap, weights, sources)
+    return _set(action.set or {}, weights, sources)
+
+
+def carry_out(
+    move: Move, weights: Weights, sources: Sources, receivers: Collection[str] = ()
+) -> Moved | CannotMove:
+    """The mixture after a move of points; see :func:`act`."""
+    to = resolve(move.to, weights, sources)
     if not to:
         return CannotMove(f"no active source is tagged {' or '.join(move.to)}")
-    origin = [n for n in giving(move, weights, sources) if n not in {*to, *receivers}]
+    origin = [n for n in _giving(move.from_, weights, sources) if n not in {*to, *receivers}]
     held = fsum(weights[name] for name in to)
     spare = {name: max(0.0, weights[name] - move.floor) for name in origin}
     available = fsum(spare.values())
@@ -66,40 +81,96 @@ def carry_out(
         return CannotMove(f"{', '.join(origin) or ', '.join(move.from_)} has nothing left{floor}")
     gains = {name: amount * part for name, part in _shares(to, weights, sources).items()}
     gains |= {n: -amount * part / available for n, part in spare.items() if part > 0}
+    return _moved(weights, gains, amount)
+
+
+def _scale(
+    spec: Scale, weights: Weights, sources: Sources, receivers: Collection[str]
+) -> Moved | CannotMove:
+    scaled = [name for name in resolve(spec.of, weights, sources) if weights[name] > 0]
+    held = fsum(weights[name] for name in scaled)
+    if held < LEAST:
+        return CannotMove(f"{', '.join(spec.of)} has no share to scale")
+    step = held * abs(spec.by - 1)
+    others = [n for n in _giving(spec.from_, weights, sources) if n not in scaled]
+    if spec.by > 1:
+        rule = Move(to=tuple(scaled), from_=spec.from_, step=min(step, 1), cap=spec.cap,
+                    floor=spec.floor)  # fmt: skip
+        return carry_out(rule, weights, sources, receivers if REST in spec.from_ else ())
+    if not others:
+        return CannotMove(f"{', '.join(spec.from_)} can't take what {', '.join(scaled)} gives")
+    rule = Move(to=tuple(others), from_=tuple(scaled), step=step, floor=spec.floor)
+    return carry_out(rule, weights, sources)
+
+
+def _swap(spec: Swap, weights: Weights, sources: Sources) -> Moved | CannotMove:
+    out = [n for n in resolve(spec.out, weights, sources) if weights[n] > 0 and n != spec.in_]
+    amount = spec.part * fsum(weights[name] for name in out)
+    if amount < LEAST:
+        return CannotMove(f"{', '.join(spec.out)} has no share to swap")
+    return _moved(weights, {spec.in_: amount} | {n: -spec.part * weights[n] for n in out}, amount)
+
+
+def _set(mixture: Weights, weights: Weights, sources: Sources) -> Moved | CannotMove:
+    gains = {name: mixture.get(name, 0.0) - weights[name] for name in sources}
+    amount = total_variation({n: mixture.get(n, 0.0) for n in sources}, weights)
+    if amount < LEAST:
+        return CannotMove("the mixture is already as set")
+    return _moved(weights, {name: gain for name, gain in gains.items() if gain != 0}, amount)
+
+
+def _moved(weights: Weights, gains: dict[str, float], amount: float) -> Moved:
     after = {name: max(0.0, w + gains.get(name, 0.0)) for name, w in weights.items()}
     return Moved(after, gains, amount)
 
 
-def receiving(move: Move, weights: Mapping[str, float], sources: Mapping[str, Source]) -> list[str]:
-    """The sources ``to`` means."""
-    return _resolve(move.to, weights, sources)
+def receiving(action: Action, weights: Weights, sources: Sources) -> set[str]:
+    """The sources an action gives to."""
+    if action.move is not None:
+        return set(resolve(action.move.to, weights, sources))
+    done = act(action, weights, sources)
+    return {n for n, gain in done.gains.items() if gain > 0} if isinstance(done, Moved) else set()
 
 
-def giving(move: Move, weights: Mapping[str, float], sources: Mapping[str, Source]) -> list[str]:
-    """The sources ``from`` means, those of ``to`` included where it is ``rest``."""
-    named = [name for name in move.from_ if name != REST]
-    found = _resolve(named, weights, sources)
-    rest = sources if REST in move.from_ and REST not in sources else ()
-    return [n for n in sources if (n in found or n in rest) and weights[n] > 0]
+def giving(action: Action, weights: Weights, sources: Sources) -> set[str]:
+    """The sources an action takes from by name; none where it takes from the rest."""
+    if takes_rest(action):
+        return set()
+    if action.move is not None:
+        return set(_giving(action.move.from_, weights, sources))
+    done = act(action, weights, sources)
+    return {n for n, gain in done.gains.items() if gain < 0} if isinstance(done, Moved) else set()
 
 
-def takes_rest(move: Move) -> bool:
-    """Whether the move takes from whatever is left, so that it can spare a source."""
-    return REST in move.from_
+def takes_rest(action: Action) -> bool:
+    """Whether the action takes from whatever is left, so that it can spare a source."""
+    spec = action.move or action.scale
+    return spec is not None and REST in spec.from_
 
 
-def check_move(move: Move, sources: Mapping[str, Sequence[str]], where: str) -> None:
+def check_action(action: Action, sources: Mapping[str, Sequence[str]], where: str) -> None:
     """Raise ``PolicyError`` for a name that is neither a source nor a tag (name to tags)."""
+    if action.move is not None:
+        check_places(sources, f"{where}.move", to=action.move.to, from_=action.move.from_)
+    if action.scale is not None:
+        check_places(sources, f"{where}.scale", of=action.scale.of, from_=action.scale.from_)
+    if action.swap is not None:
+        check_names("source", [action.swap.in_], sources, f"{where}.swap.in")
+        check_places(sources, f"{where}.swap", out=action.swap.out)
+    check_names("source", action.set or {}, sources, f"{where}.set")
+
+
+def check_places(sources: Mapping[str, Sequence[str]], where: str, **keys: Sequence[str]) -> None:
+    """Raise ``PolicyError`` for a name that is no source and no tag; ``from`` may be ``rest``."""
     known = {*sources, *(tag for tags in sources.values() for tag in tags)}
-    for key, names in (("to", move.to), ("from", move.from_)):
+    for key, names in keys.items():
         for name in names:
-            if name not in known and not (key == "from" and name == REST):
-                raise PolicyError(f"{where}.{key}: no source or tag {name!r}{suggest(name, known)}")
+            if name not in known and not (key == "from_" and name == REST):
+                place = f"{where}.{key.rstrip('_')}"
+                raise PolicyError(f"{place}: no source or tag {name!r}{suggest(name, known)}")
 
 
-def _resolve(
-    names: Sequence[str], weights: Mapping[str, float], sources: Mapping[str, Source]
-) -> list[str]:
+def resolve(names: Sequence[str], weights: Weights, sources: Sources) -> list[str]:
     """Sources by name, or by tag; a tag doesn't reach a source on standby without weight."""
     found = []
     for name, source in sources.items():
@@ -110,9 +181,14 @@ def _resolve(
     return found
 
 
-def _shares(
-    to: Sequence[str], weights: Mapping[str, float], sources: Mapping[str, Source]
-) -> dict[str, float]:
+def _giving(names: Sequence[str], weights: Weights, sources: Sources) -> list[str]:
+    """The sources ``from`` means, those of ``to`` included where it is ``rest``."""
+    found = resolve([name for name in names if name != REST], weights, sources)
+    rest = sources if REST in names and REST not in sources else ()
+    return [n for n in sources if (n in found or n in rest) and weights[n] > 0]
+
+
+def _shares(to: Sequence[str], weights: Weights, sources: Sources) -> dict[str, float]:
     """How an amount spreads over its receivers: by weight, by size where none has any."""
     sizes: dict[str, float] = {name: weights[name] for name in to}
     if fsum(sizes.values()) <= 0:

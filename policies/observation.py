@@ -201,7 +201,7 @@ class Observation(_Frozen):
         name = metric or self.metric_for(benchmark)
         sides = [self.evaluation(older), self.evaluation(newer)]
         old, new = (find_metric(side, benchmark, name) for side in sides)
-        if all(weighted_items(side.benchmarks[benchmark].items, name) for side in sides):
+        if all(_has_items(side.benchmarks[benchmark].items, name) for side in sides):
             return self.pooled_difference([benchmark], older, newer, name)
         return unpaired_difference(
             (old.value, _known(old.stderr), old.n),
@@ -276,6 +276,10 @@ def find_metric(evaluation: Evaluation, benchmark: str, metric: str) -> Metric:
 def _known(stderr: float | None) -> float:
     # nothing can be concluded from a value of unknown precision
     return math.inf if stderr is None or math.isnan(stderr) else stderr
+
+
+def _has_items(items: Mapping[str, Mapping[str, float]], metric: str) -> bool:
+    return any(math.isfinite(outcome.get(metric, math.nan)) for outcome in items.values())
 
 
 def weighted_items(items: Mapping[str, Mapping[str, float]], metric: str) -> WeightedItems:

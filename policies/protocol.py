@@ -35,7 +35,8 @@ class Proposal(BaseModel):
     gets none). ``plan`` is what the policy intends for the future, as stretches in order: each
     ``(until_tokens, weights)`` holds from the end of the one before to ``until_tokens``, counted
     in the run's training tokens; the first starts now and holds ``weights``. Guards project the
-    ledger along it. ``evidence`` is any JSON data; numpy values are unwrapped.
+    ledger along it. ``evidence`` is any JSON data; numpy values are unwrapped. ``declared``: the
+    plan is one the run's configuration declares, approved in advance; the controller checks that.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -45,6 +46,7 @@ class Proposal(BaseModel):
     reason: str
     plan: tuple[tuple[int, dict[str, float]], ...] = ()
     evidence: Evidence = {}
+    declared: bool = False
 
     def __init__(
         self,

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import inspect
-import sys
-import traceback
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from . import options as policy_options
+from . import references
 from .errors import PolicyError, suggest
 from .protocol import Policy
 
 GROUP = "mixloop.policies"
 KEY = "policy.use"
-_BUILTIN = {"static": ".static:Static", "rules": ".rules:Rules", "olmix": ".olmix:Olmix"}
+VERB = "decide"
+_BUILTIN = {
+    "ado": ".ado:Ado",
+    "bayes": ".bayes:Bayes",
+    "law": ".law:Law",
+    "odm": ".odm:Odm",
+    "olmix": ".olmix:Olmix",
+    "proportional": ".proportional:Proportional",
+    "rules": ".rules:Rules",
+    "static": ".static:Static",
+}
 _FORMS = "write a name, package.module:Class or ./file.py:Class"
 
 
@@ -53,6 +60,20 @@ def policy_names() -> list[str]:
     return sorted({*_BUILTIN, *(entry.name for entry in entry_points(group=GROUP))})
 
 
+def policy_origin(ref: str) -> str:
+    """Where a policy comes from: ``built in``, the package that brings it, a file or a module."""
+    if ref in _BUILTIN:
+        return "built in"
+    if ":" in ref:
+        return "a file" if references.is_file(ref.rpartition(":")[0]) else "a module"
+    found = [entry for entry in entry_points(group=GROUP) if entry.name == ref]
+    if not found:
+        return "nowhere"
+    package = found[0].dist
+    version = f"{package.name} {package.version}, " if package else ""
+    return f"{version}{found[0].value}"
+
+
 def policy_class(ref: str, *, base: Path | str | None = None) -> type[Any]:
     """The class ``ref`` names, unbuilt.
 
@@ -64,10 +85,7 @@ def policy_class(ref: str, *, base: Path | str | None = None) -> type[Any]:
     where, _, name = ref.rpartition(":")
     if not where or not name:
         raise PolicyError(f"{KEY}: {ref!r} is no policy; {_FORMS}")
-    if _is_file(where):
-        path = _file(where, base, ref)
-        return _attribute(_import(lambda: _load_file(path), ref), name, ref)
-    return _attribute(_import(lambda: importlib.import_module(where), ref), name, ref)
+    return references.find_class(ref, key=KEY, verb=VERB, base=base)
 
 
 def policy_digest(ref: str, base: Path | str | None = None) -> str:
@@ -79,8 +97,8 @@ def policy_digest(ref: str, base: Path | str | None = None) -> str:
         PolicyError: when there is no such policy or its source can't be read.
     """
     where, _, _ = ref.rpartition(":")
-    if _is_file(where):
-        path: Path | None = _file(where, base, ref)
+    if references.is_file(where):
+        path: Path | None = references.find_file(where, base, ref, KEY)
     else:
         source = inspect.getsourcefile(policy_class(ref, base=base))
         path = Path(source) if source else None
@@ -98,7 +116,8 @@ def _named(ref: str) -> type[Any]:
     # a built-in name can't be taken over by an installed package
     if ref in _BUILTIN:
         module, _, name = _BUILTIN[ref].partition(":")
-        return _attribute(importlib.import_module(module, __package__), name, ref)
+        built_in = importlib.import_module(module, __package__)
+        return references.attribute(built_in, name, ref, key=KEY, verb=VERB)
     if ref.endswith(".py"):
         raise PolicyError(f"{KEY}: {ref} names no class; write {ref}:ClassName")
     found = [entry for entry in entry_points(group=GROUP) if entry.name == ref]
@@ -109,56 +128,6 @@ def _named(ref: str) -> type[Any]:
 
 
 def _from_entry_point(entry: EntryPoint) -> type[Any]:
-    module = _import(lambda: importlib.import_module(entry.module), f"{entry.name} ({entry.value})")
-    return _attribute(module, entry.attr, entry.value)
-
-
-def _is_file(where: str) -> bool:
-    return where.endswith(".py") or "/" in where
-
-
-def _file(where: str, base: Path | str | None, ref: str) -> Path:
-    path = Path(base or ".", Path(where).expanduser()).resolve()
-    if not path.is_file():
-        raise PolicyError(f"{KEY}: {ref}: there is no file {path}; correct the path")
-    return path
-
-
-def _load_file(path: Path) -> ModuleType:
-    """The file as a module under a name of its own, so that two of the same name don't meet."""
-    name = f"mixloop_policy_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    # pydantic and dataclasses look annotations up in sys.modules while the body runs
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _import(load: Any, ref: str) -> ModuleType:
-    try:
-        module: ModuleType = load()
-    except (Exception, SystemExit) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        line = f" ({Path(where.filename).name} line {where.lineno})"
-        # a failing import statement ends in importlib's own frames, which help nobody
-        shown = "" if "importlib" in where.filename else line
-        cause = f"{type(error).__name__}: {error}{shown}"
-        raise PolicyError(f"{KEY}: {ref} doesn't import: {cause}; mend the module") from error
-    return module
-
-
-def _attribute(module: ModuleType, name: str, ref: str) -> type[Any]:
-    found = getattr(module, name, None)
-    if isinstance(found, type):
-        return found
-    if found is not None:
-        raise PolicyError(f"{KEY}: {ref} is a {type(found).__name__}, not a class")
-    classes = (n for n, v in vars(module).items() if isinstance(v, type) and hasattr(v, "decide"))
-    raise PolicyError(f"{KEY}: {ref}: no class {name!r} there{suggest(name, classes)}")
+    named = f"{entry.name} ({entry.value})"
+    module = references.import_module(lambda: importlib.import_module(entry.module), named, KEY)
+    return references.attribute(module, entry.attr, entry.value, key=KEY, verb=VERB)

@@ -9,6 +9,7 @@ interventions:                                    # the first whose conditions h
       - trend: {benchmark: [gsm8k, math], over: 2, is: not-better}
     move: {to: maths, from: web, step: 0.05, cap: 0.40}
     cooldown: 2 evaluations                       # or tokens: 200B
+    priority: 1
     max_times: 4
     after: 1T
     until: 9T
@@ -21,126 +22,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from .condition_options import Condition
 from .mixtures import Mixture
-from .observation import Phase
+from .move_options import Action
+from .option_types import Names, Phases, Share, listed
 from .protocol import OptionsModel
+from .stages import Stage, check_order
 from .units import Tokens, parse_tokens
-
-
-def _listed(value: object) -> object:
-    """One of a thing may be written without the list around it."""
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _nonempty(value: tuple[str, ...]) -> tuple[str, ...]:
-    if not value or any(not name for name in value):
-        raise ValueError("name at least one")
-    return value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_nonempty)]
-Phases = Annotated[tuple[Phase, ...], BeforeValidator(_listed)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Level(OptionsModel):
-    """The newest value of a benchmark is above or below a threshold.
-
-    Several benchmarks are pooled over their items. The metric is bits per byte unless one is
-    named: a threshold belongs to one metric. With ``z`` the distance must also be that many
-    standard errors.
-    """
-
-    benchmark: Names
-    metric: str = "bits_per_byte"
-    above: float | None = None
-    below: float | None = None
-    z: Annotated[float, Field(ge=0)] = 0.0
-
-    @model_validator(mode="after")
-    def _one_side(self) -> Level:
-        if (self.above is None) == (self.below is None):
-            raise ValueError("give one of above and below")
-        return self
-
-
-class Trend(OptionsModel):
-    """The newest evaluation against the one ``over`` evaluations back, paired over the items.
-
-    ``margin`` is the smallest gain that counts, over the whole span and in the metric's unit;
-    ``z`` the normal score it must be exceeded by. better: the gain is above the margin. worse: the
-    loss is. flat: the change lies within the margin. not-better: the gain is below the margin.
-    Where neither that nor its opposite is significant, the outcome is inconclusive. Without a
-    margin, flat and not-better mean that no significant change or gain was seen, which with few
-    items is weak: give a margin. The metric is the steering one unless one is named.
-    """
-
-    benchmark: Names
-    metric: str | None = None
-    over: Annotated[int, Field(ge=1)] = 1
-    is_: Literal["flat", "worse", "better", "not-better"] = Field(alias="is")
-    z: Annotated[float, Field(ge=0)] = 2.0
-    margin: Annotated[float, Field(ge=0)] = 0.0
-
-
-class Lag(OptionsModel):
-    """A benchmark gains less than others over the same evaluations.
-
-    Gains are relative to the older value, so that benchmarks on different scales compare; the
-    others' are averaged. All are taken in one metric: the steering one where they share it, else
-    bits per byte. Holds when the shortfall is ``z`` standard errors.
-    """
-
-    benchmark: str
-    than: Names
-    over: Annotated[int, Field(ge=1)] = 1
-    z: Annotated[float, Field(ge=0)] = 2.0
-
-
-class TokenSpan(OptionsModel):
-    """The run has consumed at least ``above`` and fewer than ``below`` training tokens."""
-
-    above: Tokens | None = None
-    below: Tokens | None = None
-
-    @model_validator(mode="after")
-    def _some_side(self) -> TokenSpan:
-        if self.above is None and self.below is None:
-            raise ValueError("give above, below or both")
-        return self
-
-
-class Condition(OptionsModel):
-    """One or more tests; all must hold."""
-
-    level: Level | None = None
-    trend: Trend | None = None
-    lag: Lag | None = None
-    tokens: TokenSpan | None = None
-    phase: Phases | None = None
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> Condition:
-        if not self.model_fields_set:
-            raise ValueError("an empty condition; give level, trend, lag, tokens or phase")
-        return self
-
-
-class Move(OptionsModel):
-    """``step`` of all training tokens goes to ``to``, taken from ``from`` in proportion.
-
-    Both are sources or tags, or lists of them; ``from: rest`` is every other source that has
-    weight. ``to`` (together) never exceeds ``cap``; no source of ``from`` falls below ``floor``.
-    A source on standby is brought in only by its own name.
-    """
-
-    to: Names
-    from_: Names = Field(default=("rest",), alias="from")
-    step: Annotated[float, Field(gt=0, le=1)] = 0.05
-    cap: Annotated[float, Field(gt=0, le=1)] = 1.0
-    floor: Share = 0.0
 
 
 class Cooldown(OptionsModel):
@@ -164,25 +54,97 @@ def _cooldown(value: object) -> object:
         raise ValueError(f"{value!r} is no cooldown; {forms}") from None
 
 
-class Intervention(OptionsModel):
-    """A rule: when its conditions hold, make its move."""
+class Trial(OptionsModel):
+    """The rule has to prove itself before it may go on.
+
+    It is made for ``over`` evaluations and taken back for as many; then the benchmarks ``of``
+    (default: the objective's) are held against the run's own trend, which needs ``least``
+    evaluations before. Better by ``z``: the rule is confirmed and fires freely from then on.
+    Otherwise it is tried again after its cooldown, ``times`` in all. No other rule fires during a
+    trial.
+    """
+
+    over: Annotated[int, Field(ge=1)] = 3
+    least: Annotated[int, Field(ge=2)] = 4
+    times: Annotated[int, Field(ge=1)] = 3
+    of: Names | None = None
+    z: Annotated[float, Field(gt=0)] = 2.5
+
+
+class Intervention(Action):
+    """A rule: when its conditions hold, act. Higher ``priority`` goes first, then the order given.
+
+    ``once``: never again after it fired. ``for_each: benchmark`` makes one rule of it for every
+    benchmark that steers, ``{benchmark}`` in its names replaced; those whose sources or tags don't
+    exist are left out. ``{benchmarks}`` stands for all of them that are a source or a tag.
+    """
 
     name: Annotated[str, Field(min_length=1)]
-    when: Annotated[tuple[Condition, ...], BeforeValidator(_listed)] = ()
-    move: Move
+    when: Annotated[tuple[Condition, ...], BeforeValidator(listed)] = ()
+    for_each: Literal["benchmark"] | None = None
+    priority: int = 0
+    once: bool = False
+    trial: Trial | None = None
     cooldown: Annotated[Cooldown, BeforeValidator(_cooldown)] = Cooldown()
     max_times: Annotated[int, Field(ge=1)] | None = None
     after: Tokens = 0
     until: Tokens | None = None
     phases: Phases | None = None
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Intervention:
+        if self.once and self.max_times is not None:
+            raise ValueError("once and max_times contradict each other; give one")
+        if self.for_each and "{benchmark}" not in self.name:
+            raise ValueError(f"for_each needs names that differ: write {self.name}-{{benchmark}}")
+        if self.until is not None and self.until <= self.after:
+            raise ValueError("until is not after after; give a later one")
+        return self
+
+
+class Introduction(OptionsModel):
+    """A source that enters only ``after`` so many tokens, sized to last to the end of the budget.
+
+    Its share is what is left of ``max_epochs`` (default: the guards') of it over the tokens left,
+    at most ``share``; taken ``from`` (sources or tags) in proportion.
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+    after: Tokens
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_epochs: Annotated[float, Field(gt=0)] | None = None
+    from_: Names = Field(default=("rest",), alias="from")
+
+
+class Annealing(OptionsModel):
+    """Up-sampling in the decay phase: ``to`` (sources or tags) together to ``share``, or to
+    ``by`` times what they had, from ``from`` in proportion. Once; ``cap`` bounds ``by``."""
+
+    to: Names
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    by: Annotated[float, Field(gt=1)] | None = None
+    cap: Annotated[float, Field(gt=0, le=1)] = 1.0
+    from_: Names = Field(default=("rest",), alias="from")
+    floor: Share = 0.0
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Annealing:
+        if (self.share is None) == (self.by is None):
+            raise ValueError("give one of share and by")
+        return self
+
 
 class RulesOptions(OptionsModel):
-    """``initial``: a mixture to move to first. ``combine``: all rules that hold fire together,
-    except where one would take what another gives."""
+    """``initial``: a mixture to move to first. ``stages``: mixtures declared in advance, instead.
+    ``introduce``: sources that enter late. ``anneal``: up-sampling in the decay phase.
+    ``combine``: all rules that hold fire together, except where one would take what another
+    gives."""
 
     initial: Mixture | None = None
+    stages: tuple[Stage, ...] = ()
     interventions: tuple[Intervention, ...] = ()
+    introduce: Annotated[tuple[Introduction, ...], BeforeValidator(listed)] = ()
+    anneal: Annotated[tuple[Annealing, ...], BeforeValidator(listed)] = ()
     combine: bool = False
 
     @field_validator("interventions")
@@ -195,3 +157,13 @@ class RulesOptions(OptionsModel):
                 raise ValueError(f"the name {rule.name!r} {taken}; rename one")
             seen.add(rule.name)
         return value
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> RulesOptions:
+        check_order(self.stages)
+        if self.stages and self.initial is not None:
+            raise ValueError("give initial or stages, not both: the first stage is the initial one")
+        sources = [entry.source for entry in self.introduce]
+        if twice := next((name for name in sources if sources.count(name) > 1), None):
+            raise ValueError(f"introduce names {twice!r} twice; drop one")
+        return self

@@ -209,7 +209,9 @@ def test_two_checkpoints_of_a_run(command: Any, files: Any, tmp_path: Path) -> N
         step = one.step
         assert step is not None
         manifest = {"step": step, "tokens": one.tokens, "sample": step, "phase": "stable"}
-        records.checkpoint(journal, SimpleNamespace(**manifest, in_force=force), one.checkpoint)
+        records.checkpoint(
+            journal, SimpleNamespace(**manifest, in_force=force, sources={}), one.checkpoint
+        )
         records.scoring_started(journal, step)
         records.scored(journal, step, json.loads(one.to_json()))
     journal.close()

@@ -106,3 +106,25 @@ def test_the_uid_is_made_once(path: Path) -> None:
     again = opened(path)
     assert records.run_uid(again) == first
     again.close()
+
+
+def test_a_journal_of_the_first_version_is_brought_up_with_nothing_lost(path: Path) -> None:
+    opened(path).close()
+    database = sqlite3.connect(path)
+    database.executescript(
+        "ALTER TABLE checkpoints DROP COLUMN drawn; ALTER TABLE checkpoints DROP COLUMN losses;"
+        "INSERT INTO checkpoints VALUES (5, 50, 5, '/c', 'stable', 0, '{\"web\": 1.0}', 'then');"
+        "PRAGMA user_version = 1"
+    )
+    database.close()
+    # who only reads changes nothing, and can read it all the same
+    reader = Journal(path)
+    assert reader.rows("SELECT * FROM checkpoints")[0]["step"] == 5
+    reader.close()
+    for _ in range(2):
+        journal = opened(path)
+        row = journal.row("SELECT * FROM checkpoints WHERE step = 5")
+        journal.close()
+        assert row is not None
+        assert row["weights"] == {"web": 1.0}
+        assert row["drawn"] == {}

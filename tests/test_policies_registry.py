@@ -148,7 +148,9 @@ def test_the_digest_follows_the_file(folder):
 
 def test_option_schemas(folder):
     rules = policy_options_schema("rules")
-    assert set(rules["properties"]) == {"initial", "interventions", "combine"}
+    assert set(rules["properties"]) == {
+        "initial", "stages", "interventions", "introduce", "anneal", "combine",
+    }  # fmt: skip
     assert {"to", "from", "step", "cap", "floor"} == set(rules["$defs"]["Move"]["properties"])
     assert json.loads(json.dumps(rules)) == rules
     plain = policy_options_schema("./mine.py:Plain", folder)

@@ -8,6 +8,22 @@ from __future__ import annotations
 
 from .families import Dilution, Exponential, Flat, Power
 from .optimum import best_static
-from .protocol import World, WorldSource
+from .protocol import World, WorldSource, world_sources
+from .registry import Setting, load_world, register_world, world_names
+from .smollm2 import SmolLM2
 
-__all__ = ["Dilution", "Exponential", "Flat", "Power", "World", "WorldSource", "best_static"]
+__all__ = [
+    "Dilution",
+    "Exponential",
+    "Flat",
+    "Power",
+    "Setting",
+    "SmolLM2",
+    "World",
+    "WorldSource",
+    "best_static",
+    "load_world",
+    "register_world",
+    "world_names",
+    "world_sources",
+]

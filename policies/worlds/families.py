@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .optimum import best_static
-from .protocol import WorldSource
+from .protocol import INFINITE, WorldSource
 
 Array = NDArray[np.float64]
 
 R_STAR = 15.39
 """Repetition's half-life in epochs (Muennighoff et al. 2023, arXiv 2305.16264, eq. 5)."""
-INFINITE = 10**15
 
 
 def effective(drawn: Array, unique: Array) -> Array:
@@ -69,7 +68,7 @@ class _Analytic:
         self.delay, self.missing, self.anneal = delay, missing, anneal
         self.length = float(segments)  # units of the budget
         self.budget = segments * unit
-        self.benchmarks = tuple(f"bench-{index}" for index in range(m))
+        self.benchmarks: tuple[str, ...] = tuple(f"bench-{index}" for index in range(m))
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -80,18 +79,21 @@ class _Analytic:
         )
         self.unique = self._sizes(drawing)
         affinity = self._draw(drawing)
-        names = [f"source-{index:02d}" for index in range(self.k)]
+        self.sources = self._described(affinity)
+        self._names = list(self.sources)
+        self.time = 0.0
+        self.state = self.start()
+
+    def _described(self, affinity: Array) -> dict[str, WorldSource]:
+        """The sources' sizes, and as tags the benchmarks each does most for."""
         best = affinity.argmax(axis=1)
-        self.sources = {
-            name: WorldSource(
+        return {
+            f"source-{i:02d}": WorldSource(
                 unique_tokens=int(min(self.unique[i] * self.unit, INFINITE)),
                 tags=tuple(b for b, s in zip(self.benchmarks, best, strict=True) if s == i),
             )
-            for i, name in enumerate(names)
+            for i in range(self.k)
         }
-        self._names = names
-        self.time = 0.0
-        self.state = self.start()
 
     def _sizes(self, drawing: np.random.Generator) -> Array:
         drawn = drawing.choice([math.inf, 6.0, 2.0], size=self.k)
@@ -151,7 +153,10 @@ class _Analytic:
     def final(self, mixtures: Array) -> Array:
         """Mean loss at the end of the budget of constant mixtures, shape (n, k) to (n,)."""
         state = self.whole(mixtures)
-        return np.asarray(self.losses_at(state).mean(axis=-1) - self._annealed(self.segments))
+        return np.asarray(self._mean(self.losses_at(state)) - self._annealed(self.segments))
+
+    def _mean(self, losses: Array) -> Array:
+        return np.asarray(losses.mean(axis=-1))
 
     def whole(self, mixtures: Array) -> Any:
         """The state after the whole budget under constant mixtures."""

@@ -1,0 +1,76 @@
+"""The report of ``mixloop simulate`` as one HTML file that loads nothing and runs nothing."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from mixloop.controller import show
+from mixloop.controller.simulate_show import (
+    COLUMNS,
+    changed_lines,
+    ledger_rows,
+    ledger_title,
+    standings_rows,
+)
+
+Json = dict[str, Any]
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+CSS = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
+table { border-collapse: collapse; margin: .5em 0 1.5em; }
+th, td { text-align: right; padding: .2em .7em; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; }
+"""
+
+
+def page(report: Json, picture: Path) -> str:
+    """The page, with the picture (PNG) inside it; all text from data is escaped."""
+    run = report["run"]
+    title = f"Simulation of {run}" if run else "Simulation"
+    parts = [f"<h1>{_text(title)}</h1>", "<h2>Standings</h2>"]
+    parts.append(_table(COLUMNS, standings_rows(report)))
+    parts.append(
+        f"<p>Over {report['seeds']} seeds: median, in brackets its 95% bootstrap interval. "
+        "Gap closed: 0 is the mixture left as it started, 1 the best constant mixture under the "
+        "cap on epochs. Regret: the loss above that one at the end.</p>"
+    )
+    for one in report["ledgers"]:
+        parts += _ledger(one)
+    parts += [f"<p>{_text(note)}</p>" for note in report["notes"]]
+    shown = base64.b64encode(picture.read_bytes()).decode("ascii")
+    parts.append(f'<img alt="losses and mixtures" src="data:image/png;base64,{shown}">')
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<title>{_text(title)}</title><style>{CSS}</style></head><body>"
+        + "\n".join(parts)
+        + "</body></html>\n"
+    )
+
+
+def _ledger(one: Json) -> list[str]:
+    parts = []
+    for side in ("reporting", "enforcing"):
+        heads, rows = ledger_rows(one, side)
+        parts += [f"<h2>{_text(ledger_title(one, side))}</h2>", _table(heads, rows)]
+    first, *rest = changed_lines(one)
+    items = "".join(f"<li>{_text(line.strip())}</li>" for line in rest)
+    return [*parts, f"<p>{_text(first)}</p>", f"<ul>{items}</ul>" if rest else ""]
+
+
+def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>\n" for row in rows
+    )
+    return f"<table><tr>{head}</tr>\n{body}</table>"
+
+
+def _text(text: object) -> str:
+    return escape(show.clean(text))

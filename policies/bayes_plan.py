@@ -1,0 +1,165 @@
+"""What the beliefs are worth: the mixture for the rest of the budget with the best posterior mean.
+
+The objective of a mixture w is the expected mean loss at the end of the budget if w is held from
+now on, plus ``caution`` standard errors of its difference to holding the centre. It is minimised
+over the simplex within the caps by exponentiated gradient (Kivinen & Warmuth 1997).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bayes_fit import Beliefs
+from .bayes_history import History, effective, worth
+
+Array = NDArray[np.float64]
+Cost = Callable[[Array], tuple[float, Array]]
+
+STEPS = 100
+FLAT = 1e-7  # change of a share per step below which the descent has ended
+LIMIT = 3.0  # a linear law isn't believed beyond a factor of exp(3)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The rest of the budget, ``left`` units at most ``most`` (k,) of each source.
+
+    ``centre`` (k,) is the mixture that gains are counted from, ``shares`` (k,) the effective
+    shares s0 that the beliefs are about.
+    """
+
+    history: History
+    beliefs: Beliefs
+    left: float
+    most: Array
+    centre: Array
+    shares: Array
+
+    @property
+    def until(self) -> float:
+        """The end of the budget, in units."""
+        return float(self.history.drawn.sum() + self.left)
+
+    def ahead(self, weights: Array) -> Array:
+        """Effective shares at the end of the budget, from s0, if ``weights`` are held."""
+        drawn = self.history.drawn + self.left * weights
+        return np.asarray(effective(drawn, self.history.unique) / self.until - self.shares)
+
+    def fresh(self, weights: Array) -> Array:
+        """Derivative of ``ahead`` by the weights, (k,)."""
+        drawn = self.history.drawn + self.left * weights
+        return self.left / self.until * worth(drawn, self.history.unique)
+
+    def loss(self, moved: Array) -> tuple[float, Array]:
+        """Expected objective at the end of the budget with the effective shares s0 + moved (k,),
+        and its gradient by them. Uncertainty costs: the mean of exp of a Gaussian is more than
+        exp of its mean."""
+        held = self.beliefs
+        risk = held.covariance @ moved
+        shift = held.slope @ moved + 0.5 * risk @ moved
+        parts = held.weight * np.exp(held.level + np.clip(shift, -LIMIT, LIMIT))
+        total = float(parts.sum() + held.weight @ held.floor)
+        return total, (parts * (np.abs(shift) < LIMIT)) @ (held.slope + risk)
+
+    @cached_property
+    def slope(self) -> Array:
+        """Expected slope of the objective by the shares, (k,), at s0."""
+        return np.asarray(self.beliefs.reducible @ self.beliefs.slope)
+
+    @cached_property
+    def doubt(self) -> Array:
+        """Covariance of that slope, (k, k), benchmarks taken as independent."""
+        held, k = self.beliefs, len(self.centre)
+        total = np.zeros((k, k))
+        for index in np.unique(held.owner):
+            mine = held.owner == index
+            parts, slope = held.reducible[mine], held.slope[mine]
+            chance = parts / parts.sum()
+            off = slope - chance @ slope
+            spread = np.tensordot(chance, held.covariance[mine], 1) + (chance * off.T) @ off
+            total += parts.sum() ** 2 * spread
+        return total
+
+
+@dataclass(frozen=True)
+class Best:
+    """A mixture for the rest of the budget, the gain expected from it over holding the centre, and
+    the gain's standard error (objective's unit)."""
+
+    weights: Array
+    gain: float
+    stderr: float
+
+
+def best_mixture(outlook: Outlook, caution: float, begin: Array) -> Best:
+    """The mixture with the best posterior mean, less ``caution`` standard errors."""
+    base = outlook.ahead(outlook.centre)
+
+    def cost(weights: Array) -> tuple[float, Array]:
+        moved = outlook.ahead(weights)
+        value, gradient = outlook.loss(moved)
+        error, pull = _error(outlook, moved - base)
+        return value + caution * error, (gradient + caution * pull) * outlook.fresh(weights)
+
+    weights = _descend(cost, begin, outlook.most)
+    moved = outlook.ahead(weights)
+    gain = outlook.loss(base)[0] - outlook.loss(moved)[0]
+    return Best(weights, gain, _error(outlook, moved - base)[0])
+
+
+def _error(outlook: Outlook, off: Array) -> tuple[float, Array]:
+    """Standard error of the objective's difference, to first order, and its gradient."""
+    pull = outlook.doubt @ off
+    error = float(np.sqrt(max(float(off @ pull), 1e-18)))
+    return error, pull / error
+
+
+def _descend(cost: Cost, begin: Array, most: Array) -> Array:
+    live = most > 0
+    # a share of exactly zero would stay there
+    weights = confine(0.98 * begin + 0.02 * live / max(int(live.sum()), 1), most)
+    value, gradient = cost(weights)
+    slope = gradient - gradient @ weights
+    rate = 1.0 / max(float(np.abs(slope).max()), 1e-12)
+    for _ in range(STEPS):
+        trial = confine(weights * np.exp(np.clip(-rate * slope, -4, 4)), most)
+        after, gradient = cost(trial)
+        if after < value:
+            moved = float(np.abs(trial - weights).max())
+            weights, value, rate = trial, after, rate * 1.5
+            slope = gradient - gradient @ weights
+            if moved < FLAT:
+                break
+        else:
+            rate /= 3
+            if rate * float(np.abs(slope).max()) < FLAT:
+                break
+    return weights
+
+
+def confine(weights: Array, most: Array) -> Array:
+    """The mixture within the caps ``most`` (k,) that is nearest to ``weights`` up to scale.
+
+    ``min(s w, most)`` with the one s that makes the sum 1, as water-filling does. Sources without
+    a share get one only where the others can't hold all of it; caps that hold less than 1
+    together are scaled up.
+    """
+    most = np.minimum(most, 1.0)
+    weights = np.where(most > 0, np.maximum(weights, 0), 0.0)
+    if most.sum() <= 1:
+        return np.asarray(most / most.sum()) if most.sum() > 0 else weights
+    if most[weights > 0].sum() <= 1:
+        weights = weights + 1e-9 * (most > 0)
+    full = np.zeros(len(weights), dtype=bool)
+    for _ in range(len(weights)):
+        scale = (1 - most[full].sum()) / weights[~full].sum()
+        over = ~full & (scale * weights > most)
+        if not over.any():
+            break
+        full |= over
+    return np.where(full, most, scale * weights)

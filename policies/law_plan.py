@@ -1,0 +1,208 @@
+"""Planning the rest of the budget by the fitted laws, under the cap on epochs.
+
+The objective is the expectation over laws (by their weights) and over each law's posterior
+(antithetic draws from Laplace's approximation) of the weighed losses at the end. A gain that is
+uncertain is thereby worth less where losses are convex, as the exponential law's are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .law_data import Array
+from .law_fit import Fit
+from .law_models import SHARED, Ahead, foresee, values
+
+REACH = 3.0  # draws stay within so many standard deviations of the prior's
+STEEP = 20.0  # how much worse a drop beyond a goal's bound is than a loss
+
+
+@dataclass(frozen=True)
+class Stakes:
+    """What the losses at the end are worth, all (m,): ``weight`` sums to 1; below ``enough``
+    nothing more counts, above ``bound`` every loss counts much more."""
+
+    weight: Array
+    enough: Array
+    bound: Array
+
+
+@dataclass(frozen=True)
+class Member:
+    """A law in the ensemble: its weight and draws of its parameters (draws, m, p)."""
+
+    fit: Fit
+    weight: float
+    draws: Array
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a plan may do: (s, k) lowest and highest shares, the tokens left per source (k,), and
+    how far (Euclidean) one stretch's mixture may be from the one before."""
+
+    lowest: Array
+    highest: Array
+    left: Array
+    turn: float
+
+
+def members(fits: Sequence[Fit], weights: Array, draws: int, seed: int) -> list[Member]:
+    """The laws worth planning for, with antithetic posterior draws, and the mode once."""
+    found = []
+    for fit, weight in zip(fits, weights, strict=True):
+        if weight < 0.01:
+            continue
+        m, p = fit.mode[-1].shape
+        half = np.random.default_rng([seed, p]).standard_normal((max(1, draws // 2), m, p))
+        moves = np.einsum("mpq,dmq->dmp", fit.root[-1], np.concatenate([half, -half]))
+        found.append(Member(fit, float(weight), fit.mode[-1] + moves))
+    total = sum(member.weight for member in found)
+    return [Member(m.fit, m.weight / total, m.draws) for m in found]
+
+
+def outlook(member: Member, ahead: Ahead, mixtures: Array) -> tuple[Array, Array]:
+    """Losses at the end by a member's draws, (d, m), and slopes by each stretch, (d, m, s, k)."""
+    law = member.fit.law
+    kept, slopes = foresee(ahead, law.memory, member.fit.remembered[-1], mixtures)
+    d, m, p = member.draws.shape
+    k = len(kept)
+    flat = member.draws.reshape(d * m, p)
+    z = np.broadcast_to(kept * k, (d * m, 1, k))
+    x, u = np.array([ahead.end]), np.array([1.0 if ahead.stretches[-1][1] else 0.0])
+    losses, jac = values(law.link, flat, z, x, u)
+    by_source = _by_memory(law.link, flat, jac[:, 0], z[:, 0], float(x[0])) * k
+    return losses.reshape(d, m), by_source.reshape(d, m, 1, k) * slopes
+
+
+def _by_memory(link: str, p: Array, jac: Array, z: Array, x: float) -> Array:
+    """The derivative of losses by z, from that by the parameters."""
+    if link == "exponential":
+        return np.asarray(jac[:, 1, None] * p[:, SHARED:] / (z.shape[1] * x))
+    # d/dtheta_j = d/dworth share_j z_j, and jac[3] = d/dworth c
+    share = np.exp(p[:, SHARED:]) / z.shape[1]
+    return np.asarray((jac[:, 3] / np.exp(p[:, 3]))[:, None] * share)
+
+
+def worth(
+    group: Sequence[Member], ahead: Ahead, stakes: Stakes, mixtures: Array
+) -> tuple[float, Array]:
+    """The expected objective (less is better) of a plan (s, k), and its gradient."""
+    total, gradient = 0.0, np.zeros_like(mixtures)
+    for member in group:
+        losses, slopes = outlook(member, ahead, mixtures)
+        counted, rate = _counted(losses, stakes)
+        part = member.weight / len(losses)
+        total += part * float((counted * stakes.weight).sum())
+        gradient += part * np.einsum("dm,dmsk->sk", rate * stakes.weight, slopes)
+    return total, gradient
+
+
+def _counted(losses: Array, stakes: Stakes) -> tuple[Array, Array]:
+    over = np.maximum(losses - stakes.bound, 0.0)
+    counted = np.maximum(losses, stakes.enough) + STEEP * over
+    return counted, np.where(losses > stakes.enough, 1.0, 0.0) + STEEP * (over > 0)
+
+
+def plan(
+    group: Sequence[Member], ahead: Ahead, stakes: Stakes, room: Room, begin: Sequence[Array]
+) -> tuple[Array, float]:
+    """The best plan (s, k) found from each beginning (s, k), and its objective.
+
+    Sequential quadratic programming (Kraft 1988) with exact gradients.
+    """
+    found = []
+    for first in begin:
+        legal = fill(first, room, ahead)
+        found.append((worth(group, ahead, stakes, legal)[0], tuple(legal.ravel())))
+        better = fill(_solve(group, ahead, stakes, room, legal), room, ahead)
+        found.append((worth(group, ahead, stakes, better)[0], tuple(better.ravel())))
+    value, flat = min(found)
+    return np.array(flat).reshape(begin[0].shape), value
+
+
+def _solve(
+    group: Sequence[Member], ahead: Ahead, stakes: Stakes, room: Room, first: Array
+) -> Array:
+    from scipy import optimize
+
+    minimize: Any = optimize.minimize  # its published overloads refuse plain arrays
+    s, k = first.shape
+    sums = np.kron(np.eye(s), np.ones(k))
+    rules = [{"type": "eq", "fun": lambda w: sums @ w - 1, "jac": lambda w: sums}]
+    if s > 1:
+        rules.append(_turning(s, k, room.turn))
+    tight = np.flatnonzero(np.isfinite(room.left)) if s > 1 else np.array([], dtype=int)
+    if len(tight):
+        lengths = np.array([length for length, _ in ahead.stretches])
+        draw = np.kron(lengths, np.eye(k))[tight]
+        rules.append(
+            {"type": "ineq", "fun": lambda w: room.left[tight] - draw @ w, "jac": lambda w: -draw}
+        )
+
+    def objective(w: Array) -> tuple[float, Array]:
+        value, gradient = worth(group, ahead, stakes, np.clip(w, 0, 1).reshape(s, k))
+        return 100 * value, 100 * gradient.ravel()
+
+    result = minimize(
+        objective,
+        first.ravel(),
+        jac=True,
+        method="SLSQP",
+        bounds=list(zip(room.lowest.ravel(), room.highest.ravel(), strict=True)),
+        constraints=rules,
+        options={"maxiter": 40, "ftol": 1e-3},
+    )
+    good = np.isfinite(result.x).all()
+    return np.asarray(result.x if good else first.ravel()).reshape(s, k)
+
+
+def _turning(s: int, k: int, most: float) -> dict[str, Any]:
+    """The constraint that a stretch's mixture is near enough to the one before to be reached."""
+
+    def square(w: Array) -> Array:
+        return most**2 - np.square(np.diff(w.reshape(s, k), axis=0)).sum(axis=1)
+
+    def slope(w: Array) -> Array:
+        apart = 2 * np.diff(w.reshape(s, k), axis=0)
+        found = np.zeros((s - 1, s, k))
+        for index, row in enumerate(apart):
+            found[index, index], found[index, index + 1] = row, -row
+        return found.reshape(s - 1, s * k)
+
+    return {"type": "ineq", "fun": square, "jac": slope}
+
+
+def fill(mixtures: Array, room: Room, ahead: Ahead) -> Array:
+    """A plan (s, k) scaled inside the room, stretch after stretch; what is left goes first come."""
+    left, found = room.left.copy(), []
+    for index, (length, _) in enumerate(ahead.stretches):
+        later = sum(size for size, _ in ahead.stretches[index + 1 :])
+        most = np.minimum(room.highest[index], left / max(length, 1e-12))
+        # what a later stretch means to draw is kept for it
+        kept = np.minimum(mixtures[index + 1 :].sum(axis=0) * later, left) if later else 0.0
+        shared = np.minimum(most, np.maximum(left - kept, 0) / max(length, 1e-12))
+        row = scaled(mixtures[index], room.lowest[index], shared)
+        if abs(row.sum() - 1) > 1e-9:
+            row = scaled(mixtures[index], room.lowest[index], most)
+        found.append(row)
+        left = np.maximum(left - row * length, 0.0)
+    return np.array(found)
+
+
+def scaled(mixture: Array, lowest: Array, most: Array) -> Array:
+    """``clip(scale * mixture, lowest, most)`` that sums to 1, or as near as the bounds allow."""
+    base = np.where(most > 0, np.maximum(mixture, 1e-9), 0.0)
+    low, high = 0.0, 1.0
+    lowest = np.minimum(lowest, most)
+    while np.clip(high * base, lowest, most).sum() < 1 - 1e-12 and high < 1e12:
+        high *= 4
+    for _ in range(80):
+        middle = (low + high) / 2
+        short = np.clip(middle * base, lowest, most).sum() < 1
+        low, high = (middle, high) if short else (low, middle)
+    return np.asarray(np.clip(high * base, lowest, most))

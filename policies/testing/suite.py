@@ -1,0 +1,168 @@
+"""The public conformance suite: the list of checks, a report, and a class for pytest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..protocol import Policy
+from . import checks
+from .checks import Check
+from .hardships import ORDINARY, SITUATIONS, Names
+from .subject import Subject, subject
+
+SLOW = 0.05
+"""Seconds a decision should stay below; reported, and only asserted where asked for."""
+
+_GENERAL = (
+    Check("ordinary", "answers an ordinary run", checks.fits_an_ordinary_run),
+    Check("sources", "names only the run's sources", checks.known_sources),
+    Check("simplex", "stays on the simplex", checks.on_the_simplex),
+    Check("plan", "plans forward in time", checks.plans_ahead),
+    Check("bounds", "passes the guards", checks.within_bounds),
+    Check("standby", "leaves sources on standby out", checks.standby_stays_out),
+    Check("instances", "two instances answer alike", checks.same_for_two_instances),
+    Check("stateless", "keeps nothing between calls", checks.same_when_asked_again),
+    Check("untouched", "leaves the observation as it is", checks.observation_untouched),
+    Check("json", "travels as JSON", checks.crosses_processes),
+    Check("random", "no global randomness", checks.no_global_randomness),
+    Check("clock", "no time of day", checks.no_clock),
+)
+
+
+def conformance_checks() -> list[Check]:
+    """Every check of the suite, in order."""
+    return [
+        *_GENERAL,
+        *(
+            Check(_slug(name), f"survives {name}", partial(checks.survives, name))
+            for name in SITUATIONS
+            if name != checks.ORDINARY
+        ),
+    ]
+
+
+def _slug(text: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What one check found; ``detail`` is one line, empty where all is well."""
+
+    name: str
+    title: str
+    passed: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the suite found.
+
+    ``slowest`` is the longest decision in seconds, ``slowest_in`` where; ``not_for`` the
+    situations that the policy's own ``check`` refuses, with the reason.
+    """
+
+    results: tuple[CheckResult, ...]
+    slowest: float
+    slowest_in: str
+    not_for: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(result.passed for result in self.results)
+
+    def failures(self) -> list[CheckResult]:
+        """The checks that didn't."""
+        return [result for result in self.results if not result.passed]
+
+
+def check_policy(
+    policy: str | type[Any] | Callable[[], Policy],
+    options: Mapping[str, Any] | None = None,
+    *,
+    base: Path | str | None = None,
+    sources: Mapping[str, Any] | None = None,
+    benchmarks: Any = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Report:
+    """Run the whole suite on a policy.
+
+    Args:
+        policy: a reference as in run.yaml, a class, or a function that makes an instance.
+        options: what run.yaml has under ``policy: {with: …}``.
+        base: folder that file references are relative to.
+        sources: names with their tags, of the runs it is shown; default: ``SOURCES``.
+        benchmarks: their names; default: ``BENCHMARKS``.
+        clock: seconds, for the time a decision takes.
+
+    Raises:
+        PolicyError: when there is no such policy or its options don't fit.
+    """
+    names = Names(sources or ORDINARY.sources, benchmarks or ORDINARY.benchmarks)
+    trial = subject(policy, options, base=base, names=names, clock=clock)
+    return report(trial)
+
+
+def report(trial: Subject) -> Report:
+    """Every check run on the subject."""
+    results = tuple(_result(check, trial) for check in conformance_checks())
+    answers = trial.answers()
+    slowest = max(answers, key=lambda found: found.seconds)
+    refused = {found.situation: found.refusal for found in answers if found.refusal}
+    return Report(results, slowest.seconds, slowest.situation, refused)
+
+
+def _result(check: Check, trial: Subject) -> CheckResult:
+    try:
+        check(trial)
+    except AssertionError as failure:
+        return CheckResult(check.name, check.title, False, " ".join(str(failure).split()))
+    return CheckResult(check.name, check.title, True)
+
+
+class PolicyConformance:
+    """The suite as a class for pytest: inherit, name the policy, and every check is a test.
+
+    ```python
+    class TestMine(PolicyConformance):
+        policy = "./mine.py:Mine"  # or the class itself
+        options = {"step": 0.05}
+    ```
+
+    ``sources`` and ``benchmarks`` are as in ``check_policy``. The answers are shared by the tests
+    of a class.
+    """
+
+    policy: ClassVar[Any]
+    options: ClassVar[Mapping[str, Any]] = {}
+    base: ClassVar[Path | str | None] = None
+    sources: ClassVar[Mapping[str, Any] | None] = None
+    benchmarks: ClassVar[Any] = None
+    _subject: ClassVar[Subject | None] = None
+
+    @classmethod
+    def subject(cls) -> Subject:
+        """The policy on trial, made once per class."""
+        if "_subject" not in vars(cls) or cls._subject is None:
+            names = Names(cls.sources or ORDINARY.sources, cls.benchmarks or ORDINARY.benchmarks)
+            cls._subject = subject(cls.policy, cls.options, base=cls.base, names=names)
+        return cls._subject
+
+
+def _as_test(check: Check) -> Callable[[PolicyConformance], None]:
+    def test(self: PolicyConformance) -> None:
+        check(self.subject())
+
+    test.__doc__ = check.title
+    return test
+
+
+for _check in conformance_checks():
+    setattr(PolicyConformance, f"test_{_check.name.replace('-', '_')}", _as_test(_check))

@@ -1,0 +1,219 @@
+"""Interventions on trial: made and taken back, then judged by how the benchmarks answered.
+
+A run has no control group; going to and fro gives it one (a crossover design). Everything is
+recomputed from the decisions and evaluations so far; nothing is remembered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import fsum
+from statistics import median
+from typing import Any, Literal
+
+from .mixtures import in_force, rules_of, total_variation
+from .objective import objective_metric, objective_weights
+from .observation import Evaluation, MissingScore, Observation, PastDecision, find_metric
+from .response import LEAST, response
+from .rules_options import Intervention, Trial
+
+State = Literal["ready", "running", "ending", "judging", "confirmed", "over"]
+UNDO = "undo "
+# quantisation, and guards that trim dust
+SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a rule's trial stands.
+
+    ready: it may fire, on trial. running: its evaluations are not all there. ending: its firing,
+    ``decision``, is to be taken back. judging: the evaluations after that are not all there.
+    confirmed: it may fire freely. over: it has been tried often enough, without proof.
+    """
+
+    state: State
+    text: str = ""
+    decision: PastDecision | None = None
+    told: bool = True
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an exposure of 1 would have gained on the trend, and whether that is told apart from
+    nothing: positive is better."""
+
+    gain: float
+    stderr: float
+    metric: str
+
+    @property
+    def z(self) -> float:
+        """The gain in standard errors."""
+        return self.gain / self.stderr if self.stderr > 0 else 0.0
+
+    def __str__(self) -> str:
+        return f"gain {self.gain:.2g} ±{self.stderr:.2g} per whole share, z {self.z:.2g}"
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One firing on trial, and the order that ended it (None while it is in force)."""
+
+    fired: PastDecision
+    ended: PastDecision | None = None
+
+
+def standing(rule: Intervention, observation: Observation) -> Standing:
+    """Where the trial of a rule that has one stands."""
+    trial = rule.trial
+    assert trial is not None
+    rounds = _rounds(rule, observation)
+    if any(rule.name in _proven(one.fired) for one in rounds):
+        return Standing("confirmed")
+    last: Standing | None = None
+    for place, one in enumerate(rounds):
+        last = _stands(trial, one, rounds[: place + 1], observation)
+        if last.state == "confirmed":
+            return last
+    if last is None:
+        have = len(observation.evaluations)
+        few = f"{have} of the {trial.least} evaluations that a trend needs"
+        return Standing("ready") if have >= trial.least else Standing("judging", few)
+    if last.state == "over" and len(rounds) < trial.times:
+        return Standing("ready", last.text, told=False)
+    return last
+
+
+def _proven(decision: PastDecision) -> list[Any]:
+    """The rules that had been confirmed when a decision was made."""
+    found = decision.evidence.get("confirmed")
+    return found if isinstance(found, list) else []
+
+
+def _rounds(rule: Intervention, observation: Observation) -> list[_Round]:
+    """The rule's firings up to now, each with the next order of anybody."""
+    ordered = [d for d in observation.decisions if d.verdict == "intervene"]
+    found = []
+    for place, decision in enumerate(ordered):
+        if rule.name in rules_of(decision):
+            found.append(_Round(decision, next(iter(ordered[place + 1 :]), None)))
+    return found
+
+
+def _stands(
+    trial: Trial, one: _Round, rounds: Sequence[_Round], observation: Observation
+) -> Standing:
+    since = _after(one.ended or one.fired, observation)
+    if one.ended is None:
+        return _under_way(trial, one.fired, len(since), observation)
+    if len(since) < trial.over:
+        done = f"back from its trial: {len(since)} of {trial.over} evaluations"
+        return Standing("judging", done, told=False)
+    try:
+        until = since[trial.over - 1]
+        verdict = judge(trial, rounds, until, observation)
+    except MissingScore as missing:
+        return Standing("over", f"the trial can't be judged: {missing}", told=False)
+    evidence = {"gain": verdict.gain, "stderr": verdict.stderr, "z": verdict.z,
+                "metric": verdict.metric}  # fmt: skip
+    if verdict.z >= trial.z:
+        return Standing("confirmed", f"tried, {verdict}", evidence=evidence)
+    told = verdict.z <= -trial.z
+    return Standing("over", f"tried, {verdict}", told=told, evidence=evidence)
+
+
+def _under_way(
+    trial: Trial, fired: PastDecision, scored: int, observation: Observation
+) -> Standing:
+    if scored < trial.over or not observation.in_force:
+        done = f"on trial: {scored} of {trial.over} evaluations"
+        return Standing("running", done, fired, told=False)
+    if total_variation(in_force(observation), fired.weights_after or {}) > SAME:
+        return Standing("over", "on trial when another mixture came", told=False)
+    return Standing("ending", f"{trial.over} evaluations on trial are made", fired)
+
+
+def _after(decision: PastDecision, observation: Observation) -> list[Evaluation]:
+    return [e for e in observation.evaluations if e.tokens > decision.tokens]
+
+
+def judge(
+    trial: Trial, rounds: Sequence[_Round], until: Evaluation, observation: Observation
+) -> Verdict:
+    """How the benchmarks answered to all trials so far.
+
+    Raises:
+        MissingScore: when no benchmark has enough scores, or the exposure can't be told.
+    """
+    seen = [e for e in observation.evaluations if 0 < e.tokens <= until.tokens]
+    first = rounds[0].fired
+    raised = _raised(first.weights_before, first.weights_after or {})
+    weights = dict.fromkeys(trial.of, 1.0) if trial.of else objective_weights(observation)
+    metric = observation.common_metric(trial.of) if trial.of else objective_metric(observation)
+    parts = []
+    for benchmark, weight in weights.items():
+        scored = [e for e in seen if _has(e, benchmark, metric)]
+        if weight <= 0 or len(scored) < LEAST:
+            continue
+        found = response(
+            [float(e.tokens) for e in scored],
+            [find_metric(e, benchmark, metric).value for e in scored],
+            _exposures(scored, raised, first.weights_before),
+            _noise(observation, benchmark, metric, scored),
+        )
+        if found is not None:
+            better = find_metric(scored[-1], benchmark, metric).higher_is_better
+            parts.append((weight, found.slope if better else -found.slope, found.stderr))
+    if not parts:
+        raise MissingScore(f"no benchmark has {metric} often enough")
+    total = fsum(weight for weight, _, _ in parts)
+    gain = fsum(weight * slope for weight, slope, _ in parts) / total
+    stderr = math.hypot(*(weight * spread for weight, _, spread in parts)) / total
+    return Verdict(gain, stderr, metric)
+
+
+def _raised(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    """The sources that a firing gave to."""
+    return [name for name, weight in after.items() if weight > before.get(name, 0.0) + 1e-9]
+
+
+def _exposures(
+    scored: Sequence[Evaluation], raised: Sequence[str], usual: Mapping[str, float]
+) -> list[float]:
+    """The raised sources' share of the tokens up to each evaluation, above the usual one."""
+    base = fsum(usual.get(name, 0.0) for name in raised)
+    found = [0.0]
+    for older, newer in pairwise(scored):
+        spent = newer.tokens - older.tokens
+        if older.drawn and newer.drawn and spent > 0:
+            gone = (newer.drawn.get(n, 0.0) - older.drawn.get(n, 0.0) for n in raised)
+            found.append(fsum(gone) / spent - base)
+        else:
+            found.append(fsum(newer.weights.get(name, 0.0) for name in raised) - base)
+    return found
+
+
+def _has(evaluation: Evaluation, benchmark: str, metric: str) -> bool:
+    score = evaluation.benchmarks.get(benchmark)
+    found = score.metrics.get(metric) if score is not None else None
+    return found is not None and math.isfinite(found.value)
+
+
+def _noise(
+    observation: Observation, benchmark: str, metric: str, evaluations: Sequence[Evaluation]
+) -> float:
+    """Standard deviation of one evaluation's noise: what makes an item hard is in all of them and
+    cancels, so it is taken from paired differences of neighbours."""
+    spreads = []
+    for older, newer in pairwise(evaluations):
+        try:
+            spreads.append(observation.difference(benchmark, older, newer, metric).stderr)
+        except MissingScore:
+            continue
+    finite = [spread for spread in spreads if math.isfinite(spread)]
+    return median(finite) / math.sqrt(2) if finite else 0.0
