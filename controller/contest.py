@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixloop.controller import propose
+from mixloop.controller import propose, table_world  # noqa: F401 - makes regmix:FOLDER known
 from mixloop.controller.config import RunConfig
 from mixloop.controller.simulation import (
     Track,

@@ -34,7 +34,7 @@ class Trials:
         """
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._plan = plan
         plan.folder.mkdir(parents=True, exist_ok=True)
         startup = len(plan.most) + 1

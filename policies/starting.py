@@ -74,13 +74,14 @@ class Point:
 class Recommendation:
     """The mixture with the best predicted objective, and how sure that is.
 
-    ``uncertainty`` is, per source, the standard deviation of the best mixture's share over draws
-    from the posterior; ``gain`` how much better (in the objective) it is predicted to be than the
-    mixture the search began from. ``verdict`` is ``better`` when that is clear, else
-    ``inconclusive``.
+    ``best`` is that mixture; ``uncertainty``, per source, the standard deviation of its share over
+    draws from the posterior; ``gain`` how much better (in the objective) it is predicted to be
+    than the mixture the search began from. ``verdict`` is ``better`` when that is clear, else
+    ``inconclusive``: ``weights``, what to start with, are then those the search began from.
     """
 
     weights: dict[str, float]
+    best: dict[str, float]
     uncertainty: dict[str, float]
     predicted: Score
     gain: Score
@@ -173,12 +174,15 @@ def recommend(
     chosen = rows[(draws + kl * _divergence(rows, begun[0])).argmin(axis=1)]
     mean, spread = surrogate.predict(rows[:2])
     gain = Score(float(mean[0] - mean[1]), float((draws[:, 0] - draws[:, 1]).std()))
+    clear = gain.value > CLEAR * gain.stderr
+    chosen_start = best if clear else begun[0]
     return Recommendation(
-        weights=dict(zip(names, map(float, best), strict=True)),
+        weights=dict(zip(names, map(float, chosen_start), strict=True)),
+        best=dict(zip(names, map(float, best), strict=True)),
         uncertainty=dict(zip(names, map(float, chosen.std(axis=0)), strict=True)),
         predicted=Score(float(mean[1]), float(spread[1])),
         gain=gain,
-        verdict="better" if gain.value > CLEAR * gain.stderr else "inconclusive",
+        verdict="better" if clear else "inconclusive",
         surrogate=kind,
         errors=errors,
     )
