@@ -19,7 +19,7 @@ from .worlds.optimum import best_static
 Array = NDArray[np.float64]
 
 CLEAR = 1.645  # standard errors of the gain: one-sided 95%
-CANDIDATES = 1500
+CANDIDATES = 600
 DRAWS = 200
 KL = 0.02
 """Price of leaving the start, in bits per byte per nat of Kullback-Leibler divergence.

@@ -57,13 +57,14 @@ class LawProcess:
     rest: Process
 
     def predict(self, mixtures: Array) -> tuple[Array, Array]:
-        """Sum of the two means; the process's error, for the law's own is in what it leaves."""
+        """Sum of the two means, and of their variances: a law of few runs is itself unsure."""
         rest, spread = self.rest.predict(mixtures)
-        return self.law.mean(mixtures) + rest, spread
+        return self.law.mean(mixtures) + rest, np.hypot(spread, self.law.spread(mixtures))
 
     def sample(self, mixtures: Array, draws: int, drawing: np.random.Generator) -> Array:
-        """The law plus draws of the process."""
-        return self.law.mean(mixtures) + self.rest.sample(mixtures, draws, drawing)
+        """Laws drawn around the fitted one, plus draws of the process."""
+        laws = self.law.sample(mixtures, draws, drawing)
+        return laws + self.rest.sample(mixtures, draws, drawing)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def fit_ridge(features: Callable[[Array], Array], mixtures: Array, values: Array
 
 
 def _law(mixtures: Array, values: Array, stderr: Array | None) -> Surrogate:
-    return Law(fit_log_linear(mixtures, values))
+    return Law(fit_log_linear(mixtures, values, stderr=stderr))
 
 
 def _gp(mixtures: Array, values: Array, stderr: Array | None) -> Surrogate:
@@ -153,7 +154,7 @@ def _gp(mixtures: Array, values: Array, stderr: Array | None) -> Surrogate:
 
 
 def _law_gp(mixtures: Array, values: Array, stderr: Array | None) -> Surrogate:
-    law = fit_log_linear(mixtures, values)
+    law = fit_log_linear(mixtures, values, stderr=stderr)
     return LawProcess(law, fit_process(mixtures, values - law.mean(mixtures), stderr))
 
 
