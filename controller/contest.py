@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixloop.controller import propose
+from mixloop.controller import propose, table_world  # noqa: F401 - makes regmix:FOLDER known
 from mixloop.controller.config import RunConfig
 from mixloop.controller.simulation import Track, simulate
 from mixloop.controller.virtual_run import loss_of, objective_parts, uniform_start, virtual_config

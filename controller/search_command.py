@@ -117,6 +117,8 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
+    from mixloop.controller.searching import eta
+
     columns = (TextColumn("proxies"), BarColumn(), TextColumn("{task.fields[shown]}"))
     with Progress(*columns, console=Console(stderr=True)) as drawn:
         task = drawn.add_task("proxies", total=None, shown="")
@@ -127,16 +129,6 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
             drawn.update(task, total=now.trials, completed=done, shown=shown)
 
         yield show
-
-
-def eta(seconds: float | None) -> str:
-    """``3 min left``, for a person."""
-    if seconds is None:
-        return "time unknown until the first is done"
-    if seconds < 90:
-        return f"{seconds:.0f} s left"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min left" if minutes < 90 else f"{minutes / 60:.1f} h left"
 
 
 def plan_facts(plan: SearchPlan, speed: float | None) -> Json:
@@ -171,6 +163,7 @@ def _print_plan(facts: Json, *, as_json: bool) -> None:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     from mixloop.controller import show
+    from mixloop.controller.searching import eta
 
     kind = f"anneals from {facts['from']}" if facts["from"] else "proxies from scratch"
     columns = ("source", "unique", "subsample", "epochs in the run", "in a proxy", "greatest share")
@@ -202,8 +195,8 @@ def _print_plan(facts: Json, *, as_json: bool) -> None:
 def _print_found(prior: Json, written: Path) -> None:
     from mixloop.controller import show
 
-    made = show.table("Starting mixture, by posterior mean", ("source", "share", "±", "before"))
-    for name, weight in prior["weights"].items():
+    made = show.table("Best mixture, by posterior mean", ("source", "share", "±", "before"))
+    for name, weight in prior["best"].items():
         spread, before = prior["uncertainty"][name], prior["start"][name]
         made.add_row(show.cell(name), f"{weight:.4f}", f"{spread:.4f}", f"{before:.4f}")
     show.console().print(made)
@@ -212,4 +205,6 @@ def _print_found(prior: Json, written: Path) -> None:
         f"{prior['verdict']}: {gain['value']:+.4f} ± {gain['stderr']:.4f} bits per byte better "
         f"than the configured start, as {prior['surrogate']} predicts for a proxy"
     )
+    if prior["verdict"] != "better":
+        typer.echo("not clearly better: the prior's weights are those the search began from")
     typer.echo(f"wrote {written}")

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.controller.search_settings import SearchPlan
-from mixloop.policies.starting import Point, ProxyRun, Recommendation, points_of, recommend
+from mixloop.policies.starting import Point, ProxyRun, Recommendation, Score, points_of, recommend
 from mixloop.trainer.contract import write_atomic
 
 Json = dict[str, Any]
 
 SCHEMA = "mixloop/prior/1"
 FILE_NAME = "prior.json"
+LEAST_ERROR = 1e-4  # bits per byte
 
 
 def conclude(run: str, plan: SearchPlan, runs: list[ProxyRun]) -> Json:
@@ -21,8 +22,9 @@ def conclude(run: str, plan: SearchPlan, runs: list[ProxyRun]) -> Json:
 
     ``points`` are the proxies' mixtures with the objective (``value``, a loss) and every
     benchmark in bits per byte, at a proxy's full length; ``measured`` is false where halving
-    stopped a proxy and its end is inferred. ``weights`` is the starting mixture by posterior mean,
-    ``uncertainty`` its shares' standard deviations.
+    stopped a proxy and its end is inferred. ``best`` is the mixture by posterior mean,
+    ``uncertainty`` its shares' standard deviations; ``weights``, what to start with, is ``best``
+    or, where it isn't clearly better, the configured start.
 
     Raises:
         ValueError: too few proxies for a surrogate.
@@ -44,23 +46,28 @@ def conclude(run: str, plan: SearchPlan, runs: list[ProxyRun]) -> Json:
 
 def _point(point: Point, plan: SearchPlan) -> Json:
     score = point.value(plan.importance)
-    benchmarks = {n: {"value": s.value, "stderr": s.stderr} for n, s in point.benchmarks.items()}
+    benchmarks = {n: _score(found) for n, found in point.benchmarks.items()}
     return {
         "weights": dict(point.weights),
-        "value": score.value,
-        "stderr": score.stderr,
+        **_score(score),
         "benchmarks": benchmarks,
         "trial": point.number,
         "measured": point.measured,
     }
 
 
+def _score(score: Score) -> Json:
+    # one item alone gives no standard error; nothing is known exactly
+    return {"value": score.value, "stderr": max(score.stderr, LEAST_ERROR)}
+
+
 def _found(found: Recommendation) -> Json:
     return {
         "weights": found.weights,
+        "best": found.best,
         "uncertainty": found.uncertainty,
-        "predicted": {"value": found.predicted.value, "stderr": found.predicted.stderr},
-        "gain": {"value": found.gain.value, "stderr": found.gain.stderr},
+        "predicted": _score(found.predicted),
+        "gain": _score(found.gain),
         "verdict": found.verdict,
         "surrogate": found.surrogate,
         "errors": found.errors,

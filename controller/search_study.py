@@ -34,7 +34,7 @@ class Trials:
         """
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._plan = plan
         plan.folder.mkdir(parents=True, exist_ok=True)
         startup = len(plan.most) + 1
@@ -51,10 +51,9 @@ class Trials:
                 f"{plan.folder / 'study.db'}: no study of a search: {line}; search in another --out"
             ) from None
         begun = len(self.study.trials)
-        # after a restart the sampler must not repeat its first draws
-        self.study.sampler = optuna.samplers.GPSampler(
-            seed=plan.seed + begun, n_startup_trials=startup, deterministic_objective=False
-        )
+        self._begun, self._startup = begun, startup
+        # after a restart a sampler must not repeat its first draws
+        self.study.sampler = optuna.samplers.RandomSampler(seed=plan.seed + begun)
         self._identify()
         if not begun:
             self.study.enqueue_trial(params_of(plan.start, list(plan.most)))
@@ -83,12 +82,25 @@ class Trials:
 
     def ask(self) -> optuna.Trial:
         """The next trial, its mixture in its attributes."""
+        self._learn()
         trial = self.study.ask()
         names = list(self._plan.most)
         drawn = [trial.suggest_float(name, LEAST, 1.0) for name in names]
         weights = mixture_of(drawn, [self._plan.most[name] for name in names])
         trial.set_user_attr("weights", dict(zip(names, weights, strict=True)))
         return trial
+
+    def _learn(self) -> None:
+        """From random mixtures to the Gaussian process, which costs torch, when it can tell."""
+        import optuna
+
+        done = len(self.study.trials) >= self._startup
+        if done and not isinstance(self.study.sampler, optuna.samplers.GPSampler):
+            self.study.sampler = optuna.samplers.GPSampler(
+                seed=self._plan.seed + self._begun,
+                n_startup_trials=self._startup,
+                deterministic_objective=False,
+            )
 
     def scored(self, trial: optuna.Trial, rung: int, scores: Mapping[str, Score]) -> str:
         """Take in a rung's scores; ``complete``, ``pruned`` (halving stops it) or ``running``."""

@@ -56,6 +56,16 @@ class Progress:
     left: float | None = None
 
 
+def eta(seconds: float | None) -> str:
+    """``3 min left``, for a person."""
+    if seconds is None:
+        return "time unknown until the first is done"
+    if seconds < 90:
+        return f"{seconds:.0f} s left"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min left" if minutes < 90 else f"{minutes / 60:.1f} h left"
+
+
 class Search:
     """A search under way.
 
@@ -186,6 +196,8 @@ class Search:
         self._failures = 0
         self._took.append(self._clock() - one.begun)
         self._drop(one)
+        now = self.progress()
+        self._say(f"{now.done} of {now.trials} proxies, {eta(now.left)}")
 
     def _look(self) -> None:
         for one in list(self._running):

@@ -27,7 +27,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 _SEARCH_KEYS = {"schema", "run", "tokens", "target", "from", "objective", "start", "uncertainty"}
-_SEARCH_KEYS |= {"predicted", "gain", "verdict", "surrogate", "errors", "trial", "measured"}
+_SEARCH_KEYS |= {"predicted", "gain", "verdict", "surrogate", "errors", "trial", "measured", "best"}
 """What a search writes into its prior beside what is used here."""
 
 

@@ -115,7 +115,9 @@ class Law:
         if float(np.abs(at.now - at.start).sum()) / 2 < 1e-3:
             reason = "law: no mixture is seen to do better than the start's"
             return Hold(reason, evidence, "inconclusive")
-        return _proposal(at, np.vstack([at.start, _lasting(at, at.start)]), evidence, "law: back to the start")
+        return _proposal(
+            at, np.vstack([at.start, _lasting(at, at.start)]), evidence, "law: back to the start"
+        )
 
 
 def _situation(seen: Observation, course: Course, allowed: set[str], decay: float) -> _Situation:
@@ -139,7 +141,9 @@ def _situation(seen: Observation, course: Course, allowed: set[str], decay: floa
     shape = (len(stretches), 1)
     lengths = np.array([length for length, _ in stretches])[:, None]
     high = np.minimum(np.tile(most, shape), left / lengths)
-    room = law_plan.Room(np.minimum(np.tile(low, shape), high), high, left, TURN * limits.max_change)
+    room = law_plan.Room(
+        np.minimum(np.tile(low, shape), high), high, left, TURN * limits.max_change
+    )
     ahead = Ahead(ledger, course.unique, stretches)
     mixes = [np.array([w.get(n, 0.0) for n in course.names]) for w in (now, first)]
     return _Situation(seen, course, ahead, room, mixes[0], mixes[1], live)
@@ -214,9 +218,7 @@ def _named(at: _Situation, row: Array) -> dict[str, float]:
     return {name: float(w) for name, w in pairs if name in at.seen.sources}
 
 
-def _stretches(
-    at: _Situation, named: list[dict[str, float]]
-) -> list[tuple[int, dict[str, float]]]:
+def _stretches(at: _Situation, named: list[dict[str, float]]) -> list[tuple[int, dict[str, float]]]:
     """The plan as the trainer would carry it out by itself, in steps as short as a decision's."""
     seen, most = at.seen, at.seen.limits.max_change
     rest = seen.budget - seen.tokens

@@ -86,7 +86,10 @@ def _fit_link(course: Course, link: Link, laws: Sequence[Law], ends: Sequence[in
 
     nothing = np.zeros(prior[0].shape)
     last, bend = fit(slice(-1, None), nothing[:, :1], ROUNDS[0])
-    whitened, hessian = last.reshape(len(laws), 1, m, -1), bend.reshape(len(laws), 1, m, *bend.shape[1:])
+    whitened, hessian = (
+        last.reshape(len(laws), 1, m, -1),
+        bend.reshape(len(laws), 1, m, *bend.shape[1:]),
+    )
     if len(ends) > 1:
         first = np.broadcast_to(whitened, nothing[:, :-1].shape)
         mode, bend = fit(slice(0, -1), first, ROUNDS[1])

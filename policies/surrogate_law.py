@@ -46,13 +46,19 @@ class LogLinear:
         return np.asarray(laws[:, -1:] + np.exp(np.minimum(laws[:, :-1] @ mixtures.T, 50.0)))
 
 
-def fit_log_linear(mixtures: Array, values: Array, weights: Array | None = None) -> LogLinear:
+def fit_log_linear(
+    mixtures: Array,
+    values: Array,
+    weights: Array | None = None,
+    stderr: Array | None = None,
+) -> LogLinear:
     """Least squares, coefficients shrunk towards one another.
 
     Args:
         mixtures: (n, k), each row on the simplex.
         values: (n,), a loss.
         weights: (n,) relative precision of each value; equal without.
+        stderr: (n,) known errors of the values; the law is held no surer than they allow.
 
     Raises:
         ValueError: no run at all.
@@ -79,7 +85,9 @@ def fit_log_linear(mixtures: Array, values: Array, weights: Array | None = None)
     slope = jacobian(found.x)
     fitted = residuals(found.x)[: len(values)]
     free = max(1.0, len(values) - _parameters(slope, len(values)))
-    covariance = np.asarray(np.linalg.pinv(slope.T @ slope) * float(fitted @ fitted) / free, float)
+    known = 0.0 if stderr is None else float(np.mean(stderr**2)) / scale**2
+    variance = max(float(fitted @ fitted) / free, known)
+    covariance = np.asarray(np.linalg.pinv(slope.T @ slope) * variance, float)
     return LogLinear(float(found.x[-1]), found.x[:-1], covariance)
 
 

@@ -57,13 +57,14 @@ class LawProcess:
     rest: Process
 
     def predict(self, mixtures: Array) -> tuple[Array, Array]:
-        """Sum of the two means; the process's error, for the law's own is in what it leaves."""
+        """Sum of the two means, and of their variances: a law of few runs is itself unsure."""
         rest, spread = self.rest.predict(mixtures)
-        return self.law.mean(mixtures) + rest, spread
+        return self.law.mean(mixtures) + rest, np.hypot(spread, self.law.spread(mixtures))
 
     def sample(self, mixtures: Array, draws: int, drawing: np.random.Generator) -> Array:
-        """The law plus draws of the process."""
-        return self.law.mean(mixtures) + self.rest.sample(mixtures, draws, drawing)
+        """Laws drawn around the fitted one, plus draws of the process."""
+        laws = self.law.sample(mixtures, draws, drawing)
+        return laws + self.rest.sample(mixtures, draws, drawing)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def fit_ridge(features: Callable[[Array], Array], mixtures: Array, values: Array
 
 
 def _law(mixtures: Array, values: Array, stderr: Array | None) -> Surrogate:
-    return Law(fit_log_linear(mixtures, values))
+    return Law(fit_log_linear(mixtures, values, stderr=stderr))
 
 
 def _gp(mixtures: Array, values: Array, stderr: Array | None) -> Surrogate:
@@ -153,7 +154,7 @@ def _gp(mixtures: Array, values: Array, stderr: Array | None) -> Surrogate:
 
 
 def _law_gp(mixtures: Array, values: Array, stderr: Array | None) -> Surrogate:
-    law = fit_log_linear(mixtures, values)
+    law = fit_log_linear(mixtures, values, stderr=stderr)
     return LawProcess(law, fit_process(mixtures, values - law.mean(mixtures), stderr))
 
 
@@ -209,23 +210,67 @@ def cross_validate(
     return predicted
 
 
+@dataclass(frozen=True)
+class Objective:
+    """A weighted sum of values with a surrogate each, as if their errors were independent.
+
+    A law that holds for a benchmark does not hold for the mean of several: on worlds this halves
+    the error of one surrogate fitted to the mean.
+    """
+
+    members: tuple[Surrogate, ...]
+    weights: tuple[float, ...]
+
+    def predict(self, mixtures: Array) -> tuple[Array, Array]:
+        """The sum's mean and standard error."""
+        found = [member.predict(mixtures) for member in self.members]
+        mean = sum(w * m for w, (m, _) in zip(self.weights, found, strict=True))
+        variance = sum((w * s) ** 2 for w, (_, s) in zip(self.weights, found, strict=True))
+        return np.asarray(mean), np.sqrt(np.asarray(variance))
+
+    def sample(self, mixtures: Array, draws: int, drawing: np.random.Generator) -> Array:
+        """The sum of the members' draws."""
+        parts = zip(self.weights, self.members, strict=True)
+        return np.asarray(sum(w * one.sample(mixtures, draws, drawing) for w, one in parts))
+
+
+def fit_objective(
+    kind: str,
+    mixtures: Array,
+    values: Array,
+    weights: Sequence[float],
+    stderr: Array | None = None,
+) -> Objective:
+    """A surrogate of ``values @ weights`` from values (n, m), stderr alike."""
+    errors = [None] * values.shape[1] if stderr is None else list(stderr.T)
+    columns = zip(values.T, errors, strict=True)
+    members = tuple(fit(kind, mixtures, column, error) for column, error in columns)
+    return Objective(members, tuple(weights))
+
+
 def choose_kind(
     kinds: Sequence[str],
     mixtures: Array,
     values: Array,
+    weights: Sequence[float],
     stderr: Array | None = None,
     folds: int = 5,
     seed: int = 0,
 ) -> tuple[str, dict[str, float]]:
-    """The kind that predicts runs it has not seen best, and every kind's error.
+    """The kind that predicts the objective of runs it has not seen best, and every kind's error.
 
-    Errors are root mean squares, out of fold. With fewer than two runs a fold the last kind is
-    taken, untried.
+    Errors are root mean squares of ``values @ weights``, out of fold. With fewer than two runs a
+    fold the last kind is taken, untried.
     """
     if len(values) < 2 * folds:
         return kinds[-1], {}
     errors = {}
     for kind in kinds:
-        predicted = cross_validate(kind, mixtures, values, folds, seed, stderr)
-        errors[kind] = float(np.sqrt(np.mean((predicted - values) ** 2)))
+        known = [None] * values.shape[1] if stderr is None else list(stderr.T)
+        columns = zip(values.T, known, strict=True)
+        predicted = np.stack(
+            [cross_validate(kind, mixtures, y, folds, seed, error) for y, error in columns], axis=1
+        )
+        off = (predicted - values) @ np.asarray(weights)
+        errors[kind] = float(np.sqrt(np.mean(off**2)))
     return min(errors, key=lambda kind: errors[kind]), errors
