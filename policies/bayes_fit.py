@@ -158,7 +158,7 @@ def _regress(
     smooth = LEVEL**2 + ALPHA[1] ** 2 * np.outer(trend, trend) + _bend(tokens, tokens)
     noise = np.eye(len(tokens)) * ((series.noise / reducible) ** 2)[:, None, :]
     kernel = smooth + (scale**2)[:, None, None] * (moved @ moved.T) + noise
-    weighed = np.linalg.solve(kernel, rest[:, :, None])[:, :, 0]
+    weighed = np.asarray(np.linalg.solve(kernel, rest[:, :, None])[:, :, 0], dtype=np.float64)
     lower = np.linalg.cholesky(kernel)
     determinant = np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(axis=1)
     # the density of L, not of its logarithm
