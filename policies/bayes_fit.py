@@ -34,6 +34,8 @@ OFFSET = 0.3  # T0, units
 ALPHA = (0.3, 0.3)  # mean and standard deviation
 LEVEL = 3.0  # standard deviation of c
 BEND = (0.05, 1.0)  # amplitude of r, its length in log T
+DRIFT = 0.0  # standard deviation that the level wanders by, per unit of log T
+CURVE = (0.0, 0.5)  # amplitude and length (in shares) of the effect's departure from linear
 NEGLIGIBLE = 1e-3  # probability of a hypothesis that is not worth carrying on
 
 
@@ -130,7 +132,8 @@ def _hypotheses(
     weighed, scale = found.weighed[kept], found.scale[kept]
     variance = (scale**2)[:, None, None]
     crossed = np.linalg.solve(found.kernel[kept], moved[None].repeat(len(kept), axis=0))
-    ahead = LEVEL**2 + _bend(tokens, np.array([until]))[:, 0]
+    end = np.array([until])
+    ahead = LEVEL**2 + (_bend(tokens, end) + DRIFT**2 * _walk(tokens, end))[:, 0]
     matters = found.scale > 0
     return _Hypotheses(
         probability=probability,
@@ -157,7 +160,9 @@ def _regress(
     rest = np.log(reducible) - about[:, None] + ALPHA[0] * trend - mean @ moved.T
     smooth = LEVEL**2 + ALPHA[1] ** 2 * np.outer(trend, trend) + _bend(tokens, tokens)
     noise = np.eye(len(tokens)) * ((series.noise / reducible) ** 2)[:, None, :]
-    kernel = smooth + (scale**2)[:, None, None] * (moved @ moved.T) + noise
+    smooth = smooth + DRIFT**2 * _walk(tokens, tokens)
+    effects = moved @ moved.T + CURVE[0] ** 2 * _curve(moved)
+    kernel = smooth + (scale**2)[:, None, None] * effects + noise
     weighed = np.asarray(np.linalg.solve(kernel, rest[:, :, None])[:, :, 0], dtype=np.float64)
     lower = np.linalg.cholesky(kernel)
     determinant = np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(axis=1)
@@ -183,6 +188,19 @@ def _weigh(log_likelihood: Array) -> tuple[Array, NDArray[np.int64]]:
 def _bend(one: Array, other: Array) -> Array:
     distance = np.log(one[:, None] / other[None, :]) / BEND[1]
     return np.asarray(BEND[0] ** 2 * np.exp(-0.5 * distance**2))
+
+
+def _walk(one: Array, other: Array) -> Array:
+    """Brownian motion in log T from the first score on."""
+    least = np.minimum(one[:, None], other[None, :])
+    return np.asarray(np.log(least / one.min()))
+
+
+def _curve(moved: Array) -> Array:
+    """Matern 5/2 over the shares."""
+    distance = np.sqrt(((moved[:, None] - moved[None]) ** 2).sum(axis=-1))
+    scaled = np.sqrt(5) * distance / CURVE[1]
+    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))
 
 
 def _log_mean(logs: Array) -> float:
