@@ -30,6 +30,7 @@ from .protocol import Hold, Proposal
 Array = NDArray[np.float64]
 
 SAME = 1e-3  # total variation that isn't worth an order
+SURE = 1.0  # standard errors of the gain without which the centre is kept
 EARLY = 0.3  # part of the budget in which mixtures are tried
 
 
@@ -157,7 +158,7 @@ class Bayes:
         best = best_mixture(outlook, self.options.caution, at.current)
         found = outlook.beliefs.evidence
         facts = _evidence("exploit", log_bayes_factor=found, gain=best.gain, stderr=best.stderr)
-        if found < self.options.evidence or best.gain <= 0:
+        if found < self.options.evidence or best.gain <= SURE * best.stderr:
             return self._back(at, facts)
         weights = towards(at.current, best.weights, at.observation.limits.max_change)
         if total_variation(at.named(weights), at.named(at.current)) <= SAME:

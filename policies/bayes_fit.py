@@ -34,6 +34,8 @@ OFFSET = 0.3  # T0, units
 ALPHA = (0.3, 0.3)  # mean and standard deviation
 LEVEL = 3.0  # standard deviation of c
 BEND = (0.05, 1.0)  # amplitude of r, its length in log T
+DRIFT = 0.0  # standard deviation that the level wanders by, per unit of log T
+CURVE = (0.0, 0.5)  # amplitude and length (in shares) of the effect's departure from linear
 NEGLIGIBLE = 1e-3  # probability of a hypothesis that is not worth carrying on
 
 
@@ -105,41 +107,69 @@ def fit(
     )
 
 
+@dataclass(frozen=True)
+class _Regression:
+    """One benchmark under h pairs of eps and scale of t: ``kernel`` (h, n, n), ``weighed`` (h, n)
+    the kernel's inverse times what the prior mean leaves of the log loss, ``about`` (h,) the level
+    that the prior of c is about."""
+
+    floor: Array
+    scale: Array
+    mean: Array
+    about: Array
+    kernel: Array
+    weighed: Array
+    log_likelihood: Array
+
+
 def _hypotheses(
     history: History, series: Series, centre: Array, until: float, expected: Array
 ) -> _Hypotheses:
     """Every pair of eps and scale of t that is not negligible, given one benchmark's scores."""
     tokens, moved = history.tokens[series.rows], history.shares[series.rows] - centre
+    found = _regress(tokens, moved, series, until, expected)
+    probability, kept = _weigh(found.log_likelihood)
+    weighed, scale = found.weighed[kept], found.scale[kept]
+    variance = (scale**2)[:, None, None]
+    crossed = np.linalg.solve(found.kernel[kept], moved[None].repeat(len(kept), axis=0))
+    end = np.array([until])
+    ahead = LEVEL**2 + (_bend(tokens, end) + DRIFT**2 * _walk(tokens, end))[:, 0]
+    matters = found.scale > 0
+    return _Hypotheses(
+        probability=probability,
+        floor=found.floor[kept],
+        level=found.about[kept] + weighed @ ahead,
+        slope=found.mean[kept] + variance[:, :, 0] * (weighed @ moved),
+        covariance=variance * np.eye(len(expected)) - variance**2 * (moved.T @ crossed),
+        evidence=_log_mean(found.log_likelihood[matters])
+        - _log_mean(found.log_likelihood[~matters]),
+    )
+
+
+def _regress(
+    tokens: Array, moved: Array, series: Series, until: float, expected: Array
+) -> _Regression:
+    """All pairs in one batch. ``moved`` (n, k) are the shares from s0."""
     floor, scale = (part.ravel() for part in np.meshgrid(_floors(series), SCALES, indexing="ij"))
     reducible = series.loss - floor[:, None]
-    trend = np.log((tokens + OFFSET) / (until + OFFSET))
     # the same change of the loss is a greater part of a smaller reducible loss
     part = abs(float(series.loss.min())) / (series.loss.min() - floor)
     mean = np.where(scale > 0, part, 0.0)[:, None] * expected
-    about = np.log(reducible[:, :1])  # c's prior is about the first score: no unit matters
-    rest = np.log(reducible) - about + ALPHA[0] * trend - mean @ moved.T
+    trend = np.log((tokens + OFFSET) / (until + OFFSET))
+    about = np.log(reducible[:, 0])  # c's prior is about the first score: no unit matters
+    rest = np.log(reducible) - about[:, None] + ALPHA[0] * trend - mean @ moved.T
     smooth = LEVEL**2 + ALPHA[1] ** 2 * np.outer(trend, trend) + _bend(tokens, tokens)
     noise = np.eye(len(tokens)) * ((series.noise / reducible) ** 2)[:, None, :]
-    kernel = smooth + (scale**2)[:, None, None] * (moved @ moved.T) + noise
+    smooth = smooth + DRIFT**2 * _walk(tokens, tokens)
+    effects = moved @ moved.T + CURVE[0] ** 2 * _curve(moved)
+    kernel = smooth + (scale**2)[:, None, None] * effects + noise
+    weighed = np.asarray(np.linalg.solve(kernel, rest[:, :, None])[:, :, 0], dtype=np.float64)
     lower = np.linalg.cholesky(kernel)
-    weighed = np.linalg.solve(kernel, rest[:, :, None])[:, :, 0]
     determinant = np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(axis=1)
-    log_likelihood = -0.5 * (rest * weighed).sum(axis=1) - determinant
-    log_likelihood -= np.log(reducible).sum(axis=1)  # the density of L, not of its logarithm
-    probability, kept = _weigh(log_likelihood)
-    ahead = LEVEL**2 + _bend(tokens, np.array([until]))[:, 0]
-    variance = (scale[kept] ** 2)[:, None, None]
-    spread = moved.T @ np.linalg.solve(
-        kernel[kept], np.broadcast_to(moved, (len(kept), *moved.shape))
-    )
-    return _Hypotheses(
-        probability=probability,
-        floor=floor[kept],
-        level=about[kept, 0] + weighed[kept] @ ahead,
-        slope=mean[kept] + variance[:, :, 0] * (weighed[kept] @ moved),
-        covariance=variance * np.eye(len(expected)) - variance**2 * spread,
-        evidence=_log_mean(log_likelihood[scale > 0]) - _log_mean(log_likelihood[scale == 0]),
-    )
+    # the density of L, not of its logarithm
+    jacobian = np.log(reducible).sum(axis=1)
+    likelihood = -0.5 * (rest * weighed).sum(axis=1) - determinant - jacobian
+    return _Regression(floor, scale, mean, about, kernel, weighed, likelihood)
 
 
 def _floors(series: Series) -> Array:
@@ -158,6 +188,19 @@ def _weigh(log_likelihood: Array) -> tuple[Array, NDArray[np.int64]]:
 def _bend(one: Array, other: Array) -> Array:
     distance = np.log(one[:, None] / other[None, :]) / BEND[1]
     return np.asarray(BEND[0] ** 2 * np.exp(-0.5 * distance**2))
+
+
+def _walk(one: Array, other: Array) -> Array:
+    """Brownian motion in log T from the first score on."""
+    least = np.minimum(one[:, None], other[None, :])
+    return np.asarray(np.log(least / one.min()))
+
+
+def _curve(moved: Array) -> Array:
+    """Matern 5/2 over the shares."""
+    distance = np.sqrt(((moved[:, None] - moved[None]) ** 2).sum(axis=-1))
+    scaled = np.sqrt(5) * distance / CURVE[1]
+    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))
 
 
 def _log_mean(logs: Array) -> float:

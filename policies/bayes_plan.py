@@ -22,7 +22,9 @@ Cost = Callable[[Array], tuple[float, Array]]
 
 STEPS = 100
 FLAT = 1e-7  # change of a share per step below which the descent has ended
-LIMIT = 3.0  # a linear law isn't believed beyond a factor of exp(3)
+LIMIT = 3.0  # no loss is expected to grow beyond a factor of exp(3)
+BOUND = 0.5  # exponent of the power law that bounds what linear effects come to
+TRUST = 0.4
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ class Outlook:
         exp of its mean."""
         held = self.beliefs
         risk = held.covariance @ moved
-        shift = held.slope @ moved + 0.5 * risk @ moved
-        parts = held.weight * np.exp(held.level + np.clip(shift, -LIMIT, LIMIT))
+        shift, rate = _bounded(held.slope @ moved + 0.5 * risk @ moved)
+        parts = held.weight * np.exp(held.level + np.minimum(shift, LIMIT))
         total = float(parts.sum() + held.weight @ held.floor)
-        return total, (parts * (np.abs(shift) < LIMIT)) @ (held.slope + risk)
+        return total, (parts * rate * (shift < LIMIT)) @ (held.slope + risk)
 
     @cached_property
     def slope(self) -> Array:
@@ -84,6 +86,17 @@ class Outlook:
             spread = np.tensordot(chance, held.covariance[mine], 1) + (chance * off.T) @ off
             total += parts.sum() ** 2 * spread
         return total
+
+
+def _bounded(shift: Array) -> tuple[Array, Array]:
+    """What a linear shift of a log loss comes to, and the derivative.
+
+    ``-a log(1 - x/a)``: what a power law with exponent a in effective tokens makes of it. Gains
+    flatten, starving a benchmark costs ever more; a line would lead to the simplex's corners.
+    """
+    steep = np.minimum(shift, 0.9 * BOUND)
+    inside = 1 - steep / BOUND
+    return -BOUND * np.log(inside) + (shift - steep) / inside, 1 / inside
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,9 @@ def best_mixture(outlook: Outlook, caution: float, begin: Array) -> Best:
         return value + caution * error, (gradient + caution * pull) * outlook.fresh(weights)
 
     weights = _descend(cost, begin, outlook.most)
+    far = float(np.abs(weights - outlook.centre).sum()) / 2
+    if far > TRUST:
+        weights = outlook.centre + (weights - outlook.centre) * (TRUST / far)
     moved = outlook.ahead(weights)
     gain = outlook.loss(base)[0] - outlook.loss(moved)[0]
     return Best(weights, gain, _error(outlook, moved - base)[0])

@@ -317,6 +317,28 @@ def test_without_standard_errors_the_scatter_stands_for_them() -> None:
     assert aim(decide(seen.model_copy(update={"evaluations": tuple(bare)})))["a"] > 0.5
 
 
+def test_what_items_share_is_no_noise_between_checkpoints() -> None:
+    """Scores with a standard error that hides everything, on items that all move together."""
+    plain = observe({"x": 1.5}, noise=0.001)
+    hard = np.random.default_rng(3).normal(0, 1.0, 40)
+    vague, paired = [], []
+    for evaluation in plain.evaluations:
+        value = evaluation.benchmarks["x"].metrics["bits_per_byte"].value
+        score = scored(value, 0.16)
+        flicker = np.random.default_rng(evaluation.step).normal(0, 0.005, 40)
+        shifts = hard - hard.mean() + flicker - flicker.mean()
+        outcomes = {
+            f"i{index}": {"bits_per_byte": value + float(shift), "bytes": 1.0}
+            for index, shift in enumerate(shifts)
+        }
+        for kept, items in ((vague, {}), (paired, outcomes)):
+            scores = {"x": score.model_copy(update={"items": items})}
+            kept.append(evaluation.model_copy(update={"benchmarks": scores}))
+    blind = decide(plain.model_copy(update={"evaluations": tuple(vague)}))
+    assert blind.evidence["log_bayes_factor"] < 3
+    assert aim(decide(plain.model_copy(update={"evaluations": tuple(paired)})))["a"] > 0.8
+
+
 def test_sources_come_and_go_and_stand_by() -> None:
     seen = observe({"x": 1.5})
     sources = {n: s for n, s in seen.sources.items() if n != "c"}
