@@ -1,56 +1,70 @@
-"""``law``: fits mixing laws to the run so far and plans the rest of the budget by them."""
+"""``law``: fits mixing laws to the run so far and plans the rest of the budget by them.
+
+At every decision, from the observation alone:
+
+1. Several laws (``law_models``: power laws in effective tokens weighed by a transfer row,
+   exponential mixing laws on effective shares, both also with a memory that fades, is diluted by
+   small shares and takes more in while the learning rate decays) are fitted to each benchmark's
+   bits per byte, with Laplace's uncertainty (``law_fit``).
+2. They are weighed by how well they predicted evaluations they had not seen (``law_weigh``).
+   Against them stands the law by which mixtures don't matter: unless the others explain more than
+   chance would, and predicted better, nothing is concluded.
+3. The rest of the budget is planned under the cap on epochs for the ensemble and its posterior
+   (``law_plan``). Where the laws' newest predictions were no better than the null's, the plan
+   shrinks towards the start.
+4. In the first part of the run the plan is tilted along balanced contrasts (``law_explore``), the
+   less the nearer its end. An exploration that found nothing ends at the start's mixture.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from . import law_data, law_fit, law_plan, law_weigh
-from .law_data import Array, Course
-from .law_models import LAWS, Ahead
-from .mixtures import in_force, total_variation
+from . import law_data, law_explore, law_fit, law_plan, law_weigh
+from .law_data import Array
+from .law_models import LAWS
+from .law_situation import Situation, allowed, situation
+from .mixtures import total_variation
 from .observation import Observation
 from .protocol import Hold, OptionsModel, Proposal
 
-TURN = 1.8  # of max_change, Euclidean: what the decay's few decisions can still turn
+Share = Annotated[float, Field(ge=0, le=1)]
+Evidence = dict[str, Any]
+
 SAME = 1e-3  # total variation not worth an order
 AHEAD = 2  # evaluations that the next mixture is planned for, so that a decision comes before
-
-Share = Annotated[float, Field(ge=0, le=1)]
+FEWEST = 4  # evaluations that can be fitted
 
 
 class LawOptions(OptionsModel):
-    """``explore``: the part of the budget that may be explored in. ``draws``: posterior draws per
-    law. ``significance``: how surprising the evidence that mixtures matter must be. ``use_standby``
-    lets the plan bring sources in that stand by. ``decay``: the part of the budget in which the
-    learning rate decays, where the run has phases."""
+    """How much is explored, and how much evidence it takes.
+
+    ``explore`` is the part of the budget that is explored in, ``swing`` how far at first, in parts
+    of ``max_change``. ``significance`` is how many standard deviations more than by chance the
+    laws must explain before the plan is followed, ``misfit`` the mean squared residual (in noise
+    variances) above which no law is, ``least_gain`` the bits per byte at the end that a change
+    must be expected to give once exploration is over. ``draws`` are taken from each law's posterior, ``temper`` is
+    the power their predictive scores are weighed with. ``decay`` is the part of the budget, at its
+    end, in which the learning rate decays, for runs with phases. ``use_standby`` lets plans bring
+    in sources that stand by.
+    """
 
     explore: Share = 0.5
+    swing: Share = 0.75
+    significance: Annotated[float, Field(ge=0)] = 3.0
+    misfit: Annotated[float, Field(gt=0)] = 6.0
+    least_gain: Annotated[float, Field(ge=0)] = 0.0002
     draws: Annotated[int, Field(ge=2, le=64)] = 8
     temper: Share = 0.5
-    significance: Annotated[float, Field(gt=0)] = 3.0
-    use_standby: bool = False
     decay: Share = 0.1
-
-
-@dataclass(frozen=True)
-class _Situation:
-    """An observation as the planner needs it, over the course's sources."""
-
-    seen: Observation
-    course: Course
-    ahead: Ahead
-    room: law_plan.Room
-    now: Array
-    start: Array
-    live: Array
+    use_standby: bool = False
 
 
 class Law:
-    """Fits, weighs, plans, explores."""
+    """Fits, weighs, plans and explores; see the module."""
 
     Options = LawOptions
 
@@ -58,180 +72,98 @@ class Law:
         self.options = options or LawOptions()
 
     def decide(self, observation: Observation) -> Proposal | Hold:
-        """The plan's next stretch, an exploring one, or hold."""
-        found = self._situation(observation)
-        if isinstance(found, Hold):
-            return found
-        return self._decide(found)
-
-    def _situation(self, seen: Observation) -> _Situation | Hold:
-        rest = seen.budget - seen.tokens
-        allowed = [n for n, s in seen.sources.items() if self.options.use_standby or not s.standby]
-        if rest <= 0 or len(allowed) < 2:
+        """The plan's next mixture or an exploring one, with the plan; or hold."""
+        seen = observation
+        names = allowed(seen, self.options.use_standby)
+        if seen.tokens >= seen.budget or len(names) < 2:
             return Hold("law: nothing is left to decide", {"rule": "law"})
-        course = law_data.course(seen, least=1)
+        if seen.phase == "warmup":
+            return Hold("law: the learning rate is warming up", {"rule": "law"}, "inconclusive")
+        course = law_data.course(seen)
         if course is None:
-            return Hold("law: no benchmark is scored yet", {"rule": "law"}, "inconclusive")
-        return _situation(seen, course, set(allowed), self.options.decay)
+            return Hold("law: no bits per byte are scored yet", {"rule": "law"}, "inconclusive")
+        at = situation(seen, course, names, self.options.decay)
+        if len(course.total) < FEWEST:
+            return self._look_around(at, {"rule": "law", "evaluations": len(course.total)})
+        return self._fitted(at)
 
-    def _decide(self, at: _Situation) -> Proposal | Hold:
-        if len(at.course.total) < 4:
-            return self._explore(at, at.start, 1.0, {"rule": "law", "fitted": False})
-        ends = law_weigh.ends(len(at.course.total))
-        fits = law_fit.fit_with_null(at.course, LAWS, ends)
-        weights, evidence = law_weigh.weigh(at.course, fits, ends, self.options.temper)
-        group = law_plan.members(fits[:-1], weights, self.options.draws, at.seen.seed)
-        stakes = _stakes(at.course)
-        even = np.tile(at.now, (len(at.ahead.stretches), 1))
-        target, value = law_plan.plan(group, at.ahead, stakes, at.room, [even])
-        held = law_plan.worth(group, at.ahead, stakes, law_plan.fill(even, at.room, at.ahead))[0]
-        gain = held - value
-        evidence |= {"rule": "law", "gain": gain}
-        done = at.seen.tokens / at.seen.budget
-        if evidence["surprise"] < self.options.significance:
-            if done < self.options.explore:
-                return self._explore(at, at.start, 1.0, evidence)
-            return self._back(at, evidence)
-        left = max(0.0, 1 - done / max(self.options.explore, 1e-9))
-        return self._explore(at, target[0], 0.75 * left, evidence, target)
-
-    def _explore(
-        self,
-        at: _Situation,
-        centre: Array,
-        size: float,
-        evidence: dict[str, Any],
-        target: Array | None = None,
-    ) -> Proposal | Hold:
-        wanted = centre
-        if size > 0:
-            reach = at.seen.limits.max_change * size
-            wanted = _swung(centre, at.live, _direction(at), reach)
-        later = target if target is not None else _lasting(at, at.start)
-        rows = np.vstack([wanted, later])
-        return _proposal(at, rows, evidence, "law: exploring" if size > 0 else "law: as planned")
-
-    def _back(self, at: _Situation, evidence: dict[str, Any]) -> Proposal | Hold:
-        if float(np.abs(at.now - at.start).sum()) / 2 < 1e-3:
-            reason = "law: no mixture is seen to do better than the start's"
+    def _fitted(self, at: Situation) -> Proposal | Hold:
+        course, options = at.course, self.options
+        cuts = law_weigh.ends(len(course.total))
+        fits = law_fit.fit_with_null(course, LAWS, cuts)
+        found = law_weigh.weigh(course, fits, cuts, options.temper)
+        evidence: Evidence = {"rule": "law", **found.evidence()}
+        if found.surprise < options.significance or found.ahead < 0:
+            return self._look_around(at, evidence)
+        if found.misfit > options.misfit:
+            reason = f"law: no law fits, mean squared residual {found.misfit:.2g} noise variances"
             return Hold(reason, evidence, "inconclusive")
-        return _proposal(
-            at, np.vstack([at.start, _lasting(at, at.start)]), evidence, "law: back to the start"
-        )
+        return self._planned(at, fits[:-1], found, evidence)
+
+    def _planned(
+        self,
+        at: Situation,
+        fits: list[law_fit.Fit],
+        found: law_weigh.Weighed,
+        evidence: Evidence,
+    ) -> Proposal | Hold:
+        group = law_plan.members(fits, found.weights, self.options.draws, at.seen.seed)
+        target, gain = law_plan.plan(group, at.ahead, at.stakes, at.room, at.lasting(at.now))
+        target = found.trust * target + (1 - found.trust) * at.lasting(at.start)
+        evidence |= {"gain": gain, "trust": found.trust}
+        why = f"law: {gain:.3g} less at the end than as it goes, by {found.leading()}"
+        left = 1 - at.done / self.options.explore if self.options.explore > 0 else 0.0
+        if left <= 0 and gain < self.options.least_gain:
+            return Hold(f"{why}: too little to change anything for", evidence)
+        return self._tilted(at, target, max(0.0, left), evidence, why)
+
+    def _look_around(self, at: Situation, evidence: Evidence) -> Proposal | Hold:
+        """Explore about the start; past the time for it, return there and stay."""
+        start = at.lasting(at.start)
+        if at.done < self.options.explore:
+            return self._tilted(at, start, 1 / max(self.options.swing, 1e-9), evidence, "law")
+        reason = "law: no mixture is seen to do better than the start's"
+        if np.abs(at.now - at.start).sum() / 2 < SAME:
+            return Hold(reason, evidence, "inconclusive")
+        return _proposal(at, np.vstack([start[:1], start]), evidence, reason + ": back to it")
+
+    def _tilted(
+        self, at: Situation, rows: Array, size: float, evidence: Evidence, why: str
+    ) -> Proposal | Hold:
+        """A plan whose next mixture is tilted by ``size`` swings."""
+        reach = at.seen.limits.max_change * self.options.swing * size
+        if reach < SAME:
+            return _proposal(at, np.vstack([rows[:1], rows]), evidence, why)
+        direction = law_explore.contrast(len(at.course.total) - 1, at.live, at.seen.seed)
+        wanted = law_explore.tilted(rows[0], at.live, direction, reach)
+        evidence |= {"exploring": reach}
+        return _proposal(at, np.vstack([wanted, rows]), evidence, f"{why}; exploring {reach:.2g}")
 
 
-def _situation(seen: Observation, course: Course, allowed: set[str], decay: float) -> _Situation:
-    budget = float(seen.budget)
-    now, first = in_force(seen), law_data.start_mixture(seen)
-    drawn = {n: float(s.drawn) for n, s in seen.sources.items()}
-    last = dict(zip(course.names, course.drawn[-1] * budget, strict=True))
-    ledger = np.array([max(drawn.get(n, 0.0), last[n]) for n in course.names]) / budget
-    limits = seen.limits
-    live = np.array([n in allowed for n in course.names])
-    most = np.where(live, limits.cap, 0.0)
-    left = np.full(len(live), np.inf)
-    if limits.max_epochs is not None:
-        left = np.maximum(limits.max_epochs * course.unique - ledger, 0.0)
-        left = np.where(course.unique > 1e4, np.inf, left)
-    rest = 1 - seen.tokens / budget
-    stretches: tuple[tuple[float, bool], ...] = ((rest, seen.phase == "decay"),)
-    if seen.phase not in (None, "decay") and rest > decay > 0:
-        stretches = ((rest - decay, False), (decay, True))
-    low = np.where(live, limits.floor, 0.0)
-    shape = (len(stretches), 1)
-    lengths = np.array([length for length, _ in stretches])[:, None]
-    high = np.minimum(np.tile(most, shape), left / lengths)
-    room = law_plan.Room(
-        np.minimum(np.tile(low, shape), high), high, left, TURN * limits.max_change
-    )
-    ahead = Ahead(ledger, course.unique, stretches)
-    mixes = [np.array([w.get(n, 0.0) for n in course.names]) for w in (now, first)]
-    return _Situation(seen, course, ahead, room, mixes[0], mixes[1], live)
-
-
-def _stakes(course: Course) -> law_plan.Stakes:
-    weight = np.array([goal.weight for goal in course.goals])
-    enough, bound = np.full(len(weight), -np.inf), np.full(len(weight), np.inf)
-    for i, goal in enumerate(course.goals):
-        sign = -1 if course.higher[i] else 1
-        if goal.target is not None:
-            enough[i] = sign * goal.target
-        if goal.max_drop is not None:
-            bound[i] = float(np.nanmin(course.losses[i])) + goal.max_drop
-    return law_plan.Stakes(weight / weight.sum(), enough, bound)
-
-
-def _lasting(at: _Situation, mixture: Array) -> Array:
-    return np.tile(mixture, (len(at.ahead.stretches), 1))
-
-
-def _direction(at: _Situation) -> Array:
-    """The turn's contrast: rows of a Hadamard matrix, two by two, each then with its opposite.
-
-    Neighbours are orthogonal, so that a step between them is no longer than one from the start,
-    and every four of them cancel.
-    """
-    from scipy.linalg import hadamard
-
-    live = int(at.live.sum())
-    size = 4
-    while size <= live:
-        size *= 2
-    drawing = np.random.default_rng([at.seen.seed, live])
-    columns = drawing.permutation(size)[:live]
-    rows = 1 + drawing.permutation(size - 1)
-    turn = len(at.course.total) - 1
-    row = rows[(2 * (turn // 4) + turn % 2) % len(rows)]
-    found = np.zeros(len(at.live))
-    found[at.live] = hadamard(size)[row][columns] * (1 if turn % 4 < 2 else -1)
-    return found
-
-
-def _swung(centre: Array, live: Array, direction: Array, reach: float) -> Array:
-    """``centre`` tilted along ``direction`` until ``reach`` in total variation away."""
-    base = np.where(live, np.maximum(centre, 0.02 / max(live.sum(), 1)), 0.0)
-    low, high = 0.0, 8.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        tilted = base * np.exp(middle * direction)
-        tilted /= tilted.sum()
-        near = np.abs(tilted - centre).sum() / 2 < reach
-        low, high = (middle, high) if near else (low, middle)
-    tilted = base * np.exp(low * direction)
-    return np.asarray(tilted / tilted.sum())
-
-
-def _proposal(
-    at: _Situation, rows: Array, evidence: dict[str, Any], reason: str
-) -> Proposal | Hold:
+def _proposal(at: Situation, rows: Array, evidence: Evidence, reason: str) -> Proposal | Hold:
     """Rows: the mixture from now on, then those of the plan's stretches."""
-    seen = at.seen
     named = [_named(at, row) for row in rows]
-    if total_variation(named[0], in_force(seen)) < SAME:
-        return Hold(reason + ", which is what goes on", evidence)
+    if total_variation(named[0], at.seen.weights) < SAME:
+        return Hold(f"{reason}: it goes on", evidence)
     return Proposal(named[0], reason, _stretches(at, named), evidence)
 
 
-def _named(at: _Situation, row: Array) -> dict[str, float]:
+def _named(at: Situation, row: Array) -> dict[str, float]:
     sound = law_plan.scaled(row, np.zeros(len(row)), np.where(at.live, 1.0, 0.0))
-    pairs = zip(at.course.names, sound, strict=True)
-    return {name: float(w) for name, w in pairs if name in at.seen.sources}
+    pairs = zip(at.course.names, sound / sound.sum(), strict=True)
+    return {name: float(weight) for name, weight in pairs if name in at.seen.sources}
 
 
-def _stretches(at: _Situation, named: list[dict[str, float]]) -> list[tuple[int, dict[str, float]]]:
+def _stretches(at: Situation, named: list[dict[str, float]]) -> list[tuple[int, dict[str, float]]]:
     """The plan as the trainer would carry it out by itself, in steps as short as a decision's."""
-    seen, most = at.seen, at.seen.limits.max_change
-    rest = seen.budget - seen.tokens
-    ends = [seen.tokens + min(AHEAD * seen.every, rest) if seen.every else seen.budget]
-    lengths = [length for length, _ in at.ahead.stretches]
-    later = [sum(lengths[index + 1 :]) for index in range(len(lengths))]
-    ends += [seen.budget - round(part * seen.budget) for part in later]
-    found = [(ends[0], named[0])]
-    for end, weights in zip(ends[1:], named[1:], strict=True):
+    seen, lengths = at.seen, [length for length, _ in at.ahead.stretches]
+    first = seen.tokens + AHEAD * seen.every if seen.every else seen.budget
+    ends = [seen.budget - round(sum(lengths[i + 1 :]) * seen.budget) for i in range(len(lengths))]
+    found = [(min(first, seen.budget), named[0])]
+    for end, weights in zip(ends, named[1:], strict=True):
         before = found[-1][1]
-        far = total_variation(weights, before)
-        part = min(1.0, most / far) if far > 0 else 1.0
-        near = {n: (1 - part) * before[n] + part * w for n, w in weights.items()}
+        part = min(1.0, seen.limits.max_change / max(total_variation(weights, before), 1e-9))
+        near = {name: (1 - part) * before[name] + part * w for name, w in weights.items()}
         if end > found[-1][0]:
             found.append((end, near))
     return found

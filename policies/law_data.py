@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .mixtures import in_force
 from .observation import BITS_PER_BYTE, Evaluation, Goal, MissingScore, Observation
 
 Array = NDArray[np.float64]
@@ -65,13 +65,27 @@ def effective_slope(drawn: Array, unique: Array) -> Array:
     return np.asarray(np.exp(-np.maximum(drawn / unique - 1, 0) / R_STAR))
 
 
-def course(seen: Observation, least: int) -> Course | None:
-    """The run as arrays; None where no steering benchmark has ``least`` scores."""
+def course(seen: Observation) -> Course | None:
+    """The run as arrays; None while no steering benchmark is scored.
+
+    Where tokens were consumed since the newest evaluation, a last row without scores says so.
+    """
     budget = float(max(seen.budget, seen.tokens, 1))
     evaluations = [e for e in seen.evaluations if e.tokens > 0]
+    if evaluations and seen.tokens > evaluations[-1].tokens:
+        drawn = {name: float(source.drawn) for name, source in seen.sources.items()}
+        evaluations.append(
+            Evaluation(
+                step=seen.step,
+                tokens=seen.tokens,
+                phase=seen.phase,
+                weights=seen.weights,
+                drawn=evaluations[-1].drawn | drawn,
+            )
+        )
     names = _names(seen, evaluations)
     scored = [_scores(seen, evaluations, name) for name in _steering(seen)]
-    kept = [entry for entry in scored if np.isfinite(entry[1]).sum() >= least]
+    kept = [entry for entry in scored if np.isfinite(entry[1]).any()]
     if not kept:
         return None
     unique = [seen.sources[n].unique_tokens if n in seen.sources else math.inf for n in names]
@@ -176,7 +190,7 @@ def _paired(seen: Observation, evaluations: Sequence[Evaluation], benchmark: str
     if not have or not have[-1].benchmarks[benchmark].items:
         return None
     found = []
-    for older, newer in zip(have, have[1:], strict=False):
+    for older, newer in pairwise(have):
         try:
             difference = seen.difference(benchmark, older, newer, BITS_PER_BYTE)
         except MissingScore:
@@ -184,11 +198,3 @@ def _paired(seen: Observation, evaluations: Sequence[Evaluation], benchmark: str
         if difference.paired and 0 < difference.stderr < math.inf:
             found.append(difference.stderr / math.sqrt(2))
     return float(np.median(found)) if found else None
-
-
-def start_mixture(seen: Observation) -> dict[str, float]:
-    """The first mixture of the run over the sources of now, summing to 1."""
-    first = seen.evaluations[0].weights if seen.evaluations else seen.weights
-    known = {n: _finite(first).get(n, 0.0) for n in seen.sources}
-    total = math.fsum(known.values())
-    return {n: w / total for n, w in known.items()} if total > 0 else in_force(seen)

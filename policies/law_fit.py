@@ -15,8 +15,8 @@ import numpy as np
 from .law_data import Array, Course
 from .law_models import NULL, SHARED, Law, Link, remember, values
 
-ROUNDS = (25, 8)  # of the whole run's fit, and of a prefix's, which starts there
-SLIGHT = 0.02  # a gain in log posterior that ends a fit
+ROUNDS = (20, 6)  # of the whole run's fit, and of a prefix's, which starts there
+SLIGHT = 0.05  # a gain in log posterior that ends a fit
 HUBER = 3.0  # residuals beyond this many standard deviations pull no harder
 LOG_TOKENS = np.log(0.0025)  # c, a fortieth of the budget times a tenth
 
@@ -44,7 +44,7 @@ class Fit:
 def priors(link: Link, course: Course) -> tuple[Array, Array]:
     """Mean and standard deviation of each parameter, (m, p) both."""
     m, k = len(course.benchmarks), len(course.names)
-    last = np.array([row[np.isfinite(row)][-3:].mean() for row in course.losses])
+    last = np.array([np.median(row[np.isfinite(row)][-3:]) for row in course.losses])
     size = np.maximum(np.abs(last), 0.05)
     mean, scale = np.zeros((m, SHARED + k)), np.ones((m, SHARED + k))
     mean[:, 0], scale[:, 0] = last - 0.4 * size, 0.3 * size

@@ -58,7 +58,7 @@ def members(fits: Sequence[Fit], weights: Array, draws: int, seed: int) -> list[
         if weight < 0.01:
             continue
         m, p = fit.mode[-1].shape
-        half = np.random.default_rng([seed, p]).standard_normal((max(1, draws // 2), m, p))
+        half = np.random.default_rng([seed % 2**32, p]).standard_normal((max(1, draws // 2), m, p))
         moves = np.einsum("mpq,dmq->dmp", fit.root[-1], np.concatenate([half, -half]))
         found.append(Member(fit, float(weight), fit.mode[-1] + moves))
     total = sum(member.weight for member in found)
@@ -109,20 +109,17 @@ def _counted(losses: Array, stakes: Stakes) -> tuple[Array, Array]:
 
 
 def plan(
-    group: Sequence[Member], ahead: Ahead, stakes: Stakes, room: Room, begin: Sequence[Array]
+    group: Sequence[Member], ahead: Ahead, stakes: Stakes, room: Room, going: Array
 ) -> tuple[Array, float]:
-    """The best plan (s, k) found from each beginning (s, k), and its objective.
+    """The best plan (s, k) found from one (s, k) that just goes on, and its gain over that.
 
     Sequential quadratic programming (Kraft 1988) with exact gradients.
     """
-    found = []
-    for first in begin:
-        legal = fill(first, room, ahead)
-        found.append((worth(group, ahead, stakes, legal)[0], tuple(legal.ravel())))
-        better = fill(_solve(group, ahead, stakes, room, legal), room, ahead)
-        found.append((worth(group, ahead, stakes, better)[0], tuple(better.ravel())))
-    value, flat = min(found)
-    return np.array(flat).reshape(begin[0].shape), value
+    legal = fill(going, room, ahead)
+    found = fill(_solve(group, ahead, stakes, room, legal), room, ahead)
+    costs = [worth(group, ahead, stakes, rows)[0] for rows in (legal, found)]
+    gain = costs[0] - costs[1]
+    return (found, gain) if gain > 0 else (legal, 0.0)
 
 
 def _solve(

@@ -8,6 +8,8 @@ prequential score (Dawid 1984, *JRSS A* 147).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,41 +17,83 @@ import numpy as np
 from .law_data import Array, Course
 from .law_fit import Fit
 
+PARTS = (0.4, 0.7)  # of the evaluations, what predictions are made from
+FEWEST = 4
+TAIL = 4.0  # degrees of freedom of the density: one wild score is no refutation
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """The laws' standing.
+
+    Attributes:
+        names, weights: of the laws, the null left out.
+        scores: (laws + 1, blocks) prequential, the null's last.
+        surprise: how many standard deviations the best law explains more than chance would.
+        ahead: the ensemble's predictive score less the null's.
+        trust: from 0 to 1, whether the newest block was predicted better than by the null.
+        misfit: the best law's mean squared residual, in noise variances.
+    """
+
+    names: tuple[str, ...]
+    weights: Array
+    scores: Array
+    surprise: float
+    ahead: float
+    trust: float
+    misfit: float
+
+    def leading(self) -> str:
+        """The laws that count, heaviest first."""
+        ranked = sorted(zip(self.weights, self.names, strict=True), reverse=True)
+        return ", ".join(f"{name} {weight:.0%}" for weight, name in ranked if weight >= 0.1)
+
+    def evidence(self) -> dict[str, Any]:
+        """For the decision's record."""
+        return {
+            "laws": {n: round(float(w), 4) for n, w in zip(self.names, self.weights, strict=True)},
+            "predicted": [round(float(score), 2) for score in self.scores.sum(axis=1)],
+            "surprise": round(self.surprise, 3),
+            "misfit": round(self.misfit, 3),
+        }
+
 
 def ends(n: int) -> list[int]:
-    """Prefixes to predict from, and the whole run last."""
-    parts = sorted({max(4, round(n * part)) for part in (0.4, 0.7)} - {n})
-    return [*[p for p in parts if p < n], n]
+    """How many evaluations to predict from, and all of them last."""
+    return [*sorted({c for part in PARTS if FEWEST <= (c := round(n * part)) < n}), n]
 
 
-def scores(course: Course, fit: Fit, cuts: Sequence[int]) -> Array:
-    """Log density of each block after a cut, (blocks,)."""
+def weigh(course: Course, fits: Sequence[Fit], cuts: Sequence[int], temper: float) -> Weighed:
+    """The standing of all fits; the last one is the null."""
+    scores = np.array([_scores(course, fit, cuts) for fit in fits])
+    logs = temper * scores[:-1].sum(axis=1) + np.log([fit.law.prior for fit in fits[:-1]])
+    weights = np.exp(logs - logs.max())
+    weights /= weights.sum()
+    together = weights @ scores[:-1] - scores[-1]
+    misfit = np.array([_misfit(course, fit) for fit in fits])
+    last = float(together[-1]) if together.size else np.inf
+    return Weighed(
+        names=tuple(fit.law.name for fit in fits[:-1]),
+        weights=weights,
+        scores=scores,
+        surprise=_surprise(course, misfit),
+        ahead=float(together.sum()),
+        trust=float(1 / (1 + np.exp(-np.clip(last, -30, 30)))),
+        misfit=float(misfit[:-1].min() / max(1, np.isfinite(course.losses).sum())),
+    )
+
+
+def _scores(course: Course, fit: Fit, cuts: Sequence[int]) -> Array:
+    """Log density of each block after a cut but the last, (blocks,)."""
     found = []
-    for index, (cut, until) in enumerate(zip(cuts, [*cuts[1:]], strict=False)):
+    for index, (cut, until) in enumerate(pairwise(cuts)):
         block = slice(cut, until)
         losses = course.losses[:, block]
         variance = course.noise[:, block] ** 2 + fit.spread[index][:, block] ** 2
         off = losses - fit.fitted[index][:, block]
-        # a Student t of few degrees of freedom: one wild score is no refutation
-        density = -2.5 * np.log1p(off**2 / variance / 4) - np.log(variance) / 2
+        density = -(TAIL + 1) / 2 * np.log1p(off**2 / variance / TAIL) - np.log(variance) / 2
         found.append(float(np.where(np.isfinite(losses), density, 0.0).sum()))
     return np.array(found)
-
-
-def weigh(
-    course: Course, fits: Sequence[Fit], cuts: Sequence[int], temper: float
-) -> tuple[Array, dict[str, Any]]:
-    """Weights of all fits but the last, the null, and the evidence for them."""
-    table = np.array([scores(course, fit, cuts).sum() for fit in fits])
-    logs = temper * table + np.log([fit.law.prior for fit in fits])
-    laws = np.exp(logs[:-1] - logs[:-1].max())
-    misfit = np.array([_misfit(course, fit) for fit in fits])
-    return laws / laws.sum(), {
-        "scores": {fit.law.name: float(s) for fit, s in zip(fits, table, strict=True)},
-        "misfit": {fit.law.name: float(s) for fit, s in zip(fits, misfit, strict=True)},
-        "weights": {f.law.name: float(w) for f, w in zip(fits, laws / laws.sum(), strict=False)},
-        "surprise": _surprise(course, misfit),
-    }
 
 
 def _misfit(course: Course, fit: Fit) -> float:
@@ -58,7 +102,6 @@ def _misfit(course: Course, fit: Fit) -> float:
 
 
 def _surprise(course: Course, misfit: Array) -> float:
-    """How many standard deviations the mixing laws explain more than chance would."""
-    free = len(course.benchmarks) * (len(course.names) - 1)
-    explained = misfit[-1] - misfit[:-1].min()
-    return float((explained - free) / np.sqrt(2 * free))
+    """What the best law explains beyond the null, against the chi-squared of its parameters."""
+    free = len(course.benchmarks) * max(1, len(course.names) - 1)
+    return float((misfit[-1] - misfit[:-1].min() - free) / np.sqrt(2 * free))
