@@ -17,6 +17,9 @@ SHRINK = 0.02
 """Weight of the pull of every coefficient towards their mean, against one run's squared error (in
 units of the values' spread): with fewer runs than sources it alone decides."""
 
+LOOSE = 0.01
+"""Precision of every parameter before any run, in one run's; the offset's in the values' spread."""
+
 
 @dataclass(frozen=True)
 class LogLinear:
@@ -40,10 +43,10 @@ class LogLinear:
         return np.asarray(np.sqrt(np.einsum("ni,ij,nj->n", slope, self.covariance, slope)))
 
     def sample(self, mixtures: Array, draws: int, drawing: np.random.Generator) -> Array:
-        """Values (draws, n) of laws drawn around this one."""
-        centre = np.concatenate([self.coefficients, [self.offset]])
-        laws = drawing.multivariate_normal(centre, self.covariance, draws, method="eigh")
-        return np.asarray(laws[:, -1:] + np.exp(np.minimum(laws[:, :-1] @ mixtures.T, 50.0)))
+        """Values (draws, n) of laws drawn around this one, linear in what they differ by."""
+        slope = _slopes(mixtures, self.coefficients)
+        off = drawing.multivariate_normal(np.zeros(slope.shape[1]), self.covariance, draws)
+        return np.asarray(self.mean(mixtures) + off @ slope.T)
 
 
 def fit_log_linear(
@@ -85,9 +88,11 @@ def fit_log_linear(
     slope = jacobian(found.x)
     fitted = residuals(found.x)[: len(values)]
     free = max(1.0, len(values) - _parameters(slope, len(values)))
+    # offset and coefficients can trade places without end where runs are few
+    loose = np.diag([*np.full(mixtures.shape[1], LOOSE), LOOSE / scale**2])
     known = 0.0 if stderr is None else float(np.mean(stderr**2)) / scale**2
     variance = max(float(fitted @ fitted) / free, known)
-    covariance = np.asarray(np.linalg.pinv(slope.T @ slope) * variance, float)
+    covariance = np.asarray(np.linalg.pinv(slope.T @ slope + loose) * variance, float)
     return LogLinear(float(found.x[-1]), found.x[:-1], covariance)
 
 
