@@ -1,21 +1,26 @@
 """How a loss answered to an exposure, against the trend it would have followed without.
 
-``value = a + b t^-alpha + c log t + e E`` over the evaluations of a run, ``t`` in tokens, where
-``E`` adds up the exposure (extra share of some sources) in each stretch, weighed by the stretch's
-part of the trend: ``sum x ((t_before)^-alpha - (t_after)^-alpha) / alpha``. The coefficients come
-from least squares for each of a grid of exponents and are averaged over them by how well they fit
-(Bayesian model averaging with equal priors, Hoeting et al. 1999, *Statistical Science* 14): not
-knowing the exponent widens the answer as it should. An exposure that goes to and fro (a crossover
-design) is told apart from any smooth trend.
+``value = a + b s^-alpha + c log s + e E`` over the evaluations of a run, ``s = t + t0`` in tokens
+(``t0`` for what was known before), where ``E`` adds up the exposure (extra share of some sources)
+in each stretch, weighed by the stretch's part of the trend:
+``sum x ((s_before)^-alpha - (s_after)^-alpha) / alpha``. The coefficients come from least squares
+for each of a grid of exponents and offsets and are averaged over it by how well they fit (Bayesian
+model averaging with equal priors, Hoeting et al. 1999, *Statistical Science* 14): not knowing the
+trend widens the answer as it should. An exposure that goes to and fro (a crossover design) is told
+apart from any smooth trend.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 EXPONENTS = (0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+# in tokens of the first evaluation; without any, a start less steep than a power law's looks like
+# an answer to what was tried first
+OFFSETS = (0.0, 0.25, 0.5, 1.0)
 LEAST = 6  # evaluations: the coefficients and two more
 
 
@@ -47,11 +52,11 @@ def response(
     times = np.asarray(tokens) / tokens[0]
     measured, given = np.asarray(values, float), np.asarray(exposures, float)
     fits = []
-    for exponent in EXPONENTS:
-        shape = times**-exponent
+    for exponent, offset in itertools.product(EXPONENTS, OFFSETS):
+        shape = (times + offset) ** -exponent
         steps = np.concatenate([[0.0], given[1:] * (shape[:-1] - shape[1:]) / exponent])
         columns = [np.ones(n), shape, np.cumsum(steps)]
-        columns += [np.log(times)] if n > LEAST + 1 else []
+
         fits.append(_fit(np.stack(columns, axis=1), measured, 2))
     least = min(misfit for misfit, _, _ in fits)
     variance = max(noise**2, least / (n - (4 if n > LEAST + 1 else 3)), 1e-30)
