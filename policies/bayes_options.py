@@ -3,7 +3,8 @@
 ```yaml
 explore: 10               # evaluations after which nothing is tried for its own sake
 radius: 0.25              # share of the tokens by which exploration may leave the centre
-caution: 0.5              # standard errors that count against a change
+trust: 0.4                # … and by which the best mixture may
+caution: 1.0              # standard errors that count against a change
 evidence: 3.0             # log Bayes factor without which the mixture goes back to the centre
 prior:
   weights: {web: 0.7, code: 0.2, maths: 0.1}   # the centre, instead of the run's own start
@@ -92,7 +93,8 @@ class BayesOptions(OptionsModel):
 
     explore: Annotated[int, Field(ge=0)] | None = None
     radius: Annotated[float, Field(gt=0, le=1)] = 0.25
-    caution: Annotated[float, Field(ge=0)] = 0.5
+    trust: Annotated[float, Field(gt=0, le=1)] = 0.4
+    caution: Annotated[float, Field(ge=0)] = 1.0
     evidence: float = 3.0
     proposals: Literal["bound", "optuna"] = "bound"
     standby: bool = False
