@@ -117,7 +117,7 @@ class Bayes:
         seen = at.observation
         limit = self.options.explore
         if limit is None:
-            limit = min(10, len(seen.sources) + 2)
+            limit = min(14, len(seen.sources) + 2)
         if not known:
             limit *= 2
         # a mixture that has to stay for longer is one trial all the same

@@ -13,7 +13,7 @@ from .bayes_plan import Outlook, confine, towards
 Array = NDArray[np.float64]
 
 CANDIDATES = 256
-BOLD = 2.0  # standard errors added to what is expected of a trial
+BOLD = 6.0  # standard errors added to what is expected of a trial: it is there to learn
 SLACK = 1.5  # a trial lasts one segment: it may pass what the rest of the budget could hold
 
 
