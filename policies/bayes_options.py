@@ -86,9 +86,10 @@ class Prior(_Found):
 class BayesOptions(OptionsModel):
     """Options of ``Bayes``.
 
-    ``explore`` None: two more than there are sources, at most fourteen. ``proposals``: who picks the
-    mixtures to try, ``bound`` (where the model's own upper confidence bound is greatest) or
-    ``optuna`` (its GPSampler; imports torch). ``standby``: whether sources on standby may be used.
+    ``explore`` None: two more than there are sources, at most fourteen. ``proposals`` says who
+    picks the mixtures to try: ``bound`` (where the model's own upper confidence bound is greatest)
+    or ``optuna`` (its GPSampler; imports torch). ``standby``: whether sources on standby may be
+    used.
     """
 
     explore: Annotated[int, Field(ge=0)] | None = None
