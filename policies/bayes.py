@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bayes_explore import Region, next_trial, towards
+from .bayes_explore import Region, next_trial
 from .bayes_fit import fit
 from .bayes_history import History, read_history
 from .bayes_options import BayesOptions
-from .bayes_plan import Best, Outlook, best_mixture, confine
+from .bayes_plan import Best, Outlook, best_mixture, confine, towards
 from .bayes_prior import expected_slopes
 from .mixtures import check_names, in_force, total_variation
 from .observation import Observation
@@ -117,7 +117,7 @@ class Bayes:
         seen = at.observation
         limit = self.options.explore
         if limit is None:
-            limit = min(10, len(seen.sources) + 2)
+            limit = min(14, len(seen.sources) + 2)
         if not known:
             limit *= 2
         # a mixture that has to stay for longer is one trial all the same
@@ -155,7 +155,7 @@ class Bayes:
     def _exploit(self, at: _Situation, outlook: Outlook | None) -> Proposal | Hold:
         if outlook is None:
             return self._back(at, _evidence("exploit", log_bayes_factor=0.0))
-        best = best_mixture(outlook, self.options.caution, at.current)
+        best = best_mixture(outlook, self.options.caution, self.options.trust, at.current)
         found = outlook.beliefs.evidence
         facts = _evidence("exploit", log_bayes_factor=found, gain=best.gain, stderr=best.stderr)
         if found < self.options.evidence or best.gain <= SURE * best.stderr:
@@ -173,7 +173,7 @@ class Bayes:
         found = facts["log_bayes_factor"]
         why = f"log Bayes factor {found:.2g} that mixtures matter"
         if found >= self.options.evidence:
-            why = "no mixture is expected to be better"
+            why = "no mixture is surely better"
         if change <= SAME:
             return Hold(f"bayes: inconclusive, {why}", facts, verdict="inconclusive")
         weights = towards(at.current, at.centre, at.observation.limits.max_change)

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bayes_history import History
-from .bayes_plan import Outlook, confine
+from .bayes_plan import Outlook, confine, towards
 
 Array = NDArray[np.float64]
 
 CANDIDATES = 256
-BOLD = 2.0  # standard errors added to what is expected of a trial
+BOLD = 6.0  # standard errors added to what is expected of a trial: it is there to learn
 SLACK = 1.5  # a trial lasts one segment: it may pass what the rest of the budget could hold
 
 
@@ -56,9 +56,3 @@ def next_trial(
         return np.asarray(candidates[np.argmax((moved**2).sum(axis=1))])
     error = np.sqrt(np.einsum("ni,ij,nj->n", moved, outlook.doubt, moved))
     return np.asarray(candidates[np.argmax(BOLD * error - moved @ outlook.slope)])
-
-
-def towards(start: Array, aim: Array, limit: float) -> Array:
-    """The aim, or the point on the way there at total variation ``limit`` from the start."""
-    change = float(np.abs(aim - start).sum()) / 2
-    return aim if change <= limit else np.asarray(start + (aim - start) * (limit / change))

@@ -4,9 +4,10 @@ Each segment is a noisy trial. What it removed of the reducible loss is set agai
 run's own power law in tokens predicts, and the rest is credited to what the segment's mixture did
 to the effective shares s of the data so far:
 
-    log(L - eps) = c - alpha log(T + T0) + r(log T) + t . (s - s0) + noise
+    log(L - eps) = c - alpha log(T + T0) + r(log T) + t . (s - s0) + q(s) + noise
 
-c, alpha, r (a smooth departure from the power law) and t are Gaussian a priori, so given eps and
+c, alpha, t, r (a smooth departure from the power law) and q (one from linear effects; it keeps
+the errors honest and isn't extrapolated) are Gaussian a priori, so given eps and
 the scale of t all of it is one Gaussian process with a kernel that is a sum (Rasmussen & Williams
 2006, ch. 2); these two are averaged over by their marginal likelihood. The differences between
 segments, which are the rewards, share an evaluation's noise with the segment before; fitting
@@ -34,8 +35,7 @@ OFFSET = 0.3  # T0, units
 ALPHA = (0.3, 0.3)  # mean and standard deviation
 LEVEL = 3.0  # standard deviation of c
 BEND = (0.05, 1.0)  # amplitude of r, its length in log T
-DRIFT = 0.0  # standard deviation that the level wanders by, per unit of log T
-CURVE = (0.0, 0.5)  # amplitude and length (in shares) of the effect's departure from linear
+CURVE = (0.15, 0.5)  # an effect's departure from linear: amplitude in parts of its scale, length
 NEGLIGIBLE = 1e-3  # probability of a hypothesis that is not worth carrying on
 
 
@@ -132,8 +132,7 @@ def _hypotheses(
     weighed, scale = found.weighed[kept], found.scale[kept]
     variance = (scale**2)[:, None, None]
     crossed = np.linalg.solve(found.kernel[kept], moved[None].repeat(len(kept), axis=0))
-    end = np.array([until])
-    ahead = LEVEL**2 + (_bend(tokens, end) + DRIFT**2 * _walk(tokens, end))[:, 0]
+    ahead = LEVEL**2 + _bend(tokens, np.array([until]))[:, 0]
     matters = found.scale > 0
     return _Hypotheses(
         probability=probability,
@@ -160,7 +159,6 @@ def _regress(
     rest = np.log(reducible) - about[:, None] + ALPHA[0] * trend - mean @ moved.T
     smooth = LEVEL**2 + ALPHA[1] ** 2 * np.outer(trend, trend) + _bend(tokens, tokens)
     noise = np.eye(len(tokens)) * ((series.noise / reducible) ** 2)[:, None, :]
-    smooth = smooth + DRIFT**2 * _walk(tokens, tokens)
     effects = moved @ moved.T + CURVE[0] ** 2 * _curve(moved)
     kernel = smooth + (scale**2)[:, None, None] * effects + noise
     weighed = np.asarray(np.linalg.solve(kernel, rest[:, :, None])[:, :, 0], dtype=np.float64)
@@ -188,12 +186,6 @@ def _weigh(log_likelihood: Array) -> tuple[Array, NDArray[np.int64]]:
 def _bend(one: Array, other: Array) -> Array:
     distance = np.log(one[:, None] / other[None, :]) / BEND[1]
     return np.asarray(BEND[0] ** 2 * np.exp(-0.5 * distance**2))
-
-
-def _walk(one: Array, other: Array) -> Array:
-    """Brownian motion in log T from the first score on."""
-    least = np.minimum(one[:, None], other[None, :])
-    return np.asarray(np.log(least / one.min()))
 
 
 def _curve(moved: Array) -> Array:

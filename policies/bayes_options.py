@@ -1,9 +1,10 @@
 """Options of ``bayes``: what a user writes under ``policy: {use: bayes, with: …}``.
 
 ```yaml
-explore: 10               # evaluations after which nothing is tried for its own sake
-radius: 0.25              # share of the tokens by which exploration may leave the centre
-caution: 0.5              # standard errors that count against a change
+explore: 14               # evaluations after which nothing is tried for its own sake
+radius: 0.35              # share of the tokens by which exploration may leave the centre
+trust: 0.4                # … and by which the best mixture may
+caution: 1.0              # standard errors that count against a change
 evidence: 3.0             # log Bayes factor without which the mixture goes back to the centre
 prior:
   weights: {web: 0.7, code: 0.2, maths: 0.1}   # the centre, instead of the run's own start
@@ -85,14 +86,16 @@ class Prior(_Found):
 class BayesOptions(OptionsModel):
     """Options of ``Bayes``.
 
-    ``explore`` None: two more than there are sources, at most ten. ``proposals``: who picks the
-    mixtures to try, ``bound`` (where the model's own upper confidence bound is greatest) or
-    ``optuna`` (its GPSampler; imports torch). ``standby``: whether sources on standby may be used.
+    ``explore`` None: two more than there are sources, at most fourteen. ``proposals`` says who
+    picks the mixtures to try: ``bound`` (where the model's own upper confidence bound is greatest)
+    or ``optuna`` (its GPSampler; imports torch). ``standby``: whether sources on standby may be
+    used.
     """
 
     explore: Annotated[int, Field(ge=0)] | None = None
-    radius: Annotated[float, Field(gt=0, le=1)] = 0.25
-    caution: Annotated[float, Field(ge=0)] = 0.5
+    radius: Annotated[float, Field(gt=0, le=1)] = 0.35
+    trust: Annotated[float, Field(gt=0, le=1)] = 0.4
+    caution: Annotated[float, Field(ge=0)] = 1.0
     evidence: float = 3.0
     proposals: Literal["bound", "optuna"] = "bound"
     standby: bool = False

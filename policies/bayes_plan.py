@@ -24,7 +24,6 @@ STEPS = 100
 FLAT = 1e-7  # change of a share per step below which the descent has ended
 LIMIT = 3.0  # no loss is expected to grow beyond a factor of exp(3)
 BOUND = 0.5  # exponent of the power law that bounds what linear effects come to
-TRUST = 0.4
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,9 @@ class Best:
     stderr: float
 
 
-def best_mixture(outlook: Outlook, caution: float, begin: Array) -> Best:
-    """The mixture with the best posterior mean, less ``caution`` standard errors."""
+def best_mixture(outlook: Outlook, caution: float, trust: float, begin: Array) -> Best:
+    """The mixture with the best posterior mean, less ``caution`` standard errors, or as much of
+    the way there as lies within total variation ``trust`` of the centre."""
     base = outlook.ahead(outlook.centre)
 
     def cost(weights: Array) -> tuple[float, Array]:
@@ -120,9 +120,7 @@ def best_mixture(outlook: Outlook, caution: float, begin: Array) -> Best:
         return value + caution * error, (gradient + caution * pull) * outlook.fresh(weights)
 
     weights = _descend(cost, begin, outlook.most)
-    far = float(np.abs(weights - outlook.centre).sum()) / 2
-    if far > TRUST:
-        weights = outlook.centre + (weights - outlook.centre) * (TRUST / far)
+    weights = towards(outlook.centre, weights, trust)
     moved = outlook.ahead(weights)
     gain = outlook.loss(base)[0] - outlook.loss(moved)[0]
     return Best(weights, gain, _error(outlook, moved - base)[0])
@@ -156,6 +154,12 @@ def _descend(cost: Cost, begin: Array, most: Array) -> Array:
             if rate * float(np.abs(slope).max()) < FLAT:
                 break
     return weights
+
+
+def towards(start: Array, aim: Array, limit: float) -> Array:
+    """The aim, or the point on the way there at total variation ``limit`` from the start."""
+    change = float(np.abs(aim - start).sum()) / 2
+    return aim if change <= limit else np.asarray(start + (aim - start) * (limit / change))
 
 
 def confine(weights: Array, most: Array) -> Array:
