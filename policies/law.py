@@ -59,7 +59,7 @@ class LawOptions(OptionsModel):
     misfit: Annotated[float, Field(gt=0)] = 6.0
     least_gain: Annotated[float, Field(ge=0)] = 0.0002
     caution: Annotated[float, Field(ge=0)] = 0.5
-    draws: Annotated[int, Field(ge=2, le=64)] = 8
+    draws: Annotated[int, Field(ge=2, le=64)] = 16
     temper: Share = 0.5
     decay: Share = 0.1
     use_standby: bool = False
