@@ -204,7 +204,7 @@ def _turning(s: int, k: int, most: float) -> dict[str, Any]:
     """The constraint that a stretch's mixture is near enough to the one before to be reached."""
 
     def square(w: Array) -> Array:
-        return most**2 - np.square(np.diff(w.reshape(s, k), axis=0)).sum(axis=1)
+        return np.asarray(most**2 - np.square(np.diff(w.reshape(s, k), axis=0)).sum(axis=1))
 
     def slope(w: Array) -> Array:
         apart = 2 * np.diff(w.reshape(s, k), axis=0)
