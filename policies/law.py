@@ -46,8 +46,9 @@ class LawOptions(OptionsModel):
     of ``max_change``. ``significance`` is how many standard deviations more than by chance the
     laws must explain before the plan is followed, ``misfit`` the mean squared residual (in noise
     variances) above which no law is, ``least_gain`` the bits per byte at the end that a change
-    must be expected to give once exploration is over. ``draws`` are taken from each law's posterior, ``temper`` is
-    the power their predictive scores are weighed with. ``decay`` is the part of the budget, at its
+    must be expected to give once exploration is over, ``caution`` how many standard
+    deviations of it are taken off. ``draws`` are taken from each law's posterior, ``temper`` is the
+    power their predictive scores are weighed with. ``decay`` is the part of the budget, at its
     end, in which the learning rate decays, for runs with phases. ``use_standby`` lets plans bring
     in sources that stand by.
     """
@@ -57,7 +58,8 @@ class LawOptions(OptionsModel):
     significance: Annotated[float, Field(ge=0)] = 3.0
     misfit: Annotated[float, Field(gt=0)] = 6.0
     least_gain: Annotated[float, Field(ge=0)] = 0.0002
-    draws: Annotated[int, Field(ge=2, le=64)] = 8
+    caution: Annotated[float, Field(ge=0)] = 0.5
+    draws: Annotated[int, Field(ge=2, le=64)] = 16
     temper: Share = 0.5
     decay: Share = 0.1
     use_standby: bool = False
@@ -108,8 +110,10 @@ class Law:
         evidence: Evidence,
     ) -> Proposal | Hold:
         group = law_plan.members(fits, found.weights, self.options.draws, at.seen.seed)
-        target, gain = law_plan.plan(group, at.ahead, at.stakes, at.room, at.lasting(at.now))
-        target = found.trust * target + (1 - found.trust) * at.lasting(at.start)
+        start = at.lasting(at.start)
+        case = law_plan.make_case(group, at.ahead, at.stakes, at.room, start, self.options.caution)
+        target, gain = law_plan.plan(case, at.lasting(at.now))
+        target = found.trust * target + (1 - found.trust) * start
         evidence |= {"gain": gain, "trust": found.trust}
         why = f"law: {gain:.3g} less at the end than as it goes, by {found.leading()}"
         left = 1 - at.done / self.options.explore if self.options.explore > 0 else 0.0

@@ -81,8 +81,11 @@ def _fit_link(course: Course, link: Link, laws: Sequence[Law], ends: Sequence[in
     x, u = course.total, course.decay
 
     def fit(part: slice, first: Array, rounds: int) -> tuple[Array, Array]:
-        chosen = [_flat(a[:, part], 3) for a in (z, losses, trust, *prior)]
-        return _marquardt(link, (chosen[0], x, u), *chosen[1:], _flat(first, 3), rounds)
+        given, scored, certain, centre, wide = (
+            _flat(a[:, part], 3) for a in (z, losses, trust, *prior)
+        )
+        start = _flat(first, 3)
+        return _marquardt(link, (given, x, u), scored, certain, centre, wide, start, rounds)
 
     nothing = np.zeros(prior[0].shape)
     last, bend = fit(slice(-1, None), nothing[:, :1], ROUNDS[0])
@@ -103,9 +106,10 @@ def _fit_link(course: Course, link: Link, laws: Sequence[Law], ends: Sequence[in
     # the inverse's root: H = C C^T, so H^-1 = (C^-1)^T C^-1
     root = np.swapaxes(np.linalg.inv(np.linalg.cholesky(hessian)), -1, -2) * scale[..., None]
     spread = np.sqrt(np.square(jac @ root).sum(axis=-1))
+    parts = [a.reshape(*shape, *a.shape[1:]) for a in (mode, root, fitted, spread)]
     return [
-        Fit(law, *(a.reshape(*shape, *a.shape[1:])[i] for a in (mode, root, fitted, spread)), seen_)
-        for i, (law, seen_) in enumerate(zip(laws, remembered, strict=True))
+        Fit(law, parts[0][i], parts[1][i], parts[2][i], parts[3][i], remembered[i])
+        for i, law in enumerate(laws)
     ]
 
 

@@ -2,13 +2,14 @@
 
 The objective is the expectation over laws (by their weights) and over each law's posterior
 (antithetic draws from Laplace's approximation) of the weighed losses at the end. A gain that is
-uncertain is thereby worth less where losses are convex, as the exponential law's are.
+uncertain is thereby worth less where losses are convex, as the exponential law's are; ``caution``
+standard deviations (over the draws) of the gain are taken off besides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from .law_data import Array
 from .law_fit import Fit
 from .law_models import SHARED, Ahead, foresee, values
 
-REACH = 3.0  # draws stay within so many standard deviations of the prior's
 STEEP = 20.0  # how much worse a drop beyond a goal's bound is than a loss
+SCALE = 100.0  # of the objective, for the solver's tolerance
+TINY = 1e-10
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,20 @@ class Room:
     highest: Array
     left: Array
     turn: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """The planner's task: draws (d) of the group's laws have ``chances``, and say that the plan
+    gains are counted from ends at ``going``."""
+
+    group: Sequence[Member]
+    ahead: Ahead
+    stakes: Stakes
+    room: Room
+    caution: float
+    chances: Array
+    going: Array
 
 
 def members(fits: Sequence[Fit], weights: Array, draws: int, seed: int) -> list[Member]:
@@ -88,18 +104,27 @@ def _by_memory(link: str, p: Array, jac: Array, z: Array, x: float) -> Array:
     return np.asarray((jac[:, 3] / np.exp(p[:, 3]))[:, None] * share)
 
 
-def worth(
-    group: Sequence[Member], ahead: Ahead, stakes: Stakes, mixtures: Array
-) -> tuple[float, Array]:
-    """The expected objective (less is better) of a plan (s, k), and its gradient."""
-    total, gradient = 0.0, np.zeros_like(mixtures)
-    for member in group:
-        losses, slopes = outlook(member, ahead, mixtures)
-        counted, rate = _counted(losses, stakes)
-        part = member.weight / len(losses)
-        total += part * float((counted * stakes.weight).sum())
-        gradient += part * np.einsum("dm,dmsk->sk", rate * stakes.weight, slopes)
-    return total, gradient
+def worth(case: Case, mixtures: Array) -> tuple[float, Array]:
+    """The objective (less is better) of a plan (s, k), and its gradient."""
+    ends, slopes = by_draw(case, mixtures)
+    mean, slope = case.chances @ ends, np.tensordot(case.chances, slopes, axes=1)
+    apart = ends - case.going
+    off = apart - case.chances @ apart
+    spread = float(np.sqrt(case.chances @ off**2 + TINY))
+    turned = np.tensordot(case.chances * off / spread, slopes, axes=1)
+    return float(mean + case.caution * spread), np.asarray(slope + case.caution * turned)
+
+
+def by_draw(case: Case, mixtures: Array) -> tuple[Array, Array]:
+    """What each draw of each law says the end is worth, (d,), and its gradients (d, s, k)."""
+    found = []
+    for member in case.group:
+        losses, slopes = outlook(member, case.ahead, mixtures)
+        counted, rate = _counted(losses, case.stakes)
+        steep = rate * case.stakes.weight
+        found.append((counted @ case.stakes.weight, np.einsum("dm,dmsk->dsk", steep, slopes)))
+    ends, gradients = (np.concatenate(part) for part in zip(*found, strict=True))
+    return ends, gradients
 
 
 def _counted(losses: Array, stakes: Stakes) -> tuple[Array, Array]:
@@ -108,61 +133,78 @@ def _counted(losses: Array, stakes: Stakes) -> tuple[Array, Array]:
     return counted, np.where(losses > stakes.enough, 1.0, 0.0) + STEEP * (over > 0)
 
 
-def plan(
-    group: Sequence[Member], ahead: Ahead, stakes: Stakes, room: Room, going: Array
-) -> tuple[Array, float]:
-    """The best plan (s, k) found from one (s, k) that just goes on, and its gain over that.
+def make_case(
+    group: Sequence[Member],
+    ahead: Ahead,
+    stakes: Stakes,
+    room: Room,
+    reference: Array,
+    caution: float,
+) -> Case:
+    """The planner's task; ``reference`` is the plan (s, k) that gains are counted from."""
+    chances = np.concatenate([np.full(len(m.draws), m.weight / len(m.draws)) for m in group])
+    case = Case(group, ahead, stakes, room, caution, chances, np.zeros(len(chances)))
+    return replace(case, going=by_draw(case, fill(reference, room, ahead))[0])
+
+
+def plan(case: Case, first: Array) -> tuple[Array, float]:
+    """The best plan (s, k) found from ``first`` (s, k), and its expected gain over that.
 
     Sequential quadratic programming (Kraft 1988) with exact gradients.
     """
-    legal = fill(going, room, ahead)
-    found = fill(_solve(group, ahead, stakes, room, legal), room, ahead)
-    costs = [worth(group, ahead, stakes, rows)[0] for rows in (legal, found)]
-    gain = costs[0] - costs[1]
-    return (found, gain) if gain > 0 else (legal, 0.0)
+    legal = fill(first, case.room, case.ahead)
+    found = fill(_solve(case, legal), case.room, case.ahead)
+    if worth(case, found)[0] >= worth(case, legal)[0]:
+        return legal, 0.0
+    gains = by_draw(case, legal)[0] - by_draw(case, found)[0]
+    return found, float(case.chances @ gains)
 
 
-def _solve(
-    group: Sequence[Member], ahead: Ahead, stakes: Stakes, room: Room, first: Array
-) -> Array:
+def _solve(case: Case, first: Array) -> Array:
     from scipy import optimize
 
     minimize: Any = optimize.minimize  # its published overloads refuse plain arrays
     s, k = first.shape
-    sums = np.kron(np.eye(s), np.ones(k))
-    rules = [{"type": "eq", "fun": lambda w: sums @ w - 1, "jac": lambda w: sums}]
-    if s > 1:
-        rules.append(_turning(s, k, room.turn))
-    tight = np.flatnonzero(np.isfinite(room.left)) if s > 1 else np.array([], dtype=int)
-    if len(tight):
-        lengths = np.array([length for length, _ in ahead.stretches])
-        draw = np.kron(lengths, np.eye(k))[tight]
-        rules.append(
-            {"type": "ineq", "fun": lambda w: room.left[tight] - draw @ w, "jac": lambda w: -draw}
-        )
 
     def objective(w: Array) -> tuple[float, Array]:
-        value, gradient = worth(group, ahead, stakes, np.clip(w, 0, 1).reshape(s, k))
-        return 100 * value, 100 * gradient.ravel()
+        value, gradient = worth(case, np.clip(w, 0, 1).reshape(s, k))
+        return SCALE * value, SCALE * gradient.ravel()
 
+    room = case.room
     result = minimize(
         objective,
         first.ravel(),
         jac=True,
         method="SLSQP",
         bounds=list(zip(room.lowest.ravel(), room.highest.ravel(), strict=True)),
-        constraints=rules,
+        constraints=_rules(case, s, k),
         options={"maxiter": 40, "ftol": 1e-3},
     )
     good = np.isfinite(result.x).all()
-    return np.asarray(result.x if good else first.ravel()).reshape(s, k)
+    return np.array(result.x if good else first.ravel()).reshape(s, k)
+
+
+def _rules(case: Case, s: int, k: int) -> list[dict[str, Any]]:
+    """Shares sum to 1; with several stretches, each near the one before and all within the cap."""
+    sums = np.kron(np.eye(s), np.ones(k))
+    rules: list[dict[str, Any]] = [
+        {"type": "eq", "fun": lambda w: sums @ w - 1, "jac": lambda w: sums}
+    ]
+    tight = np.flatnonzero(np.isfinite(case.room.left))
+    if s > 1:
+        rules.append(_turning(s, k, case.room.turn))
+    if s > 1 and len(tight):
+        lengths = np.array([length for length, _ in case.ahead.stretches])
+        draw, left = np.kron(lengths, np.eye(k))[tight], case.room.left[tight]
+        rules.append({"type": "ineq", "fun": lambda w: left - draw @ w, "jac": lambda w: -draw})
+    return rules
 
 
 def _turning(s: int, k: int, most: float) -> dict[str, Any]:
     """The constraint that a stretch's mixture is near enough to the one before to be reached."""
 
     def square(w: Array) -> Array:
-        return most**2 - np.square(np.diff(w.reshape(s, k), axis=0)).sum(axis=1)
+        return np.asarray(most**2 - np.square(np.diff(w.reshape(s, k), axis=0)).sum(axis=1))
 
     def slope(w: Array) -> Array:
         apart = 2 * np.diff(w.reshape(s, k), axis=0)

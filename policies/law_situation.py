@@ -76,7 +76,7 @@ def _row(weights: Mapping[str, float], course: Course, live: Array) -> Array:
     """A mixture over the course's sources; what isn't live leaves its share to the others."""
     found = np.array([weights.get(name, 0.0) for name in course.names])
     found = np.where(live & np.isfinite(found) & (found > 0), found, 0.0)
-    return found / found.sum() if found.sum() > 0 else live / live.sum()
+    return np.asarray(found / found.sum() if found.sum() > 0 else live / live.sum())
 
 
 def _stretches(seen: Observation, decay: float) -> tuple[tuple[float, bool], ...]:
