@@ -58,8 +58,8 @@ class LawOptions(OptionsModel):
     significance: Annotated[float, Field(ge=0)] = 3.0
     misfit: Annotated[float, Field(gt=0)] = 6.0
     least_gain: Annotated[float, Field(ge=0)] = 0.0002
-    caution: Annotated[float, Field(ge=0)] = 0.5
-    draws: Annotated[int, Field(ge=2, le=64)] = 16
+    caution: Annotated[float, Field(ge=0)] = 0.25
+    draws: Annotated[int, Field(ge=2, le=64)] = 32
     temper: Share = 0.5
     decay: Share = 0.1
     use_standby: bool = False
