@@ -1,6 +1,6 @@
 """How a loss answered to an exposure, against the trend it would have followed without.
 
-``value = a + b s^-alpha + c log s + e E`` over the evaluations of a run, ``s = t + t0`` in tokens
+``value = a + b s^-alpha + e E`` over the evaluations of a run, ``s = t + t0`` in tokens
 (``t0`` for what was known before), where ``E`` adds up the exposure (extra share of some sources)
 in each stretch, weighed by the stretch's part of the trend:
 ``sum x ((s_before)^-alpha - (s_after)^-alpha) / alpha``. The coefficients come from least squares
@@ -12,15 +12,23 @@ apart from any smooth trend.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-EXPONENTS = (0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+# close together: what a grid leaves between its points looks like an answer too
+EXPONENTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.85, 1.0)
 # in tokens of the first evaluation; without any, a start less steep than a power law's looks like
 # an answer to what was tried first
-OFFSETS = (0.0, 0.25, 0.5, 1.0)
+OFFSETS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0, 1.5)
+COEFFICIENTS = 3
 LEAST = 6  # evaluations: the coefficients and two more
 
 
@@ -51,32 +59,37 @@ def response(
         return None
     times = np.asarray(tokens) / tokens[0]
     measured, given = np.asarray(values, float), np.asarray(exposures, float)
-    fits = []
-    for exponent, offset in itertools.product(EXPONENTS, OFFSETS):
-        shape = (times + offset) ** -exponent
-        steps = np.concatenate([[0.0], given[1:] * (shape[:-1] - shape[1:]) / exponent])
-        columns = [np.ones(n), shape, np.cumsum(steps)]
-
-        fits.append(_fit(np.stack(columns, axis=1), measured, 2))
-    least = min(misfit for misfit, _, _ in fits)
-    variance = max(noise**2, least / (n - (4 if n > LEAST + 1 else 3)), 1e-30)
-    trust = [math.exp(-(misfit - least) / (2 * variance)) for misfit, _, _ in fits]
-    shares = [part / math.fsum(trust) for part in trust]
-    paired = list(zip(shares, fits, strict=True))
-    slope = math.fsum(share * one for share, (_, one, _) in paired)
-    spread = math.fsum(s * (variance * unit + (one - slope) ** 2) for s, (_, one, unit) in paired)
+    shapes = [(exponent, offset) for exponent in EXPONENTS for offset in OFFSETS]
+    misfits, slopes, units = _fits(
+        np.stack([_design(times, given, *one) for one in shapes]), measured
+    )
+    least = float(misfits.min())
+    variance = max(noise**2, least / (n - COEFFICIENTS), 1e-30)
+    trust = np.exp(-(misfits - least) / (2 * variance))
+    shares = trust / trust.sum()
+    slope = float(shares @ slopes)
+    spread = float(shares @ (variance * units + (slopes - slope) ** 2))
     return Response(slope, math.sqrt(spread)) if math.isfinite(spread) else None
 
 
-def _fit(design: object, measured: object, place: int) -> tuple[float, float, float]:
-    """Misfit, the coefficient at ``place``, and its variance at unit noise."""
+def _design(times: Array, given: Array, exponent: float, offset: float) -> Array:
+    """Columns of a constant, the trend, and the exposure weighed by it; shape (n, 3)."""
     import numpy as np
 
-    matrix, values = np.asarray(design), np.asarray(measured)
-    q, r = np.linalg.qr(matrix)
-    if abs(np.diag(r)).min() < 1e-12:
-        return math.inf, 0.0, math.inf
-    inverse = np.linalg.inv(r)
-    found = inverse @ (q.T @ values)
-    misfit = float(((values - matrix @ found) ** 2).sum())
-    return misfit, float(found[place]), float((inverse[place] ** 2).sum())
+    shape = (times + offset) ** -exponent
+    steps = np.concatenate([[0.0], given[1:] * (shape[:-1] - shape[1:]) / exponent])
+    return np.stack([np.ones(len(times)), shape, np.cumsum(steps)], axis=1)
+
+
+def _fits(designs: Array, measured: Array) -> tuple[Array, Array, Array]:
+    """Of designs (G, n, 3): misfits, exposure coefficients, their variances at unit noise; (G,)."""
+    import numpy as np
+
+    q, r = np.linalg.qr(designs)
+    told = abs(np.diagonal(r, axis1=1, axis2=2)).min(axis=1) >= 1e-12
+    inverse = np.linalg.inv(np.where(told[:, None, None], r, np.eye(COEFFICIENTS)))
+    found = np.einsum("gij,gnj,n->gi", inverse, q, measured)
+    misfits = ((measured - np.einsum("gni,gi->gn", designs, found)) ** 2).sum(axis=1)
+    spreads = (inverse[:, -1] ** 2).sum(axis=1)
+    # a shape that can't tell the exposure from the trend has no say
+    return np.where(told, misfits, 1e30), found[:, -1], spreads

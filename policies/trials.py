@@ -75,15 +75,12 @@ def standing(rule: Intervention, observation: Observation) -> Standing:
     rounds = _rounds(rule, observation)
     if any(rule.name in _proven(one.fired) for one in rounds):
         return Standing("confirmed")
-    last: Standing | None = None
-    for place, one in enumerate(rounds):
-        last = _stands(trial, one, rounds[: place + 1], observation)
-        if last.state == "confirmed":
-            return last
-    if last is None:
+    if not rounds:
         have = len(observation.evaluations)
         few = f"{have} of the {trial.least} evaluations that a trend needs"
         return Standing("ready") if have >= trial.least else Standing("judging", few)
+    # an earlier round that had proven the rule would be named by the firings after it
+    last = _stands(trial, rounds[-1], rounds, observation)
     if last.state == "over" and len(rounds) < trial.times:
         return Standing("ready", last.text, told=False)
     return last
