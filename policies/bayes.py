@@ -30,6 +30,7 @@ from .protocol import Hold, Proposal
 Array = NDArray[np.float64]
 
 SAME = 1e-3  # total variation that isn't worth an order
+CLOSE = 0.01  # total variation that is gone back at once
 SURE = 1.0  # standard errors of the gain without which the centre is kept
 EARLY = 0.3  # part of the budget in which mixtures are tried
 
@@ -176,7 +177,9 @@ class Bayes:
             why = "no mixture is surely better"
         if change <= SAME:
             return Hold(f"bayes: inconclusive, {why}", facts, verdict="inconclusive")
-        weights = towards(at.current, at.centre, at.observation.limits.max_change)
+        # half of the way at a time: the evidence is looked at again before the rest
+        part = change / 2 if change > CLOSE else change
+        weights = towards(at.current, at.centre, min(part, at.observation.limits.max_change))
         return Proposal(at.named(weights), f"bayes: back to the centre, {why}", evidence=facts)
 
 

@@ -17,6 +17,8 @@ from .law_models import NULL, SHARED, Law, Link, remember, values
 
 ROUNDS = (20, 6)  # of the whole run's fit, and of a prefix's, which starts there
 SLIGHT = 0.05  # a gain in log posterior that ends a fit
+# the law that all others are held against: left short of its best, it would make them look right
+PATIENCE = {"power": (1, SLIGHT), "exponential": (1, SLIGHT), "none": (5, 1e-6)}
 HUBER = 3.0  # residuals beyond this many standard deviations pull no harder
 LOG_TOKENS = np.log(0.0025)  # c, a fortieth of the budget times a tenth
 
@@ -87,15 +89,16 @@ def _fit_link(course: Course, link: Link, laws: Sequence[Law], ends: Sequence[in
         start = _flat(first, 3)
         return _marquardt(link, (given, x, u), scored, certain, centre, wide, start, rounds)
 
+    longer = PATIENCE[link][0]
     nothing = np.zeros(prior[0].shape)
-    last, bend = fit(slice(-1, None), nothing[:, :1], ROUNDS[0])
+    last, bend = fit(slice(-1, None), nothing[:, :1], ROUNDS[0] * longer)
     whitened, hessian = (
         last.reshape(len(laws), 1, m, -1),
         bend.reshape(len(laws), 1, m, *bend.shape[1:]),
     )
     if len(ends) > 1:
         first = np.broadcast_to(whitened, nothing[:, :-1].shape)
-        mode, bend = fit(slice(0, -1), first, ROUNDS[1])
+        mode, bend = fit(slice(0, -1), first, ROUNDS[1] * longer)
         earlier = (len(laws), len(ends) - 1, m)
         whitened = np.concatenate([mode.reshape(*earlier, -1), whitened], axis=1)
         hessian = np.concatenate([bend.reshape(*earlier, *bend.shape[1:]), hessian], axis=1)
@@ -143,7 +146,7 @@ def _marquardt(
         given = (losses[going], trust[going], mean[going], scale[going], tried)
         new = _cost(link, (z[going], x, u), *given)
         gained = cost[going] - new[0]
-        better, done = going[gained > 0], (gained >= 0) & (gained < SLIGHT)
+        better, done = going[gained > 0], (gained >= 0) & (gained < PATIENCE[link][1])
         taken = gained > 0
         cost[better], gradient[better], hessian[better] = (part[taken] for part in new)
         whitened[better] = tried[taken]

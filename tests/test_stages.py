@@ -118,7 +118,9 @@ def test_an_intervention_holds_to_the_end_of_its_stage():
     assert by_tokens[15_000].weights == pytest.approx({"a": 0.6, "b": 0.4})
     assert by_tokens[40_000].weights == pytest.approx({"a": 0.1, "b": 0.9})
     # 0.4 at once: a declared stage isn't bound by max_change, and comes at its exact token
-    assert track.drawn["a"] == pytest.approx(10_000 * 0.5 + 10_000 * 0.6 + 20_000 * 0.1)
+    # the order of 5,000 tokens, the first, changes nothing but the plan; the move comes in force
+    # at 10,000 and the few tokens of the switching lead
+    assert track.drawn["a"] == pytest.approx(10_000 * 0.5 + 10_000 * 0.6 + 20_000 * 0.1, abs=2)
     assert [o.get("a") for o in track.orders()] == pytest.approx([0.5, 0.6])
 
 
