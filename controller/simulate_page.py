@@ -36,7 +36,8 @@ def page(report: Json, picture: Path) -> str:
     parts = [f"<h1>{_text(title)}</h1>", "<h2>Standings</h2>"]
     parts.append(_table(COLUMNS, standings_rows(report)))
     parts.append(
-        f"<p>Over {report['seeds']} seeds: median, in brackets its 95% bootstrap interval. "
+        f"<p>Over {report['seeds']} seed{'s' * (report['seeds'] != 1)}: "
+        "median, in brackets its 95% bootstrap interval. "
         "Gap closed: 0 is the mixture left as it started, 1 the best constant mixture under the "
         "cap on epochs. Regret: the loss above that one at the end.</p>"
     )

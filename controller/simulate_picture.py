@@ -64,6 +64,9 @@ def _column(axes: Sequence[Any], played: Played, world: str, policies: Sequence[
     axes[0].set_title(plain(world))
     name = "the best constant mixture" if against == "optimum_curve" else "the start kept"
     axes[0].set_ylabel(f"loss above {name}")
+    if all(abs(y) < 1e-9 for line in axes[0].lines for y in line.get_ydata()):
+        said = "in this world mixtures make no difference"
+        axes[0].text(0.5, 0.6, said, transform=axes[0].transAxes, ha="center", fontsize=9)
     axes[0].legend(fontsize=8, frameon=False)
     token_axis(axes[0], references[0]["control_curve"][-1][0])
 
