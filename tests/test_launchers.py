@@ -341,6 +341,7 @@ def start_all(scorer: Any, workers: int, checkpoint: Path) -> None:
         scorer.score(checkpoint)
 
 
+@pytest.mark.soak
 def test_ray_gives_the_same_scorecard_on_two_workers_and_one(
     ray_scorer: Any, alone: str, checkpoint: Path
 ) -> None:

@@ -276,9 +276,14 @@ def test_what_cannot_be_said_is_no_trouble(
     say("unheard")
 
 
-def test_every_sigterm_is_the_same_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_sigterm_is_the_same_wish(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     now = [100.0]
     monkeypatch.setattr("mixloop.trainer.train.time.monotonic", lambda: now[0])
+    # a shell starts what runs in its background with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with Stop() as stop:
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
