@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from mixloop.controller.approvals import ApprovalSection
 from mixloop.controller.errors import BadInput
 from mixloop.controller.option_files import resolve
 from mixloop.controller.search_settings import SearchSection
@@ -125,6 +126,7 @@ class RunConfig(Section):
         default_factory=dict, description="per benchmark: weight, target, max_drop"
     )
     guards: GuardSettings = Field(default_factory=GuardSettings)
+    approval: ApprovalSection = Field(default_factory=ApprovalSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
     trainer: TrainerSection = Field(default_factory=TrainerSection)
     controller: ControllerSection = Field(default_factory=ControllerSection)
@@ -142,6 +144,15 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _weights(self) -> RunConfig:
         self.start_weights(dict.fromkeys(self.sources, 1))
+        return self
+
+    @model_validator(mode="after")
+    def _approval_known(self) -> RunConfig:
+        for name in self.approval.sources:
+            if name not in self.sources:
+                close = difflib.get_close_matches(name, self.sources, n=1)
+                mend = f"did you mean '{close[0]}'?" if close else "name one of the sources"
+                raise ValueError(f"approval.sources.{name}: no such source; {mend}")
         return self
 
     @model_validator(mode="after")

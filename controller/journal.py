@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -61,17 +61,31 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_pending ON outbox(seq) WHERE done_at IS NULL;
 """
 
+_OPERATORS = """
+CREATE TABLE requests (
+  id TEXT PRIMARY KEY, verb TEXT NOT NULL, asked TEXT NOT NULL, by TEXT NOT NULL,
+  asked_at TEXT NOT NULL, taken_at TEXT NOT NULL, state TEXT NOT NULL
+    CHECK (state IN ('done', 'refused')), answer TEXT NOT NULL, decision TEXT);
+CREATE TABLE approvals (
+  decision TEXT PRIMARY KEY REFERENCES decisions(id), state TEXT NOT NULL CHECK (state IN
+    ('waiting', 'approved', 'rejected', 'superseded', 'expired')), why TEXT NOT NULL, by TEXT,
+  reason TEXT, at TEXT, made TEXT);
+"""
+
+_TABLES += _OPERATORS
+
 # what brings a journal of an earlier version up to the next one
 _UPGRADES = {
     1: "ALTER TABLE checkpoints ADD COLUMN drawn TEXT NOT NULL DEFAULT '{}';"
     "ALTER TABLE checkpoints ADD COLUMN losses TEXT NOT NULL DEFAULT '{}';",
+    2: _OPERATORS,
 }
 
 Row = dict[str, Any]
 
 _JSON_COLUMNS = frozenset(
     {"weights", "weights_before", "weights_proposed", "weights_after", "plan", "guards", "evidence"}
-    | {"scorecard", "payload", "detail", "drawn", "losses"}
+    | {"scorecard", "payload", "detail", "drawn", "losses", "asked"}
 )
 
 
@@ -237,6 +251,13 @@ class Journal:
         """The first column of the first row, or None."""
         found = self._db.execute(query, values).fetchone()
         return None if found is None else found[0]
+
+    @property
+    def knows_operators(self) -> bool:
+        """Whether the file has the tables of requests and approvals: one of an earlier version,
+        opened only to be read, has not."""
+        found = self.value("SELECT 1 FROM sqlite_master WHERE name = 'approvals'")
+        return found is not None
 
     # -- writing -----------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from mixloop.controller import approvals
 from mixloop.controller.children import Answer
 from mixloop.controller.config import RunConfig
 from mixloop.evals.scorecard import Scorecard
@@ -39,6 +40,7 @@ class Made:
 
     fields: Json
     order: Json | None = None
+    approval: str | None = None  # why a person has to approve it first
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ def decide(
     status: Any,
     last_intervention: int | None,
     generation: int,
+    pins: Weights | None = None,
+    overtaken: str = "",
 ) -> Made:
     """Guard the answer and name the verdict.
 
@@ -72,6 +76,8 @@ def decide(
         status: The trainer's newest heartbeat: the ledger's past is *now*, not the checkpoint's.
         last_intervention: Tokens at which the last intervention came into force, or None.
         generation: The number an order would get.
+        pins: Shares that a person holds fixed.
+        overtaken: Why the answer no longer counts (an operator acted meanwhile); empty if it does.
     """
     asked = _asked(answer, seen)
     before = dict(status.in_force.weights)
@@ -85,7 +91,10 @@ def decide(
             f"{asked.reason}; another mixture came into force meanwhile, decided anew next time"
         )
         return Made(_fields(asked, seen, before, before, [], verdict="superseded", reason=reason))
-    context = guard_context(seen, config, status, last_intervention)
+    if asked.proposed and overtaken:
+        reason = f"{asked.reason}; {overtaken}"
+        return Made(_fields(asked, seen, before, before, [], verdict="superseded", reason=reason))
+    context = replace(guard_context(seen, config, status, last_intervention), pins=pins or {})
     # A hold keeps what is in force *now*; what the policy saw may be over already.
     weights, plan = dict(context.weights), [(u, dict(w)) for u, w in context.plan]
     if asked.proposed:
@@ -99,7 +108,24 @@ def decide(
             vetoes=vetoes(seen, config.guards.significance),
         )
     result = apply_guards(weights, plan, context, guard_settings(config))
+    if result.verdict == "pass" and asked.proposed and not context.declared:
+        why = approvals.needed(config.approval, before, weights)
+        if why is not None:
+            return Made(_awaiting(asked, seen, before, result, plan, why), approval=why)
     return _guarded(asked, seen, before, result, generation, config.policy.use)
+
+
+def _awaiting(
+    asked: _Asked, seen: Observation, before: Weights, result: GuardResult, plan: Any, why: str
+) -> Json:
+    """The columns of a decision that waits for a person; its plan is the one asked for."""
+    reason = f"{asked.reason}; waits for approval: {why}"
+    notes = result.notes_json()
+    fields = _fields(
+        asked, seen, before, before, notes, verdict="awaiting-approval", reason=reason
+    )
+    fields["plan"] = [[until, dict(weights)] for until, weights in plan]
+    return fields
 
 
 def _from_then_on(asked: _Asked, tokens: int) -> tuple[dict[str, float], list[Any]]:

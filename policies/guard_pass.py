@@ -80,7 +80,7 @@ def bounds_of(
 ) -> dict[str, tuple[float, float]]:
     """What every hard guard together allows over the next ``length`` tokens.
 
-    A source without weight gets none, and has no floor, as one on standby; an exhausted source
+    A pinned source keeps its share as far as the ledger lets it. A source without weight gets none, and has no floor, as one on standby; an exhausted source
     loses its floor: the ledger is the harder limit.
     """
     left = headroom(context.sources, drawn, settings.max_epochs)
@@ -91,6 +91,8 @@ def bounds_of(
         if length > 0:
             most = min(most, left[name] / length)
         low = settings.floor if live and not source.standby else 0.0
+        if name in context.pins:
+            low = most = min(context.pins[name], most)
         bounds[name] = (min(low, most), most)
     return bounds
 

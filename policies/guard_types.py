@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -64,7 +64,7 @@ class GuardContext:
     in advance; ``operator``: an order of a person. ``phase`` is the learning rate's. ``claims`` are
     what the proposal rests on, ``tests`` how many such findings were looked for. ``vetoes`` speak
     against any change but one that goes back. ``loss_ratio``: the training loss over its recent
-    median, None where that isn't known.
+    median, None where that isn't known. ``pins``: shares that a person holds fixed.
     """
 
     sources: Mapping[str, GuardSource]
@@ -83,6 +83,7 @@ class GuardContext:
     tests: int = 0
     vetoes: tuple[Veto, ...] = ()
     loss_ratio: float | None = None
+    pins: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from math import fsum
 
 from .guard_pass import SAME, Pass, Stop, bounds_of, first_length, named, same_plan
 from .guard_types import GuardContext, GuardNote, GuardResult, GuardSettings
-from .guards_hard import epoch_ledger, floor_and_cap, horizon, recheck, simplex
+from .guards_hard import epoch_ledger, floor_and_cap, horizon, pins, recheck, simplex
 from .guards_soft import soft_guards
 from .ledger import GuardSource, Stretch, epochs, project
 from .mixtures import total_variation
@@ -54,6 +54,7 @@ def apply_guards(
     going = Pass(context, settings, named(weights, context), stretches)
     try:
         simplex(going)
+        pins(going)
         soft_guards(going)
         requested = going.weights
         floor_and_cap(going)

@@ -1,4 +1,4 @@
-"""Hard guards: simplex and names, floor and cap, epoch ledger. Nothing may break them.
+"""Hard guards: simplex and names, pins, floor and cap, epoch ledger. Nothing may break them.
 
 Their bounds are cumulative, so what leaves the last one satisfies all of them.
 """
@@ -56,12 +56,37 @@ def _plan_problem(going: Pass) -> str:
     return ""
 
 
+def pins(going: Pass) -> None:
+    """Shares that a person holds fixed; the other sources share the rest in proportion."""
+    held = going.context.pins
+    if not held:
+        return
+    going.plan = [(until, _pinned(weights, held)) for until, weights in going.plan]
+    weights = _pinned(going.weights, held)
+    if total_variation(weights, going.weights) > SAME:
+        shown = ", ".join(f"{name} at {share:g}" for name, share in held.items())
+        going.change("pins", weights, f"{shown}: {moves(going.weights, weights)}")
+    else:
+        going.note("pins", "passed", f"{len(held)} pinned shares are kept")
+
+
+def _pinned(weights: Mapping[str, float], held: Mapping[str, float]) -> dict[str, float]:
+    free = {name: weight for name, weight in weights.items() if name not in held}
+    rest, total = 1 - fsum(held.values()), fsum(free.values())
+    if rest > SAME and total <= 0:  # only pinned sources had weight: the others share evenly
+        free, total = dict.fromkeys(free, 1.0), float(len(free))
+    scaled = {name: weight * rest / total if total else 0.0 for name, weight in free.items()}
+    return {name: held.get(name, scaled.get(name, 0.0)) for name in weights}
+
+
 def floor_and_cap(going: Pass) -> None:
     context, floor, cap = going.context, going.settings.floor, going.settings.cap
     length = first_length(context, going.plan)
     hard = bounds_of(going.weights, context, going.settings, context.drawn, length)
     # the floors as the ledger leaves them, or the two would push a scarce source to and fro
-    bounds = {name: (low, cap) for name, (low, _) in hard.items()}
+    bounds = {
+        name: (low, low if name in context.pins else cap) for name, (low, _) in hard.items()
+    }
     if within(going.weights, bounds):
         going.note("floor and cap", "passed", f"every share from {floor:g} to {cap:g}")
         return
