@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mixloop.controller import policies_command
+from mixloop.controller import operators_command, policies_command
 from mixloop.controller.errors import BadInput
 from mixloop.controller.search_command import search
 
@@ -435,6 +435,7 @@ def demo(
     raise SystemExit(run_demo(directory, control=control_only, seed=seed, budget=budget))
 
 
+operators_command.add_to(app)
 app.add_typer(policies_command.app, name="policies")
 
 

@@ -25,6 +25,7 @@ from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost, Journal, timestamp
+from mixloop.controller.operations import Operations
 from mixloop.controller.planning import Planner
 from mixloop.controller.reconcile import Action, World, next_action
 from mixloop.evals.scorecard import Scorecard
@@ -60,6 +61,7 @@ class Running:
     child: Child
     observation: Any
     started_ms: int
+    newest: int  # generation of the newest order when it was asked
 
 
 @dataclass
@@ -101,6 +103,9 @@ class Controller:
         self.running: Running | None = None
         self._beaten = self._closed_at = -1e9
         self._eyes = sight.Eyes(self.paths, self.journal, self.config)
+        self.operations = Operations(
+            self.paths, self.journal, self.config, self._eyes, self.sizes, self.initial
+        )
         self._holds: frozenset[int] | None = None
         self._busy = False  # what failed once may fail at the second step of the same thing
         records.start(self.journal, self.config.run.id, self._params(), self.initial)
@@ -215,6 +220,7 @@ class Controller:
             outbox=outbox,
             draining=self.tracking.child is not None,
             drain_due=now >= self.tracking.not_before,
+            operations=self.operations,
             drain_failed=self.tracking.failures > 0 and now - self._closed_at > patience,
         )
 
@@ -332,6 +338,22 @@ class Controller:
         for generation, reason in world.newly_rejected.items():
             self.say(f"the trainer refused generation {generation}: {reason}")
 
+    # -- operators ---------------------------------------------------------------------------
+
+    def _do_take_request(self, world: World) -> None:
+        path = self.operations.next_request()
+        if path is None:
+            return
+        said = self.operations.take(path)
+        self.tracking.not_before = min(self.tracking.not_before, self.clock())
+        if said:
+            self.say(said)
+
+    def _do_expire(self, world: World) -> None:
+        row = self.operations.ended()
+        if row is not None:
+            self.say(self.operations.expire(row))
+
     # -- checkpoints and their scores --------------------------------------------------------
 
     def _do_record_checkpoint(self, world: World) -> None:
@@ -445,7 +467,17 @@ class Controller:
             timeout=self.config.policy.timeout,
             clock=self.clock,
         )
-        self.running = Running(child, seen, records.now_ms())
+        self.running = Running(child, seen, records.now_ms(), self._newest())
+
+    def _newest(self) -> int:
+        return int(self.journal.value("SELECT COALESCE(MAX(generation), 0) FROM orders"))
+
+    def _overtaken(self, running: Running) -> str:
+        if self.operations.paused:
+            return "an operator paused decisions meanwhile"
+        if self._newest() > running.newest:
+            return "another order was given meanwhile"
+        return ""
 
     def _note_steering(self, seen: Observation) -> None:
         """Before the decision that it bears on; a repeat after a crash finds nothing new."""
@@ -469,6 +501,9 @@ class Controller:
             status=self._eyes.status,
             last_intervention=self._eyes.last_applied_tokens(),
             generation=self._eyes.next_generation(),
+            pins=self.operations.pins,
+            overtaken=self._overtaken(running),
+            forced=self.operations.forced,
         )
         scored = running.observation.evaluations[-1]
         fields = made.fields | {
@@ -489,6 +524,7 @@ class Controller:
             scores=propose.scores(scored),
             started_ms=running.started_ms,
             seen=running.observation,
+            approval=made.approval,
         )
         self.say(f"{name} {fields['verdict']}: {fields['reason']}")
 
@@ -498,15 +534,7 @@ class Controller:
         records.curves(self.journal, self._eyes.take_curves())
 
     def _do_drain(self, world: World) -> None:
-        uri = str(self.config.tracking.uri)
-        local = uri.startswith("sqlite:")
-        request = {
-            "journal": str(self.paths.journal),
-            "uri": uri,
-            "experiment": self.config.tracking.experiment,
-            "uid": self.uid,
-            "artifacts": str(self.paths.dir / "mlartifacts") if local else None,
-        }
+        request = drain_request(self.config, self.paths, self.uid)
         self.tracking.child = Child(
             "mixloop.controller.drain",
             argument=json.dumps(request),
@@ -521,6 +549,18 @@ class Controller:
         self._closed_at = self.clock()
         self.tracking.not_before = 0.0
         self.say("the run has ended and every checkpoint is scored")
+
+
+def drain_request(config: RunConfig, paths: RunPaths, uid: str) -> dict[str, Any]:
+    """What the drain's child has to know."""
+    uri = str(config.tracking.uri)
+    return {
+        "journal": str(paths.journal),
+        "uri": uri,
+        "experiment": config.tracking.experiment,
+        "uid": uid,
+        "artifacts": str(paths.dir / "mlartifacts") if uri.startswith("sqlite:") else None,
+    }
 
 
 def _quietly(say: Callable[[str], None]) -> Callable[[str], None]:

@@ -16,6 +16,8 @@ from typing import Any
 from mixloop.controller import observe
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import Journal, JournalError, Row
+from mixloop.controller.operations import paused, pins
+from mixloop.controller.requests import waiting as waiting_requests
 from mixloop.trainer.contract import RunPaths, Status, read_status
 
 Json = dict[str, Any]
@@ -54,9 +56,10 @@ def history(journal: Journal) -> list[Json]:
     scored = observe.evaluations(journal)
     orders = {row["generation"]: row for row in journal.rows("SELECT * FROM orders")}
     changes = steering(journal)
+    approvals = _approvals(journal)
     return [
         _entry(row, orders.get(row["generation"]), scored)
-        | {"steering": _in_force(changes, row["step"])}
+        | {"steering": _in_force(changes, row["step"]), "approval": approvals.get(row["id"])}
         for row in journal.rows("SELECT * FROM decisions ORDER BY seq")
     ]
 
@@ -76,6 +79,27 @@ def _entry(row: Row, order: Row | None, scored: Any) -> Json:
     entry["scored_at"], entry["decided_at"] = row["scored_at"], row["decided_at"]
     entry["applied_at"] = order["applied_at"] if order else None
     return entry
+
+
+def _approvals(journal: Journal) -> dict[str, Json]:
+    """What became of the decisions that waited for a person."""
+    if not journal.knows_operators:
+        return {}
+    return {row.pop("decision"): row for row in journal.rows("SELECT * FROM approvals")}
+
+
+def operators(paths: RunPaths, journal: Journal | None) -> Json:
+    """What people asked for: ``paused``, ``pins``, decisions that wait for approval, and how many
+    requests no controller has taken yet."""
+    known = journal is not None and journal.knows_operators
+    found: Json = {"paused": False, "pins": {}, "awaiting": []}
+    if journal is not None and known:
+        rows = journal.rows(
+            "SELECT d.id, d.tokens, a.why FROM approvals a JOIN decisions d ON d.id = a.decision "
+            "WHERE a.state = 'waiting' ORDER BY d.seq"
+        )
+        found = {"paused": paused(journal), "pins": pins(journal), "awaiting": rows}
+    return found | {"requests": len(waiting_requests(paths.requests))}
 
 
 def steering(journal: Journal) -> list[Json]:
@@ -171,8 +195,9 @@ def status(paths: RunPaths, journal: Journal | None) -> Json:
         "benchmarks": _latest(journal),
         "steering": steering_at(journal, 2**62) if journal is not None else {},
         "pending": _pending(beat, journal),
+        "operators": operators(paths, journal),
         "tracking": _tracking(journal),
-        "controller": _controller(journal),
+        "controller": controller(journal),
     }
 
 
@@ -301,7 +326,8 @@ def _tracking(journal: Journal | None) -> Json:
     }
 
 
-def _controller(journal: Journal | None) -> Json | None:
+def controller(journal: Journal | None) -> Json | None:
+    """Who holds the run; ``alive`` is None where that can't be known from this machine."""
     if journal is None:
         return None
     lease = journal.row("SELECT fence, holder, counter, started_at FROM lease")

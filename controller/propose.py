@@ -66,6 +66,7 @@ def decide(
     generation: int,
     pins: Weights | None = None,
     overtaken: str = "",
+    forced: bool = False,
 ) -> Made:
     """Guard the answer and name the verdict.
 
@@ -78,6 +79,8 @@ def decide(
         generation: The number an order would get.
         pins: Shares that a person holds fixed.
         overtaken: Why the answer no longer counts (an operator acted meanwhile); empty if it does.
+        forced: The mixture in force is one that a person forced past the hard guards: a hold
+            keeps it, only a proposal ends it.
     """
     asked = _asked(answer, seen)
     before = dict(status.in_force.weights)
@@ -94,6 +97,10 @@ def decide(
     if asked.proposed and overtaken:
         reason = f"{asked.reason}; {overtaken}"
         return Made(_fields(asked, seen, before, before, [], verdict="superseded", reason=reason))
+    if forced and not asked.proposed:
+        said = "a person forced the mixture in force past the hard guards; it is kept"
+        note = {"guard": "operator", "action": "flagged", "detail": said}
+        return Made(_fields(asked, seen, before, before, [note]))
     context = replace(guard_context(seen, config, status, last_intervention), pins=pins or {})
     # A hold keeps what is in force *now*; what the policy saw may be over already.
     weights, plan = dict(context.weights), [(u, dict(w)) for u, w in context.plan]
@@ -121,9 +128,7 @@ def _awaiting(
     """The columns of a decision that waits for a person; its plan is the one asked for."""
     reason = f"{asked.reason}; waits for approval: {why}"
     notes = result.notes_json()
-    fields = _fields(
-        asked, seen, before, before, notes, verdict="awaiting-approval", reason=reason
-    )
+    fields = _fields(asked, seen, before, before, notes, verdict="awaiting-approval", reason=reason)
     fields["plan"] = [[until, dict(weights)] for until, weights in plan]
     return fields
 

@@ -40,6 +40,9 @@ class World:
     # orders the trainer has begun to consume, or refused, that the journal does not know of
     newly_applied: tuple[Applied, ...] = ()
     newly_rejected: Mapping[int, str] = field(default_factory=dict)
+    # operators
+    requested: bool = False  # a request waits to be taken
+    overdue: bool = False  # a proposal waits for an approval that came too late
     # checkpoints
     unrecorded: tuple[str, ...] = ()  # folder names, oldest first
     to_score: int | None = None  # step of the next checkpoint to score
@@ -70,6 +73,8 @@ class Action(Enum):
     PUBLISH = "publish"
     ACKNOWLEDGE = "acknowledge"
     NOTE_REJECTION = "note-rejection"
+    TAKE_REQUEST = "take-request"
+    EXPIRE = "expire"
     RECORD_CHECKPOINT = "record-checkpoint"
     TAKE_SCORES = "take-scores"
     TAKE_TRIAL = "take-trial"
@@ -88,7 +93,8 @@ def next_action(world: World) -> Action:  # noqa: PLR0911 - a priority list read
     """The most urgent thing to do.
 
     The order is the order of harm: a wrong shared file first, then facts that must not be lost,
-    then work, then the view in MLflow, which must never delay any of it.
+    then what a person asked for, then work, then the view in MLflow, which must never delay any
+    of it.
     """
     if (urgent := _shared_file(world)) is not None:
         return urgent
@@ -96,6 +102,10 @@ def next_action(world: World) -> Action:  # noqa: PLR0911 - a priority list read
         return Action.ACKNOWLEDGE
     if world.newly_rejected:
         return Action.NOTE_REJECTION
+    if world.requested:
+        return Action.TAKE_REQUEST
+    if world.overdue:
+        return Action.EXPIRE
     if world.unrecorded:
         return Action.RECORD_CHECKPOINT
     if world.scored:

@@ -15,7 +15,9 @@ from typing import Any
 
 from mixloop.controller import tracking
 from mixloop.controller.journal import Journal, add_event, dumps, insert, timestamp
+from mixloop.controller.operate import Reply
 from mixloop.controller.reconcile import Applied
+from mixloop.controller.requests import Request
 from mixloop.controller.steering import Steering
 from mixloop.policies import Observation
 
@@ -148,24 +150,128 @@ def decision(
     scores: Json,
     started_ms: int,
     seen: Observation | None = None,
+    approval: str | None = None,
 ) -> str:
     """A decision, and with it the order it asks for (intent before effect). Returns its id.
 
     Of what a policy had seen, the trainer's state is kept too: nothing else tells it later, and a
-    back-test needs it.
+    back-test needs it. ``approval``: why a person has to approve it first. One that asks for a
+    change supersedes an earlier one that still waits for approval.
     """
     with journal.transaction() as tx:
-        last = tx.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()[0]
-        name = f"d-{last + 1:06d}"
-        row = {**fields, "id": name, "fence": journal.fence, "decided_at": timestamp()}
-        row["generation"] = order["generation"] if order else None
-        insert(tx, "decisions", **row)
-        if order:
-            insert(tx, "orders", **order, decision=name, issued_at=timestamp())
+        name = _insert_decision(tx, journal, fields, order)
+        row = {**fields, "id": name, "generation": order["generation"] if order else None}
+        if order or approval is not None:
+            _supersede(tx, name)
+        if approval is not None:
+            insert(tx, "approvals", decision=name, state="waiting", why=approval)
         if seen is not None:
             add_event(tx, journal.fence or 0, "observed", {"decision": name, **observed(seen)})
         enqueue(tx, [tracking.decision_entry(row, scores, started_ms, now_ms())])
     return name
+
+
+def _insert_decision(
+    tx: sqlite3.Connection, journal: Journal, fields: Json, order: Json | None
+) -> str:
+    last = tx.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()[0]
+    name = f"d-{last + 1:06d}"
+    row = {**fields, "id": name, "fence": journal.fence, "decided_at": timestamp()}
+    row["generation"] = order["generation"] if order else None
+    insert(tx, "decisions", **row)
+    if order:
+        insert(tx, "orders", **order, decision=name, issued_at=timestamp())
+    return name
+
+
+def _supersede(tx: sqlite3.Connection, by: str) -> None:
+    tx.execute(
+        "UPDATE approvals SET state = 'superseded', reason = ?, at = ?, made = ? "
+        "WHERE state = 'waiting'",
+        (f"{by} came after it", timestamp(), by),
+    )
+
+
+def resolve(journal: Journal, decision_id: str, state: str, *, reason: str) -> None:
+    """An approval ends without anybody's word."""
+    with journal.transaction() as tx:
+        tx.execute(
+            "UPDATE approvals SET state = ?, reason = ?, at = ? "
+            "WHERE decision = ? AND state = 'waiting'",
+            (state, reason, timestamp(), decision_id),
+        )
+        add_event(tx, journal.fence or 0, "approval", {"decision": decision_id, "state": state})
+        enqueue(tx, [tracking.approval_entry(decision_id, state, None)])
+
+
+def operated(
+    journal: Journal,
+    request: Request,
+    reply: Reply,
+    fields: Json | None,
+    order: Json | None,
+    *,
+    scores: Json,
+) -> str | None:
+    """A request was dealt with: it, its answer and all that it does, at once.
+
+    Returns:
+        The id of the decision it made, if it made one.
+    """
+    name: str | None = None
+    asked = {
+        "weights": dict(request.weights),
+        "sources": list(request.sources),
+        "decision": request.decision,
+        "reason": request.reason,
+        "force": request.force,
+    }
+    answer: Json = {"text": reply.text}
+    if reply.nearest is not None:
+        answer["nearest"] = reply.nearest
+    with journal.transaction() as tx:
+        if fields is not None:
+            name = _insert_decision(tx, journal, fields, order)
+            row = {**fields, "id": name, "generation": order["generation"] if order else None}
+            enqueue(tx, [tracking.decision_entry(row, scores, now_ms(), now_ms())])
+        insert(
+            tx,
+            "requests",
+            id=request.id,
+            verb=request.verb,
+            asked=asked,
+            by=request.by,
+            asked_at=request.at,
+            taken_at=timestamp(),
+            state="done" if reply.done else "refused",
+            answer=dumps(answer),
+            decision=name,
+        )
+        if reply.approval is not None:
+            _resolve(tx, request, reply.approval, name)
+        if order is not None:
+            _supersede(tx, name or "")
+        _keep(tx, "pins", reply.pins)
+        _keep(tx, "paused", reply.paused)
+        detail = {"verb": request.verb, "by": request.by, "answer": reply.text, "decision": name}
+        add_event(tx, journal.fence or 0, "request", detail)
+    return name
+
+
+def _resolve(tx: sqlite3.Connection, request: Request, state: str, made: str | None) -> None:
+    wanted = request.decision
+    wanted = f"d-{int(wanted):06d}" if wanted.isdecimal() else wanted
+    tx.execute(
+        "UPDATE approvals SET state = ?, by = ?, reason = ?, at = ?, made = ? "
+        "WHERE decision = ? AND state = 'waiting'",
+        (state, request.by, request.reason, timestamp(), made, wanted),
+    )
+    enqueue(tx, [tracking.approval_entry(wanted, state, request.by)])
+
+
+def _keep(tx: sqlite3.Connection, key: str, value: object) -> None:
+    if value is not None:
+        tx.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, dumps(value)))
 
 
 def observed(seen: Observation) -> Json:

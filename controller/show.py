@@ -120,7 +120,7 @@ def history_table(entries: Iterable[Json]) -> Table:
             entry["id"],
             str(entry["step"]),
             tokens(entry["tokens"]),
-            cell(entry["verdict"]),
+            cell(_verdict(entry)),
             cell(entry["policy"]),
             cell(moves(entry["weights_before"], entry["weights_after"])),
             cell(entry["reason"]),
@@ -129,6 +129,14 @@ def history_table(entries: Iterable[Json]) -> Table:
         headlines = {n: one for n, one in entry["steering"].items() if one["since"] is not None}
         made.caption = cell(f"Steered: {steering(headlines)}") if headlines else None
     return made
+
+
+def _verdict(entry: Json) -> str:
+    """The verdict; of one that waited for a person, also what became of it."""
+    approval = entry.get("approval")
+    if approval is None or approval["state"] == "waiting":
+        return str(entry["verdict"])
+    return f"{entry['verdict']}: {approval['state']}"
 
 
 def steering(chosen: Json) -> str:
@@ -165,9 +173,19 @@ def explain_lines(entry: Json) -> list[str]:
         for note in entry["guards"]
     ] or ["  none asked: nothing was proposed"]
     lines += ["", f"Applied      {_applied(entry)}"]
+    if entry.get("approval") is not None:
+        lines.append(f"Approval     {_approval(entry['approval'])}")
     found = outcome_lines(entry["outcome"])
     lines += [f"Outcome      {line}" for line in found]
     return lines
+
+
+def _approval(found: Json) -> str:
+    parts = [found["state"]]
+    parts += [f"by {clean(found['by'])}"] if found["by"] else []
+    parts += [f"in {found['made']}"] if found["made"] else []
+    parts += [f"({clean(found['reason'] or found['why'])})"]
+    return " ".join(parts)
 
 
 def _applied(entry: Json) -> str:
@@ -232,6 +250,7 @@ def status_lines(found: Json) -> list[str]:
     if found["steering"]:
         lines.append(f"Steered    {steering(found['steering'])}")
     lines += _pending_lines(found["pending"])
+    lines += _operator_lines(found["operators"])
     tracking = found["tracking"]
     lines.append(f"MLflow     {tracking['sent']} entries sent, {tracking['waiting']} waiting")
     if tracking["last_error"]:
@@ -265,6 +284,19 @@ def _pending_lines(pending: Json) -> list[str]:
     if pending["switch"]:
         lines.append(f"Pending    switch at sample {pending['switch']['sample']:,}")
     return lines + [f"Pending    scoring the checkpoint at step {s}" for s in pending["scoring"]]
+
+
+def _operator_lines(found: Json) -> list[str]:
+    lines = ["Paused     nothing is decided until `mixloop resume`"] if found["paused"] else []
+    if found["pins"]:
+        lines.append(f"Pinned     {mixture(found['pins'])}")
+    lines += [
+        f"Approval   {one['id']} waits for `mixloop approve` or `reject`: {clean(one['why'])}"
+        for one in found["awaiting"]
+    ]
+    if found["requests"]:
+        lines.append(f"Requests   {found['requests']} not taken by a controller yet")
+    return lines
 
 
 def _number(value: float | None) -> str:

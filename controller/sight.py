@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
@@ -27,6 +27,9 @@ from mixloop.trainer.contract import (
     read_status,
 )
 from mixloop.trainer.files import NotRegularError, read_regular
+
+if TYPE_CHECKING:
+    from mixloop.controller.operations import Operations
 
 Json = dict[str, Any]
 
@@ -111,9 +114,10 @@ class Eyes:
         self.stranger = ""
         self._curves_at = -1
 
-    def look(self, **children: Any) -> World:
+    def look(self, operations: Operations, **children: Any) -> World:
         """The world now; ``children`` are the facts about child processes."""
         self.status = read_status(self._paths.status) or self.status
+        decides = self.status is not None and not operations.paused
         newest = self._newest_order()
         finished = self._finished()
         to_score, waiting = self._to_score(finished)
@@ -126,7 +130,9 @@ class Eyes:
             newly_rejected=self._newly_rejected(),
             unrecorded=unrecorded,
             to_score=None if children["scoring"] else to_score,
-            to_decide=self._to_decide() if self.status is not None else None,
+            requested=operations.next_request() is not None,
+            overdue=operations.ended() is not None,
+            to_decide=self._to_decide() if decides else None,
             finished=finished and idle and not waiting,
             status_changed=self._curves_due(),
             closed=self._closed(),

@@ -169,6 +169,12 @@ def decision_entry(decision: Json, scores: Json, start_ms: int, end_ms: int) -> 
     return Entry(f"decision:{decision['id']}", "trace", payload)
 
 
+def approval_entry(decision: str, state: str, by: str | None) -> Entry:
+    """A decision that waited for a person: what became of it, as tags on its trace."""
+    tags = {"approval": state} | ({"approval.by": by} if by else {})
+    return Entry(f"approval:{decision}", "trace_tags", {"id": decision, "tags": tags})
+
+
 def outcome_entry(decision: str, step: int, outcome: Mapping[str, Json]) -> Entry:
     """What the benchmarks did after an intervention, as tags on its trace."""
     tags = {

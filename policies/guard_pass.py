@@ -80,8 +80,9 @@ def bounds_of(
 ) -> dict[str, tuple[float, float]]:
     """What every hard guard together allows over the next ``length`` tokens.
 
-    A pinned source keeps its share as far as the ledger lets it. A source without weight gets none, and has no floor, as one on standby; an exhausted source
-    loses its floor: the ledger is the harder limit.
+    A pinned source keeps its share as far as the ledger lets it. A source without weight gets
+    none, and has no floor, as one on standby; an exhausted source loses its floor: the ledger is
+    the harder limit.
     """
     left = headroom(context.sources, drawn, settings.max_epochs)
     bounds = {}

@@ -84,9 +84,7 @@ def floor_and_cap(going: Pass) -> None:
     length = first_length(context, going.plan)
     hard = bounds_of(going.weights, context, going.settings, context.drawn, length)
     # the floors as the ledger leaves them, or the two would push a scarce source to and fro
-    bounds = {
-        name: (low, low if name in context.pins else cap) for name, (low, _) in hard.items()
-    }
+    bounds = {name: (low, low if name in context.pins else cap) for name, (low, _) in hard.items()}
     if within(going.weights, bounds):
         going.note("floor and cap", "passed", f"every share from {floor:g} to {cap:g}")
         return

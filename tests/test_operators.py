@@ -1,0 +1,384 @@
+"""What people tell the controller, through the real command, files, journal and guards."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from mixloop.controller import daemon, requests
+from mixloop.controller import history as views
+from mixloop.controller.cli import app
+from mixloop.controller.config import load_config
+from mixloop.controller.errors import BadInput
+from mixloop.controller.journal import Journal
+from mixloop.controller.operate import completed
+from mixloop.trainer.contract import RunPaths, read_schedule
+
+SUPPORT = Path(__file__).parent / "support" / "kill_controller.py"
+_spec = importlib.util.spec_from_file_location("kill_controller", SUPPORT)
+assert _spec is not None
+assert _spec.loader is not None
+played = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(played)
+
+POLICY = '''
+from mixloop.policies import Hold, Proposal
+
+
+class Sway:
+    """Moves a tenth to and fro, so that every decision asks for something."""
+
+    def decide(self, observation):
+        if not observation.in_force:
+            return Hold("waiting for the last order")
+        now = observation.weights["code"]
+        code = now + 0.1 if now < 0.25 else now - 0.1
+        rest = 1 - code
+        return Proposal({"web": rest * 0.8, "maths": rest * 0.2, "code": code}, f"code {code:.2f}")
+'''
+
+
+def write_store(folder: Path, tokens: int = 10_000) -> None:
+    folder.mkdir(parents=True)
+    (folder / "tokens.bin").write_bytes(b"\0\0" * tokens)
+    header = {"schema": "mixloop/store/1", "tokens": tokens, "documents": 1, "dtype": "uint16"}
+    header |= {"vocab_size": 65536, "tokenizer": "t", "fingerprint": "f", "eos_id": 0}
+    (folder / "store.json").write_text(json.dumps(header))
+
+
+def make_run(folder: Path, **changed: Any) -> Path:
+    weights = {"web": 0.72, "code": 0.1, "maths": 0.18}
+    for name in weights:
+        write_store(folder / name)
+    (folder / "sway.py").write_text(POLICY)
+    data: dict[str, Any] = {
+        "run": {"id": "r", "dir": "run"},
+        "budget": 24_000,
+        "sources": {name: {"path": name, "weight": share} for name, share in weights.items()},
+        "evals": {"benchmarks": {"gsm8k": {"data": "packages"}}},
+        "policy": {"use": "./sway.py:Sway"},
+        "guards": {"max_change": 0.2, "max_epochs": None},
+        "tracking": {"enabled": False},
+        "controller": {"poll": 0.001},
+        "trainer": {"sequence_length": 10, "micro_batch": 8, "poll_every": 2},
+        **changed,
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+class Run:
+    """A controller and the trainer of files beside it, one step at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        config = load_config(path)
+        self.paths = RunPaths(config.run.dir)
+        self.trainer = played.FileTrainer(config)
+        self.trainer.advance()
+        self.said: list[str] = []
+        self.controller = daemon.Controller(config, path.parent, self.said.append)
+        self.journal = self.controller.journal
+
+    def settle(self, limit: int = 4000) -> None:
+        """Until there is nothing to do but wait for the trainer."""
+        for _ in range(limit):
+            busy = self.controller.running is not None or self.controller.scoring is not None
+            self.controller.step()
+            if not self.controller._busy and not busy:
+                return
+        raise AssertionError(f"never at rest: {self.said[-5:]}")
+
+    def train(self, looks: int) -> None:
+        for _ in range(looks):
+            self.trainer.advance()
+            self.settle()
+
+    def tell(self, *command: str) -> Any:
+        """A command, and what the controller makes of it."""
+        told = CliRunner().invoke(app, [*command[:1], str(self.path), *command[1:], "--wait", "0"])
+        self.settle()
+        return told
+
+    def answer(self) -> dict[str, Any]:
+        row = self.journal.row("SELECT * FROM requests ORDER BY taken_at DESC, rowid DESC LIMIT 1")
+        assert row is not None
+        return {**row, "answer": json.loads(row["answer"])}
+
+    def history(self) -> list[dict[str, Any]]:
+        return views.history(self.journal)
+
+    def in_force(self) -> dict[str, float]:
+        status = self.controller._eyes.status
+        assert status is not None
+        return dict(status.in_force.weights)
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setattr(daemon, "Evaluator", played.QuickEvaluator)
+    with contextlib.ExitStack() as stack:
+
+        def start(**changed: Any) -> Run:
+            run = Run(make_run(tmp_path, **changed))
+            stack.callback(run.controller.close)
+            return run
+
+        yield start
+
+
+def test_set_orders_a_mixture_that_the_trainer_applies(play: Any) -> None:
+    run = play(policy={"use": "static"})
+    run.train(1)
+    told = run.tell("set", "code=0.3", "--reason", "more code")
+    assert told.exit_code == 0
+    run.train(4)
+    assert run.in_force() == pytest.approx({"web": 0.56, "code": 0.3, "maths": 0.14}, abs=1e-6)
+    (entry,) = [e for e in run.history() if e["asked_by"] == "operator"]
+    assert entry["verdict"] == "intervene"
+    assert entry["applied_step"] is not None
+    assert "more code" in entry["reason"]
+    assert entry["evidence"]["operator"]["by"] == requests.who()
+    skipped = [n for n in entry["guards"] if n["guard"] == "trust region"]
+    assert "skipped for an operator's order" in skipped[0]["detail"]
+    assert len(list((run.paths.requests / "taken").iterdir())) == 1
+    assert requests.waiting(run.paths.requests) == []
+
+
+def test_what_hard_guards_refuse_names_the_nearest_and_can_be_forced(play: Any) -> None:
+    guards = {"max_change": 0.2, "max_epochs": None, "cap": 0.8}
+    run = play(policy={"use": "static"}, guards=guards)
+    run.train(1)
+    run.tell("set", "web=0.9", "code=0.05", "maths=0.05")
+    refused = run.answer()
+    assert refused["state"] == "refused"
+    assert refused["answer"]["nearest"] == pytest.approx({"web": 0.8, "code": 0.1, "maths": 0.1})
+    assert run.history()[-1]["verdict"] == "refused"
+    run.tell("set", "web=0.9", "code=0.05", "maths=0.05", "--force")
+    run.train(4)
+    assert run.in_force()["web"] == pytest.approx(0.9, abs=1e-6)
+    forced = [e for e in run.history() if "forced past the hard guards" in e["reason"]]
+    assert len(forced) == 1
+    run.train(6)
+    assert run.in_force()["web"] == pytest.approx(0.9, abs=1e-6), "a hold must not undo it"
+
+
+def test_paused_runs_score_and_decide_nothing(play: Any) -> None:
+    run = play()
+    run.tell("pause", "--reason", "a holiday")
+    run.train(9)
+    scored = run.journal.value("SELECT COUNT(*) FROM evaluations WHERE state = 'scored'")
+    assert scored == 2
+    assert run.history() == []
+    assert views.status(run.paths, run.journal)["operators"]["paused"] is True
+    run.tell("resume")
+    run.settle()
+    assert [e["step"] for e in run.history()] == [40], "the newest is decided on, and it alone"
+
+
+def test_pinned_sources_keep_their_share_whatever_the_policy_wants(play: Any) -> None:
+    run = play()
+    run.train(1)
+    run.tell("pin", "maths=0.25")
+    run.train(20)
+    made = [e for e in run.history() if e["asked_by"] == "policy" and e["verdict"] == "intervene"]
+    assert len(made) >= 2
+    assert all(e["weights_after"]["maths"] == pytest.approx(0.25) for e in made)
+    assert all(e["weights_proposed"]["maths"] != pytest.approx(0.25) for e in made)
+    run.tell("set", "maths=0.1")
+    assert "pinned" in run.answer()["answer"]["text"]
+    run.tell("unpin", "maths")
+    assert run.answer()["state"] == "done"
+    assert views.status(run.paths, run.journal)["operators"]["pins"] == {}
+
+
+def test_a_large_change_waits_for_a_person(play: Any) -> None:
+    run = play(approval={"above": 0.05})
+    run.train(4)
+    (first,) = run.history()
+    assert first["verdict"] == "awaiting-approval"
+    assert first["approval"]["state"] == "waiting"
+    assert first["generation"] is None
+    run.tell("approve", first["id"], "--reason", "looks right")
+    run.train(4)
+    by_person = next(e for e in run.history() if e["asked_by"] == "operator")
+    assert by_person["applied_step"] is not None
+    assert by_person["weights_after"] == pytest.approx(first["weights_proposed"], abs=1e-6)
+    again = next(e for e in run.history() if e["id"] == first["id"])
+    assert again["approval"]["state"] == "approved"
+    assert again["approval"]["made"] == by_person["id"]
+    run.tell("approve", first["id"])
+    assert "approved already" in run.answer()["answer"]["text"]
+
+
+def test_an_approval_after_another_order_is_superseded(play: Any) -> None:
+    run = play(approval={"above": 0.05})
+    run.train(4)
+    (first,) = run.history()
+    run.tell("set", "code=0.15")
+    run.tell("approve", first["id"])
+    assert run.answer()["state"] == "refused"
+    entry = next(e for e in run.history() if e["id"] == first["id"])
+    assert entry["approval"]["state"] == "superseded"
+
+
+def test_rejected_and_unanswered_proposals_hold_the_mixture(play: Any) -> None:
+    run = play(approval={"sources": {"code": 0.05}, "timeout": 400})
+    before = run.in_force() if run.controller._eyes.status else None
+    run.train(4)
+    run.tell("reject", "1")
+    run.train(8)
+    states = [e["approval"]["state"] for e in run.history() if e["approval"]]
+    assert states[0] == "rejected"
+    assert "expired" in states
+    assert before is None or run.in_force() == before
+    assert run.journal.value("SELECT COUNT(*) FROM orders") == 0
+
+
+def test_rollback_restores_the_mixture_before_a_decision(play: Any) -> None:
+    run = play()
+    run.train(8)
+    changed = next(e for e in run.history() if e["applied_step"] is not None)
+    run.tell("pause")
+    run.tell("rollback", changed["id"])
+    run.train(4)
+    assert run.in_force() == pytest.approx(changed["weights_before"], abs=1e-6)
+    ledger = views.status(run.paths, run.journal)["ledger"]
+    assert sum(one["tokens"] for one in ledger.values()) > 0
+    run.tell("rollback", "d-000999")
+    assert "no decision is called" in run.answer()["answer"]["text"]
+
+
+def test_requests_wait_for_a_controller_and_are_taken_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "Evaluator", played.QuickEvaluator)
+    path = make_run(tmp_path, policy={"use": "static"})
+    config = load_config(path)
+    trainer = played.FileTrainer(config)
+    trainer.advance()
+    told = CliRunner().invoke(app, ["set", str(path), "code=0.3", "--wait", "0"])
+    assert told.exit_code == 0
+    assert "no controller runs here" in told.output
+    (file,) = requests.waiting(RunPaths(config.run.dir).requests)
+    copy = file.read_bytes()
+    run = Run(path)
+    try:
+        run.settle()
+        assert run.answer()["state"] == "done"
+        file.write_bytes(copy)  # the rename was lost in a crash
+        run.settle()
+        assert run.journal.value("SELECT COUNT(*) FROM requests") == 1
+        assert run.journal.value("SELECT COUNT(*) FROM orders") == 1
+    finally:
+        run.controller.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b'{"schema": "mixloop/request/1"}',
+        b'{"schema": "mixloop/request/1", "id": "r-000000000000", "verb": "rm -rf"}',
+        b'{"schema": "mixloop/request/1", "id": "r-000000000000", "verb": "set", '
+        b'"weights": {"web": 2}}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
+)
+def test_rubbish_in_the_requests_is_put_aside_and_told(play: Any, body: bytes) -> None:
+    run = play(policy={"use": "static"})
+    run.paths.requests.mkdir()
+    (run.paths.requests / f"{1:013d}-r-{0:012x}.json").write_bytes(body)
+    run.settle()
+    assert requests.waiting(run.paths.requests) == []
+    assert len(list((run.paths.requests / "refused").iterdir())) == 1
+    assert run.journal.value("SELECT COUNT(*) FROM events WHERE kind = 'request-refused'") == 1
+
+
+def test_a_strangers_request_is_refused(tmp_path: Path) -> None:
+    path = requests.submit(tmp_path / "requests", requests.new_request("pause", "now"))
+    with pytest.raises(requests.RequestError, match="may not steer"):
+        requests.read(path, frozenset({os.getuid() + 1}))
+    link = path.with_name(f"{2:013d}-r-{0:012x}.json")
+    link.symlink_to(path)
+    with pytest.raises(OSError, match="symbolic link"):
+        requests.read(link, frozenset({os.getuid()}))
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (["set", "cod=0.3"], "did you mean"),
+        (["set", "code=1.3"], "share from 0 to 1"),
+        (["set", "code=0.6", "web=0.6"], "more than 1"),
+        (["pin", "code"], "SOURCE=SHARE"),
+        (["set", "code=0.1", "code=0.2"], "given twice"),
+    ],
+)
+def test_bad_commands_are_refused_before_they_are_written(
+    play: Any, command: list[str], complaint: str
+) -> None:
+    run = play(policy={"use": "static"})
+    told = CliRunner().invoke(app, [command[0], str(run.path), *command[1:]])
+    assert isinstance(told.exception, BadInput)
+    assert complaint in str(told.exception)
+    assert requests.waiting(run.paths.requests) == []
+
+
+def test_the_exported_schedule_is_a_policy_another_run_can_follow(play: Any) -> None:
+    run = play(policy={"use": "static"})
+    run.train(1)
+    run.tell("set", "code=0.3")
+    run.train(5)
+    told = CliRunner().invoke(app, ["export", str(run.path), "--scale", "240k"])
+    assert told.exit_code == 0, told.output
+    section = yaml.safe_load(told.output)["policy"]
+    stages = section["with"]["stages"]
+    assert [round(stage["weights"]["code"], 6) for stage in stages] == [0.1, 0.3]
+    segment = read_schedule(run.paths.schedule).segments[1]
+    assert stages[0]["until"] == segment.sample * 10 * 10
+    other = run.path.parent / "other.yaml"
+    data = yaml.safe_load(run.path.read_text()) | {"policy": section, "budget": 240_000}
+    other.write_text(yaml.safe_dump(data))
+    from mixloop.policies import load_policy
+
+    config = load_config(other)
+    load_policy(config.policy.use, config.policy.options)
+
+
+def test_a_journal_of_the_version_before_is_read_and_brought_up(play: Any, tmp_path: Path) -> None:
+    run = play(policy={"use": "static"})
+    run.train(4)
+    old = tmp_path / "old.db"
+    old.write_bytes(run.paths.journal.read_bytes())
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(old)) as db:
+        db.executescript("DROP TABLE requests; DROP TABLE approvals; PRAGMA user_version=2;")
+    with contextlib.closing(Journal(old)) as journal:
+        assert not journal.knows_operators
+        assert views.history(journal)[0]["approval"] is None
+    with contextlib.closing(Journal(old, create=True)) as journal:
+        assert journal.knows_operators
+
+
+def test_shares_not_named_share_the_rest() -> None:
+    now = {"a": 0.5, "b": 0.3, "c": 0.2}
+    assert completed({"a": 0.0}, now, now)[0] == pytest.approx({"a": 0.0, "b": 0.6, "c": 0.4})
+    assert completed({"a": 0.4, "b": 0.6}, now, now)[0] == pytest.approx(
+        {"a": 0.4, "b": 0.6, "c": 0}
+    )
+    assert completed({"a": 0.5}, {"a": 1.0}, ["a", "b"])[0] is None
+    assert completed({"a": 0.9, "b": 0.2}, now, now)[0] is None
