@@ -352,8 +352,8 @@ def test_a_second_pass_changes_nothing(world):
     second = apply_guards(first.weights, (), declared, limits)
     assert (second.verdict, second.weights) == ("pass", first.weights)
     assert not any(entry.action == "changed" for entry in second.notes)
-    near = total_variation(first.weights, context.weights) <= limits.max_change
-    if near:
+    change = total_variation(first.weights, context.weights)
+    if limits.dead_band <= change <= limits.max_change:
         plain = dataclasses.replace(context, declared=False)
         assert apply_guards(first.weights, (), plain, limits).weights == first.weights
 
