@@ -168,17 +168,19 @@ class _Problem:
         """The mixture, and the loss it is predicted to have per benchmark."""
         import numpy as np
 
+        from .olmix_plan import best_mixture
+
         names = list(self.most)
         laws = [self._law(benchmark, names) for benchmark in self.scored]
         start = np.array([self.start[name] for name in names])
-        found = _minimise(
-            [law.coefficients for law in laws],
-            self.importance,
+        found = best_mixture(
+            np.array([law.coefficients for law in laws]),
+            np.array(self.importance),
             start / start.sum(),
-            [self.most[name] for name in names],
+            np.array([self.most[name] for name in names]),
             self.kl,
         )
-        target = dict.fromkeys(self.start, 0.0) | dict(zip(names, found, strict=True))
+        target = dict.fromkeys(self.start, 0.0) | dict(zip(names, map(float, found), strict=True))
         mixture = np.array([found])
         predicted = {
             benchmark: float(law.mean(mixture)[0])
@@ -203,45 +205,3 @@ def _began(observation: Observation) -> Mapping[str, float]:
     if observation.decisions and observation.decisions[0].weights_before:
         return observation.decisions[0].weights_before
     return in_force(observation)
-
-
-def _minimise(
-    laws: Sequence[Any], importance: Sequence[float], start: Any, most: Sequence[float], kl: float
-) -> list[float]:
-    """argmin over the capped simplex of ``sum_b i_b exp(A_b p) + kl KL(p, start)``, convex."""
-    import numpy as np
-    from scipy import optimize
-
-    minimize: Any = optimize.minimize
-    matrix, share, high = np.array(laws), np.array(importance), np.array(most)
-
-    def cost(mixture: Any) -> tuple[float, Any]:
-        grown = share * np.exp(matrix @ mixture)
-        ratio = np.log(np.maximum(mixture, 1e-12) / start)
-        value = grown.sum() + kl * (np.maximum(mixture, 0) * ratio).sum()
-        return float(value), grown @ matrix + kl * (ratio + 1)
-
-    found = minimize(
-        cost,
-        _legal(start, high),
-        jac=True,
-        method="SLSQP",
-        bounds=[(0.0, float(top)) for top in high],
-        constraints=[{"type": "eq", "fun": lambda p: p.sum() - 1, "jac": np.ones_like}],
-        options={"maxiter": 300, "ftol": 1e-10},
-    )
-    return [float(weight) for weight in _legal(np.clip(found.x, 0, high), high)]
-
-
-def _legal(mixture: Any, most: Any) -> Any:
-    """The nearest mixture within the caps."""
-    import numpy as np
-
-    from .waterfill import water_fill
-
-    # water-filling never wakes a source of nothing; here every one may take the excess
-    shares = {str(i): float(w) for i, w in enumerate(np.maximum(mixture, 1e-12))}
-    total = math.fsum(shares.values())
-    bounds = {str(i): (0.0, float(top)) for i, top in enumerate(most)}
-    filled = water_fill({name: w / total for name, w in shares.items()}, bounds)
-    return mixture if filled is None else np.array(list(filled.values()))

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize
 
 from mixloop.controller.config import load_config
 from mixloop.controller.errors import BadInput
 from mixloop.controller.simulation import simulate, uniform_start, virtual_config
 from mixloop.policies import Hold, Observation, PolicyError, Proposal, Source, load_policy
+from mixloop.policies.olmix_plan import best_mixture, filled
 from mixloop.policies.surrogate_law import fit_log_linear
 from mixloop.policies.worlds import Exponential, Power
 from mixloop.policies.worlds.proxies import proxies, swarm
@@ -158,3 +162,45 @@ def test_proxies_are_a_function_of_the_seed() -> None:
     world = Power(k=3, seed=1)
     assert proxies(world, 4, 7) == proxies(world, 4, 7)
     assert proxies(world, 4, 7) != proxies(world, 4, 8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), k=st.integers(2, 30), count=st.integers(1, 5))
+def test_the_dual_finds_what_a_general_solver_finds(seed: int, k: int, count: int) -> None:
+    """Against SciPy's SLSQP from the start mixture, with caps that bind."""
+    drawing = np.random.default_rng(seed)
+    laws = drawing.normal(-1, 2, (count, k))
+    importance = drawing.dirichlet(np.ones(count))
+    start = drawing.dirichlet(np.full(k, 2.0)) + 1e-3
+    start /= start.sum()
+    most = np.minimum(1.0, drawing.uniform(0.5, 4, k) * start)
+    most *= max(1.0, 1.05 / most.sum())
+    kl = float(10 ** drawing.uniform(-3, 0))
+
+    def cost(mixture: np.ndarray) -> float:
+        ratio = np.log(np.maximum(mixture, 1e-12) / start)
+        return float(importance @ np.exp(laws @ mixture) + kl * (mixture @ ratio))
+
+    found = best_mixture(laws, importance, start, most, kl)
+    assert found.sum() == pytest.approx(1, abs=1e-12)
+    assert (found >= 0).all()
+    assert (found <= most + 1e-12).all()
+    other = optimize.minimize(
+        cost,
+        filled(np.log(start), most),
+        method="SLSQP",
+        bounds=[(0.0, float(top)) for top in most],
+        constraints=[{"type": "eq", "fun": lambda p: p.sum() - 1}],
+        options={"maxiter": 500, "ftol": 1e-12},
+    )
+    legal = filled(np.log(np.maximum(other.x, 1e-12)), most)
+    assert cost(found) <= cost(legal) + 1e-9 * max(1.0, abs(cost(legal)))
+    near = filled(np.log(np.maximum(found + 1e-3 * drawing.normal(size=k), 1e-12)), most)
+    assert cost(found) <= cost(near) + 1e-12
+
+
+def test_a_benchmark_that_counts_nothing_is_left_out() -> None:
+    laws, start = np.array([[1.0, -1.0], [-1.0, 1.0]]), np.array([0.5, 0.5])
+    found = best_mixture(laws, np.array([1.0, 0.0]), start, np.ones(2), 0.05)
+    assert found[1] > 0.9
+    assert best_mixture(laws, np.zeros(2), start, np.ones(2), 0.05) == pytest.approx(start)
