@@ -1,10 +1,11 @@
 """``bayes``: Bayesian optimisation of the mixture inside the run, one trial per segment.
 
 Every call rebuilds what is believed from the run's history: there is no state beside it. The first
-few segments try mixtures around the centre where a Gaussian process knows least (``bayes_fit``);
-from then on the mixture with the best posterior mean for the rest of the budget is approached,
-never the best one observed. Where the evidence that mixtures matter is weak, the mixture goes back
-to the centre and the verdict is ``inconclusive``.
+few segments try mixtures around the centre from which a Gaussian process learns most
+(``bayes_fit``); from then on the mixture with the best posterior mean for the rest of the budget is
+approached, never the best one observed, and only as far as its gain is sure. Where the evidence
+that mixtures matter is weak, the mixture goes back to the centre and the verdict is
+``inconclusive``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .bayes_explore import Region, next_trial
 from .bayes_fit import fit
 from .bayes_history import History, read_history
 from .bayes_options import BayesOptions
-from .bayes_plan import Best, Outlook, best_mixture, confine, towards
+from .bayes_plan import Best, Outlook, best_mixture, confine, shrunk, towards
 from .bayes_prior import expected_slopes
 from .mixtures import check_names, in_force, total_variation
 from .observation import Observation
@@ -31,7 +32,6 @@ Array = NDArray[np.float64]
 
 SAME = 1e-3  # total variation that isn't worth an order
 CLOSE = 0.01  # total variation that is gone back at once
-SURE = 1.0  # standard errors of the gain without which the centre is kept
 EARLY = 0.3  # part of the budget in which mixtures are tried
 
 
@@ -139,7 +139,7 @@ class Bayes:
 
     def _explore(self, at: _Situation, outlook: Outlook | None) -> Proposal:
         weights = self._trial(at, outlook)
-        reason = f"bayes: trial {at.history.trials + 1}, where the model knows least"
+        reason = f"bayes: trial {at.history.trials + 1}, where the model learns most"
         return Proposal(at.named(weights), reason, evidence=_evidence("explore"))
 
     def _trial(self, at: _Situation, outlook: Outlook | None) -> Array:
@@ -159,8 +159,10 @@ class Bayes:
         best = best_mixture(outlook, self.options.caution, self.options.trust, at.current)
         found = outlook.beliefs.evidence
         facts = _evidence("exploit", log_bayes_factor=found, gain=best.gain, stderr=best.stderr)
-        if found < self.options.evidence or best.gain <= SURE * best.stderr:
+        if found < self.options.evidence or best.gain <= best.stderr:
             return self._back(at, facts)
+        best = shrunk(outlook, best)
+        facts |= {"gain": best.gain, "stderr": best.stderr}
         weights = towards(at.current, best.weights, at.observation.limits.max_change)
         if total_variation(at.named(weights), at.named(at.current)) <= SAME:
             return Hold(f"bayes: the best mixture is in force, {_worth(best)}", facts)

@@ -13,7 +13,6 @@ from .bayes_plan import Outlook, confine, towards
 Array = NDArray[np.float64]
 
 CANDIDATES = 256
-BOLD = 6.0  # standard errors added to what is expected of a trial: it is there to learn
 SLACK = 1.5  # a trial lasts one segment: it may pass what the rest of the budget could hold
 
 
@@ -44,15 +43,28 @@ class Region:
 def next_trial(
     drawing: np.random.Generator, region: Region, history: History, outlook: Outlook | None
 ) -> Array:
-    """The candidate with the greatest upper confidence bound on the gain of one segment.
+    """The candidate whose score leaves the least doubt about all slopes together.
 
-    (Srinivas et al. 2010, arXiv 0912.3995.) Without any beliefs, the one farthest from what was
-    consumed so far.
+    (A-optimal Bayesian design, Chaloner & Verdinelli 1995, one trial ahead.) What a trial is
+    expected to gain doesn't count: a bound on the gain goes on raising the few sources that look
+    good and leaves others untried, whose worth is then a guess. Without any beliefs, the candidate
+    farthest from what was consumed so far.
     """
     candidates = region.candidates(drawing)
-    consumed = history.drawn / max(float(history.drawn.sum()), 1e-9)
-    moved = candidates - consumed
+    total = float(history.drawn.sum())
+    moved = candidates - history.drawn / max(total, 1e-9)
     if outlook is None:
         return np.asarray(candidates[np.argmax((moved**2).sum(axis=1))])
-    error = np.sqrt(np.einsum("ni,ij,nj->n", moved, outlook.doubt, moved))
-    return np.asarray(candidates[np.argmax(BOLD * error - moved @ outlook.slope)])
+    moved = moved / (total + 1)  # by one segment more
+    pull = moved @ outlook.doubt
+    # shares sum to 1: what all slopes have in common is of no matter
+    apart = pull - pull.mean(axis=1, keepdims=True)
+    variance = (pull * moved).sum(axis=1) + _noise(history)
+    return np.asarray(candidates[np.argmax((apart**2).sum(axis=1) / variance)])
+
+
+def _noise(history: History) -> float:
+    """Variance of the objective's difference between two evaluations."""
+    parts = np.array([series.weight for series in history.series])
+    noise = np.array([np.mean(series.noise**2) for series in history.series])
+    return float(2 * (parts / parts.sum()) ** 2 @ noise)

@@ -87,9 +87,8 @@ class BayesOptions(OptionsModel):
     """Options of ``Bayes``.
 
     ``explore`` None: two more than there are sources, at most fourteen. ``proposals`` says who
-    picks the mixtures to try: ``bound`` (where the model's own upper confidence bound is greatest)
-    or ``optuna`` (its GPSampler; imports torch). ``standby``: whether sources on standby may be
-    used.
+    picks the mixtures to try: ``design`` (those from which the model learns most) or ``optuna``
+    (its GPSampler; imports torch). ``standby``: whether sources on standby may be used.
     """
 
     explore: Annotated[int, Field(ge=0)] | None = None
@@ -97,6 +96,6 @@ class BayesOptions(OptionsModel):
     trust: Annotated[float, Field(gt=0, le=1)] = 0.4
     caution: Annotated[float, Field(ge=0)] = 1.0
     evidence: float = 3.0
-    proposals: Literal["bound", "optuna"] = "bound"
+    proposals: Literal["design", "optuna"] = "design"
     standby: bool = False
     prior: Prior = Prior()

@@ -2,7 +2,8 @@
 
 The objective of a mixture w is the expected mean loss at the end of the budget if w is held from
 now on, plus ``caution`` standard errors of its difference to holding the centre. It is minimised
-over the simplex within the caps by exponentiated gradient (Kivinen & Warmuth 1997).
+over the simplex within the caps by exponentiated gradient (Kivinen & Warmuth 1997). The best of
+many mixtures owes part of its gain to luck: the way there is shrunk by how little it is sure of.
 """
 
 from __future__ import annotations
@@ -120,8 +121,21 @@ def best_mixture(outlook: Outlook, caution: float, trust: float, begin: Array) -
         return value + caution * error, (gradient + caution * pull) * outlook.fresh(weights)
 
     weights = _descend(cost, begin, outlook.most)
-    weights = towards(outlook.centre, weights, trust)
-    moved = outlook.ahead(weights)
+    return _gain(outlook, towards(outlook.centre, weights, trust))
+
+
+def shrunk(outlook: Outlook, best: Best) -> Best:
+    """As much of the way from the centre as the gain is sure of: ``1 - (stderr / gain)^2``, none
+    at a standard error or less.
+
+    The positive part of a shrinkage estimator (James & Stein 1961), with the gain for the signal.
+    """
+    part = 1 - (best.stderr / best.gain) ** 2 if best.gain > best.stderr else 0.0
+    return _gain(outlook, outlook.centre + part * (best.weights - outlook.centre))
+
+
+def _gain(outlook: Outlook, weights: Array) -> Best:
+    base, moved = outlook.ahead(outlook.centre), outlook.ahead(weights)
     gain = outlook.loss(base)[0] - outlook.loss(moved)[0]
     return Best(weights, gain, _error(outlook, moved - base)[0])
 

@@ -24,6 +24,9 @@ from mixloop.policies import (
     Source,
     load_policy,
 )
+from mixloop.policies.bayes_fit import Beliefs
+from mixloop.policies.bayes_history import read_history
+from mixloop.policies.bayes_plan import Outlook, best_mixture, shrunk
 from mixloop.policies.simplex import Kind, decode, dimensions, encode
 from mixloop.policies.worlds import Dilution, Exponential, Flat, Power
 
@@ -116,34 +119,54 @@ def run(world: Power, ref: str = "bayes", guards: Mapping[str, float] | None = N
 
 @pytest.mark.parametrize("family", [Power, Exponential, Dilution])
 def test_it_closes_more_of_the_gap_than_random_mixtures(family: type[Power]) -> None:
-    world = family(seed=101, segments=20)
-    uniform = run(world, "static").final
-    world.reset(101)
-    best = float(world.final(np.array([list(world.optimum().values())]))[0])
-    gaps = []
-    for ref in ("bayes", RANDOM):
-        world.reset(101)
-        gaps.append((uniform - run(world, ref).final) / (uniform - best))
-    assert gaps[0] > 0.2
-    assert gaps[0] > gaps[1] + 0.1
+    found = []
+    for seed in (101, 102, 103):
+        world = family(seed=seed, segments=20)
+        best = float(world.final(np.array([list(world.optimum().values())]))[0])
+        uniform = run(world, "static").final
+        gaps = []
+        for ref in ("bayes", RANDOM):
+            world.reset(seed)
+            gaps.append((uniform - run(world, ref).final) / (uniform - best))
+        found.append(gaps)
+    assert float(np.median([own for own, _ in found])) > 0.3
+    for own, by_chance in found:
+        assert own > 0
+        assert own > by_chance + 0.1
 
 
 def test_it_goes_where_the_losses_fall() -> None:
-    assert aim(decide(observe({"x": 1.5, "y": 1.0})))["a"] > 0.65
+    assert aim(decide(observe({"x": 1.5, "y": 1.0})))["a"] > 0.6
     assert aim(decide(observe({"x": -1.5, "y": -1.0})))["a"] < 0.1
+
+
+@pytest.mark.parametrize("doubt", [0.05, 0.3, 0.6, 0.9, 2.0])
+def test_it_goes_as_far_as_the_gain_is_sure(doubt: float) -> None:
+    seen = read_history(observe({"x": 1.5}))
+    one, centre, shares = np.ones(1), np.full(3, 1 / 3), seen.shares[-1]
+    slope, spread = np.array([[-1.0, 0.0, 0.0]]), doubt**2 * np.eye(3)[None]
+    beliefs = Beliefs(np.zeros(1, int), one, 0.5 * one, 0 * one, slope, spread, 99.0)
+    outlook = Outlook(seen, beliefs, 28.0, np.ones(3), centre, shares)
+    best = best_mixture(outlook, 0.0, 0.4, centre)
+    kept = shrunk(outlook, best)
+    part = max(0.0, 1 - (best.stderr / best.gain) ** 2) if best.gain > 0 else 0.0
+    assert kept.weights - centre == pytest.approx(part * (best.weights - centre), abs=1e-12)
+    assert (part > 0.9) == (doubt == 0.05)
+    assert (part == 0) == (doubt >= 0.9)
+    assert kept.gain >= part * best.gain - 1e-9  # the first steps gain most
 
 
 def test_the_objectives_weights_decide_between_benchmarks() -> None:
     torn = {"x": 1.5, "y": -1.5}
     for_x = {"x": Goal(weight=3), "y": Goal(weight=0.1)}
     for_y = {"x": Goal(weight=0.1), "y": Goal(weight=3)}
-    assert aim(decide(observe(torn, objective=for_x)))["a"] > 0.42
+    assert aim(decide(observe(torn, objective=for_x)))["a"] > 0.38
     assert aim(decide(observe(torn, objective=for_y)))["a"] < 0.2
 
 
 def test_watched_benchmarks_never_steer() -> None:
     seen = observe({"x": 1.5, "y": -9.0})
-    assert aim(decide(seen.model_copy(update={"steering": {"x": ""}, "watch": ("y",)})))["a"] > 0.55
+    assert aim(decide(seen.model_copy(update={"steering": {"x": ""}, "watch": ("y",)})))["a"] > 0.45
 
 
 def test_the_direction_is_the_metrics_not_the_names() -> None:
@@ -267,7 +290,7 @@ def test_points_of_a_search_tell_which_source_helps_before_the_run_does() -> Non
     options = {"explore": 0, "evidence": -9}
     told = aim(decide(seen, prior={"points": points, "schema": "mixloop/prior/1"}, **options))
     doubted = decide(seen, prior={"points": points, "strength": 0.0}, **options)
-    assert told["a"] > 0.38
+    assert told["a"] > 0.36
     assert doubted == decide(seen, **options)
     assert isinstance(doubted, Hold) or doubted.weights["a"] < told["a"] - 0.03
 
@@ -304,7 +327,7 @@ def test_missing_and_broken_scores_are_passed_over() -> None:
     broken[5] = broken[5].model_copy(update={"benchmarks": {}})
     y = broken[7].benchmarks["y"].metrics["bits_per_byte"].value
     broken[7] = broken[7].model_copy(update={"benchmarks": {"y": scored(y, None)}})
-    assert aim(decide(seen.model_copy(update={"evaluations": tuple(broken)})))["a"] > 0.65
+    assert aim(decide(seen.model_copy(update={"evaluations": tuple(broken)})))["a"] > 0.55
 
 
 def test_without_standard_errors_the_scatter_stands_for_them() -> None:
@@ -350,7 +373,7 @@ def test_sources_come_and_go_and_stand_by() -> None:
     reply = decide(changed)
     assert isinstance(reply, Proposal)
     assert reply.weights["e"] == 0
-    assert aim(reply)["a"] > 0.65
+    assert aim(reply)["a"] > 0.55
     early = observe({"x": 1.5}, count=2).model_copy(update={"sources": sources})
     tried = decide(early, standby=True, radius=1)
     assert isinstance(tried, Proposal)
@@ -369,6 +392,16 @@ def test_every_trial_lies_near_the_centre_and_they_differ() -> None:
     for weights in explored:
         assert sum(abs(weights[n] - start[n]) for n in start) / 2 <= 0.35 + 1e-6
     assert all(one != other for one, other in pairwise(explored))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_trials_raise_every_source(seed: int) -> None:
+    world = Dilution(k=12, seed=seed)
+    moments = run(world).moments
+    start = moments[0].weights
+    tried = [moment.weights for moment in moments[1:13]]
+    for name in start:
+        assert max(weights[name] for weights in tried) > 1.5 * start[name]
 
 
 # --- the simplex as a box ---------------------------------------------------------------------
