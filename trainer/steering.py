@@ -73,11 +73,12 @@ class Steering:
         self.job = plan.job
         self.peers = peers
         self.quantum = plan.quantum
+        self.incarnation = start.incarnation
         self.position = Position(plan.step, plan.sample)
         self.known = {(switch.sample, switch.generation) for switch in start.switches}
         self.lead: Lead | None = None
         begun = [switch for switch in start.switches if switch.sample <= plan.sample]
-        self.in_force: Switch | None = begun[-1] if begun else None
+        self.begun = deque(begun, maxlen=4)  # enough to say what was in force a step ago
         self.ahead = deque(start.switches[len(begun) :])
         self._paths = RunPaths(plan.job.dir)
 
@@ -138,13 +139,18 @@ class Steering:
         weights = dict(zip(self.job.sources, switch.weights, strict=True))
         return Segment(switch.sample, weights, self.quantum)
 
+    @property
+    def in_force(self) -> Switch:
+        """The switch whose samples are being handed out."""
+        return self.begun[-1]
+
     def begins(self, end: int) -> list[Switch]:
         """The switches not yet told whose first sample lies below `end`, oldest first."""
-        begun = []
+        fresh = []
         while self.ahead and self.ahead[0].sample < end:
-            self.in_force = self.ahead.popleft()
-            begun.append(self.in_force)
-        return begun
+            fresh.append(self.ahead.popleft())
+        self.begun.extend(fresh)
+        return fresh
 
     def advance(self, samples: int) -> Switch | None:
         """One step more; on rank 0 the switch that this brought into force, if any."""
