@@ -26,7 +26,7 @@ from mixloop.trainer.contract import (
 )
 from mixloop.trainer.hotreload import Switch
 from mixloop.trainer.job import Job, JobError
-from mixloop.trainer.lr import WarmupStableDecay
+from mixloop.trainer.lr import learning_rate_of
 from mixloop.trainer.order import Segment, quantise
 from mixloop.trainer.store import Store, open_stores
 
@@ -276,7 +276,7 @@ def check_job(job: Job, rewind: bool = False) -> Plan:
         JobError: one line naming the key and the mend.
     """
     stores = open_stores(job)
-    WarmupStableDecay.of(job)
+    learning_rate_of(job)
     if job.tokenizer is not None:
         from mixloop.trainer.tokenizer import inspect_tokenizer
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mixloop.trainer import checkpoint
-from mixloop.trainer.contract import RunPaths, ScheduleWriter, read_holds
+from mixloop.trainer.contract import FileEntry, Manifest, RunPaths, ScheduleWriter, read_holds
 from mixloop.trainer.feed import Batch, Feed
+from mixloop.trainer.health import Watch
 from mixloop.trainer.incarnation import Plan, Start
 from mixloop.trainer.narrator import Moment
 from mixloop.trainer.steering import Steering
@@ -19,7 +20,11 @@ from mixloop.trainer.store import Store
 from mixloop.trainer.voice import say
 
 if TYPE_CHECKING:
-    from mixloop.trainer.train import Trainer
+    from mixloop.trainer.learner import Trainer
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row whose gradient was not finite; the message is for a person."""
 
 
 class Session:
@@ -43,6 +48,11 @@ class Session:
         self._saved = plan.step if plan.parent else -1
         self._loss: float | None = None
         self._logged = plan.step
+        settings = plan.job.settings
+        self.watch = Watch(settings.spike_threshold, settings.spike_window)
+        self._watched = plan.step
+        self._switched: set[int] = set()
+        self._limit = settings.nan_limit if settings.on_nan == "skip" else 1
 
     @property
     def spent(self) -> bool:
@@ -68,15 +78,19 @@ class Session:
         start = self.position.sample * self.length
         self._trainer.step(batch, start, start + quantum * self.length)
         switch = self.steering.advance(quantum)
+        if self.steering.begins(self.position.sample):
+            self._switched.add(self.position.step)
         if switch is not None:
             say(f"step {switch.step}: the mixture of generation {switch.generation} is in force")
         return batch
 
     def report(self, finished: bool = False) -> None:
         """Gather losses from all ranks; rank 0 has the status written. Collective."""
+        self._look()
         sums, counts = self._trainer.totals.take(self.peers)
         if counts.sum():
-            self._loss = float(sums.sum() / counts.sum())
+            mean = float(sums.sum() / counts.sum())
+            self._loss = mean if math.isfinite(mean) else None
         if self.steering.lead is None:
             return
         names = list(self.job.sources)
@@ -91,6 +105,36 @@ class Session:
                 f"lr {status.lr:.3g} {status.tokens_per_second or 0:,.0f} tokens/s"
             )
 
+    def _look(self) -> None:
+        """Take in the steps since the last look. Collective, and the same on every rank."""
+        for loss, skipped in self._trainer.recent():
+            self._watched += 1
+            if self._watched in self._switched:
+                self.watch.forget()
+            note = self.watch.add(self._watched, float(loss), bool(skipped))
+            if note is not None and self.peers.rank == 0:
+                say(note)
+        self._switched.clear()
+
+    def check(self) -> None:
+        """Raise, on every rank, once there is no point in going on.
+
+        Raises:
+            Diverged: as many steps in a row as are tolerated were without a finite gradient.
+        """
+        if not self._broken:
+            return
+        saved = f"the checkpoint of step {self._saved} is" if self._saved >= 0 else "none is"
+        raise Diverged(
+            f"step {self.position.step}: {self.watch.streak} gradients in a row were not finite, "
+            f"nan_limit is {self._limit}; no checkpoint is made now, {saved} the newest of this "
+            "run. Resume from it with a lower learning_rate or grad_clip, or look at the data"
+        )
+
+    @property
+    def _broken(self) -> bool:
+        return self.watch.streak >= self._limit
+
     def _moment(self, losses: Mapping[str, float], finished: bool = False) -> Moment:
         tokens = self.position.sample * self.length
         before = max(0, tokens - self._feed.layout.quantum * self.length)
@@ -103,8 +147,10 @@ class Session:
             phase=schedule.phase(tokens),
             loss=self._loss,
             grad_norm=grad_norm if math.isfinite(grad_norm) else None,
-            losses=losses,
+            losses={name: loss for name, loss in losses.items() if math.isfinite(loss)},
             finished=finished,
+            health=self.watch.health,
+            system=self._trainer.meter.read,
         )
 
     def due(self, before: int) -> bool:
@@ -115,35 +161,51 @@ class Session:
         return self.position.sample * self.length // every > before * self.length // every
 
     def save(self) -> bool:
-        """Write a checkpoint; False on every rank if the disk did not take it. Collective."""
+        """Write a checkpoint; False on every rank if there is none. Collective.
+
+        There is none when the disk did not take it, when a newer incarnation writes, and when the
+        run has diverged: the checkpoints from before are worth more.
+        """
         if self._saved == self.position.step:
             return True
-        state = self._trainer.state() | {"switches": sorted(self.steering.known)}
+        self._look()
+        manifest = None
+        if self.steering.lead is not None:
+            manifest = self.steering.manifest(self._moment({}), self._feed.drawn())
+        superseded = self.steering.lead is not None and manifest is None
+        if self.peers.any(superseded or self._broken):
+            return False
         # all ranks agree: what one holds saved and another not, only one would save again
-        if self.peers.any(not self._written(state)):
+        if self.peers.any(not self._written(manifest)):
             return False
         self._saved = self.position.step
-        self._retire()
+        if not self.watch.streak:  # the model may be broken: older ones stay until it goes on
+            self._retire()
         return True
 
-    def _written(self, state: Mapping[str, Any]) -> bool:
-        """Rank 0's part of `save`: whether the checkpoint is on the disk."""
-        if self.steering.lead is None:
-            return True
-        manifest = self.steering.manifest(self._moment({}), self._feed.drawn())
-        if manifest is None:
-            return False
+    def _written(self, manifest: Callable[[Mapping[str, FileEntry]], Manifest] | None) -> bool:
+        """Whether the checkpoint is on the disk, as far as this rank can tell. Collective."""
+        trainer, step = self._trainer, self.position.step
         try:
-            checkpoint.save(
-                self._paths.checkpoints,
-                self.position.step,
-                lambda folder: self._trainer.save(folder, state, self._tokenizer),
-                manifest,
-            )
+            state = trainer.state() | {
+                "switches": sorted(self.steering.known),
+                "watch": self.watch.state(),
+            }
+            if manifest is not None:
+                checkpoint.save(
+                    self._paths.checkpoints,
+                    step,
+                    lambda folder: trainer.save(folder, state, self._tokenizer),
+                    manifest,
+                    trainer.written(),
+                )
         except Exception as error:
             # a full disk costs a checkpoint, not the run
-            say(f"step {self.position.step}: checkpoint not written: {error}")
+            if self.peers.rank == 0:
+                say(f"step {step}: checkpoint not written: {error}")
             return False
+        finally:
+            trainer.release()
         return True
 
     def _retire(self) -> None:
