@@ -14,6 +14,7 @@ from typing import Any
 from mixloop.controller import propose
 from mixloop.controller.children import Answer
 from mixloop.controller.config import RunConfig
+from mixloop.controller.errors import BadInput
 from mixloop.controller.virtual_run import loss_of, status_of, uniform_start, virtual_config
 from mixloop.policies import (
     BenchmarkScore,
@@ -27,6 +28,7 @@ from mixloop.policies import (
 )
 from mixloop.policies.guards import total_variation
 from mixloop.policies.worlds.protocol import World, WorldSource, world_sources
+from mixloop.trainer.job import JobError
 from mixloop.trainer.lr import LearningRate, learning_rate
 
 __all__ = [

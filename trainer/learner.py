@@ -55,6 +55,7 @@ class Trainer:
         self.meter = Meter(self.device, flops, self._peak(), peers.world)
         self.grad_norm: float | torch.Tensor = math.nan
         self._recent: list[torch.Tensor] = []
+        self._folder: Path | None = None
         self._pieces: sharded.Pieces | None = None
         self._weights: dict[str, torch.Tensor] | None = None
 
@@ -139,10 +140,12 @@ class Trainer:
     def _scratch(self) -> Path:
         """An empty place beside the checkpoints for all ranks' parts, swept away after a crash."""
         checkpoints = RunPaths(self.job.dir).checkpoints
-        folder = checkpoints / f"{checkpoint.SCRATCH}state-{self.peers.share(os.getpid())}"
+        folder = checkpoints / f"{checkpoint.SCRATCH}state-{os.getpid()}"
         if self.peers.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
-        return folder
+        shared: Path = self.peers.share(folder)
+        self._folder = shared
+        return shared
 
     def written(self) -> Mapping[str, FileEntry]:
         """Files of the state that `state` has written, with hashes, as named in a checkpoint."""
@@ -163,9 +166,9 @@ class Trainer:
 
     def release(self) -> None:
         """Let go of what `state` has gathered, saved or not."""
-        if self.peers.rank == 0:
-            sharded.remove(self._pieces)
-        self._pieces = None
+        if self.peers.rank == 0 and self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = self._pieces = None
         self._weights = None
 
     def load(self, folder: Path) -> dict[str, Any]:

@@ -99,9 +99,10 @@ class Parallel:
         return nullcontext() if self.sharded else autocast(self.bf16, self.device)
 
     def clip(self, limit: float) -> torch.Tensor:
-        """Scale all gradients to a norm of at most `limit`; the norm before, a scalar on the device.
+        """Scale all gradients to a norm of at most `limit`.
 
-        It is the same on every rank. Collective under FSDP2.
+        Returns:
+            The norm before, on the device, the same on every rank. Collective under FSDP2.
         """
         import torch
 
@@ -111,7 +112,6 @@ class Parallel:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor in full on every rank, collectively; any other as it is."""
-    import torch
     from torch.distributed.tensor import DTensor
 
     full: torch.Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

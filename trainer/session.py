@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mixloop.trainer.learner import Trainer
 
 
-class Diverged(RuntimeError):
+class DivergenceError(RuntimeError):
     """Too many steps in a row whose gradient was not finite; the message is for a person."""
 
 
@@ -120,12 +120,12 @@ class Session:
         """Raise, on every rank, once there is no point in going on.
 
         Raises:
-            Diverged: as many steps in a row as are tolerated were without a finite gradient.
+            DivergenceError: as many steps in a row as are tolerated were without a finite gradient.
         """
         if not self._broken:
             return
         saved = f"the checkpoint of step {self._saved} is" if self._saved >= 0 else "none is"
-        raise Diverged(
+        raise DivergenceError(
             f"step {self.position.step}: {self.watch.streak} gradients in a row were not finite, "
             f"nan_limit is {self._limit}; no checkpoint is made now, {saved} the newest of this "
             "run. Resume from it with a lower learning_rate or grad_clip, or look at the data"

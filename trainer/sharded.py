@@ -8,8 +8,9 @@ what it needs. The ranks must share the file system.
 from __future__ import annotations
 
 import pickle
-import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -58,6 +59,15 @@ def _state(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {"model": weights, "optimizer": moments(model, optimizer)}
 
 
+@contextmanager
+def _without_asking(peers: Peers) -> Iterator[bool]:
+    """Whether this rank is alone, which torch then need not warn of."""
+    with warnings.catch_warnings():
+        if peers.world == 1:
+            warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable")
+        yield peers.world == 1
+
+
 def write_pieces(
     folder: Path, model: Any, optimizer: torch.optim.Optimizer, peers: Peers
 ) -> Pieces:
@@ -71,11 +81,8 @@ def write_pieces(
     from torch.distributed.checkpoint.state_dict_saver import save
 
     try:
-        save(
-            _state(model, optimizer),
-            storage_writer=FileSystemWriter(folder),
-            no_dist=peers.world == 1,
-        )
+        with _without_asking(peers) as alone:
+            save(_state(model, optimizer), storage_writer=FileSystemWriter(folder), no_dist=alone)
     except CheckpointException as error:  # no Exception: it would pass through every handler
         raise OSError(_first(error)) from error
     # each rank hashes what it wrote; the metadata is rank 0's
@@ -100,12 +107,6 @@ def place(pieces: Pieces, target: Path) -> None:
     pieces.folder.rename(target / FOLDER)
 
 
-def remove(pieces: Pieces | None) -> None:
-    """Remove a state that did not get to its place."""
-    if pieces is not None:
-        shutil.rmtree(pieces.folder, ignore_errors=True)
-
-
 def read_pieces(folder: Path, model: Any, optimizer: torch.optim.Optimizer, peers: Peers) -> None:
     """Take weights and optimizer state from a checkpoint, at whatever ranks. Collective.
 
@@ -116,11 +117,12 @@ def read_pieces(folder: Path, model: Any, optimizer: torch.optim.Optimizer, peer
     from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
-        load(
-            _state(model, optimizer),
-            storage_reader=_reader(folder / FOLDER),
-            no_dist=peers.world == 1,
-        )
+        with _without_asking(peers) as alone:
+            load(
+                _state(model, optimizer),
+                storage_reader=_reader(folder / FOLDER),
+                no_dist=alone,
+            )
     except (CheckpointException, RuntimeError, ValueError, KeyError, OSError) as error:
         raise JobError(f"{folder}: not a checkpoint of this model: {_first(error)}") from error
     except pickle.UnpicklingError as error:

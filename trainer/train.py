@@ -37,7 +37,7 @@ from mixloop.trainer.narrator import Trace
 from mixloop.trainer.order import MixtureOrder
 from mixloop.trainer.peers import Alone, GlooPeers, Peers, on_first
 from mixloop.trainer.ranks import follow_launcher, run_ranks
-from mixloop.trainer.session import Diverged, Session
+from mixloop.trainer.session import DivergenceError, Session
 from mixloop.trainer.store import Store, open_stores
 from mixloop.trainer.tokenizer import inspect_tokenizer
 from mixloop.trainer.voice import say
@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             say(str(error))
         return 2
-    except Diverged as error:
+    except DivergenceError as error:
         if os.environ.get("RANK", "0") == "0":
             say(str(error))
         return 1
