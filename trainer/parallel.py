@@ -77,10 +77,6 @@ class Parallel:
         import torch
 
         model = self.model.to(self.device)
-        by_layer = settings.compile and settings.activation_checkpointing
-        if by_layer:
-            # DDP's graph splitter refuses graphs that hold a checkpointed region
-            torch._dynamo.config.optimize_ddp = False
         if self._replicated:
             devices = [self.device] if self.device.type == "cuda" else None
             model = torch.nn.parallel.DistributedDataParallel(model, device_ids=devices)

@@ -213,6 +213,7 @@ def carry_out(session: Session, stop: Stop, trace: Trace | None) -> int:
         done = loop(session, stop, trace)
         saved = session.save()
         session.report(finished=done)
+        session.check()
     finally:
         session.close()
         if trace is not None:
