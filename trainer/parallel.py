@@ -2,6 +2,7 @@
 
 With FSDP2 (`fully_shard`) each rank holds its part of the fp32 master weights, gradients and
 moments; a layer's weights are gathered, in bf16 where that is the precision, while it is computed.
+A rank that is alone has nothing to share and computes as with DDP: fp32 weights under autocast.
 """
 
 from __future__ import annotations
