@@ -236,7 +236,11 @@ def test_every_way_to_share_a_model_continues_every_other(
         two("bf16", parallel="fsdp", precision="bf16"),
         two("bf16-ddp", precision="bf16"),
     ]
-    on_ranks(tmp_path, runs)
+    untied = {**MODEL, "tie_word_embeddings": False}
+    apart = make_job(tmp_path / "apart", stores, model=untied)
+    apart_fsdp = two("apart-fsdp", model=untied, parallel="fsdp")
+    on_ranks(tmp_path, [*runs, (1, apart), apart_fsdp])
+    same_training(apart_fsdp[1], apart)
     for _, job in runs:
         if job.settings.precision == "fp32" and job.budget == STEPS * 8 * LENGTH:
             same_training(job, alone)
