@@ -131,6 +131,12 @@ def _notes(config: RunConfig, sources: Json) -> list[str]:
             f"evals.every {tokens(every)} is above the budget {tokens(config.budget)}: "
             "only the first and last checkpoints are scored"
         )
+    if config.trainer.lr_schedule == "cosine" and config.guards.decay != "allow":
+        notes.append(
+            "trainer.lr_schedule cosine decays from the end of the warm-up on, and guards.decay "
+            f"{config.guards.decay} gives no credit for gains meanwhile: policies that act on "
+            "gains will not intervene; take wsd, or write `decay: allow`"
+        )
     if config.run.dir.exists() and config.run.dir.stat().st_mode & 0o022:
         notes.append(f"{config.run.dir}: others may write here; `chmod go-w` keeps orders yours")
     notes.append(_sandbox(config))

@@ -224,6 +224,16 @@ def _value(value: object) -> str:
     return clean(value)
 
 
+def _trouble(health: Json | None) -> list[str]:
+    """Steps that went wrong, where a trainer tells and there are any."""
+    if not health or not (health["nan_steps"] or health["spikes"]):
+        return []
+    return [
+        f"Trouble    {health['nan_steps']} steps without a finite gradient, "
+        f"{health['spikes']} loss spikes; the last: {clean(health['note'] or '-')}"
+    ]
+
+
 def status_lines(found: Json) -> list[str]:
     """How the run stands, in a few lines."""
     trainer, mix = found["trainer"], found["mixture"]
@@ -234,6 +244,7 @@ def status_lines(found: Json) -> list[str]:
             f"{tokens(trainer['budget'])} tokens, {trainer['phase']}, "
             f"loss {_number(trainer['loss'])}, {_number(trainer['tokens_per_second'])} tokens/s"
         )
+    lines += _trouble(trainer.get("health"))
     for name in ("asked", "applied"):
         if mix[name] is not None:
             lines.append(

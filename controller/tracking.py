@@ -79,7 +79,7 @@ def applied_entries(order: Json, before: Mapping[str, float], ms: int) -> list[E
 
 
 def curves_entry(status: Json, ms: int) -> Entry:
-    """The trainer's own curves at one heartbeat."""
+    """The trainer's own curves at one heartbeat, and what its machine did, where it tells."""
     metrics = {
         "train/loss": status["loss"],
         "train/learning_rate": status["lr"],
@@ -89,6 +89,9 @@ def curves_entry(status: Json, ms: int) -> Entry:
     for name, source in status["sources"].items():
         metrics[f"epochs/{name}"] = source["epochs"]
         metrics[f"source_loss/{name}"] = source["loss"]
+    metrics |= {f"system/{name}": value for name, value in (status.get("system") or {}).items()}
+    health = status.get("health") or {}
+    metrics |= {f"train/{name}": health.get(name) for name in ("nan_steps", "spikes")}
     known = {key: float(value) for key, value in metrics.items() if _is_number(value)}
     payload = {"metrics": known, "tokens": status["tokens"], "ms": ms}
     return Entry(f"curves:{status['tokens']}", "metrics", payload)
