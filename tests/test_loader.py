@@ -435,14 +435,15 @@ def test_saved_and_restored_from_a_foreign_checkpoint(
         again.restore(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_torch_distributed_checkpoints_keep_it(tmp_path: Path, stores: dict[str, Path]) -> None:
     import torch.distributed.checkpoint as dcp
 
     with make(tmp_path, stores) as loader:
         seen = steps(loader, 7)
-        dcp.save({"loader": loader}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+        dcp.save({"loader": loader}, checkpoint_id=tmp_path / "dcp")
     with make(tmp_path, stores) as again:
-        dcp.load({"loader": again}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+        dcp.load({"loader": again}, checkpoint_id=tmp_path / "dcp")
         assert again.step == 7
         seen += steps(again, 3)
     assert seen == pure(tmp_path, 10 * QUANTUM)
@@ -643,7 +644,7 @@ def test_a_thousand_sources_ten_thousand_ranks_long_history(tmp_path: Path) -> N
 
     few, small = timed("few", 1, 2)
     crowd, crowded = timed("crowd", 10_000, 2)
-    old, grown = timed("old", 10_000, 60)
+    old, grown = timed("old", 10_000, 24)
     assert crowd < 2 * few
     assert old < 3 * crowd
     assert max(crowded, grown) < small + 200

@@ -36,7 +36,7 @@ class Controller:
             return
         weights = {first: share, second: 1 - share}
         write_order(self.paths.mixture, Order("r", 1, made, weights))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 0.3
         while read_schedule(self.paths.schedule).accepted[1] < made:
             if time.monotonic() > deadline:
                 return  # one is pending: the next comes later
