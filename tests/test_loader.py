@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -552,49 +551,36 @@ def launch(world: int, config: Path, out: Path, *more: str, killed: bool = False
         assert rank.returncode == (-9 if killed else 0), told
 
 
-def consumed(out: Path, micros: int) -> tuple[list[int], list[list[Any]]]:
-    """The global sequence that was trained on, the later of two for what was done twice."""
-    found: dict[tuple[int, int], dict[int, list[int]]] = {}
-    changes: list[list[Any]] = []
-    for path in sorted(out.glob("trace-*.jsonl")):
-        rank = int(path.stem.removeprefix("trace-"))
-        for line in map(json.loads, path.read_text().splitlines()):
-            found.setdefault((line["step"], line["micro"]), {})[rank] = line["first"]
-            changes.append(line["changes"])
-    seen: list[int] = []
-    for key in sorted(found):
-        for rank in sorted(found[key]):
-            seen += found[key][rank]
-    return seen, changes
-
-
-def test_killed_and_resumed_is_as_if_never_killed(tmp_path: Path, stores: dict[str, Path]) -> None:
-    config, out = write_config(tmp_path, stores), tmp_path
-    launch(1, config, out, "--orders", "--kill", "33", killed=True)
-    launch(1, config, out, "--orders")
-    seen, _ = consumed(out, MICROS)
-    assert seen == pure(tmp_path, 60 * QUANTUM)
-    assert len(read_schedule(RunPaths(tmp_path / "run").schedule).segments) > 2
-
-
-def test_ranks_share_one_order_and_change_together(tmp_path: Path, stores: dict[str, Path]) -> None:
-    config = write_config(tmp_path, stores)
-    two, one = tmp_path / "two", tmp_path / "one"
-    two.mkdir()
-    one.mkdir()
-    launch(2, config, two, "--orders", "--stop", "35", "--micro-batch", "2")
-    seen, _ = consumed(two, MICROS)
-    assert seen == pure(tmp_path, 35 * QUANTUM)
-    heard = [
-        json.loads((two / f"trace-{rank}.jsonl").read_text().splitlines()[-1])["changes"]
-        for rank in range(2)
+def consumed(out: Path) -> list[int]:
+    """The global sequence that was trained on; of what was done twice, the second time."""
+    ranks = [
+        {
+            (line["step"], line["micro"]): line
+            for line in map(json.loads, path.read_text().splitlines())
+        }
+        for path in sorted(out.glob("trace-*.jsonl"))
     ]
-    assert heard[0] == heard[1]
-    assert heard[0]
-    shutil.copy(two / "state.json", one)
-    launch(1, config, one, "--orders")  # one rank with four rows continues the same order
-    seen, _ = consumed(one, MICROS)
-    assert seen == pure(tmp_path, 60 * QUANTUM)[35 * QUANTUM :]
+    return [
+        token
+        for key in sorted(ranks[0])
+        for rank in range(ranks[0][key]["world"])
+        for token in ranks[rank][key]["first"]
+    ]
+
+
+def test_ranks_killed_and_resumed_as_one_are_as_if_never_killed(
+    tmp_path: Path, stores: dict[str, Path]
+) -> None:
+    config = write_config(tmp_path, stores)
+    launch(2, config, tmp_path, "--orders", "--micro-batch", "2", "--kill", "33", killed=True)
+    last = [(tmp_path / f"trace-{n}.jsonl").read_text().splitlines()[-1] for n in range(2)]
+    changes = [json.loads(line)["changes"] for line in last]
+    assert changes[0] == changes[1]
+    assert changes[0]
+    assert len(consumed(tmp_path)) == 33 * QUANTUM
+    launch(1, config, tmp_path, "--orders")  # one rank with four rows goes on with the same order
+    assert consumed(tmp_path) == pure(tmp_path, 60 * QUANTUM)
+    assert len(read_schedule(RunPaths(tmp_path / "run").schedule).segments) > 2
 
 
 class Crowd(Alone):
@@ -636,11 +622,11 @@ def test_a_thousand_sources_ten_thousand_ranks_long_history(tmp_path: Path) -> N
             loader.load_state_dict(base | rest | state | {"incarnation": 1})
             next(loader)
             times = []
-            for _ in range(5):
-                before = time.perf_counter()
+            for _ in range(8):
+                before = time.thread_time()
                 next(loader)
-                times.append(time.perf_counter() - before)
-            return statistics.median(times), len(json.dumps(loader.state_dict()))
+                times.append(time.thread_time() - before)
+            return min(times), len(json.dumps(loader.state_dict()))
 
     few, small = timed("few", 1, 2)
     crowd, crowded = timed("crowd", 10_000, 2)
