@@ -132,9 +132,8 @@ def heard(folder: Path, loader: MixtureLoader, generation: int, **weights: float
     while recorded(folder) < generation:
         seen += steps(loader, 1)
         time.sleep(0.005)
-    steering = loader._steering
-    assert steering is not None
-    lead = steering.lead
+    assert loader._running is not None
+    lead = loader._running.steering.lead
     assert lead is not None
     until(lambda: lead.desk.view().pending)  # offered: the next poll announces it
     return seen
@@ -408,7 +407,7 @@ def test_reports_reach_the_status(
         steps(loader, 4)  # a loop that tells nothing is seen all the same
         until(lambda: status(tmp_path).step == 22)
         assert status(tmp_path).phase == "decay"
-    assert capsys.readouterr().err.count("status.json counts the latter") == 1
+    assert capsys.readouterr().err.count("status.json counts those") == 1
 
 
 def test_saved_and_restored_from_a_foreign_checkpoint(
