@@ -7,9 +7,10 @@ There is one global order of samples. A step takes `quantum` of them, and positi
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,13 @@ class Batch:
     source: Ints
     index: Ints
     counts: Ints
+
+
+def gather(stores: Sequence[Store], source: Ints, index: Ints, ids: npt.NDArray[Any]) -> None:
+    """Fill `ids` [..., L] with the windows `index` [...] of the sources `source` [...]."""
+    for number in np.unique(source):
+        here = source == number
+        ids[here] = stores[number].gather(index[here], ids.shape[-1])
 
 
 class Feed:
@@ -110,9 +118,7 @@ class Feed:
         length = self.layout.sequence_length
         shape = (*source.shape, length)
         ids = np.empty(shape, np.int64) if self._slabs is None else self._slabs.take()
-        for number in np.unique(source):
-            here = source == number
-            ids[here] = self._stores[number].gather(index[here], length)
+        gather(self._stores, source, index, ids)
         return Batch(sample, ids, source, index, counts)
 
     def switch(self, segment: Segment) -> None:
