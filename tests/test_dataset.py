@@ -91,7 +91,7 @@ def order(folder: Path, generation: int, weights: Mapping[str, float]) -> None:
         {"num_workers": 0},
         {"num_workers": 3},
         {"num_workers": 2, "prefetch_factor": 4, "persistent_workers": True},
-        {"num_workers": 2, "multiprocessing_context": "spawn"},
+        {"num_workers": 1, "multiprocessing_context": "spawn"},
     ],
     ids=["none", "fork", "persistent", "spawn"],
 )

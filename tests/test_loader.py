@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
+from typer.testing import CliRunner
 
+from mixloop.controller.cli import app
 from mixloop.controller.config import load_config
 from mixloop.controller.launch import job_of
 from mixloop.trainer.contract import (
@@ -33,6 +35,7 @@ from mixloop.trainer.contract import (
     read_status,
     write_order,
 )
+from mixloop.trainer.fork import fork_run
 from mixloop.trainer.job import JobError
 from mixloop.trainer.loader import Change, MixtureLoader
 from mixloop.trainer.order import MixtureOrder, quantise
@@ -636,3 +639,48 @@ def test_a_thousand_sources_ten_thousand_ranks_long_history(tmp_path: Path) -> N
     opened = read_schedule(RunPaths(tmp_path / "old" / "run").schedule).latest_open
     assert isinstance(opened, OpenLine)
     assert opened.world_size == 10_000
+
+
+def test_a_fork_begins_as_the_run_did(
+    tmp_path: Path, stores: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, new = tmp_path / "run", tmp_path / "new" / "run"
+    with make(tmp_path, stores) as loader:
+        seen = steps(loader, 2)
+        seen += heard(tmp_path, loader, 1, b=0.5, c=0.5)
+        while loader.weights["c"] == 0:
+            seen += steps(loader, 1)
+        at = loader.step
+        state, drawn = loader.state_dict(), loader.drawn()
+        order(tmp_path, 2, {"a": 1.0})
+        steps(loader, 8)
+    with pytest.raises(JobError, match="has come to step"):
+        fork_run(run, new, "f", step=55)
+    with pytest.raises(JobError, match="is inside step 1; fork at a step"):
+        fork_run(run, new, "f", sample=QUANTUM + 1)
+    result = CliRunner().invoke(
+        app, ["fork", str(run), str(new), "--at", str(at), "--id", "f", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["sample"] == at * QUANTUM
+    with pytest.raises(JobError, match="a run lies there already"):
+        fork_run(run, new, "f", step=at)
+    told = status(tmp_path / "new")
+    assert (told.run, told.step, told.accepted.generation) == ("f", at, 1)
+    assert {name: s.tokens // LENGTH for name, s in told.sources.items()} == drawn
+    with pytest.raises(JobError, match="no state was loaded"):
+        next(make(tmp_path / "new", stores, run="f"))
+    with make(tmp_path / "new", stores, run="f") as forked:
+        with pytest.raises(JobError, match=f"was forked from 'r' at sample {at * QUANTUM}"):
+            forked.load_state_dict({**state, "sample": state["sample"] - QUANTUM})
+        forked.load_state_dict(state)
+        assert forked.weights == forked._start
+        seen += steps(forked, 1)
+        assert forked.weights["c"] == 0.5
+        seen += steps(forked, 3)
+        write_order(RunPaths(new).mixture, Order("f", 1, 2, {"b": 1.0}))
+        while recorded(tmp_path / "new") < 2:
+            seen += steps(forked, 1)
+            time.sleep(0.005)
+    assert seen == pure(tmp_path / "new", len(seen))
+    assert read_schedule(RunPaths(run).schedule).accepted[1] <= 2

@@ -243,9 +243,9 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         Raises:
             JobError: it is no state, or one of another run.
         """
-        state = LoaderState.from_json(state_dict) if state_dict else None
-        if state is not None and state.run != self.job.run:
-            raise JobError(f"loader state: of run {state.run!r}, not {self.job.run!r}")
+        state = None
+        if state_dict:
+            state = LoaderState.from_json(state_dict).of_run(self.job.run, self.job.dir)
         if get_worker_info() is not None:
             self._worker_state = state
         elif self._loader is not None and state is not None:

@@ -222,6 +222,14 @@ class MixtureLoader:
         """Samples of each source so far, over all ranks, the step being handed out included."""
         return self._feed.drawn() if self._feed is not None else dict.fromkeys(self.names, 0)
 
+    def _ledger(self) -> dict[str, int]:
+        """Samples of each source up to `sample`: what the files tell beside it."""
+        drawn = self.drawn()
+        if self._batch is None:
+            return drawn
+        handed_out = zip(self.names, self._batch.counts.tolist(), strict=True)
+        return {name: drawn[name] - count for name, count in handed_out}
+
     def epochs(self) -> dict[str, float]:
         """Passes over each source so far."""
         return {name: count / self.sizes[name] for name, count in self.drawn().items()}
@@ -291,7 +299,7 @@ class MixtureLoader:
         self._micro = begun.micro
         if begun.micro:
             self._batch = self._feed.batch(begun.plan.sample)
-        self._running = Running(begun, place, self._reports, self.drawn, self._changed)
+        self._running = Running(begun, place, self._reports, self._ledger, self._changed)
 
     def _changed(self, change: Change) -> None:
         if self.on_change is not None:
@@ -351,9 +359,7 @@ class MixtureLoader:
         Raises:
             JobError: it is no state, or one of another run.
         """
-        state = LoaderState.from_json(state_dict)
-        if state.run != self.job.run:
-            raise JobError(f"loader state: of run {state.run!r}, not {self.job.run!r}")
+        state = LoaderState.from_json(state_dict).of_run(self.job.run, self.job.dir)
         self._end()
         # a state from before the first micro-batch says nothing of where to go on
         self._state = state if state.sample or state.micro else None
