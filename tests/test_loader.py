@@ -321,6 +321,28 @@ def test_batches_that_are_kept_stay_as_they_are(tmp_path: Path, stores: dict[str
         assert slabs.made == made  # nobody keeps these: the same memory again
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_page_locked_batches_arrive_whole(tmp_path: Path, stores: dict[str, Path]) -> None:
+    with make(tmp_path, stores, pin_memory=True) as loader:
+        arrived = []
+        for batch in loader:
+            assert batch["input_ids"].is_pinned()
+            arrived.append(batch["input_ids"].to("cuda", non_blocking=True))
+        assert [int(t) for ids in arrived for t in ids[:, 0]] == pure(tmp_path, 60 * QUANTUM)
+
+
+def test_page_locked_memory_without_a_device_is_refused(
+    tmp_path: Path, stores: dict[str, Path]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with (
+        make(tmp_path, stores, pin_memory=True) as loader,
+        pytest.raises(JobError, match="pin_memory: there is no CUDA device"),
+    ):
+        next(loader)
+
+
 def test_files_that_fail_cost_the_change_not_the_loop(
     tmp_path: Path, stores: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

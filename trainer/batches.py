@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,9 @@ import numpy.typing as npt
 from mixloop.trainer.job import JobError
 from mixloop.trainer.store import Store
 from mixloop.trainer.windows import document_ids, position_ids
+
+if TYPE_CHECKING:
+    import torch
 
 
 def end_of_text(stores: Mapping[str, Store]) -> int:
@@ -31,15 +34,20 @@ def end_of_text(stores: Mapping[str, Store]) -> int:
 
 
 def tensors(
-    ids: npt.NDArray[Any], source: npt.NDArray[np.int64], eos: int | None
+    ids: npt.NDArray[Any],
+    source: npt.NDArray[np.int64],
+    eos: int | None,
+    rows: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Ids [rows, L] and the index of each row's source [rows] as tensors, without copying.
 
-    With `eos` also `document_ids` and `position_ids` [rows, L], int32.
+    With `eos` also `document_ids` and `position_ids` [rows, L], int32. `rows` is the tensor whose
+    memory `ids` is, if there is one: torch must see that, to know what copies are under way.
     """
     import torch
 
-    rows = torch.from_numpy(ids)
+    if rows is None:
+        rows = torch.from_numpy(ids)
     batch = {"input_ids": rows, "labels": rows, "source": torch.from_numpy(source)}
     if eos is not None:
         batch["document_ids"] = torch.from_numpy(document_ids(ids, eos))

@@ -216,6 +216,8 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
             step, loss, lr, phase, grad_norm: as for :meth:`MixtureLoader.report`.
             losses: loss per sequence, any shape; with `source`, the batch's own, of that shape.
         """
+        if hasattr(source, "cpu"):
+            source = source.cpu()
         where = None if source is None else np.asarray(source).reshape(-1)
         if self._loader is None:
             self._here().report(step, loss, lr, phase, grad_norm, losses, where)

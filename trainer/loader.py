@@ -266,7 +266,8 @@ class MixtureLoader:
             self._batch, self._micro = None, 0
             running.advance()
         self._rows = batch.source[micro]
-        return tensors(batch.ids[micro], batch.source[micro], self._eos)
+        rows = None if batch.tensor is None else batch.tensor[micro]
+        return tensors(batch.ids[micro], batch.source[micro], self._eos, rows)
 
     # --- beginning and ending ----------------------------------------------------------------
 
@@ -278,6 +279,7 @@ class MixtureLoader:
     def _begin(self) -> None:
         """Begin an incarnation where the state says, or from the start. Collective."""
         _refuse_workers()
+        self._pin = self._pinned()
         place = self._find()
         begun = adopt(self.job, self.stores, place, self._state, self.rewind)
         self.rewind = False  # what was recorded further on is dropped once
@@ -295,7 +297,7 @@ class MixtureLoader:
         )
         order = MixtureOrder(self.sizes, self.job.seed, begun.start.segments)
         shape = (settings.accumulation, settings.micro_batch, length)
-        slabs = Slabs(shape, self._dtype, settings.prefetch + 8, self._pinned())
+        slabs = Slabs(shape, self._dtype, settings.prefetch + 8, bool(self._pin))
         self._feed = Feed(self.stores, order, layout, settings.prefetch, begun.plan.sample, slabs)
         self._micro = begun.micro
         if begun.micro:
