@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from mixloop.controller.cli import app
 from mixloop.controller.config import load_config
 from mixloop.controller.launch import job_of
+from mixloop.trainer import checkpoint
 from mixloop.trainer.contract import (
     OpenLine,
     Order,
@@ -38,6 +39,7 @@ from mixloop.trainer.contract import (
 from mixloop.trainer.fork import fork_run
 from mixloop.trainer.job import JobError
 from mixloop.trainer.loader import Change, MixtureLoader
+from mixloop.trainer.narrator import Moment
 from mixloop.trainer.order import MixtureOrder, quantise
 from mixloop.trainer.peers import Alone
 from mixloop.trainer.runfile import load_run
@@ -695,6 +697,15 @@ def test_a_fork_begins_as_the_run_did(
         state, drawn = loader.state_dict(), loader.drawn()
         order(tmp_path, 2, {"a": 1.0})
         steps(loader, 8)
+        assert loader._running is not None
+        moment = Moment(loader.step, loader.sample, None, None, None, None, {})
+        manifest = loader._running.steering.manifest(moment, loader.drawn())
+        assert manifest is not None
+
+        def write(folder: Path) -> None:
+            (folder / "weights").write_bytes(b"w")
+
+        checkpoint.save(RunPaths(run).checkpoints, at, write, manifest)
     with pytest.raises(JobError, match="has come to step"):
         fork_run(run, new, "f", step=55)
     with pytest.raises(JobError, match="is inside step 1; fork at a step"):
@@ -704,6 +715,10 @@ def test_a_fork_begins_as_the_run_did(
     )
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)["sample"] == at * QUANTUM
+    found = checkpoint.newest(RunPaths(new).checkpoints)
+    assert found is not None
+    assert (found[0].name, found[1].run) == (checkpoint.folder_name(at), "f")
+    assert (found[0] / "weights").read_bytes() == b"w"
     with pytest.raises(JobError, match="a run lies there already"):
         fork_run(run, new, "f", step=at)
     told = status(tmp_path / "new")

@@ -26,6 +26,8 @@ from mixloop.trainer.hotreload import Switch
 
 _REPORTED, _SWITCHES, _CLOSED, _WORDS = range(4)
 _POLL = 0.002
+_RING = 64
+"""Switches kept: polls apart, they are never so many within what a worker is ahead."""
 
 
 class BoardClosed(RuntimeError):  # noqa: N818 - not an error of the worker
@@ -43,10 +45,9 @@ class Board:
     def __init__(self, folder: Path, sources: int) -> None:
         self.folder = folder
         self._sources = sources
-        self._record = 8 * (4 + sources)
-        self._words: npt.NDArray[np.int64] = np.memmap(
-            folder / "words", np.int64, mode="r+", shape=(_WORDS,)
-        )
+        words = np.memmap(folder / "words", np.int64, mode="r+")
+        self._words: npt.NDArray[np.int64] = words[:_WORDS]
+        self._ring: npt.NDArray[np.int64] = words[_WORDS:].reshape(_RING, 4 + sources)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a pickled memory map would be a copy
@@ -56,8 +57,8 @@ class Board:
     def make(cls, sources: int) -> Board:
         """A new one, in the system's folder for temporary files."""
         folder = Path(tempfile.mkdtemp(prefix="mixloop-"))
-        (folder / "words").write_bytes(bytes(8 * _WORDS))
-        (folder / "switches").touch()
+        # written now, so that no full disk is met later, in the loop
+        (folder / "words").write_bytes(bytes(8 * (_WORDS + _RING * (4 + sources))))
         os.mkfifo(folder / "requests", 0o600)
         return cls(folder, sources)
 
@@ -69,8 +70,7 @@ class Board:
 
     def announce(self, switch: Switch) -> None:
         """Let workers know of a switch; before `report` of a step, so that none draws past it."""
-        with (self.folder / "switches").open("ab") as file:
-            file.write(switch.pack().tobytes())
+        self._ring[self.announced % _RING] = switch.pack()
         self._words[_SWITCHES] += 1
 
     def report(self, step: int) -> None:
@@ -87,9 +87,13 @@ class Board:
             os.close(handle)
         Path(f"{path}.tmp").rename(path)
 
-    def close(self) -> None:
-        """Let go of everyone who waits, and remove the folder."""
+    def abandon(self) -> None:
+        """Let go of everyone who waits: there will be no answers."""
         self._words[_CLOSED] = 1
+
+    def close(self) -> None:
+        """The same, and remove the folder."""
+        self.abandon()
         with contextlib.suppress(OSError):
             handle = os.open(self.folder / "requests", os.O_WRONLY | os.O_NONBLOCK)
             os.write(handle, b"\n")
@@ -115,10 +119,7 @@ class Board:
 
     def switches(self, after: int, until: int) -> list[Switch]:
         """Announced switches by number."""
-        with (self.folder / "switches").open("rb") as file:
-            file.seek(after * self._record)
-            data = file.read((until - after) * self._record)
-        rows = np.frombuffer(data, np.int64).reshape(-1, self._record // 8)
+        rows = [self._ring[number % _RING] for number in range(after, until)]
         return [switch for row in rows if (switch := Switch.unpack(row)) is not None]
 
     def ask(self, nonce: str, request: Mapping[str, Any]) -> Any:

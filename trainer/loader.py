@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from mixloop.trainer.adopt import Adopted, Place, adopt, find_place
+from mixloop.trainer.adopt import Adopted, Place, adopt, find_place, find_rank, leader_and_world
 from mixloop.trainer.batches import end_of_text, tensors
 from mixloop.trainer.contract import Phase
 from mixloop.trainer.feed import Batch, Feed, Layout
@@ -197,17 +197,17 @@ class MixtureLoader:
     @property
     def rank(self) -> int:
         """This process's number among those that share out the data."""
-        return self._find().rank
+        return find_rank(*self._asked)[0]
 
     @property
     def world(self) -> int:
         """How many share out the data."""
-        return self._find().world
+        return find_rank(*self._asked)[1]
 
     @property
     def leads(self) -> bool:
         """Whether this process has the run's files."""
-        return self._find().peers.rank == 0
+        return leader_and_world(self._asked[2])[0] == 0
 
     @property
     def quantum(self) -> int:
@@ -271,16 +271,11 @@ class MixtureLoader:
 
     # --- beginning and ending ----------------------------------------------------------------
 
-    def _find(self) -> Place:
-        if self._place is None:
-            self._place = find_place(*self._asked)
-        return self._place
-
     def _begin(self) -> None:
         """Begin an incarnation where the state says, or from the start. Collective."""
         _refuse_workers()
         self._pin = self._pinned()
-        place = self._find()
+        place = self._place = self._place or find_place(*self._asked)
         begun = adopt(self.job, self.stores, place, self._state, self.rewind)
         self.rewind = False  # what was recorded further on is dropped once
         if begun is None:

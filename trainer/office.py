@@ -255,7 +255,8 @@ def _attend(office: weakref.ref[Office], listener: int) -> None:
                     try:
                         here.attend(line)
                     except Exception as error:
-                        say(f"a worker was not answered: {error}", "mixloop")
+                        say(f"a worker can't be answered: {error}", "mixloop")
+                        here.board.abandon()  # it would wait for ever
             del here
     finally:
         os.close(listener)
