@@ -14,6 +14,7 @@ import typer
 
 from mixloop.controller import operators_command, policies_command
 from mixloop.controller.errors import BadInput
+from mixloop.controller.fork_command import fork
 from mixloop.controller.search_command import search
 
 app = typer.Typer(
@@ -317,6 +318,7 @@ def samples(
 
 
 app.command()(search)
+app.command()(fork)
 
 
 @app.command()

@@ -41,28 +41,58 @@ def find_place(rank: int | None, world: int | None, peers: Peers | None) -> Plac
     Raises:
         JobError: what was given can't work.
     """
+    rank, world = find_rank(rank, world, peers)
     if peers is None:
-        peers = _peers(rank, world)
-    rank = peers.rank if rank is None else rank
-    world = peers.world if world is None else world
-    if not 0 <= rank < world:
-        raise JobError(f"rank: {rank} is not below the world of {world}")
+        peers = GlooPeers() if _distributed() else Alone()
     return Place(rank, world, peers)
 
 
-def _peers(rank: int | None, world: int | None) -> Peers:
+def find_rank(rank: int | None, world: int | None, peers: Peers | None) -> tuple[int, int]:
+    """Rank and world among those that share out the data; talks to nobody.
+
+    Raises:
+        JobError: what was given can't work.
+    """
+    if peers is None and not _distributed():
+        asked = world if world is not None else int(os.environ.get("WORLD_SIZE", "1"))
+        if asked > 1 and not _initialised():
+            given = f"rank {rank} of {world}" if world is not None else f"WORLD_SIZE={asked}"
+            raise JobError(
+                f"{given}, but torch.distributed is not initialised, so ranks can't hear of a new "
+                "mixture; call torch.distributed.init_process_group first, or give peers="
+            )
+    here = leader_and_world(peers)
+    rank = here[0] if rank is None else rank
+    world = here[1] if world is None else world
+    if not 0 <= rank < world:
+        raise JobError(f"rank: {rank} is not below the world of {world}")
+    return rank, world
+
+
+def leader_and_world(peers: Peers | None) -> tuple[int, int]:
+    """Number of this process among all (0 leads), and how many there are; talks to nobody."""
+    if peers is not None:
+        return peers.rank, peers.world
+    if not _distributed():
+        return 0, 1
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
-        return GlooPeers() if dist.get_world_size() > 1 else Alone()
-    asked = world if world is not None else int(os.environ.get("WORLD_SIZE", "1"))
-    if asked > 1:
-        given = f"rank {rank} of {world}" if world is not None else f"WORLD_SIZE={asked}"
-        raise JobError(
-            f"{given}, but torch.distributed is not initialised, so ranks can't hear of a new "
-            "mixture; call torch.distributed.init_process_group first, or give peers="
-        )
-    return Alone()
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _initialised() -> bool:
+    import torch.distributed as dist
+
+    return bool(dist.is_available() and dist.is_initialized())
+
+
+def _distributed() -> bool:
+    """Whether there are other processes to talk to through `torch.distributed`."""
+    if not _initialised():
+        return False
+    import torch.distributed as dist
+
+    return bool(dist.get_world_size() > 1)
 
 
 @dataclass(frozen=True)

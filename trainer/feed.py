@@ -7,9 +7,10 @@ There is one global order of samples. A step takes `quantum` of them, and positi
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ import numpy.typing as npt
 from mixloop.trainer.order import MixtureOrder, Segment
 from mixloop.trainer.slabs import Slabs
 from mixloop.trainer.store import Store
+
+if TYPE_CHECKING:
+    import torch
 
 Ints = npt.NDArray[np.int64]
 
@@ -47,7 +51,8 @@ class Batch:
     """One rank's part of a step: `ids` [accumulation, rows, L]; `source`, `index` without L.
 
     `source` is the index of a source in the stores' order, `index` the sample within it; `counts`
-    [sources] are the samples of each source in the step over all ranks.
+    [sources] are the samples of each source in the step over all ranks. `tensor` has the memory of
+    `ids` if that is page-locked.
     """
 
     sample: int
@@ -55,6 +60,14 @@ class Batch:
     source: Ints
     index: Ints
     counts: Ints
+    tensor: torch.Tensor | None = None
+
+
+def gather(stores: Sequence[Store], source: Ints, index: Ints, ids: npt.NDArray[Any]) -> None:
+    """Fill `ids` [..., L] with the windows `index` [...] of the sources `source` [...]."""
+    for number in np.unique(source):
+        here = source == number
+        ids[here] = stores[number].gather(index[here], ids.shape[-1])
 
 
 class Feed:
@@ -109,11 +122,11 @@ class Feed:
         source, index = source[self._positions], index[self._positions]
         length = self.layout.sequence_length
         shape = (*source.shape, length)
-        ids = np.empty(shape, np.int64) if self._slabs is None else self._slabs.take()
-        for number in np.unique(source):
-            here = source == number
-            ids[here] = self._stores[number].gather(index[here], length)
-        return Batch(sample, ids, source, index, counts)
+        ids, tensor = (
+            self._slabs.take() if self._slabs is not None else (np.empty(shape, np.int64), None)
+        )
+        gather(self._stores, source, index, ids)
+        return Batch(sample, ids, source, index, counts, tensor)
 
     def switch(self, segment: Segment) -> None:
         """From ``segment.sample`` on, draw by its weights."""

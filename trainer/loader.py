@@ -13,41 +13,28 @@ step; nothing that goes wrong in the run's files reaches the loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 
-from mixloop.trainer.adopt import Adopted, Place, adopt, find_place
+from mixloop.trainer.adopt import Adopted, Place, adopt, find_place, find_rank, leader_and_world
+from mixloop.trainer.batches import end_of_text, tensors
 from mixloop.trainer.contract import Phase
 from mixloop.trainer.feed import Batch, Feed, Layout
-from mixloop.trainer.hotreload import Switch
 from mixloop.trainer.job import Job, JobError, LimitSettings
 from mixloop.trainer.loader_job import make_job, with_settings
 from mixloop.trainer.loader_state import LoaderState
-from mixloop.trainer.order import SCALE, MixtureOrder
+from mixloop.trainer.order import MixtureOrder
 from mixloop.trainer.peers import Peers
 from mixloop.trainer.reporting import Reports
 from mixloop.trainer.runfile import load_run
-from mixloop.trainer.saved import finish_status, read_saved, write_saved
+from mixloop.trainer.running import Change, Running
+from mixloop.trainer.saved import finish_status, read_saved
 from mixloop.trainer.slabs import Slabs
-from mixloop.trainer.steering import Steering
 from mixloop.trainer.store import open_stores
-from mixloop.trainer.voice import say
-
-
-@dataclass(frozen=True)
-class Change:
-    """A new mixture whose first sample, at the first position of `step`, is about to be drawn."""
-
-    step: int
-    sample: int
-    weights: Mapping[str, float]
-    before: Mapping[str, float]
-    generation: int
-    fence: int
 
 
 class MixtureLoader:
@@ -171,36 +158,35 @@ class MixtureLoader:
         self._place: Place | None = None
         self._pin = pin_memory
         self._dtype = dtype
-        self._documents = documents
         self.stores = open_stores(job)
         self.names = tuple(job.sources)
+        self._eos = end_of_text(self.stores) if documents else None
         length = job.sequence_length
         self.sizes = {name: store.samples(length) for name, store in self.stores.items()}
         self._start = job.start_weights(self.sizes)
         self._reports = Reports(job, self.names, None)
         self._state: LoaderState | None = None
-        self._steering: Steering | None = None
+        self._running: Running | None = None
         self._feed: Feed | None = None
         self._batch: Batch | None = None
         self._micro = 0
-        self._rows: np.ndarray[Any, Any] | None = None
-        self._told = -1
-        self._finished = False
+        self._rows: npt.NDArray[np.int64] | None = None
+        self._spent = False
 
     # --- where it stands ------------------------------------------------------------------
 
     @property
     def step(self) -> int:
         """Steps whose micro-batches have all been handed out."""
-        if self._steering is not None:
-            return self._steering.position.step
+        if self._running is not None:
+            return self._running.position.step
         return self._state.step if self._state else 0
 
     @property
     def sample(self) -> int:
         """Samples of those steps, over all ranks."""
-        if self._steering is not None:
-            return self._steering.position.sample
+        if self._running is not None:
+            return self._running.position.sample
         return self._state.sample if self._state else 0
 
     @property
@@ -211,17 +197,17 @@ class MixtureLoader:
     @property
     def rank(self) -> int:
         """This process's number among those that share out the data."""
-        return self._find().rank
+        return find_rank(*self._asked)[0]
 
     @property
     def world(self) -> int:
         """How many share out the data."""
-        return self._find().world
+        return find_rank(*self._asked)[1]
 
     @property
     def leads(self) -> bool:
         """Whether this process has the run's files."""
-        return self._find().peers.rank == 0
+        return leader_and_world(self._asked[2])[0] == 0
 
     @property
     def quantum(self) -> int:
@@ -231,13 +217,19 @@ class MixtureLoader:
     @property
     def weights(self) -> dict[str, float]:
         """The mixture being handed out; before the first micro-batch the configured one."""
-        if self._steering is None:
-            return dict(self._start)
-        return self._shares(self._steering.in_force)
+        return dict(self._start) if self._running is None else self._running.weights
 
     def drawn(self) -> dict[str, int]:
         """Samples of each source so far, over all ranks, the step being handed out included."""
         return self._feed.drawn() if self._feed is not None else dict.fromkeys(self.names, 0)
+
+    def _ledger(self) -> dict[str, int]:
+        """Samples of each source up to `sample`: what the files tell beside it."""
+        drawn = self.drawn()
+        if self._batch is None:
+            return drawn
+        handed_out = zip(self.names, self._batch.counts.tolist(), strict=True)
+        return {name: drawn[name] - count for name, count in handed_out}
 
     def epochs(self) -> dict[str, float]:
         """Passes over each source so far."""
@@ -254,75 +246,40 @@ class MixtureLoader:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        if self._steering is None and not self._finished:
+        if self._running is None and not self._spent:
             self._begin()
-        steering, feed = self._steering, self._feed
-        if steering is None or feed is None:
+        running, feed = self._running, self._feed
+        if running is None or feed is None:
             raise StopIteration
         if self._batch is None:
-            if steering.spent:
+            if running.steering.spent:
                 self.report()
                 raise StopIteration
-            self._between_steps(steering, feed)
-            self._batch = feed.batch(steering.position.sample)
+            heard = running.between_steps()
+            if heard is not None:
+                feed.switch(heard)
+            running.tell()
+            self._batch = feed.batch(running.position.sample)
         batch, micro = self._batch, self._micro
         self._micro += 1
         if self._micro == self.job.settings.accumulation:
             self._batch, self._micro = None, 0
-            switch = steering.advance(feed.layout.quantum)
-            if switch is not None:
-                say(f"step {switch.step}: generation {switch.generation} is in force", "mixloop")
+            running.advance()
         self._rows = batch.source[micro]
-        return self._tensors(batch, micro)
-
-    def _between_steps(self, steering: Steering, feed: Feed) -> None:
-        """All that happens before a step is drawn: a heartbeat, a poll, a change."""
-        step, settings = steering.position.step, self.job.settings
-        if step - self._told >= settings.status_every:
-            self._publish(steering)  # a loop that doesn't report is alive all the same
-        if step % settings.poll_every == 0:
-            heard = steering.poll()
-            if heard is not None:
-                feed.switch(steering.segment(heard))
-        self._tell(steering, steering.position.sample + feed.layout.quantum)
-
-    def _tell(self, steering: Steering, end: int) -> None:
-        """Call `on_change` for switches that begin below `end`."""
-        before = self.weights
-        for switch in steering.begins(end):
-            weights = self._shares(switch)
-            if self.on_change is not None:
-                step = steering.position.step
-                self.on_change(
-                    Change(step, switch.sample, weights, before, switch.generation, switch.fence)
-                )
-            before = weights
-
-    def _tensors(self, batch: Batch, micro: int) -> dict[str, Any]:
-        import torch
-
-        ids = torch.from_numpy(batch.ids[micro])
-        source = torch.from_numpy(batch.source[micro])
-        return {"input_ids": ids, "labels": ids, "source": source}
-
-    def _shares(self, switch: Switch) -> dict[str, float]:
-        return {n: w / SCALE for n, w in zip(self.names, switch.weights, strict=True)}
+        rows = None if batch.tensor is None else batch.tensor[micro]
+        return tensors(batch.ids[micro], batch.source[micro], self._eos, rows)
 
     # --- beginning and ending ----------------------------------------------------------------
-
-    def _find(self) -> Place:
-        if self._place is None:
-            self._place = find_place(*self._asked)
-        return self._place
 
     def _begin(self) -> None:
         """Begin an incarnation where the state says, or from the start. Collective."""
         _refuse_workers()
-        place = self._find()
+        self._pin = self._pinned()
+        place = self._place = self._place or find_place(*self._asked)
         begun = adopt(self.job, self.stores, place, self._state, self.rewind)
         self.rewind = False  # what was recorded further on is dropped once
         if begun is None:
-            self._finished = True
+            self._spent = True
             if place.peers.rank == 0:
                 finish_status(self.job)
             return
@@ -335,13 +292,16 @@ class MixtureLoader:
         )
         order = MixtureOrder(self.sizes, self.job.seed, begun.start.segments)
         shape = (settings.accumulation, settings.micro_batch, length)
-        slabs = Slabs(shape, self._dtype, settings.prefetch + 8, self._pinned())
-        self._steering = begun.steering
+        slabs = Slabs(shape, self._dtype, settings.prefetch + 8, bool(self._pin))
         self._feed = Feed(self.stores, order, layout, settings.prefetch, begun.plan.sample, slabs)
         self._micro = begun.micro
         if begun.micro:
             self._batch = self._feed.batch(begun.plan.sample)
-        self._publish(begun.steering)
+        self._running = Running(begun, place, self._reports, self._ledger, self._changed)
+
+    def _changed(self, change: Change) -> None:
+        if self.on_change is not None:
+            self.on_change(change)
 
     def _pinned(self) -> bool:
         import torch
@@ -351,20 +311,18 @@ class MixtureLoader:
             raise JobError("pin_memory: there is no CUDA device to pin memory for; leave it out")
         return there if self._pin is None else self._pin
 
-    def _end(self) -> None:
+    def _end(self, last_word: bool = False) -> None:
         if self._feed is not None:
             self._feed.close()
-        if self._steering is not None and not self._steering.close():
-            say("the disk did not take the last status in time", "mixloop")
-        self._feed = self._steering = self._batch = None
-        self._micro, self._told, self._finished = 0, -1, False
+        if self._running is not None:
+            self._running.close(last_word)
+        self._feed = self._running = self._batch = None
+        self._micro, self._spent = 0, False
 
     def close(self) -> None:
         """End the threads; the last status is written. A later batch goes on from here."""
         state = self._now()
-        if self._steering is not None and self._steering.position.step != self._told:
-            self._publish(self._steering)
-        self._end()
+        self._end(last_word=True)
         self._state = state
 
     def __enter__(self) -> Self:
@@ -381,23 +339,7 @@ class MixtureLoader:
     # --- state -----------------------------------------------------------------------------------
 
     def _now(self) -> LoaderState | None:
-        steering = self._steering
-        if steering is None or self._feed is None:
-            return self._state
-        layout = self._feed.layout
-        switches = (*steering.begun, *steering.ahead)
-        return LoaderState(
-            run=self.job.run,
-            step=steering.position.step,
-            sample=steering.position.sample,
-            micro=self._micro,
-            begun=self._micro * layout.rows * layout.world,
-            quantum=layout.quantum,
-            sequence_length=layout.sequence_length,
-            seed=self.job.seed,
-            incarnation=steering.incarnation,
-            switches=tuple((switch.sample, switch.generation) for switch in switches),
-        )
+        return self._state if self._running is None else self._running.state(self._micro)
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the micro-batch handed out last: small, JSON, the same on every rank."""
@@ -415,9 +357,7 @@ class MixtureLoader:
         Raises:
             JobError: it is no state, or one of another run.
         """
-        state = LoaderState.from_json(state_dict)
-        if state.run != self.job.run:
-            raise JobError(f"loader state: of run {state.run!r}, not {self.job.run!r}")
+        state = LoaderState.from_json(state_dict).of_run(self.job.run, self.job.dir)
         self._end()
         # a state from before the first micro-batch says nothing of where to go on
         self._state = state if state.sample or state.micro else None
@@ -433,20 +373,7 @@ class MixtureLoader:
         Returns:
             Whether it was written; False on other ranks. A disk that fails costs the file alone.
         """
-        steering, state = self._steering, self._now()
-        if steering is None or steering.lead is None or state is None:
-            return False
-        try:
-            position = steering.position
-            moment = self._reports.moment(position.step, position.sample, steering.spent)
-            manifest = steering.manifest(moment, self.drawn())
-            if manifest is None:
-                return False
-            write_saved(Path(folder), state, manifest, files or [])
-        except Exception as error:
-            say(f"{folder}: mixloop.json not written: {error}", "mixloop")
-            return False
-        return True
+        return self._running is not None and self._running.saved(folder, files or [], self._micro)
 
     def restore(self, folder: str | Path) -> None:
         """Go on from the `mixloop.json` in a checkpoint's folder.
@@ -481,37 +408,9 @@ class MixtureLoader:
             losses: loss per sequence of the micro-batch handed out last, shape [rows], for the
                 loss per source (of rank 0's own sequences).
         """
-        steering = self._steering
-        if steering is None or steering.lead is None:
-            return
-        self._reports.take(loss, lr, phase, grad_norm)
-        if losses is not None and self._rows is not None:
-            self._reports.add(self._rows, losses)
-        if step is not None and self._reports.odd(step, steering.position.step):
-            say(
-                f"report: step {step}, but {steering.position.step} steps were handed out; "
-                "status.json counts the latter",
-                "mixloop",
-            )
-        due = steering.position.step // self.job.settings.status_every
-        if self._micro == 0 and (
-            due > self._told // self.job.settings.status_every or steering.spent
-        ):
-            self._publish(steering)
-
-    def _publish(self, steering: Steering) -> None:
-        """Rank 0: have the status written."""
-        step = steering.position.step
-        finished = steering.spent
-        if steering.lead is None or (finished and self._told == step and self._finished):
-            self._told = step
-            return
-        self._told, self._finished = step, finished
-        try:
-            moment = self._reports.moment(step, steering.position.sample, finished)
-            steering.publish(moment, self.drawn())
-        except Exception as error:
-            say(f"status not written: {type(error).__name__}: {error}", "mixloop")
+        if self._running is not None:
+            whole, source = self._micro == 0, self._rows
+            self._running.report(whole, step, loss, lr, phase, grad_norm, losses, source)
 
 
 _OWN = ("rank", "world", "peers", "on_change", "pin_memory", "dtype", "documents", "rewind")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mixloop.trainer.contract import Manifest, OrderInForce, Schedule
+from mixloop.trainer.fork import forked_from
 from mixloop.trainer.job import JobError
 
 STATE_SCHEMA = "mixloop/loader/1"
@@ -66,6 +67,25 @@ class LoaderState:
             return LoaderState(run=str(value["run"]), switches=pairs, **numbers)
         except (KeyError, TypeError, ValueError) as error:
             raise JobError(f"loader state: damaged ({error!r})") from error
+
+    def of_run(self, run: str, folder: Path) -> LoaderState:
+        """The same for the run in a folder, which is this state's run or was forked from it.
+
+        Raises:
+            JobError: it is another run's.
+        """
+        if self.run == run:
+            return self
+        forked = forked_from(folder)
+        if forked is None:
+            raise JobError(f"loader state: of run {self.run!r}, not {run!r}")
+        parent, sample = forked
+        if (self.run, self.sample, self.begun) != (parent, sample, 0):
+            raise JobError(
+                f"loader state: of run {self.run!r} at sample {self.sample + self.begun}, but "
+                f"{run!r} was forked from {parent!r} at sample {sample}; load that state"
+            )
+        return replace(self, run=run)
 
     def as_checkpoint(self) -> tuple[Path, Manifest]:
         """The state as the checkpoint that a plan goes on from."""

@@ -1,8 +1,8 @@
 """Memory for batches, allocated once and used again, never while anyone still holds it.
 
 A batch that is kept stays as it is: a slab goes back to work only when nothing refers to its
-array any more, neither a tensor nor a view, and (pinned memory) when the device has finished the
-copies that were queued from it.
+array any more, neither a tensor nor a view. Page-locked memory is torch's to recycle: its caching
+allocator knows which copies to a device are still queued, on whatever stream.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import sys
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
 
 Array = npt.NDArray[Any]
 
@@ -22,7 +25,6 @@ Array = npt.NDArray[Any]
 @dataclass
 class _Slab:
     array: Array
-    event: Any = None
 
 
 def _holders(slab: _Slab) -> int:
@@ -51,47 +53,32 @@ class Slabs:
         self._alone = _holders(_Slab(np.empty(0)))
         self.made = 0
 
-    def take(self) -> Array:
-        """An array to fill, content undefined; new when every other is held."""
+    def take(self) -> tuple[Array, torch.Tensor | None]:
+        """An array to fill, content undefined, and the tensor whose memory it is, if pinned."""
+        if self._pinned:
+            return self._page_locked()
         with self._lock:
             slab = self._free.popleft() if self._free else None
         if slab is None:
-            slab = _Slab(self._make())
-        elif slab.event is not None:
-            slab.event.synchronize()  # queued copies from it are done
+            self.made += 1
+            slab = _Slab(np.empty(self._shape, self._dtype))
         array = slab.array  # held from here on: `settle` must not think it free
         with self._lock:
             self._out.append(slab)
             while len(self._out) > self._kept:
                 self._out.popleft()
-        return array
+        return array, None
 
     def settle(self) -> None:
-        """Take back what nobody holds any more; in the thread that queues the device's copies."""
+        """Take back what nobody holds any more."""
         with self._lock:
             for _ in range(len(self._out)):
                 slab = self._out.popleft()
-                if _holders(slab) == self._alone:
-                    slab.event = self._event()
-                    self._free.append(slab)
-                else:
-                    self._out.append(slab)
+                (self._free if _holders(slab) == self._alone else self._out).append(slab)
 
-    def _make(self) -> Array:
-        self.made += 1
-        if not self._pinned:
-            return np.empty(self._shape, self._dtype)
+    def _page_locked(self) -> tuple[Array, torch.Tensor]:
         import torch
 
         kind = torch.from_numpy(np.empty(0, self._dtype)).dtype
-        made: Array = torch.empty(self._shape, dtype=kind, pin_memory=True).numpy()
-        return made
-
-    def _event(self) -> Any:
-        if not self._pinned:
-            return None
-        import torch
-
-        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        return event
+        tensor = torch.empty(self._shape, dtype=kind, pin_memory=True)
+        return tensor.numpy(), tensor
