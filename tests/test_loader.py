@@ -436,6 +436,25 @@ def test_saved_and_restored_from_a_foreign_checkpoint(
         again.restore(tmp_path)
 
 
+def test_documents_in_windows(tmp_path: Path, stores: dict[str, Path]) -> None:
+    with make(tmp_path, stores, documents=True, dtype="int32") as loader:
+        batch = next(loader)  # the end of text is 0: every token but the first, mostly, is one
+    ids = batch["input_ids"].tolist()
+    assert batch["input_ids"].dtype == torch.int32
+    for row, documents, places in zip(
+        ids, batch["document_ids"].tolist(), batch["position_ids"].tolist(), strict=True
+    ):
+        document, place = 0, 0
+        for token, found, at in zip(row, documents, places, strict=True):
+            assert (found, at) == (document, place)
+            document, place = (document + 1, 0) if token == 0 else (document, place + 1)
+    info = json.loads((stores["c"] / "store.json").read_text())
+    other = write_store(tmp_path / "other", 7, 9)
+    (other / "store.json").write_text(json.dumps(info | {"tokens": 72, "eos_id": 5}))
+    with pytest.raises(JobError, match=r"documents: sources\.d ends documents with 5"):
+        make(tmp_path, {**stores, "d": other}, documents=True)
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_torch_distributed_checkpoints_keep_it(tmp_path: Path, stores: dict[str, Path]) -> None:
     import torch.distributed.checkpoint as dcp

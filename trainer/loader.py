@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixloop.trainer.adopt import Adopted, Place, adopt, find_place
+from mixloop.trainer.batches import end_of_text, tensors
 from mixloop.trainer.contract import Phase
 from mixloop.trainer.feed import Batch, Feed, Layout
 from mixloop.trainer.job import Job, JobError, LimitSettings
@@ -157,9 +158,9 @@ class MixtureLoader:
         self._place: Place | None = None
         self._pin = pin_memory
         self._dtype = dtype
-        self._documents = documents
         self.stores = open_stores(job)
         self.names = tuple(job.sources)
+        self._eos = end_of_text(self.stores) if documents else None
         length = job.sequence_length
         self.sizes = {name: store.samples(length) for name, store in self.stores.items()}
         self._start = job.start_weights(self.sizes)
@@ -265,7 +266,7 @@ class MixtureLoader:
             self._batch, self._micro = None, 0
             running.advance()
         self._rows = batch.source[micro]
-        return tensors(batch.ids[micro], batch.source[micro])
+        return tensors(batch.ids[micro], batch.source[micro], self._eos)
 
     # --- beginning and ending ----------------------------------------------------------------
 
@@ -416,14 +417,6 @@ class MixtureLoader:
 
 
 _OWN = ("rank", "world", "peers", "on_change", "pin_memory", "dtype", "documents", "rewind")
-
-
-def tensors(ids: npt.NDArray[Any], source: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """A micro-batch: ids [rows, L] and the index of each row's source [rows], as torch has them."""
-    import torch
-
-    rows = torch.from_numpy(ids)
-    return {"input_ids": rows, "labels": rows, "source": torch.from_numpy(source)}
 
 
 def _refuse_workers() -> None:

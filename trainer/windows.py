@@ -1,8 +1,7 @@
-"""Documents inside a window, from the ids alone: each ends with the end-of-text token.
+"""Where documents lie inside windows, from the token ids alone.
 
-What attention needs so that no token looks into another document (block-diagonal causal
-attention, as in Grattafiori et al. 2024, arXiv 2407.21783, section 3.2). A window may begin inside
-a document; that part counts as a document of its own.
+A window is cut from a stream of documents, each ended by the end-of-text token. Attention that must
+not cross documents needs each token's document, and its place within the document.
 """
 
 from __future__ import annotations
@@ -15,43 +14,55 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
+Int32s = npt.NDArray[np.int32]
 
-def document_ids(ids: npt.NDArray[Any], eos_id: int) -> npt.NDArray[np.int32]:
-    """Number of the document that each token belongs to, from 0 in every window.
+
+def document_ids(ids: npt.NDArray[Any], eos_id: int) -> Int32s:
+    """Number of each token's document within its window, from 0.
 
     Args:
-        ids: token ids, [..., L]; the end-of-text token belongs to the document it ends.
+        ids: token ids, shape [..., L].
+        eos_id: ends a document, and belongs to it.
 
     Returns:
-        int32, of the same shape.
+        Shape [..., L]; it never decreases along a window.
     """
-    ended = np.asarray(ids == eos_id)
-    after = np.cumsum(ended, axis=-1, dtype=np.int32)
-    return np.asarray(after - ended, np.int32)
+    ends = ids == eos_id
+    numbers: Int32s = np.cumsum(ends, axis=-1, dtype=np.int32)
+    numbers -= ends
+    return numbers
 
 
-def position_ids(ids: npt.NDArray[Any], eos_id: int) -> npt.NDArray[np.int32]:
-    """Position of each token within its document, from 0; int32, shaped as `ids`."""
-    places = np.arange(ids.shape[-1], dtype=np.int32)
-    begins = np.zeros(ids.shape, bool)
-    begins[..., 1:] = ids[..., :-1] == eos_id
-    start = np.maximum.accumulate(np.where(begins, places, 0), axis=-1)
-    return np.asarray(places - start, np.int32)
-
-
-def document_mask(document: torch.Tensor) -> torch.Tensor:
-    """Where attention may look: causal, and within a document only.
+def position_ids(ids: npt.NDArray[Any], eos_id: int) -> Int32s:
+    """Place of each token within its document, as far as the window shows it, from 0.
 
     Args:
-        document: document ids, [rows, L].
+        ids: token ids, shape [..., L].
+        eos_id: ends a document; the token after it is at 0.
 
     Returns:
-        bool, [rows, 1, L, L], for `scaled_dot_product_attention`; True where a query (third axis)
-        may look at a key (fourth).
+        Shape [..., L].
+    """
+    place = np.arange(ids.shape[-1], dtype=np.int32)
+    starts = np.zeros(ids.shape, np.int32)
+    starts[..., 1:] = np.where(ids[..., :-1] == eos_id, place[1:], 0)
+    return place - np.maximum.accumulate(starts, axis=-1)
+
+
+def document_mask(documents: torch.Tensor) -> torch.Tensor:
+    """Where attention may look: causal, and within one document (Grattafiori et al. 2024, arXiv
+    2407.21783, section 3.2).
+
+    Args:
+        documents: document ids, shape [rows, L].
+
+    Returns:
+        bool, shape [rows, 1, L, L], as `scaled_dot_product_attention` takes it: True where a query
+        (third axis) may look at a key (fourth).
     """
     import torch
 
-    length = document.shape[-1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=document.device).tril()
-    same = document[:, None, :, None] == document[:, None, None, :]
+    length = documents.shape[-1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    same = documents[:, None, :, None] == documents[:, None, None, :]
     return same & causal
