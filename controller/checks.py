@@ -34,13 +34,15 @@ def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = 
     """
     config = load_config(path)
     check_evals(path, config)
-    sizes = observe.unique_tokens(config)
+    infos = observe.source_infos(config)
+    sizes = {name: info.tokens for name, info in infos.items()}
     weights = config.start_weights(sizes)
     launch.check_training(config)
     launch.check_policy(config, path.parent.resolve())
     sources = {
         name: {
             "weight": weights[name],
+            "format": infos[name].format,
             "unique_tokens": sizes[name],
             "projected_epochs": weights[name] * config.budget / sizes[name],
             "tags": list(config.sources[name].tags),

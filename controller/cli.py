@@ -70,12 +70,12 @@ def check(
     from mixloop.controller import show
 
     console = show.console()
-    sources = show.table(
-        f"Run {report['run']}", ("source", "weight", "unique", "epochs at the end")
-    )
+    columns = ("source", "format", "weight", "unique", "epochs at the end")
+    sources = show.table(f"Run {report['run']}", columns)
     for name, source in report["sources"].items():
         sources.add_row(
             show.cell(name),
+            source["format"],
             f"{source['weight']:.4f}",
             show.tokens(source["unique_tokens"]),
             f"{source['projected_epochs']:.2f}",
@@ -103,12 +103,19 @@ def prepare(
         int | None, typer.Option(min=1, help="processes; default: one per core")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace a token store that is there")] = False,
+    append: Annotated[
+        bool, typer.Option(help="add to a token store that is there; runs take it when resumed")
+    ] = False,
+    shard_size: Annotated[
+        str | None, typer.Option(help="most tokens of a file, such as 2B; default: one file")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tokenise a corpus into a token store, a run's source."""
     from mixloop.controller.preparing import prepare_with_progress
 
     options = {"text_key": text_key, "split": split, "config": config, "overwrite": overwrite}
+    options |= {"append": append, "shard_size": shard_size}
     info = prepare_with_progress(inputs, out, tokenizer, workers, options)
     if as_json:
         _print_json(info)
@@ -119,6 +126,26 @@ def prepare(
             f"{out}: {info['tokens']:,} unique tokens ({show.tokens(info['tokens'])}) in "
             f"{info['documents']:,} documents"
         )
+
+
+@app.command()
+def verify(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE…", help="token stores")],
+    as_json: AsJson = False,
+) -> None:
+    """Read token stores whole and check their checksums."""
+    from mixloop.controller.preparing import verify_stores
+
+    found = verify_stores(stores)
+    if as_json:
+        _print_json(found)
+    else:
+        from mixloop.controller.show import clean
+
+        for path, problems in found.items():
+            for line in problems or [f"{path}: every checksum is right"]:
+                typer.echo(clean(line))
+    raise SystemExit(1 if any(found.values()) else 0)
 
 
 @app.command()

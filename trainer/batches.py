@@ -25,7 +25,12 @@ def end_of_text(stores: Mapping[str, Store]) -> int:
     found = {name: store.info.eos_id for name, store in stores.items()}
     first, eos = next(iter(found.items()))
     for name, other in found.items():
-        if other is None or other != eos:
+        if other < 0:
+            raise JobError(
+                f"documents: sources.{name} is of a format that doesn't say what ends a document; "
+                f"give sources.{name}.eos_id"
+            )
+        if other != eos:
             raise JobError(
                 f"documents: sources.{name} ends documents with {other}, sources.{first} with "
                 f"{eos}; leave documents out, or prepare both with one tokenizer"

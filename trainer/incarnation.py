@@ -28,7 +28,7 @@ from mixloop.trainer.hotreload import Switch
 from mixloop.trainer.job import Job, JobError
 from mixloop.trainer.lr import learning_rate_of
 from mixloop.trainer.order import Segment, quantise
-from mixloop.trainer.store import Store, open_stores
+from mixloop.trainer.store import Store, open_stores, tokenizer_folder
 
 
 @dataclass(frozen=True)
@@ -269,6 +269,34 @@ def world_of(job: Job) -> int:
     return int(os.environ.get("WORLD_SIZE", job.settings.processes))
 
 
+def check_vocabulary(job: Job, stores: Mapping[str, Store]) -> None:
+    """That the run's tokenizer is the one its sources were made with, as far as they tell.
+
+    Raises:
+        JobError: no tokenizer, another one, or ids beyond its vocabulary.
+    """
+    folder = tokenizer_folder(job, stores)
+    silent = [name for name, store in stores.items() if not store.info.tokenizer]
+    if job.tokenizer is None and not silent:
+        return
+    from mixloop.trainer.foreign import highest_id
+    from mixloop.trainer.tokenizer import inspect_tokenizer
+
+    facts = inspect_tokenizer(folder)
+    for name, store in stores.items():
+        if store.info.tokenizer and store.info.tokenizer != facts.fingerprint:
+            raise JobError(
+                f"tokenizer: {folder} is not the tokenizer sources.{name} was prepared with"
+            )
+    for name in silent:
+        found = highest_id(stores[name].stream)
+        if found >= facts.vocab_size:
+            raise JobError(
+                f"sources.{name}: holds the id {found}, the tokenizer {folder} has "
+                f"{facts.vocab_size}; name the one it was made with (trainer.tokenizer)"
+            )
+
+
 def check_job(job: Job, rewind: bool = False) -> Plan:
     """Everything that can be wrong with a job before it starts, without importing torch.
 
@@ -277,12 +305,5 @@ def check_job(job: Job, rewind: bool = False) -> Plan:
     """
     stores = open_stores(job)
     learning_rate_of(job)
-    if job.tokenizer is not None:
-        from mixloop.trainer.tokenizer import inspect_tokenizer
-
-        first, store = next(iter(stores.items()))
-        if inspect_tokenizer(job.tokenizer).fingerprint != store.info.tokenizer:
-            raise JobError(
-                f"tokenizer: {job.tokenizer} is not the tokenizer sources.{first} was prepared with"
-            )
+    check_vocabulary(job, stores)
     return locate(job, stores, world_of(job), rewind)

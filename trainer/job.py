@@ -184,11 +184,25 @@ class TrainerSettings(_Strict):
 
 
 class JobSource(_Strict):
-    """A prepared token store and its share at the start (`standby` waits at weight 0)."""
+    """Where a source lies and its share at the start (`standby` waits at weight 0).
+
+    `format` is found out from the files. `eos_id` is the id that ends a document, `column` the one
+    of an arrow dataset that holds the ids, `dtype` the width of a datatrove folder's ids where it
+    has no metadata.
+    """
 
     path: Path
     weight: float | None = Field(None, ge=0.0, le=1.0)
     standby: bool = False
+    format: Literal["auto", "store", "megatron", "datatrove", "arrow"] = "auto"
+    eos_id: int | None = Field(None, ge=0)
+    column: str | None = None
+    dtype: Literal["uint16", "uint32"] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `open_source` is told besides the path."""
+        return self.model_dump(include={"format", "eos_id", "column", "dtype"})
 
 
 class Job(_Strict):

@@ -38,7 +38,7 @@ from mixloop.trainer.order import MixtureOrder
 from mixloop.trainer.peers import Alone, GlooPeers, Peers, on_first
 from mixloop.trainer.ranks import follow_launcher, run_ranks
 from mixloop.trainer.session import DivergenceError, Session
-from mixloop.trainer.store import Store, open_stores
+from mixloop.trainer.store import Store, open_stores, tokenizer_folder
 from mixloop.trainer.tokenizer import inspect_tokenizer
 from mixloop.trainer.voice import say
 
@@ -127,7 +127,7 @@ def disconnect(peers: Peers) -> None:
 def set_up(job: Job, peers: Peers, rewind: bool) -> Session | None:
     """Build everything and begin the incarnation; None when the budget is spent already."""
     stores = open_stores(job)
-    tokenizer = job.tokenizer or next(iter(stores.values())).tokenizer
+    tokenizer = tokenizer_folder(job, stores)
     plan: Plan = on_first(peers, lambda: locate(job, stores, peers.world, rewind, say))
     if plan.finished:
         if peers.rank == 0:

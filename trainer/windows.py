@@ -6,10 +6,13 @@ not cross documents needs each token's document, and its place within the docume
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
 
 Int32s = npt.NDArray[np.int32]
 
@@ -44,3 +47,22 @@ def position_ids(ids: npt.NDArray[Any], eos_id: int) -> Int32s:
     starts = np.zeros(ids.shape, np.int32)
     starts[..., 1:] = np.where(ids[..., :-1] == eos_id, place[1:], 0)
     return place - np.maximum.accumulate(starts, axis=-1)
+
+
+def document_mask(documents: torch.Tensor) -> torch.Tensor:
+    """Where attention may look: causal, and within one document (Grattafiori et al. 2024, arXiv
+    2407.21783, section 3.2).
+
+    Args:
+        documents: document ids, shape [rows, L].
+
+    Returns:
+        bool, shape [rows, 1, L, L], as `scaled_dot_product_attention` takes it: True where a query
+        (third axis) may look at a key (fourth).
+    """
+    import torch
+
+    length = documents.shape[-1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return same & causal
