@@ -240,6 +240,23 @@ def explain(
         typer.echo(line)
 
 
+@app.command()
+def report(
+    target: Run,
+    out: Annotated[
+        Path | None, typer.Option(help="the page; default: report.html in the run")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One page that tells the whole run: for a browser, a phone, or print."""
+    from mixloop.controller.report import gather, write_report
+
+    if as_json:
+        _print_json(gather(target))
+    else:
+        typer.echo(f"wrote {write_report(target, out)}")
+
+
 @app.command(name="eval")
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="a checkpoint folder in Hugging Face format")],

@@ -253,12 +253,19 @@ def outcome(order: Json | None, scored: Sequence[Evaluation]) -> tuple[int, dict
     return new.step, {name: effect for name, effect in found.items() if effect is not None}
 
 
+def effects(before: Evaluation, after: Evaluation) -> dict[str, Json]:
+    """Per benchmark the paired gain between two checkpoints, as :func:`outcome` tells it."""
+    lens = Observation(sources={}, weights={}, evaluations=(before, after))
+    found = {benchmark: _effect(lens, benchmark) for benchmark in after.benchmarks}
+    return {name: effect for name, effect in found.items() if effect is not None}
+
+
 def _effect(lens: Observation, benchmark: str) -> Json | None:
     """The gain over the pair around the change, and over the pair before it to compare with."""
     difference = _difference(lens, benchmark, -2, -1)
     if difference is None:
         return None
-    earlier = _difference(lens, benchmark, -3, -2)
+    earlier = _difference(lens, benchmark, -3, -2) if len(lens.evaluations) > 2 else None
     return {
         "metric": difference.metric,
         "gain": difference.gain,

@@ -120,7 +120,7 @@ def history_table(entries: Iterable[Json]) -> Table:
             entry["id"],
             str(entry["step"]),
             tokens(entry["tokens"]),
-            cell(_verdict(entry)),
+            cell(verdict(entry)),
             cell(entry["policy"]),
             cell(moves(entry["weights_before"], entry["weights_after"])),
             cell(entry["reason"]),
@@ -131,7 +131,7 @@ def history_table(entries: Iterable[Json]) -> Table:
     return made
 
 
-def _verdict(entry: Json) -> str:
+def verdict(entry: Json) -> str:
     """The verdict; of one that waited for a person, also what became of it."""
     approval = entry.get("approval")
     if approval is None or approval["state"] == "waiting":
@@ -159,7 +159,7 @@ def explain_lines(entry: Json) -> list[str]:
         f"in force {entry['applied_at'] or '-'}",
         f"Why          {clean(entry['reason'])}",
         f"Steered      {steering(entry['steering']) or '-'}",
-        *_evidence_lines(entry["evidence"]),
+        *evidence_lines(entry["evidence"]),
         "",
         f"Before       {mixture(entry['weights_before'])}",
     ]
@@ -172,15 +172,16 @@ def explain_lines(entry: Json) -> list[str]:
         f"  {note['guard']:<14} {note['action']:<8} {clean(note['detail'])}"
         for note in entry["guards"]
     ] or ["  none asked: nothing was proposed"]
-    lines += ["", f"Applied      {_applied(entry)}"]
+    lines += ["", f"Applied      {applied(entry)}"]
     if entry.get("approval") is not None:
-        lines.append(f"Approval     {_approval(entry['approval'])}")
+        lines.append(f"Approval     {approval(entry['approval'])}")
     found = outcome_lines(entry["outcome"])
     lines += [f"Outcome      {line}" for line in found]
     return lines
 
 
-def _approval(found: Json) -> str:
+def approval(found: Json) -> str:
+    """What became of a decision that waited for a person."""
     parts = [found["state"]]
     parts += [f"by {clean(found['by'])}"] if found["by"] else []
     parts += [f"in {found['made']}"] if found["made"] else []
@@ -188,7 +189,8 @@ def _approval(found: Json) -> str:
     return " ".join(parts)
 
 
-def _applied(entry: Json) -> str:
+def applied(entry: Json) -> str:
+    """Where a decision's mixture came into force."""
     if entry["generation"] is None:
         return "nothing: the mixture stayed"
     if entry["applied_step"] is None:
@@ -199,7 +201,7 @@ def _applied(entry: Json) -> str:
     )
 
 
-def _evidence_lines(evidence: Json) -> list[str]:
+def evidence_lines(evidence: Json) -> list[str]:
     """The evidence, one condition per line where a policy gives a list of them."""
     conditions = evidence.get("conditions")
     parts = conditions if isinstance(conditions, list) and conditions else [evidence]
