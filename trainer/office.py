@@ -176,6 +176,9 @@ class Office:
         self._order = MixtureOrder(self._sizes, job.seed, self._segments)
         self.running = Running(begun, self._place, self._reports, self.drawn, self.changed)
         self.state = None
+        if begun.micro:
+            begun.steering.begins(begun.plan.sample + 1)  # was told before its first micro-batch
+        self.running.tell()
         if begun.steering.lead is not None:
             begun.steering.lead.side.poll()  # the first look need not wait for a poll step
         self.board.report(begun.plan.step)
@@ -255,7 +258,8 @@ def _attend(office: weakref.ref[Office], listener: int) -> None:
                     try:
                         here.attend(line)
                     except Exception as error:
-                        say(f"a worker can't be answered: {error}", "mixloop")
+                        if not here.board.closed:
+                            say(f"a worker can't be answered: {error}", "mixloop")
                         here.board.abandon()  # it would wait for ever
             del here
     finally:

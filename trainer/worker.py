@@ -139,7 +139,7 @@ def joined(states: Mapping[int, Mapping[str, Any] | None], micros: int) -> Loade
     if len(given) != len(states) or places != list(range(places[0], places[0] + len(places))):
         raise JobError(
             "dataset state: the workers' states are not of one place; resume with as many workers "
-            "as it was saved with"
+            "and as much accumulation as it was saved with"
         )
     first = min(given, key=lambda state: (state.step, state.micro))
     switches = tuple(sorted({pair for state in given for pair in state.switches}))
