@@ -186,28 +186,33 @@ def test_a_dataset_left_alone_leaves_nothing_behind(
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's call
 @pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("steps", [17, 0])
 def test_torchdatas_loader_is_exact_to_the_micro_batch(
-    tmp_path: Path, stores: dict[str, Path], workers: int
+    tmp_path: Path, stores: dict[str, Path], workers: int, steps: int
 ) -> None:
     torchdata = pytest.importorskip("torchdata.stateful_dataloader")
     loader_of = torchdata.StatefulDataLoader
     with make(tmp_path, stores) as dataset:
         loader = loader_of(dataset, batch_size=None, num_workers=workers)
         batches = iter(loader)
-        seen = train(dataset, batches, steps=9)
-        order(tmp_path, 1, {"c": 1.0})
-        seen += train(dataset, batches, steps=8, pause=0.01)
+        seen: list[int] = []
+        if steps:
+            seen += train(dataset, batches, steps=9)
+            order(tmp_path, 1, {"c": 1.0})
+            seen += train(dataset, batches, steps=steps - 9, pause=0.01)
         seen += firsts(next(batches))  # in the middle of a step
         state = json.loads(json.dumps(loader.state_dict()))
+        seen_on = firsts(next(batches))
+        dataset.report()
         train(dataset, batches, steps=5)
         del batches, loader
     with make(tmp_path, stores) as again:
         loader = loader_of(again, batch_size=None, num_workers=workers)
         loader.load_state_dict(state)
         batches = iter(loader)
-        seen += firsts(next(batches))
+        assert firsts(next(batches)) == seen_on
         again.report(loss=1.0)
-        seen += train(again, batches)
+        seen += seen_on + train(again, batches)
         del batches, loader
-    assert len(read_schedule(RunPaths(tmp_path / "run").schedule).segments) == 2
+    assert len(read_schedule(RunPaths(tmp_path / "run").schedule).segments) == 1 + (steps > 0)
     assert seen == pure(tmp_path, STEPS * QUANTUM)

@@ -263,6 +263,22 @@ def test_a_state_inside_a_step_keeps_the_switch_that_began_with_it(
     assert not any(isinstance(line, VoidLine) for line in lines)
 
 
+def test_a_run_resumed_at_a_switch_is_told_of_it(tmp_path: Path, stores: dict[str, Path]) -> None:
+    told: list[Change] = []
+    states = {}
+    with make(tmp_path, stores, on_change=told.append) as loader:
+        steps(loader, 1)
+        heard(tmp_path, loader, 1, b=0.5, c=0.5)
+        while not told:
+            states[loader.step] = loader.state_dict()
+            steps(loader, 1)
+    again: list[Change] = []
+    with make(tmp_path, stores, on_change=again.append) as loader:
+        loader.load_state_dict(states[told[0].step])
+        steps(loader, 3)
+    assert again == told
+
+
 def test_another_quantum_needs_rewind(tmp_path: Path, stores: dict[str, Path]) -> None:
     with make(tmp_path, stores) as loader:
         seen = steps(loader, 6)

@@ -297,6 +297,7 @@ class MixtureLoader:
         self._micro = begun.micro
         if begun.micro:
             self._batch = self._feed.batch(begun.plan.sample)
+            begun.steering.begins(begun.plan.sample + 1)  # was told before its first micro-batch
         self._running = Running(begun, place, self._reports, self._ledger, self._changed)
 
     def _changed(self, change: Change) -> None:

@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mixloop.trainer.adopt import Place, adopt
@@ -139,27 +140,31 @@ class Office:
         del self._waiting[request["key"]]
         try:
             with self._lock:
-                answer = self._assign(round_)
+                answer, places = self._assign(round_)
         except Exception as error:
             text = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
-            answer = self._refusal(text)
-        for one in round_.values():
-            self.board.answer(one["nonce"], answer)
+            answer, places = self._refusal(text), {}
+        for number, one in round_.items():
+            own = replace(answer, at=places.get(number, answer.at + number))
+            self.board.answer(one["nonce"], own)
 
-    def _assign(self, round_: Mapping[int, Mapping[str, Any]]) -> Assignment:
+    def _assign(
+        self, round_: Mapping[int, Mapping[str, Any]]
+    ) -> tuple[Assignment, Mapping[int, int]]:
+        """What a round of workers has in common, and which micro-batch some begin with."""
         micros = self._job.settings.accumulation
-        state = joined({number: one["state"] for number, one in round_.items()}, micros)
+        found = joined({number: one["state"] for number, one in round_.items()}, micros)
         factor, ahead = self._outstanding
         window = math.ceil((factor * len(round_) + ahead) / micros) + 1
-        if state is not None:
+        if found is not None:
             self._stop(last_word=False)
-            self.state = state
+            self.state = found[0]
         elif window > self._window:
             self._stop(last_word=False)  # more workers than the switches' lead was made for
         self._window = max(window, self._window)
         if self.running is None and not self._begin():
-            return self._refusal("")
-        return self._answer()
+            return self._refusal(""), {}
+        return self._answer(), {} if found is None else found[1]
 
     def _begin(self) -> bool:
         """Begin an incarnation; False when the budget is spent. Collective."""
@@ -176,6 +181,9 @@ class Office:
         self._order = MixtureOrder(self._sizes, job.seed, self._segments)
         self.running = Running(begun, self._place, self._reports, self.drawn, self.changed)
         self.state = None
+        if begun.micro:
+            begun.steering.begins(begun.plan.sample + 1)  # was told before its first micro-batch
+        self.running.tell()
         if begun.steering.lead is not None:
             begun.steering.lead.side.poll()  # the first look need not wait for a poll step
         self.board.report(begun.plan.step)
@@ -189,7 +197,8 @@ class Office:
         micros = settings.accumulation
         micro, self._micro = self._micro, 0
         return Assignment(
-            first=running.position.step * micros + micro,
+            at=running.position.step * micros + micro,
+            step=running.position.step,
             sample=running.position.sample,
             segments=tuple(self._segments),
             announced=self.board.announced,
@@ -208,7 +217,7 @@ class Office:
             self._job.sequence_length,
         )  # fmt: skip
         end = self._job.budget  # a sample beyond any budget
-        return Assignment(0, end, (), 0, layout, 1, self.now(), trouble)
+        return Assignment(0, 0, end, (), 0, layout, 1, self.now(), trouble)
 
     # --- the training thread -------------------------------------------------------------------
 
@@ -255,7 +264,8 @@ def _attend(office: weakref.ref[Office], listener: int) -> None:
                     try:
                         here.attend(line)
                     except Exception as error:
-                        say(f"a worker can't be answered: {error}", "mixloop")
+                        if not here.board.closed:
+                            say(f"a worker can't be answered: {error}", "mixloop")
                         here.board.abandon()  # it would wait for ever
             del here
     finally:

@@ -77,7 +77,8 @@ class Steering:
         self.position = Position(plan.step, plan.sample)
         self.known = {(switch.sample, switch.generation) for switch in start.switches}
         self.lead: Lead | None = None
-        begun = [switch for switch in start.switches if switch.sample <= plan.sample]
+        # one whose first sample is the next is still to be told
+        begun = [switch for switch in start.switches if switch.sample < max(1, plan.sample)]
         self.begun = deque(begun, maxlen=4)  # enough to say what was in force a step ago
         self.ahead = deque(start.switches[len(begun) :])
         self._paths = RunPaths(plan.job.dir)

@@ -22,11 +22,13 @@ from mixloop.trainer.store import open_stores
 class Assignment:
     """What the training process answers: where to go on, by which schedule.
 
-    `first` is the micro-batch (counted over the run) that the round of workers begins with,
-    `sample` the first of its step; `window` the steps that a worker may be ahead of the report.
+    `at` is this worker's first micro-batch, counted over the run; `step` the step that the round of
+    workers begins in, and `sample` its first; `window` the steps that a worker may be ahead of the
+    report.
     """
 
-    first: int
+    at: int
+    step: int
     sample: int
     segments: tuple[Segment, ...]
     announced: int
@@ -71,23 +73,18 @@ class Worker:
             raise JobError(f"MixtureDataset: {error}") from error
         if told.trouble:
             raise JobError(told.trouble)
-        yield from self._drawn(told, state)
+        yield from self._drawn(told)
 
-    def _drawn(
-        self, told: Assignment, state: LoaderState | None
-    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
+    def _drawn(self, told: Assignment) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
         micros, length = self._micros, self._job.sequence_length
         layout, quantum = told.layout, told.layout.quantum
         sizes = {name: store.samples(length) for name, store in self._stores.items()}
         order = MixtureOrder(sizes, self._job.seed, told.segments)
-        at = told.first + self._number
-        if state is not None:
-            at = state.step * micros + state.micro
-        known, heard = told.state, told.announced
+        at, known, heard = told.at, told.state, told.announced
         positions = layout.positions()
         while True:
             step, micro = divmod(at, micros)
-            sample = told.sample + (step - told.first // micros) * quantum
+            sample = told.sample + (step - told.step) * quantum
             if sample * length >= self._job.budget:
                 return
             self._check(step, told)
@@ -109,7 +106,7 @@ class Worker:
     def _place(self, at: int, told: Assignment, known: LoaderState) -> LoaderState:
         """The state before micro-batch `at`."""
         step, micro = divmod(at, self._micros)
-        sample = told.sample + (step - told.first // self._micros) * told.layout.quantum
+        sample = told.sample + (step - told.step) * told.layout.quantum
         begun = micro * told.layout.rows * told.layout.world
         return replace(known, step=step, sample=sample, micro=micro, begun=begun)
 
@@ -126,21 +123,47 @@ class Worker:
             )
 
 
-def joined(states: Mapping[int, Mapping[str, Any] | None], micros: int) -> LoaderState | None:
-    """The one place that several workers' own states amount to; None when they have none.
+def joined(
+    states: Mapping[int, Mapping[str, Any] | None], micros: int
+) -> tuple[LoaderState, dict[int, int]] | None:
+    """The one place that several workers' own states amount to, and each one's micro-batch.
+
+    A worker whose first micro-batch was not yet taken has no state: it stands a round behind.
+
+    Returns:
+        None when no worker has a state.
 
     Raises:
-        JobError: some have one and others don't, or they don't follow one another.
+        JobError: the places don't follow one another.
     """
-    given = [LoaderState.from_json(state) for state in states.values() if state is not None]
+    given = {
+        number: LoaderState.from_json(state)
+        for number, state in states.items()
+        if state is not None
+    }
     if not given:
         return None
-    places = sorted(state.step * micros + state.micro for state in given)
-    if len(given) != len(states) or places != list(range(places[0], places[0] + len(places))):
+    places = {number: state.step * micros + state.micro for number, state in given.items()}
+    known, place = next(iter(places.items()))
+    for number in set(states) - set(given):
+        places[number] = place - known + number - len(states)
+    first = min(places.values())
+    if sorted(places.values()) != list(range(first, first + len(places))):
         raise JobError(
             "dataset state: the workers' states are not of one place; resume with as many workers "
-            "as it was saved with"
+            "and as much accumulation as it was saved with"
         )
-    first = min(given, key=lambda state: (state.step, state.micro))
-    switches = tuple(sorted({pair for state in given for pair in state.switches}))
-    return replace(first, switches=switches)
+    like = next(iter(given.values()))
+    sample = like.sample + (first // micros - like.step) * like.quantum
+    micro = first % micros
+    begun = micro * (like.quantum // micros)
+    switches = tuple(sorted({pair for state in given.values() for pair in state.switches}))
+    joint = replace(
+        like,
+        step=first // micros,
+        sample=sample,
+        micro=micro,
+        begun=begun,
+        switches=switches,
+    )
+    return joint, places
