@@ -212,6 +212,9 @@ def _decision(entry: Json) -> str:
         ("applied", _text(show.applied(entry))),
         ("what followed", _lines(_followed(entry["followed"]))),
     ]
+    if entry.get("assessments"):
+        said = (show.assessment(one) for one in entry["assessments"])
+        rows.insert(2, ("assessed", _lines(said)))
     if entry.get("approval"):
         rows.insert(2, ("approval", _text(show.approval(entry["approval"]))))
     body = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows if value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -123,12 +124,18 @@ def history_table(entries: Iterable[Json]) -> Table:
             cell(verdict(entry)),
             cell(entry["policy"]),
             cell(moves(entry["weights_before"], entry["weights_after"])),
-            cell(entry["reason"]),
+            cell(_why(entry)),
             "-" if entry["applied_step"] is None else f"step {entry['applied_step']}",
         )
         headlines = {n: one for n, one in entry["steering"].items() if one["since"] is not None}
         made.caption = cell(f"Steered: {steering(headlines)}") if headlines else None
     return made
+
+
+def _why(entry: Json) -> str:
+    """The reason, and what people said of the decision since."""
+    said = [f"[{assessment(one)}]" for one in entry.get("assessments", ())]
+    return " ".join([entry["reason"], *said])
 
 
 def verdict(entry: Json) -> str:
@@ -175,6 +182,7 @@ def explain_lines(entry: Json) -> list[str]:
     lines += ["", f"Applied      {applied(entry)}"]
     if entry.get("approval") is not None:
         lines.append(f"Approval     {approval(entry['approval'])}")
+    lines += [f"Assessed     {assessment(one)}" for one in entry.get("assessments", ())]
     found = outcome_lines(entry["outcome"])
     lines += [f"Outcome      {line}" for line in found]
     return lines
@@ -187,6 +195,13 @@ def approval(found: Json) -> str:
     parts += [f"in {found['made']}"] if found["made"] else []
     parts += [f"({clean(found['reason'] or found['why'])})"]
     return " ".join(parts)
+
+
+def assessment(one: Json) -> str:
+    """What a person said of a decision in MLflow: ``good idea: true, by ann (it helped)``."""
+    value = "" if one["value"] is None else f": {clean(json.dumps(one['value']))}"
+    why = f" ({clean(one['rationale'])})" if one["rationale"] else ""
+    return f"{clean(one['name'])}{value}, by {clean(one['by'])}{why}"
 
 
 def applied(entry: Json) -> str:

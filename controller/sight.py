@@ -113,6 +113,7 @@ class Eyes:
         self.status: Status | None = None
         self.stranger = ""
         self._curves_at = -1
+        self._told: Json | None = None
 
     def look(self, operations: Operations, **children: Any) -> World:
         """The world now; ``children`` are the facts about child processes."""
@@ -344,11 +345,12 @@ class Eyes:
             self.status.finished and self.status.tokens > self._curves_at
         )
 
-    def take_curves(self) -> Json:
-        """The newest heartbeat as JSON, for the curves."""
+    def take_curves(self) -> tuple[Json | None, Json]:
+        """The heartbeat told last (None after a start) and the newest, as JSON, for the curves."""
         assert self.status is not None
         self._curves_at = self.status.tokens
-        return asdict(self.status)
+        before, self._told = self._told, asdict(self.status)
+        return before, self._told
 
     def outbox(self) -> int:
         """Entries that MLflow has not got yet."""
