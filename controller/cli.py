@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from mixloop.controller import policies_command
+from mixloop.controller.audit_command import audit
 from mixloop.controller.errors import BadInput
 from mixloop.controller.search_command import search
 
@@ -317,6 +318,7 @@ def samples(
 
 
 app.command()(search)
+app.command()(audit)
 
 
 @app.command()
