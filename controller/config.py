@@ -29,6 +29,7 @@ from mixloop.trainer.job import (
     TrainerSettings,
     start_weights,
 )
+from mixloop.trainer.runfile import UniqueKeys
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # safe as a path, a metric name and a tag
 
@@ -235,23 +236,6 @@ def _tracking_uri(uri: str | None, base: Path, run_dir: Path) -> str:
     return uri
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, where plain YAML would keep the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, typing.Hashable):
-                if key in seen:
-                    line = key_node.start_mark.line + 1
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key '{key}' is given twice (line {line})"
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
 def load_config(path: Path) -> RunConfig:
     """Read and validate a run file; every path in the result is absolute.
 
@@ -260,7 +244,7 @@ def load_config(path: Path) -> RunConfig:
     """
     try:
         with path.open(encoding="utf-8") as stream:
-            data = yaml.load(stream, _Loader)
+            data = yaml.load(stream, UniqueKeys)
     except OSError as error:
         raise BadInput(
             f"{path}: cannot be read ({error.strerror}); `mixloop init` writes a template"

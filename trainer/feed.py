@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixloop.trainer.order import MixtureOrder, Segment
+from mixloop.trainer.slabs import Slabs
 from mixloop.trainer.store import Store
 
 Ints = npt.NDArray[np.int64]
@@ -61,6 +62,9 @@ class Feed:
 
     A switch may be applied while later batches are being drawn as long as its first sample lies
     beyond them; :mod:`mixloop.trainer.hotreload` sees to that.
+
+    Args:
+        slabs: where the ids of a step go, [accumulation, rows, L]; none: new memory every time.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Feed:
         layout: Layout,
         prefetch: int = 0,
         sample: int = 0,
+        slabs: Slabs | None = None,
     ) -> None:
         self.layout = layout
         self.prefetch = prefetch
@@ -77,6 +82,7 @@ class Feed:
         self._names = list(stores)
         self._drawn = np.array(list(order.drawn(sample).values()), np.int64)
         self._order = order
+        self._slabs = slabs
         self._lock = threading.Lock()
         self._positions = layout.positions()
         self._ahead: dict[int, Future[Batch]] = {}
@@ -85,6 +91,8 @@ class Feed:
     def batch(self, sample: int) -> Batch:
         """This rank's part of the step whose first sample is `sample`."""
         waiting = self._ahead.pop(sample, None)
+        if self._slabs is not None:
+            self._slabs.settle()
         if self._pool is not None:
             for ahead in range(1, self.prefetch + 1):
                 first = sample + ahead * self.layout.quantum
@@ -100,7 +108,8 @@ class Feed:
         counts = np.bincount(source, minlength=len(self._stores)).astype(np.int64)
         source, index = source[self._positions], index[self._positions]
         length = self.layout.sequence_length
-        ids = np.empty((*source.shape, length), np.int64)
+        shape = (*source.shape, length)
+        ids = np.empty(shape, np.int64) if self._slabs is None else self._slabs.take()
         for number in np.unique(source):
             here = source == number
             ids[here] = self._stores[number].gather(index[here], length)

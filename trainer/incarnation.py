@@ -83,12 +83,6 @@ def locate(
         JobError: one line naming what is in the way.
     """
     paths = RunPaths(job.dir)
-    sizes = {name: store.samples(job.sequence_length) for name, store in stores.items()}
-    entries = tuple(SourceEntry(n, sizes[n], stores[n].info.fingerprint) for n in stores)
-    try:
-        schedule = read_schedule(paths.schedule)
-    except (ScheduleError, OSError) as error:
-        raise JobError(str(error)) from error
     try:
         found = checkpoint.newest(paths.checkpoints, say)
     except OSError as error:
@@ -96,6 +90,30 @@ def locate(
             f"{paths.checkpoints}: unreadable ({error.strerror or error}); make it a readable "
             "folder, or start in another run folder"
         ) from error
+    plan = continue_from(job, stores, world, rewind, found)
+    _begins(plan)
+    warn(plan, say)
+    return plan
+
+
+def continue_from(
+    job: Job,
+    stores: Mapping[str, Store],
+    world: int,
+    rewind: bool,
+    found: tuple[Path, Manifest] | None,
+) -> Plan:
+    """Check that the run can go on as asked from a checkpoint, or begin (None).
+
+    Raises:
+        JobError: one line naming what is in the way.
+    """
+    sizes = {name: store.samples(job.sequence_length) for name, store in stores.items()}
+    entries = tuple(SourceEntry(n, sizes[n], stores[n].info.fingerprint) for n in stores)
+    try:
+        schedule = read_schedule(RunPaths(job.dir).schedule)
+    except (ScheduleError, OSError) as error:
+        raise JobError(str(error)) from error
     plan = Plan(
         job=job,
         sources=entries,
@@ -108,12 +126,10 @@ def locate(
         rewind=rewind,
     )
     _continues(plan)
-    _begins(plan)
-    _warn(plan, say)
     return plan
 
 
-def _warn(plan: Plan, say: Callable[[str], None]) -> None:
+def warn(plan: Plan, say: Callable[[str], None]) -> None:
     """Say what is odd and no reason to stop."""
     if writable_by_others(plan.job.dir):
         say(f"{plan.job.dir} is writable by others than its owner: anyone there can steer the run")

@@ -109,6 +109,8 @@ class TrainerSettings(_Strict):
     """The reference trainer: model, optimizer, learning rate, checkpoints, polling.
 
     Token counts (`warmup`, `decay`, `checkpoint_every`) take units; the rest is in steps.
+    `phases` is for other training loops, which don't always tell the phase of their learning rate:
+    the token count at which each phase begins.
     """
 
     model: ModelSettings | None = None
@@ -121,6 +123,7 @@ class TrainerSettings(_Strict):
     warmup: Tokens = 0
     decay: Tokens = 0
     decay_shape: Literal["linear", "1-sqrt"] = "linear"
+    phases: dict[Literal["warmup", "stable", "decay"], Tokens] | None = None
     weight_decay: float = Field(0.1, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float | None = Field(1.0, gt=0)

@@ -74,8 +74,8 @@ class Moment:
 
     step: int
     sample: int
-    lr: float
-    phase: Phase
+    lr: float | None
+    phase: Phase | None
     loss: float | None
     grad_norm: float | None
     losses: Mapping[str, float]

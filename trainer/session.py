@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mixloop.trainer import checkpoint
-from mixloop.trainer.contract import Limits, RunPaths, ScheduleWriter, read_holds, write_status
+from mixloop.trainer.contract import RunPaths, ScheduleWriter, read_holds
 from mixloop.trainer.feed import Batch, Feed
-from mixloop.trainer.hotreload import Clock, Desk, Switch
 from mixloop.trainer.incarnation import Plan, Start
-from mixloop.trainer.narrator import Moment, Narrator
-from mixloop.trainer.order import Segment
-from mixloop.trainer.sidethread import SideThread
+from mixloop.trainer.narrator import Moment
+from mixloop.trainer.steering import Steering
 from mixloop.trainer.store import Store
 from mixloop.trainer.voice import say
 
 if TYPE_CHECKING:
     from mixloop.trainer.train import Trainer
-
-
-@dataclass
-class Position:
-    """Where training stands: optimizer steps done and samples consumed."""
-
-    step: int
-    sample: int
-
-
-@dataclass(frozen=True)
-class Lead:
-    """What only rank 0 has."""
-
-    desk: Desk
-    narrator: Narrator
-    side: SideThread
 
 
 class Session:
@@ -52,83 +32,43 @@ class Session:
         self, plan: Plan, start: Start, trainer: Trainer, feed: Feed, tokenizer: Path
     ) -> None:
         self.job = plan.job
-        self.position = Position(plan.step, plan.sample)
         self.length = plan.job.sequence_length
+        self.peers = trainer.peers
+        self.steering = Steering(plan, start, trainer.peers)
+        self.position = self.steering.position
         self._paths = RunPaths(plan.job.dir)
         self._trainer = trainer
-        self.peers = trainer.peers
         self._feed = feed
         self._tokenizer = tokenizer
-        self._switches = {(s.sample, s.generation) for s in start.switches}
         self._saved = plan.step if plan.parent else -1
         self._loss: float | None = None
         self._logged = plan.step
-        self.lead: Lead | None = None
 
     @property
     def spent(self) -> bool:
         """Whether the budget is consumed."""
-        return self.position.sample * self.length >= self.job.budget
+        return self.steering.spent
 
     def take_lead(
         self, plan: Plan, start: Start, writer: ScheduleWriter, stores: Mapping[str, Store]
     ) -> None:
         """Take on rank 0's part: the files of the run."""
-        settings = self.job.settings
-        position = self.position
-        clock = Clock(
-            plan.step, plan.sample, plan.quantum, self.length, settings.poll_every,
-            settings.prefetch,
-        )  # fmt: skip
-        desk = Desk(
-            self._paths,
-            self.job.run,
-            tuple(self.job.sources),
-            writer,
-            start.incarnation,
-            clock,
-            start.switches,
-            now=lambda: position.step,
-            limits=Limits(**self.job.limits.model_dump()),
-            accept_uid=settings.accept_uid,
-        )
-        narrator = Narrator(
-            run=self.job.run,
-            budget=self.job.budget,
-            incarnation=start.incarnation,
-            sequence_length=self.length,
-            quantum=plan.quantum,
-            world=plan.world,
-            sizes={name: store.samples(self.length) for name, store in stores.items()},
-            unique={name: store.info.tokens for name, store in stores.items()},
-            sample=plan.sample,
-        )
-        self.lead = Lead(desk, narrator, SideThread(desk))
+        self.steering.take_lead(plan, start, writer, stores)
 
     def poll(self) -> None:
         """At a poll step: hear of a switch, and have rank 0 look for the next. Collective."""
-        offer = None
-        if self.lead is not None:
-            offer = self.lead.desk.take(self.position.step)
-            self.lead.side.poll()
-        nothing = np.zeros(4 + len(self.job.sources), np.int64)
-        heard = Switch.unpack(self.peers.broadcast(offer.pack() if offer else nothing))
-        if heard is None:
-            return
-        weights = dict(zip(self.job.sources, heard.weights, strict=True))
-        self._feed.switch(Segment(heard.sample, weights, self._feed.layout.quantum))
-        self._switches.add((heard.sample, heard.generation))
+        heard = self.steering.poll()
+        if heard is not None:
+            self._feed.switch(self.steering.segment(heard))
 
     def advance(self) -> Batch:
         """Train one step, and acknowledge a switch whose first sample it consumed."""
-        position, quantum = self.position, self._feed.layout.quantum
-        batch = self._feed.batch(position.sample)
-        start = position.sample * self.length
+        quantum = self._feed.layout.quantum
+        batch = self._feed.batch(self.position.sample)
+        start = self.position.sample * self.length
         self._trainer.step(batch, start, start + quantum * self.length)
-        position.step += 1
-        position.sample += quantum
-        if self.lead is not None and self.lead.desk.consumed(position.sample):
-            switch = self.lead.desk.view().in_force
+        switch = self.steering.advance(quantum)
+        if switch is not None:
             say(f"step {switch.step}: the mixture of generation {switch.generation} is in force")
         return batch
 
@@ -137,16 +77,11 @@ class Session:
         sums, counts = self._trainer.totals.take(self.peers)
         if counts.sum():
             self._loss = float(sums.sum() / counts.sum())
-        if self.lead is None:
+        if self.steering.lead is None:
             return
         names = list(self.job.sources)
         losses = {names[i]: float(sums[i] / counts[i]) for i in np.flatnonzero(counts)}
-        drawn = self._feed.drawn()
-        moment = self._moment(losses, finished)
-        view = self.lead.desk.view()
-        status = self.lead.narrator.status(moment, drawn, view)
-        if not view.superseded:
-            self.lead.side.write(lambda: write_status(self._paths.status, status))
+        status = self.steering.publish(self._moment(losses, finished), self._feed.drawn())
         since = status.step - self._logged
         if since >= self.job.settings.log_every or (finished and since):
             self._logged = status.step
@@ -183,7 +118,7 @@ class Session:
         """Write a checkpoint; False on every rank if the disk did not take it. Collective."""
         if self._saved == self.position.step:
             return True
-        state = self._trainer.state() | {"switches": sorted(self._switches)}
+        state = self._trainer.state() | {"switches": sorted(self.steering.known)}
         # all ranks agree: what one holds saved and another not, only one would save again
         if self.peers.any(not self._written(state)):
             return False
@@ -193,19 +128,17 @@ class Session:
 
     def _written(self, state: Mapping[str, Any]) -> bool:
         """Rank 0's part of `save`: whether the checkpoint is on the disk."""
-        if self.lead is None:
+        if self.steering.lead is None:
             return True
-        view = self.lead.desk.view()
-        if view.superseded:
+        manifest = self.steering.manifest(self._moment({}), self._feed.drawn())
+        if manifest is None:
             return False
-        narrator = self.lead.narrator
         try:
-            moment, drawn = self._moment({}), self._feed.drawn()
             checkpoint.save(
                 self._paths.checkpoints,
                 self.position.step,
                 lambda folder: self._trainer.save(folder, state, self._tokenizer),
-                lambda files: narrator.manifest(moment, drawn, view, files),
+                manifest,
             )
         except Exception as error:
             # a full disk costs a checkpoint, not the run
@@ -216,7 +149,7 @@ class Session:
     def _retire(self) -> None:
         """Remove old checkpoints; one that stays is no reason to call the new one failed."""
         keep, step = self.job.settings.keep, self.position.step
-        if self.lead is None or keep is None:
+        if self.steering.lead is None or keep is None:
             return
         try:
             held = read_holds(self._paths.holds)
@@ -230,5 +163,5 @@ class Session:
     def close(self) -> None:
         """End the threads; what was to be written is."""
         self._feed.close()
-        if self.lead is not None and not self.lead.side.close():
+        if not self.steering.close():
             say("the disk did not take the last status in time")

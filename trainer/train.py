@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ from mixloop.trainer.job import Job, JobError, load_job
 from mixloop.trainer.lr import WarmupStableDecay
 from mixloop.trainer.narrator import Totals, Trace
 from mixloop.trainer.order import MixtureOrder
-from mixloop.trainer.peers import Alone, GlooPeers, Peers
+from mixloop.trainer.peers import Alone, GlooPeers, Peers, on_first
 from mixloop.trainer.ranks import follow_launcher, run_ranks
 from mixloop.trainer.session import Session
 from mixloop.trainer.store import Store, open_stores
@@ -231,20 +231,6 @@ def disconnect(peers: Peers) -> None:
         import torch.distributed as dist
 
         dist.destroy_process_group()
-
-
-def on_first(peers: Peers, make: Callable[[], Any]) -> Any:
-    """What rank 0 makes, on every rank; its JobError is raised on every rank. Collective."""
-    made: Any = None
-    if peers.rank == 0:
-        try:
-            made = make()
-        except JobError as error:
-            made = error
-    made = peers.share(made)
-    if isinstance(made, JobError):
-        raise made
-    return made
 
 
 def set_up(job: Job, peers: Peers, rewind: bool) -> Session | None:

@@ -1,0 +1,97 @@
+"""Memory for batches, allocated once and used again, never while anyone still holds it.
+
+A batch that is kept stays as it is: a slab goes back to work only when nothing refers to its
+array any more, neither a tensor nor a view, and (pinned memory) when the device has finished the
+copies that were queued from it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class _Slab:
+    array: Array
+    event: Any = None
+
+
+def _holders(slab: _Slab) -> int:
+    """References to a slab's array, from the same place every time."""
+    return sys.getrefcount(slab.array)
+
+
+class Slabs:
+    """Arrays of one shape and type; `take` in the drawing thread, `settle` in the training one.
+
+    Args:
+        kept: slabs in circulation at most; someone who keeps more batches gets them for good.
+        pinned: page-locked memory, which a GPU copies from without the CPU's help.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: npt.DTypeLike, kept: int, pinned: bool = False
+    ) -> None:
+        self._shape = shape
+        self._dtype = np.dtype(dtype)
+        self._kept = kept
+        self._pinned = pinned
+        self._lock = threading.Lock()
+        self._free: deque[_Slab] = deque()
+        self._out: deque[_Slab] = deque()
+        self._alone = _holders(_Slab(np.empty(0)))
+        self.made = 0
+
+    def take(self) -> Array:
+        """An array to fill, content undefined; new when every other is held."""
+        with self._lock:
+            slab = self._free.popleft() if self._free else None
+        if slab is None:
+            slab = _Slab(self._make())
+        elif slab.event is not None:
+            slab.event.synchronize()  # queued copies from it are done
+        array = slab.array  # held from here on: `settle` must not think it free
+        with self._lock:
+            self._out.append(slab)
+            while len(self._out) > self._kept:
+                self._out.popleft()
+        return array
+
+    def settle(self) -> None:
+        """Take back what nobody holds any more; in the thread that queues the device's copies."""
+        with self._lock:
+            for _ in range(len(self._out)):
+                slab = self._out.popleft()
+                if _holders(slab) == self._alone:
+                    slab.event = self._event()
+                    self._free.append(slab)
+                else:
+                    self._out.append(slab)
+
+    def _make(self) -> Array:
+        self.made += 1
+        if not self._pinned:
+            return np.empty(self._shape, self._dtype)
+        import torch
+
+        kind = torch.from_numpy(np.empty(0, self._dtype)).dtype
+        made: Array = torch.empty(self._shape, dtype=kind, pin_memory=True).numpy()
+        return made
+
+    def _event(self) -> Any:
+        if not self._pinned:
+            return None
+        import torch
+
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return event
