@@ -43,13 +43,17 @@ def audit(
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="where a source's store lies; repeatable"),
     ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="a foreign checkpoint, or a folder of them: verify each; repeatable"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
 ) -> None:
     """Verify a run's data order against its ledgers; or say what a rank saw."""
     if step is None:
         if rank is not None or world is not None or incarnation is not None or text or hashes:
             raise BadInput("audit: --rank, --world, --incarnation, --text and --hash need --step")
-        report = examine(target, trace or (), source or ())
+        report = examine(target, trace or (), source or (), checkpoint or ())
         _print_report(report, as_json=as_json)
         raise SystemExit(0 if report.ok else 1)
     if trace:
@@ -109,17 +113,18 @@ def _folder_and_stores(target: Path, given: Sequence[str]) -> tuple[Path, dict[s
     return target, stores
 
 
-def _evidence(target: Path, given: Sequence[str]) -> tuple[Evidence, Courses, dict[str, Path]]:
+def _evidence(
+    target: Path, given: Sequence[str], checkpoints: Sequence[Path] = ()
+) -> tuple[Evidence, Courses, dict[str, Path]]:
     from mixloop.trainer.audit import courses_of, read_evidence
 
     folder, stores = _folder_and_stores(target, given)
+    if not (folder / "schedule.jsonl").exists():
+        raise BadInput(f"{folder}: no schedule.jsonl here; give the folder of a run that was begun")
     try:
-        evidence = read_evidence(folder, stores)
+        evidence = read_evidence(folder, stores, checkpoints)
     except OSError as error:
-        raise BadInput(
-            f"{folder}/schedule.jsonl: {error.strerror or error}; give the folder of a run that "
-            "was begun"
-        ) from None
+        raise BadInput(f"{folder}: {error}") from None
     try:
         courses = courses_of(evidence)
     except ValueError as error:
@@ -142,13 +147,19 @@ def _gatherer(courses: Courses, stores: Mapping[str, Path]) -> Any:
     return gatherer(names, stores, opened.sequence_length)
 
 
-def examine(target: Path, traces: Sequence[Path] = (), given: Sequence[str] = ()) -> Report:
+def examine(
+    target: Path,
+    traces: Sequence[Path] = (),
+    given: Sequence[str] = (),
+    checkpoints: Sequence[Path] = (),
+) -> Report:
     """Audit a run, with recorded batches if there are any.
 
     Args:
         traces: files of :class:`mixloop.trainer.narrator.Trace`; those of the other ranks
             (`FILE.rank1`, …) are taken along.
         given: ``NAME=PATH`` of stores.
+        checkpoints: folders with a `mixloop.json`, or of such folders.
 
     Raises:
         BadInput: there is no such run or file.
@@ -158,7 +169,7 @@ def examine(target: Path, traces: Sequence[Path] = (), given: Sequence[str] = ()
     from mixloop.trainer.audit import audit as compare
     from mixloop.trainer.audit_trace import TraceCheck
 
-    evidence, courses, stores = _evidence(target, given)
+    evidence, courses, stores = _evidence(target, given, checkpoints)
     check = TraceCheck(courses, _gatherer(courses, stores)) if traces else None
     found = [one for path in _all_ranks(traces) for one in _go_through(check, path)]
     report = compare(evidence, check)

@@ -90,7 +90,7 @@ class Fire:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "MIXLOOP_LAUNCHER": str(os.getpid())},
         )
         self.writer = threading.Thread(target=self._write, daemon=True)
 
@@ -192,8 +192,11 @@ class Fire:
 
     def close(self) -> None:
         """End the launcher, and with it whatever still runs."""
-        self.launcher.kill()
+        self.launcher.kill()  # the ranks follow it
         self.launcher.wait()
+        for stream in (self.launcher.stdin, self.launcher.stdout):
+            if stream is not None:
+                stream.close()
 
 
 def random_weights(dice: random.Random) -> dict[str, float]:

@@ -35,8 +35,10 @@ from mixloop.trainer.contract import (
     read_status,
 )
 from mixloop.trainer.courses import Courses, Seen
-from mixloop.trainer.files import read_regular
+from mixloop.trainer.files import parse_json, read_regular
 from mixloop.trainer.job import JobError
+from mixloop.trainer.records import decode
+from mixloop.trainer.saved import SAVED_FILE, SAVED_SCHEMA
 from mixloop.trainer.schedule import decode_line
 from mixloop.trainer.store import Store
 
@@ -212,30 +214,64 @@ def _notes(evidence: Evidence, sources: Mapping[str, SourceFacts]) -> list[str]:
 # --- the shell -------------------------------------------------------------------------------
 
 
-def read_evidence(folder: Path, stores: Mapping[str, Path]) -> Evidence:
+def read_evidence(
+    folder: Path, stores: Mapping[str, Path], further: Iterable[Path] = ()
+) -> Evidence:
     """Read a run's files; of a run that goes on meanwhile, the schedule last.
 
     Args:
         folder: the run folder.
         stores: where the sources' stores lie, as far as known.
+        further: folders of checkpoints elsewhere, or of several, with a `mixloop.json` each.
 
     Raises:
-        OSError: there is no schedule that can be read.
+        OSError: there is no schedule that can be read, or no checkpoint where one was asked for.
     """
     paths = RunPaths(folder)
     status = read_status(paths.status)
-    checkpoints: dict[str, Manifest] = {}
-    broken: dict[str, str] = {}
-    for path in checkpoint.list_steps(paths.checkpoints).values():
-        trouble, manifest = checkpoint.fault(path), read_manifest(path)
-        if manifest is not None:
-            checkpoints[path.name] = manifest
-        if trouble is not None and path.is_dir():  # else it was retired just now
-            broken[path.name] = trouble
+    found, broken = _ledgers(folder, further)
     lines, damaged, torn = read_lines(paths.schedule)
     length = next((line.sequence_length for _, line in lines if isinstance(line, OpenLine)), 1)
     facts = {name: _store_facts(path, length) for name, path in stores.items()}
-    return Evidence(tuple(lines), tuple(damaged), status, checkpoints, broken, facts, torn)
+    return Evidence(tuple(lines), tuple(damaged), status, found, broken, facts, torn)
+
+
+def _ledgers(folder: Path, further: Iterable[Path]) -> tuple[dict[str, Manifest], dict[str, str]]:
+    """Manifests of the run's checkpoints, and of foreign ones, by name; why others are broken.
+
+    Raises:
+        OSError: a folder that was asked for holds none.
+    """
+    found: dict[str, Manifest] = {}
+    broken: dict[str, str] = {}
+    own = checkpoint.list_steps(RunPaths(folder).checkpoints).values()
+    foreign = [path.parent for path in folder.glob(f"*/{SAVED_FILE}")]
+    for asked in further:
+        inside = [path.parent for path in asked.glob(f"*/{SAVED_FILE}")]
+        here = [asked] if (asked / SAVED_FILE).is_file() else inside
+        if not here:
+            raise FileNotFoundError(f"{asked}: no {SAVED_FILE} there, nor in its folders")
+        foreign += here
+    for path in dict.fromkeys((*own, *foreign)):
+        manifest = read_manifest(path)
+        trouble = checkpoint.fault(path)
+        if manifest is None and (path / SAVED_FILE).is_file():
+            manifest = _read_saved(path / SAVED_FILE)
+            trouble = None if manifest is not None else f"no readable {SAVED_FILE}"
+        if manifest is not None:
+            found[path.name if path.name not in found else str(path)] = manifest
+        if trouble is not None and path.is_dir():  # else it was retired just now
+            broken[path.name] = trouble
+    return found, broken
+
+
+def _read_saved(path: Path) -> Manifest | None:
+    """What a foreign checkpoint says of its mixture: a manifest's keys under another schema."""
+    try:
+        value = parse_json(read_regular(path, _LARGEST).data.decode())
+        return decode(Manifest, value) if value.get("schema") == SAVED_SCHEMA else None
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
 
 
 def read_lines(path: Path) -> tuple[list[tuple[int, Line]], list[Finding], bool]:

@@ -47,8 +47,7 @@ class TraceCheck:
                 if course is not None:
                     self._left_courses.append(course)
         self._files = self._lines = self._verified = self._left = self._hashed = 0
-        self._ranks: dict[int, set[int]] = {}
-        self._worlds: dict[int, int] = {}
+        self._ranks: dict[tuple[int, int], set[int]] = {}
 
     def file(self, where: str, lines: Iterable[str]) -> Iterator[Finding]:
         """Findings on one trace; a torn last line (a killed rank's) is let be."""
@@ -74,8 +73,7 @@ class TraceCheck:
         problem = self._differs(self._courses.final, line)
         if problem is None:
             self._verified += 1
-            self._ranks.setdefault(line["step"], set()).add(line["rank"])
-            self._worlds[line["step"]] = line["world"]
+            self._ranks.setdefault((line["step"], line["world"]), set()).add(line["rank"])
             return None
         for at, course in enumerate(self._left_courses):
             if self._differs(course, line) is None:
@@ -118,7 +116,12 @@ class TraceCheck:
 
     def facts(self) -> TraceFacts:
         """What was gone through."""
-        whole = sorted(s for s, ranks in self._ranks.items() if len(ranks) == self._worlds[s])
+        final = self._courses.final
+        whole = sorted(
+            step
+            for (step, world), ranks in self._ranks.items()
+            if len(ranks) == world == final.samples_of(step)[0].world_size
+        )
         span = whole[-1] - whole[0] + 1 if whole else 0
         return TraceFacts(
             self._files, self._lines, self._verified, self._left, self._hashed, len(whole),

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from mixloop.trainer.loader import MixtureLoader
-from mixloop.trainer.store import Store
+from mixloop.trainer.ranks import follow_launcher
 
 Json = dict[str, Any]
 
@@ -130,7 +130,7 @@ def fork(folder: Path, job: Json, rank: int) -> int:
         return child
     code = 1
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        follow_launcher()
         with (folder / f"log-{job['job']:03d}.rank{rank}").open("w") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
@@ -147,7 +147,8 @@ def fork(folder: Path, job: Json, rank: int) -> int:
 def main() -> None:
     """Carry out jobs, one after another, until the standard input ends."""
     folder = Path(sys.argv[1])
-    assert Store.__module__  # the stores' code is loaded before the forks as well
+    follow_launcher()
+    os.environ["MIXLOOP_LAUNCHER"] = str(os.getpid())
     for text in sys.stdin:
         job = json.loads(text)
         ranks = [fork(folder, job, rank) for rank in range(job["world"])]
