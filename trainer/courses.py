@@ -169,8 +169,8 @@ class Courses:
         if not own or own[-1] in self.never:
             return None
         last = self._lines[own[-1]]
-        later = (opened for n, opened in self.opens.items() if n > incarnation)
-        if any(opened.sample > last.sample for opened in later):
+        heir = next((opened for n, opened in self.opens.items() if n > incarnation), None)
+        if heir is not None and heir.sample > last.sample:
             return None
         return self._build(incarnation, without=own[-1])
 
