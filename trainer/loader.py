@@ -239,6 +239,14 @@ class MixtureLoader:
         """Samples of each source so far, over all ranks, the step being handed out included."""
         return self._feed.drawn() if self._feed is not None else dict.fromkeys(self.names, 0)
 
+    def _ledger(self) -> dict[str, int]:
+        """Samples of each source up to `sample`: what the files tell beside it."""
+        drawn = self.drawn()
+        if self._batch is None:
+            return drawn
+        handed_out = zip(self.names, self._batch.counts.tolist(), strict=True)
+        return {name: drawn[name] - count for name, count in handed_out}
+
     def epochs(self) -> dict[str, float]:
         """Passes over each source so far."""
         return {name: count / self.sizes[name] for name, count in self.drawn().items()}
@@ -439,7 +447,7 @@ class MixtureLoader:
         try:
             position = steering.position
             moment = self._reports.moment(position.step, position.sample, steering.spent)
-            manifest = steering.manifest(moment, self.drawn())
+            manifest = steering.manifest(moment, self._ledger())
             if manifest is None:
                 return False
             write_saved(Path(folder), state, manifest, files or [])
@@ -509,7 +517,7 @@ class MixtureLoader:
         self._told, self._finished = step, finished
         try:
             moment = self._reports.moment(step, steering.position.sample, finished)
-            steering.publish(moment, self.drawn())
+            steering.publish(moment, self._ledger())
         except Exception as error:
             say(f"status not written: {type(error).__name__}: {error}", "mixloop")
 
