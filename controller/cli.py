@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from mixloop.controller import operators_command, policies_command
+from mixloop.controller.audit_command import audit
 from mixloop.controller.errors import BadInput
 from mixloop.controller.fork_command import fork
 from mixloop.controller.search_command import search
@@ -363,6 +364,7 @@ def samples(
 
 app.command()(search)
 app.command()(fork)
+app.command()(audit)
 
 
 @app.command()

@@ -252,7 +252,8 @@ def test_a_journal_of_the_version_before_is_read_and_brought_up(play: Any, tmp_p
 
     with contextlib.closing(sqlite3.connect(old)) as db:
         db.executescript(
-            "DROP TABLE requests; DROP TABLE approvals; DROP TABLE assessments; PRAGMA user_version=2;"
+            "DROP TABLE requests; DROP TABLE approvals; DROP TABLE assessments;"
+            "PRAGMA user_version = 2"
         )
     with contextlib.closing(Journal(old)) as journal:
         assert not journal.knows_operators

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mixloop.trainer.audit_trace import ids_hash
 from mixloop.trainer.contract import (
     AcceptedOrder,
     FileEntry,
@@ -214,7 +215,7 @@ class Trace:
         self._world = world
 
     def write(self, step: int, batch: Batch) -> None:
-        """Record a step: shapes [accumulation, rows] as nested lists."""
+        """Record a step: shapes [accumulation, rows] as nested lists, and a hash of the tokens."""
         line: dict[str, Any] = {
             "step": step,
             "sample": batch.sample,
@@ -222,6 +223,7 @@ class Trace:
             "world": self._world,
             "source": batch.source.tolist(),
             "index": batch.index.tolist(),
+            "sha256": ids_hash(batch.ids),
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
