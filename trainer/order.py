@@ -22,7 +22,7 @@ __all__ = ["SCALE", "MixtureOrder", "Segment", "quantise"]
 
 Ints = npt.NDArray[np.int64]
 
-_BLOCK = 4096  # samples computed together; a quantum is never split
+_BLOCK = 16384  # samples computed together; a quantum is never split
 _KEPT = 4  # blocks kept for the next call
 _PHASE = np.uint64(0x9E3779B9)  # 2^32 divided by the golden ratio: multiples spread evenly
 
