@@ -262,8 +262,9 @@ def _spread(drawn: Ints, quantum: int) -> Ints:
     row = (np.arange(quanta) + quantum & 0xFFFF).astype(np.uint64)[:, None]
     turn = (np.arange(1, sources + 1, dtype=np.uint64) + np.uint64(7) * row) * _PHASE
     turn &= np.uint64(0xFFFFFFFF)
-    step = np.uint64(2**32) // np.maximum(counts, 1).astype(np.uint64)
     flat = counts.ravel()
+    steps = np.uint64(2**32) // np.arange(1, int(flat.max()) + 1, dtype=np.uint64)
+    step = steps[counts - 1]  # of none the last, which nobody asks for
     bits = np.uint64(max(1, int(flat.sum()) - 1).bit_length())
     # the key of a source's j-th sample in a quantum is its first one's plus j strides, modulo 2^64
     key = ((turn * step >> np.uint64(32) << bits) + number.astype(np.uint64)).ravel()

@@ -1,12 +1,13 @@
 """Pseudo-random order of the samples within a source: position to sample, without memory.
 
 Each epoch of each source is a permutation keyed by seed, source name and epoch, so that adding or
-retiring a source moves nobody else. Over the smallest power of two that holds the source, 2^k, a
-round is ``x = (m x + a) mod 2^k`` with an odd m, then ``x ^= x >> ceil(k / 2)``: both can be
-undone, so any number of rounds permutes. m and a are new in every round, source and epoch. Values
-outside the source are walked on until they fall inside (Black and Rogaway 2002, "Ciphers with
-arbitrary finite domains"): less than once more on average. Only the low k bits count, so words of
-32 bits give the same order as words of 64.
+retiring a source moves nobody else. It is a Feistel network over rows and columns (Black and
+Rogaway 2002, "Ciphers with arbitrary finite domains"): the columns are a power of two, about the
+root of the source's size, and the rows as many as hold the source. A round adds a hash of the
+column to the row, modulo the rows, or xors one of the row into the column. The hash is a
+multiplication whose upper half is kept (Dietzfelbinger et al. 1997); its key is new in every
+round, source and epoch. Few values lie outside the source; they are walked on until they fall
+inside. Sources of up to 2^32 samples are permuted in words of 32 bits, larger ones of 64.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 _Words = npt.NDArray[Any]  # uint32 or uint64
 
-_ROUNDS = 6
+_ROUNDS = 10  # with 8, sources of some thousand samples are told from chance
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
@@ -48,14 +49,13 @@ class Permutations:
 
     def __init__(self, sizes: Mapping[str, int], seed: int) -> None:
         bits = [(size - 1).bit_length() for size in sizes.values()]
-        self._word: npt.DTypeLike = np.uint32 if max(bits, default=0) <= 32 else np.uint64
         self._sizes = np.array(list(sizes.values()), np.int64)
         self._keys = np.array([_key(seed, name) for name in sizes], np.uint64)
-        masks = np.array([(1 << k) - 1 for k in bits], np.uint64)
-        shifts = np.array([max(1, (k + 1) // 2) for k in bits], np.uint64)
-        last = (self._sizes - 1).astype(np.uint64)
-        # by source: the last sample (the size itself may need one bit more), mask, shift
-        self._shape = np.stack((last, masks, shifts)).astype(self._word)
+        self._wide = np.array([k > 32 for k in bits], np.bool_)
+        columns = np.array([k // 2 for k in bits], np.uint64)
+        last, one = (self._sizes - 1).astype(np.uint64), np.uint64(1)
+        # by source: the last sample (the size may need a bit more); rows; columns' bits and mask
+        self._shape = np.stack((last, (last >> columns) + one, columns, (one << columns) - one))
 
     def __call__(self, source: Ints, position: Ints) -> Ints:
         """Samples at `position` (draws of a source since the run's start), element by element."""
@@ -64,7 +64,7 @@ class Permutations:
         new[1:] = (source[1:] != source[:-1]) | (epoch[1:] != epoch[:-1])
         first = np.flatnonzero(new)
         lengths = np.diff(first, append=source.size)
-        return self._permute(value.astype(self._word), source[first], epoch[first], lengths)
+        return self._permute(value.astype(np.uint64), source[first], epoch[first], lengths)
 
     def consecutive(self, first: Ints, counts: Ints) -> Ints:
         """Samples at `counts` draws of each source from draw `first` on, source after source.
@@ -86,48 +86,67 @@ class Permutations:
         lengths = np.minimum(later * size + (size - value), counts[source]) - begin
         total = int(lengths.sum())
         at = np.where(later > 0, 0, value) - (np.cumsum(lengths) - lengths)
-        values = np.repeat(at.astype(self._word), lengths)
-        values += np.arange(total, dtype=self._word)
+        word = np.uint64 if self._wide.any() else np.uint32
+        values = np.repeat(at.astype(word), lengths)
+        values += np.arange(total, dtype=word)
         return self._permute(values, source, np.repeat(epoch, epochs) + later, lengths)
 
     def _permute(self, value: _Words, source: Ints, epoch: Ints, lengths: Ints) -> Ints:
-        """Permute runs of values, each of one source and epoch, in place."""
-        shape = self._shape[:, source]
-        rounds = self._rounds(source, epoch)
-        last, mask, shift = (np.repeat(part, lengths) for part in shape)
-        _encipher(value, mask, shift, rounds, lengths)
-        outside = np.flatnonzero(value > last)
-        if outside.size:
-            run = np.repeat(np.arange(source.size), lengths)[outside]
-            beyond = value[outside]
-            while outside.size:
-                last, mask, shift = shape[:, run]
-                _encipher(beyond, mask, shift, rounds[:, run], None)
-                value[outside] = beyond
-                still = np.flatnonzero(beyond > last)
-                outside, run, beyond = outside[still], run[still], beyond[still]
-        return value.astype(np.int64)
+        """Permute runs of values, each of one source and epoch."""
+        wide = self._wide[source]
+        if not wide.any() or wide.all():
+            return self._walk(value, source, epoch, lengths).astype(np.int64)
+        result = np.empty(value.size, np.int64)
+        for runs in (wide, ~wide):
+            here = np.repeat(runs, lengths)
+            result[here] = self._walk(value[here], source[runs], epoch[runs], lengths[runs])
+        return result
 
-    def _rounds(self, source: Ints, epoch: Ints) -> _Words:
-        """Multiplier and summand of every round, shape [2 rounds, runs]."""
+    def _walk(self, value: _Words, source: Ints, epoch: Ints, lengths: Ints) -> _Words:
+        """Permute runs of sources that are all wide, or all not."""
+        word = np.uint64 if self._wide[source].any() else np.uint32
+        last, *shape = self._shape[:, source].astype(word)
+        keys = self._round_keys(source, epoch).astype(word)
+        value = _encipher(value.astype(word, copy=False), shape, keys, lengths)
+        ends = np.cumsum(lengths)
+        outside = np.flatnonzero(value > np.repeat(last, lengths))
+        beyond = value[outside]
+        while outside.size:
+            # what is left of each run is still in one piece
+            left = np.diff(np.searchsorted(outside, ends), prepend=0)
+            value[outside] = beyond = _encipher(beyond, shape, keys, left)
+            still = np.flatnonzero(beyond > np.repeat(last, left))
+            outside, beyond = outside[still], beyond[still]
+        return value
+
+    def _round_keys(self, source: Ints, epoch: Ints) -> _Words:
+        """A key for every round of every run, shape [rounds, runs]."""
         state = _mix(self._keys[source] + epoch.astype(np.uint64) * _GOLDEN)
-        steps = np.arange(1, 2 * _ROUNDS + 1, dtype=np.uint64)[:, None] * _GOLDEN
-        words = _mix(state + steps)
-        words[::2] |= np.uint64(1)
-        return words.astype(self._word)
+        steps = np.arange(1, _ROUNDS + 1, dtype=np.uint64)[:, None] * _GOLDEN
+        return _mix(state + steps)
 
 
-def _encipher(
-    value: _Words, mask: _Words, shift: _Words, rounds: _Words, lengths: Ints | None
-) -> None:
-    """The rounds, in place; `rounds` [2 rounds, elements], or runs of these `lengths`."""
+def _encipher(value: _Words, shape: list[_Words], keys: _Words, lengths: Ints) -> _Words:
+    """The rounds on runs of these `lengths`; `shape` is their rows, columns' bits and mask."""
+    rows, bits, mask = (np.repeat(part, lengths) for part in shape)
+    word, width = value.dtype.type, value.dtype.itemsize * 8
+    half, odd = word(width // 2), word(int(_GOLDEN) >> (64 - width) | 1)
+    row, column = value >> bits, value & mask
     spare = np.empty_like(value)
-    for number in range(0, 2 * _ROUNDS, 2):
-        times, plus = rounds[number], rounds[number + 1]
-        if lengths is not None:
-            times, plus = np.repeat(times, lengths), np.repeat(plus, lengths)
-        value *= times
-        value += plus
-        value &= mask
-        np.right_shift(value, shift, out=spare)
-        value ^= spare
+    for even in range(0, _ROUNDS, 2):
+        np.bitwise_xor(row, np.repeat(keys[even], lengths), out=spare)
+        spare *= odd
+        spare >>= half
+        spare &= mask
+        column ^= spare
+        np.bitwise_xor(column, np.repeat(keys[even + 1], lengths), out=spare)
+        spare *= odd
+        spare >>= half
+        spare *= rows
+        spare >>= half
+        row += spare
+        np.subtract(row, rows, out=spare)
+        np.minimum(row, spare, out=row)  # one too many rows; where not, the other is huge
+    row <<= bits
+    row |= column
+    return row

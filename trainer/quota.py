@@ -25,6 +25,7 @@ since by then all that was due is given; a seek into one walks from the last qua
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,16 +101,11 @@ class Quota:
         ends = ends - (turns << SHIFT)
         entitled = self._owed + self._weights * ends[:, None]
         floor, rest = entitled >> SHIFT, entitled & _MASK
-        wait = -(-(SCALE - rest) // self._weights) if self._weights.size else rest
-        # by urgency, ties by source index: one number for both, so that any sorting will do
-        urgency = np.where(rest > 0, wait, SCALE) * self._weights.size
-        urgency += np.arange(self._weights.size)
-        urgency.sort(axis=1)
-        urgency %= self._weights.size
         open_ = rest > 0
+        urgency = self._urgency(rest, open_)
         result = np.zeros((ends.size, self._sources), np.int64)
         given, row = drawn[self._active] - before, 0
-        if 1 < ends.size and self._weights.size <= _BYTES:
+        if ends.size > 1 and urgency.dtype == np.uint8:
             found = self._run(given, ends, floor, open_, urgency)
             row = len(found)
             if row:
@@ -121,8 +117,25 @@ class Quota:
         result[:, self._active] += before
         return result
 
+    def _urgency(self, rest: Ints, open_: _Bools) -> npt.NDArray[Any]:
+        """Sources by when their next sample falls due, ties by index, closed ones last; by row."""
+        sources = self._weights.size
+        if sources > _BYTES:
+            wait = np.where(open_, (SCALE - 1 - rest) // self._weights, SCALE)
+            return np.argsort(wait, axis=1, kind="stable")
+        # samples to wait less one, below SCALE - 1, and the source: no two alike, in 32 bits
+        wait = np.uint32(SCALE - 1) - rest.astype(np.uint32)
+        wait //= self._weights.astype(np.uint32)
+        wait[~open_] = SCALE - 1
+        wait <<= np.uint32(8)
+        wait |= np.arange(sources, dtype=np.uint32)
+        wait.sort(axis=1)
+        return wait.astype(np.uint8)  # the lowest byte
+
     @staticmethod
-    def _run(given: Ints, ends: Ints, floor: Ints, open_: _Bools, urgency: Ints) -> Ints:
+    def _run(
+        given: Ints, ends: Ints, floor: Ints, open_: _Bools, urgency: npt.NDArray[np.uint8]
+    ) -> Ints:
         """`_next` for as many of the quanta as no source is beyond floor or ceil in.
 
         Each source then has its floor or one sample more. Who has one more is a string of bytes, a
@@ -138,10 +151,10 @@ class Quota:
         spare = (ends - floor.sum(axis=1)).tolist()
         candidates = open_.sum(axis=1).tolist()
         width = floor.shape[1]
-        orders = urgency.astype(np.uint8).tobytes()
-        rise, who = np.nonzero(floor[1:] != floor[:-1])
-        risen = who.astype(np.uint8).tobytes()
-        cuts = [0, 0, *np.searchsorted(rise, np.arange(1, ends.size)).tolist(), who.size]
+        orders = urgency.tobytes()
+        rise = np.flatnonzero(floor[1:] != floor[:-1])
+        risen = (rise % width).astype(np.uint8).tobytes()
+        cuts = [0, *np.searchsorted(rise, np.arange(ends.size) * width).tolist()]
         taken = []
         for row, free in enumerate(spare):
             # a floor that rose has caught up with the sample that was given early
