@@ -22,7 +22,7 @@ __all__ = ["SCALE", "MixtureOrder", "Segment", "quantise"]
 
 Ints = npt.NDArray[np.int64]
 
-_BLOCK = 16384  # samples computed together; a quantum is never split
+_BLOCK = 32768  # samples computed together; a quantum is never split
 _KEPT = 4  # blocks kept for the next call
 _PHASE = np.uint64(0x9E3779B9)  # 2^32 divided by the golden ratio: multiples spread evenly
 
@@ -257,21 +257,27 @@ def _spread(drawn: Ints, quantum: int) -> Ints:
     """
     counts = np.diff(drawn, axis=0)
     quanta, sources = counts.shape
+    flat, total = counts.reshape(-1), int(drawn[-1].sum() - drawn[0].sum())
     every = drawn[-1] - drawn[0]
-    number = drawn[:-1] - drawn[0] + (np.cumsum(every) - every)
+    bits = np.uint64(max(1, total - 1).bit_length())
     row = (np.arange(quanta) + quantum & 0xFFFF).astype(np.uint64)[:, None]
-    turn = (np.arange(1, sources + 1, dtype=np.uint64) + np.uint64(7) * row) * _PHASE
-    turn &= np.uint64(0xFFFFFFFF)
-    flat = counts.ravel()
+    key = np.arange(1, sources + 1, dtype=np.uint64) + np.uint64(7) * row
+    key *= _PHASE
+    key &= np.uint64(0xFFFFFFFF)
     steps = np.uint64(2**32) // np.arange(1, int(flat.max()) + 1, dtype=np.uint64)
     step = steps[counts - 1]  # of none the last, which nobody asks for
-    bits = np.uint64(max(1, int(flat.sum()) - 1).bit_length())
+    key *= step
+    key >>= np.uint64(32)
+    key <<= bits
+    key += (drawn[:-1] - (drawn[0] + every - np.cumsum(every))).view(np.uint64)
     # the key of a source's j-th sample in a quantum is its first one's plus j strides, modulo 2^64
-    key = ((turn * step >> np.uint64(32) << bits) + number.astype(np.uint64)).ravel()
-    stride = ((step << bits) + np.uint64(1)).ravel()
-    key -= (np.cumsum(flat) - flat).astype(np.uint64) * stride
-    keys = np.arange(int(flat.sum()), dtype=np.uint64)
-    keys *= np.repeat(stride, flat)
+    step <<= bits
+    step |= np.uint64(1)
+    back = np.cumsum(flat)
+    back -= flat
+    key -= back.view(np.uint64).reshape(counts.shape) * step
+    keys = np.arange(total, dtype=np.uint64)
+    keys *= np.repeat(step, flat)
     keys += np.repeat(key, flat)
     _sort_rows(keys, int(counts[0].sum()))
     keys &= (np.uint64(1) << bits) - np.uint64(1)

@@ -156,13 +156,15 @@ class Quota:
         risen = (rise % width).astype(np.uint8).tobytes()
         cuts = [0, *np.searchsorted(rise, np.arange(ends.size) * width).tolist()]
         taken = []
-        for row, free in enumerate(spare):
+        for free, limit, at, cut, end in zip(
+            spare, candidates, range(0, floor.size, width), cuts[:-1], cuts[1:], strict=True
+        ):
             # a floor that rose has caught up with the sample that was given early
-            more = more.translate(None, risen[cuts[row] : cuts[row + 1]])
-            if not len(more) <= free <= candidates[row]:
+            more = more.translate(None, risen[cut:end])
+            need = free - len(more)
+            if need < 0 or free > limit:
                 break
-            waiting = orders[row * width : row * width + candidates[row]].translate(None, more)
-            more += waiting[: free - len(more)]
+            more += orders[at : at + limit].translate(None, more)[:need]
             taken.append(more)
         result = floor[: len(taken)].copy()
         rows = np.repeat(np.arange(len(taken)), spare[: len(taken)])
