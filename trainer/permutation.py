@@ -27,11 +27,11 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
-def _mix(words: _Words) -> _Words:
+def _mix(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit depends on every bit."""
     words = (words ^ (words >> np.uint64(30))) * _MIX[0]
     words = (words ^ (words >> np.uint64(27))) * _MIX[1]
-    return words ^ (words >> np.uint64(31))
+    return np.asarray(words ^ (words >> np.uint64(31)), np.uint64)
 
 
 def _key(seed: int, name: str) -> int:
@@ -147,6 +147,6 @@ def _encipher(value: _Words, shape: list[_Words], keys: _Words, lengths: Ints) -
         row += spare
         np.subtract(row, rows, out=spare)
         np.minimum(row, spare, out=row)  # one too many rows; where not, the other is huge
-    row <<= bits
-    row |= column
-    return row
+    np.left_shift(row, bits, out=spare)
+    spare |= column
+    return spare

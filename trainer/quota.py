@@ -104,14 +104,14 @@ class Quota:
         open_ = rest > 0
         urgency = self._urgency(rest, open_)
         result = np.zeros((ends.size, self._sources), np.int64)
-        given, row = drawn[self._active] - before, 0
+        given, done = drawn[self._active] - before, 0
         if ends.size > 1 and urgency.dtype == np.uint8:
             found = self._run(given, ends, floor, open_, urgency)
-            row = len(found)
-            if row:
-                result[:row, self._active] = found
+            done = len(found)
+            if done:
+                result[:done, self._active] = found
                 given = found[-1]
-        for row in range(row, ends.size):
+        for row in range(done, ends.size):
             given = self._next(given, int(ends[row]), floor[row], open_[row], urgency[row])
             result[row, self._active] = given
         result[:, self._active] += before
