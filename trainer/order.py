@@ -264,8 +264,9 @@ def _spread(drawn: Ints, quantum: int) -> Ints:
     key = np.arange(1, sources + 1, dtype=np.uint64) + np.uint64(7) * row
     key *= _PHASE
     key &= np.uint64(0xFFFFFFFF)
-    steps = np.uint64(2**32) // np.arange(1, int(flat.max()) + 1, dtype=np.uint64)
-    step = steps[counts - 1]  # of none the last, which nobody asks for
+    steps = np.arange(int(flat.max()) + 1, dtype=np.uint64)
+    steps[1:] = np.uint64(2**32) // steps[1:]
+    step = steps.take(counts)
     key *= step
     key >>= np.uint64(32)
     key <<= bits

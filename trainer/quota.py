@@ -103,11 +103,13 @@ class Quota:
         floor, rest = entitled >> SHIFT, entitled & _MASK
         open_ = rest > 0
         urgency = self._urgency(rest, open_)
-        result = np.zeros((ends.size, self._sources), np.int64)
         given, done = drawn[self._active] - before, 0
+        result = np.zeros((ends.size, self._sources), np.int64)
         if ends.size > 1 and urgency.dtype == np.uint8:
             found = self._run(given, ends, floor, open_, urgency)
             done = len(found)
+            if done == ends.size and self._weights.size == self._sources:
+                return found + before
             if done:
                 result[:done, self._active] = found
                 given = found[-1]
@@ -166,10 +168,11 @@ class Quota:
                 break
             more += orders[at : at + limit].translate(None, more)[:need]
             taken.append(more)
-        result = floor[: len(taken)].copy()
-        rows = np.repeat(np.arange(len(taken)), spare[: len(taken)])
-        result[rows, np.frombuffer(b"".join(taken), np.uint8)] += 1
-        return result
+        extra = np.zeros(floor[: len(taken)].shape, np.bool_)
+        cells = np.repeat(np.arange(len(taken)) * width, spare[: len(taken)])
+        cells += np.frombuffer(b"".join(taken), np.uint8)
+        extra.reshape(-1)[cells] = True
+        return floor[: len(taken)] + extra
 
     def _next(self, given: Ints, end: int, floor: Ints, open_: _Bools, urgency: Ints) -> Ints:
         """Draws after one more quantum: what floor demands, then what falls due first."""
