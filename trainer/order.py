@@ -106,8 +106,13 @@ class MixtureOrder:
         """
         if start < 0 or count < 0:
             raise ValueError(f"start {start} and count {count} must not be negative")
-        sources, positions = [], []
         at, end = start, start + count
+        for block in reversed(self._blocks.values()):  # mostly the newest holds it all
+            if block.first <= at and end <= block.first + block.source.size:
+                part = slice(at - block.first, end - block.first)
+                return block.source[part].copy(), block.position[part].copy()
+            break
+        sources, positions = [], []
         while at < end:
             block = self._block_at(at)
             part = slice(at - block.first, end - block.first)
