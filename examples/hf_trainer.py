@@ -120,7 +120,10 @@ def demo(folder: Path, steps: int) -> None:
     try:
         wait_for_step(folder / "run" / "status.json", steps // 4, training)
         order = mixloop("set", str(run), "code=0.5", "--reason", "more code, from the example")
-        print("operator:", subprocess.run(order, capture_output=True, text=True).stdout.strip())
+        print(
+            "operator:",
+            subprocess.run(order, check=True, capture_output=True, text=True).stdout.strip(),
+        )
         training.wait()
         control.wait(timeout=120)
     finally:
@@ -128,7 +131,9 @@ def demo(folder: Path, steps: int) -> None:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-    told = subprocess.run(mixloop("history", str(run), "--json"), capture_output=True, text=True)
+    told = subprocess.run(
+        mixloop("history", str(run), "--json"), check=True, capture_output=True, text=True
+    )
     for entry in json.loads(told.stdout):
         if entry["asked_by"] == "operator":
             print(f"controller: {entry['id']} in force from step {entry['applied_step']}")
