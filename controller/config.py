@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mixloop.controller.approvals import ApprovalSection
 from mixloop.controller.errors import BadInput
+from mixloop.controller.layouts import CheckpointsSection
 from mixloop.controller.option_files import resolve
 from mixloop.controller.search_settings import SearchSection
 from mixloop.evals.settings import BenchmarkSettings, EvalSettings, Launcher
@@ -127,6 +128,7 @@ class RunConfig(Section):
         default_factory=dict, description="per benchmark: weight, target, max_drop"
     )
     guards: GuardSettings = Field(default_factory=GuardSettings)
+    checkpoints: CheckpointsSection = Field(default_factory=CheckpointsSection)
     approval: ApprovalSection = Field(default_factory=ApprovalSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
     trainer: TrainerSection = Field(default_factory=TrainerSection)
@@ -199,6 +201,9 @@ class RunConfig(Section):
                 "sources": sources,
                 "evals": _evals_at(self.evals, base),
                 "search": self.search.at(base),
+                "checkpoints": self.checkpoints.model_copy(
+                    update={"dir": base / self.checkpoints.dir if self.checkpoints.dir else None}
+                ),
                 "policy": self.policy.at(base),
                 "trainer": trainer.model_copy(
                     update={key: base / path if path else None for key, path in places.items()}

@@ -358,7 +358,7 @@ class Controller:
 
     def _do_record_checkpoint(self, world: World) -> None:
         name = world.unrecorded[0]
-        path = self.paths.checkpoints / name
+        path = self._eyes.layout.folder / name
         manifest = self._eyes.manifest(name)
         records.checkpoint(self.journal, manifest, str(path), self._eyes.losses())
         self._hold()

@@ -35,10 +35,9 @@ from mixloop.trainer.contract import (
     read_status,
 )
 from mixloop.trainer.courses import Courses, Seen
-from mixloop.trainer.files import parse_json, read_regular
+from mixloop.trainer.files import read_regular
 from mixloop.trainer.job import JobError
-from mixloop.trainer.records import decode
-from mixloop.trainer.saved import SAVED_FILE, SAVED_SCHEMA
+from mixloop.trainer.saved import SAVED_FILE, read_saved_manifest
 from mixloop.trainer.schedule import decode_line
 from mixloop.trainer.store import Store
 
@@ -256,22 +255,13 @@ def _ledgers(folder: Path, further: Iterable[Path]) -> tuple[dict[str, Manifest]
         manifest = read_manifest(path)
         trouble = checkpoint.fault(path)
         if manifest is None and (path / SAVED_FILE).is_file():
-            manifest = _read_saved(path / SAVED_FILE)
+            manifest = read_saved_manifest(path)
             trouble = None if manifest is not None else f"no readable {SAVED_FILE}"
         if manifest is not None:
             found[path.name if path.name not in found else str(path)] = manifest
         if trouble is not None and path.is_dir():  # else it was retired just now
             broken[path.name] = trouble
     return found, broken
-
-
-def _read_saved(path: Path) -> Manifest | None:
-    """What a foreign checkpoint says of its mixture: a manifest's keys under another schema."""
-    try:
-        value = parse_json(read_regular(path, _LARGEST).data.decode())
-        return decode(Manifest, value) if value.get("schema") == SAVED_SCHEMA else None
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
 
 
 def read_lines(path: Path) -> tuple[list[tuple[int, Line]], list[Finding], bool]:

@@ -20,6 +20,7 @@ from mixloop.trainer.contract import (
 from mixloop.trainer.files import LARGEST, parse_json, read_regular
 from mixloop.trainer.job import Job, JobError
 from mixloop.trainer.loader_state import LoaderState
+from mixloop.trainer.records import decode
 from mixloop.trainer.voice import say
 
 SAVED_FILE = "mixloop.json"
@@ -63,6 +64,15 @@ def read_saved(folder: Path) -> dict[str, Any]:
         raise JobError(f"{path}: not of schema {SAVED_SCHEMA!r}")
     state: dict[str, Any] = value.get("state") or {}
     return state
+
+
+def read_saved_manifest(folder: Path) -> Manifest | None:
+    """What a foreign checkpoint says of its mixture; None where there is nothing to be read."""
+    try:
+        value = parse_json(read_regular(folder / SAVED_FILE, 64 * LARGEST).data.decode())
+        return decode(Manifest, value) if value.get("schema") == SAVED_SCHEMA else None
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
 
 
 def finish_status(job: Job) -> None:
