@@ -103,18 +103,33 @@ class Store:
         """Whole windows of `sequence_length` tokens in the store."""
         return self.info.tokens // sequence_length
 
-    def gather(self, samples: npt.NDArray[np.int64], sequence_length: int) -> npt.NDArray[np.int64]:
+    def flat(self) -> npt.NDArray[Any] | None:
+        """The tokens as one memory-mapped array."""
+        return self.tokens
+
+    def gather(
+        self,
+        samples: npt.NDArray[np.int64],
+        sequence_length: int,
+        out: npt.NDArray[Any] | None = None,
+        rows: npt.NDArray[np.int64] | None = None,
+    ) -> npt.NDArray[Any]:
         """Windows by index.
 
         Args:
             samples: indices, shape [n], each below ``self.samples(sequence_length)``.
+            out: [m, sequence_length] of any integer type, filled at `rows` (all in order without
+                it); new int64 memory without it.
 
         Returns:
-            Token ids, shape [n, sequence_length].
+            Token ids, shape [n, sequence_length], or `out`.
         """
         whole = self.samples(sequence_length)
         windows = self.tokens[: whole * sequence_length].reshape(whole, sequence_length)
-        return np.asarray(windows[samples]).astype(np.int64)
+        if out is None:
+            out = np.empty((len(samples), sequence_length), np.int64)
+        out[slice(None) if rows is None else rows] = windows[samples]
+        return out
 
 
 def open_stores(job: Job) -> dict[str, Store]:
