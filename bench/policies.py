@@ -86,18 +86,23 @@ def reference(task: tuple[str, int, int, Json]) -> Json:
     return {"seed": seed, "uniform": uniform, "best": least, "binds": binds}
 
 
+def wide(found: Json) -> bool:
+    """Whether there is anything to gain: the caps may leave no mixture but the uniform one."""
+    return bool(found["uniform"] - found["best"] > 1e-6)
+
+
 def choose(family: str, k: int, options: argparse.Namespace, variation: Json) -> list[Json]:
     """The references of the seeds that count."""
     first, wanted = options.first, options.seeds
     if options.plain:
         tasks = [(family, k, seed, variation) for seed in range(first, first + wanted)]
-        return each(reference, tasks, options.jobs, lambda: None)
+        return [one for one in each(reference, tasks, options.jobs, lambda: None) if wide(one)]
     room = {True: wanted - wanted // 2, False: wanted // 2}
     chosen: list[Json] = []
     for begin in range(first, first + MOST_TRIED, 10):
         tasks = [(family, k, seed, variation) for seed in range(begin, begin + 10)]
         for found in each(reference, tasks, options.jobs, lambda: None):
-            if room[found["binds"]]:
+            if room[found["binds"]] and wide(found):
                 room[found["binds"]] -= 1
                 chosen.append(found)
         if not any(room.values()):
@@ -117,8 +122,8 @@ def one(task: tuple[str, Json, str, int, Json, Json]) -> Json:
     begun = time.perf_counter()
     policy = policy_of(ref, options)
     track = simulate(world, policy, config, segments=world.segments, seed=seed, start=start)
-    wide = against["uniform"] - against["best"]
-    return {**against, **measured(track, begun), "gap": (against["uniform"] - track.final) / wide}
+    gap = (against["uniform"] - track.final) / (against["uniform"] - against["best"])
+    return {**against, **measured(track, begun), "gap": gap}
 
 
 def null(task: tuple[str, Json, int, int]) -> Json:

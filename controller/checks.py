@@ -34,13 +34,15 @@ def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = 
     """
     config = load_config(path)
     check_evals(path, config)
-    sizes = observe.unique_tokens(config)
+    infos = observe.source_infos(config)
+    sizes = {name: info.tokens for name, info in infos.items()}
     weights = config.start_weights(sizes)
     launch.check_training(config)
     launch.check_policy(config, path.parent.resolve())
     sources = {
         name: {
             "weight": weights[name],
+            "format": infos[name].format,
             "unique_tokens": sizes[name],
             "projected_epochs": weights[name] * config.budget / sizes[name],
             "tags": list(config.sources[name].tags),
@@ -130,6 +132,12 @@ def _notes(config: RunConfig, sources: Json) -> list[str]:
         notes.append(
             f"evals.every {tokens(every)} is above the budget {tokens(config.budget)}: "
             "only the first and last checkpoints are scored"
+        )
+    if config.trainer.lr_schedule == "cosine" and config.guards.decay != "allow":
+        notes.append(
+            "trainer.lr_schedule cosine decays from the end of the warm-up on, and guards.decay "
+            f"{config.guards.decay} gives no credit for gains meanwhile: policies that act on "
+            "gains will not intervene; take wsd, or write `decay: allow`"
         )
     if config.run.dir.exists() and config.run.dir.stat().st_mode & 0o022:
         notes.append(f"{config.run.dir}: others may write here; `chmod go-w` keeps orders yours")

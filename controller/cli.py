@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from mixloop.controller import operators_command, policies_command
+from mixloop.controller.audit_command import audit
 from mixloop.controller.errors import BadInput
+from mixloop.controller.fork_command import fork
 from mixloop.controller.search_command import search
 
 app = typer.Typer(
@@ -69,12 +71,12 @@ def check(
     from mixloop.controller import show
 
     console = show.console()
-    sources = show.table(
-        f"Run {report['run']}", ("source", "weight", "unique", "epochs at the end")
-    )
+    columns = ("source", "format", "weight", "unique", "epochs at the end")
+    sources = show.table(f"Run {report['run']}", columns)
     for name, source in report["sources"].items():
         sources.add_row(
             show.cell(name),
+            source["format"],
             f"{source['weight']:.4f}",
             show.tokens(source["unique_tokens"]),
             f"{source['projected_epochs']:.2f}",
@@ -102,12 +104,19 @@ def prepare(
         int | None, typer.Option(min=1, help="processes; default: one per core")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace a token store that is there")] = False,
+    append: Annotated[
+        bool, typer.Option(help="add to a token store that is there; runs take it when resumed")
+    ] = False,
+    shard_size: Annotated[
+        str | None, typer.Option(help="most tokens of a file, such as 2B; default: one file")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tokenise a corpus into a token store, a run's source."""
     from mixloop.controller.preparing import prepare_with_progress
 
     options = {"text_key": text_key, "split": split, "config": config, "overwrite": overwrite}
+    options |= {"append": append, "shard_size": shard_size}
     info = prepare_with_progress(inputs, out, tokenizer, workers, options)
     if as_json:
         _print_json(info)
@@ -118,6 +127,26 @@ def prepare(
             f"{out}: {info['tokens']:,} unique tokens ({show.tokens(info['tokens'])}) in "
             f"{info['documents']:,} documents"
         )
+
+
+@app.command()
+def verify(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE…", help="token stores")],
+    as_json: AsJson = False,
+) -> None:
+    """Read token stores whole and check their checksums."""
+    from mixloop.controller.preparing import verify_stores
+
+    found = verify_stores(stores)
+    if as_json:
+        _print_json(found)
+    else:
+        from mixloop.controller.show import clean
+
+        for path, problems in found.items():
+            for line in problems or [f"{path}: every checksum is right"]:
+                typer.echo(clean(line))
+    raise SystemExit(1 if any(found.values()) else 0)
 
 
 @app.command()
@@ -210,6 +239,23 @@ def explain(
         return
     for line in show.explain_lines(entry):
         typer.echo(line)
+
+
+@app.command()
+def report(
+    target: Run,
+    out: Annotated[
+        Path | None, typer.Option(help="the page; default: report.html in the run")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One page that tells the whole run: for a browser, a phone, or print."""
+    from mixloop.controller.report import gather, write_report
+
+    if as_json:
+        _print_json(gather(target))
+    else:
+        typer.echo(f"wrote {write_report(target, out)}")
 
 
 @app.command(name="eval")
@@ -317,6 +363,8 @@ def samples(
 
 
 app.command()(search)
+app.command()(fork)
+app.command()(audit)
 
 
 @app.command()

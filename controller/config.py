@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mixloop.controller.approvals import ApprovalSection
 from mixloop.controller.errors import BadInput
+from mixloop.controller.layouts import CheckpointsSection
 from mixloop.controller.option_files import resolve
 from mixloop.controller.search_settings import SearchSection
 from mixloop.evals.settings import BenchmarkSettings, EvalSettings, Launcher
@@ -30,6 +31,7 @@ from mixloop.trainer.job import (
     TrainerSettings,
     start_weights,
 )
+from mixloop.trainer.runfile import UniqueKeys
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # safe as a path, a metric name and a tag
 
@@ -126,6 +128,7 @@ class RunConfig(Section):
         default_factory=dict, description="per benchmark: weight, target, max_drop"
     )
     guards: GuardSettings = Field(default_factory=GuardSettings)
+    checkpoints: CheckpointsSection = Field(default_factory=CheckpointsSection)
     approval: ApprovalSection = Field(default_factory=ApprovalSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
     trainer: TrainerSection = Field(default_factory=TrainerSection)
@@ -198,6 +201,9 @@ class RunConfig(Section):
                 "sources": sources,
                 "evals": _evals_at(self.evals, base),
                 "search": self.search.at(base),
+                "checkpoints": self.checkpoints.model_copy(
+                    update={"dir": base / self.checkpoints.dir if self.checkpoints.dir else None}
+                ),
                 "policy": self.policy.at(base),
                 "trainer": trainer.model_copy(
                     update={key: base / path if path else None for key, path in places.items()}
@@ -246,23 +252,6 @@ def _tracking_uri(uri: str | None, base: Path, run_dir: Path) -> str:
     return uri
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, where plain YAML would keep the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, typing.Hashable):
-                if key in seen:
-                    line = key_node.start_mark.line + 1
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key '{key}' is given twice (line {line})"
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
 def load_config(path: Path) -> RunConfig:
     """Read and validate a run file; every path in the result is absolute.
 
@@ -271,7 +260,7 @@ def load_config(path: Path) -> RunConfig:
     """
     try:
         with path.open(encoding="utf-8") as stream:
-            data = yaml.load(stream, _Loader)
+            data = yaml.load(stream, UniqueKeys)
     except OSError as error:
         raise BadInput(
             f"{path}: cannot be read ({error.strerror}); `mixloop init` writes a template"

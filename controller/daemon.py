@@ -358,7 +358,7 @@ class Controller:
 
     def _do_record_checkpoint(self, world: World) -> None:
         name = world.unrecorded[0]
-        path = self.paths.checkpoints / name
+        path = self._eyes.layout.folder / name
         manifest = self._eyes.manifest(name)
         records.checkpoint(self.journal, manifest, str(path), self._eyes.losses())
         self._hold()
@@ -531,7 +531,8 @@ class Controller:
     # -- MLflow ------------------------------------------------------------------------------
 
     def _do_record_curves(self, world: World) -> None:
-        records.curves(self.journal, self._eyes.take_curves())
+        before, now = self._eyes.take_curves()
+        records.curves(self.journal, now, before, self.config.guards.max_epochs)
 
     def _do_drain(self, world: World) -> None:
         request = drain_request(self.config, self.paths, self.uid)
@@ -559,6 +560,7 @@ def drain_request(config: RunConfig, paths: RunPaths, uid: str) -> dict[str, Any
         "uri": uri,
         "experiment": config.tracking.experiment,
         "uid": uid,
+        "folder": str(paths.dir),
         "artifacts": str(paths.dir / "mlartifacts") if uri.startswith("sqlite:") else None,
     }
 

@@ -10,11 +10,14 @@ timestamp, step and value is one point).
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +43,13 @@ class Refused(Exception):  # noqa: N818 - the server refused, we did not err
 class Sink:
     """One mixloop run's place in MLflow: its experiment, its run, its models and traces."""
 
-    def __init__(self, uri: str, experiment: str, uid: str, artifacts: Path | None) -> None:
+    def __init__(
+        self, uri: str, experiment: str, uid: str, artifacts: Path | None, folder: Path
+    ) -> None:
         import mlflow
 
+        self.uri = uri
+        self.folder = folder
         mlflow.set_tracking_uri(uri)
         self.uid = uid
         self.client = mlflow.MlflowClient(tracking_uri=uri)
@@ -103,13 +110,22 @@ class Sink:
     def _send_metrics(self, payload: dict[str, Any]) -> None:
         self._log(payload["metrics"], payload["tokens"], payload["ms"], None)
 
-    def _log(self, metrics: dict[str, float], tokens: int, ms: int, model: str | None) -> None:
+    def _log(
+        self,
+        metrics: dict[str, float],
+        tokens: int,
+        ms: int,
+        model: str | None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
         from mlflow.entities import Metric
 
-        points = [
-            Metric(key, value, ms, tokens, model_id=model, run_id=self.run if model else None)
-            for key, value in metrics.items()
-        ]
+        points = []
+        for key, value in metrics.items():
+            items = (data or {}).get(key.partition("/")[2])
+            of = (items.name, items.digest) if items is not None else (None, None)
+            run = self.run if model else None
+            points.append(Metric(key, value, ms, tokens, model, *of, run))
         self.client.log_batch(self.run, metrics=points, synchronous=True)
 
     def _send_model(self, payload: dict[str, Any]) -> None:
@@ -125,7 +141,17 @@ class Sink:
             )
         self.client.finalize_logged_model(model.model_id, "READY")
         self._show_on_run(model.model_id, payload["tokens"])
-        self._log(payload["metrics"], payload["tokens"], payload["ms"], model.model_id)
+        data = {name: _dataset(name, text) for name, text in payload.get("datasets", {}).items()}
+        if data:
+            self._log_data(list(data.values()), model.model_id)
+        self._log(payload["metrics"], payload["tokens"], payload["ms"], model.model_id, data)
+
+    def _log_data(self, data: list[Any], model: str) -> None:
+        """The benchmarks' items as inputs of the run and of the checkpoint's model."""
+        from mlflow.entities import DatasetInput, LoggedModelInput
+
+        inputs = [DatasetInput(one, []) for one in data]
+        self.client.log_inputs(self.run, inputs, [LoggedModelInput(model_id=model)])
 
     def _show_on_run(self, model: str, tokens: int) -> None:
         """List the model among the run's outputs, once."""
@@ -159,15 +185,69 @@ class Sink:
                 experiment_id=self.experiment,
                 start_time_ns=start,
             )
-            for name, inputs, outputs in payload["spans"]:
-                child = mlflow.start_span_no_context(
-                    name, parent_span=root, inputs=inputs, start_time_ns=start
+            made: dict[str | None, Any] = {None: root}
+            for name, parent, inputs, outputs in payload["spans"]:
+                made[name] = mlflow.start_span_no_context(
+                    name, parent_span=made[parent], inputs=inputs, start_time_ns=start
                 )
-                child.end(outputs=outputs, end_time_ns=end)
+                made[name].set_outputs(outputs)
+            for name, span in made.items():
+                if name is not None:
+                    span.end(end_time_ns=end)
             root.end(outputs=payload["response"], end_time_ns=end)
         # The exporter swallows its errors, so the trace is looked up before it counts as sent.
         if self._trace(decision) is None:
             raise ConnectionError(f"the trace of {decision} did not arrive")
+
+    def _send_span(self, payload: dict[str, Any]) -> None:
+        """A later step on a decision's trace, under an id of its own: told twice it is one."""
+        from mlflow.tracking._tracking_service.utils import _get_store
+
+        found = self._trace(payload["id"])
+        if found is None:
+            raise Refused(f"the trace of {payload['id']} is not in MLflow any more")
+        root = next(s for s in self.client.get_trace(found).data.spans if s.parent_id is None)
+        try:
+            _get_store(self.uri).log_spans(self.experiment, [_span(self.uid, root, payload)])
+        except NotImplementedError as error:  # a server of before 3.4: the tags tell it too
+            raise Refused(str(error)) from error
+
+    def _send_note(self, payload: dict[str, Any]) -> None:
+        self.client.set_tag(self.run, "mlflow.note.content", payload["note"])
+
+    def _send_report(self, payload: dict[str, Any]) -> None:
+        """The report as it stands, as an artifact of the run."""
+        from mixloop.controller.errors import BadInput
+        from mixloop.controller.report import write_report
+
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                page = write_report(self.folder, Path(folder) / "report.html")
+            except BadInput:
+                return  # neither trainer nor controller has anything to tell
+            except Exception as error:  # a page less must not keep everything behind it waiting
+                raise Refused(f"report: {type(error).__name__}: {error}") from error
+            try:
+                self.client.log_artifact(self.run, str(page), "report")
+            except (PermissionError, NotADirectoryError) as error:
+                # no place for artifacts that this machine can write to: the rest still goes
+                raise Refused(f"report: {error}") from error
+
+    def assessments(self) -> list[dict[str, Any]]:
+        """What people said of this run's latest decisions."""
+        found = self.client.search_traces(
+            [self.experiment],
+            f"tag.`mixloop.uid` = '{self.uid}'",
+            max_results=100,
+            order_by=["timestamp_ms DESC"],
+            include_spans=False,
+        )
+        return [
+            _assessment(trace.info.tags["mixloop.decision"], one)
+            for trace in found
+            for one in trace.info.assessments or ()
+            if "mixloop.decision" in trace.info.tags
+        ]
 
     def _send_trace_tags(self, payload: dict[str, Any]) -> None:
         trace = self._trace(payload["id"])
@@ -179,6 +259,67 @@ class Sink:
     def _send_end(self, payload: dict[str, Any]) -> None:
         self.client.set_tag(self.run, "mlflow.note.content", payload["note"])
         self.client.set_terminated(self.run, payload["status"], payload["ms"])
+
+
+def _span(uid: str, root: Any, payload: dict[str, Any]) -> Any:
+    """A span below ``root`` that MLflow has already, with an id made of what it is."""
+    from mlflow.entities import Span
+    from mlflow.tracing.constant import SpanAttributeKey
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+    from opentelemetry.trace.status import Status, StatusCode
+
+    above, at = root._span.context, payload["ms"] * 1_000_000
+    key = f"{uid} {payload['id']} {payload['name']}"
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    attributes = {
+        SpanAttributeKey.REQUEST_ID: json.dumps(root.trace_id),
+        SpanAttributeKey.INPUTS: json.dumps(payload["inputs"]),
+        SpanAttributeKey.OUTPUTS: json.dumps(payload["outputs"]),
+        SpanAttributeKey.SPAN_TYPE: json.dumps("CHAIN"),
+    }
+    return Span(
+        ReadableSpan(
+            name=payload["name"],
+            context=SpanContext(above.trace_id, number, False, TraceFlags(1)),
+            parent=above,
+            attributes=attributes,
+            resource=Resource({}),
+            start_time=at,
+            end_time=at,
+            status=Status(StatusCode.OK),
+            kind=SpanKind.INTERNAL,
+        )
+    )
+
+
+def _dataset(name: str, text: str) -> Any:
+    """A benchmark's items as MLflow knows data: told apart by where they come from."""
+    from mlflow.entities import Dataset
+
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return Dataset(name=name, digest=digest, source_type="mixloop", source=text[:1000])
+
+
+def _assessment(decision: str, one: Any) -> dict[str, Any]:
+    source = one.source
+    at = datetime.fromtimestamp((one.create_time_ms or 0) / 1000, UTC)
+    return {
+        "id": one.assessment_id,
+        "decision": decision,
+        "name": one.name,
+        "value": json.dumps(getattr(one, "value", None), default=str),
+        "rationale": one.rationale or "",
+        "by": source.source_id if source is not None else "",
+        "at": at.isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
+
+
+def _sink(request: dict[str, Any]) -> Sink:
+    artifacts = Path(request["artifacts"]) if request["artifacts"] else None
+    folder = Path(request.get("folder") or Path(request["journal"]).parent)
+    return Sink(request["uri"], request["experiment"], request["uid"], artifacts, folder)
 
 
 def pending(journal: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -217,8 +358,7 @@ def drain(request: dict[str, Any], say: Any) -> int:
     for seq, kind, payload in pending(Path(request["journal"])):
         try:
             if sink is None:
-                artifacts = Path(request["artifacts"]) if request["artifacts"] else None
-                sink = Sink(request["uri"], request["experiment"], request["uid"], artifacts)
+                sink = _sink(request)
             _send(sink, Path(request["journal"]), kind, payload)
         except Refused as refusal:
             say({"refused": seq, "error": str(refusal)})
@@ -227,6 +367,13 @@ def drain(request: dict[str, Any], say: Any) -> int:
             say({"failed": seq, "error": f"{type(error).__name__}: {error}".splitlines()[0][:500]})
             return 3
         say({"done": seq})
+    try:
+        found = (sink or _sink(request)).assessments()
+    except Exception as error:
+        say({"failed": 0, "error": f"{type(error).__name__}: {error}".splitlines()[0][:500]})
+        return 3
+    if found:
+        say({"assessments": found})
     return 0
 
 

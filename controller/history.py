@@ -56,10 +56,11 @@ def history(journal: Journal) -> list[Json]:
     scored = observe.evaluations(journal)
     orders = {row["generation"]: row for row in journal.rows("SELECT * FROM orders")}
     changes = steering(journal)
-    approvals = _approvals(journal)
+    approvals, said = _approvals(journal), assessments(journal)
     return [
         _entry(row, orders.get(row["generation"]), scored)
         | {"steering": _in_force(changes, row["step"]), "approval": approvals.get(row["id"])}
+        | {"assessments": said.get(row["id"], [])}
         for row in journal.rows("SELECT * FROM decisions ORDER BY seq")
     ]
 
@@ -86,6 +87,16 @@ def _approvals(journal: Journal) -> dict[str, Json]:
     if not journal.knows_operators:
         return {}
     return {row.pop("decision"): row for row in journal.rows("SELECT * FROM approvals")}
+
+
+def assessments(journal: Journal) -> dict[str, list[Json]]:
+    """What people said of decisions in MLflow, by decision, oldest first."""
+    found: dict[str, list[Json]] = {}
+    if journal.knows_operators:
+        for row in journal.rows("SELECT * FROM assessments ORDER BY at"):
+            row["value"] = json.loads(row["value"]) if row["value"] else None
+            found.setdefault(row["decision"], []).append(row)
+    return found
 
 
 def operators(paths: RunPaths, journal: Journal | None) -> Json:

@@ -70,6 +70,9 @@ CREATE TABLE approvals (
   decision TEXT PRIMARY KEY REFERENCES decisions(id), state TEXT NOT NULL CHECK (state IN
     ('waiting', 'approved', 'rejected', 'superseded', 'expired')), why TEXT NOT NULL, by TEXT,
   reason TEXT, at TEXT, made TEXT);
+CREATE TABLE assessments (
+  id TEXT PRIMARY KEY, decision TEXT NOT NULL, name TEXT NOT NULL, value TEXT,
+  rationale TEXT, by TEXT, at TEXT);
 """
 
 _TABLES += _OPERATORS

@@ -15,29 +15,14 @@ from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.trainer.contract import RunPaths, write_atomic
-from mixloop.trainer.job import Job, JobError, JobSource, TrainerSettings
+from mixloop.trainer.job import Job, JobError
+from mixloop.trainer.runfile import job_from
 
 
 def job_of(config: RunConfig) -> Job:
-    """The training job that a run.yaml describes, for the reference trainer."""
-    trainer = config.trainer
-    settings = TrainerSettings.model_validate(
-        trainer.model_dump(exclude={"limits", "tokenizer"})
-        | {"checkpoint_every": trainer.checkpoint_every or config.evals.every}
-    )
-    return Job(
-        run=config.run.id,
-        dir=config.run.dir,
-        seed=config.run.seed,
-        budget=config.budget,
-        sources={
-            name: JobSource.model_validate(source.model_dump(include=set(JobSource.model_fields)))
-            for name, source in config.sources.items()
-        },
-        limits=trainer.limits,
-        tokenizer=trainer.tokenizer,
-        settings=settings,
-    )
+    """The training job that a run.yaml describes, the same that a foreign loop reads from it."""
+    sections = config.model_dump(include={"run", "budget", "sources", "trainer"})
+    return job_from(sections | {"evals": {"every": config.evals.every}}, Path())
 
 
 def check_training(config: RunConfig, *, rewind: bool = False) -> None:

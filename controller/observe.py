@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from mixloop.controller.config import RunConfig
@@ -27,41 +27,45 @@ Json = dict[str, Any]
 
 
 def unique_tokens(config: RunConfig) -> dict[str, int]:
-    """Unique tokens of each source, from its store's header.
+    """Unique tokens of each source, from its own header or index.
 
     Raises:
-        BadInput: for a source whose store is missing or broken, naming source and path.
+        BadInput: for a source that is missing or broken, naming source and path.
     """
-    from mixloop.trainer.job import JobError
-    from mixloop.trainer.store import read_header
-
-    found = {}
-    for name, source in config.sources.items():
-        try:
-            found[name] = read_header(source.path).tokens
-        except JobError as error:
-            raise BadInput(f"sources.{name}.path: {error}") from None
-    return found
+    return {name: info.tokens for name, info in source_infos(config).items()}
 
 
 def planned_tokens(config: RunConfig) -> dict[str, int]:
-    """Unique tokens of each source to plan with: its store's, else those that run.yaml states.
+    """Unique tokens of each source to plan with: its own, else those that run.yaml states.
 
     Raises:
         BadInput: for a source that has neither, naming source and path.
     """
+    stated = {name: source.tokens for name, source in config.sources.items() if source.tokens}
+    found = source_infos(config, missing=stated)
+    return {name: found[name].tokens if name in found else stated[name] for name in config.sources}
+
+
+def source_infos(config: RunConfig, missing: Container[str] = ()) -> dict[str, Any]:
+    """What each source is (:class:`mixloop.trainer.store.StoreInfo`).
+
+    Args:
+        missing: sources that needn't be there yet.
+
+    Raises:
+        BadInput: for another one that is missing or broken, naming source and path.
+    """
     from mixloop.trainer.job import JobError
-    from mixloop.trainer.store import read_header
+    from mixloop.trainer.sources import source_info
 
     found = {}
     for name, source in config.sources.items():
         try:
-            found[name] = read_header(source.path).tokens
+            found[name] = source_info(source.path, source.options)
         except JobError as error:
-            if not source.tokens:
+            if name not in missing:
                 mend = f"prepare it, or plan with `sources.{name}.tokens: 250B`"
                 raise BadInput(f"sources.{name}.path: {error}; {mend}") from None
-            found[name] = source.tokens
     return found
 
 
@@ -249,12 +253,19 @@ def outcome(order: Json | None, scored: Sequence[Evaluation]) -> tuple[int, dict
     return new.step, {name: effect for name, effect in found.items() if effect is not None}
 
 
+def effects(before: Evaluation, after: Evaluation) -> dict[str, Json]:
+    """Per benchmark the paired gain between two checkpoints, as :func:`outcome` tells it."""
+    lens = Observation(sources={}, weights={}, evaluations=(before, after))
+    found = {benchmark: _effect(lens, benchmark) for benchmark in after.benchmarks}
+    return {name: effect for name, effect in found.items() if effect is not None}
+
+
 def _effect(lens: Observation, benchmark: str) -> Json | None:
     """The gain over the pair around the change, and over the pair before it to compare with."""
     difference = _difference(lens, benchmark, -2, -1)
     if difference is None:
         return None
-    earlier = _difference(lens, benchmark, -3, -2)
+    earlier = _difference(lens, benchmark, -3, -2) if len(lens.evaluations) > 2 else None
     return {
         "metric": difference.metric,
         "gain": difference.gain,

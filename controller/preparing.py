@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,16 +21,35 @@ def prepare_with_progress(
     Raises:
         BadInput: one line naming what is wrong with the input.
     """
+    from mixloop.trainer.job import parse_tokens
     from mixloop.trainer.prepare import prepare
 
+    given = dict(options)
     try:
+        if given.get("shard_size") is not None:
+            given["shard_size"] = parse_tokens(given["shard_size"]) or None
         with _bar() as progress:
             info = prepare(
-                inputs, out, tokenizer, workers=workers or _cores(), progress=progress, **options
+                inputs, out, tokenizer, workers=workers or _cores(), progress=progress, **given
             )
     except ValueError as error:
         raise BadInput(str(error)) from None
     return asdict(info)
+
+
+def verify_stores(paths: Sequence[Path]) -> dict[str, list[str]]:
+    """What is wrong with each store's content; empty where every checksum is right.
+
+    Raises:
+        BadInput: one that is no token store.
+    """
+    from mixloop.trainer.job import JobError
+    from mixloop.trainer.store import verify_store
+
+    try:
+        return {str(path): verify_store(path) for path in paths}
+    except JobError as error:
+        raise BadInput(str(error)) from None
 
 
 def _cores() -> int:

@@ -295,6 +295,9 @@ def published(journal: Journal, generation: int) -> None:
             "WHERE generation = ?",
             (journal.fence, timestamp(), generation),
         )
+        order = journal.row("SELECT * FROM orders WHERE generation = ?", generation)
+        if order is not None and order["decision"]:
+            enqueue(tx, [tracking.published_entry(order, journal.fence or 0, now_ms())])
 
 
 def applied(journal: Journal, found: Applied, tokens: int, before: Weights) -> None:
@@ -319,16 +322,19 @@ def rejected(journal: Journal, reasons: Mapping[int, str]) -> None:
             add_event(tx, journal.fence or 0, "order-rejected", detail)
 
 
-def curves(journal: Journal, status: Json) -> None:
-    """The trainer's curves, for MLflow only."""
+def curves(
+    journal: Journal, status: Json, before: Json | None = None, max_epochs: float | None = None
+) -> None:
+    """The trainer's curves, for MLflow only; ``before``: those told last."""
     with journal.transaction() as tx:
-        enqueue(tx, [tracking.curves_entry(status, now_ms())])
+        enqueue(tx, [tracking.curves_entry(status, now_ms(), before, max_epochs)])
 
 
 def outcome(journal: Journal, decision_id: str, step: int, found: Mapping[str, Json]) -> None:
     """What the benchmarks did after an intervention, for MLflow (the journal can recompute it)."""
     with journal.transaction() as tx:
-        enqueue(tx, [tracking.outcome_entry(decision_id, step, found)])
+        enqueue(tx, tracking.outcome_entries(decision_id, step, found, now_ms()))
+        enqueue(tx, [tracking.note_entry(decision_id, _note(journal))])
 
 
 UNUSED = "training ended before it came into force"
@@ -336,19 +342,24 @@ UNUSED = "training ended before it came into force"
 
 def closed(journal: Journal, tokens: int) -> None:
     """The run has reached its end, ``tokens``, and every checkpoint is scored."""
-    applied = {
-        row["generation"]: row["applied_step"]
-        for row in journal.rows("SELECT generation, applied_step FROM orders")
-        if row["applied_step"] is not None
-    }
-    note = tracking.run_note(journal.rows("SELECT * FROM decisions ORDER BY seq"), applied)
+    note = _note(journal)
     with journal.transaction() as tx:
         tx.execute(
             "UPDATE orders SET rejected = ? WHERE applied_step IS NULL AND rejected IS NULL",
             (UNUSED,),
         )
         enqueue(tx, [tracking.end_entry(tokens, note, now_ms())])
+        enqueue(tx, [tracking.Entry(f"report:end:{tokens}", "report", {})])
         add_event(tx, journal.fence or 0, "ended", {})
+
+
+def _note(journal: Journal) -> str:
+    applied = {
+        row["generation"]: row["applied_step"]
+        for row in journal.rows("SELECT generation, applied_step FROM orders")
+        if row["applied_step"] is not None
+    }
+    return tracking.run_note(journal.rows("SELECT * FROM decisions ORDER BY seq"), applied)
 
 
 def drained(journal: Journal, messages: Sequence[Json]) -> str | None:
@@ -361,8 +372,23 @@ def drained(journal: Journal, messages: Sequence[Json]) -> str | None:
             if "failed" in message:
                 failure = message["error"]
                 continue
+            if "assessments" in message:
+                _assessed(tx, message["assessments"])
+                continue
             seq = message.get("done", message.get("refused"))
             tx.execute("UPDATE outbox SET done_at = ? WHERE seq = ?", (timestamp(), seq))
             if "refused" in message:
                 add_event(tx, journal.fence or 0, "tracking-refused", dict(message))
     return failure
+
+
+def _assessed(tx: sqlite3.Connection, found: Sequence[Json]) -> None:
+    """What people said of decisions in MLflow; the newest word of an assessment counts."""
+    for one in found:
+        tx.execute(
+            "INSERT INTO assessments (id, decision, name, value, rationale, by, at) "
+            "VALUES (:id, :decision, :name, :value, :rationale, :by, :at) "
+            "ON CONFLICT (id) DO UPDATE SET name = excluded.name, value = excluded.value, "
+            "rationale = excluded.rationale, by = excluded.by, at = excluded.at",
+            one,
+        )

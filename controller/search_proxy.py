@@ -37,6 +37,8 @@ def proxy_job(
         "keep": None,
         "processes": 1,
     }
+    if anneal:
+        changes["lr_schedule"] = "wsd"
     for key in ("learning_rate", "micro_batch", "threads"):
         if getattr(search, key) is not None:
             changes[key] = getattr(search, key)

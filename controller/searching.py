@@ -132,8 +132,8 @@ class Search:
     def _subsample(self) -> None:
         plan, window = self.plan, self.config.trainer.sequence_length
         for index, (name, tokens) in enumerate(plan.unique.items()):
-            out = plan.folder / "stores" / name
-            subsample(self.config.sources[name].path, out, tokens, window, plan.seed + index)
+            out, source = plan.folder / "stores" / name, self.config.sources[name]
+            subsample(source.path, out, tokens, window, plan.seed + index, source.options)
 
     def _resumable(self) -> list[optuna.Trial]:
         found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -120,10 +121,10 @@ def history_table(entries: Iterable[Json]) -> Table:
             entry["id"],
             str(entry["step"]),
             tokens(entry["tokens"]),
-            cell(_verdict(entry)),
+            cell(verdict(entry)),
             cell(entry["policy"]),
             cell(moves(entry["weights_before"], entry["weights_after"])),
-            cell(entry["reason"]),
+            cell(_why(entry)),
             "-" if entry["applied_step"] is None else f"step {entry['applied_step']}",
         )
         headlines = {n: one for n, one in entry["steering"].items() if one["since"] is not None}
@@ -131,7 +132,13 @@ def history_table(entries: Iterable[Json]) -> Table:
     return made
 
 
-def _verdict(entry: Json) -> str:
+def _why(entry: Json) -> str:
+    """The reason, and what people said of the decision since."""
+    said = [f"[{assessment(one)}]" for one in entry.get("assessments", ())]
+    return " ".join([entry["reason"], *said])
+
+
+def verdict(entry: Json) -> str:
     """The verdict; of one that waited for a person, also what became of it."""
     approval = entry.get("approval")
     if approval is None or approval["state"] == "waiting":
@@ -159,7 +166,7 @@ def explain_lines(entry: Json) -> list[str]:
         f"in force {entry['applied_at'] or '-'}",
         f"Why          {clean(entry['reason'])}",
         f"Steered      {steering(entry['steering']) or '-'}",
-        *_evidence_lines(entry["evidence"]),
+        *evidence_lines(entry["evidence"]),
         "",
         f"Before       {mixture(entry['weights_before'])}",
     ]
@@ -172,15 +179,17 @@ def explain_lines(entry: Json) -> list[str]:
         f"  {note['guard']:<14} {note['action']:<8} {clean(note['detail'])}"
         for note in entry["guards"]
     ] or ["  none asked: nothing was proposed"]
-    lines += ["", f"Applied      {_applied(entry)}"]
+    lines += ["", f"Applied      {applied(entry)}"]
     if entry.get("approval") is not None:
-        lines.append(f"Approval     {_approval(entry['approval'])}")
+        lines.append(f"Approval     {approval(entry['approval'])}")
+    lines += [f"Assessed     {assessment(one)}" for one in entry.get("assessments", ())]
     found = outcome_lines(entry["outcome"])
     lines += [f"Outcome      {line}" for line in found]
     return lines
 
 
-def _approval(found: Json) -> str:
+def approval(found: Json) -> str:
+    """What became of a decision that waited for a person."""
     parts = [found["state"]]
     parts += [f"by {clean(found['by'])}"] if found["by"] else []
     parts += [f"in {found['made']}"] if found["made"] else []
@@ -188,7 +197,15 @@ def _approval(found: Json) -> str:
     return " ".join(parts)
 
 
-def _applied(entry: Json) -> str:
+def assessment(one: Json) -> str:
+    """What a person said of a decision in MLflow: ``good idea: true, by ann (it helped)``."""
+    value = "" if one["value"] is None else f": {clean(json.dumps(one['value']))}"
+    why = f" ({clean(one['rationale'])})" if one["rationale"] else ""
+    return f"{clean(one['name'])}{value}, by {clean(one['by'])}{why}"
+
+
+def applied(entry: Json) -> str:
+    """Where a decision's mixture came into force."""
     if entry["generation"] is None:
         return "nothing: the mixture stayed"
     if entry["applied_step"] is None:
@@ -199,7 +216,7 @@ def _applied(entry: Json) -> str:
     )
 
 
-def _evidence_lines(evidence: Json) -> list[str]:
+def evidence_lines(evidence: Json) -> list[str]:
     """The evidence, one condition per line where a policy gives a list of them."""
     conditions = evidence.get("conditions")
     parts = conditions if isinstance(conditions, list) and conditions else [evidence]
@@ -224,6 +241,16 @@ def _value(value: object) -> str:
     return clean(value)
 
 
+def _trouble(health: Json | None) -> list[str]:
+    """Steps that went wrong, where a trainer tells and there are any."""
+    if not health or not (health["nan_steps"] or health["spikes"]):
+        return []
+    return [
+        f"Trouble    {health['nan_steps']} steps without a finite gradient, "
+        f"{health['spikes']} loss spikes; the last: {clean(health['note'] or '-')}"
+    ]
+
+
 def status_lines(found: Json) -> list[str]:
     """How the run stands, in a few lines."""
     trainer, mix = found["trainer"], found["mixture"]
@@ -234,6 +261,7 @@ def status_lines(found: Json) -> list[str]:
             f"{tokens(trainer['budget'])} tokens, {trainer['phase']}, "
             f"loss {_number(trainer['loss'])}, {_number(trainer['tokens_per_second'])} tokens/s"
         )
+    lines += _trouble(trainer.get("health"))
     for name in ("asked", "applied"):
         if mix[name] is not None:
             lines.append(

@@ -6,7 +6,6 @@ Reads only. Every look opens the files afresh; what cannot be read is no news.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import Journal, Row
+from mixloop.controller.layouts import layout_of
 from mixloop.controller.propose import remaining
 from mixloop.controller.reconcile import Applied, FileState, World
 from mixloop.trainer.contract import (
@@ -22,7 +22,6 @@ from mixloop.trainer.contract import (
     Schedule,
     ScheduleError,
     Status,
-    read_manifest,
     read_schedule,
     read_status,
 )
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-_STEP = re.compile(r"^step-(\d{8,})$")
 CURVE_POINTS = 400  # points of the trainer's curves over a whole run, at most
 
 
@@ -106,6 +104,7 @@ class Eyes:
         self._paths = paths
         self._journal = journal
         self._config = config
+        self.layout = layout_of(config, paths.checkpoints)
         self._manifests: dict[str, Manifest] = {}
         self._known: set[int] = {
             row["step"] for row in journal.rows("SELECT step FROM checkpoints")
@@ -113,6 +112,7 @@ class Eyes:
         self.status: Status | None = None
         self.stranger = ""
         self._curves_at = -1
+        self._told: Json | None = None
 
     def look(self, operations: Operations, **children: Any) -> World:
         """The world now; ``children`` are the facts about child processes."""
@@ -257,15 +257,15 @@ class Eyes:
 
     def _unrecorded(self) -> tuple[str, ...]:
         try:
-            names = [entry.name for entry in self._paths.checkpoints.iterdir()]
+            names = [entry.name for entry in self.layout.folder.iterdir()]
         except OSError:
             return ()
         found = []
-        for name in sorted(names):
-            match = _STEP.match(name)
-            if match is None or int(match[1]) in self._known:
+        steps = ((self.layout.step(name), name) for name in names)
+        for step, name in sorted((step, name) for step, name in steps if step is not None):
+            if step in self._known:
                 continue
-            manifest = read_manifest(self._paths.checkpoints / name)
+            manifest = self.layout.manifest(name)
             if manifest is None:
                 continue
             if self._journal.row("SELECT 1 FROM checkpoints WHERE step = ?", manifest.step):
@@ -344,11 +344,12 @@ class Eyes:
             self.status.finished and self.status.tokens > self._curves_at
         )
 
-    def take_curves(self) -> Json:
-        """The newest heartbeat as JSON, for the curves."""
+    def take_curves(self) -> tuple[Json | None, Json]:
+        """The heartbeat told last (None after a start) and the newest, as JSON, for the curves."""
         assert self.status is not None
         self._curves_at = self.status.tokens
-        return asdict(self.status)
+        before, self._told = self._told, asdict(self.status)
+        return before, self._told
 
     def outbox(self) -> int:
         """Entries that MLflow has not got yet."""

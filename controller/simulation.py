@@ -14,6 +14,7 @@ from typing import Any
 from mixloop.controller import propose
 from mixloop.controller.children import Answer
 from mixloop.controller.config import RunConfig
+from mixloop.controller.errors import BadInput
 from mixloop.controller.virtual_run import loss_of, status_of, uniform_start, virtual_config
 from mixloop.policies import (
     BenchmarkScore,
@@ -27,7 +28,8 @@ from mixloop.policies import (
 )
 from mixloop.policies.guards import total_variation
 from mixloop.policies.worlds.protocol import World, WorldSource, world_sources
-from mixloop.trainer.lr import WarmupStableDecay
+from mixloop.trainer.job import JobError
+from mixloop.trainer.lr import LearningRate, learning_rate
 
 __all__ = [
     "Moment",
@@ -109,7 +111,7 @@ class _Run:
     sources: dict[str, WorldSource]
     segments: int
     weights: Mixture
-    schedule: WarmupStableDecay | None = None
+    schedule: LearningRate | None = None
     tokens: int = 0
     generation: int = 0
     plan: tuple[tuple[int, Mixture], ...] = ()
@@ -166,13 +168,15 @@ def simulate(
     return track
 
 
-def _schedule(config: RunConfig) -> WarmupStableDecay | None:
+def _schedule(config: RunConfig) -> LearningRate | None:
     """The configured learning rate over the budget; None when neither end is configured."""
     trainer = config.trainer
-    if not (trainer.warmup or trainer.decay):
+    if trainer.lr_schedule == "wsd" and not (trainer.warmup or trainer.decay):
         return None
-    peak, floor = trainer.learning_rate, trainer.min_learning_rate
-    return WarmupStableDecay(peak, floor, config.budget, trainer.warmup, trainer.decay)
+    try:
+        return learning_rate(trainer, config.budget)
+    except JobError as error:
+        raise BadInput(str(error)) from None
 
 
 def _phase(run: _Run) -> Any:

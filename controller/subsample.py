@@ -10,17 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mixloop.trainer.contract import write_atomic
-from mixloop.trainer.store import Store, read_header
+from mixloop.trainer.sources import open_source
+from mixloop.trainer.store import DTYPES, read_header
 
 
-def subsample(source: Path, out: Path, tokens: int, window: int, seed: int) -> None:
-    """Write ``tokens`` (whole windows of ``window``) of the store ``source`` as a store ``out``.
+def subsample(
+    source: Path,
+    out: Path,
+    tokens: int,
+    window: int,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``tokens`` (whole windows of ``window``) of the source ``source`` as a store ``out``.
 
     Windows keep their order. A store that is there already is kept: its header comes last.
 
@@ -30,17 +40,21 @@ def subsample(source: Path, out: Path, tokens: int, window: int, seed: int) -> N
     """
     if (out / "store.json").is_file() and read_header(out).tokens == tokens:
         return
-    store = Store.open(source)
+    store = open_source(source, options)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    shutil.copytree(store.tokenizer, out / "tokenizer")
+    if store.tokenizer.is_dir():  # other formats carry none: the run names it
+        shutil.copytree(store.tokenizer, out / "tokenizer")
     whole = store.samples(window)
     chosen = np.sort(np.random.default_rng(seed).permutation(whole)[: tokens // window])
+    name = store.info.dtype if store.info.dtype in DTYPES else "uint32"
+    kind = DTYPES[name]
     with (out / "tokens.bin").open("wb") as stream:
         for part in np.array_split(chosen, max(1, len(chosen) // 4096)):
-            rows = store.tokens[: whole * window].reshape(whole, window)[part]
-            stream.write(rows.tobytes())
+            stream.write(store.stream.gather(part, window).astype(kind).tobytes())
     mark = f"{store.info.fingerprint} {window} {tokens} {seed}"
     digest = hashlib.sha256(mark.encode()).hexdigest()
-    info = replace(store.info, tokens=tokens, fingerprint=f"sha256:{digest}")
+    info = replace(
+        store.info, tokens=tokens, fingerprint=f"sha256:{digest}", dtype=name, shards=(), history=()
+    )
     write_atomic(out / "store.json", json.dumps(info.to_json(), indent=1).encode())

@@ -61,6 +61,8 @@ trainer:
   micro_batch: 8
   accumulation: 4
   processes: 1              # more: torchrun with data parallelism
+  # parallel: fsdp          # each process holds its part of weights and optimizer
+  # activation_checkpointing: true
   learning_rate: 3.0e-3
   warmup: 100M              # tokens
   decay: 2B                 # tokens of annealing at the end

@@ -17,6 +17,9 @@ from typing import Any
 Json = dict[str, Any]
 
 
+TOLD = 40  # interventions in a run's description
+
+
 @dataclass(frozen=True)
 class Entry:
     """One entry of the outbox."""
@@ -75,11 +78,34 @@ def applied_entries(order: Json, before: Mapping[str, float], ms: int) -> list[E
                 {"id": order["decision"], "tags": tags},
             )
         )
+        inputs = {"generation": generation, "weights": _rounded(order["weights"])}
+        outputs = tags | {"weights_before": _rounded(before)}
+        entries.append(span_entry(order["decision"], "applied", inputs, outputs, ms))
     return entries
 
 
-def curves_entry(status: Json, ms: int) -> Entry:
-    """The trainer's own curves at one heartbeat."""
+def published_entry(order: Json, fence: int, ms: int) -> Entry:
+    """An order lies in the shared state file for the first time."""
+    inputs = {"generation": order["generation"], "weights": _rounded(order["weights"])}
+    outputs = {"file": "mixture.json", "fence": fence}
+    return span_entry(order["decision"], "publish", inputs, outputs, ms)
+
+
+def span_entry(decision: str, name: str, inputs: Json, outputs: Json, ms: int) -> Entry:
+    """A later step of a decision, for its trace: publish, applied, outcome."""
+    payload = {"id": decision, "name": name, "inputs": inputs, "outputs": outputs, "ms": ms}
+    return Entry(f"span:{name}:{decision}", "span", payload)
+
+
+def curves_entry(
+    status: Json, ms: int, before: Json | None = None, max_epochs: float | None = None
+) -> Entry:
+    """The trainer's own curves at one heartbeat, and what its machine did, where it tells.
+
+    Args:
+        before: an earlier heartbeat, for the mixture that was realised between the two.
+        max_epochs: the cap, which every source's epochs are also given in parts of.
+    """
     metrics = {
         "train/loss": status["loss"],
         "train/learning_rate": status["lr"],
@@ -89,9 +115,29 @@ def curves_entry(status: Json, ms: int) -> Entry:
     for name, source in status["sources"].items():
         metrics[f"epochs/{name}"] = source["epochs"]
         metrics[f"source_loss/{name}"] = source["loss"]
+        if max_epochs is not None:
+            metrics[f"epochs_of_cap/{name}"] = source["epochs"] / max_epochs
+    metrics |= _realised(status, before)
+    metrics |= {f"system/{name}": value for name, value in (status.get("system") or {}).items()}
+    health = status.get("health") or {}
+    metrics |= {f"train/{name}": health.get(name) for name in ("nan_steps", "spikes")}
     known = {key: float(value) for key, value in metrics.items() if _is_number(value)}
     payload = {"metrics": known, "tokens": status["tokens"], "ms": ms}
     return Entry(f"curves:{status['tokens']}", "metrics", payload)
+
+
+def _realised(status: Json, before: Json | None) -> dict[str, float]:
+    """The mixture that was consumed between two heartbeats: each source's share of the tokens."""
+    if before is None or before["incarnation"] != status["incarnation"]:
+        return {}
+    gone = {
+        name: source["tokens"] - before["sources"].get(name, {"tokens": 0})["tokens"]
+        for name, source in status["sources"].items()
+    }
+    total = sum(gone.values())
+    if total <= 0 or min(gone.values()) < 0:
+        return {}
+    return {f"mixture_realised/{name}": count / total for name, count in gone.items()}
 
 
 def checkpoint_entry(
@@ -108,6 +154,9 @@ def checkpoint_entry(
                 metrics[f"{metric}/{benchmark}"] = float(found["value"])
             if _is_number(found["stderr"]):
                 metrics[f"{metric}_stderr/{benchmark}"] = float(found["stderr"])
+                if _is_number(found["value"]):
+                    metrics[f"{metric}_lower/{benchmark}"] = found["value"] - found["stderr"]
+                    metrics[f"{metric}_upper/{benchmark}"] = found["value"] + found["stderr"]
     params = {"step": str(checkpoint["step"]), "tokens": str(checkpoint["tokens"])}
     params |= {"path": checkpoint["path"], "generation": str(checkpoint["generation"])}
     params |= {f"weight.{name}": f"{weight:.6g}" for name, weight in mixture.items()}
@@ -121,6 +170,9 @@ def checkpoint_entry(
         "tags": missing,
         "params": params,
         "metrics": metrics,
+        "datasets": {
+            name: score["data"] for name, score in benchmarks.items() if score.get("data")
+        },
         "tokens": checkpoint["tokens"],
         "ms": ms,
     }
@@ -128,7 +180,10 @@ def checkpoint_entry(
 
 
 def decision_entry(decision: Json, scores: Json, start_ms: int, end_ms: int) -> Entry:
-    """A decision as a trace: asked what, answered what, and each guard as a step of it."""
+    """A decision as a trace: what was observed, what the policy answered, what each guard did.
+
+    What follows (publish, applied, outcome) is added when it happens, by :func:`span_entry`.
+    """
     request = {
         "scores": _readable(scores),
         "step": decision["step"],
@@ -147,9 +202,15 @@ def decision_entry(decision: Json, scores: Json, start_ms: int, end_ms: int) -> 
         "reason": decision["reason"],
         "evidence": decision["evidence"],
     }
-    spans: Sequence[tuple[str, object, object]] = [
-        (f"policy {decision['policy']}", request, proposal),
-        *((f"guard {note['guard']}", note.get("before"), note) for note in decision["guards"]),
+    guarded = {"verdict": decision["verdict"], "weights": response["weights_after"]}
+    spans: Sequence[tuple[str, str | None, object, object]] = [
+        ("observe", None, {"step": decision["step"], "tokens": decision["tokens"]}, request),
+        ("decide", None, {"policy": decision["policy"], **request}, proposal),
+        ("guard", None, {"weights_proposed": decision["weights_proposed"]}, guarded),
+        *(
+            (f"guard {note['guard']}", "guard", note.get("before"), note)
+            for note in decision["guards"]
+        ),
     ]
     payload = {
         "id": decision["id"],
@@ -175,17 +236,23 @@ def approval_entry(decision: str, state: str, by: str | None) -> Entry:
     return Entry(f"approval:{decision}", "trace_tags", {"id": decision, "tags": tags})
 
 
-def outcome_entry(decision: str, step: int, outcome: Mapping[str, Json]) -> Entry:
-    """What the benchmarks did after an intervention, as tags on its trace."""
+def outcome_entries(decision: str, step: int, outcome: Mapping[str, Json], ms: int) -> list[Entry]:
+    """What the benchmarks did after an intervention: tags and a step on its trace, a new report."""
     tags = {
         f"outcome.{name}": f"{found['gain']:+.4f} ± {found['stderr']:.4f} {found['metric']}"
         for name, found in outcome.items()
     }
-    return Entry(
-        f"outcome:{decision}",
-        "trace_tags",
-        {"id": decision, "tags": {**tags, "outcome_step": step}},
-    )
+    payload = {"id": decision, "tags": {**tags, "outcome_step": step}}
+    return [
+        Entry(f"outcome:{decision}", "trace_tags", payload),
+        span_entry(decision, "outcome", {"step": step}, dict(outcome), ms),
+        Entry(f"report:{decision}", "report", {}),
+    ]
+
+
+def note_entry(key: str, note: str) -> Entry:
+    """The run's description as it stands."""
+    return Entry(f"note:{key}", "note", {"note": note})
 
 
 def end_entry(tokens: int, note: str, ms: int) -> Entry:
@@ -194,9 +261,15 @@ def end_entry(tokens: int, note: str, ms: int) -> Entry:
 
 
 def run_note(decisions: Sequence[Json], applied: Mapping[int, int]) -> str:
-    """The interventions of a run as a markdown table; ``applied``: generation to step."""
+    """The run's story in Markdown, its last interventions as a table.
+
+    ``applied``: generation to step.
+    """
     changed = [row for row in decisions if row["verdict"] == "intervene"]
     lines = [f"{len(changed)} interventions in {len(decisions)} decisions.", ""]
+    if len(changed) > TOLD:
+        lines += [f"The last {TOLD}; `mixloop history` has all.", ""]
+    changed = changed[-TOLD:]
     if changed:
         lines += [
             "| decision | tokens | in force at step | mixture | why |",

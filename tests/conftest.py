@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -13,3 +21,31 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+
+
+@pytest.fixture(scope="session")
+def played_run() -> ModuleType:
+    """``tests/support/played_run.py``: a controller and a trainer of files in one process."""
+    path = Path(__file__).parent / "support" / "played_run.py"
+    spec = importlib.util.spec_from_file_location("played_run", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, played_run: ModuleType) -> Iterator[Any]:
+    """Starts a played run; keywords are sections of its run.yaml."""
+    from mixloop.controller import daemon
+
+    monkeypatch.setattr(daemon, "Evaluator", played_run.QuickEvaluator)
+    with contextlib.ExitStack() as stack:
+
+        def start(**changed: Any) -> Any:
+            run = played_run.Run(played_run.make_run(tmp_path, **changed))
+            stack.callback(run.controller.close)
+            return run
+
+        yield start

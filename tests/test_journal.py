@@ -114,7 +114,7 @@ def test_a_journal_of_the_first_version_is_brought_up_with_nothing_lost(path: Pa
     database.executescript(
         "ALTER TABLE checkpoints DROP COLUMN drawn; ALTER TABLE checkpoints DROP COLUMN losses;"
         "INSERT INTO checkpoints VALUES (5, 50, 5, '/c', 'stable', 0, '{\"web\": 1.0}', 'then');"
-        "DROP TABLE requests; DROP TABLE approvals; PRAGMA user_version = 1"
+        "DROP TABLE requests; DROP TABLE approvals; DROP TABLE assessments; PRAGMA user_version = 1"
     )
     database.close()
     # who only reads changes nothing, and can read it all the same

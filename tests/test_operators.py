@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,119 +20,6 @@ from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import Journal
 from mixloop.controller.operate import completed
 from mixloop.trainer.contract import RunPaths, read_schedule
-
-SUPPORT = Path(__file__).parent / "support" / "kill_controller.py"
-_spec = importlib.util.spec_from_file_location("kill_controller", SUPPORT)
-assert _spec is not None
-assert _spec.loader is not None
-played = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(played)
-
-POLICY = '''
-from mixloop.policies import Hold, Proposal
-
-
-class Sway:
-    """Moves a tenth to and fro, so that every decision asks for something."""
-
-    def decide(self, observation):
-        if not observation.in_force:
-            return Hold("waiting for the last order")
-        now = observation.weights["code"]
-        code = now + 0.1 if now < 0.25 else now - 0.1
-        rest = 1 - code
-        return Proposal({"web": rest * 0.8, "maths": rest * 0.2, "code": code}, f"code {code:.2f}")
-'''
-
-
-def write_store(folder: Path, tokens: int = 10_000) -> None:
-    folder.mkdir(parents=True)
-    (folder / "tokens.bin").write_bytes(b"\0\0" * tokens)
-    header = {"schema": "mixloop/store/1", "tokens": tokens, "documents": 1, "dtype": "uint16"}
-    header |= {"vocab_size": 65536, "tokenizer": "t", "fingerprint": "f", "eos_id": 0}
-    (folder / "store.json").write_text(json.dumps(header))
-
-
-def make_run(folder: Path, **changed: Any) -> Path:
-    weights = {"web": 0.72, "code": 0.1, "maths": 0.18}
-    for name in weights:
-        write_store(folder / name)
-    (folder / "sway.py").write_text(POLICY)
-    data: dict[str, Any] = {
-        "run": {"id": "r", "dir": "run"},
-        "budget": 24_000,
-        "sources": {name: {"path": name, "weight": share} for name, share in weights.items()},
-        "evals": {"benchmarks": {"gsm8k": {"data": "packages"}}},
-        "policy": {"use": "./sway.py:Sway"},
-        "guards": {"max_change": 0.2, "max_epochs": None},
-        "tracking": {"enabled": False},
-        "controller": {"poll": 0.001},
-        "trainer": {"sequence_length": 10, "micro_batch": 8, "poll_every": 2},
-        **changed,
-    }
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(data))
-    return path
-
-
-class Run:
-    """A controller and the trainer of files beside it, one step at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        config = load_config(path)
-        self.paths = RunPaths(config.run.dir)
-        self.trainer = played.FileTrainer(config)
-        self.trainer.advance()
-        self.said: list[str] = []
-        self.controller = daemon.Controller(config, path.parent, self.said.append)
-        self.journal = self.controller.journal
-
-    def settle(self, limit: int = 4000) -> None:
-        """Until there is nothing to do but wait for the trainer."""
-        for _ in range(limit):
-            busy = self.controller.running is not None or self.controller.scoring is not None
-            self.controller.step()
-            if not self.controller._busy and not busy:
-                return
-        raise AssertionError(f"never at rest: {self.said[-5:]}")
-
-    def train(self, looks: int) -> None:
-        for _ in range(looks):
-            self.trainer.advance()
-            self.settle()
-
-    def tell(self, *command: str) -> Any:
-        """A command, and what the controller makes of it."""
-        told = CliRunner().invoke(app, [*command[:1], str(self.path), *command[1:], "--wait", "0"])
-        self.settle()
-        return told
-
-    def answer(self) -> dict[str, Any]:
-        row = self.journal.row("SELECT * FROM requests ORDER BY taken_at DESC, rowid DESC LIMIT 1")
-        assert row is not None
-        return {**row, "answer": json.loads(row["answer"])}
-
-    def history(self) -> list[dict[str, Any]]:
-        return views.history(self.journal)
-
-    def in_force(self) -> dict[str, float]:
-        status = self.controller._eyes.status
-        assert status is not None
-        return dict(status.in_force.weights)
-
-
-@pytest.fixture
-def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(daemon, "Evaluator", played.QuickEvaluator)
-    with contextlib.ExitStack() as stack:
-
-        def start(**changed: Any) -> Run:
-            run = Run(make_run(tmp_path, **changed))
-            stack.callback(run.controller.close)
-            return run
-
-        yield start
 
 
 def test_set_orders_a_mixture_that_the_trainer_applies(play: Any) -> None:
@@ -260,19 +145,19 @@ def test_rollback_restores_the_mixture_before_a_decision(play: Any) -> None:
 
 
 def test_requests_wait_for_a_controller_and_are_taken_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, played_run: ModuleType
 ) -> None:
-    monkeypatch.setattr(daemon, "Evaluator", played.QuickEvaluator)
-    path = make_run(tmp_path, policy={"use": "static"})
+    monkeypatch.setattr(daemon, "Evaluator", played_run.QuickEvaluator)
+    path = played_run.make_run(tmp_path, policy={"use": "static"})
     config = load_config(path)
-    trainer = played.FileTrainer(config)
+    trainer = played_run.FileTrainer(config)
     trainer.advance()
     told = CliRunner().invoke(app, ["set", str(path), "code=0.3", "--wait", "0"])
     assert told.exit_code == 0
     assert "no controller runs here" in told.output
     (file,) = requests.waiting(RunPaths(config.run.dir).requests)
     copy = file.read_bytes()
-    run = Run(path)
+    run = played_run.Run(path)
     try:
         run.settle()
         assert run.answer()["state"] == "done"
@@ -366,7 +251,10 @@ def test_a_journal_of_the_version_before_is_read_and_brought_up(play: Any, tmp_p
     import sqlite3
 
     with contextlib.closing(sqlite3.connect(old)) as db:
-        db.executescript("DROP TABLE requests; DROP TABLE approvals; PRAGMA user_version=2;")
+        db.executescript(
+            "DROP TABLE requests; DROP TABLE approvals; DROP TABLE assessments;"
+            "PRAGMA user_version = 2"
+        )
     with contextlib.closing(Journal(old)) as journal:
         assert not journal.knows_operators
         assert views.history(journal)[0]["approval"] is None

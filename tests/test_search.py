@@ -126,6 +126,14 @@ def test_a_proxys_learning_rate_keeps_its_shape_and_an_anneal_only_decays(run_fi
     assert (job.settings.warmup, job.settings.decay) == (0, plan.tokens)
     assert job.settings.init_from == checkpoint
     assert job.settings.model is None
+    raw = yaml.safe_load(run_file.read_text())
+    falling = run_file.with_name("cosine.yaml")
+    trainer = {**raw["trainer"], "lr_schedule": "cosine", "decay": 0}
+    falling.write_text(yaml.safe_dump({**raw, "trainer": trainer}))
+    cosine = load_config(falling)
+    assert proxy_job(cosine, plan, 7, {"code": 0.3, "prose": 0.7}).settings.decay == 0
+    job = proxy_job(cosine, anneal, 7, {"code": 0.3, "prose": 0.7})
+    assert (job.settings.lr_schedule, job.settings.decay) == ("wsd", plan.tokens)
 
 
 def test_uniform_numbers_and_mixtures_go_both_ways() -> None:

@@ -11,15 +11,26 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mixloop.controller import history as views
 from mixloop.controller import records
 from mixloop.controller.journal import Journal
 from mixloop.controller.reconcile import Applied
-from mixloop.trainer.contract import Manifest, OrderInForce
+from mixloop.controller.show import explain_lines
+from mixloop.trainer.contract import (
+    AcceptedOrder,
+    Manifest,
+    OrderInForce,
+    RunPaths,
+    SourceStatus,
+    Status,
+    write_status,
+)
 
 EXPERIMENT = "tests"
 
@@ -62,6 +73,7 @@ def a_whole_run(path: Path) -> Journal:
     """A journal as a run leaves it: two scored checkpoints, one intervention, its outcome."""
     journal = Journal(path, create=True)
     journal.claim("r")
+    write_status(RunPaths(path.parent).status, heartbeat(0))
     records.run_uid(journal)
     initial = {"web": 0.9, "code": 0.1}
     records.start(journal, "r", {"budget": 1000, "seed": 1}, initial)
@@ -72,7 +84,9 @@ def a_whole_run(path: Path) -> Journal:
         records.scoring_started(journal, step)
         metrics = {"bits_per_byte": metric(2.0 - number / 10), "exact_match": metric(0.0)}
         score = {"status": "ok", "reason": None, "metrics": metrics, "items": {}}
+        score |= {"data": "packages: 8 of 1000 items", "data_kind": "packages"}
         missing = {"status": "missing", "reason": "no sandbox", "metrics": {}, "items": {}}
+        missing["data"] = None
         records.scored(
             journal, step, {"benchmarks": {"gsm8k": score, "humaneval": missing}, "step": step}
         )
@@ -85,11 +99,37 @@ def a_whole_run(path: Path) -> Journal:
     fields["guards"] = [{"guard": "dwell", "action": "passed", "detail": "fine"}]
     records.decision(journal, fields, order=order, scores={}, started_ms=records.now_ms())
     records.published(journal, 1)
+    records.published(journal, 1)  # by the next controller: the first time counts
+    records.curves(journal, asdict(heartbeat(800)), None, 5.0)
+    records.curves(journal, asdict(heartbeat(1600)), asdict(heartbeat(800)), 5.0)
     records.applied(journal, Applied(1, 96, 12), 960, initial)
     found = {"gsm8k": {"gain": 0.1, "stderr": 0.02, "metric": "bits_per_byte"}}
     records.outcome(journal, "d-000001", 20, found)
     records.closed(journal, 2000)
     return journal
+
+
+def heartbeat(tokens: int) -> Status:
+    """The trainer's heartbeat at a token count: 3 of 4 tokens are web's."""
+    drawn = {"web": tokens * 3 // 4, "code": tokens // 4}
+    return Status(
+        run="r",
+        incarnation=1,
+        pid=1,
+        host="h",
+        step=tokens // 80,
+        sample=tokens // 10,
+        tokens=tokens,
+        budget=2000,
+        lr=0.1,
+        phase="stable",
+        loss=1.5,
+        grad_norm=1.0,
+        tokens_per_second=100.0,
+        sources={name: SourceStatus(n, n / 1000, 1000, 1.5) for name, n in drawn.items()},
+        accepted=AcceptedOrder(1, 0),
+        in_force=OrderInForce(1, 0, 0, 0, {"web": 0.75, "code": 0.25}),
+    )
 
 
 def metric(value: float) -> dict[str, Any]:
@@ -136,6 +176,9 @@ print(json.dumps({{
     "params": run.data.params, "note": run.data.tags.get("mlflow.note.content", ""),
     "models": [[m.name, {{p.key: p.value for p in m.metrics}}, m.tags] for m in models],
     "traces": [[t.info.tags, t.info.request_preview, t.info.response_preview] for t in traces],
+    "spans": [[[s.name, s.outputs] for s in t.data.spans] for t in traces],
+    "inputs": sorted(one.dataset.name for one in run.inputs.dataset_inputs),
+    "artifacts": [one.path for one in client.list_artifacts(run.info.run_id, "report")],
 }}))
 """
     done = subprocess.run(
@@ -162,8 +205,8 @@ def test_unreachable_for_a_whole_run_then_caught_up_without_duplicates(
     assert pending(journal) == total
     # the server is there, but the child dies in the middle: it goes on where it was
     drain(journal, server, kill_after=4)
-    drain(journal, server)
-    assert pending(journal) == 0
+    said = drain(journal, server)
+    assert pending(journal) == 0, said[-1]
     uid = records.run_uid(journal)
     first = what_is_there(server, uid)
     # told everything once more (a journal restored from a backup): nothing is doubled
@@ -192,7 +235,52 @@ def test_unreachable_for_a_whole_run_then_caught_up_without_duplicates(
     assert "1 interventions in 1 decisions" in first["note"]
     assert "| d-000001 | 800 | 12 | web 0.8, code 0.2 | gsm8k is flat |" in first["note"]
     assert "gsm8k is flat" in response
+    (spans,) = first["spans"]
+    names = [name for name, _ in spans]
+    assert sorted(names) == sorted(
+        [
+            "d-000001 intervene",
+            *("observe", "decide", "guard", "guard dwell", "publish", "applied", "outcome"),
+        ]
+    )
+    told = dict(spans)
+    assert told["publish"] == {"file": "mixture.json", "fence": 1}
+    assert told["applied"]["applied_step"] == 12
+    assert told["outcome"]["gsm8k"]["gain"] == 0.1
+    for edge, at in (("lower", [1.9, 1.8]), ("upper", [2.1, 2.0])):
+        curve = first["history"][f"bits_per_byte_{edge}/gsm8k"]
+        assert [tokens for tokens, _ in curve] == [800, 1600]
+        assert [value for _, value in curve] == pytest.approx(at)
+    assert first["history"]["mixture_realised/web"] == [[1600, 0.75]]
+    assert first["history"]["epochs_of_cap/code"] == [[800, 0.04], [1600, 0.08]]
+    assert first["inputs"] == ["gsm8k"]
+    assert first["artifacts"] == ["report/report.html"]
+    check_assessments_come_back(server, journal)
     journal.close()
+
+
+def check_assessments_come_back(server: str, journal: Journal) -> None:
+    """A person rates a decision in MLflow; the history shows it, and only once."""
+    uid = records.run_uid(journal)
+    code = f"""
+import mlflow
+mlflow.set_tracking_uri({server!r})
+client = mlflow.MlflowClient({server!r})
+experiment = client.get_experiment_by_name({EXPERIMENT!r}).experiment_id
+(trace,) = client.search_traces([experiment], "tag.`mixloop.uid` = '{uid}'")
+source = mlflow.entities.AssessmentSource("HUMAN", "ann")
+mlflow.log_feedback(
+    trace_id=trace.info.trace_id, name="good call", value=True, rationale="it helped",
+    source=source,
+)
+"""
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=120)
+    for _ in range(2):
+        drain(journal, server)
+    (entry,) = views.history(journal)
+    (said,) = entry["assessments"]
+    assert (said["name"], said["value"], said["by"]) == ("good call", True, "ann")
+    assert any("good call: true, by ann (it helped)" in line for line in explain_lines(entry))
 
 
 def test_an_entry_the_server_refuses_does_not_block_the_others(server: str, tmp_path: Path) -> None:

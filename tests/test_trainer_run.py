@@ -527,7 +527,9 @@ def test_no_rank_holds_saved_what_another_could_not(tmp_path: Path, stores: Path
 
     job, peers = make_job(tmp_path / "run", stores), Second()
     plan = locate(job, open_stores(job), 1, rewind=False)
-    trainer: Any = SimpleNamespace(peers=peers, state=dict)
+    trainer: Any = SimpleNamespace(
+        peers=peers, recent=list, state=dict, written=dict, release=lambda: None
+    )
     session = Session(plan, Start(1, (), ()), trainer, cast(Any, None), tmp_path)
     assert not session.save()
     assert not session.save()

@@ -1,7 +1,8 @@
 """Checkpoints: written beside their place, manifest last, renamed; found, verified and retired.
 
 A folder `step-00001200` is complete or absent. It holds the model and tokenizer in Hugging Face
-format, `trainer_state.pt` for resume, and `manifest.json` with every file's size and hash.
+format, `trainer_state.pt` (and `trainer_state/`, see :mod:`sharded`) for resume, and
+`manifest.json` with every file's size and hash.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mixloop.trainer.contract import (
@@ -25,7 +26,8 @@ from mixloop.trainer.contract import (
 STATE_FILE = "trainer_state.pt"
 MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
-_SCRATCH = ".writing-"
+SCRATCH = ".writing-"
+"""How the name of what is not a checkpoint yet, or no longer, begins."""
 
 
 def folder_name(step: int) -> str:
@@ -87,7 +89,12 @@ def newest(
     return None
 
 
-def _entry(path: Path) -> FileEntry:
+def entry(path: Path) -> FileEntry:
+    """A file's size and hash; it is on the disk afterwards.
+
+    Raises:
+        OSError: it could not be read or synced.
+    """
     with contextlib.suppress(OSError):  # some mounts know no modes
         path.chmod(0o644)  # safetensors makes its files private; evaluators may be another user
     with path.open("rb") as file:
@@ -101,6 +108,7 @@ def save(
     step: int,
     write: Callable[[Path], None],
     manifest: Callable[[dict[str, FileEntry]], Manifest],
+    known: Mapping[str, FileEntry] | None = None,
 ) -> Path:
     """Write a checkpoint.
 
@@ -109,6 +117,7 @@ def save(
         step: optimizer steps done; names the folder.
         write: puts the model, tokenizer and state into the folder it is given.
         manifest: makes the manifest from the files' sizes and hashes.
+        known: files by name in the folder that are hashed and on the disk already.
 
     Returns:
         The folder. One that is already there and complete is left as it is: at a given step of a
@@ -120,13 +129,17 @@ def save(
     target = checkpoints / folder_name(step)
     if target.exists() and fault(target) is None:
         return target
-    work = checkpoints / f"{_SCRATCH}{target.name}-{os.getpid()}"
+    work = checkpoints / f"{SCRATCH}{target.name}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
         write(work)
         files = sorted(path for path in work.rglob("*") if path.is_file())
-        entries = {path.relative_to(work).as_posix(): _entry(path) for path in files}
+        named = {path.relative_to(work).as_posix(): path for path in files}
+        hashed = known or {}
+        entries = {name: hashed.get(name) or entry(path) for name, path in named.items()}
+        for folder in {path.parent for path in files} - {work}:
+            fsync_folder(folder)
         write_manifest(work, manifest(entries))
         fsync_folder(work)
         if target.exists():
@@ -140,7 +153,7 @@ def save(
 
 def discard(folder: Path) -> None:
     """Remove a checkpoint: renamed first, so that nobody sees it half gone."""
-    doomed = folder.parent / f"{_SCRATCH}gone-{folder.name}-{os.getpid()}"
+    doomed = folder.parent / f"{SCRATCH}gone-{folder.name}-{os.getpid()}"
     folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
@@ -169,5 +182,5 @@ def retire(checkpoints: Path, keep: int | None, held: frozenset[int], current: i
 
 def sweep(checkpoints: Path) -> None:
     """Remove what a crash left half-written or half-removed."""
-    for entry in checkpoints.glob(f"{_SCRATCH}*"):
+    for entry in checkpoints.glob(f"{SCRATCH}*"):
         shutil.rmtree(entry, ignore_errors=True)

@@ -34,6 +34,7 @@ from mixloop.trainer.schedule import (
 from mixloop.trainer.status import (
     AcceptedOrder,
     FileEntry,
+    Health,
     Manifest,
     OrderInForce,
     PendingOrder,
@@ -42,6 +43,7 @@ from mixloop.trainer.status import (
     SourceLedger,
     SourceStatus,
     Status,
+    System,
     read_holds,
     read_manifest,
     read_status,
@@ -53,6 +55,7 @@ from mixloop.trainer.status import (
 __all__ = [
     "AcceptedOrder",
     "FileEntry",
+    "Health",
     "Limits",
     "Line",
     "Manifest",
@@ -74,6 +77,7 @@ __all__ = [
     "SourceStatus",
     "Stage",
     "Status",
+    "System",
     "VoidLine",
     "fsync_folder",
     "order_json",

@@ -26,9 +26,9 @@ from mixloop.trainer.contract import (
 )
 from mixloop.trainer.hotreload import Switch
 from mixloop.trainer.job import Job, JobError
-from mixloop.trainer.lr import WarmupStableDecay
+from mixloop.trainer.lr import learning_rate_of
 from mixloop.trainer.order import Segment, quantise
-from mixloop.trainer.store import Store, open_stores
+from mixloop.trainer.store import Store, open_stores, tokenizer_folder
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,6 @@ def locate(
         JobError: one line naming what is in the way.
     """
     paths = RunPaths(job.dir)
-    sizes = {name: store.samples(job.sequence_length) for name, store in stores.items()}
-    entries = tuple(SourceEntry(n, sizes[n], stores[n].info.fingerprint) for n in stores)
-    try:
-        schedule = read_schedule(paths.schedule)
-    except (ScheduleError, OSError) as error:
-        raise JobError(str(error)) from error
     try:
         found = checkpoint.newest(paths.checkpoints, say)
     except OSError as error:
@@ -96,6 +90,30 @@ def locate(
             f"{paths.checkpoints}: unreadable ({error.strerror or error}); make it a readable "
             "folder, or start in another run folder"
         ) from error
+    plan = continue_from(job, stores, world, rewind, found)
+    _begins(plan)
+    warn(plan, say)
+    return plan
+
+
+def continue_from(
+    job: Job,
+    stores: Mapping[str, Store],
+    world: int,
+    rewind: bool,
+    found: tuple[Path, Manifest] | None,
+) -> Plan:
+    """Check that the run can go on as asked from a checkpoint, or begin (None).
+
+    Raises:
+        JobError: one line naming what is in the way.
+    """
+    sizes = {name: store.samples(job.sequence_length) for name, store in stores.items()}
+    entries = tuple(SourceEntry(n, sizes[n], stores[n].info.fingerprint) for n in stores)
+    try:
+        schedule = read_schedule(RunPaths(job.dir).schedule)
+    except (ScheduleError, OSError) as error:
+        raise JobError(str(error)) from error
     plan = Plan(
         job=job,
         sources=entries,
@@ -108,12 +126,10 @@ def locate(
         rewind=rewind,
     )
     _continues(plan)
-    _begins(plan)
-    _warn(plan, say)
     return plan
 
 
-def _warn(plan: Plan, say: Callable[[str], None]) -> None:
+def warn(plan: Plan, say: Callable[[str], None]) -> None:
     """Say what is odd and no reason to stop."""
     if writable_by_others(plan.job.dir):
         say(f"{plan.job.dir} is writable by others than its owner: anyone there can steer the run")
@@ -253,6 +269,34 @@ def world_of(job: Job) -> int:
     return int(os.environ.get("WORLD_SIZE", job.settings.processes))
 
 
+def check_vocabulary(job: Job, stores: Mapping[str, Store]) -> None:
+    """That the run's tokenizer is the one its sources were made with, as far as they tell.
+
+    Raises:
+        JobError: no tokenizer, another one, or ids beyond its vocabulary.
+    """
+    folder = tokenizer_folder(job, stores)
+    silent = [name for name, store in stores.items() if not store.info.tokenizer]
+    if job.tokenizer is None and not silent:
+        return
+    from mixloop.trainer.foreign import highest_id
+    from mixloop.trainer.tokenizer import inspect_tokenizer
+
+    facts = inspect_tokenizer(folder)
+    for name, store in stores.items():
+        if store.info.tokenizer and store.info.tokenizer != facts.fingerprint:
+            raise JobError(
+                f"tokenizer: {folder} is not the tokenizer sources.{name} was prepared with"
+            )
+    for name in silent:
+        found = highest_id(stores[name].stream)
+        if found >= facts.vocab_size:
+            raise JobError(
+                f"sources.{name}: holds the id {found}, the tokenizer {folder} has "
+                f"{facts.vocab_size}; name the one it was made with (trainer.tokenizer)"
+            )
+
+
 def check_job(job: Job, rewind: bool = False) -> Plan:
     """Everything that can be wrong with a job before it starts, without importing torch.
 
@@ -260,13 +304,6 @@ def check_job(job: Job, rewind: bool = False) -> Plan:
         JobError: one line naming the key and the mend.
     """
     stores = open_stores(job)
-    WarmupStableDecay.of(job)
-    if job.tokenizer is not None:
-        from mixloop.trainer.tokenizer import inspect_tokenizer
-
-        first, store = next(iter(stores.items()))
-        if inspect_tokenizer(job.tokenizer).fingerprint != store.info.tokenizer:
-            raise JobError(
-                f"tokenizer: {job.tokenizer} is not the tokenizer sources.{first} was prepared with"
-            )
+    learning_rate_of(job)
+    check_vocabulary(job, stores)
     return locate(job, stores, world_of(job), rewind)

@@ -109,6 +109,15 @@ class TrainerSettings(_Strict):
     """The reference trainer: model, optimizer, learning rate, checkpoints, polling.
 
     Token counts (`warmup`, `decay`, `checkpoint_every`) take units; the rest is in steps.
+    `parallel` says how several ranks share the model: `ddp` (each has all of it) or `fsdp` (each
+    holds its part of weights and optimizer, in fp32). `lr_schedule: cosine` falls from the end of
+    the warm-up to the end of the budget and has no `decay`. `on_nan` says what a gradient that is
+    not finite leads to: the optimizer step is skipped, and `nan_limit` of them in a row (`stop`:
+    one) end the run. A loss more than `spike_threshold` robust standard deviations above the median
+    of the last `spike_window` steps is reported. `peak_flops` is what one device can do per second
+    in the precision used, for the utilisation that is reported.
+    `phases` is for other training loops, which don't always tell the phase of their learning rate:
+    the token count at which each phase begins.
     """
 
     model: ModelSettings | None = None
@@ -121,6 +130,7 @@ class TrainerSettings(_Strict):
     warmup: Tokens = 0
     decay: Tokens = 0
     decay_shape: Literal["linear", "1-sqrt"] = "linear"
+    phases: dict[Literal["warmup", "stable", "decay"], Tokens] | None = None
     weight_decay: float = Field(0.1, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float | None = Field(1.0, gt=0)
@@ -137,9 +147,32 @@ class TrainerSettings(_Strict):
     prefetch: int = Field(1, ge=0)
     accept_uid: int | None = None
     processes: int = Field(1, gt=0)
+    lr_schedule: Literal["wsd", "cosine"] = "wsd"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    activation_checkpointing: bool = False
+    checkpoint_format: Literal["auto", "single", "dcp"] = "auto"
+    on_nan: Literal["skip", "stop"] = "skip"
+    nan_limit: int = Field(10, gt=0)
+    spike_threshold: float | None = Field(6.0, gt=0)
+    spike_window: int = Field(128, ge=16)
+    peak_flops: float | None = Field(None, gt=0)
+
+    @property
+    def sharded_state(self) -> bool:
+        """Whether checkpoints keep the trainer's state in torch's distributed format."""
+        if self.checkpoint_format == "auto":
+            return self.parallel == "fsdp"
+        return self.checkpoint_format == "dcp"
 
     @model_validator(mode="after")
     def _one_model(self) -> TrainerSettings:
+        if self.lr_schedule == "cosine" and self.decay:
+            raise ValueError(
+                f"decay {self.decay:,} belongs to lr_schedule wsd; cosine falls over the whole "
+                "budget: drop one of the two"
+            )
+        if self.parallel == "fsdp" and self.checkpoint_format == "single":
+            raise ValueError("checkpoint_format single needs parallel ddp: fsdp saves dcp")
         if self.model is not None and self.init_from is not None:
             raise ValueError("model and init_from are both given: keep one")
         if self.min_learning_rate > self.learning_rate:
@@ -151,11 +184,25 @@ class TrainerSettings(_Strict):
 
 
 class JobSource(_Strict):
-    """A prepared token store and its share at the start (`standby` waits at weight 0)."""
+    """Where a source lies and its share at the start (`standby` waits at weight 0).
+
+    `format` is found out from the files. `eos_id` is the id that ends a document, `column` the one
+    of an arrow dataset that holds the ids, `dtype` the width of a datatrove folder's ids where it
+    has no metadata.
+    """
 
     path: Path
     weight: float | None = Field(None, ge=0.0, le=1.0)
     standby: bool = False
+    format: Literal["auto", "store", "megatron", "datatrove", "arrow"] = "auto"
+    eos_id: int | None = Field(None, ge=0)
+    column: str | None = None
+    dtype: Literal["uint16", "uint32"] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `open_source` is told besides the path."""
+        return self.model_dump(include={"format", "eos_id", "column", "dtype"})
 
 
 class Job(_Strict):

@@ -1,6 +1,7 @@
-"""Warm-up, stable, decay (WSD): the learning rate as a pure function of tokens.
+"""The learning rate as a pure function of tokens: warm-up/stable/decay, or cosine.
 
-Hu et al. 2024 (MiniCPM) for the schedule; Hägele et al. 2024 for the 1-sqrt decay.
+Hu et al. 2024 (MiniCPM) for WSD; Hägele et al. 2024 for its 1-sqrt decay; Loshchilov and Hutter
+2017 (SGDR, without restarts) for the cosine.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixloop.trainer.contract import Phase
-from mixloop.trainer.job import Job, JobError
+from mixloop.trainer.job import Job, JobError, TrainerSettings
 
 
 @dataclass(frozen=True)
@@ -23,28 +24,6 @@ class WarmupStableDecay:
     warmup: int
     decay: int
     shape: Literal["linear", "1-sqrt"] = "linear"
-
-    @classmethod
-    def of(cls, job: Job) -> WarmupStableDecay:
-        """The schedule of a job.
-
-        Raises:
-            JobError: warm-up and decay together exceed the budget.
-        """
-        settings = job.settings
-        if settings.warmup + settings.decay > job.budget:
-            raise JobError(
-                f"settings: warmup {settings.warmup:,} and decay {settings.decay:,} tokens "
-                f"together exceed the budget of {job.budget:,}"
-            )
-        return cls(
-            peak=settings.learning_rate,
-            floor=settings.min_learning_rate,
-            budget=job.budget,
-            warmup=settings.warmup,
-            decay=settings.decay,
-            shape=settings.decay_shape,
-        )
 
     def phase(self, tokens: float) -> Phase:
         """Phase at a token count."""
@@ -66,3 +45,61 @@ class WarmupStableDecay:
         done = min(1.0, (tokens - (self.budget - self.decay)) / self.decay)
         left = 1 - done if self.shape == "linear" else 1 - math.sqrt(done)
         return self.floor + (self.peak - self.floor) * left
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Linear warm-up, then half a cosine from `peak` to `floor` at the budget; in tokens.
+
+    After the warm-up its phase is `decay`, from the first token on, because that is what the rate
+    does: a part of every gain between two checkpoints comes from annealing. Guards give no credit
+    for such gains; who accepts them writes `guards: {decay: allow}`.
+    """
+
+    peak: float
+    floor: float
+    budget: int
+    warmup: int
+
+    def phase(self, tokens: float) -> Phase:
+        """Phase at a token count: `warmup`, then `decay`."""
+        return "warmup" if tokens < self.warmup else "decay"
+
+    def rate(self, start: int, end: int) -> float:
+        """Learning rate of a step from `start` to `end` tokens, taken at its middle."""
+        tokens = (start + end) / 2
+        if tokens < self.warmup:
+            return self.peak * tokens / self.warmup
+        done = min(1.0, (tokens - self.warmup) / max(1, self.budget - self.warmup))
+        return self.floor + (self.peak - self.floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+LearningRate = WarmupStableDecay | Cosine
+
+
+def learning_rate(settings: TrainerSettings, budget: int) -> LearningRate:
+    """The schedule that the settings ask for, over a budget of tokens.
+
+    Raises:
+        JobError: warm-up and decay together exceed the budget.
+    """
+    if settings.warmup + settings.decay > budget:
+        raise JobError(
+            f"settings: warmup {settings.warmup:,} and decay {settings.decay:,} tokens "
+            f"together exceed the budget of {budget:,}"
+        )
+    peak, floor = settings.learning_rate, settings.min_learning_rate
+    if settings.lr_schedule == "cosine":
+        return Cosine(peak, floor, budget, settings.warmup)
+    return WarmupStableDecay(
+        peak, floor, budget, settings.warmup, settings.decay, settings.decay_shape
+    )
+
+
+def learning_rate_of(job: Job) -> LearningRate:
+    """The schedule of a job.
+
+    Raises:
+        JobError: warm-up and decay together exceed the budget.
+    """
+    return learning_rate(job.settings, job.budget)

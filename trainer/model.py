@@ -47,11 +47,16 @@ def bf16_pays(device: torch.device) -> bool:
     return False
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Context of the forward pass for `auto`, `bf16` or `fp32`; weights stay fp32."""
+def computes_bf16(precision: str, device: torch.device) -> bool:
+    """Whether `auto`, `bf16` or `fp32` means bf16 on this device."""
+    return precision == "bf16" or (precision == "auto" and bf16_pays(device))
+
+
+def autocast(bf16: bool, device: torch.device) -> AbstractContextManager[Any]:
+    """Context of the forward pass; weights stay fp32."""
     import torch
 
-    if precision == "bf16" or (precision == "auto" and bf16_pays(device)):
+    if bf16:
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mixloop.trainer.audit_trace import ids_hash
 from mixloop.trainer.contract import (
     AcceptedOrder,
     FileEntry,
+    Health,
     Manifest,
     OrderInForce,
     PendingOrder,
@@ -25,6 +27,7 @@ from mixloop.trainer.contract import (
     SourceLedger,
     SourceStatus,
     Status,
+    System,
 )
 from mixloop.trainer.feed import Batch
 from mixloop.trainer.hotreload import Switch, View
@@ -70,16 +73,18 @@ class Totals:
 
 @dataclass(frozen=True)
 class Moment:
-    """What the loop knows at a status step."""
+    """What the loop knows at a status step; `system` reads the machine, given tokens per second."""
 
     step: int
     sample: int
-    lr: float
-    phase: Phase
+    lr: float | None
+    phase: Phase | None
     loss: float | None
     grad_norm: float | None
     losses: Mapping[str, float]
     finished: bool = False
+    health: Health | None = None
+    system: Callable[[float | None], System] | None = None
 
 
 class Narrator:
@@ -142,6 +147,8 @@ class Narrator:
             heartbeat=self._heartbeat,
             finished=moment.finished,
             updated_at=now_utc(),
+            health=moment.health,
+            system=moment.system(self.speed) if moment.system is not None else None,
         )
 
     def manifest(
@@ -208,7 +215,7 @@ class Trace:
         self._world = world
 
     def write(self, step: int, batch: Batch) -> None:
-        """Record a step: shapes [accumulation, rows] as nested lists."""
+        """Record a step: shapes [accumulation, rows] as nested lists, and a hash of the tokens."""
         line: dict[str, Any] = {
             "step": step,
             "sample": batch.sample,
@@ -216,6 +223,7 @@ class Trace:
             "world": self._world,
             "source": batch.source.tolist(),
             "index": batch.index.tolist(),
+            "sha256": ids_hash(batch.ids),
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

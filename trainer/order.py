@@ -22,9 +22,9 @@ __all__ = ["SCALE", "MixtureOrder", "Segment", "quantise"]
 
 Ints = npt.NDArray[np.int64]
 
-_BLOCK = 4096  # samples computed together; a quantum is never split
+_BLOCK = 32768  # samples computed together; a quantum is never split
 _KEPT = 4  # blocks kept for the next call
-_PHASE = 0x9E3779B9  # 2^32 divided by the golden ratio: multiples spread evenly
+_PHASE = np.uint64(0x9E3779B9)  # 2^32 divided by the golden ratio: multiples spread evenly
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,13 @@ class MixtureOrder:
         """
         if start < 0 or count < 0:
             raise ValueError(f"start {start} and count {count} must not be negative")
-        sources, positions = [], []
         at, end = start, start + count
+        for block in reversed(self._blocks.values()):  # mostly the newest holds it all
+            if block.first <= at and end <= block.first + block.source.size:
+                part = slice(at - block.first, end - block.first)
+                return block.source[part].copy(), block.position[part].copy()
+            break
+        sources, positions = [], []
         while at < end:
             block = self._block_at(at)
             part = slice(at - block.first, end - block.first)
@@ -210,9 +215,15 @@ class MixtureOrder:
             given = previous.drawn[-1] - stretch.before
         ends = np.minimum(np.arange(first + quantum, last + quantum, quantum), last)
         drawn = np.vstack((given, stretch.quota.walk(first, ends, given))) + stretch.before
-        source, draw = _spread(drawn, first // quantum)
-        position = self._permutations(source, draw)
+        source, position = self._select(drawn, first // quantum)
         return _Block(stretch.start + first, source, position, drawn)
+
+    def _select(self, drawn: Ints, quantum: int) -> tuple[Ints, Ints]:
+        """Source and sample at each place of some quanta; arguments as for `_spread`."""
+        every = drawn[-1] - drawn[0]
+        order = _spread(drawn, quantum)
+        sample = self._permutations.consecutive(drawn[0], every)
+        return np.repeat(np.arange(every.size), every)[order], sample[order]
 
 
 def _block_size(quantum: int) -> int:
@@ -235,34 +246,52 @@ def _remainder(stretch: _Stretch, length: int, given: Ints) -> Ints:
     return np.asarray(owed, np.int64)
 
 
-def _spread(drawn: Ints, quantum: int) -> tuple[Ints, Ints]:
+def _spread(drawn: Ints, quantum: int) -> Ints:
     """Order the samples of some quanta, each source spread evenly inside each quantum.
 
     The j-th of c samples of a source stands at ``(j + phase) / c``; the phase differs by source and
-    quantum, so that sources with a single sample don't crowd in one place.
+    quantum, so that sources with a single sample don't crowd in one place. Places are integers over
+    2^32, with the sample's number below them: no two are alike, so any sorting gives this order.
 
     Args:
         drawn: draws by source before the first and after each quantum, shape [quanta + 1, sources].
         quantum: number of the first of them.
 
     Returns:
-        Index of the source, and number of the draw within it, two arrays of shape [samples].
+        Numbers of the samples, counted source after source and draw after draw, shape [samples].
     """
     counts = np.diff(drawn, axis=0)
-    flat = counts.ravel()
-    cell = np.repeat(np.arange(flat.size), flat)
-    draw = np.arange(cell.size) - np.repeat(np.cumsum(flat) - flat, flat)
-    row, source = np.divmod(cell, counts.shape[1])
-    turn = (source + 1 + 7 * ((row + quantum) & 0xFFFF)) * _PHASE & 0xFFFFFFFF
-    place = (draw + turn / 2**32) / flat[cell]
-    order = _sort_rows(place, counts.sum(axis=1))
-    return source[order], (draw + drawn[:-1].ravel()[cell])[order]
+    quanta, sources = counts.shape
+    flat, total = counts.reshape(-1), int(drawn[-1].sum() - drawn[0].sum())
+    every = drawn[-1] - drawn[0]
+    bits = np.uint64(max(1, total - 1).bit_length())
+    row = (np.arange(quanta) + quantum & 0xFFFF).astype(np.uint64)[:, None]
+    key = np.arange(1, sources + 1, dtype=np.uint64) + np.uint64(7) * row
+    key *= _PHASE
+    key &= np.uint64(0xFFFFFFFF)
+    steps = np.arange(int(flat.max()) + 1, dtype=np.uint64)
+    steps[1:] = np.uint64(2**32) // steps[1:]
+    step = steps.take(counts)
+    key *= step
+    key >>= np.uint64(32)
+    key <<= bits
+    key += (drawn[:-1] - (drawn[0] + every - np.cumsum(every))).view(np.uint64)
+    # the key of a source's j-th sample in a quantum is its first one's plus j strides, modulo 2^64
+    step <<= bits
+    step |= np.uint64(1)
+    back = np.cumsum(flat)
+    back -= flat
+    key -= back.view(np.uint64).reshape(counts.shape) * step
+    keys = np.arange(total, dtype=np.uint64)
+    keys *= np.repeat(step, flat)
+    keys += np.repeat(key, flat)
+    _sort_rows(keys, int(counts[0].sum()))
+    keys &= (np.uint64(1) << bits) - np.uint64(1)
+    return keys.view(np.int64)
 
 
-def _sort_rows(values: npt.NDArray[np.float64], lengths: Ints) -> Ints:
-    """Indices that sort each row of a ragged array whose last row alone may be shorter."""
-    width = int(lengths[0])
-    whole = values.size // width * width
-    table = np.argsort(values[:whole].reshape(-1, width), axis=1, kind="stable")
-    table += np.arange(0, whole, width)[:, None]
-    return np.concatenate((table.ravel(), whole + np.argsort(values[whole:], kind="stable")))
+def _sort_rows(keys: npt.NDArray[np.uint64], width: int) -> None:
+    """Sort each row of a ragged array, whose last row alone may be shorter, in place."""
+    whole = keys.size // width * width
+    keys[:whole].reshape(-1, width).sort(axis=1)
+    keys[whole:].sort()

@@ -6,10 +6,13 @@ own (MPI, Ray, a store) instead of :class:`GlooPeers`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from mixloop.trainer.job import JobError
 
 
 class Peers(Protocol):
@@ -99,3 +102,17 @@ class GlooPeers:
         box: list[Any] = [None] * self.world
         dist.all_gather_object(box, value, group=self._group)
         return box
+
+
+def on_first(peers: Peers, make: Callable[[], Any]) -> Any:
+    """What rank 0 makes, on every rank; its JobError is raised on every rank. Collective."""
+    made: Any = None
+    if peers.rank == 0:
+        try:
+            made = make()
+        except JobError as error:
+            made = error
+    made = peers.share(made)
+    if isinstance(made, JobError):
+        raise made
+    return made

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +21,17 @@ from typing import IO, Any
 import numpy as np
 
 from mixloop.trainer.documents import Input, Piece, read_pieces, resolve_inputs
-from mixloop.trainer.store import StoreInfo, dtype_for
+from mixloop.trainer.files import fsync_folder, write_atomic
+from mixloop.trainer.store import (
+    DTYPES,
+    HEADER,
+    Shard,
+    StoreInfo,
+    dtype_for,
+    fingerprint,
+    read_header,
+    shards_fingerprint,
+)
 from mixloop.trainer.tokenizer import (
     TokenizerInfo,
     copy_tokenizer,
@@ -128,29 +138,77 @@ def _tokenised(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+class _Writer:
+    """Tokens into `tokens.bin`, or into shards of `size` tokens numbered from `first`."""
+
+    def __init__(self, folder: Path, width: int, size: int | None, first: int) -> None:
+        self.shards: list[Shard] = []
+        self._folder = folder
+        self._width = width
+        self._size = size
+        self._number = first
+        self._file: IO[bytes] | None = None
+        self._name = ""
+        self._held = 0
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        """Append whole tokens."""
+        view = memoryview(data)
+        while view:
+            if self._file is None:
+                self._open()
+            assert self._file is not None
+            room = len(view) if self._size is None else (self._size - self._held) * self._width
+            part = view[:room]
+            self._file.write(part)
+            self._digest.update(part)
+            self._held += len(part) // self._width
+            view = view[room:]
+            if self._held == self._size:
+                self.close()
+
+    def _open(self) -> None:
+        sharded = self._size is not None or self._number
+        self._name = f"tokens-{self._number:05d}.bin" if sharded else "tokens.bin"
+        self._file = (self._folder / self._name).open("wb")
+
+    def close(self) -> None:
+        """End the file being written; on return it is on the disk."""
+        if self._file is None:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self.shards.append(Shard(self._name, self._held, self._digest.hexdigest()))
+        self._file, self._held, self._digest = None, 0, hashlib.sha256()
+        self._number += 1
+
+
 def _write_tokens(
-    file: IO[bytes],
+    writer: _Writer,
     parts: Iterable[tuple[_Chunk, tuple[bytes, int, int]]],
     inputs: int,
     progress: Callable[[Progress], None] | None,
-) -> tuple[int, int, str]:
-    digest = hashlib.sha256()
+) -> tuple[int, int]:
     tokens = documents = 0
     for chunk, (data, count, ended) in parts:
-        file.write(data)
-        digest.update(data)
+        writer.write(data)
         tokens += count
         documents += ended
         if progress is not None:
             progress(Progress(documents, tokens, chunk.inputs_done, inputs))
-    file.flush()
-    os.fsync(file.fileno())
-    return tokens, documents, digest.hexdigest()
+    writer.close()
+    return tokens, documents
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
+def _check_target(out: Path, overwrite: bool, append: bool) -> None:
+    if append and overwrite:
+        raise ValueError("append and overwrite are both asked for; choose one")
+    if append:
+        return
     if out.exists() and not overwrite:
-        raise ValueError(f"{out}: already there; remove it or choose another name")
+        raise ValueError(f"{out}: already there; remove it, choose another name, or append to it")
     if out.exists() and not (out / "store.json").is_file():
         raise ValueError(f"{out}: not a token store, so it is not overwritten")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +226,8 @@ def prepare(
     split: str | None = None,
     config: str | None = None,
     overwrite: bool = False,
+    shard_size: int | None = None,
+    append: bool = False,
 ) -> StoreInfo:
     """Tokenise `inputs` into a store at `out`; each document is followed by the eos token.
 
@@ -180,24 +240,32 @@ def prepare(
         sequence_length: if given, refuse a result shorter than one sample of that length.
         workers: tokenising processes; 1 works in this one.
         split, config: of a Hugging Face dataset.
+        overwrite: replace a store that is there.
+        shard_size: most tokens of a file; None: one file.
+        append: add to the store that is there, as further shards. A run that uses it takes the
+            growth at its next start, from each source's next epoch on.
 
     Raises:
         ValueError: one line naming file, line, key or name of what is wrong.
     """
     out = Path(out)
-    _check_target(out, overwrite)
+    _check_target(out, overwrite, append)
+    before = read_header(out) if append else None
     found = resolve_inputs(inputs)
     work = out.parent / f".{out.name}.tmp-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+    work.mkdir(parents=True)
     try:
         folder = resolve_tokenizer(tokenizer, work / "hub-tokenizer")
         facts = inspect_tokenizer(folder)
+        if before is not None and before.tokenizer != facts.fingerprint:
+            raise ValueError(f"{tokenizer}: not the tokenizer that {out} was made with")
         options = {"text_key": text_key, "split": split, "config": config}
-        setup = (str(folder), facts.eos_id, dtype_for(facts.vocab_size))
-        parts = _tokenised(_chunks(found, options), workers, setup)
-        with (work / "tokens.bin").open("wb") as file:
-            tokens, documents, digest = _write_tokens(file, parts, len(found), progress)
+        kind = dtype_for(facts.vocab_size)
+        parts = _tokenised(_chunks(found, options), workers, (str(folder), facts.eos_id, kind))
+        first = 0 if before is None else max(1, len(before.shards))
+        writer = _Writer(work, DTYPES[kind].itemsize, shard_size, first)
+        tokens, documents = _write_tokens(writer, parts, len(found), progress)
         if not documents:
             raise ValueError(f"{', '.join(inputs)}: no document with text in it")
         if sequence_length is not None and tokens < sequence_length:
@@ -205,25 +273,56 @@ def prepare(
                 f"{', '.join(inputs)}: {tokens} tokens are fewer than one sample of "
                 f"sequence_length {sequence_length}"
             )
-        info = _header(facts, tokens, documents, digest)
+        if before is not None:
+            return _grow(out, before, work, writer.shards, documents)
+        info = _header(facts, documents, writer.shards, shard_size is not None)
         _finish(work, out, folder, info)
         return info
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _header(facts: TokenizerInfo, tokens: int, documents: int, digest: str) -> StoreInfo:
+def _header(facts: TokenizerInfo, documents: int, files: list[Shard], sharded: bool) -> StoreInfo:
     kind = dtype_for(facts.vocab_size)
-    whole = hashlib.sha256(f"{facts.fingerprint} {kind} {digest}".encode()).hexdigest()
+    if sharded:
+        whole = shards_fingerprint(facts.fingerprint, kind, files)
+    else:
+        whole = fingerprint(facts.fingerprint, kind, files[0].sha256)
     return StoreInfo(
-        tokens=tokens,
+        tokens=sum(file.tokens for file in files),
         documents=documents,
         dtype=kind,
         vocab_size=facts.vocab_size,
         tokenizer=facts.fingerprint,
-        fingerprint=f"sha256:{whole}",
+        fingerprint=whole,
         eos_id=facts.eos_id,
+        shards=tuple(files) if sharded else (),
     )
+
+
+def _grow(
+    out: Path, before: StoreInfo, work: Path, files: list[Shard], documents: int
+) -> StoreInfo:
+    """Further shards for a store: they are whole on the disk before the header names them."""
+    known = before.shards
+    if not known:
+        with (out / "tokens.bin").open("rb") as whole:
+            mine = hashlib.file_digest(whole, "sha256").hexdigest()
+        known = (Shard("tokens.bin", before.tokens, mine),)
+    shards = (*known, *files)
+    for file in files:
+        (work / file.file).rename(out / file.file)
+    fsync_folder(out)
+    info = replace(
+        before,
+        tokens=sum(shard.tokens for shard in shards),
+        documents=before.documents + documents,
+        fingerprint=shards_fingerprint(before.tokenizer, before.dtype, shards),
+        history=(*before.history, {"tokens": before.tokens, "fingerprint": before.fingerprint}),
+        shards=shards,
+    )
+    write_atomic(out / HEADER, json.dumps(info.to_json(), indent=2).encode())
+    return info
 
 
 def _finish(work: Path, out: Path, tokenizer: Path, info: StoreInfo) -> None:

@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mixloop.trainer import checkpoint
-from mixloop.trainer.contract import Limits, RunPaths, ScheduleWriter, read_holds, write_status
+from mixloop.trainer.contract import FileEntry, Manifest, RunPaths, ScheduleWriter, read_holds
 from mixloop.trainer.feed import Batch, Feed
-from mixloop.trainer.hotreload import Clock, Desk, Switch
+from mixloop.trainer.health import Watch
 from mixloop.trainer.incarnation import Plan, Start
-from mixloop.trainer.narrator import Moment, Narrator
-from mixloop.trainer.order import Segment
-from mixloop.trainer.sidethread import SideThread
+from mixloop.trainer.narrator import Moment
+from mixloop.trainer.steering import Steering
 from mixloop.trainer.store import Store
 from mixloop.trainer.voice import say
 
 if TYPE_CHECKING:
-    from mixloop.trainer.train import Trainer
+    from mixloop.trainer.learner import Trainer
 
 
-@dataclass
-class Position:
-    """Where training stands: optimizer steps done and samples consumed."""
-
-    step: int
-    sample: int
-
-
-@dataclass(frozen=True)
-class Lead:
-    """What only rank 0 has."""
-
-    desk: Desk
-    narrator: Narrator
-    side: SideThread
+class DivergenceError(RuntimeError):
+    """Too many steps in a row whose gradient was not finite; the message is for a person."""
 
 
 class Session:
@@ -52,101 +37,65 @@ class Session:
         self, plan: Plan, start: Start, trainer: Trainer, feed: Feed, tokenizer: Path
     ) -> None:
         self.job = plan.job
-        self.position = Position(plan.step, plan.sample)
         self.length = plan.job.sequence_length
+        self.peers = trainer.peers
+        self.steering = Steering(plan, start, trainer.peers)
+        self.position = self.steering.position
         self._paths = RunPaths(plan.job.dir)
         self._trainer = trainer
-        self.peers = trainer.peers
         self._feed = feed
         self._tokenizer = tokenizer
-        self._switches = {(s.sample, s.generation) for s in start.switches}
         self._saved = plan.step if plan.parent else -1
         self._loss: float | None = None
         self._logged = plan.step
-        self.lead: Lead | None = None
+        settings = plan.job.settings
+        self.watch = Watch(settings.spike_threshold, settings.spike_window)
+        self._watched = plan.step
+        self._switched: set[int] = set()
+        self._limit = settings.nan_limit if settings.on_nan == "skip" else 1
 
     @property
     def spent(self) -> bool:
         """Whether the budget is consumed."""
-        return self.position.sample * self.length >= self.job.budget
+        return self.steering.spent
 
     def take_lead(
         self, plan: Plan, start: Start, writer: ScheduleWriter, stores: Mapping[str, Store]
     ) -> None:
         """Take on rank 0's part: the files of the run."""
-        settings = self.job.settings
-        position = self.position
-        clock = Clock(
-            plan.step, plan.sample, plan.quantum, self.length, settings.poll_every,
-            settings.prefetch,
-        )  # fmt: skip
-        desk = Desk(
-            self._paths,
-            self.job.run,
-            tuple(self.job.sources),
-            writer,
-            start.incarnation,
-            clock,
-            start.switches,
-            now=lambda: position.step,
-            limits=Limits(**self.job.limits.model_dump()),
-            accept_uid=settings.accept_uid,
-        )
-        narrator = Narrator(
-            run=self.job.run,
-            budget=self.job.budget,
-            incarnation=start.incarnation,
-            sequence_length=self.length,
-            quantum=plan.quantum,
-            world=plan.world,
-            sizes={name: store.samples(self.length) for name, store in stores.items()},
-            unique={name: store.info.tokens for name, store in stores.items()},
-            sample=plan.sample,
-        )
-        self.lead = Lead(desk, narrator, SideThread(desk))
+        self.steering.take_lead(plan, start, writer, stores)
 
     def poll(self) -> None:
         """At a poll step: hear of a switch, and have rank 0 look for the next. Collective."""
-        offer = None
-        if self.lead is not None:
-            offer = self.lead.desk.take(self.position.step)
-            self.lead.side.poll()
-        nothing = np.zeros(4 + len(self.job.sources), np.int64)
-        heard = Switch.unpack(self.peers.broadcast(offer.pack() if offer else nothing))
-        if heard is None:
-            return
-        weights = dict(zip(self.job.sources, heard.weights, strict=True))
-        self._feed.switch(Segment(heard.sample, weights, self._feed.layout.quantum))
-        self._switches.add((heard.sample, heard.generation))
+        heard = self.steering.poll()
+        if heard is not None:
+            self._feed.switch(self.steering.segment(heard))
 
     def advance(self) -> Batch:
         """Train one step, and acknowledge a switch whose first sample it consumed."""
-        position, quantum = self.position, self._feed.layout.quantum
-        batch = self._feed.batch(position.sample)
-        start = position.sample * self.length
+        quantum = self._feed.layout.quantum
+        batch = self._feed.batch(self.position.sample)
+        start = self.position.sample * self.length
         self._trainer.step(batch, start, start + quantum * self.length)
-        position.step += 1
-        position.sample += quantum
-        if self.lead is not None and self.lead.desk.consumed(position.sample):
-            switch = self.lead.desk.view().in_force
+        switch = self.steering.advance(quantum)
+        if self.steering.begins(self.position.sample):
+            self._switched.add(self.position.step)
+        if switch is not None:
             say(f"step {switch.step}: the mixture of generation {switch.generation} is in force")
         return batch
 
     def report(self, finished: bool = False) -> None:
         """Gather losses from all ranks; rank 0 has the status written. Collective."""
+        self._look()
         sums, counts = self._trainer.totals.take(self.peers)
         if counts.sum():
-            self._loss = float(sums.sum() / counts.sum())
-        if self.lead is None:
+            mean = float(sums.sum() / counts.sum())
+            self._loss = mean if math.isfinite(mean) else None
+        if self.steering.lead is None:
             return
         names = list(self.job.sources)
         losses = {names[i]: float(sums[i] / counts[i]) for i in np.flatnonzero(counts)}
-        drawn = self._feed.drawn()
-        moment = self._moment(losses, finished)
-        view = self.lead.desk.view()
-        status = self.lead.narrator.status(moment, drawn, view)
-        if not view.superseded:
-            self.lead.side.write(lambda: write_status(self._paths.status, status))
+        status = self.steering.publish(self._moment(losses, finished), self._feed.drawn())
         since = status.step - self._logged
         if since >= self.job.settings.log_every or (finished and since):
             self._logged = status.step
@@ -155,6 +104,36 @@ class Session:
                 f"step {status.step} tokens {status.tokens:,}/{status.budget:,} loss {loss} "
                 f"lr {status.lr:.3g} {status.tokens_per_second or 0:,.0f} tokens/s"
             )
+
+    def _look(self) -> None:
+        """Take in the steps since the last look. Collective, and the same on every rank."""
+        for loss, skipped in self._trainer.recent():
+            self._watched += 1
+            if self._watched in self._switched:
+                self.watch.forget()
+            note = self.watch.add(self._watched, float(loss), bool(skipped))
+            if note is not None and self.peers.rank == 0:
+                say(note)
+        self._switched.clear()
+
+    def check(self) -> None:
+        """Raise, on every rank, once there is no point in going on.
+
+        Raises:
+            DivergenceError: as many steps in a row as are tolerated were without a finite gradient.
+        """
+        if not self._broken:
+            return
+        saved = f"the checkpoint of step {self._saved} is" if self._saved >= 0 else "none is"
+        raise DivergenceError(
+            f"step {self.position.step}: {self.watch.streak} gradients in a row were not finite, "
+            f"nan_limit is {self._limit}; no checkpoint is made now, {saved} the newest of this "
+            "run. Resume from it with a lower learning_rate or grad_clip, or look at the data"
+        )
+
+    @property
+    def _broken(self) -> bool:
+        return self.watch.streak >= self._limit
 
     def _moment(self, losses: Mapping[str, float], finished: bool = False) -> Moment:
         tokens = self.position.sample * self.length
@@ -168,8 +147,10 @@ class Session:
             phase=schedule.phase(tokens),
             loss=self._loss,
             grad_norm=grad_norm if math.isfinite(grad_norm) else None,
-            losses=losses,
+            losses={name: loss for name, loss in losses.items() if math.isfinite(loss)},
             finished=finished,
+            health=self.watch.health,
+            system=self._trainer.meter.read,
         )
 
     def due(self, before: int) -> bool:
@@ -180,43 +161,57 @@ class Session:
         return self.position.sample * self.length // every > before * self.length // every
 
     def save(self) -> bool:
-        """Write a checkpoint; False on every rank if the disk did not take it. Collective."""
+        """Write a checkpoint; False on every rank if there is none. Collective.
+
+        There is none when the disk did not take it, when a newer incarnation writes, and when the
+        run has diverged: the checkpoints from before are worth more.
+        """
         if self._saved == self.position.step:
             return True
-        state = self._trainer.state() | {"switches": sorted(self._switches)}
+        self._look()
+        manifest = None
+        if self.steering.lead is not None:
+            manifest = self.steering.manifest(self._moment({}), self._feed.drawn())
+        superseded = self.steering.lead is not None and manifest is None
+        if self.peers.any(superseded or self._broken):
+            return False
         # all ranks agree: what one holds saved and another not, only one would save again
-        if self.peers.any(not self._written(state)):
+        if self.peers.any(not self._written(manifest)):
             return False
         self._saved = self.position.step
-        self._retire()
+        if not self.watch.streak:  # the model may be broken: older ones stay until it goes on
+            self._retire()
         return True
 
-    def _written(self, state: Mapping[str, Any]) -> bool:
-        """Rank 0's part of `save`: whether the checkpoint is on the disk."""
-        if self.lead is None:
-            return True
-        view = self.lead.desk.view()
-        if view.superseded:
-            return False
-        narrator = self.lead.narrator
+    def _written(self, manifest: Callable[[Mapping[str, FileEntry]], Manifest] | None) -> bool:
+        """Whether the checkpoint is on the disk, as far as this rank can tell. Collective."""
+        trainer, step = self._trainer, self.position.step
         try:
-            moment, drawn = self._moment({}), self._feed.drawn()
-            checkpoint.save(
-                self._paths.checkpoints,
-                self.position.step,
-                lambda folder: self._trainer.save(folder, state, self._tokenizer),
-                lambda files: narrator.manifest(moment, drawn, view, files),
-            )
+            state = trainer.state() | {
+                "switches": sorted(self.steering.known),
+                "watch": self.watch.state(),
+            }
+            if manifest is not None:
+                checkpoint.save(
+                    self._paths.checkpoints,
+                    step,
+                    lambda folder: trainer.save(folder, state, self._tokenizer),
+                    manifest,
+                    trainer.written(),
+                )
         except Exception as error:
             # a full disk costs a checkpoint, not the run
-            say(f"step {self.position.step}: checkpoint not written: {error}")
+            if self.peers.rank == 0:
+                say(f"step {step}: checkpoint not written: {error}")
             return False
+        finally:
+            trainer.release()
         return True
 
     def _retire(self) -> None:
         """Remove old checkpoints; one that stays is no reason to call the new one failed."""
         keep, step = self.job.settings.keep, self.position.step
-        if self.lead is None or keep is None:
+        if self.steering.lead is None or keep is None:
             return
         try:
             held = read_holds(self._paths.holds)
@@ -230,5 +225,5 @@ class Session:
     def close(self) -> None:
         """End the threads; what was to be written is."""
         self._feed.close()
-        if self.lead is not None and not self.lead.side.close():
+        if not self.steering.close():
             say("the disk did not take the last status in time")

@@ -74,11 +74,47 @@ class RejectedOrder:
 
 
 @dataclass(frozen=True)
+class Health:
+    """Steps that went wrong since the run began; counts go on over restarts.
+
+    `nan_steps` had a gradient that was not finite and left weights and optimizer as they were;
+    `spikes` counts the times the loss left its recent range upwards, not the steps it stayed there.
+    `note` tells of the last of either.
+    """
+
+    nan_steps: int = 0
+    spikes: int = 0
+    last_nan_step: int | None = None
+    last_spike_step: int | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class System:
+    """What rank 0's process and device do; null where it can't be measured.
+
+    `cpu_percent`: of one core; may exceed 100. `rss_gb`, `gpu_memory_gb` (10^9 bytes): resident
+    memory now, and the most that torch had allocated on the GPU since the last status.
+    `gpu_utilisation`: percent of the last moment in which any kernel ran. `mfu`: model FLOPs
+    utilisation, 0 to 1, of all ranks.
+    """
+
+    device: str
+    cpu_percent: float | None = None
+    rss_gb: float | None = None
+    gpu_memory_gb: float | None = None
+    gpu_utilisation: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+
+
+@dataclass(frozen=True)
 class Status:
     """The trainer's heartbeat, `status.json`.
 
     `tokens` and `budget` count training tokens; `loss` and `grad_norm` are of the last step (null
-    when not finite); `heartbeat` counts writes, so that liveness needs no clock.
+    when not finite); `heartbeat` counts writes, so that liveness needs no clock. `health` and
+    `system` are what a trainer that knows them adds.
     """
 
     run: str
@@ -103,6 +139,8 @@ class Status:
     heartbeat: int = 0
     finished: bool = False
     updated_at: str = ""
+    health: Health | None = None
+    system: System | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, `schema` first."""

@@ -1,13 +1,15 @@
 """Token stores: one source, tokenised once, as flat memory-mapped integers with a JSON header.
 
-A store is a folder: `tokens.bin` (little-endian uint16 or uint32), `store.json` (the header) and
-`tokenizer/`. A *sample* is one window of `sequence_length` tokens; the tail that fills no window
-is never drawn.
+A store is a folder: `tokens.bin`, or shards `tokens-00000.bin`, … (little-endian uint16 or uint32),
+`store.json` (the header) and `tokenizer/`. A *sample* is one window of `sequence_length` tokens of
+all shards in a row; the tail that fills no window is never drawn.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,30 @@ import numpy as np
 import numpy.typing as npt
 
 from mixloop.trainer.job import Job, JobError
+from mixloop.trainer.stream import Stream, file_piece
 
 SCHEMA = "mixloop/store/1"
-_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+HEADER = "store.json"
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a sharded store: its name, tokens and hexadecimal SHA-256."""
+
+    file: str
+    tokens: int
+    sha256: str
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """The header of a store. `tokens` is also its unique-token count."""
+    """What a source is. `tokens` is also its unique-token count.
+
+    `tokenizer` is its fingerprint, empty where the format doesn't carry one; `vocab_size` is 0 and
+    `eos_id` -1 where they aren't known. `history` has `tokens` and `fingerprint` of what a store
+    was before each extension, `shards` its files (none: the one file `tokens.bin`).
+    """
 
     tokens: int
     documents: int
@@ -32,10 +50,18 @@ class StoreInfo:
     tokenizer: str
     fingerprint: str
     eos_id: int
+    history: Sequence[Mapping[str, Any]] = ()
+    shards: tuple[Shard, ...] = ()
+    format: str = "store"
 
     def to_json(self) -> dict[str, Any]:
         """The content of `store.json`."""
-        return {"schema": SCHEMA, **asdict(self)}
+        body = {"schema": SCHEMA, **asdict(self)}
+        del body["format"]
+        for key in ("history", "shards"):
+            if not body[key]:
+                del body[key]
+        return body
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -49,7 +75,7 @@ def read_header(path: Path) -> StoreInfo:
     Raises:
         JobError: no store there, or a damaged one.
     """
-    file = path / "store.json"
+    file = path / HEADER
     try:
         raw = json.loads(file.read_text("utf-8"))
     except FileNotFoundError as error:
@@ -60,39 +86,55 @@ def read_header(path: Path) -> StoreInfo:
     if schema != SCHEMA:
         raise JobError(f"{file}: schema {schema!r} is not {SCHEMA!r}")
     try:
-        info = StoreInfo(**raw)
+        shards = tuple(Shard(**one) for one in raw.pop("shards", ()))
+        history = tuple(raw.pop("history", ()))
+        info = StoreInfo(**raw, history=history, shards=shards)
+        counted = sum(shard.tokens for shard in shards)
     except TypeError as error:
         raise JobError(f"{file}: damaged header: {error}") from error
-    if info.dtype not in _DTYPES:
+    if info.dtype not in DTYPES:
         raise JobError(f"{file}: dtype {info.dtype!r} is neither uint16 nor uint32")
+    if shards and counted != info.tokens:
+        raise JobError(f"{file}: its shards hold {counted} tokens where it says {info.tokens}")
+    if any(Path(shard.file).name != shard.file for shard in shards):
+        raise JobError(f"{file}: a shard that isn't in the store's own folder")
     return info
 
 
 class Store:
-    """An open token store; reading needs no memory but the pages touched."""
+    """An open source of any format; reading needs no memory but the pages touched."""
 
-    def __init__(self, path: Path, info: StoreInfo) -> None:
+    def __init__(self, path: Path, info: StoreInfo, stream: Stream) -> None:
         self.path = path
         self.info = info
-        kind = _DTYPES[info.dtype]
-        self.tokens: npt.NDArray[Any] = np.memmap(
-            path / "tokens.bin", dtype=kind, mode="r", shape=(info.tokens,)
-        )
+        self.stream = stream
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """Open the store at `path`.
+        """Open the token store at `path`; its files are mapped when they are first read.
 
         Raises:
             JobError: no store there, or its data is not what the header says.
         """
         info = read_header(path)
-        data = path / "tokens.bin"
-        size = data.stat().st_size if data.is_file() else 0
-        expected = info.tokens * _DTYPES[info.dtype].itemsize
-        if size != expected or not expected:
-            raise JobError(f"{data}: {size} bytes where the header says {expected}; prepare again")
-        return cls(path, info)
+        kind = DTYPES[info.dtype]
+        pieces = []
+        for name, tokens in _files(info):
+            data = path / name
+            size = data.stat().st_size if data.is_file() else 0
+            expected = tokens * kind.itemsize
+            if size != expected or not expected:
+                raise JobError(
+                    f"{data}: {size} bytes where the header says {expected}; prepare again"
+                )
+            pieces.append(file_piece(data, kind, tokens))
+        return cls(path, info, Stream(pieces, kind))
+
+    @property
+    def tokens(self) -> npt.NDArray[Any]:
+        """All tokens as one array: mapped where the source is one file, else copied."""
+        flat = self.stream.flat()
+        return self.stream.read(0, self.info.tokens) if flat is None else flat
 
     @property
     def tokenizer(self) -> Path:
@@ -104,8 +146,8 @@ class Store:
         return self.info.tokens // sequence_length
 
     def flat(self) -> npt.NDArray[Any] | None:
-        """The tokens as one memory-mapped array."""
-        return self.tokens
+        """The tokens as one memory-mapped array, where the source is one file."""
+        return self.stream.flat()
 
     def gather(
         self,
@@ -124,35 +166,77 @@ class Store:
         Returns:
             Token ids, shape [n, sequence_length], or `out`.
         """
-        whole = self.samples(sequence_length)
-        windows = self.tokens[: whole * sequence_length].reshape(whole, sequence_length)
         if out is None:
             out = np.empty((len(samples), sequence_length), np.int64)
-        out[slice(None) if rows is None else rows] = windows[samples]
-        return out
+        return self.stream.gather(samples, sequence_length, out, rows)
+
+
+def _files(info: StoreInfo) -> list[tuple[str, int]]:
+    shards = [(shard.file, shard.tokens) for shard in info.shards]
+    return shards or [("tokens.bin", info.tokens)]
+
+
+def verify_store(path: Path) -> list[str]:
+    """What is wrong with a store's content, file by file; empty when every checksum is right.
+
+    Raises:
+        JobError: no store there, or its header is damaged.
+    """
+    info = read_header(path)
+    found = []
+    for number, (name, tokens) in enumerate(_files(info)):
+        data = path / name
+        try:
+            with data.open("rb") as file:
+                mine = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            found.append(f"{data}: {error.strerror or error}")
+            continue
+        size = data.stat().st_size
+        if size != tokens * DTYPES[info.dtype].itemsize:
+            found.append(f"{data}: {size} bytes for {tokens} tokens of {info.dtype}")
+            continue
+        if info.shards:
+            right = info.shards[number].sha256 == mine
+        else:
+            right = fingerprint(info.tokenizer, info.dtype, mine) == info.fingerprint
+        if not right:
+            found.append(f"{data}: its SHA-256 is not the header's; prepare the store again")
+    if info.shards and not found:
+        whole = shards_fingerprint(info.tokenizer, info.dtype, info.shards)
+        if whole != info.fingerprint:
+            found.append(f"{path / HEADER}: its fingerprint is not that of its shards")
+    return found
+
+
+def fingerprint(tokenizer: str, dtype: str, digest: str) -> str:
+    """Of a store: its tokenizer's fingerprint, token type, and digest of its tokens."""
+    whole = hashlib.sha256(f"{tokenizer} {dtype} {digest}".encode()).hexdigest()
+    return f"sha256:{whole}"
+
+
+def shards_fingerprint(tokenizer: str, dtype: str, shards: Sequence[Shard]) -> str:
+    """Of a sharded store: of its shards' digests in a row."""
+    digests = " ".join(f"{shard.tokens}:{shard.sha256}" for shard in shards)
+    return fingerprint(tokenizer, dtype, hashlib.sha256(digests.encode()).hexdigest())
 
 
 def open_stores(job: Job) -> dict[str, Store]:
-    """Every source's store, in the job's order, checked against each other and the job.
+    """Every source, in the job's order, checked against each other and the job.
 
     Raises:
-        JobError: a missing or damaged store, stores of different tokenizers, or a store shorter
+        JobError: a missing or damaged source, sources of different tokenizers, or one shorter
             than one sample. One line, naming the source.
     """
+    from mixloop.trainer.sources import open_source
+
     stores: dict[str, Store] = {}
     for name, source in job.sources.items():
         try:
-            stores[name] = Store.open(source.path)
+            stores[name] = open_source(source.path, source.options)
         except JobError as error:
             raise JobError(f"sources.{name}: {error}") from error
-    first, *others = stores
-    for name in others:
-        if stores[name].info.tokenizer != stores[first].info.tokenizer:
-            raise JobError(
-                f"sources.{name}: made with another tokenizer than sources.{first} "
-                f"(vocabulary {stores[name].info.vocab_size} and "
-                f"{stores[first].info.vocab_size}); prepare both with the same one"
-            )
+    _check_tokenizers(stores)
     for name, store in stores.items():
         if store.samples(job.sequence_length) == 0:
             raise JobError(
@@ -160,3 +244,33 @@ def open_stores(job: Job) -> dict[str, Store]:
                 f"sequence_length {job.sequence_length}"
             )
     return stores
+
+
+def _check_tokenizers(stores: Mapping[str, Store]) -> None:
+    known = [name for name, store in stores.items() if store.info.tokenizer]
+    for name in known[1:]:
+        first = known[0]
+        if stores[name].info.tokenizer != stores[first].info.tokenizer:
+            raise JobError(
+                f"sources.{name}: made with another tokenizer than sources.{first} "
+                f"(vocabulary {stores[name].info.vocab_size} and "
+                f"{stores[first].info.vocab_size}); prepare both with the same one"
+            )
+
+
+def tokenizer_folder(job: Job, stores: Mapping[str, Store]) -> Path:
+    """The run's tokenizer: the one it names, else that of the first source that carries one.
+
+    Raises:
+        JobError: none does.
+    """
+    if job.tokenizer is not None:
+        return job.tokenizer
+    for store in stores.values():
+        if store.info.tokenizer:
+            return store.tokenizer
+    formats = ", ".join(sorted({store.info.format for store in stores.values()}))
+    raise JobError(
+        f"tokenizer: no source carries one ({formats} don't); name its folder "
+        "(run.yaml: trainer.tokenizer)"
+    )

@@ -1,8 +1,9 @@
 """The reference training loop: ``python -m mixloop.trainer.train JOB.json [--rewind]``.
 
-One file to read: a Llama trained with AdamW on a warm-up/stable/decay schedule, whose data mixture
-changes under it when an order comes. Under `torchrun` it is the same loop on every rank. Exit
-codes: 0 done, 1 failed, 2 bad input, 130 interrupted (after a checkpoint).
+A Llama trained with AdamW on a warm-up/stable/decay or cosine schedule, whose data mixture changes
+under it when an order comes (:mod:`learner` has the step, :mod:`session` the run's files). Under
+`torchrun` it is the same loop on every rank. Exit codes: 0 done, 1 failed, 2 bad input, 130
+interrupted (after a checkpoint).
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixloop.trainer import checkpoint
 from mixloop.trainer.contract import (
@@ -29,128 +29,18 @@ from mixloop.trainer.contract import (
     read_status,
     write_status,
 )
-from mixloop.trainer.feed import Batch, Feed, Layout
+from mixloop.trainer.feed import Feed, Layout
 from mixloop.trainer.incarnation import Plan, Start, begin, check_job, locate
 from mixloop.trainer.job import Job, JobError, load_job
-from mixloop.trainer.lr import WarmupStableDecay
-from mixloop.trainer.narrator import Totals, Trace
+from mixloop.trainer.learner import Trainer
+from mixloop.trainer.narrator import Trace
 from mixloop.trainer.order import MixtureOrder
-from mixloop.trainer.peers import Alone, GlooPeers, Peers
+from mixloop.trainer.peers import Alone, GlooPeers, Peers, on_first
 from mixloop.trainer.ranks import follow_launcher, run_ranks
-from mixloop.trainer.session import Session
-from mixloop.trainer.store import Store, open_stores
-from mixloop.trainer.tokenizer import TokenizerInfo, copy_tokenizer, inspect_tokenizer
+from mixloop.trainer.session import DivergenceError, Session
+from mixloop.trainer.store import Store, open_stores, tokenizer_folder
+from mixloop.trainer.tokenizer import inspect_tokenizer
 from mixloop.trainer.voice import say
-
-if TYPE_CHECKING:
-    import torch
-
-
-class Trainer:
-    """A model in training: everything that a step touches and a checkpoint holds."""
-
-    def __init__(self, job: Job, tokenizer: TokenizerInfo, sources: int, peers: Peers) -> None:
-        import torch
-
-        from mixloop.trainer.model import build_model, choose_device, parameter_groups
-
-        settings = job.settings
-        self.job = job
-        self.peers = peers
-        self.device = choose_device(settings.device, int(os.environ.get("LOCAL_RANK", "0")))
-        torch.manual_seed(job.seed)  # the same initial weights on every rank
-        self.model = build_model(job, tokenizer).to(self.device).train()
-        torch.manual_seed(job.seed + 1 + peers.rank)  # what follows may differ by rank
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, settings.weight_decay),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            fused=True,
-        )
-        self.schedule = WarmupStableDecay.of(job)
-        self.forward: Any = self._wrap(self.model)
-        self.totals = Totals(sources, self.device)
-        self.grad_norm: float | torch.Tensor = math.nan
-
-    def _wrap(self, model: Any) -> Any:
-        import torch
-
-        wrapped = model
-        if self.peers.world > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=devices)
-        return torch.compile(wrapped) if self.job.settings.compile else wrapped
-
-    def step(self, batch: Batch, start: int, end: int) -> None:
-        """One optimizer step on this rank's part of the samples between two token counts."""
-        import torch
-
-        from mixloop.trainer.model import autocast, sequence_losses
-
-        rate = self.schedule.rate(start, end)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        micros = len(batch.ids)
-        for micro in range(micros):
-            ids = torch.from_numpy(batch.ids[micro]).to(self.device, non_blocking=True)
-            # ranks exchange gradients once a step, in its last backward pass
-            last = micro == micros - 1 or self.peers.world == 1
-            with nullcontext() if last else self.forward.no_sync():
-                with autocast(self.job.settings.precision, self.device):
-                    losses = sequence_losses(self.forward, ids)
-                torch.autograd.backward(losses.mean() / micros)
-            self.totals.add(batch.source[micro], losses.detach())
-        limit = self.job.settings.grad_clip or math.inf
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def state(self) -> dict[str, Any]:
-        """Optimizer and every rank's random state; collective."""
-        import torch
-
-        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        return {"optimizer": self.optimizer.state_dict(), "rng": self.peers.collect(rng)}
-
-    def load(self, folder: Path) -> frozenset[tuple[int, int]]:
-        """Take weights, optimizer and random state from a checkpoint.
-
-        Returns:
-            (sample, generation) of the switches in its data order.
-
-        Raises:
-            JobError: the checkpoint is of another model.
-        """
-        import torch
-        from safetensors.torch import load_model
-
-        state = torch.load(folder / checkpoint.STATE_FILE, map_location="cpu", weights_only=True)
-        try:
-            load_model(self.model, folder / "model.safetensors", device=str(self.device))
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, OSError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise JobError(f"{folder}: not a checkpoint of this model: {first}") from error
-        if self.peers.rank < len(state["rng"]):
-            rng = state["rng"][self.peers.rank]
-            torch.set_rng_state(rng["cpu"])
-            if self.device.type == "cuda" and "cuda" in rng:
-                torch.cuda.set_rng_state(rng["cuda"], self.device)
-        return frozenset((sample, generation) for sample, generation in state["switches"])
-
-    def save(self, folder: Path, state: Mapping[str, Any], tokenizer: Path) -> None:
-        """Write weights, tokenizer and state into a checkpoint's folder."""
-        import torch
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        # one file whatever the size: resume and readers need no index
-        self.model.save_pretrained(folder, max_shard_size="100TB")
-        copy_tokenizer(tokenizer, folder)
-        torch.save(dict(state), folder / checkpoint.STATE_FILE)
-
 
 _ECHO = 2.0
 """Seconds within which another SIGINT is the same wish, not a person who insists."""
@@ -203,6 +93,7 @@ def loop(session: Session, stop: Stop, trace: Trace | None) -> bool:
             trace.write(position.step - 1, batch)
         if position.step % settings.status_every == 0:
             session.report()
+            session.check()
         if session.due(before):
             session.save()
         if session.peers.any(stop.asked):
@@ -233,31 +124,18 @@ def disconnect(peers: Peers) -> None:
         dist.destroy_process_group()
 
 
-def on_first(peers: Peers, make: Callable[[], Any]) -> Any:
-    """What rank 0 makes, on every rank; its JobError is raised on every rank. Collective."""
-    made: Any = None
-    if peers.rank == 0:
-        try:
-            made = make()
-        except JobError as error:
-            made = error
-    made = peers.share(made)
-    if isinstance(made, JobError):
-        raise made
-    return made
-
-
 def set_up(job: Job, peers: Peers, rewind: bool) -> Session | None:
     """Build everything and begin the incarnation; None when the budget is spent already."""
     stores = open_stores(job)
-    tokenizer = job.tokenizer or next(iter(stores.values())).tokenizer
+    tokenizer = tokenizer_folder(job, stores)
     plan: Plan = on_first(peers, lambda: locate(job, stores, peers.world, rewind, say))
     if plan.finished:
         if peers.rank == 0:
             mark_finished(RunPaths(job.dir).status)
         return None
     trainer = Trainer(job, inspect_tokenizer(tokenizer), len(stores), peers)
-    known = trainer.load(plan.parent) if plan.parent else None
+    kept = trainer.load(plan.parent) if plan.parent else None
+    known = frozenset((s, g) for s, g in kept["switches"]) if kept is not None else None
     writers: list[ScheduleWriter] = []
 
     def start_here() -> Start:
@@ -272,6 +150,8 @@ def set_up(job: Job, peers: Peers, rewind: bool) -> Session | None:
     start: Start = on_first(peers, start_here)
     feed = open_feed(job, stores, start, peers, plan.sample)
     session = Session(plan, start, trainer, feed, tokenizer)
+    if kept is not None and "watch" in kept:
+        session.watch.load(kept["watch"])
     if writers:
         session.take_lead(plan, start, writers[0], stores)
         if plan.parent is not None:
@@ -333,6 +213,7 @@ def carry_out(session: Session, stop: Stop, trace: Trace | None) -> int:
         done = loop(session, stop, trace)
         saved = session.save()
         session.report(finished=done)
+        session.check()
     finally:
         session.close()
         if trace is not None:
@@ -360,6 +241,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             say(str(error))
         return 2
+    except DivergenceError as error:
+        if os.environ.get("RANK", "0") == "0":
+            say(str(error))
+        return 1
     except KeyboardInterrupt:
         return 130
     except Exception:

@@ -1,0 +1,299 @@
+"""The ``mixloop audit`` command: a run's files against one another, and what a rank saw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixloop.controller.errors import BadInput
+
+if TYPE_CHECKING:
+    from mixloop.trainer.audit import Evidence
+    from mixloop.trainer.audit_facts import Finding, Report
+    from mixloop.trainer.audit_trace import TraceCheck
+    from mixloop.trainer.courses import Courses, Seen
+
+Json = dict[str, Any]
+
+STEP_SCHEMA = "mixloop/audit-step/1"
+
+
+def audit(
+    target: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or its run.yaml")],
+    step: Annotated[int | None, typer.Option(min=0, help="show what was seen in this step")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="by this rank; default: by all")] = None,
+    world: Annotated[
+        int | None, typer.Option(min=1, help="as if dealt to so many ranks; default: as it was")
+    ] = None,
+    incarnation: Annotated[
+        int | None, typer.Option(min=1, help="in this trainer incarnation's course, also one left")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="with the samples' text")] = False,
+    hashes: Annotated[bool, typer.Option("--hash", help="with the SHA-256 of token ids")] = False,
+    trace: Annotated[
+        list[Path] | None,
+        typer.Option(help="batches as recorded (FILE, FILE.rank1, …): verify each; repeatable"),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="where a source's store lies; repeatable"),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="a foreign checkpoint, or a folder of them: verify each; repeatable"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
+) -> None:
+    """Verify a run's data order against its ledgers; or say what a rank saw."""
+    if step is None:
+        if rank is not None or world is not None or incarnation is not None or text or hashes:
+            raise BadInput("audit: --rank, --world, --incarnation, --text and --hash need --step")
+        report = examine(target, trace or (), source or (), checkpoint or ())
+        _print_report(report, as_json=as_json)
+        raise SystemExit(0 if report.ok else 1)
+    if trace:
+        raise BadInput("audit: --trace verifies all that was recorded; drop --step")
+    wanted = Wanted(step, rank, world, incarnation, text, hashes)
+    shown = look(target, wanted, source or ())
+    if as_json:
+        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        return
+    from mixloop.controller import show
+    from mixloop.controller.audit_show import step_tables
+
+    for part in step_tables(shown):
+        show.console().print(part)
+
+
+def _print_report(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+        return
+    from mixloop.controller import show
+    from mixloop.controller.audit_show import report_parts
+
+    console = show.console()
+    for part in report_parts(report):
+        console.print(part)
+
+
+# --- a run and its stores --------------------------------------------------------------------
+
+
+def _folder_and_stores(target: Path, given: Sequence[str]) -> tuple[Path, dict[str, Path]]:
+    """The run folder, and where its sources' stores lie as far as run.yaml, job.json or --source
+    say.
+    """
+    stores: dict[str, Path] = {}
+    if target.is_file():
+        from mixloop.controller.config import load_config
+
+        config = load_config(target)
+        target = config.run.dir
+        stores = {name: Path(source.path) for name, source in config.sources.items()}
+    elif (target / "job.json").is_file():
+        from mixloop.trainer.job import JobError, load_job
+
+        try:
+            stores = {n: source.path for n, source in load_job(target / "job.json").sources.items()}
+        except JobError as error:
+            raise BadInput(str(error)) from None
+    if not target.is_dir():
+        raise BadInput(f"{target}: no run here; give a run folder or its run.yaml")
+    for item in given:
+        name, separator, path = item.partition("=")
+        if not (name and separator and path):
+            raise BadInput(f"--source: {item!r} is not NAME=PATH")
+        stores[name] = Path(path)
+    return target, stores
+
+
+def _evidence(
+    target: Path, given: Sequence[str], checkpoints: Sequence[Path] = ()
+) -> tuple[Evidence, Courses, dict[str, Path]]:
+    from mixloop.trainer.audit import courses_of, read_evidence
+
+    folder, stores = _folder_and_stores(target, given)
+    if not (folder / "schedule.jsonl").exists():
+        raise BadInput(f"{folder}: no schedule.jsonl here; give the folder of a run that was begun")
+    try:
+        evidence = read_evidence(folder, stores, checkpoints)
+    except OSError as error:
+        raise BadInput(f"{folder}: {error}") from None
+    try:
+        courses = courses_of(evidence)
+    except ValueError as error:
+        raise BadInput(f"{folder}/schedule.jsonl: {error}") from None
+    known = {entry.name for entry in courses.final.opened.sources}
+    for item in given:
+        name = item.partition("=")[0]
+        if name not in known:
+            raise BadInput(
+                f"--source: {name!r} is no source of this run, which has {', '.join(known)}"
+            )
+    return evidence, courses, stores
+
+
+def _gatherer(courses: Courses, stores: Mapping[str, Path]) -> Any:
+    from mixloop.trainer.audit import gatherer
+
+    opened = courses.final.opened
+    names = [entry.name for entry in opened.sources]
+    return gatherer(names, stores, opened.sequence_length)
+
+
+def examine(
+    target: Path,
+    traces: Sequence[Path] = (),
+    given: Sequence[str] = (),
+    checkpoints: Sequence[Path] = (),
+) -> Report:
+    """Audit a run, with recorded batches if there are any.
+
+    Args:
+        traces: files of :class:`mixloop.trainer.narrator.Trace`; those of the other ranks
+            (`FILE.rank1`, …) are taken along.
+        given: ``NAME=PATH`` of stores.
+        checkpoints: folders with a `mixloop.json`, or of such folders.
+
+    Raises:
+        BadInput: there is no such run or file.
+    """
+    from dataclasses import replace
+
+    from mixloop.trainer.audit import audit as compare
+    from mixloop.trainer.audit_trace import TraceCheck
+
+    evidence, courses, stores = _evidence(target, given, checkpoints)
+    check = TraceCheck(courses, _gatherer(courses, stores)) if traces else None
+    found = [one for path in _all_ranks(traces) for one in _go_through(check, path)]
+    report = compare(evidence, check)
+    return replace(report, findings=(*report.findings, *found))
+
+
+def _all_ranks(traces: Iterable[Path]) -> list[Path]:
+    paths: dict[Path, None] = {}
+    for path in traces:
+        others = [p for p in path.parent.glob(f"{path.name}.rank*") if p.name[-1].isdigit()]
+        others.sort(key=lambda p: int(p.name.rpartition(".rank")[2]))
+        paths |= dict.fromkeys((path, *others))
+    return list(paths)
+
+
+def _go_through(check: TraceCheck | None, path: Path) -> list[Finding]:
+    if check is None:
+        return []
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            return list(check.file(path.name, lines))
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror or error}") from None
+
+
+# --- one step --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to show of a step: see the options of :func:`audit`."""
+
+    step: int
+    rank: int | None = None
+    world: int | None = None
+    incarnation: int | None = None
+    text: bool = False
+    hashes: bool = False
+
+
+def look(target: Path, wanted: Wanted, given: Sequence[str] = ()) -> Json:
+    """What ``mixloop audit --step --json`` prints.
+
+    Each row has its place in the global order, source, sample, epoch, number among the source's
+    draws and the index of its first token in the store.
+
+    Raises:
+        BadInput: no such run, step, rank or layout; text or hashes without the stores.
+    """
+    _, courses, stores = _evidence(target, given)
+    try:
+        number = wanted.incarnation
+        course = courses.of(number) if number is not None else courses.final
+        first = courses.seen(course, wanted.step, wanted.rank or 0, wanted.world)
+        ranks = range(first.world) if wanted.rank is None else [wanted.rank]
+        seen = [courses.seen(course, wanted.step, one, wanted.world) for one in ranks]
+    except ValueError as error:
+        raise BadInput(f"{target}: {error}") from None
+    names = [entry.name for entry in course.opened.sources]
+    length = course.opened.sequence_length
+    gather = _gatherer(courses, stores) if wanted.text or wanted.hashes else None
+    line = course.in_force(first.sample + 1)
+    return {
+        "schema": STEP_SCHEMA,
+        "step": wanted.step,
+        "sample": first.sample,
+        "incarnation": first.incarnation,
+        "world": first.world,
+        "generation": line.generation if line is not None else 0,
+        "ranks": [_rank(one, names, length, gather, stores, wanted) for one in seen],
+    }
+
+
+def _rank(
+    seen: Seen,
+    names: Sequence[str],
+    length: int,
+    gather: Any,
+    stores: Mapping[str, Path],
+    wanted: Wanted,
+) -> Json:
+    from mixloop.trainer.audit_trace import ids_hash
+
+    ids: Any = None
+    if gather is not None:
+        ids = gather(seen)
+        if ids is None:
+            drawn = sorted({names[number] for number in seen.source.ravel().tolist()})
+            raise BadInput(
+                f"--text and --hash need the stores of {', '.join(drawn)}; give RUN as its "
+                "run.yaml, or --source NAME=PATH"
+            )
+    rows = []
+    for micro, row in (
+        (m, r) for m in range(len(seen.source)) for r in range(seen.source.shape[1])
+    ):
+        name, index = names[int(seen.source[micro, row])], int(seen.index[micro, row])
+        rows.append(
+            {
+                "micro": micro,
+                "row": row,
+                "sample": int(seen.place[micro, row]),
+                "source": name,
+                "index": index,
+                "epoch": int(seen.epoch[micro, row]),
+                "draw": int(seen.draw[micro, row]),
+                "token": index * length,
+            }
+            | ({"text": _decode(stores[name], ids[micro, row])} if wanted.text else {})
+        )
+    found: Json = {"rank": seen.rank, "rows": rows}
+    if wanted.hashes:
+        found["sha256"] = ids_hash(ids)
+    return found
+
+
+def _decode(store: Path, ids: Any) -> str:
+    """A sample's text, by its store's own tokenizer, without control characters."""
+    from mixloop.controller.show import clean
+    from mixloop.trainer.tokenizer import load_raw
+
+    folder = store / "tokenizer"
+    try:
+        tokenizer = load_raw(folder)
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise BadInput(f"{folder}: no readable tokenizer: {error}") from None
+    return clean(tokenizer.decode(ids.tolist(), skip_special_tokens=False))

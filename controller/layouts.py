@@ -1,0 +1,74 @@
+"""Where checkpoints lie and how whole ones are told: our trainer's, and those of others.
+
+Others keep the mixture a checkpoint was trained on in `mixloop.json`, written last
+(`MixtureLoader.saved`). Weights are read from safetensors alone, never from a pickle.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mixloop.trainer.contract import Manifest, read_manifest
+
+LayoutName = Literal["mixloop", "hf-trainer", "torchtitan"]
+
+_NAMES = {
+    "mixloop": re.compile(r"step-(\d{8,})"),
+    "hf-trainer": re.compile(r"checkpoint-(\d+)"),
+    "torchtitan": re.compile(r"step-(\d+)"),
+}
+
+
+class CheckpointsSection(BaseModel):
+    """Where the trainer leaves its checkpoints. The reference trainer's need no section."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layout: LayoutName = Field(
+        "mixloop", description="mixloop, hf-trainer (checkpoint-N) or torchtitan (step-N)"
+    )
+    dir: Path | None = Field(
+        None, description="their folder; relative to this file; default: checkpoints in the run"
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One run's checkpoints: ``folder`` holds one folder per checkpoint."""
+
+    name: LayoutName
+    folder: Path
+
+    def step(self, name: str) -> int | None:
+        """The step that a folder's name says, or None for a folder of something else."""
+        match = _NAMES[self.name].fullmatch(name)
+        return int(match[1]) if match else None
+
+    def manifest(self, name: str) -> Manifest | None:
+        """What a checkpoint says of itself; None while it is not whole."""
+        path = self.folder / name
+        if self.name == "mixloop":
+            return read_manifest(path)
+        from mixloop.trainer.saved import read_saved_manifest
+
+        found = read_saved_manifest(path)
+        return found if found is not None and _is_whole(path) else None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a model can be loaded from there: a configuration and weights in safetensors."""
+    try:
+        return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+    except OSError:
+        return False
+
+
+def layout_of(config: Any, checkpoints: Path) -> Layout:
+    """The layout of a run; ``checkpoints`` is the run's own folder of them."""
+    section = config.checkpoints
+    return Layout(section.layout, section.dir or checkpoints)

@@ -1,0 +1,164 @@
+"""`transformers.Trainer` on a mixture that changes while it trains.
+
+    python hf_trainer.py --demo              all of it, in about a minute
+    python hf_trainer.py FOLDER              the trainer alone, on a run made before
+
+The demo makes two token stores out of the standard library's own files, trains a small Llama with
+the Trainer beside `mixloop control`, orders `mixloop set … code=0.5` in the middle, and shows the
+step at which both sides say it came into force.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import yaml
+
+LENGTH, ROWS = 128, 8
+
+
+def texts() -> dict[str, list[str]]:
+    """The standard library's modules as code, their docstrings as prose."""
+    found: dict[str, list[str]] = {"code": [], "prose": []}
+    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        source = file.read_text("utf-8", errors="ignore")
+        found["code"].append(source)
+        try:
+            nodes = list(ast.walk(ast.parse(source)))
+        except SyntaxError:
+            continue
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        docs = [ast.get_docstring(node) for node in nodes if isinstance(node, kinds)]
+        found["prose"] += [doc for doc in docs if doc and len(doc) > 80]
+    return found
+
+
+def make_run(folder: Path, steps: int) -> Path:
+    """Token stores, a tokenizer and a run.yaml in `folder`."""
+    from mixloop.trainer.prepare import prepare
+    from mixloop.trainer.tokenizer import train_tokenizer
+
+    found = texts()
+    every = [text for one in found.values() for text in one]
+    tokenizer = train_tokenizer(every[::3], folder / "tokenizer", 2048)
+    for name, documents in found.items():
+        file = folder / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+        prepare([str(file)], folder / name, str(tokenizer))
+    run = {
+        "run": {"id": "hf", "dir": "run", "seed": 7},
+        "budget": steps * ROWS * LENGTH,
+        "sources": {
+            "prose": {"path": "prose", "weight": 0.9},
+            "code": {"path": "code", "weight": 0.1},
+        },
+        "evals": {"benchmarks": {"gsm8k": {"data": "packages", "items": 2}}},
+        "checkpoints": {"layout": "hf-trainer", "dir": "out"},
+        "guards": {"max_epochs": None},
+        "controller": {"poll": 0.5},
+        "tracking": {"enabled": False},
+        "trainer": {"sequence_length": LENGTH, "micro_batch": ROWS, "poll_every": 5,
+                    "status_every": 5},
+    }  # fmt: skip
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(run))
+    return path
+
+
+def train(folder: Path, resume: bool = False) -> None:
+    """What a user's script looks like: a loader in place of a dataset."""
+    from transformers import (
+        AutoTokenizer,
+        LlamaConfig,
+        LlamaForCausalLM,
+        Trainer,
+        TrainingArguments,
+    )
+
+    from mixloop.trainer import MixtureLoader
+    from mixloop.trainer.adapters.huggingface import MixtureMixin
+
+    class MixtureTrainer(MixtureMixin, Trainer):
+        pass
+
+    def told(change: object) -> None:
+        print(f"trainer: {change}", flush=True)
+
+    arguments = TrainingArguments(
+        output_dir=str(folder / "out"), per_device_train_batch_size=ROWS, learning_rate=1e-3,
+        logging_steps=20, save_steps=100, report_to=[], use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    loader = MixtureLoader.from_config(folder / "run.yaml", on_change=told)
+    config = LlamaConfig(
+        vocab_size=2048, hidden_size=96, intermediate_size=256, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=LENGTH,
+    )  # fmt: skip
+    trainer = MixtureTrainer(
+        LlamaForCausalLM(config), arguments, mixture=loader,
+        processing_class=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume or None)
+
+
+def mixloop(*command: str) -> list[str]:
+    return [sys.executable, "-m", "mixloop.controller.cli", *command]
+
+
+def demo(folder: Path, steps: int) -> None:
+    """Trainer and controller side by side, and an operator's order in the middle."""
+    run = make_run(folder, steps)
+    with (folder / "control.log").open("w") as log:
+        control = subprocess.Popen(mixloop("control", str(run)), stdout=log, stderr=log)
+    training = subprocess.Popen([sys.executable, __file__, str(folder)])
+    try:
+        wait_for_step(folder / "run" / "status.json", steps // 4, training)
+        order = mixloop("set", str(run), "code=0.5", "--reason", "more code, from the example")
+        print(
+            "operator:",
+            subprocess.run(order, check=True, capture_output=True, text=True).stdout.strip(),
+        )
+        training.wait()
+        control.wait(timeout=120)
+    finally:
+        for process in (training, control):
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    told = subprocess.run(
+        mixloop("history", str(run), "--json"), check=True, capture_output=True, text=True
+    )
+    for entry in json.loads(told.stdout):
+        if entry["asked_by"] == "operator":
+            print(f"controller: {entry['id']} in force from step {entry['applied_step']}")
+
+
+def wait_for_step(status: Path, step: int, training: subprocess.Popen[bytes]) -> None:
+    import time
+
+    while training.poll() is None:
+        if status.exists() and json.loads(status.read_text())["step"] >= step:
+            return
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--demo", action="store_true")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--resume", action="store_true")
+    given = parser.parse_args()
+    if given.demo:
+        with tempfile.TemporaryDirectory() as made:
+            demo(given.folder or Path(made), given.steps)
+    elif given.folder is None:
+        parser.error("give a folder, or --demo")
+    else:
+        train(given.folder, given.resume)

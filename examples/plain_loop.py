@@ -1,0 +1,33 @@
+"""A plain PyTorch loop on a mixture: `python plain_loop.py run.yaml`, beside `mixloop control`."""
+
+import sys
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mixloop.trainer import MixtureLoader
+
+loader = MixtureLoader.from_config(sys.argv[1], on_change=print)
+config = LlamaConfig(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+)
+model = LlamaForCausalLM(config).train()
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+accumulation = loader.job.settings.accumulation
+
+for number, batch in enumerate(loader, start=1):  # one micro-batch of this rank
+    loss = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
+    (loss / accumulation).backward()
+    if number % accumulation == 0:
+        optimizer.step()
+        optimizer.zero_grad()
+        loader.report(loss=loss.detach(), lr=1e-3, phase="stable")
+
+folder = loader.job.dir / f"checkpoint-{loader.step}"
+model.save_pretrained(folder)
+loader.saved(folder)  # which mixture it was trained on: for the controller, and to go on from
+loader.close()

@@ -1,0 +1,341 @@
+"""Sources of every format: windows over many files, opened late; what is wrong is one line."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixloop.trainer.job import Job, JobError
+from mixloop.trainer.prepare import prepare
+from mixloop.trainer.sources import open_source, source_info
+from mixloop.trainer.store import Store, StoreInfo, open_stores, read_header, verify_store
+from mixloop.trainer.stream import MAPPED, Piece, Stream
+from mixloop.trainer.tokenizer import train_tokenizer
+from mixloop.trainer.windows import document_ids, document_mask, position_ids
+
+EOS = 0
+
+
+def tokens(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 1000, count).astype(np.uint16)
+
+
+# --- formats, written the way their own libraries do -------------------------------------------
+
+
+def write_megatron(prefix: Path, documents: list[np.ndarray[Any, Any]], code: int = 8) -> None:
+    kind = {8: "<u2", 4: "<i4"}[code]
+    prefix.with_name(f"{prefix.name}.bin").write_bytes(
+        b"".join(one.astype(kind).tobytes() for one in documents)
+    )
+    lengths = np.array([len(one) for one in documents], "<i4")
+    pointers = (np.cumsum(lengths) - lengths).astype("<i8") * np.dtype(kind).itemsize
+    index = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(documents), len(documents) + 1)
+    index += lengths.tobytes() + pointers.tobytes()
+    index += np.arange(len(documents) + 1, dtype="<i8").tobytes()
+    prefix.with_name(f"{prefix.name}.idx").write_bytes(index)
+
+
+def write_datatrove(
+    folder: Path, files: dict[str, list[np.ndarray[Any, Any]]], meta: bool = True
+) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, documents in files.items():
+        (folder / f"{name}.ds").write_bytes(b"".join(d.astype("<u2").tobytes() for d in documents))
+        ends = np.cumsum([len(one) for one in documents]).astype("<u8")
+        (folder / f"{name}.ds.index").write_bytes(ends.tobytes())
+        if meta:
+            (folder / f"{name}.ds.metadata").write_text(f"gpt2|2\n{int(ends[-1])}\n0.0 MT")
+
+
+def write_arrow(folder: Path, rows: list[list[int]]) -> None:
+    from datasets import Dataset
+
+    Dataset.from_dict({"input_ids": rows}).save_to_disk(folder)
+
+
+# --- the stream ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12),
+    length=st.integers(1, 50),
+    seed=st.integers(0, 99),
+)
+def test_windows_are_those_of_the_concatenation(sizes: list[int], length: int, seed: int) -> None:
+    parts = [tokens(size, seed + i) for i, size in enumerate(sizes)]
+    whole = np.concatenate(parts)
+    stream = Stream([Piece(len(part), lambda part=part: part) for part in parts], np.uint16)
+    assert stream.tokens == len(whole)
+    count = len(whole) // length
+    if not count:
+        return
+    samples = np.random.default_rng(seed).permutation(count)
+    expected = whole[: count * length].reshape(count, length)[samples]
+    np.testing.assert_array_equal(stream.gather(samples, length), expected)
+    out = np.full((count + 2, length), -1, np.int64)
+    rows = np.random.default_rng(seed + 1).permutation(count)
+    stream.gather(samples, length, out, rows)
+    np.testing.assert_array_equal(out[rows], expected)
+    assert (out[count:] == -1).all()
+
+
+def test_ten_thousand_shards_are_mapped_one_by_one() -> None:
+    opened = []
+
+    def load(number: int) -> np.ndarray[Any, Any]:
+        opened.append(number)
+        return np.full(16, number % 1000, np.uint16)
+
+    pieces = [Piece(16, lambda n=n: load(n)) for n in range(10_000)]
+    stream = Stream(pieces, np.uint16)
+    assert stream.tokens == 160_000
+    assert opened == []
+    stream.gather(np.arange(0, 40), 16)
+    assert sorted(opened) == list(range(40))
+    stream.gather(np.arange(0, 2 * MAPPED), 16)
+    assert stream.mapped == MAPPED
+
+
+def test_a_thousand_sources_open_no_file(tmp_path: Path) -> None:
+    data = tokens(64).tobytes()
+    info = StoreInfo(64, 1, "uint16", 1000, "t", "f", EOS)
+    for number in range(1000):
+        folder = tmp_path / f"s{number}"
+        folder.mkdir()
+        (folder / "tokens.bin").write_bytes(data)
+        (folder / "store.json").write_text(json.dumps(info.to_json()))
+    sources = {f"s{n}": {"path": tmp_path / f"s{n}"} for n in range(1000)}
+    job = Job.model_validate(
+        {"run": "r", "dir": tmp_path, "budget": 100, "sources": sources,
+         "settings": {"sequence_length": 8}}
+    )  # fmt: skip
+    stores = open_stores(job)
+    assert sum(store.stream.mapped for store in stores.values()) == 0
+    assert int(stores["s999"].gather(np.array([7]), 8)[0, 0]) == int(tokens(64)[56])
+
+
+# --- prepared stores -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [f"the quick brown fox number {n} jumps over a lazy dog" for n in range(200)]
+    return train_tokenizer(texts, tmp_path_factory.mktemp("tokenizer") / "t", 300)
+
+
+def text_file(path: Path, lines: range) -> Path:
+    path.write_text("".join(json.dumps({"text": f"fox number {n}, a dog"}) + "\n" for n in lines))
+    return path
+
+
+def test_a_sharded_store_holds_what_one_file_holds(tmp_path: Path, tokenizer: Path) -> None:
+    text = str(text_file(tmp_path / "a.jsonl", range(300)))
+    one = prepare([text], tmp_path / "one", str(tokenizer))
+    many = prepare([text], tmp_path / "many", str(tokenizer), shard_size=100)
+    assert many.tokens == one.tokens
+    assert [shard.tokens for shard in many.shards[:-1]] == [100] * (len(many.shards) - 1)
+    stores = Store.open(tmp_path / "one"), Store.open(tmp_path / "many")
+    samples = np.arange(stores[0].samples(33))
+    np.testing.assert_array_equal(*(store.gather(samples, 33) for store in stores))
+    assert verify_store(tmp_path / "one") == verify_store(tmp_path / "many") == []
+
+
+@pytest.mark.parametrize("shard_size", [None, 150])
+def test_a_store_grows_and_says_what_it_was(
+    tmp_path: Path, tokenizer: Path, shard_size: int | None
+) -> None:
+    out = tmp_path / "s"
+    first = text_file(tmp_path / "a.jsonl", range(200))
+    second = text_file(tmp_path / "b.jsonl", range(200, 300))
+    before = prepare([str(first)], out, str(tokenizer), shard_size=shard_size)
+    old = Store.open(out).tokens.copy()
+    grown = prepare([str(second)], out, str(tokenizer), shard_size=shard_size, append=True)
+    assert grown.documents == 300
+    assert list(grown.history) == [{"tokens": before.tokens, "fingerprint": before.fingerprint}]
+    assert read_header(out) == grown
+    np.testing.assert_array_equal(Store.open(out).tokens[: before.tokens], old)
+    assert verify_store(out) == []
+    again = prepare([str(first)], out, str(tokenizer), append=True)
+    assert [one["tokens"] for one in again.history] == [before.tokens, grown.tokens]
+    other = train_tokenizer(["zebras and okapis " * 40], tmp_path / "other", 280)
+    with pytest.raises(ValueError, match="not the tokenizer"):
+        prepare([str(first)], out, str(other), append=True)
+
+
+def test_a_changed_byte_is_found(tmp_path: Path, tokenizer: Path) -> None:
+    text = str(text_file(tmp_path / "a.jsonl", range(100)))
+    for name, size in (("one", None), ("many", 64)):
+        prepare([text], tmp_path / name, str(tokenizer), shard_size=size)
+        file = sorted((tmp_path / name).glob("tokens*.bin"))[0]
+        data = bytearray(file.read_bytes())
+        data[10] ^= 1
+        file.write_bytes(data)
+        (found,) = verify_store(tmp_path / name)
+        assert file.name in found
+        assert "SHA-256" in found
+
+
+# --- formats of others ---------------------------------------------------------------------------
+
+DOCUMENTS = [tokens(n, n) for n in (7, 30, 1, 64, 12)]
+WHOLE = np.concatenate(DOCUMENTS)
+
+
+def make(kind: str, folder: Path) -> Path:
+    if kind == "megatron":
+        write_megatron(folder / "corpus_text_document", DOCUMENTS)
+        return folder / "corpus_text_document"
+    if kind == "datatrove":
+        write_datatrove(folder / "ds", {"00000": DOCUMENTS[:2], "00001": DOCUMENTS[2:]})
+        return folder / "ds"
+    write_arrow(folder / "arrow", [one.tolist() for one in DOCUMENTS])
+    return folder / "arrow"
+
+
+@pytest.mark.parametrize("kind", ["megatron", "datatrove", "arrow"])
+def test_foreign_sources_are_read_in_place(kind: str, tmp_path: Path) -> None:
+    path = make(kind, tmp_path)
+    store = open_source(path)
+    assert store.info.format == kind
+    assert store.info.tokens == len(WHOLE)
+    assert store.info.documents == len(DOCUMENTS)
+    samples = np.arange(store.samples(10))
+    expected = WHOLE[: len(samples) * 10].reshape(-1, 10)
+    np.testing.assert_array_equal(store.gather(samples, 10), expected)
+    again = source_info(path, {"format": kind})
+    assert again == store.info
+    assert open_source(path, {"eos_id": 5}).info.eos_id == 5
+
+
+@pytest.mark.parametrize("kind", ["megatron", "datatrove", "arrow"])
+def test_another_content_is_another_fingerprint(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = tmp_path / "1", tmp_path / "2"
+    one.mkdir()
+    two.mkdir()
+    first = open_source(make(kind, one)).info
+    changed = [*DOCUMENTS[:-1], DOCUMENTS[-1] + 1]
+    monkeypatch.setitem(make.__globals__, "DOCUMENTS", changed)
+    assert open_source(make(kind, two)).info.fingerprint != first.fingerprint
+
+
+def test_rows_of_one_length_and_wide_ids(tmp_path: Path) -> None:
+    rows = np.arange(60).reshape(6, 10) + 100_000
+    write_arrow(tmp_path / "rows", rows.tolist())
+    np.testing.assert_array_equal(open_source(tmp_path / "rows").gather(np.arange(6), 10), rows)
+    write_megatron(tmp_path / "wide", [one + 100_000 for one in map(np.int64, DOCUMENTS)], code=4)
+    found = open_source(tmp_path / "wide.bin").gather(np.array([0]), 5)[0]
+    np.testing.assert_array_equal(found, WHOLE[:5].astype(np.int64) + 100_000)
+
+
+def damage(path: Path, what: str) -> None:
+    if what == "cut index":
+        file = path.with_name(f"{path.name}.idx")
+        file.write_bytes(file.read_bytes()[:40])
+    elif what == "no index magic":
+        path.with_name(f"{path.name}.idx").write_bytes(b"x" * 100)
+    elif what == "cut data":
+        file = path.with_name(f"{path.name}.bin")
+        file.write_bytes(file.read_bytes()[:-2])
+    elif what == "cut ds":
+        file = path / "00001.ds"
+        file.write_bytes(file.read_bytes()[:-2])
+    elif what == "odd ds":
+        file = path / "00001.ds"
+        file.write_bytes(file.read_bytes()[:-1])
+    elif what == "no metadata":
+        (path / "00000.ds.metadata").unlink()
+    elif what == "no state":
+        (path / "state.json").write_text("{}")
+    else:
+        for file in path.glob("*.arrow"):
+            file.write_bytes(b"x" * 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "what", "said"),
+    [
+        ("megatron", "cut index", "cut short"),
+        ("megatron", "no index magic", "not a Megatron index"),
+        ("megatron", "cut data", "bytes where"),
+        ("datatrove", "cut ds", "its index says"),
+        ("datatrove", "odd ds", "no whole number"),
+        ("datatrove", "no metadata", "give dtype"),
+        ("arrow", "no state", "not a dataset's state"),
+        ("arrow", "no arrow", "not an arrow stream"),
+    ],
+)
+def test_what_is_damaged_is_said_in_one_line(
+    kind: str, what: str, said: str, tmp_path: Path
+) -> None:
+    path = make(kind, tmp_path)
+    damage(path, what)
+    with pytest.raises(JobError) as caught:
+        open_source(path)
+    assert said in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_and_strangers_are_sent_to_prepare(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "text")
+    with pytest.raises(JobError, match="mixloop prepare"):
+        open_source(tmp_path / "text")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(JobError, match="none of the formats"):
+        open_source(tmp_path / "folder")
+    with pytest.raises(JobError, match="not an option of megatron"):
+        open_source(make("megatron", tmp_path), {"column": "x"})
+
+
+def test_rows_that_an_index_picks_come_in_its_order(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    shuffled = Dataset.from_dict({"input_ids": [[n] for n in range(9)]}).shuffle(seed=1)
+    shuffled.save_to_disk(tmp_path / "shuffled")
+    store = open_source(tmp_path / "shuffled")
+    assert store.gather(np.arange(9), 1)[:, 0].tolist() == [r[0] for r in shuffled["input_ids"]]
+
+
+# --- documents in windows ------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
+def test_attention_stays_within_documents(row: list[int]) -> None:
+    import torch
+
+    ids = np.array([row])
+    documents, positions = document_ids(ids, EOS), position_ids(ids, EOS)
+    mask = document_mask(torch.from_numpy(documents))[0, 0].numpy()
+    for query in range(len(row)):
+        begin = max((i + 1 for i in range(query) if row[i] == EOS), default=0)
+        assert positions[0, query] == query - begin
+        assert mask[query].tolist() == [begin <= key <= query for key in range(len(row))]
+
+
+def test_a_header_that_lies_about_its_shards_is_refused(tmp_path: Path, tokenizer: Path) -> None:
+    text = str(text_file(tmp_path / "a.jsonl", range(100)))
+    info = prepare([text], tmp_path / "s", str(tokenizer), shard_size=64)
+    header = tmp_path / "s" / "store.json"
+    header.write_text(json.dumps(replace(info, tokens=info.tokens + 1).to_json()))
+    with pytest.raises(JobError, match="its shards hold"):
+        Store.open(tmp_path / "s")
+    raw = info.to_json()
+    raw["shards"][0]["file"] = "../elsewhere.bin"
+    header.write_text(json.dumps(raw))
+    with pytest.raises(JobError, match="own folder"):
+        Store.open(tmp_path / "s")

@@ -1,0 +1,86 @@
+"""`mixloop.json`: what a foreign checkpoint says of the mixture it was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mixloop.trainer.contract import (
+    FileEntry,
+    Manifest,
+    RunPaths,
+    read_status,
+    write_atomic,
+    write_status,
+)
+from mixloop.trainer.files import LARGEST, parse_json, read_regular
+from mixloop.trainer.job import Job, JobError
+from mixloop.trainer.loader_state import LoaderState
+from mixloop.trainer.records import decode
+from mixloop.trainer.voice import say
+
+SAVED_FILE = "mixloop.json"
+SAVED_SCHEMA = "mixloop/saved/1"
+
+
+def write_saved(
+    folder: Path,
+    state: LoaderState,
+    manifest: Callable[[Mapping[str, FileEntry]], Manifest],
+    files: Sequence[str],
+) -> None:
+    """Write `mixloop.json`: the manifest's keys, and under `state` what a resume needs.
+
+    Raises:
+        OSError: the disk did not take it, or a file is not there.
+    """
+    entries = {name: _entry(folder / name) for name in files}
+    body = manifest(entries).to_json() | {"schema": SAVED_SCHEMA, "state": state.to_json()}
+    write_atomic(folder / SAVED_FILE, (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(bytes=path.stat().st_size, sha256=digest)
+
+
+def read_saved(folder: Path) -> dict[str, Any]:
+    """The loader's state in a checkpoint's folder.
+
+    Raises:
+        JobError: there is no `mixloop.json` that can be read.
+    """
+    path = folder / SAVED_FILE
+    try:
+        value = parse_json(read_regular(path, 64 * LARGEST).data.decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise JobError(f"{path}: unreadable: {error}") from error
+    if not isinstance(value, dict) or value.get("schema") != SAVED_SCHEMA:
+        raise JobError(f"{path}: not of schema {SAVED_SCHEMA!r}")
+    state: dict[str, Any] = value.get("state") or {}
+    return state
+
+
+def read_saved_manifest(folder: Path) -> Manifest | None:
+    """What a foreign checkpoint says of its mixture; None where there is nothing to be read."""
+    try:
+        value = parse_json(read_regular(folder / SAVED_FILE, 64 * LARGEST).data.decode())
+        return decode(Manifest, value) if value.get("schema") == SAVED_SCHEMA else None
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+
+
+def finish_status(job: Job) -> None:
+    """Say in the status that the budget is spent, if the last trainer did not come to it."""
+    path = RunPaths(job.dir).status
+    try:
+        status = read_status(path)
+        if status is not None and not status.finished:
+            write_status(path, replace(status, finished=True, heartbeat=status.heartbeat + 1))
+    except OSError as error:
+        say(f"{path}: not written: {error}", "mixloop")

@@ -1,0 +1,97 @@
+"""Sources of every format that is read in place: which one a path holds, and opening it.
+
+| format | what | detected by |
+|---|---|---|
+| `store` | `mixloop prepare` | `store.json` in the folder |
+| `megatron` | `NAME.bin` and `NAME.idx` | the index beside the path |
+| `datatrove` | tokenised folders of datatrove (nanotron's too) | `*.ds` in the folder |
+| `arrow` | `datasets.save_to_disk` with an `input_ids` column | `state.json` and `*.arrow` |
+
+Formats other than our own carry no tokenizer: ids are as they are, and the run names the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixloop.trainer.job import JobError
+from mixloop.trainer.store import HEADER, Store, StoreInfo, read_header
+
+FORMATS = ("store", "megatron", "datatrove", "arrow")
+
+
+def detect(path: Path) -> str | None:
+    """The format of what lies at a path, by its files' names; None for none of ours."""
+    if (path / HEADER).is_file():
+        return "store"
+    if index_of(path).is_file():
+        return "megatron"
+    if path.is_dir() and any(path.glob("*.ds")):
+        return "datatrove"
+    if (path / "state.json").is_file():
+        return "arrow"
+    return None
+
+
+def index_of(path: Path) -> Path:
+    """The `.idx` of a Megatron source named by its prefix, its `.bin` or its `.idx`."""
+    if path.suffix in (".bin", ".idx"):
+        return path.with_suffix(".idx")
+    return path.with_name(f"{path.name}.idx")
+
+
+def open_source(path: Path, options: Mapping[str, Any] | None = None) -> Store:
+    """Open what lies at a path.
+
+    Args:
+        options: `format` (default: found out), `eos_id`, `dtype` (of datatrove folders without
+            metadata), `column` (of arrow datasets).
+
+    Raises:
+        JobError: nothing there that can be read, or it is damaged; one line with the mend.
+    """
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    kind = given.pop("format", "auto")
+    if kind == "auto":
+        kind = detect(path) or ("store" if not path.exists() else None)
+    if kind is None:
+        raise JobError(
+            f"{path}: none of the formats {', '.join(FORMATS)}; make a token store of it with "
+            "`mixloop prepare`"
+        )
+    if kind == "store":
+        return Store.open(path)
+    if kind == "megatron":
+        from mixloop.trainer.megatron import open_megatron
+
+        return open_megatron(index_of(path), **_only(kind, given, "eos_id"))
+    if kind == "datatrove":
+        from mixloop.trainer.datatrove import open_datatrove
+
+        return open_datatrove(path, **_only(kind, given, "eos_id", "dtype"))
+    from mixloop.trainer.arrow import open_arrow
+
+    return open_arrow(path, **_only(kind, given, "eos_id", "column"))
+
+
+def _only(kind: str, given: Mapping[str, Any], *known: str) -> dict[str, Any]:
+    strange = [key for key in given if key not in known]
+    if strange:
+        raise JobError(f"{strange[0]}: not an option of {kind} sources ({', '.join(known)} are)")
+    return dict(given)
+
+
+def source_info(path: Path, options: Mapping[str, Any] | None = None) -> StoreInfo:
+    """What a source is, as cheaply as its format allows.
+
+    Raises:
+        JobError: as for `open_source`.
+    """
+    kind = (options or {}).get("format") or "auto"
+    if kind == "store" or (kind == "auto" and detect(path) in ("store", None)):
+        if kind == "auto" and path.exists() and detect(path) is None:
+            return open_source(path, options).info  # which says what it could be
+        return read_header(path)
+    return open_source(path, options).info
