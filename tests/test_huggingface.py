@@ -223,8 +223,28 @@ def test_other_ways_to_go_wrong_are_told(tmp_path: Path, stores: dict[str, Path]
         with pytest.raises(JobError, match="dataloader_prefetch_factor: 2; make it 4"):
             trainer(dataset, args)
     model, args = made.model, arguments(tmp_path)
+    with pytest.raises(JobError, match="args= is missing"):
+        Recorder(model, mixture=made.mixture)
     with pytest.raises(JobError, match="train_dataset= beside mixture="):
         Recorder(model, args, mixture=made.mixture, train_dataset=[1])
+
+
+def test_processes_that_share_a_batch_are_refused(tmp_path: Path, stores: dict[str, Path]) -> None:
+    model = trainer(loader(tmp_path, stores), arguments(tmp_path)).model
+    model._tp_size = 2  # what transformers notes when it deals a model out
+    with pytest.raises(JobError, match="tensor parallelism of 2"):
+        Recorder(model, arguments(tmp_path), mixture=loader(tmp_path, stores))
+
+
+def test_a_checkpoint_that_cannot_be_scored_is_told_once(
+    tmp_path: Path, stores: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = trainer(loader(tmp_path, stores), arguments(tmp_path))
+    made.save_model = lambda *_, **__: None  # as FSDP does with sharded states: no safetensors
+    for step in (16, 32, STEPS):
+        (tmp_path / "out" / f"checkpoint-{step}").mkdir()
+    made.train()
+    assert capsys.readouterr().err.count("the controller will not score it") == 1
 
 
 def test_a_loader_that_was_left_elsewhere_is_refused(

@@ -135,6 +135,7 @@ class MixtureMixin:
         if given.max_steps <= 0:
             given.max_steps = _steps(mixture)  # one epoch of the Trainer is the whole budget
         super().__init__(*args, **kwargs)
+        _refuse_shared_batches(_untyped(self))
         _untyped(self).add_callback(MixtureCallback(mixture))
 
     def get_train_dataloader(self) -> Any:
@@ -226,6 +227,17 @@ def check_arguments(args: TrainingArguments, mixture: Mixture) -> None:
             f"TrainingArguments.max_steps: {args.max_steps}, but the budget is spent after "
             f"{_steps(mixture)} steps; leave it out, or raise the run's budget"
         )
+
+
+def _refuse_shared_batches(trainer: Any) -> None:
+    """The loader gives every process other samples, which processes of one batch must not get."""
+    for kind, name in (("tensor", "tp"), ("context", "cp"), ("sequence", "sp")):
+        size = getattr(trainer, f"get_{name}_size", lambda: 1)()
+        if size > 1:
+            raise JobError(
+                f"Trainer: {kind} parallelism of {size}: MixtureMixin does data parallelism alone "
+                "(DDP, FSDP); with it, write a loop with MixtureLoader(rank=, world=)"
+            )
 
 
 def _untyped(trainer: Any) -> Any:
