@@ -8,7 +8,7 @@ ARGS ?=
 export TORCH MIXLOOP_PYTHON
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help env demo test check soak bench bench-evals bench-policies clean
+.PHONY: help env demo test check soak bench bench-evals bench-loader bench-policies clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make soak    the slow proofs"
 	@echo "make bench   the benchmarks in bench/"
 	@echo "make bench-evals  the evaluation engine against lm-eval's hf model, on SmolLM2-135M"
+	@echo "make bench-loader ARGS=\"--peers DIR\"  our loader beside six others, each in its own environment"
 	@echo "make bench-policies  every policy on worlds whose truth is known; hours on a few cores"
 	@echo "make clean   remove caches and build outputs; .venv stays"
 	@echo "make env     only the set-up: .venv with mixloop[dev,demo]"
@@ -44,7 +45,7 @@ soak: env
 
 bench: env
 	@set -e; for script in bench/*.py; do \
-	  case "$$script" in bench/evals.py|bench/policies.py|bench/regmix.py) continue;; esac; \
+	  case "$$script" in bench/evals.py|bench/policies.py|bench/regmix.py|bench/loader.py|bench/loader_peers.py) continue;; esac; \
 	  if [ ! -e "$$script" ]; then echo "bench/ holds no scripts"; exit 0; fi; \
 	  echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
 	done
@@ -54,6 +55,9 @@ bench-evals: env
 	@$(BIN)/python -m pip install --quiet "gguf>=0.17"
 	@$(BIN)/python scripts/smollm2.py .smollm2
 	@$(BIN)/python bench/evals.py .smollm2 $(ARGS)
+
+bench-loader: env
+	@$(BIN)/python bench/loader.py $(ARGS)
 
 # ARGS="--jobs 8 --only law --out results.json", "--null", "--policy law --vary sweep"
 bench-policies: env

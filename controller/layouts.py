@@ -25,11 +25,6 @@ _NAMES = {
     "torchtitan": re.compile(r"step-(\d+)"),
 }
 
-_BESIDE: dict[LayoutName, tuple[str, ...]] = {
-    "hf-trainer": ("config.json", "trainer_state.json"),
-    "torchtitan": ("config.json",),
-}
-
 
 class CheckpointsSection(BaseModel):
     """Where the trainer leaves its checkpoints. The reference trainer's need no section."""
@@ -64,13 +59,13 @@ class Layout:
         found = read_saved_manifest(path)
         if found is None or found.step != self.step(name):
             return None
-        return found if _is_whole(path, _BESIDE[self.name]) else None
+        return found if _is_whole(path) else None
 
 
-def _is_whole(path: Path, beside: tuple[str, ...]) -> bool:
-    """Whether a model can be loaded from there: what is beside it, and weights in safetensors."""
+def _is_whole(path: Path) -> bool:
+    """Whether a model can be loaded from there: a configuration and weights in safetensors."""
     try:
-        if not all((path / name).is_file() for name in beside):
+        if not (path / "config.json").is_file():
             return False
         index = path / "model.safetensors.index.json"
         if not index.is_file():

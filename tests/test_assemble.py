@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mixloop.trainer.assemble import Assembler
 from mixloop.trainer.store import Store, StoreInfo
+from mixloop.trainer.stream import Stream, file_piece
 
 Ints = npt.NDArray[np.int64]
 
@@ -21,7 +22,11 @@ def make_store(folder: Path, tokens: npt.NDArray[Any]) -> Store:
     folder.mkdir(parents=True, exist_ok=True)
     tokens.tofile(folder / "tokens.bin")
     info = StoreInfo(tokens.size, 1, tokens.dtype.name, 60_000, "t", "sha256:0", 0)
-    return Store(folder, info)
+    return Store(
+        folder,
+        info,
+        Stream([file_piece(folder / "tokens.bin", tokens.dtype, tokens.size)], tokens.dtype),
+    )
 
 
 class InFiles:

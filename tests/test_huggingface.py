@@ -229,6 +229,20 @@ def test_other_ways_to_go_wrong_are_told(tmp_path: Path, stores: dict[str, Path]
         Recorder(model, args, mixture=made.mixture, train_dataset=[1])
 
 
+def test_checkpoints_by_epoch_are_marked_before_the_end(
+    tmp_path: Path, stores: dict[str, Path]
+) -> None:
+    """An epoch of the Trainer is the budget: one checkpoint, at its end, while the loader runs."""
+    made = trainer(loader(tmp_path, stores), arguments(tmp_path, save_strategy="epoch"))
+    made.train()
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == [
+        f"checkpoint-{STEPS}"
+    ]
+    found = read_saved_manifest(tmp_path / "out" / f"checkpoint-{STEPS}")
+    assert found is not None
+    assert found.step == STEPS
+
+
 def test_processes_that_share_a_batch_are_refused(tmp_path: Path, stores: dict[str, Path]) -> None:
     class Split(Recorder):
         def get_tp_size(self) -> int:  # as it is where transformers dealt a model out to two

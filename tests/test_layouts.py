@@ -61,9 +61,6 @@ def test_a_foreign_checkpoint_counts_once_it_is_whole(
     write_model(folder)
     assert here.manifest(name) is None  # mixloop.json is the last to be written
     shutil.copy(saved, folder)
-    if layout == "hf-trainer":
-        assert here.manifest(name) is None
-        (folder / "trainer_state.json").write_text("{}")
     found = here.manifest(name)
     assert found is not None
     assert (found.run, found.step, found.tokens) == ("r", 3, 3 * 4 * LENGTH)
@@ -114,7 +111,6 @@ def test_the_controller_scores_what_the_hugging_face_trainer_leaves(
             run.trainer.advance()
         folder = tmp_path / "out" / f"checkpoint-{step}"
         write_model(folder)
-        (folder / "trainer_state.json").write_text("{}")
         body = manifest.to_json() | {"schema": "mixloop/saved/1"}
         (folder / "mixloop.json").write_text(json.dumps(body))
         if step == 20:

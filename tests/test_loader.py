@@ -394,7 +394,8 @@ def test_limits_bind_whoever_writes(tmp_path: Path, stores: dict[str, Path]) -> 
 def test_the_plan_of_an_order_is_carried_out(tmp_path: Path, stores: dict[str, Path]) -> None:
     told: list[Change] = []
     at = 40 * QUANTUM * LENGTH
-    with make(tmp_path, stores, on_change=told.append) as loader:
+    # the stage is near: drawn further ahead it would come at the first sample it still can
+    with make(tmp_path, stores, on_change=told.append, prefetch=2) as loader:
         steps(loader, 1)
         order(tmp_path, 1, {"a": 1.0}, then=(Stage(at, {"c": 1.0}),))
         for _ in loader:

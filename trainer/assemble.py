@@ -73,7 +73,7 @@ class Assembler:
         self,
         sources: Sequence[Windows],
         sequence_length: int,
-        dtype: npt.DTypeLike = None,
+        dtype: npt.DTypeLike | None = None,
     ) -> None:
         self._sources = tuple(sources)
         self._length = sequence_length

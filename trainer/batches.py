@@ -38,6 +38,11 @@ def end_of_text(stores: Mapping[str, Store]) -> int:
     return eos
 
 
+def native(stores: Mapping[str, Store]) -> npt.DTypeLike:
+    """The widest type of the sources' own."""
+    return max((store.stream.dtype for store in stores.values()), key=lambda kind: kind.itemsize)
+
+
 def tensors(
     ids: npt.NDArray[Any],
     source: npt.NDArray[np.int64],

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mixloop.trainer.adopt import Adopted, Place, adopt, find_place, find_rank, leader_and_world
-from mixloop.trainer.batches import end_of_text, tensors
+from mixloop.trainer.batches import end_of_text, native, tensors
 from mixloop.trainer.contract import Phase
-from mixloop.trainer.feed import Batch, Feed, Layout
+from mixloop.trainer.feed import Batch, Feed, Layout, together
 from mixloop.trainer.job import Job, JobError, LimitSettings
 from mixloop.trainer.loader_job import make_job, with_settings
 from mixloop.trainer.loader_state import LoaderState
@@ -62,7 +62,7 @@ class MixtureLoader:
         accumulation: micro-batches of an optimizer step.
         rank, world: this process's part of the data; default: from `torch.distributed`.
         peers: how the ranks hear of a switch; default: gloo, on a group of its own.
-        prefetch: steps drawn ahead in a thread.
+        prefetch: steps drawn ahead in a thread, half of them together.
         poll_every: steps between looks at `mixture.json`.
         status_every: steps between writes of `status.json`.
         limits: bounds on any order, whoever wrote it: `floor`, `cap`, `max_change`.
@@ -70,7 +70,8 @@ class MixtureLoader:
             report it: `{"warmup": 0, "stable": "2B", "decay": "10T"}`.
         on_change: called on every rank just before the first micro-batch of a new mixture.
         pin_memory: page-locked batches; default: if there is a CUDA device.
-        dtype: of `input_ids`, int64 or int32.
+        dtype: of `input_ids`: int64, int32, or native, which is the sources' own (uint16, say, to
+            be widened on the device: the fastest).
         documents: also give document and position ids, for attention within documents.
         rewind: drop the mixtures recorded beyond the state that is resumed from; needed when a
             step takes another number of samples than was recorded.
@@ -94,14 +95,14 @@ class MixtureLoader:
         rank: int | None = None,
         world: int | None = None,
         peers: Peers | None = None,
-        prefetch: int = 2,
+        prefetch: int = 8,
         poll_every: int = 20,
         status_every: int = 10,
         limits: Mapping[str, float] | LimitSettings | None = None,
         phases: Mapping[str, int | str] | None = None,
         on_change: Callable[[Change], None] | None = None,
         pin_memory: bool | None = None,
-        dtype: Literal["int64", "int32"] = "int64",
+        dtype: Literal["int64", "int32", "native"] = "int64",
         documents: bool = False,
         rewind: bool = False,
     ) -> None:
@@ -149,8 +150,8 @@ class MixtureLoader:
         documents: bool = False,
         rewind: bool = False,
     ) -> None:
-        if dtype not in ("int64", "int32"):
-            raise JobError(f"dtype: {dtype!r} is neither int64 nor int32")
+        if dtype not in ("int64", "int32", "native"):
+            raise JobError(f"dtype: {dtype!r} is none of int64, int32, native")
         self.job = job
         self.rewind = rewind
         self.on_change = on_change
@@ -292,7 +293,9 @@ class MixtureLoader:
         )
         order = MixtureOrder(self.sizes, self.job.seed, begun.start.segments)
         shape = (settings.accumulation, settings.micro_batch, length)
-        slabs = Slabs(shape, self._dtype, settings.prefetch + 8, bool(self._pin))
+        kind = native(self.stores) if self._dtype == "native" else self._dtype
+        whole = (together(settings.prefetch), *shape)
+        slabs = Slabs(whole, kind, 8, bool(self._pin))
         self._feed = Feed(self.stores, order, layout, settings.prefetch, begun.plan.sample, slabs)
         self._micro = begun.micro
         if begun.micro:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mixloop.trainer.assemble import Assembler
 from mixloop.trainer.board import Board, BoardClosed
-from mixloop.trainer.feed import Layout, gather
+from mixloop.trainer.feed import Layout
 from mixloop.trainer.job import Job, JobError
 from mixloop.trainer.loader_state import LoaderState
 from mixloop.trainer.order import MixtureOrder, Segment
@@ -80,6 +81,7 @@ class Worker:
         layout, quantum = told.layout, told.layout.quantum
         sizes = {name: store.samples(length) for name, store in self._stores.items()}
         order = MixtureOrder(sizes, self._job.seed, told.segments)
+        assembler = Assembler(list(self._stores.values()), length)
         at, known, heard = told.at, told.state, told.announced
         positions = layout.positions()
         while True:
@@ -98,7 +100,7 @@ class Worker:
             source, index = order.batch(sample, quantum)
             source, index = source[positions[micro]], index[positions[micro]]
             ids = np.empty((*source.shape, length), self._dtype)
-            gather(list(self._stores.values()), source, index, ids)
+            assembler.fill(source, index, ids)
             at += self._count
             self.state = self._place(at, told, known)
             yield ids, source

@@ -208,7 +208,7 @@ def check_arguments(args: TrainingArguments, mixture: Mixture) -> None:
         ("auto_find_batch_size", False, "the order of the data is for one batch size"),
     ]
     if isinstance(mixture, MixtureLoader):
-        why = "MixtureLoader draws in a thread of its own; workers want a MixtureDataset"
+        why = "MixtureLoader draws ahead in a thread of its own; workers want a MixtureDataset"
         wanted.append(("dataloader_num_workers", 0, why))
     elif args.dataloader_prefetch_factor is not None:
         why = "as MixtureDataset(prefetch_factor=...)"
