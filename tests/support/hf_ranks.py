@@ -20,7 +20,7 @@ from mixloop.trainer.adapters.huggingface import MixtureMixin
 from mixloop.trainer.contract import Order, RunPaths, write_order
 from mixloop.trainer.loader import MixtureLoader
 
-LENGTH, ROWS, MICROS, STEPS = 8, 4, 2, 20
+LENGTH, ROWS, MICROS, STEPS = 8, 4, 2, 40
 
 
 class Recorder(MixtureMixin, Trainer):
