@@ -25,7 +25,7 @@ from mixloop.trainer.store import StoreInfo
 
 LENGTH, ROWS, MICROS = 8, 4, 2
 QUANTUM = ROWS * MICROS
-STEPS = 40
+STEPS = 80
 SIZES = {"a": 53, "b": 101, "c": 149}
 RANKS = Path(__file__).parent / "support" / "hf_ranks.py"
 pytestmark = pytest.mark.filterwarnings(
@@ -185,7 +185,7 @@ class _Stop(TrainerCallback):  # type: ignore[misc]
         ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps: 1; make it 2"),
         ({"dataloader_num_workers": 2}, "dataloader_num_workers: 2; make it 0"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size: True; make it False"),
-        ({"max_steps": STEPS + 1}, "max_steps: 41, but the budget is spent after 40"),
+        ({"max_steps": STEPS + 1}, f"max_steps: {STEPS + 1}, but the budget is spent after {STEPS}"),
     ],
 )
 def test_a_step_that_is_not_the_loaders_is_refused(
@@ -258,7 +258,7 @@ def test_a_checkpoint_that_cannot_be_scored_is_told_once(
 ) -> None:
     made = trainer(loader(tmp_path, stores), arguments(tmp_path))
     made.save_model = lambda *_, **__: None  # as FSDP does with sharded states: no safetensors
-    for step in (16, 32, STEPS):
+    for step in range(16, STEPS + 1, 16):
         (tmp_path / "out" / f"checkpoint-{step}").mkdir()
     made.train()
     assert capsys.readouterr().err.count("the controller will not score it") == 1
