@@ -6,6 +6,7 @@ Others keep the mixture a checkpoint was trained on in `mixloop.json`, written l
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mixloop.trainer.contract import Manifest, read_manifest
+from mixloop.trainer.saved import read_saved_manifest
 
 LayoutName = Literal["mixloop", "hf-trainer", "torchtitan"]
 
@@ -54,17 +56,25 @@ class Layout:
         path = self.folder / name
         if self.name == "mixloop":
             return read_manifest(path)
-        from mixloop.trainer.saved import read_saved_manifest
-
         found = read_saved_manifest(path)
-        return found if found is not None and _is_whole(path) else None
+        if found is None or found.step != self.step(name):
+            return None
+        return found if _is_whole(path) else None
 
 
 def _is_whole(path: Path) -> bool:
     """Whether a model can be loaded from there: a configuration and weights in safetensors."""
     try:
-        return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
-    except OSError:
+        if not (path / "config.json").is_file():
+            return False
+        index = path / "model.safetensors.index.json"
+        if not index.is_file():
+            return any(path.glob("*.safetensors"))
+        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        return bool(shards) and all(
+            Path(shard).name == shard and (path / shard).is_file() for shard in shards
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
 
 

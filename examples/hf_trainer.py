@@ -1,11 +1,17 @@
 """`transformers.Trainer` on a mixture that changes while it trains.
 
-    python hf_trainer.py --demo              all of it, in about a minute
-    python hf_trainer.py FOLDER              the trainer alone, on a run made before
+    python hf_trainer.py --demo                 all of it, in about a minute
 
-The demo makes two token stores out of the standard library's own files, trains a small Llama with
-the Trainer beside `mixloop control`, orders `mixloop set … code=0.5` in the middle, and shows the
-step at which both sides say it came into force.
+or by hand, each in a shell of its own:
+
+    python hf_trainer.py DIR --prepare          data and run.yaml
+    mixloop control DIR/run.yaml                beside the training
+    python hf_trainer.py DIR                    the training; --resume goes on
+    mixloop set DIR/run.yaml code=0.5           while it trains
+
+The data are the standard library's own files: modules as code, docstrings as prose. A small Llama
+is trained from nothing; the demo orders more code in the middle, and shows the step at which
+trainer and controller say the new mixture came into force.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 
 import yaml
@@ -45,6 +52,7 @@ def make_run(folder: Path, steps: int) -> Path:
     from mixloop.trainer.prepare import prepare
     from mixloop.trainer.tokenizer import train_tokenizer
 
+    folder.mkdir(parents=True, exist_ok=True)
     found = texts()
     every = [text for one in found.values() for text in one]
     tokenizer = train_tokenizer(every[::3], folder / "tokenizer", 2048)
@@ -59,7 +67,7 @@ def make_run(folder: Path, steps: int) -> Path:
             "prose": {"path": "prose", "weight": 0.9},
             "code": {"path": "code", "weight": 0.1},
         },
-        "evals": {"benchmarks": {"gsm8k": {"data": "packages", "items": 2}}},
+        "evals": {"benchmarks": {"gsm8k": {"data": "packages", "items": 8}}},
         "checkpoints": {"layout": "hf-trainer", "dir": "out"},
         "guards": {"max_epochs": None},
         "controller": {"poll": 0.5},
@@ -84,12 +92,15 @@ def train(folder: Path, resume: bool = False) -> None:
 
     from mixloop.trainer import MixtureLoader
     from mixloop.trainer.adapters.huggingface import MixtureMixin
+    from mixloop.trainer.loader import Change
 
     class MixtureTrainer(MixtureMixin, Trainer):
         pass
 
-    def told(change: object) -> None:
-        print(f"trainer: {change}", flush=True)
+    def told(change: Change) -> None:
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in change.weights.items())
+        print(f"trainer: generation {change.generation} from step {change.step}: {shares}")
+        sys.stdout.flush()
 
     arguments = TrainingArguments(
         output_dir=str(folder / "out"), per_device_train_batch_size=ROWS, learning_rate=1e-3,
@@ -119,29 +130,29 @@ def demo(folder: Path, steps: int) -> None:
     training = subprocess.Popen([sys.executable, __file__, str(folder)])
     try:
         wait_for_step(folder / "run" / "status.json", steps // 4, training)
-        order = mixloop("set", str(run), "code=0.5", "--reason", "more code, from the example")
-        print(
-            "operator:",
-            subprocess.run(order, check=True, capture_output=True, text=True).stdout.strip(),
-        )
-        training.wait()
+        reason = "more code, from the example"
+        print("operator:", output(mixloop("set", str(run), "code=0.5", "--reason", reason)))
+        code = training.wait()
         control.wait(timeout=120)
     finally:
         for process in (training, control):
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-    told = subprocess.run(
-        mixloop("history", str(run), "--json"), check=True, capture_output=True, text=True
-    )
-    for entry in json.loads(told.stdout):
+    for line in (folder / "control.log").read_text().splitlines():
+        print("control:", line)
+    for entry in json.loads(output(mixloop("history", str(run), "--json"))):
         if entry["asked_by"] == "operator":
-            print(f"controller: {entry['id']} in force from step {entry['applied_step']}")
+            print(f"history: {entry['id']} in force from step {entry['applied_step']}")
+    if code:
+        sys.exit(f"the training ended with {code}")
+
+
+def output(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def wait_for_step(status: Path, step: int, training: subprocess.Popen[bytes]) -> None:
-    import time
-
     while training.poll() is None:
         if status.exists() and json.loads(status.read_text())["step"] >= step:
             return
@@ -149,9 +160,12 @@ def wait_for_step(status: Path, step: int, training: subprocess.Popen[bytes]) ->
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--demo", action="store_true")
+    parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_args()
@@ -160,5 +174,7 @@ if __name__ == "__main__":
             demo(given.folder or Path(made), given.steps)
     elif given.folder is None:
         parser.error("give a folder, or --demo")
+    elif given.prepare:
+        print(make_run(given.folder, given.steps))
     else:
         train(given.folder, given.resume)

@@ -61,7 +61,7 @@ class QuickEvaluator:
         if self._job is None or self._polls < 2:
             return None
         (checkpoint, out), self._job = self._job, None
-        step = int(checkpoint.name.removeprefix("step-"))
+        step = int(checkpoint.name.rpartition("-")[2])
         items = {
             f"i{n}": {"bits_per_byte": 2 - step / 1000 + n / 10, "bytes": 10}
             for n in range(self._items)

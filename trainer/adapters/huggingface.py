@@ -13,30 +13,38 @@ exact sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from mixloop.trainer.dataset import MixtureDataset
 from mixloop.trainer.job import JobError
 from mixloop.trainer.loader import MixtureLoader
+from mixloop.trainer.saved import SAVED_FILE
+from mixloop.trainer.voice import say
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
+
+Mixture = MixtureLoader | MixtureDataset
 
 _FOR_MODELS = ("input_ids", "labels", "position_ids")
 
 
 class MixtureCallback(TrainerCallback):  # type: ignore[misc]  # transformers carries no types here
-    """Reports steps, marks checkpoints, ends the loader's threads.
+    """Reports every step, marks checkpoints, ends the loader's threads.
 
-    For a Trainer that takes its batches from `mixture`; :class:`MixtureMixin` adds it by itself.
+    :class:`MixtureMixin` adds it by itself. Alone it does for a Trainer subclass whose
+    `get_train_dataloader` gives the micro-batches of `mixture` untouched, one by one.
     """
 
-    def __init__(self, mixture: MixtureLoader) -> None:
+    def __init__(self, mixture: Mixture) -> None:
         self.mixture = mixture
-        self._logged: dict[str, float] = {}
+        self._logged: dict[str, Any] = {}
+        self._due: int | None = None
+        self._warned = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -50,79 +58,115 @@ class MixtureCallback(TrainerCallback):  # type: ignore[misc]  # transformers ca
                 "(MixtureMixin does; else call loader.restore(folder))"
             )
 
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Tell the step; end training when the budget is spent."""
+        # a resumed Trainer that replays no batches would count its epoch from 0 again
+        state.epoch = state.global_step / _steps(self.mixture)
+        self._due = state.global_step
+        if not control.should_log:  # else its loss comes with on_log, before anything is saved
+            self._report()
+        if state.global_step >= _steps(self.mixture):
+            control.should_training_stop = True
+
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, float] | None = None,
+        logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Keep what the Trainer has worked out, for the next heartbeat."""
+        """Tell the step with what the Trainer has worked out since it logged last."""
         known = ("loss", "grad_norm", "learning_rate")
         self._logged |= {key: (logs or {})[key] for key in known if key in (logs or {})}
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Tell the step; end training when the budget is spent."""
-        self.mixture.report(
-            step=state.global_step,
-            loss=self._logged.get("loss"),
-            lr=self._logged.get("learning_rate"),
-            grad_norm=self._logged.get("grad_norm"),
-        )
-        if self.mixture.tokens >= self.mixture.job.budget:
-            control.should_training_stop = True
+        self._report()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The checkpoint is whole: say which mixture it was trained on."""
-        self.mixture.saved(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self._report()
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.mixture.saved(folder) and not self._warned:
+            self._warned = _warn_unscorable(folder)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The last status, and the end of the loader's threads."""
+        self._report()
         self.mixture.close()
+
+    def _report(self) -> None:
+        """Once a step: to a dataset with workers a report is the step."""
+        if self._due is None:
+            return
+        step, self._due = self._due, None
+        self.mixture.report(
+            step=step,
+            loss=self._logged.get("loss"),
+            lr=self._logged.get("learning_rate"),
+            grad_norm=self._logged.get("grad_norm"),
+        )
 
 
 class MixtureMixin:
     """Before `Trainer` in a class's bases: `mixture=` takes the place of `train_dataset=`.
 
+    A `MixtureLoader` draws in a thread of the training process; a `MixtureDataset` in
+    `dataloader_num_workers` processes. Either way accelerate is not asked to prepare it: it would
+    deal the batches among the ranks again, and replay them on a resume.
+
     Raises:
         JobError: settings of the Trainer under which its steps would not be the loader's.
     """
 
-    def __init__(self, *args: Any, mixture: MixtureLoader, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, mixture: Mixture, **kwargs: Any) -> None:
         self.mixture = mixture
         given: Any = kwargs.get("args", args[1] if len(args) > 1 else None)
-        if given is not None:
-            check_arguments(given, mixture)
-            # what is left to train on says when to stop; batches are never replayed
-            given.ignore_data_skip = True
-            if given.max_steps <= 0:
-                given.max_steps = len(mixture) // mixture.job.settings.accumulation
+        if given is None:
+            raise JobError("Trainer: args= is missing: TrainingArguments with the run's batch size")
+        if kwargs.get("train_dataset") is not None:
+            raise JobError("Trainer: train_dataset= beside mixture=; give one of the two")
+        check_arguments(given, mixture)
+        given.ignore_data_skip = True  # the loader itself goes on at the exact sample
+        if given.max_steps <= 0:
+            given.max_steps = _steps(mixture)  # one epoch of the Trainer is the whole budget
         super().__init__(*args, **kwargs)
-        trainer: Any = self
-        trainer.add_callback(MixtureCallback(mixture))
+        _refuse_shared_batches(_untyped(self))
+        _untyped(self).add_callback(MixtureCallback(mixture))
 
     def get_train_dataloader(self) -> Any:
-        """The loader's micro-batches, with the keys that models take."""
-        return _Batches(self.mixture)
+        """This rank's micro-batches, with the keys that models take."""
+        return _Batches(self.mixture, _untyped(self).args)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        above: Any = super()
-        above._load_from_checkpoint(resume_from_checkpoint, model)
-        self.mixture.restore(resume_from_checkpoint)
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """Train, with the mixture where the checkpoint left it.
+
+        Args:
+            resume_from_checkpoint: a folder, or True: the newest of `output_dir` that is whole,
+                which `mixloop.json`, written last, tells.
+
+        Raises:
+            JobError: the checkpoint has no `mixloop.json` or is of another run.
+        """
+        trainer, above = _untyped(self), _untyped(super())
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = _newest(Path(trainer.args.output_dir))
+        if resume_from_checkpoint:
+            self.mixture.restore(resume_from_checkpoint)
+        return above.train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
 
 class _Batches:
-    """What the Trainer asks of a dataloader, and no more: accelerate would fetch one ahead."""
+    """What the Trainer asks of a dataloader, and no more."""
 
-    def __init__(self, mixture: MixtureLoader) -> None:
+    def __init__(self, mixture: Mixture, args: TrainingArguments) -> None:
         self._mixture = mixture
+        self._workers = args.dataloader_num_workers
+        self._pin = args.dataloader_pin_memory
         self.dataset = mixture
         self.batch_size = mixture.job.settings.micro_batch
 
@@ -130,32 +174,112 @@ class _Batches:
         return len(self._mixture)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self._mixture:
+        for batch in self._drawn():
             yield {key: batch[key] for key in _FOR_MODELS if key in batch}
 
+    def _drawn(self) -> Iterable[dict[str, Any]]:
+        mixture = self._mixture
+        if isinstance(mixture, MixtureLoader) or not self._workers:
+            return mixture
+        import torch
+        from torch.utils.data import DataLoader
 
-def check_arguments(args: TrainingArguments, mixture: MixtureLoader) -> None:
+        return DataLoader(
+            mixture,
+            batch_size=None,
+            num_workers=self._workers,
+            prefetch_factor=mixture.prefetch_factor,
+            pin_memory=self._pin and torch.cuda.is_available(),
+        )
+
+
+def check_arguments(args: TrainingArguments, mixture: Mixture) -> None:
     """That a step of the Trainer is a step of the loader.
 
     Raises:
         JobError: naming the argument, its value and the one that fits.
     """
     settings = mixture.job.settings
-    for name, given, right in (
-        ("per_device_train_batch_size", args.per_device_train_batch_size, settings.micro_batch),
-        ("gradient_accumulation_steps", args.gradient_accumulation_steps, settings.accumulation),
-        ("dataloader_num_workers", args.dataloader_num_workers, 0),
-    ):
+    gpus = max(1, args.n_gpu)
+    rows = f"trainer.micro_batch is {settings.micro_batch}, for {gpus} device(s) of a process"
+    wanted = [
+        ("per_device_train_batch_size", settings.micro_batch // gpus, rows),
+        ("gradient_accumulation_steps", settings.accumulation, "as trainer.accumulation"),
+        ("auto_find_batch_size", False, "the order of the data is for one batch size"),
+    ]
+    if isinstance(mixture, MixtureLoader):
+        why = "MixtureLoader draws ahead in a thread of its own; workers want a MixtureDataset"
+        wanted.append(("dataloader_num_workers", 0, why))
+    elif args.dataloader_prefetch_factor is not None:
+        why = "as MixtureDataset(prefetch_factor=...)"
+        wanted.append(("dataloader_prefetch_factor", mixture.prefetch_factor, why))
+    for name, right, why in wanted:
+        given = getattr(args, name)
         if given != right:
-            why = (
-                "the loader draws ahead in a thread of its own" if right == 0 else "as in run.yaml"
-            )
             raise JobError(f"TrainingArguments.{name}: {given}; make it {right} ({why})")
     if args.world_size != mixture.world:
         raise JobError(
             f"{args.world_size} processes share the batches out, the loader knows of "
             f"{mixture.world}: make it after TrainingArguments, which joins the ranks"
         )
+    if args.max_steps > _steps(mixture):
+        raise JobError(
+            f"TrainingArguments.max_steps: {args.max_steps}, but the budget is spent after "
+            f"{_steps(mixture)} steps; leave it out, or raise the run's budget"
+        )
+
+
+def _refuse_shared_batches(trainer: Any) -> None:
+    """The loader gives every process other samples, which processes of one batch must not get."""
+    for kind, name in (("tensor", "tp"), ("context", "cp"), ("sequence", "sp")):
+        size = getattr(trainer, f"get_{name}_size", lambda: 1)()
+        if size > 1:
+            raise JobError(
+                f"Trainer: {kind} parallelism of {size}: MixtureMixin does data parallelism alone "
+                "(DDP, FSDP); with it, write a loop with MixtureLoader(rank=, world=)"
+            )
+
+
+def _untyped(trainer: Any) -> Any:
+    """The Trainer that the mixin is mixed into."""
+    return trainer
+
+
+def _steps(mixture: Mixture) -> int:
+    """Steps of the whole budget."""
+    return len(mixture) // mixture.job.settings.accumulation
+
+
+def _newest(output: Path) -> Path:
+    """The checkpoint that was completed last.
+
+    Raises:
+        JobError: there is none.
+    """
+    steps = {
+        int(number): folder
+        for folder in output.glob("checkpoint-*")
+        if (number := folder.name.removeprefix("checkpoint-")).isdecimal()
+        and (folder / SAVED_FILE).is_file()
+        and (folder / "trainer_state.json").is_file()
+    }
+    if not steps:
+        raise JobError(
+            f"{output}: no checkpoint-N with {SAVED_FILE} and trainer_state.json to resume from"
+        )
+    return steps[max(steps)]
+
+
+def _warn_unscorable(folder: Path) -> bool:
+    """Say so when the controller will not be able to load a model from there."""
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return False
+    say(
+        f"{folder}: no config.json with safetensors, so the controller will not score it; save "
+        "the full model (FSDP: state_dict_type FULL_STATE_DICT)",
+        "mixloop",
+    )
+    return True
 
 
 __all__ = ["MixtureCallback", "MixtureMixin", "check_arguments"]
