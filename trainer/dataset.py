@@ -116,11 +116,13 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
     ) -> None:
         self.job = job
         self.names = tuple(job.sources)
+        self.prefetch_factor = prefetch_factor
         self._dtype = dtype
         self._worker_state: LoaderState | None = None
         self._worker: Worker | None = None
         self._rounds = 0
         place = find_place(rank, world, peers)
+        self.world = place.world
         self._office: Office | None = Office(job, place, on_change, rewind, prefetch_factor, ahead)
         self._loader_options = {
             "rank": place.rank, "world": place.world, "peers": place.peers,

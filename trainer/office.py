@@ -238,6 +238,8 @@ class Office:
                 return
             running.advance()
             self._micro = 0
+            # before the heartbeat between steps, which at the end would be the last word
+            running.report(True, step, loss, lr, phase, grad_norm, losses, source)
             heard = running.between_steps()
             if heard is not None:
                 self._segments.append(heard)
@@ -246,7 +248,6 @@ class Office:
                 self.board.announce(running.steering.ahead[-1])
             self.board.report(running.position.step)  # after the news, which it lets workers pass
             running.tell()
-            running.report(True, step, loss, lr, phase, grad_norm, losses, source)
 
 
 def _attend(office: weakref.ref[Office], listener: int) -> None:

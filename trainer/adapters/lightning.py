@@ -253,7 +253,7 @@ class _Batches:
             self._mixture,
             batch_size=None,
             num_workers=self._workers,
-            prefetch_factor=getattr(self._mixture, "prefetch_factor", 2),
+            prefetch_factor=self._mixture.prefetch_factor,
             pin_memory=torch.cuda.is_available(),
         )
 
