@@ -165,6 +165,11 @@ class MixtureCheckpoints(CheckpointManager):  # type: ignore[misc]
         self._export: bool = config.export
         if config.enable and config.export and kwargs.get("sd_adapter") is None:
             raise JobError("checkpoint.export: torchtitan has no state_dict_adapter of this model")
+        if config.enable and config.export and not (Path(self._assets) / "config.json").is_file():
+            raise JobError(
+                f"checkpoint.export: no config.json in hf_assets_path, {self._assets}; put the "
+                "model's Hugging Face configuration there, or leave export off"
+            )
         super().__init__(config, dataloader=dataloader, states=states, **kwargs)
 
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
