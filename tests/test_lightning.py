@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from mixloop.controller.layouts import Layout
 from mixloop.trainer.contract import Order, RunPaths, read_schedule, read_status, write_order
@@ -32,6 +35,7 @@ LENGTH, ROWS, MICROS = 8, 4, 2
 QUANTUM = ROWS * MICROS
 STEPS = 40
 SIZES = {"a": 53, "b": 101, "c": 149}
+RANKS = Path(__file__).parent / "support" / "lightning_ranks.py"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "lightning_loop.py"
 pytestmark = pytest.mark.filterwarnings(
     "default",  # Lightning's and torch's own are not ours to mend
@@ -212,6 +216,56 @@ def test_checkpoints_that_are_not_kept_take_their_folder_along(
     [left] = (tmp_path / "out").iterdir()
     assert sorted(path.name for path in left.iterdir()) == ["lightning.ckpt", "mixloop.json"]
     assert left.name == f"checkpoint-{STEPS}"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_share_the_order_out(
+    tmp_path: Path, stores: dict[str, Path], workers: int
+) -> None:
+    """Two gloo ranks under DDP: a change in the middle, a resume, and what both saw together."""
+    quantum = QUANTUM * 2
+    sources: dict[str, Any] = {name: {"path": str(at), "weight": 0.5} for name, at in stores.items()}
+    sources["c"]["weight"] = 0.0
+    run = {
+        "run": {"id": "r", "dir": "run", "seed": 3},
+        "budget": STEPS * quantum * LENGTH,
+        "sources": sources,
+        "trainer": {"sequence_length": LENGTH, "micro_batch": ROWS, "accumulation": MICROS,
+                    "poll_every": 2},
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    asked = {"folder": str(tmp_path), "workers": workers}
+    on_two_ranks(**asked, name="first", steps=12, resume=None)
+    last = tmp_path / "out" / "checkpoint-8" / "lightning.ckpt"
+    on_two_ranks(**asked, name="second", steps=STEPS, resume=str(last))
+    for name, begun, ended in (("first", 0, 12), ("second", 8, STEPS)):
+        traces = [json.loads((tmp_path / f"{name}-{rank}").read_text()) for rank in (0, 1)]
+        micros = [[trace[at : at + ROWS] for at in range(0, len(trace), ROWS)] for trace in traces]
+        together = [sorted(a + b) for a, b in zip(*micros, strict=True)]
+        order = pure(tmp_path, ended * quantum)[begun * quantum :]
+        both = 2 * ROWS
+        assert together == [sorted(order[at : at + both]) for at in range(0, len(order), both)]
+    segments = read_schedule(RunPaths(tmp_path / "run").schedule).segments
+    assert [segment.generation for segment in segments][-1] == 1
+
+
+def on_two_ranks(**asked: Any) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    own |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    own |= {"TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0"}  # as under torchrun
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(RANKS), json.dumps(asked)],
+            env=os.environ | own | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    told = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told[0][-4000:]
 
 
 @pytest.mark.soak

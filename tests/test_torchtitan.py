@@ -28,10 +28,10 @@ from mixloop.trainer.order import MixtureOrder
 from mixloop.trainer.store import StoreInfo
 
 pytest.importorskip("torchtitan.components.dataloader")
-from torchtitan.components.dataloader import BaseDataLoader  # noqa: E402
-from torchtitan.components.loss import IGNORE_INDEX  # noqa: E402
+from torchtitan.components.dataloader import BaseDataLoader
+from torchtitan.components.loss import IGNORE_INDEX
 
-from mixloop.trainer.adapters.torchtitan import MixtureDataLoader, check_trainer  # noqa: E402
+from mixloop.trainer.adapters.torchtitan import MixtureDataLoader, check_trainer
 
 LENGTH, ROWS, MICROS, STEPS = 16, 2, 2, 16
 SIZES = {"a": 53, "b": 101, "c": 149}
@@ -189,7 +189,7 @@ def test_the_trainer_trains_on_the_order_through_a_change_and_a_resume(
     for name, begun, ended in (("first", 0, 10), ("second", 8, STEPS)):
         traces = [json.loads((folder / f"{name}-{rank}").read_text()) for rank in range(world)]
         micros = [[trace[at : at + ROWS] for at in range(0, len(trace), ROWS)] for trace in traces]
-        together = [sorted(sum(rows, [])) for rows in zip(*micros, strict=True)]
+        together = [sorted(token for row in rows for token in row) for rows in zip(*micros, strict=True)]
         order = pure(folder, ended * quantum)[begun * quantum :]
         size = ROWS * world
         assert together == [sorted(order[at : at + size]) for at in range(0, len(order), size)]

@@ -15,10 +15,10 @@ from typing import Any
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import titan_cpu  # noqa: E402, F401 - before torchtitan
-from torchtitan_dataloader import llama3_on_a_mixture  # noqa: E402
+import titan_cpu  # noqa: F401 - before torchtitan
+from torchtitan_dataloader import llama3_on_a_mixture
 
-from mixloop.trainer.contract import Order, RunPaths, write_order  # noqa: E402
+from mixloop.trainer.contract import Order, RunPaths, write_order
 
 
 def train(asked: dict[str, Any]) -> None:

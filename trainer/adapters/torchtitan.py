@@ -198,9 +198,7 @@ class MixtureCheckpoints(CheckpointManager):  # type: ignore[misc]
             else value
             for key, value in self.states[MODEL].state_dict().items()
         }
-        self.dcp_save(
-            states, checkpoint_id=str(folder), async_mode=AsyncMode.DISABLED, to_hf=True
-        )
+        self.dcp_save(states, checkpoint_id=str(folder), async_mode=AsyncMode.DISABLED, to_hf=True)
 
 
 def check_trainer(trainer: Any, dataloader: Any) -> None:
