@@ -220,13 +220,11 @@ def test_checkpoints_that_are_not_kept_take_their_folder_along(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("workers", [0, 2])
-def test_ranks_share_the_order_out(
-    tmp_path: Path, stores: dict[str, Path], workers: int
-) -> None:
+def test_ranks_share_the_order_out(tmp_path: Path, stores: dict[str, Path], workers: int) -> None:
     """Two gloo ranks under DDP: a change in the middle, a resume, and what both saw together."""
     quantum = QUANTUM * 2
-    sources: dict[str, Any] = {name: {"path": str(at), "weight": 0.5} for name, at in stores.items()}
-    sources["c"]["weight"] = 0.0
+    shares = {"a": 0.5, "b": 0.5, "c": 0.0}
+    sources = {name: {"path": str(stores[name]), "weight": w} for name, w in shares.items()}
     run = {
         "run": {"id": "r", "dir": "run", "seed": 3},
         "budget": STEPS * quantum * LENGTH,

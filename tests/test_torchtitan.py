@@ -28,10 +28,18 @@ from mixloop.trainer.order import MixtureOrder
 from mixloop.trainer.store import StoreInfo
 
 pytest.importorskip("torchtitan.components.dataloader")
+from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.loss import IGNORE_INDEX
+from torchtitan.components.metrics import MetricsProcessor
 
-from mixloop.trainer.adapters.torchtitan import MixtureDataLoader, check_trainer
+from mixloop.trainer.adapters.torchtitan import (
+    MixtureCheckpoints,
+    MixtureDataLoader,
+    MixtureMetrics,
+    check_trainer,
+    with_mixture,
+)
 
 LENGTH, ROWS, MICROS, STEPS = 16, 2, 2, 16
 SIZES = {"a": 53, "b": 101, "c": 149}
@@ -121,9 +129,9 @@ def test_positions_begin_anew_with_a_document(run_file: Path) -> None:
 
 
 def test_what_would_not_be_the_runs_steps_is_refused(run_file: Path) -> None:
-    with pytest.raises(JobError, match="training.seq_len is 32: make it 16"):
+    with pytest.raises(JobError, match=r"training\.seq_len is 32: make it 16"):
         build(run_file, seq_len=32)
-    with pytest.raises(JobError, match="training.local_batch_size is 8: make it 2"):
+    with pytest.raises(JobError, match=r"training\.local_batch_size is 8: make it 2"):
         build(run_file, local_batch_size=8)
     loader = build(run_file)
     training = SimpleNamespace(steps=STEPS)
@@ -131,13 +139,45 @@ def test_what_would_not_be_the_runs_steps_is_refused(run_file: Path) -> None:
         config=SimpleNamespace(training=training), gradient_accumulation_steps=1,
         num_pipeline_parallel_microbatches=1,
     )  # fmt: skip
-    with pytest.raises(JobError, match="make training.global_batch_size 4"):
+    with pytest.raises(JobError, match=r"make training\.global_batch_size 4"):
         check_trainer(trainer, loader)
     trainer.gradient_accumulation_steps, training.steps = MICROS, STEPS + 1
-    with pytest.raises(JobError, match="training.steps: 17, but the budget is spent after 16"):
+    with pytest.raises(JobError, match=r"training\.steps: 17, but the budget is spent after 16"):
         check_trainer(trainer, loader)
     with pytest.raises(JobError, match="is of another dataloader"):
         loader.load_state_dict({"dp_rank_0": b""})
+
+
+def test_a_configuration_keeps_what_it_was_set_to() -> None:
+    config = SimpleNamespace(
+        metrics=MetricsProcessor.Config(log_freq=3), dataloader=None,
+        checkpoint=CheckpointManager.Config(enable=True, interval=7, async_mode="async"),
+    )  # fmt: skip
+    with_mixture(config, "run.yaml", documents=True)
+    assert (config.dataloader.run, config.dataloader.documents) == ("run.yaml", True)
+    assert type(config.metrics) is MixtureMetrics.Config
+    assert (config.metrics.log_freq, config.checkpoint.interval) == (3, 7)
+    assert (config.checkpoint.async_mode, config.checkpoint.export) == ("async", False)
+    with pytest.raises(JobError, match=r"only MetricsProcessor\.Config can be extended"):
+        with_mixture(config, "run.yaml")  # a second time
+
+
+def test_an_export_that_could_not_be_scored_is_refused(run_file: Path) -> None:
+    trainer = SimpleNamespace(
+        config=SimpleNamespace(
+            training=SimpleNamespace(steps=STEPS), hf_assets_path=str(run_file.parent)
+        ),
+        gradient_accumulation_steps=MICROS, num_pipeline_parallel_microbatches=1,
+        metrics_processor=None,
+    )  # fmt: skip
+    config = MixtureCheckpoints.Config(enable=True, export=True)
+    given: dict[str, Any] = {"dataloader": build(run_file), "states": {"train_state": trainer}}
+    with pytest.raises(JobError, match="no state_dict_adapter of this model"):
+        config.build(**given, sd_adapter=None)
+    with pytest.raises(JobError, match=r"no config\.json in hf_assets_path"):
+        config.build(**given, sd_adapter=object())
+    with pytest.raises(JobError, match="torchtitan's dataloader is a NoneType"):
+        config.build(dataloader=None, states={"train_state": trainer}, sd_adapter=object())
 
 
 def write_assets(folder: Path) -> None:
@@ -173,23 +213,24 @@ def torchtitan(world: int, **asked: Any) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("world", "saves"), [(1, "async"), (2, "disabled")])
 def test_the_trainer_trains_on_the_order_through_a_change_and_a_resume(
-    run_file: Path, world: int
+    run_file: Path, world: int, saves: str
 ) -> None:
     folder = run_file.parent
     write_run(folder, world)
     write_assets(folder / "tokenizer")
     quantum = ROWS * MICROS * world
-    asked = {"folder": str(folder), "global_batch_size": quantum, "order_at": 5}
+    asked: dict[str, Any] = {"folder": str(folder), "global_batch_size": quantum, "order_at": 5}
+    asked["async_mode"] = saves
     torchtitan(world, name="first", steps=10, last=False, **asked)
     # as if it had died before that was saved
     shutil.rmtree(folder / "titan" / "checkpoint" / "step-10")
     torchtitan(world, name="second", steps=STEPS, last=True, **(asked | {"order_at": -1}))
     for name, begun, ended in (("first", 0, 10), ("second", 8, STEPS)):
         traces = [json.loads((folder / f"{name}-{rank}").read_text()) for rank in range(world)]
-        micros = [[trace[at : at + ROWS] for at in range(0, len(trace), ROWS)] for trace in traces]
-        together = [sorted(token for row in rows for token in row) for rows in zip(*micros, strict=True)]
+        micros = (np.array(trace).reshape(-1, ROWS) for trace in traces)
+        together = np.sort(np.concatenate(list(micros), axis=1), axis=1).tolist()
         order = pure(folder, ended * quantum)[begun * quantum :]
         size = ROWS * world
         assert together == [sorted(order[at : at + size]) for at in range(0, len(order), size)]

@@ -28,6 +28,7 @@ def train(asked: dict[str, Any]) -> None:
     config.training.disable_cuda_graphs = True
     config.training.global_batch_size = asked["global_batch_size"]
     config.checkpoint.interval = 4
+    config.checkpoint.async_mode = asked["async_mode"]
     config.checkpoint.last_save_model_only = asked["last"]
     config.activation_checkpoint = None
     config.parallelism.spmd_backend = "partial_dtensor"
