@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from mixloop.trainer.adapters.lightning import (  # noqa: E402
 
 LENGTH, ROWS, MICROS = 8, 4, 2
 QUANTUM = ROWS * MICROS
-STEPS = 40
+STEPS = 64
 SIZES = {"a": 53, "b": 101, "c": 149}
 RANKS = Path(__file__).parent / "support" / "lightning_ranks.py"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "lightning_loop.py"
@@ -64,6 +65,7 @@ class Module(lightning.LightningModule):  # type: ignore[misc]
         self.embed = torch.nn.Embedding(600, 8)
         self.head = torch.nn.Linear(8, 600)
         self.mixture, self.seen, self.losses = mixture, [], []
+        self.awaited = 0
 
     def training_step(self, batch: Mapping[str, Any], index: int) -> dict[str, Any]:
         self.seen += batch["input_ids"][:, 0].tolist()
@@ -79,11 +81,16 @@ class Module(lightning.LightningModule):  # type: ignore[misc]
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_train_batch_end(self, *_: Any) -> None:
+        if self.awaited:  # steps of this model are over before a disk has taken an order
+            known = read_schedule(self.mixture.with_name("schedule.jsonl")).segments
+            self.awaited *= all(segment.generation < self.awaited for segment in known)
+            time.sleep(0.02)
         for step, share in ((10, 0.5), (25, 0.125)):  # plays the controller
             if self.trainer.global_step == step:
                 rest = (1 - share) / 2
                 order = Order("r", 1, step, {"a": rest, "b": rest, "c": share})
                 write_order(self.mixture, order)
+                self.awaited = step
 
 
 def mixture(
