@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixloop.trainer.job import Job, JobError
+from mixloop.trainer.mapped import POOL, MappedFile, Pool
 from mixloop.trainer.prepare import prepare
 from mixloop.trainer.sources import open_source, source_info
-from mixloop.trainer.store import Store, StoreInfo, open_stores, read_header, verify_store
-from mixloop.trainer.stream import MAPPED, Piece, Stream
+from mixloop.trainer.store import Shard, Store, StoreInfo, open_stores, read_header, verify_store
+from mixloop.trainer.stream import Piece, Stream, file_piece
 from mixloop.trainer.tokenizer import train_tokenizer
 from mixloop.trainer.windows import document_ids, document_mask, position_ids
 
@@ -65,45 +68,98 @@ def write_arrow(folder: Path, rows: list[list[int]]) -> None:
 # --- the stream ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
+def stream_of(folder: Path, parts: list[np.ndarray[Any, Any]], pool: Pool) -> Stream:
+    """A stream whose parts lie in files of their own, or several to a file, between other bytes."""
+    pieces = []
+    for number, part in enumerate(parts):
+        file = folder / f"{number}.bin"
+        if number % 3 == 2:  # as in arrow files: a part that begins somewhere inside
+            file.write_bytes(b"x" * 10 + part.tobytes() + b"y" * 7)
+            pieces.append(Piece(MappedFile(file, part.nbytes + 17, pool), len(part), 10))
+        else:
+            file.write_bytes(part.tobytes())
+            pieces.append(file_piece(file, part.dtype, len(part), pool))
+    return Stream(pieces, np.uint16)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
-    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12),
+    sizes=st.lists(st.one_of(st.integers(0, 40), st.integers(100, 300)), min_size=1, max_size=8),
     length=st.integers(1, 50),
+    most=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
-def test_windows_are_those_of_the_concatenation(sizes: list[int], length: int, seed: int) -> None:
+def test_windows_are_those_of_the_concatenation(
+    sizes: list[int], length: int, most: int, seed: int
+) -> None:
     parts = [tokens(size, seed + i) for i, size in enumerate(sizes)]
     whole = np.concatenate(parts)
-    stream = Stream([Piece(len(part), lambda part=part: part) for part in parts], np.uint16)
-    assert stream.tokens == len(whole)
     count = len(whole) // length
-    if not count:
-        return
     samples = np.random.default_rng(seed).permutation(count)
     expected = whole[: count * length].reshape(count, length)[samples]
-    np.testing.assert_array_equal(stream.gather(samples, length), expected)
-    out = np.full((count + 2, length), -1, np.int64)
-    rows = np.random.default_rng(seed + 1).permutation(count)
-    stream.gather(samples, length, out, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        stream = stream_of(Path(folder), parts, Pool(most))
+        assert stream.tokens == len(whole)
+        np.testing.assert_array_equal(stream.gather(samples, length), expected)
+        out = np.full((count + 2, length), -1, np.int64)
+        rows = np.random.default_rng(seed + 1).permutation(count)
+        stream.gather(samples, length, out, rows)
+        assert stream.mapped <= most
     np.testing.assert_array_equal(out[rows], expected)
     assert (out[count:] == -1).all()
 
 
-def test_ten_thousand_shards_are_mapped_one_by_one() -> None:
-    opened = []
+def shards(folder: Path, count: int, size: int) -> Path:
+    """A store of many shards; shard n holds the number n throughout."""
+    folder.mkdir()
+    for number in range(count):
+        np.full(size, number, "<u2").tofile(folder / f"tokens-{number:05d}.bin")
+    files = tuple(Shard(f"tokens-{n:05d}.bin", size, "") for n in range(count))
+    info = StoreInfo(count * size, 1, "uint16", 2**16, "t", "f", EOS, shards=files)
+    (folder / "store.json").write_text(json.dumps(info.to_json()))
+    return folder
 
-    def load(number: int) -> np.ndarray[Any, Any]:
-        opened.append(number)
-        return np.full(16, number % 1000, np.uint16)
 
-    pieces = [Piece(16, lambda n=n: load(n)) for n in range(10_000)]
-    stream = Stream(pieces, np.uint16)
-    assert stream.tokens == 160_000
-    assert opened == []
-    stream.gather(np.arange(0, 40), 16)
-    assert sorted(opened) == list(range(40))
-    stream.gather(np.arange(0, 2 * MAPPED), 16)
-    assert stream.mapped == MAPPED
+def test_ten_thousand_shards_are_mapped_one_by_one(tmp_path: Path) -> None:
+    store = Store.open(shards(tmp_path / "s", 10_000, 8))
+    assert store.info.tokens == 80_000
+    assert store.stream.mapped == 0
+    assert store.gather(np.array([7, 9999]), 8)[:, 0].tolist() == [7, 9999]
+    assert store.stream.mapped == 2
+    found = store.gather(np.arange(5000), 16)
+    np.testing.assert_array_equal(found[:, [0, 8]], np.arange(10_000).reshape(-1, 2))
+    assert store.stream.mapped <= POOL.most
+
+
+def test_the_pool_keeps_what_is_used_and_frees_what_is_gone(tmp_path: Path) -> None:
+    pool = Pool(3)
+    files = []
+    for number in range(6):
+        path = tmp_path / str(number)
+        path.write_bytes(bytes([number]) * 100)
+        files.append(MappedFile(path, 100, pool))
+    kept = files[0].bytes()
+    for file in files[1:]:
+        files[0].bytes()  # used again and again: it stays
+        assert file.bytes()[99] == int(file.path.name)
+        assert len(pool) <= 3
+    assert files[0].mapped
+    files[5].content = files[0].content = None
+    assert kept.sum() == 0  # an array outlives its file's place in the pool
+    del files, file
+    assert len(pool) == 0
+    (tmp_path / "1").write_bytes(b"")
+    with pytest.raises(OSError, match="0 bytes now, 100 when it was opened"):
+        MappedFile(tmp_path / "1", 100, pool).bytes()
+
+
+def test_many_threads_read_through_a_small_pool(tmp_path: Path) -> None:
+    parts = [np.full(50, number, np.uint16) for number in range(40)]
+    stream = stream_of(tmp_path, parts, Pool(2))
+    samples = np.random.default_rng(0).permutation(200)
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda _: stream.gather(samples, 10), range(40)):
+            np.testing.assert_array_equal(found, np.repeat(samples // 5, 10).reshape(-1, 10))
 
 
 def test_a_thousand_sources_open_no_file(tmp_path: Path) -> None:
@@ -121,7 +177,11 @@ def test_a_thousand_sources_open_no_file(tmp_path: Path) -> None:
     )  # fmt: skip
     stores = open_stores(job)
     assert sum(store.stream.mapped for store in stores.values()) == 0
-    assert int(stores["s999"].gather(np.array([7]), 8)[0, 0]) == int(tokens(64)[56])
+    before = sum(1 for _ in Path("/dev/fd").iterdir())
+    found = [store.gather(np.array([7]), 8) for store in stores.values()]
+    assert (np.concatenate(found) == tokens(64)[56:]).all()
+    assert sum(store.stream.mapped for store in stores.values()) == 1000
+    assert sum(1 for _ in Path("/dev/fd").iterdir()) <= before + 8  # of others; a map needs none
 
 
 # --- prepared stores -----------------------------------------------------------------------------
