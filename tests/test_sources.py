@@ -15,14 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixloop.trainer.growth import alone
 from mixloop.trainer.job import Job, JobError
 from mixloop.trainer.mapped import POOL, MappedFile, Pool
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.sources import open_source, source_info
+from mixloop.trainer.sources import open_source, source_info, verify_source
 from mixloop.trainer.store import Shard, Store, StoreInfo, open_stores, read_header, verify_store
 from mixloop.trainer.stream import Piece, Stream, file_piece
 from mixloop.trainer.tokenizer import train_tokenizer
-from mixloop.trainer.windows import document_ids, document_mask, position_ids
+from mixloop.trainer.windows import document_ids, document_mask, document_mask_mod, position_ids
 
 EOS = 0
 
@@ -232,6 +233,27 @@ def test_a_store_grows_and_says_what_it_was(
         prepare([str(first)], out, str(other), append=True)
 
 
+def test_one_appends_at_a_time_and_only_to_what_is_sound(tmp_path: Path, tokenizer: Path) -> None:
+    out, text = tmp_path / "s", str(text_file(tmp_path / "a.jsonl", range(50)))
+    before = prepare([text], out, str(tokenizer))
+    with alone(out), pytest.raises(ValueError, match="another `mixloop prepare`"):
+        prepare([text], out, str(tokenizer), append=True)
+    (out / "tokens-00001.bin").write_bytes(b"what a crash left behind")
+    data = bytearray((out / "tokens.bin").read_bytes())
+    data[4] ^= 1
+    (out / "tokens.bin").write_bytes(data)
+    with pytest.raises(ValueError, match="SHA-256 is not the header's"):
+        prepare([text], out, str(tokenizer), append=True)
+    assert read_header(out) == before
+    data[4] ^= 1
+    (out / "tokens.bin").write_bytes(data)
+    assert prepare([text], out, str(tokenizer), append=True).tokens == 2 * before.tokens
+    assert verify_store(out) == []
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jsonl", "s"]
+    with pytest.raises(ValueError, match="no token store there"):
+        prepare([text], tmp_path / "other", str(tokenizer), append=True)
+
+
 def test_a_changed_byte_is_found(tmp_path: Path, tokenizer: Path) -> None:
     text = str(text_file(tmp_path / "a.jsonl", range(100)))
     for name, size in (("one", None), ("many", 64)):
@@ -348,6 +370,97 @@ def test_what_is_damaged_is_said_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["megatron", "datatrove", "arrow"])
+def test_the_whole_of_a_foreign_source_is_verified(kind: str, tmp_path: Path) -> None:
+    path = make(kind, tmp_path)
+    assert verify_source(path) == []
+    if kind == "megatron":
+        file, at = path.with_name(f"{path.name}.idx"), 34 + 4  # the second sequence's length
+    elif kind == "datatrove":
+        file, at = path / "00001.ds.index", 6  # the first document's end, beyond the second's
+    else:
+        (file,) = path.glob("*.arrow")
+        ends = np.cumsum([0, *map(len, DOCUMENTS)]).astype("<i4").tobytes()
+        at = file.read_bytes().index(ends) + 6  # likewise
+    data = bytearray(file.read_bytes())
+    data[at] ^= 3
+    file.write_bytes(data)
+    assert open_source(path).info.tokens == len(WHOLE)  # not seen at the start
+    (found,) = verify_source(path)
+    assert str(file) in found
+
+
+def test_an_index_that_is_cut_or_of_numbers_is_refused(tmp_path: Path) -> None:
+    path = make("datatrove", tmp_path)
+    index = path / "00000.ds.index"
+    index.write_bytes(index.read_bytes()[:-3])
+    with pytest.raises(JobError, match="no whole number of ends"):
+        open_source(path)
+    path = make("megatron", tmp_path)
+    index = path.with_name(f"{path.name}.idx")
+    data = bytearray(index.read_bytes())
+    data[17] = 7
+    index.write_bytes(data)
+    with pytest.raises(JobError, match="token type float32"):
+        open_source(path)
+
+
+def test_datatrove_folders_in_folders(tmp_path: Path) -> None:
+    (tmp_path / "ds").mkdir()
+    write_datatrove(tmp_path / "ds" / "b", {"0": DOCUMENTS[2:]})
+    write_datatrove(tmp_path / "ds" / "a", {"0": DOCUMENTS[:2]})
+    store = open_source(tmp_path / "ds")
+    np.testing.assert_array_equal(store.tokens, WHOLE)
+
+
+@pytest.mark.parametrize("kind", ["list", "large_list", "fixed"])
+def test_lists_of_every_kind_in_several_batches(kind: str, tmp_path: Path) -> None:
+    """Batches cut from longer ones, whose rows don't begin where their memory does."""
+    import pyarrow as pa
+
+    rows = [list(range(n, n + 4)) for n in range(0, 80, 4)]
+    types = {
+        "list": pa.list_(pa.uint16()),
+        "large_list": pa.large_list(pa.uint16()),
+        "fixed": pa.list_(pa.uint16(), 4),
+    }
+    table = pa.table({"other": ["x"] * 20, "ids": pa.array(rows, types[kind])})
+    with pa.ipc.new_stream(tmp_path / "data.arrow", table.schema) as writer:
+        for part in table.slice(3).to_batches(max_chunksize=6):
+            writer.write_batch(part)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    store = open_source(tmp_path, {"column": "ids"})
+    assert store.info.documents == 17
+    assert store.stream.dtype == np.uint16
+    np.testing.assert_array_equal(store.gather(np.arange(6), 11), np.arange(12, 78).reshape(6, 11))
+    assert verify_source(tmp_path, {"column": "ids"}) == []
+
+
+def test_arrow_that_cannot_be_read_in_place_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    table = pa.table({"input_ids": [[1] * 500, [2] * 500]})
+    packed = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_stream(tmp_path / "data.arrow", table.schema, options=packed) as writer:
+        writer.write_table(table)
+    with pytest.raises(JobError, match="compressed"):
+        open_source(tmp_path)
+    (tmp_path / "data.arrow").unlink()
+    with pytest.raises(JobError, match="No such file"):
+        open_source(tmp_path)
+
+
+def test_a_dataset_of_splits_asks_for_one(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    split = Dataset.from_dict({"input_ids": [[1, 2, 3]]})
+    DatasetDict({"train": split, "test": split}).save_to_disk(tmp_path / "d")
+    with pytest.raises(JobError, match="name the folder of one"):
+        open_source(tmp_path / "d")
+    assert open_source(tmp_path / "d" / "train").info.tokens == 3
+
+
 def test_text_and_strangers_are_sent_to_prepare(tmp_path: Path) -> None:
     from datasets import Dataset
 
@@ -359,6 +472,10 @@ def test_text_and_strangers_are_sent_to_prepare(tmp_path: Path) -> None:
         open_source(tmp_path / "folder")
     with pytest.raises(JobError, match="not an option of megatron"):
         open_source(make("megatron", tmp_path), {"column": "x"})
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "store.json").write_text("{}")
+    with pytest.raises(JobError, match="eos_id: not an option of store"):
+        source_info(tmp_path / "store", {"eos_id": 3})
 
 
 def test_rows_that_an_index_picks_come_in_its_order(tmp_path: Path) -> None:
@@ -380,7 +497,15 @@ def test_attention_stays_within_documents(row: list[int]) -> None:
 
     ids = np.array([row])
     documents, positions = document_ids(ids, EOS), position_ids(ids, EOS)
+    for function, expected in ((document_ids, documents), (position_ids, positions)):
+        found = function(torch.tensor([row]), EOS)
+        assert found.dtype == torch.int32
+        np.testing.assert_array_equal(found.numpy(), expected)
     mask = document_mask(torch.from_numpy(documents))[0, 0].numpy()
+    allowed = document_mask_mod(torch.from_numpy(documents))
+    place = torch.arange(len(row))
+    flexible = allowed(torch.tensor(0), torch.tensor(0), place[:, None], place[None, :])
+    np.testing.assert_array_equal(flexible.numpy(), mask)
     for query in range(len(row)):
         begin = max((i + 1 for i in range(query) if row[i] == EOS), default=0)
         assert positions[0, query] == query - begin
