@@ -12,9 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from mixloop.controller.checks import check_run
+from mixloop.controller.cli import app
+from mixloop.controller.config import load_config
+from mixloop.controller.errors import BadInput
+from mixloop.controller.launch import job_of
+from mixloop.trainer.contract import RunPaths, read_status
 from mixloop.trainer.growth import alone
 from mixloop.trainer.job import Job, JobError
 from mixloop.trainer.mapped import POOL, MappedFile, Pool
@@ -23,6 +31,7 @@ from mixloop.trainer.sources import open_source, source_info, verify_source
 from mixloop.trainer.store import Shard, Store, StoreInfo, open_stores, read_header, verify_store
 from mixloop.trainer.stream import Piece, Stream, file_piece
 from mixloop.trainer.tokenizer import train_tokenizer
+from mixloop.trainer.train import train
 from mixloop.trainer.windows import document_ids, document_mask, document_mask_mod, position_ids
 
 EOS = 0
@@ -524,3 +533,110 @@ def test_a_header_that_lies_about_its_shards_is_refused(tmp_path: Path, tokenize
     header.write_text(json.dumps(raw))
     with pytest.raises(JobError, match="own folder"):
         Store.open(tmp_path / "s")
+
+
+# --- a run ---------------------------------------------------------------------------------------
+
+MODEL = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """run.yaml with one source of every format, all of the same documents."""
+    from datasets import Dataset
+
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(["a", "loop", "of", "data"], 30)) for _ in range(40)]
+    tokenizer = train_tokenizer(texts, tmp_path / "tokenizer", 280)
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    info = prepare([str(tmp_path / "a.jsonl")], tmp_path / "own", str(tokenizer), shard_size=500)
+    ids = Store.open(tmp_path / "own").tokens
+    documents = np.split(ids, np.flatnonzero(ids == info.eos_id)[:-1] + 1)
+    write_megatron(tmp_path / "meg", documents)
+    write_datatrove(tmp_path / "ds", {"0": documents[:9], "1": documents[9:]})
+    Dataset.from_dict({"ids": [d.tolist() for d in documents]}).save_to_disk(tmp_path / "arrow")
+    eos = {"eos_id": info.eos_id}
+    config = {
+        "run": {"id": "formats", "dir": "run"},
+        "budget": 16 * 4 * 10,
+        "sources": {
+            "own": {"path": "own"},
+            "meg": {"path": "meg", **eos},
+            "ds": {"path": "ds", **eos},
+            "arrow": {"path": "arrow", "column": "ids", **eos},
+        },
+        "evals": {"benchmarks": {"mmlu": {"items": 2}}},
+        "policy": {"use": "static"},
+        "trainer": {
+            "tokenizer": "tokenizer",
+            "model": MODEL,
+            "sequence_length": 16,
+            "micro_batch": 4,
+            "document_mask": True,
+            "device": "cpu",
+            "precision": "fp32",
+            "threads": 1,
+        },
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path / "run.yaml"
+
+
+def test_a_run_on_sources_of_all_formats(run: Path) -> None:
+    shown = CliRunner().invoke(app, ["check", str(run), "--json"])
+    assert shown.exit_code == 0, shown.output
+    sources = json.loads(shown.stdout)["sources"]
+    formats = {name: source["format"] for name, source in sources.items()}
+    assert formats == {"own": "store", "meg": "megatron", "ds": "datatrove", "arrow": "arrow"}
+    assert len({source["unique_tokens"] for source in sources.values()}) == 1
+    verified = CliRunner().invoke(app, ["verify", str(run), "--json"])
+    assert json.loads(verified.stdout) == {
+        str(run.parent / path): [] for path in ("own", "meg", "ds", "arrow")
+    }
+    job = job_of(load_config(run))
+    losses = []
+    for name, masked in (("run", True), ("other", False)):
+        settings = job.settings.model_copy(update={"document_mask": masked})
+        one = job.model_copy(update={"dir": run.parent / name, "settings": settings})
+        assert train(one) == 0
+        status = read_status(RunPaths(one.dir).status)
+        assert status is not None
+        assert status.loss is not None
+        assert {source.tokens for source in status.sources.values()} == {16 * 10}
+        losses.append(status.loss)
+    assert losses[0] != losses[1]
+
+
+def test_what_is_wrong_with_foreign_sources_is_said_at_the_start(run: Path) -> None:
+    config = yaml.safe_load(run.read_text())
+
+    def refused(section: str, key: str, value: Any) -> str:
+        changed = json.loads(json.dumps(config))
+        place = changed["sources"].get(section, changed["trainer"])
+        place.pop(key) if value is None else place.update({key: value})
+        run.write_text(yaml.safe_dump(changed))
+        with pytest.raises(BadInput) as caught:
+            check_run(run)
+        return str(caught.value)
+
+    assert "give sources.ds.eos_id" in refused("ds", "eos_id", None)
+    assert "sources.meg ends documents with 7" in refused("meg", "eos_id", 7)
+    assert "sources.arrow.path" in refused("arrow", "column", "input_ids")
+    assert "not an option of megatron" in refused("meg", "dtype", "uint16")
+    own = run.parent / "own" / "tokens-00001.bin"
+    own.write_bytes(own.read_bytes()[:-2])
+    assert "prepare again" in refused("trainer", "document_mask", True)
+    done = CliRunner().invoke(app, ["verify", str(run.parent / "own")])
+    assert done.exit_code == 1
+    assert own.name in done.output
+
+
+def test_negative_ids_are_no_tokens(run: Path) -> None:
+    write_megatron(run.parent / "meg", [np.array([1, 2, -3] * 40)], code=4)
+    with pytest.raises(BadInput, match="holds the id -3"):
+        check_run(run)

@@ -90,6 +90,10 @@ class Pool:
         files = (ref() for ref in tuple(self._held))
         return sum(file is not None and file.mapped for file in files)
 
+    def forked(self) -> None:
+        """In a forked child: the parent's other threads, which may hold the lock, aren't here."""
+        self._lock = threading.RLock()
+
     def admit(self, file: MappedFile) -> Bytes:
         """Map a file and let go of others, as far as the bound asks for it."""
         with self._lock:
@@ -121,6 +125,7 @@ def _process_maps() -> int:
 
 POOL = Pool(_process_maps())
 """Of all sources of this process."""
+os.register_at_fork(after_in_child=POOL.forked)
 
 
 class MappedFile:
