@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -154,13 +156,39 @@ def test_the_pool_keeps_what_is_used_and_frees_what_is_gone(tmp_path: Path) -> N
         assert file.bytes()[99] == int(file.path.name)
         assert len(pool) <= 3
     assert files[0].mapped
-    files[5].content = files[0].content = None
+    for file in files[1:] + files[1:]:
+        file.bytes()
+    assert not files[0].mapped
     assert kept.sum() == 0  # an array outlives its file's place in the pool
     del files, file
     assert len(pool) == 0
     (tmp_path / "1").write_bytes(b"")
     with pytest.raises(OSError, match="0 bytes now, 100 when it was opened"):
         MappedFile(tmp_path / "1", 100, pool).bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS binds on Linux")
+def test_files_beyond_the_address_space_take_turns(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+from mixloop.trainer.mapped import MappedFile, Pool
+files = []
+for number in range(8):
+    path = Path(sys.argv[1]) / str(number)
+    with path.open("wb") as stream:
+        stream.write(bytes([number]))
+        stream.truncate(2**30)
+    files.append(MappedFile(path, 2**30, Pool(100) if not files else files[0].pool))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 7 * 2**29, resource.RLIM_INFINITY))
+print([int(file.bytes()[0]) for file in files * 2], len(files[0].pool))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("]")[0] == str([*range(8), *range(8)])[:-1]
+    assert int(done.stdout.split("]")[1]) <= 3
 
 
 def test_many_threads_read_through_a_small_pool(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ itself, whose map outlives the descriptor, and one pool for all sources of the p
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import threading
@@ -101,17 +102,30 @@ class Pool:
             if found is not None:  # another thread was faster
                 return found
             while len(self._held) >= self.most:
-                oldest = self._held.popleft()
-                other = oldest()
-                if other is not None and other.used:
-                    other.used = False
-                    self._held.append(oldest)
-                elif other is not None:
-                    other.content = None
-            found = map_file(file.path, file.size)
+                self._release(spare=True)
+            while True:
+                try:
+                    found = map_file(file.path, file.size)
+                    break
+                except OSError as error:
+                    if error.errno != errno.ENOMEM or not self._held:
+                        raise
+                    self._release(spare=False)  # others use up the maps, or the address space
             file.content = found
             self._held.append(weakref.ref(file))
             return found
+
+    def _release(self, spare: bool) -> None:
+        """Take the oldest file's place; with `spare`, one used since goes to the end instead."""
+        oldest = self._held.popleft()
+        file = oldest()
+        if file is None:
+            return
+        if spare and file.used:
+            file.used = False
+            self._held.append(oldest)
+        else:
+            file.content = None
 
 
 def _process_maps() -> int:
