@@ -167,6 +167,6 @@ class MappedFile:
         """
         found = self.content
         if found is None:
-            found = self.pool.admit(self)
-        self.used = True
+            return self.pool.admit(self)
+        self.used = True  # again: what is read once alone makes way first
         return found
