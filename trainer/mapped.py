@@ -111,7 +111,7 @@ class Pool:
                     if error.errno != errno.ENOMEM or not self._held:
                         raise
                     self._release(spare=False)  # others use up the maps, or the address space
-            file.content = found
+            file.content, file.used = found, False
             self._held.append(weakref.ref(file))
             return found
 
