@@ -131,20 +131,22 @@ def prepare(
 
 @app.command()
 def verify(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE…", help="token stores")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH…", help="sources, or run.yaml for all of its own")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Read token stores whole and check their checksums."""
-    from mixloop.controller.preparing import verify_stores
+    """Read sources whole: checksums of token stores, the structure of other formats."""
+    from mixloop.controller.preparing import verify_sources
 
-    found = verify_stores(stores)
+    found = verify_sources(paths)
     if as_json:
         _print_json(found)
     else:
         from mixloop.controller.show import clean
 
         for path, problems in found.items():
-            for line in problems or [f"{path}: every checksum is right"]:
+            for line in problems or [f"{path}: sound"]:
                 typer.echo(clean(line))
     raise SystemExit(1 if any(found.values()) else 0)
 

@@ -37,19 +37,31 @@ def prepare_with_progress(
     return asdict(info)
 
 
-def verify_stores(paths: Sequence[Path]) -> dict[str, list[str]]:
-    """What is wrong with each store's content; empty where every checksum is right.
+def verify_sources(paths: Sequence[Path]) -> dict[str, list[str]]:
+    """What is wrong with each source, its whole content read; empty where nothing is.
+
+    Args:
+        paths: sources, or run.yaml files for all of theirs.
 
     Raises:
-        BadInput: one that is no token store.
+        BadInput: one that is no source.
     """
+    from mixloop.controller.config import load_config
     from mixloop.trainer.job import JobError
-    from mixloop.trainer.store import verify_store
+    from mixloop.trainer.sources import verify_source
 
-    try:
-        return {str(path): verify_store(path) for path in paths}
-    except JobError as error:
-        raise BadInput(str(error)) from None
+    found = {}
+    for path in paths:
+        options: dict[Path, Mapping[str, Any]] = {path: {}}
+        if path.suffix in (".yaml", ".yml"):
+            sources = load_config(path).sources.values()
+            options = {source.path: source.options for source in sources}
+        for source, given in options.items():
+            try:
+                found[str(source)] = verify_source(source, given)
+            except JobError as error:
+                raise BadInput(str(error)) from None
+    return found
 
 
 def _cores() -> int:

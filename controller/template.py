@@ -63,6 +63,7 @@ trainer:
   processes: 1              # more: torchrun with data parallelism
   # parallel: fsdp          # each process holds its part of weights and optimizer
   # activation_checkpointing: true
+  # document_mask: true     # attention stays within documents
   learning_rate: 3.0e-3
   warmup: 100M              # tokens
   decay: 2B                 # tokens of annealing at the end

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mixloop.trainer.job import JobError
+from mixloop.trainer.job import Job, JobError
 from mixloop.trainer.store import Store
 from mixloop.trainer.windows import document_ids, position_ids
 
@@ -16,8 +16,20 @@ if TYPE_CHECKING:
     import torch
 
 
-def end_of_text(stores: Mapping[str, Store]) -> int:
+def document_end(job: Job, stores: Mapping[str, Store]) -> int | None:
+    """The token that attention of the reference trainer stops at; None: it doesn't.
+
+    Raises:
+        JobError: as for `end_of_text`.
+    """
+    return end_of_text(stores, "settings.document_mask") if job.settings.document_mask else None
+
+
+def end_of_text(stores: Mapping[str, Store], key: str = "documents") -> int:
     """The token that ends a document, in every source.
+
+    Args:
+        key: of what asks for it, in messages.
 
     Raises:
         JobError: a source names none, or two name different ones.
@@ -27,13 +39,13 @@ def end_of_text(stores: Mapping[str, Store]) -> int:
     for name, other in found.items():
         if other < 0:
             raise JobError(
-                f"documents: sources.{name} is of a format that doesn't say what ends a document; "
+                f"{key}: sources.{name} is of a format that doesn't say what ends a document; "
                 f"give sources.{name}.eos_id"
             )
         if other != eos:
             raise JobError(
-                f"documents: sources.{name} ends documents with {other}, sources.{first} with "
-                f"{eos}; leave documents out, or prepare both with one tokenizer"
+                f"{key}: sources.{name} ends documents with {other}, sources.{first} with "
+                f"{eos}; leave it out, or prepare both with one tokenizer"
             )
     return eos
 

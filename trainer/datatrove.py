@@ -3,7 +3,7 @@
 Each `NAME.ds` holds flat ids of 2 or 4 bytes, `NAME.ds.index` the documents' ends (u64, in tokens)
 and `NAME.ds.metadata`, where it is there, `tokenizer|bytes per id` in its first line and the number
 of tokens in its second (datatrove, `pipeline/tokens/tokenizer.py`). Files follow one another by
-name, and windows go on from one to the next.
+name, those of subfolders too as in datatrove's own reader, and windows go on from one to the next.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from mixloop.trainer import foreign
 from mixloop.trainer.job import JobError
+from mixloop.trainer.mapped import map_file
 from mixloop.trainer.store import DTYPES, Store
 from mixloop.trainer.stream import Stream, file_piece
 
@@ -29,9 +30,7 @@ def open_datatrove(path: Path, eos_id: int | None = None, dtype: str | None = No
     Raises:
         JobError: no such files, files of different types, or a damaged one.
     """
-    files = sorted(path.glob("*.ds"))
-    if not files:
-        raise JobError(f"{path}: no .ds file there")
+    files = _files(path)
     kinds = {file: _kind(file, dtype) for file in files}
     kind = kinds[files[0]]
     for file, other in kinds.items():
@@ -43,16 +42,23 @@ def open_datatrove(path: Path, eos_id: int | None = None, dtype: str | None = No
         size = file.stat().st_size
         if size % width:
             raise JobError(f"{file}: {size} bytes are no whole number of {kind} ids")
-        ended = _ends(file)
-        documents += len(ended)
-        if len(ended) and int(ended[-1]) != size // width:
-            raise JobError(f"{file}: {size // width} tokens where its index says {int(ended[-1])}")
-        facts += [file.name.encode(), ended.tobytes()]
+        count, end = _index(file)
+        documents += count
+        if count and end != size // width:
+            raise JobError(f"{file}: {size // width} tokens where its index says {end}")
+        facts.append(f"{file.relative_to(path).as_posix()} {size} {count}".encode())
         pieces.append(file_piece(file, DTYPES[kind], size // width))
     stream = Stream(pieces, DTYPES[kind])
     if not stream.tokens:
         raise JobError(f"{path}: no tokens in its .ds files")
     return Store(path, foreign.info("datatrove", stream, documents, facts, eos_id), stream)
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.rglob("*.ds"))
+    if not files:
+        raise JobError(f"{path}: no .ds file there")
+    return files
 
 
 def _kind(file: Path, given: str | None) -> str:
@@ -72,9 +78,38 @@ def _kind(file: Path, given: str | None) -> str:
     return kind
 
 
-def _ends(file: Path) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+def _index(file: Path) -> tuple[int, int]:
+    """Documents of a file, and where the last one ends; 0 documents without an index."""
     index = file.with_name(f"{file.name}.index")
     try:
-        return np.fromfile(index, "<u8")
-    except OSError:
-        return np.empty(0, np.uint64)
+        with index.open("rb") as stream:
+            size = stream.seek(0, 2)
+            if size % 8:
+                raise JobError(f"{index}: {size} bytes are no whole number of ends: cut short?")
+            if not size:
+                return 0, 0
+            stream.seek(size - 8)
+            return size // 8, int.from_bytes(stream.read(8), "little")
+    except FileNotFoundError:
+        return 0, 0
+    except OSError as error:
+        raise JobError(f"{index}: {error.strerror or error}") from error
+
+
+def verify_datatrove(path: Path, dtype: str | None = None) -> list[str]:
+    """What is wrong with a folder's whole indices, file by file.
+
+    Raises:
+        JobError: as for `open_datatrove`.
+    """
+    open_datatrove(path, dtype=dtype)
+    found = []
+    for file in _files(path):
+        count, _ = _index(file)
+        if count:
+            index = file.with_name(f"{file.name}.index")
+            ends = np.frombuffer(map_file(index, 8 * count), "<u8")
+            wrong = np.flatnonzero(ends[1:] < ends[:-1])
+            if wrong.size:
+                found.append(f"{index}: document {int(wrong[0]) + 1} ends before it begins")
+    return found

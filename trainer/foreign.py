@@ -1,9 +1,10 @@
-"""What formats other than our own have in common: fingerprints, and messages."""
+"""What formats other than our own have in common: fingerprints, and ids that are looked at."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mixloop.trainer.stream import Stream
 
 PROBES = 64  # places of the tokens that a fingerprint looks at
 PROBE = 256  # tokens read at each
+_EDGE = 2**20
 
 
 def fingerprint(kind: str, facts: Iterable[bytes], stream: Stream) -> str:
@@ -46,8 +48,22 @@ def info(
     )
 
 
-def highest_id(stream: Stream) -> int:
-    """The highest id at places all over a source: a vocabulary at or below it is the wrong one."""
+def edges(index: Path) -> list[bytes]:
+    """What a fingerprint takes of an index of any size: how long it is, its head and its tail."""
+    with index.open("rb") as file:
+        head = file.read(_EDGE)
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _EDGE))
+        return [str(size).encode(), head, file.read()]
+
+
+def id_range(stream: Stream) -> tuple[int, int]:
+    """Lowest and highest id at places all over a source: those of its vocabulary, if it is one."""
     count = min(4096, stream.tokens)
     places: npt.NDArray[Any] = np.linspace(0, stream.tokens - count, PROBES).astype(np.int64)
-    return max(int(stream.read(int(start), count).max()) for start in places)
+    lowest, highest = [], []
+    for start in places:
+        ids = stream.read(int(start), count)
+        lowest.append(int(ids.min()))
+        highest.append(int(ids.max()))
+    return min(lowest), max(highest)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixloop.trainer import checkpoint
+from mixloop.trainer.batches import document_end
 from mixloop.trainer.contract import (
     Manifest,
     OpenLine,
@@ -279,7 +280,7 @@ def check_vocabulary(job: Job, stores: Mapping[str, Store]) -> None:
     silent = [name for name, store in stores.items() if not store.info.tokenizer]
     if job.tokenizer is None and not silent:
         return
-    from mixloop.trainer.foreign import highest_id
+    from mixloop.trainer.foreign import id_range
     from mixloop.trainer.tokenizer import inspect_tokenizer
 
     facts = inspect_tokenizer(folder)
@@ -289,11 +290,12 @@ def check_vocabulary(job: Job, stores: Mapping[str, Store]) -> None:
                 f"tokenizer: {folder} is not the tokenizer sources.{name} was prepared with"
             )
     for name in silent:
-        found = highest_id(stores[name].stream)
-        if found >= facts.vocab_size:
+        lowest, highest = id_range(stores[name].stream)
+        if lowest < 0 or highest >= facts.vocab_size:
             raise JobError(
-                f"sources.{name}: holds the id {found}, the tokenizer {folder} has "
-                f"{facts.vocab_size}; name the one it was made with (trainer.tokenizer)"
+                f"sources.{name}: holds the id {lowest if lowest < 0 else highest}, the tokenizer "
+                f"{folder} has {facts.vocab_size}; name the one it was made with "
+                "(trainer.tokenizer)"
             )
 
 
@@ -306,4 +308,5 @@ def check_job(job: Job, rewind: bool = False) -> Plan:
     stores = open_stores(job)
     learning_rate_of(job)
     check_vocabulary(job, stores)
+    document_end(job, stores)
     return locate(job, stores, world_of(job), rewind)

@@ -115,7 +115,8 @@ class TrainerSettings(_Strict):
     not finite leads to: the optimizer step is skipped, and `nan_limit` of them in a row (`stop`:
     one) end the run. A loss more than `spike_threshold` robust standard deviations above the median
     of the last `spike_window` steps is reported. `peak_flops` is what one device can do per second
-    in the precision used, for the utilisation that is reported.
+    in the precision used, for the utilisation that is reported. `document_mask` keeps attention
+    within documents: no token looks beyond the end-of-text token before it.
     `phases` is for other training loops, which don't always tell the phase of their learning rate:
     the token count at which each phase begins.
     """
@@ -156,6 +157,7 @@ class TrainerSettings(_Strict):
     spike_threshold: float | None = Field(6.0, gt=0)
     spike_window: int = Field(128, ge=16)
     peak_flops: float | None = Field(None, gt=0)
+    document_mask: bool = False
 
     @property
     def sharded_state(self) -> bool:

@@ -28,12 +28,27 @@ if TYPE_CHECKING:
 
 
 class Trainer:
-    """Model, optimizer and schedule: everything that a step touches."""
+    """Model, optimizer and schedule: everything that a step touches.
 
-    def __init__(self, job: Job, tokenizer: TokenizerInfo, sources: int, peers: Peers) -> None:
+    With `eos_id` attention stays within the documents that it ends.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        tokenizer: TokenizerInfo,
+        sources: int,
+        peers: Peers,
+        eos_id: int | None = None,
+    ) -> None:
         import torch
 
-        from mixloop.trainer.model import build_model, choose_device, parameter_groups
+        from mixloop.trainer.model import (
+            build_model,
+            check_document_mask,
+            choose_device,
+            parameter_groups,
+        )
 
         settings = job.settings
         self.job = job
@@ -41,6 +56,9 @@ class Trainer:
         self.device = choose_device(settings.device, int(os.environ.get("LOCAL_RANK", "0")))
         torch.manual_seed(job.seed)  # the same initial weights on every rank
         self.model = build_model(job, tokenizer).train()
+        self.eos_id = eos_id
+        if eos_id is not None:
+            check_document_mask(self.model)
         torch.manual_seed(job.seed + 1 + peers.rank)  # what follows may differ by rank
         flops = flops_per_token(self.model, job.sequence_length)
         self.parallel = Parallel(self.model, settings, peers, self.device)
@@ -86,7 +104,7 @@ class Trainer:
             ids = torch.from_numpy(batch.ids[micro]).to(self.device, non_blocking=True)
             with self.parallel.backward(last=micro == micros - 1):
                 with self.parallel.precision():
-                    losses = sequence_losses(self.parallel.forward, ids)
+                    losses = sequence_losses(self.parallel.forward, ids, self.eos_id)
                 torch.autograd.backward(losses.mean() / micros)
             self.totals.add(batch.source[micro], losses.detach())
             seen += losses.detach().double().mean() / micros

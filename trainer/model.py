@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixloop.trainer.job import Job, JobError, ModelSettings
 from mixloop.trainer.tokenizer import TokenizerInfo
+from mixloop.trainer.windows import document_ids, document_mask, position_ids
 
 if TYPE_CHECKING:
     import torch
@@ -125,11 +126,29 @@ def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def sequence_losses(model: Any, ids: torch.Tensor) -> torch.Tensor:
+def check_document_mask(model: Any) -> None:
+    """That a model takes the mask of `sequence_losses` as it is meant.
+
+    Raises:
+        JobError: its attention is of another kind.
+    """
+    kind = getattr(model.config, "_attn_implementation", None)
+    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    if kind != "sdpa" or layers != {"full_attention"}:
+        found = f"{kind}, {', '.join(sorted(layers))}"
+        raise JobError(
+            "settings.document_mask: needs a model whose layers all have full attention through "
+            f"torch's sdpa (this one: {found}); leave it out"
+        )
+
+
+def sequence_losses(model: Any, ids: torch.Tensor, eos_id: int | None = None) -> torch.Tensor:
     """Mean next-token loss of each sequence.
 
     Args:
         ids: token ids, shape [rows, L].
+        eos_id: if given, attention stays within the documents that it ends, and positions begin
+            anew in each.
 
     Returns:
         Nats per token, shape [rows], each over the L - 1 predictions within its sequence.
@@ -139,7 +158,11 @@ def sequence_losses(model: Any, ids: torch.Tensor) -> torch.Tensor:
     # targets are shifted rather than logits cut: a slice of the logits, the largest tensor by
     # far, would be copied
     targets = F.pad(ids[:, 1:], (0, 1), value=-100)
-    logits = model(input_ids=ids, use_cache=False).logits
+    inside = {}
+    if eos_id is not None:
+        inside["attention_mask"] = document_mask(document_ids(ids, eos_id))
+        inside["position_ids"] = position_ids(ids, eos_id).long()
+    logits = model(input_ids=ids, use_cache=False, **inside).logits
     losses = F.cross_entropy(
         logits.view(-1, logits.shape[-1]).float(), targets.view(-1), reduction="none"
     )

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
@@ -21,10 +22,9 @@ from typing import IO, Any
 import numpy as np
 
 from mixloop.trainer.documents import Input, Piece, read_pieces, resolve_inputs
-from mixloop.trainer.files import fsync_folder, write_atomic
+from mixloop.trainer.growth import alone, grow
 from mixloop.trainer.store import (
     DTYPES,
-    HEADER,
     Shard,
     StoreInfo,
     dtype_for,
@@ -250,12 +250,15 @@ def prepare(
     """
     out = Path(out)
     _check_target(out, overwrite, append)
-    before = read_header(out) if append else None
     found = resolve_inputs(inputs)
     work = out.parent / f".{out.name}.tmp-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    try:
+    with ExitStack() as held:
+        held.callback(shutil.rmtree, work, ignore_errors=True)
+        if append:
+            held.enter_context(alone(out))
+        before = read_header(out) if append else None
         folder = resolve_tokenizer(tokenizer, work / "hub-tokenizer")
         facts = inspect_tokenizer(folder)
         if before is not None and before.tokenizer != facts.fingerprint:
@@ -274,12 +277,10 @@ def prepare(
                 f"sequence_length {sequence_length}"
             )
         if before is not None:
-            return _grow(out, before, work, writer.shards, documents)
+            return grow(out, before, work, writer.shards, documents)
         info = _header(facts, documents, writer.shards, shard_size is not None)
         _finish(work, out, folder, info)
         return info
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _header(facts: TokenizerInfo, documents: int, files: list[Shard], sharded: bool) -> StoreInfo:
@@ -298,31 +299,6 @@ def _header(facts: TokenizerInfo, documents: int, files: list[Shard], sharded: b
         eos_id=facts.eos_id,
         shards=tuple(files) if sharded else (),
     )
-
-
-def _grow(
-    out: Path, before: StoreInfo, work: Path, files: list[Shard], documents: int
-) -> StoreInfo:
-    """Further shards for a store: they are whole on the disk before the header names them."""
-    known = before.shards
-    if not known:
-        with (out / "tokens.bin").open("rb") as whole:
-            mine = hashlib.file_digest(whole, "sha256").hexdigest()
-        known = (Shard("tokens.bin", before.tokens, mine),)
-    shards = (*known, *files)
-    for file in files:
-        (work / file.file).rename(out / file.file)
-    fsync_folder(out)
-    info = replace(
-        before,
-        tokens=sum(shard.tokens for shard in shards),
-        documents=before.documents + documents,
-        fingerprint=shards_fingerprint(before.tokenizer, before.dtype, shards),
-        history=(*before.history, {"tokens": before.tokens, "fingerprint": before.fingerprint}),
-        shards=shards,
-    )
-    write_atomic(out / HEADER, json.dumps(info.to_json(), indent=2).encode())
-    return info
 
 
 def _finish(work: Path, out: Path, tokenizer: Path, info: StoreInfo) -> None:

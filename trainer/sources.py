@@ -4,7 +4,7 @@
 |---|---|---|
 | `store` | `mixloop prepare` | `store.json` in the folder |
 | `megatron` | `NAME.bin` and `NAME.idx` | the index beside the path |
-| `datatrove` | tokenised folders of datatrove (nanotron's too) | `*.ds` in the folder |
+| `datatrove` | tokenised folders of datatrove (nanotron's too) | `*.ds` in or under the folder |
 | `arrow` | `datasets.save_to_disk` with an `input_ids` column | `state.json` and `*.arrow` |
 
 Formats other than our own carry no tokenizer: ids are as they are, and the run names the tokenizer.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.trainer.job import JobError
-from mixloop.trainer.store import HEADER, Store, StoreInfo, read_header
+from mixloop.trainer.store import HEADER, Store, StoreInfo, read_header, verify_store
 
 FORMATS = ("store", "megatron", "datatrove", "arrow")
 
@@ -28,10 +28,10 @@ def detect(path: Path) -> str | None:
         return "store"
     if index_of(path).is_file():
         return "megatron"
-    if path.is_dir() and any(path.glob("*.ds")):
-        return "datatrove"
     if (path / "state.json").is_file():
         return "arrow"
+    if path.is_dir() and any(path.rglob("*.ds")):
+        return "datatrove"
     return None
 
 
@@ -52,16 +52,9 @@ def open_source(path: Path, options: Mapping[str, Any] | None = None) -> Store:
     Raises:
         JobError: nothing there that can be read, or it is damaged; one line with the mend.
     """
-    given = {key: value for key, value in (options or {}).items() if value is not None}
-    kind = given.pop("format", "auto")
-    if kind == "auto":
-        kind = detect(path) or ("store" if not path.exists() else None)
-    if kind is None:
-        raise JobError(
-            f"{path}: none of the formats {', '.join(FORMATS)}; make a token store of it with "
-            "`mixloop prepare`"
-        )
+    kind, given = _format(path, options)
     if kind == "store":
+        _only(kind, given)
         return Store.open(path)
     if kind == "megatron":
         from mixloop.trainer.megatron import open_megatron
@@ -76,11 +69,58 @@ def open_source(path: Path, options: Mapping[str, Any] | None = None) -> Store:
     return open_arrow(path, **_only(kind, given, "eos_id", "column"))
 
 
+def _format(path: Path, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """The format of what lies at a path, given or found out, and the other options."""
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    kind = given.pop("format", "auto")
+    if kind == "auto":
+        kind = detect(path) or ("store" if not path.exists() else None)
+    if kind is None and (path / "dataset_dict.json").is_file():
+        raise JobError(f"{path}: a dataset of several splits; name the folder of one of them")
+    if kind is None:
+        raise JobError(
+            f"{path}: none of the formats {', '.join(FORMATS)}; make a token store of it with "
+            "`mixloop prepare`"
+        )
+    return kind, given
+
+
 def _only(kind: str, given: Mapping[str, Any], *known: str) -> dict[str, Any]:
     strange = [key for key in given if key not in known]
     if strange:
-        raise JobError(f"{strange[0]}: not an option of {kind} sources ({', '.join(known)} are)")
+        legal = f"{', '.join(known)} are" if known else "their header says it"
+        raise JobError(f"{strange[0]}: not an option of {kind} sources ({legal})")
     return dict(given)
+
+
+def verify_source(path: Path, options: Mapping[str, Any] | None = None) -> list[str]:
+    """What is wrong with the whole of a source: content by the checksums of a token store; the
+    structure of the other formats, which have none.
+
+    Args:
+        options: as for `open_source`.
+
+    Returns:
+        A line for each file that is damaged.
+
+    Raises:
+        JobError: it can't be opened at all.
+    """
+    kind, given = _format(path, options)
+    given.pop("eos_id", None)
+    if kind == "store":
+        return verify_store(path)
+    if kind == "megatron":
+        from mixloop.trainer.megatron import verify_megatron
+
+        return verify_megatron(index_of(path))
+    if kind == "datatrove":
+        from mixloop.trainer.datatrove import verify_datatrove
+
+        return verify_datatrove(path, **given)
+    from mixloop.trainer.arrow import verify_arrow
+
+    return verify_arrow(path, **given)
 
 
 def source_info(path: Path, options: Mapping[str, Any] | None = None) -> StoreInfo:
@@ -89,9 +129,8 @@ def source_info(path: Path, options: Mapping[str, Any] | None = None) -> StoreIn
     Raises:
         JobError: as for `open_source`.
     """
-    kind = (options or {}).get("format") or "auto"
-    if kind == "store" or (kind == "auto" and detect(path) in ("store", None)):
-        if kind == "auto" and path.exists() and detect(path) is None:
-            return open_source(path, options).info  # which says what it could be
+    kind, given = _format(path, options)
+    if kind == "store":
+        _only(kind, given)
         return read_header(path)
     return open_source(path, options).info

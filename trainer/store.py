@@ -121,7 +121,10 @@ class Store:
         pieces = []
         for name, tokens in _files(info):
             data = path / name
-            size = data.stat().st_size if data.is_file() else 0
+            try:
+                size = data.stat().st_size
+            except OSError:
+                size = 0
             expected = tokens * kind.itemsize
             if size != expected or not expected:
                 raise JobError(

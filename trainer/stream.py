@@ -6,37 +6,33 @@ of the whole stream, so that some begin in one file and end in the next.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mixloop.trainer.mapped import POOL, MappedFile, Pool
+
 Ints = npt.NDArray[np.int64]
 Tokens = npt.NDArray[Any]
 
-MAPPED = 512  # files mapped at a time by one source; a map keeps no file descriptor
+_FEW = 8  # windows of one piece that are cheaper copied one by one
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of the stream: how many tokens, and how to map them (a 1-d array)."""
+class Piece(NamedTuple):
+    """A stretch of the stream: `tokens` integers of a file, from the byte `offset` on."""
 
+    file: MappedFile
     tokens: int
-    load: Callable[[], Tokens]
+    offset: int = 0
 
 
-def file_piece(path: Path, dtype: np.dtype[Any], tokens: int, offset: int = 0) -> Piece:
-    """A piece that is a file of flat integers; `offset` in bytes."""
-
-    def load() -> Tokens:
-        return np.memmap(path, dtype, "r", offset, (tokens,))
-
-    return Piece(tokens, load)
+def file_piece(path: Path, dtype: np.dtype[Any], tokens: int, pool: Pool = POOL) -> Piece:
+    """A piece that is a whole file of flat integers."""
+    return Piece(MappedFile(path, tokens * dtype.itemsize, pool), tokens)
 
 
 class Stream:
@@ -51,8 +47,6 @@ class Stream:
         self.dtype = np.dtype(dtype)
         ends = np.cumsum([piece.tokens for piece in self._pieces], dtype=np.int64)
         self._begins = np.concatenate([np.zeros(1, np.int64), ends])
-        self._open: OrderedDict[int, Tokens] = OrderedDict()
-        self._lock = threading.Lock()
 
     @property
     def tokens(self) -> int:
@@ -61,24 +55,17 @@ class Stream:
 
     @property
     def mapped(self) -> int:
-        """Pieces that are mapped now."""
-        return len(self._open)
+        """Files of it that are mapped now."""
+        return len({id(piece.file) for piece in self._pieces if piece.file.mapped})
 
     def flat(self) -> Tokens | None:
-        """The whole stream as one array, where it is one piece."""
+        """The whole stream as one array, where it is one piece; it stays mapped as long."""
         return self._piece(0) if len(self._pieces) == 1 else None
 
     def read(self, start: int, count: int) -> Tokens:
         """Tokens `start` to ``start + count``, copied, shape [count]."""
         found = np.empty(count, self.dtype)
-        done = 0
-        while done < count:
-            at = start + done
-            number = int(np.searchsorted(self._begins, at, "right")) - 1
-            inside = at - int(self._begins[number])
-            part = self._piece(number)[inside : inside + count - done]
-            found[done : done + len(part)] = part
-            done += len(part)
+        self._read(start, found)
         return found
 
     def gather(
@@ -96,26 +83,41 @@ class Stream:
         """
         made = np.empty((len(samples), length), self.dtype) if out is None else out
         target = np.arange(len(samples)) if rows is None else rows
+        if not len(samples):
+            return made
         starts = samples * length
         number = np.searchsorted(self._begins, starts, "right") - 1
-        whole = starts + length <= self._begins[number + 1]
-        for piece in np.unique(number[whole]):
-            here = whole & (number == piece)
-            tokens = self._piece(int(piece))
-            windows = np.lib.stride_tricks.sliding_window_view(tokens, length)
-            made[target[here]] = windows[starts[here] - self._begins[piece]]
+        order = np.argsort(number, kind="stable")
+        starts, number, target = starts[order], number[order], target[order]
+        inside = starts - self._begins[number]
+        whole = inside + length <= self._begins[number + 1] - self._begins[number]
+        bounds = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(number)]
+        for begin, end in pairwise(bounds):
+            here = slice(begin, end)
+            tokens = self._piece(int(number[begin]))
+            if end - begin <= _FEW or len(tokens) < length:
+                places = zip(target[here], inside[here].tolist(), whole[here], strict=True)
+                for row, at, fits in places:
+                    if fits:
+                        made[row] = tokens[at : at + length]
+            else:
+                windows = np.lib.stride_tricks.sliding_window_view(tokens, length)
+                kept = whole[here]
+                made[target[here][kept]] = windows[inside[here][kept]]
         for place in np.flatnonzero(~whole):
-            made[target[place]] = self.read(int(starts[place]), length)
+            self._read(int(starts[place]), made[target[place]])
         return made
 
+    def _read(self, start: int, out: Tokens) -> None:
+        """Fill `out`, shape [count], from a place of the stream on."""
+        number = int(np.searchsorted(self._begins, start, "right")) - 1
+        inside, done = start - int(self._begins[number]), 0
+        while done < len(out):
+            part = self._piece(number)[inside : inside + len(out) - done]
+            out[done : done + len(part)] = part
+            done += len(part)
+            number, inside = number + 1, 0
+
     def _piece(self, number: int) -> Tokens:
-        with self._lock:
-            tokens = self._open.get(number)
-            if tokens is None:
-                tokens = self._pieces[number].load()
-                self._open[number] = tokens
-                while len(self._open) > MAPPED:
-                    self._open.popitem(last=False)
-            else:
-                self._open.move_to_end(number)
-        return tokens
+        file, tokens, offset = self._pieces[number]
+        return np.frombuffer(file.bytes(), self.dtype, tokens, offset)

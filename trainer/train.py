@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from mixloop.trainer import checkpoint
+from mixloop.trainer.batches import document_end
 from mixloop.trainer.contract import (
     RunPaths,
     ScheduleTaken,
@@ -133,7 +134,8 @@ def set_up(job: Job, peers: Peers, rewind: bool) -> Session | None:
         if peers.rank == 0:
             mark_finished(RunPaths(job.dir).status)
         return None
-    trainer = Trainer(job, inspect_tokenizer(tokenizer), len(stores), peers)
+    eos = document_end(job, stores)
+    trainer = Trainer(job, inspect_tokenizer(tokenizer), len(stores), peers, eos)
     kept = trainer.load(plan.parent) if plan.parent else None
     known = frozenset((s, g) for s, g in kept["switches"]) if kept is not None else None
     writers: list[ScheduleWriter] = []
