@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -263,9 +264,11 @@ def effects(before: Evaluation, after: Evaluation) -> dict[str, Json]:
 def _effect(lens: Observation, benchmark: str) -> Json | None:
     """The gain over the pair around the change, and over the pair before it to compare with."""
     difference = _difference(lens, benchmark, -2, -1)
-    if difference is None:
-        return None
+    if difference is None or not math.isfinite(difference.stderr):
+        return None  # one item in common says nothing of its own noise
     earlier = _difference(lens, benchmark, -3, -2) if len(lens.evaluations) > 2 else None
+    if earlier is not None and not math.isfinite(earlier.stderr):
+        earlier = None
     return {
         "metric": difference.metric,
         "gain": difference.gain,
