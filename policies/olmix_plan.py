@@ -47,7 +47,8 @@ def best_mixture(laws: Array, importance: Array, start: Array, most: Array, kl: 
         decrement = float(gradient @ step)
         if decrement <= FLAT * max(1.0, abs(value)):
             break
-        length = min(1.0, 0.9 * float(np.min(np.where(step < 0, -dual / step, np.inf))))
+        down = step < 0  # the dual stays positive
+        length = min([1.0, *(0.9 * -dual[down] / step[down])])
         for _ in range(60):
             found = _dual(dual + length * step, laws, importance, start, most, kl)
             if found[0] >= value + 0.1 * length * decrement - 1e-15 * abs(value):
