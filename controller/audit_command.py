@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mixloop.trainer.audit_facts import Finding, Report
     from mixloop.trainer.audit_trace import TraceCheck
     from mixloop.trainer.courses import Courses, Seen
+    from mixloop.trainer.job import JobSource
 
 Json = dict[str, Any]
 
@@ -85,44 +86,56 @@ def _print_report(report: Report, *, as_json: bool) -> None:
 # --- a run and its stores --------------------------------------------------------------------
 
 
-def _folder_and_stores(target: Path, given: Sequence[str]) -> tuple[Path, dict[str, Path]]:
-    """The run folder, and where its sources' stores lie as far as run.yaml, job.json or --source
-    say.
-    """
-    stores: dict[str, Path] = {}
+@dataclass(frozen=True)
+class Corpus:
+    """Where a run's sources lie, as far as is known, and the tokenizer it names."""
+
+    sources: dict[str, JobSource]
+    tokenizer: Path | None = None
+
+    def tokenizer_of(self, name: str) -> Path:
+        """The tokenizer of a source: its store's own, else the run's."""
+        own = self.sources[name].path / "tokenizer"
+        return own if own.is_dir() or self.tokenizer is None else self.tokenizer
+
+
+def _folder_and_corpus(target: Path, given: Sequence[str]) -> tuple[Path, Corpus]:
+    """The run folder, and its corpus as far as run.yaml, job.json or --source say."""
+    from mixloop.trainer.job import JobError, JobSource, load_job
+
+    corpus = Corpus({})
     if target.is_file():
         from mixloop.controller.config import load_config
 
         config = load_config(target)
         target = config.run.dir
-        stores = {name: Path(source.path) for name, source in config.sources.items()}
+        corpus = Corpus(dict(config.sources), config.trainer.tokenizer)
     elif (target / "job.json").is_file():
-        from mixloop.trainer.job import JobError, load_job
-
         try:
-            stores = {n: source.path for n, source in load_job(target / "job.json").sources.items()}
+            job = load_job(target / "job.json")
         except JobError as error:
             raise BadInput(str(error)) from None
+        corpus = Corpus(dict(job.sources), job.tokenizer)
     if not target.is_dir():
         raise BadInput(f"{target}: no run here; give a run folder or its run.yaml")
     for item in given:
         name, separator, path = item.partition("=")
         if not (name and separator and path):
             raise BadInput(f"--source: {item!r} is not NAME=PATH")
-        stores[name] = Path(path)
-    return target, stores
+        corpus.sources[name] = JobSource(path=Path(path))
+    return target, corpus
 
 
 def _evidence(
     target: Path, given: Sequence[str], checkpoints: Sequence[Path] = ()
-) -> tuple[Evidence, Courses, dict[str, Path]]:
+) -> tuple[Evidence, Courses, Corpus]:
     from mixloop.trainer.audit import courses_of, read_evidence
 
-    folder, stores = _folder_and_stores(target, given)
+    folder, corpus = _folder_and_corpus(target, given)
     if not (folder / "schedule.jsonl").exists():
         raise BadInput(f"{folder}: no schedule.jsonl here; give the folder of a run that was begun")
     try:
-        evidence = read_evidence(folder, stores, checkpoints)
+        evidence = read_evidence(folder, corpus.sources, checkpoints)
     except OSError as error:
         raise BadInput(f"{folder}: {error}") from None
     try:
@@ -136,15 +149,15 @@ def _evidence(
             raise BadInput(
                 f"--source: {name!r} is no source of this run, which has {', '.join(known)}"
             )
-    return evidence, courses, stores
+    return evidence, courses, corpus
 
 
-def _gatherer(courses: Courses, stores: Mapping[str, Path]) -> Any:
+def _gatherer(courses: Courses, corpus: Corpus) -> Any:
     from mixloop.trainer.audit import gatherer
 
     opened = courses.final.opened
     names = [entry.name for entry in opened.sources]
-    return gatherer(names, stores, opened.sequence_length)
+    return gatherer(names, corpus.sources, opened.sequence_length)
 
 
 def examine(
@@ -169,8 +182,8 @@ def examine(
     from mixloop.trainer.audit import audit as compare
     from mixloop.trainer.audit_trace import TraceCheck
 
-    evidence, courses, stores = _evidence(target, given, checkpoints)
-    check = TraceCheck(courses, _gatherer(courses, stores)) if traces else None
+    evidence, courses, corpus = _evidence(target, given, checkpoints)
+    check = TraceCheck(courses, _gatherer(courses, corpus)) if traces else None
     found = [one for path in _all_ranks(traces) for one in _go_through(check, path)]
     report = compare(evidence, check)
     return replace(report, findings=(*report.findings, *found))
@@ -219,7 +232,7 @@ def look(target: Path, wanted: Wanted, given: Sequence[str] = ()) -> Json:
     Raises:
         BadInput: no such run, step, rank or layout; text or hashes without the stores.
     """
-    _, courses, stores = _evidence(target, given)
+    _, courses, corpus = _evidence(target, given)
     try:
         number = wanted.incarnation
         course = courses.of(number) if number is not None else courses.final
@@ -230,7 +243,7 @@ def look(target: Path, wanted: Wanted, given: Sequence[str] = ()) -> Json:
         raise BadInput(f"{target}: {error}") from None
     names = [entry.name for entry in course.opened.sources]
     length = course.opened.sequence_length
-    gather = _gatherer(courses, stores) if wanted.text or wanted.hashes else None
+    gather = _gatherer(courses, corpus) if wanted.text or wanted.hashes else None
     line = course.in_force(first.sample + 1)
     return {
         "schema": STEP_SCHEMA,
@@ -239,7 +252,7 @@ def look(target: Path, wanted: Wanted, given: Sequence[str] = ()) -> Json:
         "incarnation": first.incarnation,
         "world": first.world,
         "generation": line.generation if line is not None else 0,
-        "ranks": [_rank(one, names, length, gather, stores, wanted) for one in seen],
+        "ranks": [_rank(one, names, length, gather, corpus, wanted) for one in seen],
     }
 
 
@@ -248,7 +261,7 @@ def _rank(
     names: Sequence[str],
     length: int,
     gather: Any,
-    stores: Mapping[str, Path],
+    corpus: Corpus,
     wanted: Wanted,
 ) -> Json:
     from mixloop.trainer.audit_trace import ids_hash
@@ -278,7 +291,7 @@ def _rank(
                 "draw": int(seen.draw[micro, row]),
                 "token": index * length,
             }
-            | ({"text": _decode(stores[name], ids[micro, row])} if wanted.text else {})
+            | ({"text": _decode(corpus.tokenizer_of(name), ids[micro, row])} if wanted.text else {})
         )
     found: Json = {"rank": seen.rank, "rows": rows}
     if wanted.hashes:
@@ -286,12 +299,11 @@ def _rank(
     return found
 
 
-def _decode(store: Path, ids: Any) -> str:
-    """A sample's text, by its store's own tokenizer, without control characters."""
+def _decode(folder: Path, ids: Any) -> str:
+    """A sample's text by a tokenizer, without control characters."""
     from mixloop.controller.show import clean
     from mixloop.trainer.tokenizer import load_raw
 
-    folder = store / "tokenizer"
     try:
         tokenizer = load_raw(folder)
     except Exception as error:  # the tokenizers library raises bare exceptions

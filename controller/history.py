@@ -15,7 +15,7 @@ from typing import Any
 
 from mixloop.controller import observe
 from mixloop.controller.errors import BadInput
-from mixloop.controller.journal import Journal, JournalError, Row
+from mixloop.controller.journal import Journal, JournalError, Row, decision_id
 from mixloop.controller.operations import paused, pins
 from mixloop.controller.requests import waiting as waiting_requests
 from mixloop.trainer.contract import RunPaths, Status, read_status
@@ -154,7 +154,7 @@ def find_decision(journal: Journal, name: str) -> Json:
     Raises:
         BadInput: when there is none.
     """
-    wanted = f"d-{int(name):06d}" if name.isdigit() else name
+    wanted = decision_id(name)
     entries = history(journal)
     for entry in entries:
         if entry["id"] == wanted:

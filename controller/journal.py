@@ -270,6 +270,11 @@ class Journal:
             add_event(tx, self.fence or 0, kind, detail)
 
 
+def decision_id(text: str) -> str:
+    """A decision's id as people type it: ``d-000003``, or just ``3``."""
+    return f"d-{int(text):06d}" if text.isdecimal() and len(text) <= 12 else text
+
+
 def add_event(tx: sqlite3.Connection, fence: int, kind: str, detail: Mapping[str, object]) -> None:
     """Append an event inside a running transaction."""
     tx.execute(

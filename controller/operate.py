@@ -17,7 +17,7 @@ from mixloop.controller.config import RunConfig
 from mixloop.controller.requests import Request
 from mixloop.policies import Observation
 from mixloop.policies.evidence import claims_of
-from mixloop.policies.guards import GuardResult, apply_guards, total_variation
+from mixloop.policies.guards import apply_guards, total_variation
 
 Json = dict[str, Any]
 Weights = Mapping[str, float]
@@ -93,8 +93,8 @@ def _resume(request: Request, scene: Scene) -> Reply:
     return Reply("resumed: the newest scored checkpoint is decided on next", paused=False)
 
 
-def _nothing(request: Request, scene: Scene) -> Reply:
-    return Reply("MLflow is told now" if request.verb == "sync" else "noted")
+def _sync(request: Request, scene: Scene) -> Reply:
+    return Reply("MLflow is told now")
 
 
 # -- orders ----------------------------------------------------------------------------------------
@@ -173,6 +173,8 @@ def _order(
     request: Request, scene: Scene, weights: dict[str, float], what: str, *, pins: Weights
 ) -> Reply:
     """An operator's order: hard guards only, unless forced."""
+    if scene.status.finished:
+        return Reply(propose.ENDED, done=False)
     reason = f"{what}: {request.reason}" if request.reason else what
     context = replace(_context(scene), operator=True, order_pending=False, pins=pins)
     result = apply_guards(weights, [], context, propose.guard_settings(scene.config))
@@ -195,11 +197,7 @@ def _order(
     made = propose.Made(
         _fields(scene, weights, None, "refused", f"{reason}; refused: {why}", notes)
     )
-    return Reply(f"refused: {why}", done=False, made=made, nearest=_nearest(result))
-
-
-def _nearest(result: GuardResult) -> dict[str, float] | None:
-    return dict(result.nearest) if result.nearest is not None else None
+    return Reply(f"refused: {why}", done=False, made=made, nearest=result.nearest)
 
 
 def _settled(scene: Scene, weights: Weights) -> bool:
@@ -254,6 +252,8 @@ def _approve(request: Request, scene: Scene) -> Reply:
     row, problem = _awaiting(request, scene)
     if row is None:
         return Reply(problem, done=False)
+    if scene.status.finished:
+        return Reply(propose.ENDED, done=False, approval="expired")
     if row["against_generation"] != scene.status.in_force.generation or scene.newest > max(
         row["against_generation"], scene.status.in_force.generation
     ):
@@ -314,6 +314,5 @@ _VERBS = {
     "approve": _approve,
     "reject": _reject,
     "rollback": _rollback,
-    "sync": _nothing,
-    "note": _nothing,
+    "sync": _sync,
 }

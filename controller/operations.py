@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixloop.controller import observe, operate, records, requests
+from mixloop.controller import observe, operate, propose, records, requests
 from mixloop.controller.config import RunConfig
 from mixloop.controller.journal import Journal, Row
 from mixloop.controller.sight import Eyes
@@ -144,17 +144,13 @@ class Operations:
 
     def _scores(self) -> Json:
         scored = observe.evaluations(self._journal)
-        if not scored:
-            return {}
-        from mixloop.controller.propose import scores
-
-        return scores(scored[-1])
+        return propose.scores(scored[-1]) if scored else {}
 
     def _scene(self, request: requests.Request) -> operate.Scene:
         status = self._eyes.status
         decision = approval = None
         if request.decision:
-            wanted = _decision_id(request.decision)
+            wanted = request.decision
             decision = self._journal.row("SELECT * FROM decisions WHERE id = ?", wanted)
             approval = self._journal.row("SELECT * FROM approvals WHERE decision = ?", wanted)
         tokens = status.tokens if status is not None else 0
@@ -194,7 +190,3 @@ def _needs_trainer(path: Path) -> bool:
         return bool(json.loads(path.read_text("utf-8"))["verb"] in requests.NEEDS_TRAINER)
     except (OSError, ValueError, KeyError, TypeError):
         return False  # it is refused when it is taken
-
-
-def _decision_id(text: str) -> str:
-    return f"d-{int(text):06d}" if text.isdecimal() and len(text) < 7 else text

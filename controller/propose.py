@@ -31,6 +31,7 @@ Weights = Mapping[str, float]
 
 NOTHING = 1e-6  # total variation below which two mixtures are the same order
 RECENT = 8  # checkpoints whose training loss is "recent"
+ENDED = "training has ended, nothing can be changed any more"
 HEADLINES = ("accuracy", "exact_match", "pass_at_1")
 
 
@@ -85,9 +86,8 @@ def decide(
     asked = _asked(answer, seen)
     before = dict(status.in_force.weights)
     if status.finished or status.tokens >= config.budget:
-        ended = "training has ended, nothing can be changed any more"
         verdict = "expired" if asked.proposed else asked.verdict
-        reason = f"{asked.reason}; {ended}" if asked.proposed else asked.reason
+        reason = f"{asked.reason}; {ENDED}" if asked.proposed else asked.reason
         return Made(_fields(asked, seen, before, before, [], verdict=verdict, reason=reason))
     if asked.proposed and status.in_force.generation != seen.generation:
         reason = (

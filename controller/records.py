@@ -260,7 +260,6 @@ def operated(
 
 def _resolve(tx: sqlite3.Connection, request: Request, state: str, made: str | None) -> None:
     wanted = request.decision
-    wanted = f"d-{int(wanted):06d}" if wanted.isdecimal() else wanted
     tx.execute(
         "UPDATE approvals SET state = ?, by = ?, reason = ?, at = ?, made = ? "
         "WHERE decision = ? AND state = 'waiting'",
@@ -354,12 +353,15 @@ def closed(journal: Journal, tokens: int) -> None:
 
 
 def _note(journal: Journal) -> str:
-    applied = {
-        row["generation"]: row["applied_step"]
-        for row in journal.rows("SELECT generation, applied_step FROM orders")
-        if row["applied_step"] is not None
-    }
-    return tracking.run_note(journal.rows("SELECT * FROM decisions ORDER BY seq"), applied)
+    """The run's description: what it costs doesn't grow with the run."""
+    count = "SELECT COUNT(*) FROM decisions"
+    shown = journal.rows(
+        "SELECT d.*, o.applied_step FROM decisions d LEFT JOIN orders o USING (generation) "
+        "WHERE d.verdict = 'intervene' ORDER BY d.seq DESC LIMIT ?",
+        tracking.TOLD,
+    )
+    changed = journal.value(f"{count} WHERE verdict = 'intervene'")
+    return tracking.run_note(shown[::-1], changed, journal.value(count))
 
 
 def drained(journal: Journal, messages: Sequence[Json]) -> str | None:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import base64
 import tempfile
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from mixloop.controller import show
+from mixloop.controller.pages import document, text
 from mixloop.policies.units import format_tokens
 
 Json = dict[str, Any]
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 CSS = """
 :root { color-scheme: light; --line: #d5dbe1; --quiet: #55606b; --mark: #0b6aa2; }
 body { font: 16px/1.55 system-ui, sans-serif; margin: 0 auto; max-width: 64rem; padding: 1rem;
@@ -57,8 +56,8 @@ def page(found: Json) -> str:
     """The page of a gathered run."""
     title = f"Run {found['run']}"
     parts = [
-        f"<h1>{_text(title)}</h1>",
-        f"<p>{_text(story(found))}</p>",
+        f"<h1>{text(title)}</h1>",
+        f"<p>{text(story(found))}</p>",
         _facts(found),
         "<h2>Benchmarks and mixture</h2>",
         _picture(found),
@@ -69,13 +68,7 @@ def page(found: Json) -> str:
         *_unscored(found["unscored"]),
         *_alarms(found["alarms"]),
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{_text(title)}</title>'
-        f"<style>{CSS}</style></head><body>" + "\n".join(parts) + "</body></html>\n"
-    )
+    return document(title, CSS, parts)
 
 
 def story(found: Json) -> str:
@@ -132,7 +125,7 @@ def _facts(found: Json) -> str:
         ("training loss", loss),
         ("MLflow", waiting),
     ]
-    boxes = (f"<div><span>{_text(name)}</span><b>{_text(value)}</b></div>" for name, value in facts)
+    boxes = (f"<div><span>{text(name)}</span><b>{text(value)}</b></div>" for name, value in facts)
     return f'<div class="facts">{"".join(boxes)}</div>'
 
 
@@ -185,7 +178,7 @@ def _ledger(found: Json) -> str:
         )
     cap = "no cap on epochs" if limit is None else f"cap {limit:g} epochs"
     note = f"{cap}; “at the end” holds the mixture in force to the end of the budget."
-    return _table(heads, rows) + f'<p class="quiet">{_text(note)}</p>'
+    return _table(heads, rows) + f'<p class="quiet">{text(note)}</p>'
 
 
 def _decisions(entries: Sequence[Json]) -> list[str]:
@@ -199,24 +192,24 @@ def _decision(entry: Json) -> str:
     moved = show.moves(entry["weights_before"], entry["weights_after"])
     verdict = show.verdict(entry)
     head = (
-        f"<b>{_text(entry['id'])}</b> {_text(verdict)} at {format_tokens(entry['tokens'])} tokens"
-        + (f": {_text(moved)}" if changed else "")
+        f"<b>{text(entry['id'])}</b> {text(verdict)} at {format_tokens(entry['tokens'])} tokens"
+        + (f": {text(moved)}" if changed else "")
     )
     rows = [
-        ("why", _text(entry["reason"])),
-        ("asked by", _text(f"{entry['asked_by']} ({entry['policy']})")),
+        ("why", text(entry["reason"])),
+        ("asked by", text(f"{entry['asked_by']} ({entry['policy']})")),
         ("evidence", _lines(_evidence(entry["evidence"]))),
-        ("before", _text(show.mixture(entry["weights_before"]))),
-        ("after", _text(show.mixture(entry["weights_after"]))),
+        ("before", text(show.mixture(entry["weights_before"]))),
+        ("after", text(show.mixture(entry["weights_after"]))),
         ("guards", _lines(f"{n['guard']} {n['action']}: {n['detail']}" for n in entry["guards"])),
-        ("applied", _text(show.applied(entry))),
+        ("applied", text(show.applied(entry))),
         ("what followed", _lines(_followed(entry["followed"]))),
     ]
     if entry.get("assessments"):
         said = (show.assessment(one) for one in entry["assessments"])
         rows.insert(2, ("assessed", _lines(said)))
     if entry.get("approval"):
-        rows.insert(2, ("approval", _text(show.approval(entry["approval"]))))
+        rows.insert(2, ("approval", text(show.approval(entry["approval"]))))
     body = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows if value)
     kind = "intervene" if changed else ""
     opened = " open" if changed else ""
@@ -272,20 +265,16 @@ def _alarms(rows: Sequence[Json]) -> list[str]:
 
 
 def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
+    head = "".join(f"<th>{text(name)}</th>" for name in heads)
     body = "".join(f"<tr>{''.join(row)}</tr>\n" for row in rows)
     return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
 
 
-def _cell(text: object, kind: str = "") -> str:
+def _cell(value: object, kind: str = "") -> str:
     mark = f' class="{kind}"' if kind else ""
-    return f"<td{mark}>{_text(text)}</td>"
+    return f"<td{mark}>{text(value)}</td>"
 
 
 def _lines(lines: Iterable[str]) -> str:
-    items = [f"<li>{_text(line)}</li>" for line in lines]
+    items = [f"<li>{text(line)}</li>" for line in lines]
     return f"<ul>{''.join(items)}</ul>" if items else ""
-
-
-def _text(text: object) -> str:
-    return escape(show.clean(text))

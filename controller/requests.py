@@ -20,15 +20,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mixloop.controller.journal import decision_id
 from mixloop.trainer.files import parse_json, read_regular, write_atomic
 
 Json = dict[str, Any]
 
 SCHEMA = "mixloop/request/1"
 LARGEST = 2**17
-Verb = Literal[
-    "pause", "resume", "set", "pin", "unpin", "approve", "reject", "rollback", "sync", "note"
-]
+Verb = Literal["pause", "resume", "set", "pin", "unpin", "approve", "reject", "rollback", "sync"]
 VERBS: tuple[str, ...] = get_args(Verb)
 NEEDS_TRAINER = frozenset({"set", "pin", "approve", "rollback"})
 """What changes the mixture: it has to wait for a heartbeat to be measured against."""
@@ -134,6 +133,7 @@ def _parse(body: Json) -> Request:
     force = body.get("force", False)
     if not isinstance(force, bool):
         raise RequestError("force is neither true nor false")
+    texts["decision"] = decision_id(texts["decision"])
     return Request(
         **texts, weights=_shares(body.get("weights", {})), sources=tuple(sources), force=force
     )

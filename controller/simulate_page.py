@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from mixloop.controller import show
+from mixloop.controller.pages import document, text
 from mixloop.controller.simulate_show import (
     COLUMNS,
     changed_lines,
@@ -19,7 +18,6 @@ from mixloop.controller.simulate_show import (
 
 Json = dict[str, Any]
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
 table { border-collapse: collapse; margin: .5em 0 1.5em; }
@@ -33,7 +31,7 @@ def page(report: Json, picture: Path) -> str:
     """The page, with the picture (PNG) inside it; all text from data is escaped."""
     run = report["run"]
     title = f"Simulation of {run}" if run else "Simulation"
-    parts = [f"<h1>{_text(title)}</h1>", "<h2>Standings</h2>"]
+    parts = [f"<h1>{text(title)}</h1>", "<h2>Standings</h2>"]
     parts.append(_table(COLUMNS, standings_rows(report)))
     parts.append(
         f"<p>Over {report['seeds']} seed{'s' * (report['seeds'] != 1)}: "
@@ -43,35 +41,25 @@ def page(report: Json, picture: Path) -> str:
     )
     for one in report["ledgers"]:
         parts += _ledger(one)
-    parts += [f"<p>{_text(note)}</p>" for note in report["notes"]]
+    parts += [f"<p>{text(note)}</p>" for note in report["notes"]]
     shown = base64.b64encode(picture.read_bytes()).decode("ascii")
     parts.append(f'<img alt="losses and mixtures" src="data:image/png;base64,{shown}">')
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{_text(title)}</title><style>{CSS}</style></head><body>"
-        + "\n".join(parts)
-        + "</body></html>\n"
-    )
+    return document(title, CSS, parts)
 
 
 def _ledger(one: Json) -> list[str]:
     parts = []
     for side in ("reporting", "enforcing"):
         heads, rows = ledger_rows(one, side)
-        parts += [f"<h2>{_text(ledger_title(one, side))}</h2>", _table(heads, rows)]
+        parts += [f"<h2>{text(ledger_title(one, side))}</h2>", _table(heads, rows)]
     first, *rest = changed_lines(one)
-    items = "".join(f"<li>{_text(line.strip())}</li>" for line in rest)
-    return [*parts, f"<p>{_text(first)}</p>", f"<ul>{items}</ul>" if rest else ""]
+    items = "".join(f"<li>{text(line.strip())}</li>" for line in rest)
+    return [*parts, f"<p>{text(first)}</p>", f"<ul>{items}</ul>" if rest else ""]
 
 
 def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
+    head = "".join(f"<th>{text(name)}</th>" for name in heads)
     body = "".join(
-        f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>\n" for row in rows
+        f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>\n" for row in rows
     )
     return f"<table><tr>{head}</tr>\n{body}</table>"
-
-
-def _text(text: object) -> str:
-    return escape(show.clean(text))

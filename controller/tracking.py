@@ -260,24 +260,24 @@ def end_entry(tokens: int, note: str, ms: int) -> Entry:
     return Entry(f"end:{tokens}", "end", {"status": "FINISHED", "ms": ms, "note": note})
 
 
-def run_note(decisions: Sequence[Json], applied: Mapping[int, int]) -> str:
+def run_note(shown: Sequence[Json], changed: int, decisions: int) -> str:
     """The run's story in Markdown, its last interventions as a table.
 
-    ``applied``: generation to step.
+    Args:
+        shown: the last interventions, oldest first, each with the step it was applied at.
+        changed: how many interventions there were, ``decisions`` how many decisions.
     """
-    changed = [row for row in decisions if row["verdict"] == "intervene"]
-    lines = [f"{len(changed)} interventions in {len(decisions)} decisions.", ""]
-    if len(changed) > TOLD:
-        lines += [f"The last {TOLD}; `mixloop history` has all.", ""]
-    changed = changed[-TOLD:]
-    if changed:
+    lines = [f"{changed} interventions in {decisions} decisions.", ""]
+    if changed > len(shown):
+        lines += [f"The last {len(shown)}; `mixloop history` has all.", ""]
+    if shown:
         lines += [
             "| decision | tokens | in force at step | mixture | why |",
             "|---|---|---|---|---|",
         ]
-    for row in changed:
+    for row in shown:
         weights = ", ".join(f"{name} {w:.3g}" for name, w in row["weights_after"].items())
-        step = applied.get(row["generation"], "-")
+        step = "-" if row["applied_step"] is None else row["applied_step"]
         reason = " ".join(row["reason"].replace("|", "/").split())
         lines.append(f"| {row['id']} | {row['tokens']:,} | {step} | {weights} | {reason} |")
     return "\n".join(lines)

@@ -644,3 +644,28 @@ def test_long_runs_take_no_longer() -> None:
     seen = courses.seen(courses.final, 10**12 // 1024 + 5, 3)
     assert seen.epoch.max() > 2000
     assert time.monotonic() - begun < 5
+
+
+def test_sources_of_other_formats_are_audited_and_read_with_the_runs_tokenizer(
+    tmp_path: Path,
+) -> None:
+    """A datatrove folder: no tokenizer of its own, ids as they are."""
+    ids = np.random.default_rng(3).integers(0, 250, 4000).astype("<u2")
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "a.ds").write_bytes(ids.tobytes())
+    texts = [f"the quick brown fox number {n}" for n in range(200)]
+    train_tokenizer(texts, tmp_path / "tokenizer", 300)
+    source = {"path": str(tmp_path / "tokens"), "dtype": "uint16", "weight": 1.0}
+    file = tmp_path / "run.yaml"
+    run = {"run": {"id": "d", "dir": "run"}, "budget": 640, "sources": {"only": source}}
+    run["trainer"] = {"sequence_length": 16, "micro_batch": 4, "tokenizer": "tokenizer"}
+    file.write_text(json.dumps(run))
+    with MixtureLoader.from_config(file) as loader:
+        handed = [batch["input_ids"].numpy().copy() for batch in loader]
+    report = examine(file)
+    assert report.ok, report.findings
+    shown = look(file, Wanted(3, text=True, hashes=True))
+    (rank,) = shown["ranks"]
+    for row, expected in zip(rank["rows"], handed[3], strict=True):
+        np.testing.assert_array_equal(ids[row["token"] :][:16], expected)
+        assert row["text"]

@@ -144,6 +144,18 @@ def test_rollback_restores_the_mixture_before_a_decision(play: Any) -> None:
     assert "no decision is called" in run.answer()["answer"]["text"]
 
 
+def test_nothing_is_ordered_once_training_has_ended(play: Any) -> None:
+    run = play(policy={"use": "static"}, budget=2400)
+    for _ in range(7):  # to the end, without the controller ending first
+        run.trainer.advance()
+    told = CliRunner().invoke(app, ["set", str(run.path), "code=0.3", "--wait", "0"])
+    assert told.exit_code == 0
+    run.settle()
+    assert run.answer()["state"] == "refused"
+    assert "training has ended" in run.answer()["answer"]["text"]
+    assert run.journal.value("SELECT COUNT(*) FROM orders") == 0
+
+
 def test_requests_wait_for_a_controller_and_are_taken_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, played_run: ModuleType
 ) -> None:

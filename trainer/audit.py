@@ -36,9 +36,10 @@ from mixloop.trainer.contract import (
 )
 from mixloop.trainer.courses import Courses, Seen
 from mixloop.trainer.files import read_regular
-from mixloop.trainer.job import JobError
+from mixloop.trainer.job import JobError, JobSource
 from mixloop.trainer.saved import SAVED_FILE, read_saved_manifest
 from mixloop.trainer.schedule import decode_line
+from mixloop.trainer.sources import open_source
 from mixloop.trainer.store import Store
 
 __all__ = ["Evidence", "Finding", "Report", "audit", "courses_of", "gatherer", "read_evidence"]
@@ -214,7 +215,7 @@ def _notes(evidence: Evidence, sources: Mapping[str, SourceFacts]) -> list[str]:
 
 
 def read_evidence(
-    folder: Path, stores: Mapping[str, Path], further: Iterable[Path] = ()
+    folder: Path, stores: Mapping[str, JobSource], further: Iterable[Path] = ()
 ) -> Evidence:
     """Read a run's files; of a run that goes on meanwhile, the schedule last.
 
@@ -231,7 +232,7 @@ def read_evidence(
     found, broken = _ledgers(folder, further)
     lines, damaged, torn = read_lines(paths.schedule)
     length = next((line.sequence_length for _, line in lines if isinstance(line, OpenLine)), 1)
-    facts = {name: _store_facts(path, length) for name, path in stores.items()}
+    facts = {name: _store_facts(source, length) for name, source in stores.items()}
     return Evidence(tuple(lines), tuple(damaged), status, found, broken, facts, torn)
 
 
@@ -285,16 +286,16 @@ def read_lines(path: Path) -> tuple[list[tuple[int, Line]], list[Finding], bool]
     return lines, damaged, torn
 
 
-def _store_facts(path: Path, length: int) -> StoreFacts:
+def _store_facts(source: JobSource, length: int) -> StoreFacts:
     try:
-        store = Store.open(path)
+        store = open_source(source.path, source.options)
     except (JobError, OSError, ValueError) as error:
-        return StoreFacts(str(path), trouble=str(error))
-    return StoreFacts(str(path), store.samples(length), store.info.fingerprint)
+        return StoreFacts(str(source.path), trouble=str(error))
+    return StoreFacts(str(source.path), store.samples(length), store.info.fingerprint)
 
 
 def gatherer(
-    names: Iterable[str], stores: Mapping[str, Path], length: int
+    names: Iterable[str], stores: Mapping[str, JobSource], length: int
 ) -> Callable[[Seen], npt.NDArray[np.int64] | None]:
     """Token ids of what a rank saw, from the stores; None where one of them can't be opened."""
     opened: dict[str, Store | None] = {}
@@ -303,7 +304,8 @@ def gatherer(
     def store(name: str) -> Store | None:
         if name not in opened:
             try:
-                opened[name] = Store.open(stores[name])
+                source = stores[name]
+                opened[name] = open_source(source.path, source.options)
             except (KeyError, JobError, OSError):
                 opened[name] = None
         return opened[name]

@@ -89,8 +89,8 @@ class Run:
         """Until there is nothing to do but wait for the trainer."""
         for _ in range(limit):
             busy = self.controller.running is not None or self.controller.scoring is not None
-            self.controller.step()
-            if not self.controller._busy and not busy:
+            more = self.controller.step()
+            if not more or (not self.controller._busy and not busy):
                 return
         raise AssertionError(f"never at rest: {self.said[-5:]}")
 
