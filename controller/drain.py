@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.controller.children import die_with_parent
+from mixloop.controller.tracking import LOWER, UPPER
 
 # The client's defaults retry for minutes; ours is the loop that retries, from the journal.
 LIMITS = {
@@ -122,7 +123,8 @@ class Sink:
 
         points = []
         for key, value in metrics.items():
-            items = (data or {}).get(key.partition("/")[2])
+            name = key.partition("/")[2]
+            items = (data or {}).get(name.removesuffix(LOWER).removesuffix(UPPER))
             of = (items.name, items.digest) if items is not None else (None, None)
             run = self.run if model else None
             points.append(Metric(key, value, ms, tokens, model, *of, run))

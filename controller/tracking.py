@@ -17,6 +17,7 @@ from typing import Any
 Json = dict[str, Any]
 
 
+LOWER, UPPER = "_lower", "_upper"  # one standard error off a score
 TOLD = 40  # interventions in a run's description
 
 
@@ -150,13 +151,13 @@ def checkpoint_entry(
     metrics = {f"mixture/{name}": weight for name, weight in _rounded(mixture).items()}
     for benchmark, score in benchmarks.items():
         for metric, found in score["metrics"].items():
-            if _is_number(found["value"]):
-                metrics[f"{metric}/{benchmark}"] = float(found["value"])
-            if _is_number(found["stderr"]):
-                metrics[f"{metric}_stderr/{benchmark}"] = float(found["stderr"])
-                if _is_number(found["value"]):
-                    metrics[f"{metric}_lower/{benchmark}"] = found["value"] - found["stderr"]
-                    metrics[f"{metric}_upper/{benchmark}"] = found["value"] + found["stderr"]
+            value, error = found["value"], found["stderr"]
+            if not _is_number(value):
+                continue
+            metrics[f"{metric}/{benchmark}"] = float(value)
+            if _is_number(error):  # the band's edges, beside the curve in one group of charts
+                metrics[f"{metric}/{benchmark}{LOWER}"] = value - error
+                metrics[f"{metric}/{benchmark}{UPPER}"] = value + error
     params = {"step": str(checkpoint["step"]), "tokens": str(checkpoint["tokens"])}
     params |= {"path": checkpoint["path"], "generation": str(checkpoint["generation"])}
     params |= {f"weight.{name}": f"{weight:.6g}" for name, weight in mixture.items()}

@@ -248,7 +248,7 @@ def test_unreachable_for_a_whole_run_then_caught_up_without_duplicates(
     assert told["applied"]["applied_step"] == 12
     assert told["outcome"]["gsm8k"]["gain"] == 0.1
     for edge, at in (("lower", [1.9, 1.8]), ("upper", [2.1, 2.0])):
-        curve = first["history"][f"bits_per_byte_{edge}/gsm8k"]
+        curve = first["history"][f"bits_per_byte/gsm8k_{edge}"]
         assert [tokens for tokens, _ in curve] == [800, 1600]
         assert [value for _, value in curve] == pytest.approx(at)
     assert first["history"]["mixture_realised/web"] == [[1600, 0.75]]
