@@ -220,6 +220,9 @@ def history(target: Run, as_json: AsJson = False) -> None:
         typer.echo("no decisions yet")
     else:
         show.console().print(show.history_table(entries))
+    if not as_json:
+        for line in show.skipped_lines(views.skipped(journal)):
+            typer.echo(line)
 
 
 @app.command()

@@ -142,6 +142,7 @@ def past_decisions(journal: Journal, before: int | None = None) -> tuple[PastDec
             "SELECT * FROM decisions WHERE seq < ? ORDER BY seq",
             before if before is not None else 2**62,
         )
+        if row.get("abandoned_by") is None  # of a branch that the trainer has left
     )
 
 

@@ -105,6 +105,7 @@ class FileTrainer:
         self.run = config.run.id
         self.names = list(config.sources)
         self.budget = config.budget
+        self.incarnation = 1
         self.paths.dir.mkdir(parents=True, exist_ok=True)
         self.writer = ScheduleWriter(self.paths.schedule)
         if not read_schedule(self.paths.schedule).lines:
@@ -130,7 +131,12 @@ class FileTrainer:
             if news.generation > accepted[1]:
                 at = step + 2 * STRIDE
                 line = SegmentLine(
-                    1, at * QUANTUM, at, quantise(news.weights), news.fence, news.generation
+                    self.incarnation,
+                    at * QUANTUM,
+                    at,
+                    quantise(news.weights),
+                    news.fence,
+                    news.generation,
                 )
                 self.writer.append(line)
             accepted = (news.fence, news.generation)
@@ -149,7 +155,7 @@ class FileTrainer:
             self.paths.status,
             Status(
                 run=self.run,
-                incarnation=1,
+                incarnation=self.incarnation,
                 pid=os.getpid(),
                 host="h",
                 step=step,
@@ -183,7 +189,7 @@ class FileTrainer:
             "stable",
             self._force(force),
             {},
-            1,
+            self.incarnation,
             LENGTH,
             QUANTUM,
             {},
