@@ -192,8 +192,21 @@ def run(
 
 
 @app.command()
-def status(target: Run, as_json: AsJson = False) -> None:
+def status(
+    target: Run,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="one screen that stays, until Ctrl-C or the run's end")
+    ] = False,
+    every: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="with --watch: seconds between two looks")
+    ] = 2.0,
+    as_json: AsJson = False,
+) -> None:
     """How a run stands: trainer, mixture, ledger, scores."""
+    if watch:
+        from mixloop.controller.watch import watch as watch_run
+
+        raise SystemExit(watch_run(target, every, as_json=as_json))
     from mixloop.controller import history as views
     from mixloop.controller import show
 

@@ -123,7 +123,15 @@ class Controller:
             "policy": config.policy.use,
             "policy_options": json.dumps(config.policy.options, sort_keys=True),
             "guards": config.guards.model_dump_json(),
+            **{key: one for key, one in self._cadence().items() if one is not None},
             **{f"unique_tokens.{name}": size for name, size in self.sizes.items()},
+        }
+
+    def _cadence(self) -> dict[str, int | None]:
+        """Tokens between two of a thing, which those who look on need to say when it is due."""
+        return {
+            "evaluate_every": self.config.evals.every,
+            "approval_timeout": self.config.approval.timeout,
         }
 
     # -- the loop ----------------------------------------------------------------------------

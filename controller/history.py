@@ -29,19 +29,29 @@ _COLUMNS = (
 )
 
 
+def run_folder(run: Path) -> RunPaths:
+    """The run folder that RUN names: a folder, or a run.yaml.
+
+    Raises:
+        BadInput: when there is no such folder.
+    """
+    if run.is_file():
+        from mixloop.controller.config import load_config
+
+        run = load_config(run).run.dir
+    if not run.is_dir():
+        raise BadInput(f"{run}: no run here; give a run folder or its run.yaml")
+    return RunPaths(run)
+
+
 def open_run(run: Path) -> tuple[RunPaths, Journal | None]:
     """The run folder that RUN names (a folder, or a run.yaml) and its journal, if it has one.
 
     Raises:
         BadInput: when there is no such run.
     """
-    if run.is_file():
-        from mixloop.controller.config import load_config
-
-        run = load_config(run).run.dir
-    paths = RunPaths(run)
-    if not run.is_dir():
-        raise BadInput(f"{run}: no run here; give a run folder or its run.yaml")
+    paths = run_folder(run)
+    run = paths.dir
     if not paths.journal.exists():
         if read_status(paths.status) is None:
             raise BadInput(f"{run}: neither a journal nor a heartbeat here; is this a run folder?")
@@ -198,13 +208,24 @@ def benchmarks(journal: Journal) -> list[Json]:
 
 def status(paths: RunPaths, journal: Journal | None) -> Json:
     """How the run stands, as ``mixloop status --json`` prints it."""
-    beat = read_status(paths.status)
+    found = overview(paths, journal, read_status(paths.status))
+    order = ("run", "trainer", "mixture", "ledger", "benchmarks")
+    found["benchmarks"] = _latest(journal)
+    return {name: found[name] for name in order} | found
+
+
+def overview(
+    paths: RunPaths,
+    journal: Journal | None,
+    beat: Status | None,
+    watched: tuple[float, float] | None = None,
+) -> Json:
+    """The same without the benchmarks; ``watched`` as :func:`trainer` takes it."""
     return {
         "run": beat.run if beat else None,
-        "trainer": trainer(paths, beat, journal),
+        "trainer": trainer(paths, beat, journal, watched),
         "mixture": _mixture(beat, journal),
         "ledger": _ledger(beat),
-        "benchmarks": _latest(journal),
         "steering": steering_at(journal, 2**62) if journal is not None else {},
         "skipped": skipped(journal),
         "pending": _pending(beat, journal),
@@ -334,6 +355,7 @@ def _ledger(beat: Status | None) -> Json:
             "tokens": source.tokens,
             "epochs": source.epochs,
             "unique_tokens": source.unique_tokens,
+            "loss": source.loss,
         }
         for name, source in beat.sources.items()
     }
