@@ -169,13 +169,24 @@ def train(
     os.execv(command[0], command)
 
 
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        help="serve Prometheus metrics at this port of localhost (0: any free one); "
+        "controller.metrics in run.yaml has host and port too",
+    ),
+]
+
+
 @app.command()
-def control(path: RunFile) -> None:
+def control(path: RunFile, metrics_port: MetricsPort = None) -> None:
     """Run the controller beside a training job."""
     from mixloop.controller.service import control_run
     from mixloop.controller.show import clean
 
-    raise SystemExit(control_run(path, lambda line: typer.echo(clean(line))))
+    raise SystemExit(control_run(path, lambda line: typer.echo(clean(line)), metrics_port))
 
 
 @app.command()
@@ -184,11 +195,12 @@ def run(
     rewind: Annotated[
         bool, typer.Option(help="resume at another batch size: drop recorded later mixtures")
     ] = False,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Train and control, as two processes."""
     from mixloop.controller.service import run_both
 
-    raise SystemExit(run_both(path, rewind=rewind))
+    raise SystemExit(run_both(path, rewind=rewind, metrics_port=metrics_port))
 
 
 @app.command()
@@ -210,7 +222,7 @@ def status(
     from mixloop.controller import history as views
     from mixloop.controller import show
 
-    paths, journal = views.open_run(target)
+    paths, journal = views.open_run(target, new=True)
     found = views.status(paths, journal)
     if as_json:
         _print_json(found)

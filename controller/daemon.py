@@ -25,6 +25,7 @@ from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost, Journal, timestamp
+from mixloop.controller.metrics import Timings
 from mixloop.controller.operations import Operations
 from mixloop.controller.planning import Planner
 from mixloop.controller.reconcile import Action, World, next_action
@@ -80,6 +81,7 @@ class Controller:
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     tracking: Tracking = field(default_factory=Tracking)
+    timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
         self.paths = RunPaths(self.config.run.dir)
@@ -172,16 +174,19 @@ class Controller:
 
     def step(self) -> bool:
         """Look once and do one thing. Returns whether there is more to come."""
+        began = self.clock()
         world = self.look()
         action = next_action(world)
         self._busy = action is not Action.WAIT
         if action is Action.WAIT:
             self._beat()
+            self.timings.observe(self.clock() - began)
             self._stop.wait(self._pause(world))
             return True
         if action is Action.END:
             return False
         getattr(self, "_do_" + action.value.replace("-", "_"))(world)
+        self.timings.observe(self.clock() - began)
         return True
 
     def stop(self) -> None:

@@ -30,7 +30,7 @@ _COLUMNS = (
 
 
 def run_folder(run: Path) -> RunPaths:
-    """The run folder that RUN names: a folder, or a run.yaml.
+    """The run folder that RUN names: a folder, or a run.yaml, whose folder may be still to come.
 
     Raises:
         BadInput: when there is no such folder.
@@ -38,20 +38,27 @@ def run_folder(run: Path) -> RunPaths:
     if run.is_file():
         from mixloop.controller.config import load_config
 
-        run = load_config(run).run.dir
+        return RunPaths(load_config(run).run.dir)
     if not run.is_dir():
         raise BadInput(f"{run}: no run here; give a run folder or its run.yaml")
     return RunPaths(run)
 
 
-def open_run(run: Path) -> tuple[RunPaths, Journal | None]:
+def open_run(run: Path, *, new: bool = False) -> tuple[RunPaths, Journal | None]:
     """The run folder that RUN names (a folder, or a run.yaml) and its journal, if it has one.
+
+    Args:
+        new: a run.yaml whose run was never started will do.
 
     Raises:
         BadInput: when there is no such run.
     """
     paths = run_folder(run)
+    if new and run.is_file() and not paths.journal.exists():
+        return paths, None
     run = paths.dir
+    if not run.is_dir():
+        raise BadInput(f"{run}: no run here; give a run folder or its run.yaml")
     if not paths.journal.exists():
         if read_status(paths.status) is None:
             raise BadInput(f"{run}: neither a journal nor a heartbeat here; is this a run folder?")

@@ -156,7 +156,11 @@ def incarnations(journal: Journal, begun: Sequence[OpenLine], made: Sequence[Cut
             cut = cut_by.get(line.incarnation)
             if cut is not None:
                 left += _abandon(tx, journal, cut)
-            detail: Json = {"incarnation": line.incarnation, "step": line.step, "sample": line.sample}
+            detail: Json = {
+                "incarnation": line.incarnation,
+                "step": line.step,
+                "sample": line.sample,
+            }
             detail |= {"parent": line.parent, "rewound": cut is not None}
             add_event(tx, journal.fence or 0, "incarnation", detail)
         _keep(tx, "incarnation", max(line.incarnation for line in begun))

@@ -257,7 +257,7 @@ def _trouble(health: Json | None) -> list[str]:
 def status_lines(found: Json) -> list[str]:
     """How the run stands, in a few lines."""
     trainer, mix = found["trainer"], found["mixture"]
-    lines = [f"Run        {clean(found['run'])}", f"Trainer    {_trainer_line(trainer)}"]
+    lines = [f"Run        {clean(found['run'] or '-')}", f"Trainer    {_trainer_line(trainer)}"]
     if trainer["tokens"] is not None:
         lines.append(
             f"Progress   step {trainer['step']}, {tokens(trainer['tokens'])} of "

@@ -5,6 +5,8 @@ Lines are cut to the width, never wrapped; sections share the height, what matte
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +23,7 @@ STATES = {"alive": "green", "finished": "green", "stalled": "red", "stopped": "r
 VERDICTS = {"intervene": "cyan", "refused": "red", "awaiting-approval": "yellow"}
 TREND = {"better": "green", "worse": "red", "same": "dim", "": "dim"}
 
-NARROW, WIDE = 80, 110
+WIDE, TALL = 110, 36  # cells and lines from which on there is room to spare
 
 
 @dataclass(frozen=True)
@@ -46,41 +48,59 @@ ASCII = Signs(PLAIN_BARS, "*", "^", "v", "=", "?", "#", "-", "...", "+-")
 def screen(view: View, width: int, height: int, signs: Signs | None = None) -> list[Text]:
     """At most ``height`` lines of at most ``width`` cells."""
     signs = signs or Signs()
+    size = _name_width(view, width)
     head = _head(view, width, signs)
-    warnings = [_warning(line) for line in view.warnings]
     tail = [_tracker(view)]
-    room = height - len(head) - len(tail) - 4  # four headings
-    wants = [len(view.sources), len(view.benchmarks), len(warnings) + len(view.pending)]
-    wants.append(len(view.decisions) * (2 if width < WIDE or height >= 36 else 1))
-    sources, benchmarks, pending, decisions = share(room, wants, (3, 3, 2, 2))
+    pending = [*map(_warning, view.warnings), *map(_pending, view.pending)]
+    decisions = _decisions(view.decisions, width, height)
+    sections = [
+        (
+            _source_title(view, size, width),
+            [_source(one, size, width, signs) for one in view.sources],
+        ),
+        (_benchmark_title(size), [_benchmark(one, size, width, signs) for one in view.benchmarks]),
+        ("PENDING", pending),
+        ("DECISIONS", decisions),
+    ]
+    empty = ("no heartbeat yet", "no checkpoint has been scored yet", "nothing", "none yet")
+    sections = [
+        (title, rows or [_faint(nothing)])
+        for (title, rows), nothing in zip(sections, empty, strict=True)
+    ]
+    room = height - len(head) - len(tail) - len(sections)
+    given = share(room, [len(rows) for _, rows in sections], (3, 3, 2, 2))
+    spare = room - sum(given)
     lines = head
-    lines += [_heading(_source_title(view, width), width)]
-    lines += _some([_source(one, width, signs) for one in view.sources], sources, signs)
-    lines += [_heading(_benchmark_title(width), width)]
-    rows = [_benchmark(one, width, signs) for one in view.benchmarks]
-    lines += _some(rows, benchmarks, signs) or [_faint("no checkpoint has been scored yet")]
-    lines += [_heading("PENDING", width)]
-    lines += _some([*warnings, *map(_pending, view.pending)], pending, signs)
-    lines += [_heading("DECISIONS", width)]
-    lines += _decisions(view.decisions, decisions, width, height)
-    body = lines[: max(0, height - len(tail))]
-    spare = height - len(body) - len(tail)
-    return [_cut(line, width, signs) for line in [*body, *[Text()] * min(spare, 1), *tail]][:height]
+    for (title, rows), count in zip(sections, given, strict=True):
+        lines += [Text()] if spare > len(sections) else []
+        lines += [Text(title, "bold cyan"), *_some(rows, count, signs)]
+    lines = lines[: max(0, height - len(tail))]
+    lines += [Text()] if len(lines) + len(tail) < height else []
+    return [_cut(line, width, signs) for line in [*lines, *tail]][:height]
 
 
 def plain(view: View) -> list[str]:
     """The same as one block of lines without any control code, whatever the width."""
     signs = Signs()
-    rows = [
-        *_head(view, WIDE, signs)[:2],
-        *[_source(one, 10**4, signs) for one in view.sources],
-        *[_benchmark(one, 10**4, signs) for one in view.benchmarks],
-        *[_warning(line) for line in view.warnings],
-        *[_pending(one) for one in view.pending],
-        *[Text.assemble(_verdict(one), " ", _why(one)) for one in view.decisions[:1]],
-        _tracker(view),
-    ]
-    return [row.plain.rstrip() for row in rows]
+    rows = [row.plain for row in _head(view, WIDE, signs)]
+    for source in view.sources:
+        asked = "-" if source.asked is None else f"{source.asked:.3f}"
+        cap = "" if source.cap is None else f" of {source.cap:g}"
+        rows.append(
+            f"source {clean(source.name)}: asked {asked}, applied {source.applied:.3f}, "
+            f"{source.epochs:.2f}{cap} epochs, {tokens(source.tokens)} tokens, "
+            f"{_cap(source).plain.strip()}"
+        )
+    for one in view.benchmarks:
+        line = _benchmark(one, len(clean(one.name)) + 2, WIDE, signs).plain
+        rows.append("benchmark " + re.sub(r"  +", "  ", line))
+    rows += [row.plain.strip() for row in map(_warning, view.warnings)]
+    rows += ["pending: " + row.plain.strip() for row in map(_pending, view.pending)]
+    for made in view.decisions[:1]:
+        moved = f"  {clean(made.moved)}" if made.moved else ""
+        rows.append(f"decision{_verdict(made).plain[1:]}{moved}: {clean(made.reason)}")
+    rows.append(_tracker(view).plain)
+    return [row.rstrip() for row in rows]
 
 
 def share(room: int, wants: Sequence[int], least: Sequence[int]) -> list[int]:
@@ -158,27 +178,25 @@ def _generation(view: View) -> str:
     return f"{applied} applied, {asked} asked"
 
 
-def _heading(text: str, width: int) -> Text:
-    return Text(f"{text:<{width}}"[:width], "bold cyan")
-
-
 def _faint(text: str) -> Text:
     return Text(f"  {text}", "dim")
 
 
-def _source_title(view: View, width: int) -> str:
+def _source_title(view: View, size: int, width: int) -> str:
     cap = view.sources[0].cap if view.sources else None
     of = "EPOCHS" if cap is None else f"EPOCHS OF {cap:g}"
-    title = f"{'SOURCE':<{_name(width)}}{'ASKED':>7}{'APPLIED':>9}  {of:<19}{'TOKENS':>7}  "
-    return title + f"{'AT ITS CAP IN':<20}" + ("LOSS" if width >= WIDE else "")
+    title = f"{'SOURCE':<{size}}{'ASKED':>7}{'APPLIED':>9}  {of:<19}{'TOKENS':>7}  "
+    return title + (f"{'AHEAD':<24} LOSS" if width >= WIDE else "AHEAD")
 
 
-def _name(width: int) -> int:
-    return 18 if width < WIDE else 26
+def _name_width(view: View, width: int) -> int:
+    """Cells for names, one of them a blank."""
+    names = [clean(one.name) for one in (*view.sources, *view.benchmarks)]
+    longest = max((Text(name).cell_len for name in names), default=0)
+    return min(max(10, longest + 1), 16 if width < WIDE else 28)
 
 
-def _source(one: SourceRow, width: int, signs: Signs) -> Text:
-    size = _name(width)
+def _source(one: SourceRow, size: int, width: int, signs: Signs) -> Text:
     line = Text(_fit(clean(one.name), size, signs))
     moved = one.asked is not None and abs(one.asked - one.applied) >= 5e-4
     line.append("      -" if one.asked is None else f"{one.asked:7.3f}", "yellow" if moved else "")
@@ -196,33 +214,28 @@ def _source(one: SourceRow, width: int, signs: Signs) -> Text:
     line.append(f"{tokens(one.tokens):>7}  ")
     line.append(_cap(one))
     if width >= WIDE and one.loss is not None:
-        line.append(f" {one.loss:.3f}")
+        line.append(" " * max(1, size + 71 - line.cell_len) + f"{one.loss:.3f}")
     return line
 
 
 def _cap(one: SourceRow) -> Text:
-    if one.cap is None:
-        return Text(f"{'no cap':<19}", "dim")
-    if one.epochs >= one.cap:
-        return Text(f"{'reached':<19}", "red")
-    if one.cap_tokens is None:
-        end = "never" if one.at_the_end is None else f"not: ends at {one.at_the_end:.2f}"
-        return Text(f"{end:<19}", "dim")
-    when = f"{tokens(one.cap_tokens)} tokens"
-    if one.cap_seconds is not None:
-        when = f"{duration(one.cap_seconds)} ({tokens(one.cap_tokens)})"
-    return Text(f"{when:<19}", "yellow")
+    """When it is at its cap on the mixture applied, else where it ends."""
+    if one.cap is not None and one.epochs >= one.cap:
+        return Text("cap reached", "red")
+    if one.cap_tokens is not None:
+        when = f"{tokens(one.cap_tokens)} tokens"
+        if one.cap_seconds is not None:
+            when = f"{duration(one.cap_seconds)} ({tokens(one.cap_tokens)})"
+        return Text(f"cap in {when}", "yellow")
+    return Text("" if one.at_the_end is None else f"{one.at_the_end:.2f} at the end", "dim")
 
 
-def _benchmark_title(width: int) -> str:
-    return (
-        f"{'BENCHMARK':<{_name(width)}}{'METRIC':<15}{'VALUE':>17}  "
-        f"{'SINCE THE LAST':<19}  {'PAST'}"
-    )
+def _benchmark_title(size: int) -> str:
+    return f"{'BENCHMARK':<{size}}{'METRIC':<15}{'VALUE':>17}  {'GAIN, PAIRED':<19}  {'PAST'}"
 
 
-def _benchmark(one: BenchmarkRow, width: int, signs: Signs) -> Text:
-    line = Text(_fit(clean(one.name), _name(width), signs))
+def _benchmark(one: BenchmarkRow, size: int, width: int, signs: Signs) -> Text:
+    line = Text(_fit(clean(one.name), size, signs))
     if one.missing is not None:
         return line.append(f"missing at step {one.step}: {clean(one.missing)}", "red")
     line.append(_fit(clean(one.metric), 14, signs) + " ")
@@ -256,22 +269,17 @@ def _verdict(one: DecisionRow) -> Text:
     return Text.assemble(f"  {clean(one.id)}  step {one.step:,}  ", (clean(one.verdict), colour))
 
 
-def _why(one: DecisionRow) -> Text:
-    return Text.assemble((clean(one.moved), "bold"), "  " if one.moved else "", clean(one.reason))
-
-
-def _decisions(rows: Sequence[DecisionRow], room: int, width: int, height: int) -> list[Text]:
-    if not rows:
-        return [_faint("none yet")]
-    apart = width < WIDE or height >= 36
+def _decisions(rows: Sequence[DecisionRow], width: int, height: int) -> list[Text]:
+    """Two lines a decision, the reason wrapped to three where there is room for it."""
     lines: list[Text] = []
     for one in rows:
-        if not apart:
-            lines.append(Text.assemble(_verdict(one), "  ", _why(one)))
-            continue
         lines.append(Text.assemble(_verdict(one), "  ", (clean(one.moved), "bold")))
-        lines.append(Text(f"            {clean(one.reason)}", "dim"))
-    return lines[: room if room % 2 == 0 or not apart else room - 1] if room > 1 else lines[:room]
+        why = textwrap.wrap(clean(one.reason), max(20, width - 4)) or [""]
+        room = 3 if height >= TALL else 1
+        if len(why) > room:
+            why = [*why[: room - 1], " ".join(why[room - 1 :])]  # cut to the width later
+        lines += [Text(f"    {line}", "dim") for line in why]
+    return lines
 
 
 def _tracker(view: View) -> Text:

@@ -48,15 +48,20 @@ class Watcher:
 
     def look(self) -> Look:
         """The run now. Never raises for what the disk or another process does."""
-        self._status = read_status(self.paths.status) or self._status
-        now = self.clock()
-        self._pulse = pulse.seen(self._pulse, self._status, now)
+        now = self.feel()
         try:
             found = self._read(now)
         except (sqlite3.Error, JournalError, OSError, ValueError, LookupError, TypeError) as error:
             return self._without_journal(error, now)
         self._last, self._last_at = found, now
         return found
+
+    def feel(self) -> float:
+        """Look at the heartbeat alone. Returns the time on our clock."""
+        self._status = read_status(self.paths.status) or self._status
+        now = self.clock()
+        self._pulse = pulse.seen(self._pulse, self._status, now)
+        return now
 
     def _read(self, now: float) -> Look:
         if not self.paths.journal.exists():
