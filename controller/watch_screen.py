@@ -73,7 +73,8 @@ def screen(view: View, width: int, height: int, signs: Signs | None = None) -> l
     lines = head
     for (title, rows), count in zip(sections, given, strict=True):
         lines += [Text()] if spare > len(sections) else []
-        lines += [Text(title, "bold cyan"), *_some(rows, count, signs)]
+        shown = rows[:count] if title == "DECISIONS" else _some(rows, count, signs)
+        lines += [Text(title, "bold cyan"), *shown]
     lines = lines[: max(0, height - len(tail))]
     lines += [Text()] if len(lines) + len(tail) < height else []
     return [_cut(line, width, signs) for line in [*lines, *tail]][:height]
@@ -87,18 +88,18 @@ def plain(view: View) -> list[str]:
         asked = "-" if source.asked is None else f"{source.asked:.3f}"
         cap = "" if source.cap is None else f" of {source.cap:g}"
         rows.append(
-            f"source {clean(source.name)}: asked {asked}, applied {source.applied:.3f}, "
+            f"source {_said(source.name)}: asked {asked}, applied {source.applied:.3f}, "
             f"{source.epochs:.2f}{cap} epochs, {tokens(source.tokens)} tokens, "
             f"{_cap(source).plain.strip()}"
         )
     for one in view.benchmarks:
-        line = _benchmark(one, len(clean(one.name)) + 2, WIDE, signs).plain
+        line = _benchmark(one, len(_said(one.name)) + 2, WIDE, signs).plain
         rows.append("benchmark " + re.sub(r"  +", "  ", line))
     rows += [row.plain.strip() for row in map(_warning, view.warnings)]
     rows += ["pending: " + row.plain.strip() for row in map(_pending, view.pending)]
     for made in view.decisions[:1]:
-        moved = f"  {clean(made.moved)}" if made.moved else ""
-        rows.append(f"decision{_verdict(made).plain[1:]}{moved}: {clean(made.reason)}")
+        moved = f"  {_said(made.moved)}" if made.moved else ""
+        rows.append(f"decision{_verdict(made).plain[1:]}{moved}: {_said(made.reason)}")
     rows.append(_tracker(view).plain)
     return [row.rstrip() for row in rows]
 
@@ -134,20 +135,25 @@ def sparkline(values: Sequence[float | None], width: int, signs: Signs | None = 
     return "".join(map(bar, shown))
 
 
+def _said(text: object) -> str:
+    """Text from data that can't drive the terminal, in one line."""
+    return clean(text).replace("\t", " ")
+
+
 # -- the parts -----------------------------------------------------------------------------------
 
 
 def _head(view: View, width: int, signs: Signs) -> list[Text]:
     colour = STATES.get(view.word, "yellow")
     first = Text.assemble(
-        ("mixloop ", "dim"), (clean(view.run), "bold"), "  ",
-        (f"{signs.dot} {view.state}", f"bold {colour}"),
+        ("mixloop ", "dim"), (_said(view.run), "bold"), "  ",
+        (f"{signs.dot} {_said(view.state)}", f"bold {colour}"),
     )  # fmt: skip
     if view.origin:
-        first.append(f"  {view.origin}", "yellow")
+        first.append(f"  {_said(view.origin)}", "yellow")
     well = "dim" if view.controller_well else "bold red"
     if view.step is None:
-        return [first, Text.assemble(("controller ", "dim"), (clean(view.controller), well))]
+        return [first, Text.assemble(("controller ", "dim"), (_said(view.controller), well))]
     parts = [f"step {view.step:,}", f"{tokens(view.tokens)} of {tokens(view.budget)} tokens"]
     if view.seconds_left is not None and view.word == "alive":
         parts.append(f"{duration(view.seconds_left)} left")
@@ -158,10 +164,10 @@ def _head(view: View, width: int, signs: Signs) -> list[Text]:
     facts += [view.phase] if view.phase else []
     facts += [f"generation {_generation(view)}"]
     third = Text.assemble(
-        ("  ".join(facts), ""), ("  controller ", "dim"), (clean(view.controller), well)
+        ("  ".join(facts), ""), ("  controller ", "dim"), (_said(view.controller), well)
     )
     if view.health:
-        third.append(f"  {view.health}", "yellow")
+        third.append(f"  {_said(view.health)}", "yellow")
     done = view.tokens / view.budget if view.tokens is not None and view.budget else 0.0
     size = max(10, min(40, width - second.cell_len - 8))
     full = min(size, round(done * size))
@@ -191,13 +197,13 @@ def _source_title(view: View, size: int, width: int) -> str:
 
 def _name_width(view: View, width: int) -> int:
     """Cells for names, one of them a blank."""
-    names = [clean(one.name) for one in (*view.sources, *view.benchmarks)]
+    names = [_said(one.name) for one in (*view.sources, *view.benchmarks)]
     longest = max((Text(name).cell_len for name in names), default=0)
     return min(max(10, longest + 1), 16 if width < WIDE else 28)
 
 
 def _source(one: SourceRow, size: int, width: int, signs: Signs) -> Text:
-    line = Text(_fit(clean(one.name), size, signs))
+    line = Text(_fit(_said(one.name), size, signs))
     moved = one.asked is not None and abs(one.asked - one.applied) >= 5e-4
     line.append("      -" if one.asked is None else f"{one.asked:7.3f}", "yellow" if moved else "")
     line.append(f"{one.applied:9.3f}  ")
@@ -235,10 +241,10 @@ def _benchmark_title(size: int) -> str:
 
 
 def _benchmark(one: BenchmarkRow, size: int, width: int, signs: Signs) -> Text:
-    line = Text(_fit(clean(one.name), size, signs))
+    line = Text(_fit(_said(one.name), size, signs))
     if one.missing is not None:
-        return line.append(f"missing at step {one.step}: {clean(one.missing)}", "red")
-    line.append(_fit(clean(one.metric), 14, signs) + " ")
+        return line.append(f"missing at step {one.step}: {_said(one.missing)}", "red")
+    line.append(_fit(_said(one.metric), 14, signs) + " ")
     value = "-" if one.value is None else f"{one.value:.4f}"
     error = "" if one.stderr is None else f" {signs.error} {one.stderr:.4f}"
     line.append(f"{value + error:>17}  ")
@@ -253,7 +259,7 @@ def _benchmark(one: BenchmarkRow, size: int, width: int, signs: Signs) -> Text:
 
 
 def _pending(one: Pending) -> Text:
-    line = Text.assemble("  ", (clean(one.what), "yellow" if one.person else ""))
+    line = Text.assemble("  ", (_said(one.what), "yellow" if one.person else ""))
     if one.seconds is not None:
         word = "expires in" if one.person else "in"
         line.append(f"  {word} {duration(one.seconds)}", "bold")
@@ -261,20 +267,20 @@ def _pending(one: Pending) -> Text:
 
 
 def _warning(text: str) -> Text:
-    return Text(f"  ! {clean(text)}", "yellow")
+    return Text(f"  ! {_said(text)}", "yellow")
 
 
 def _verdict(one: DecisionRow) -> Text:
     colour = VERDICTS.get(one.verdict.split(":")[0], "dim" if one.verdict == "hold" else "")
-    return Text.assemble(f"  {clean(one.id)}  step {one.step:,}  ", (clean(one.verdict), colour))
+    return Text.assemble(f"  {_said(one.id)}  step {one.step:,}  ", (_said(one.verdict), colour))
 
 
 def _decisions(rows: Sequence[DecisionRow], width: int, height: int) -> list[Text]:
     """Two lines a decision, the reason wrapped to three where there is room for it."""
     lines: list[Text] = []
     for one in rows:
-        lines.append(Text.assemble(_verdict(one), "  ", (clean(one.moved), "bold")))
-        why = textwrap.wrap(clean(one.reason), max(20, width - 4)) or [""]
+        lines.append(Text.assemble(_verdict(one), "  ", (_said(one.moved), "bold")))
+        why = textwrap.wrap(_said(one.reason), max(20, width - 4)) or [""]
         room = 3 if height >= TALL else 1
         if len(why) > room:
             why = [*why[: room - 1], " ".join(why[room - 1 :])]  # cut to the width later
@@ -284,7 +290,7 @@ def _decisions(rows: Sequence[DecisionRow], width: int, height: int) -> list[Tex
 
 def _tracker(view: View) -> Text:
     return Text.assemble(
-        ("MLflow ", "bold cyan"), (clean(view.tracker), "dim" if view.tracker_well else "bold red")
+        ("MLflow ", "bold cyan"), (_said(view.tracker), "dim" if view.tracker_well else "bold red")
     )
 
 
