@@ -91,7 +91,7 @@ def test_a_played_run_in_numbers(play: Any) -> None:
     def value(name: str, **labels: str) -> float:
         return found[f"mixloop_{name}", tuple(labels.items())]
 
-    assert value("tokens_total") == 3200
+    assert value("tokens_total") == 3600
     assert value("weight", source="code", kind="applied") == pytest.approx(0.2)
     assert value("weight", source="code", kind="asked") == pytest.approx(0.3)
     assert value("generation", kind="asked") == 2
@@ -142,11 +142,11 @@ def test_who_dawdles_or_asks_for_something_else_delays_no_look(play: Any) -> Non
     try:
         with socket.create_connection(address) as idle:
             idle.sendall(b"GET /metr")  # and nothing more
-            before = len(threading.enumerate())
             began = time.monotonic()
             run.train(4)
             assert time.monotonic() - began < 30
-            assert len(threading.enumerate()) == before
+            serving = [one for one in threading.enumerate() if one.name == "metrics"]
+            assert len(serving) <= 2, "none for each client"
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(server.url + "/other", timeout=30)
         run.paths.journal.rename(run.paths.journal.with_name("away"))
