@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mixloop.controller import observe, propose, pulse, records, sight
+from mixloop.controller import observe, propose, pulse, records, rewinds, sight
 from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
@@ -371,7 +371,7 @@ class Controller:
 
     def _do_note_incarnation(self, world: World) -> None:
         begun = self._eyes.begun
-        left = records.incarnations(self.journal, begun, self._eyes.cuts)
+        left = rewinds.incarnations(self.journal, begun, self._eyes.cuts)
         self._eyes.incarnation_noted(left)
         if self.scoring in left:
             self.evaluator.stop()

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from mixloop.controller.pulse import duration
 from mixloop.controller.show import clean, tokens
-from mixloop.controller.watch_view import BenchmarkRow, DecisionRow, Pending, SourceRow, View
+from mixloop.controller.watch_pending import Pending
+from mixloop.controller.watch_view import BenchmarkRow, DecisionRow, SourceRow, View
 
 BARS = " ▁▂▃▄▅▆▇█"
 PLAIN_BARS = " .:-=+*%#"
@@ -197,7 +198,7 @@ def _source_title(view: View, size: int, width: int) -> str:
 
 def _name_width(view: View, width: int) -> int:
     """Cells for names, one of them a blank."""
-    names = [_said(one.name) for one in (*view.sources, *view.benchmarks)]
+    names = [_said(one.name) for one in view.sources] + [_said(one.name) for one in view.benchmarks]
     longest = max((Text(name).cell_len for name in names), default=0)
     return min(max(10, longest + 1), 16 if width < WIDE else 28)
 
