@@ -51,7 +51,10 @@ def _abandon(tx: sqlite3.Connection, journal: Journal, cut: Cut) -> list[int]:
         if row["state"] not in ("failed", "skipped"):
             skip(tx, journal, row["step"], f"abandoned: {cut}")
     tx.execute(
-        "UPDATE decisions SET abandoned_by = ? WHERE abandoned_by IS NULL AND tokens > ?",
+        # an operator's order that comes into force again is as good as it was
+        "UPDATE decisions SET abandoned_by = ? WHERE abandoned_by IS NULL AND tokens > ? "
+        "AND (asked_by = 'policy' OR generation IS NULL "
+        "OR generation < (SELECT MAX(generation) FROM orders WHERE rejected IS NULL))",
         (cut.incarnation, cut.tokens),
     )
     tx.execute(

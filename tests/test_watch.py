@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 
 from mixloop.controller import pulse
 from mixloop.controller.cli import app
-from mixloop.controller.watch_screen import ASCII, plain, screen, share, sparkline
 from mixloop.controller.watch_pending import Pending
+from mixloop.controller.watch_screen import ASCII, plain, screen, share, sparkline
 from mixloop.controller.watch_view import (
     BenchmarkRow,
     DecisionRow,
