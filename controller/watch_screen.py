@@ -273,7 +273,9 @@ def _warning(text: str) -> Text:
 
 def _verdict(one: DecisionRow) -> Text:
     colour = VERDICTS.get(one.verdict.split(":")[0], "dim" if one.verdict == "hold" else "")
-    return Text.assemble(f"  {_said(one.id)}  step {one.step:,}  ", (_said(one.verdict), colour))
+    times = f", {one.times} times running" if one.times > 1 else ""
+    word = (_said(one.verdict) + times, colour)
+    return Text.assemble(f"  {_said(one.id)}  step {one.step:,}  ", word)
 
 
 def _decisions(rows: Sequence[DecisionRow], width: int, height: int) -> list[Text]:

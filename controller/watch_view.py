@@ -6,7 +6,7 @@ Times to come are tokens over the trainer's present tokens per second; nothing h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mixloop.controller.show import moves, origin, steering, trainer_state
@@ -96,13 +96,14 @@ class BenchmarkRow:
 
 @dataclass(frozen=True)
 class DecisionRow:
-    """One decision, newest first."""
+    """One decision, or the newest of several alike that follow one another (``times``)."""
 
     id: str
     step: int
     verdict: str
     moved: str
     reason: str
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def build(look: Look) -> View:
         benchmarks=_benchmarks(look, found["steering"]),
         steered=steering({n: o for n, o in found["steering"].items() if o["since"] is not None}),
         pending=pending(look, speed),
-        decisions=tuple(_decision(one) for one in look.decisions),
+        decisions=_decisions(look.decisions),
         tracker=tracker,
         tracker_well=tracker_well,
         warnings=_warnings(look),
@@ -279,6 +280,19 @@ def _benchmark(name: str, step: int, look: Look, chosen: Json | None) -> Benchma
 def _value(score: Json, name: str, metric: str) -> float | None:
     found = (score["benchmarks"].get(name) or {}).get("metrics") or {}
     return found[metric]["value"] if metric in found else None
+
+
+def _decisions(found: Sequence[Json]) -> tuple[DecisionRow, ...]:
+    """Newest first; those that changed nothing for the same reason are told once."""
+    rows: list[DecisionRow] = []
+    for one in map(_decision, found):
+        last = rows[-1] if rows else None
+        alike = last is not None and (last.verdict, last.reason) == (one.verdict, one.reason)
+        if last is not None and alike and not one.moved and not last.moved:
+            rows[-1] = replace(last, times=last.times + 1)
+        else:
+            rows.append(one)
+    return tuple(rows)
 
 
 def _decision(one: Json) -> DecisionRow:

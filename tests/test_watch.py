@@ -171,6 +171,16 @@ def test_a_source_that_meets_its_cap_says_when() -> None:
     )
 
 
+def test_holds_for_the_same_reason_are_told_once(play: Any) -> None:
+    run = play(policy={"use": "static"})
+    run.train(17)
+    (one,) = build(Watcher(run.paths, time.monotonic).look()).decisions
+    assert (one.id, one.step, one.times) == ("d-000004", 80, 4)
+    assert "step 80  hold, 4 times running" in "\n".join(
+        line.plain for line in screen(build(Watcher(run.paths, time.monotonic).look()), 80, 24)
+    )
+
+
 def test_looking_never_holds_the_journal_and_outlives_its_trouble(play: Any) -> None:
     run = play()
     run.train(9)
