@@ -11,10 +11,12 @@ import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -64,6 +66,31 @@ Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
 """A number of tokens; strings may carry a unit (`11T`)."""
 
 
+_BATCH = re.compile(r"\s*(.*?)\s*(samples|tokens)?\s*")
+
+
+def parse_batch(value: int | str) -> int | str:
+    """A global batch: samples as a number, or text with `tokens` (``4M tokens``), made plain.
+
+    Raises:
+        ValueError: naming the value and the legal forms.
+    """
+    match = _BATCH.fullmatch(value) if isinstance(value, str) else None
+    try:
+        count = parse_tokens(match[1] if match else value)
+    except ValueError as error:
+        raise ValueError(
+            f"{value!r} is no batch: write samples (512) or tokens ('4M tokens')"
+        ) from error
+    if count == 0:
+        raise ValueError("a batch has at least one sample")
+    return f"{count} tokens" if match is not None and match[2] == "tokens" else count
+
+
+Batch = Annotated[int | str, BeforeValidator(parse_batch)]
+"""Samples of a step over all ranks, or tokens (`4M tokens`)."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -105,10 +132,28 @@ class ModelSettings(_Strict):
         return self
 
 
+class BatchStage(_Strict):
+    """From `from` tokens on (the next step boundary), a step has this accumulation or batch."""
+
+    from_tokens: Tokens = Field(validation_alias=AliasChoices("from", "from_tokens"))
+    accumulation: int | None = Field(None, gt=0)
+    batch: Batch | None = None
+
+    @model_validator(mode="after")
+    def _one_size(self) -> BatchStage:
+        if (self.accumulation is None) == (self.batch is None):
+            raise ValueError("give either accumulation or batch")
+        return self
+
+
 class TrainerSettings(_Strict):
     """The reference trainer: model, optimizer, learning rate, checkpoints, polling.
 
     Token counts (`warmup`, `decay`, `checkpoint_every`) take units; the rest is in steps.
+    A step takes `micro_batch` x `accumulation` samples on each rank. With `batch` (samples over all
+    ranks, or tokens: `4M tokens`) in place of `accumulation`, the latter follows from the number of
+    ranks, and a run goes on unchanged on another number. `batch_schedule` changes either at given
+    tokens, at the step boundary there or next.
     `parallel` says how several ranks share the model: `ddp` (each has all of it) or `fsdp` (each
     holds its part of weights and optimizer, in fp32). `lr_schedule: cosine` falls from the end of
     the warm-up to the end of the budget and has no `decay`. `on_nan` says what a gradient that is
@@ -126,6 +171,8 @@ class TrainerSettings(_Strict):
     sequence_length: int = Field(256, ge=2)
     micro_batch: int = Field(8, gt=0)
     accumulation: int = Field(1, gt=0)
+    batch: Batch | None = None
+    batch_schedule: tuple[BatchStage, ...] = ()
     learning_rate: float = Field(1e-3, gt=0)
     min_learning_rate: float = Field(0.0, ge=0)
     warmup: Tokens = 0
@@ -165,6 +212,19 @@ class TrainerSettings(_Strict):
         if self.checkpoint_format == "auto":
             return self.parallel == "fsdp"
         return self.checkpoint_format == "dcp"
+
+    @model_validator(mode="after")
+    def _one_batch(self) -> TrainerSettings:
+        if self.batch is not None and self.accumulation != 1:
+            raise ValueError("accumulation and batch are both given: keep one")
+        tokens = [stage.from_tokens for stage in self.batch_schedule]
+        for before, after in pairwise(tokens):
+            if after <= before:
+                raise ValueError(
+                    f"batch_schedule: from {after:,} tokens comes after from {before:,}; list them "
+                    "in order"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_model(self) -> TrainerSettings:

@@ -136,6 +136,7 @@ def read_order(
     limits: Limits | None = None,
     in_force: Mapping[str, float] | None = None,
     accept_uid: int | None = None,
+    retired: Collection[str] = (),
 ) -> Order | Rejection | None:
     """Read `mixture.json` and apply the acceptance rule. Never raises, whatever lies there.
 
@@ -148,6 +149,7 @@ def read_order(
         in_force: the mixture in force; the change is measured against it, and a generation
             republished under a higher fence must still ask for it.
         accept_uid: a user whose orders count besides those of the run folder's owner.
+        retired: names that it may still mention, without weight.
 
     Returns:
         The order to follow; a rejection; or None when there is no news: the file is missing,
@@ -161,7 +163,7 @@ def read_order(
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return None
     try:
-        return _examine(path, content, run, sources, after, limits, in_force, accept_uid)
+        return _examine(path, content, run, sources, after, limits, in_force, accept_uid, retired)
     except Exception as error:  # the last line of defence of the training loop
         reason = f"{path}: {type(error).__name__} while it was read"
         return Rejection(reason, digest(content.data))
@@ -176,6 +178,7 @@ def _examine(
     limits: Limits | None,
     in_force: Mapping[str, float] | None,
     accept_uid: int | None,
+    retired: Collection[str],
 ) -> Order | Rejection | None:
     fence: int | None = None
     generation: int | None = None
@@ -192,7 +195,8 @@ def _examine(
         if (order.fence, order.generation) == tuple(after):
             return None
         _check_turn(order, after, in_force)
-        _check_mixtures(order, sources, limits, None if order.generation == after[1] else in_force)
+        before = None if order.generation == after[1] else in_force
+        _check_mixtures(order, sources, retired, limits, before)
     except _Refused as refused:
         return Rejection(str(refused), digest(content.data), fence, generation)
     return order
@@ -344,15 +348,18 @@ def _change(old: Mapping[str, float], new: Mapping[str, float]) -> float:
 def _check_mixtures(
     order: Order,
     sources: Collection[str],
+    retired: Collection[str],
     limits: Limits | None,
     before: Mapping[str, float] | None,
 ) -> None:
     mixtures = [("weights", order.weights)]
     mixtures += [(f"then[{i}] weights", stage.weights) for i, stage in enumerate(order.then)]
     for where, weights in mixtures:
-        unknown = next((name for name in weights if name not in sources), None)
-        if unknown is not None:
-            raise _Refused(f"{where}: {_show(unknown)} is no source of this run")
+        for name, share in weights.items():
+            if name in retired and share:
+                raise _Refused(f"{where}: {_show(name)} is retired from this run")
+            if name not in sources and name not in retired:
+                raise _Refused(f"{where}: {_show(name)} is no source of this run")
         if limits is not None:
             _check_limits(where, weights, limits, before)
         before = weights
