@@ -89,7 +89,7 @@ class Controller:
         self.initial = self.config.start_weights(self.sizes)
         self.paths.dir.mkdir(parents=True, exist_ok=True)
         self._lock = take_lock(self.paths.dir / "controller.lock")
-        sight.check_same_sources(self.paths, self.config)
+        sight.check_sources(self.paths, self.config)
         self.journal = Journal(self.paths.journal, create=True)
         self.initial = sight.first_mixture(self.paths, self.journal, self.initial)
         self.journal.claim(self.config.run.id, above=sight.highest_fence(self.paths))
@@ -107,6 +107,7 @@ class Controller:
             self.paths, self.journal, self.config, self._eyes, self.sizes, self.initial
         )
         self._holds: frozenset[int] | None = None
+        self._told_unknown: tuple[str, ...] = ()
         self._busy = False  # what failed once may fail at the second step of the same thing
         records.start(self.journal, self.config.run.id, self._params(), self.initial)
 
@@ -163,6 +164,7 @@ class Controller:
     def step(self) -> bool:
         """Look once and do one thing. Returns whether there is more to come."""
         world = self.look()
+        self._tell_unknown()
         action = next_action(world)
         self._busy = action is not Action.WAIT
         if action is Action.WAIT:
@@ -173,6 +175,16 @@ class Controller:
             return False
         getattr(self, "_do_" + action.value.replace("-", "_"))(world)
         return True
+
+    def _tell_unknown(self) -> None:
+        """Say, once, that the trainer has to be started with run.yaml as it is now."""
+        names = self._eyes.unknown
+        if names and names != self._told_unknown:
+            self.say(
+                f"sources.{names[0]}: new in run.yaml, and the trainer was started without it; "
+                "restart it with this run.yaml. Nothing is decided until then"
+            )
+        self._told_unknown = names
 
     def stop(self) -> None:
         """Ask the loop to end after the present action. Safe from a signal handler."""
@@ -270,7 +282,7 @@ class Controller:
             fence=self.journal.fence or 0,
             generation=row["generation"],
             weights=row["weights"],
-            then=tuple(propose.stages(row["plan"])),
+            then=tuple(propose.stages(self._eyes.plan_of(row))),
             decision=row["decision"],
             policy=row["policy"],
             reason=row["reason"],

@@ -171,12 +171,14 @@ def observation(
     for name, source in config.sources.items():
         entry = status.sources.get(name)
         drawn = entry.tokens if entry is not None else 0
+        # what the trainer has of it, which may have been extended since this controller began
+        size = entry.unique_tokens if entry is not None else sizes[name]
         sources[name] = Source(
-            unique_tokens=sizes[name],
+            unique_tokens=size,
             tags=source.tags,
             standby=source.standby,
             drawn=drawn,
-            epochs=drawn / sizes[name],
+            epochs=max(drawn / size, entry.epochs if entry is not None else 0.0),
         )
     return Observation(
         run=config.run.id,
@@ -188,7 +190,7 @@ def observation(
         generation=status.in_force.generation,
         in_force=status.in_force.generation >= _newest_order(journal, before),
         sources=sources,
-        weights=dict(status.in_force.weights),
+        weights={name: status.in_force.weights.get(name, 0.0) for name in config.sources},
         plan=_plan_ahead(journal, status),
         evaluations=scored,
         every=config.evals.every or config.trainer.checkpoint_every or 0,

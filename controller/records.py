@@ -283,6 +283,8 @@ def observed(seen: Observation) -> Json:
         "in_force": seen.in_force,
         "weights": seen.weights,
         "drawn": {name: source.drawn for name, source in seen.sources.items()},
+        "epochs": {name: source.epochs for name, source in seen.sources.items()},
+        "unique": {name: source.unique_tokens for name, source in seen.sources.items()},
     }
 
 

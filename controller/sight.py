@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from mixloop.controller.config import RunConfig
@@ -42,21 +42,34 @@ def highest_fence(paths: RunPaths) -> int:
     return max(seen, schedule_of(paths).accepted[0])
 
 
-def check_same_sources(paths: RunPaths, config: RunConfig) -> None:
-    """Refuse a run.yaml whose sources are not the ones the trainer runs on.
+def check_sources(paths: RunPaths, config: RunConfig) -> None:
+    """Refuse a run.yaml that isn't of the run in its folder, or lacks a source it draws from.
+
+    A source may be added or retired while a run goes on; the trainer takes it in, or lets it go,
+    at its next start.
 
     Raises:
-        BadInput: naming the difference; every order would be refused.
+        BadInput: naming the source and the mend.
     """
-    opened = schedule_of(paths).latest_open
+    schedule = schedule_of(paths)
+    opened = schedule.latest_open
     if opened is None:
         return
-    theirs = {source.name for source in opened.sources}
-    ours = set(config.sources)
-    if theirs and theirs != ours:
-        more = f"more: {', '.join(sorted(ours - theirs)) or 'none'}"
-        less = f"missing: {', '.join(sorted(theirs - ours)) or 'none'}"
-        raise BadInput(f"sources: not those of the run in {paths.dir} ({more}; {less})")
+    theirs = [source.name for source in opened.sources]
+    if not set(theirs) & set(config.sources):
+        raise BadInput(
+            f"sources: none of those of the run in {paths.dir} ({', '.join(theirs)}); is it "
+            "another run's run.yaml?"
+        )
+    status = read_status(paths.status)
+    drawn = [dict(status.in_force.weights)] if status is not None else []
+    drawn += [dict(line.weights) for line in schedule.segments[-1:]]
+    for name in theirs:
+        if name not in config.sources and any(weights.get(name) for weights in drawn):
+            raise BadInput(
+                f"sources.{name}: missing, though the run in {paths.dir} draws from it; put it "
+                "back until an order that gives it 0 is in force"
+            )
     length = config.trainer.sequence_length
     if opened.sequence_length != length:
         raise BadInput(
@@ -98,6 +111,8 @@ class Eyes:
         status: The trainer's newest heartbeat, or None.
         stranger: What was last found, in ``mixture.json`` or followed by the trainer, that no
             controller of this journal wrote; empty when there is nothing to tell.
+        unknown: Sources of run.yaml that the trainer has not been started with: until it is,
+            nothing is decided.
     """
 
     def __init__(self, paths: RunPaths, journal: Journal, config: RunConfig) -> None:
@@ -111,13 +126,15 @@ class Eyes:
         }
         self.status: Status | None = None
         self.stranger = ""
+        self.unknown: tuple[str, ...] = ()
         self._curves_at = -1
         self._told: Json | None = None
 
     def look(self, operations: Operations, **children: Any) -> World:
         """The world now; ``children`` are the facts about child processes."""
-        self.status = read_status(self._paths.status) or self.status
-        decides = self.status is not None and not operations.paused
+        self.status = self._own(read_status(self._paths.status)) or self.status
+        self.unknown = self._not_taken_in()
+        decides = self.status is not None and not operations.paused and not self.unknown
         newest = self._newest_order()
         finished = self._finished()
         to_score, waiting = self._to_score(finished)
@@ -139,6 +156,22 @@ class Eyes:
             **children,
         )
 
+    def _own(self, status: Status | None) -> Status | None:
+        """The heartbeat, whose mixture is told by run.yaml's sources where the rest has none."""
+        if status is None or set(status.in_force.weights) == set(self._config.sources):
+            return status
+        weights = status.in_force.weights
+        if any(share for name, share in weights.items() if name not in self._config.sources):
+            return status
+        own = {name: weights.get(name, 0.0) for name in self._config.sources}
+        return replace(status, in_force=replace(status.in_force, weights=own))
+
+    def _not_taken_in(self) -> tuple[str, ...]:
+        """Sources of run.yaml that the trainer has not been started with."""
+        if self.status is None or not self.status.sources:
+            return ()
+        return tuple(name for name in self._config.sources if name not in self.status.sources)
+
     # -- orders ------------------------------------------------------------------------------
 
     def _newest_order(self) -> Row | None:
@@ -152,8 +185,23 @@ class Eyes:
         """The mixture last asked for and what is left of its plan; before any order the first."""
         newest = self._newest_order()
         if newest is None:
-            return dict(initial), []
-        return remaining(newest["weights"], newest["plan"], tokens)
+            return self._shares(initial), []
+        asked, left = remaining(newest["weights"], self.plan_of(newest), tokens)
+        return self._shares(asked), [[until, self._shares(weights)] for until, weights in left]
+
+    def plan_of(self, order: Row) -> list[tuple[int, dict[str, float]]]:
+        """What is left of an order's plan when it draws from sources that run.yaml no longer has:
+        the stretches up to the first that does."""
+        plan: list[tuple[int, dict[str, float]]] = []
+        for until, weights in order["plan"]:
+            if any(share for name, share in weights.items() if name not in self._config.sources):
+                break
+            plan.append((until, weights))
+        return plan
+
+    def _shares(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """A mixture by run.yaml's sources; one that was retired has no share in it."""
+        return {name: weights.get(name, 0.0) for name in self._config.sources}
 
     def next_generation(self) -> int:
         """Above every generation this journal or the trainer has seen."""
