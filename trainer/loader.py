@@ -63,7 +63,7 @@ class MixtureLoader:
         micro_batch: rows of a micro-batch on one rank.
         accumulation: micro-batches of an optimizer step.
         batch: in place of `accumulation`, samples of a step over all ranks, or tokens of it
-            (`"4M tokens"`): the same on any number of ranks.
+            (`"4194304 tokens"`): the same on any number of ranks.
         batch_schedule: a step's size from given tokens on: `[{"from": "1T", "batch": 2048}]`, or
             with `accumulation`.
         rank, world: this process's part of the data; default: from `torch.distributed`.
