@@ -130,20 +130,12 @@ def _facts(found: Json) -> str:
 
 
 def _picture(found: Json) -> str:
-    from mixloop.controller.picture import draw
     from mixloop.controller.report_picture import draw_epochs
 
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         if found["segments"]:
-            file = draw(
-                found["decisions"],
-                found["evaluations"],
-                found["segments"],
-                Path(folder) / "run.svg",
-                title=found["run"],
-                budget=found["budget"],
-            )
+            file = draw_run(found, Path(folder) / "run.svg")
             parts.append(_figure(file, "benchmarks in bits per byte, and the mixture, by tokens"))
         if len(found["drawn"]) > 1:
             file = draw_epochs(
@@ -151,6 +143,20 @@ def _picture(found: Json) -> str:
             )
             parts.append(_figure(file, "epochs of every source by tokens, and the cap"))
     return "\n".join(parts) or '<p class="quiet">nothing trained yet</p>'
+
+
+def draw_run(found: Json, out: Path) -> Path:
+    """The run's picture, PNG or SVG by ``out``'s suffix; it needs a segment to draw."""
+    from mixloop.controller.picture import draw
+
+    return draw(
+        found["decisions"],
+        found["evaluations"],
+        found["segments"],
+        out,
+        title=found["run"],
+        budget=found["budget"],
+    )
 
 
 def _figure(file: Path, what: str) -> str:
