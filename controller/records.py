@@ -363,7 +363,16 @@ def _note(journal: Journal) -> str:
         tracking.TOLD,
     )
     changed = journal.value(f"{count} WHERE verdict = 'intervene'")
-    return tracking.run_note(shown[::-1], changed, journal.value(count))
+    followed = {one["id"]: _told_outcome(journal, one["id"]) for one in shown}
+    return tracking.run_note(shown[::-1], changed, journal.value(count), followed)
+
+
+def _told_outcome(journal: Journal, decision_id: str) -> dict[str, str]:
+    """What each benchmark did after a decision, in the words MLflow was told it in."""
+    key = tracking.outcome_key(decision_id)
+    row = journal.row("SELECT payload FROM outbox WHERE key = ?", key)
+    tags = row["payload"]["tags"] if row is not None else {}
+    return tracking.outcome_gains(tags)
 
 
 def drained(journal: Journal, messages: Sequence[Json]) -> str | None:

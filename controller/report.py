@@ -41,6 +41,20 @@ def write_report(target: Path, out: Path | None) -> Path:
     return place
 
 
+def write_artifacts(target: Path, folder: Path) -> list[Path]:
+    """``report.html`` and, once there is something to draw, ``run.png``, in ``folder``.
+
+    Raises:
+        BadInput: no such run, or nothing to tell of it yet.
+    """
+    from mixloop.controller.report_page import draw_run, page
+
+    found = gather(target)
+    out = folder / "report.html"
+    out.write_text(page(found), encoding="utf-8")
+    return [out, *([draw_run(found, folder / "run.png")] if found["segments"] else [])]
+
+
 def gather(target: Path) -> Json:
     """Everything the page shows, as plain JSON values.
 
