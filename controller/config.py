@@ -31,6 +31,7 @@ from mixloop.trainer.job import (
     TrainerSettings,
     start_weights,
 )
+from mixloop.trainer.keys import KeyFileError, key_for
 from mixloop.trainer.runfile import UniqueKeys
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # safe as a path, a metric name and a tag
@@ -185,6 +186,17 @@ class RunConfig(Section):
         """
         return start_weights(self.sources, sizes)
 
+    def key(self) -> bytes | None:
+        """What orders and requests are signed with, from `trainer.key_file` or the environment.
+
+        Raises:
+            BadInput: a key file that is none, or that others may read.
+        """
+        try:
+            return key_for(self.trainer.key_file)
+        except KeyFileError as error:
+            raise BadInput(f"trainer.{error}") from None
+
     def at(self, base: Path) -> RunConfig:
         """The same configuration with every path absolute, seen from folder ``base``."""
         base = base.resolve()
@@ -193,7 +205,11 @@ class RunConfig(Section):
             for name, source in self.sources.items()
         }
         trainer = self.trainer
-        places = {"tokenizer": trainer.tokenizer, "init_from": trainer.init_from}
+        places = {
+            "tokenizer": trainer.tokenizer,
+            "init_from": trainer.init_from,
+            "key_file": trainer.key_file,
+        }
         run_dir = base / self.run.dir
         return self.model_copy(
             update={

@@ -85,6 +85,7 @@ class Controller:
         self.paths = RunPaths(self.config.run.dir)
         self._stop = threading.Event()
         self.say = _quietly(self.say)
+        self._key = self.config.key()
         self.sizes = observe.unique_tokens(self.config)
         self.initial = self.config.start_weights(self.sizes)
         self.paths.dir.mkdir(parents=True, exist_ok=True)
@@ -102,9 +103,9 @@ class Controller:
         self.result: Scorecard | Failure | None = None
         self.running: Running | None = None
         self._beaten = self._closed_at = -1e9
-        self._eyes = sight.Eyes(self.paths, self.journal, self.config)
+        self._eyes = sight.Eyes(self.paths, self.journal, self.config, self._key)
         self.operations = Operations(
-            self.paths, self.journal, self.config, self._eyes, self.sizes, self.initial
+            self.paths, self.journal, self.config, self._eyes, self.sizes, self.initial, self._key
         )
         self._holds: frozenset[int] | None = None
         self._busy = False  # what failed once may fail at the second step of the same thing
@@ -281,7 +282,7 @@ class Controller:
             self.say(f"mixture.json held {self._eyes.stranger}, not ours; replaced")
             self._eyes.stranger = ""
         self.journal.assert_fence()
-        write_order(self.paths.mixture, order)
+        write_order(self.paths.mixture, order, self._key)
         records.published(self.journal, order.generation)
         if row["published_at"] is None:
             self.say(f"published generation {order.generation} ({order.decision})")

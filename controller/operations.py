@@ -24,6 +24,7 @@ class Operations:
     Args:
         sizes: unique tokens by source.
         initial: the mixture before any order.
+        key: what requests must be signed with; None: nothing.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Operations:
         eyes: Eyes,
         sizes: Mapping[str, int],
         initial: Mapping[str, float],
+        key: bytes | None = None,
     ) -> None:
+        self._key = key
         self._paths = paths
         self._journal = journal
         self._config = config
@@ -100,7 +103,7 @@ class Operations:
         A crash between journal and rename takes the file again and finds its id there.
         """
         try:
-            request = requests.read(path, self._owners())
+            request = requests.read(path, self._owners(), run=self._config.run.id, key=self._key)
         except FileNotFoundError:
             return ""
         except (requests.RequestError, OSError) as error:

@@ -66,6 +66,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         weights: Mapping[str, float] | None = None,
         seed: int = 0,
         limits: Mapping[str, float] | None = None,
+        key_file: str | Path | None = None,
         accumulation: int = 1,
         poll_every: int = 20,
         status_every: int = 10,
@@ -75,7 +76,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         job = make_job(
             dir, run, sources, budget, weights, seed, limits,
             sequence_length=sequence_length, micro_batch=micro_batch, accumulation=accumulation,
-            poll_every=poll_every, status_every=status_every, phases=phases,
+            poll_every=poll_every, status_every=status_every, phases=phases, key_file=key_file,
         )  # fmt: skip
         self._set_up(job, **options)
 

@@ -129,6 +129,7 @@ class Desk:
         now: Callable[[], int],
         limits: Limits | None = None,
         accept_uid: int | None = None,
+        key: bytes | None = None,
     ) -> None:
         self._paths = paths
         self._run = run
@@ -139,6 +140,7 @@ class Desk:
         self._now = now
         self._limits = limits
         self._uid = accept_uid
+        self._key = key
         self._lock = threading.Lock()
         started = [switch for switch in past if switch.sample <= clock.sample]
         self._in_force = started[-1]
@@ -228,6 +230,7 @@ class Desk:
             limits=self._limits,
             in_force=self._weights(self._in_force),
             accept_uid=self._uid,
+            key=self._key,
         )
 
     def _follow(self, news: Order | Rejection | None) -> bool:
@@ -243,7 +246,7 @@ class Desk:
             self._plan = list(news.then)
         with self._lock:
             self._accepted = (news.fence, news.generation)
-        write_order(self._paths.dir / ACCEPTED_FILE, news)
+        write_order(self._paths.dir / ACCEPTED_FILE, news, self._key)
         return changes
 
     def _due_stage(self) -> None:
@@ -306,7 +309,9 @@ class Desk:
     def _recover(self, past: Sequence[Switch]) -> None:
         """After a restart: the fence and the plan of the order that was being followed."""
         for path in (self._paths.mixture, self._paths.dir / ACCEPTED_FILE):
-            order = read_order(path, run=self._run, sources=self._sources, after=(0, 0))
+            order = read_order(
+                path, run=self._run, sources=self._sources, after=(0, 0), key=self._key
+            )
             if not isinstance(order, Order) or order.generation != self._accepted[1]:
                 continue
             if order.fence < self._accepted[0]:

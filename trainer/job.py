@@ -117,6 +117,8 @@ class TrainerSettings(_Strict):
     of the last `spike_window` steps is reported. `peak_flops` is what one device can do per second
     in the precision used, for the utilisation that is reported. `document_mask` keeps attention
     within documents: no token looks beyond the end-of-text token before it.
+    `key_file` holds the key that orders and requests must be signed with; only its place is ever
+    written anywhere.
     `phases` is for other training loops, which don't always tell the phase of their learning rate:
     the token count at which each phase begins.
     """
@@ -147,6 +149,7 @@ class TrainerSettings(_Strict):
     log_every: int = Field(50, gt=0)
     prefetch: int = Field(1, ge=0)
     accept_uid: int | None = None
+    key_file: Path | None = None
     processes: int = Field(1, gt=0)
     lr_schedule: Literal["wsd", "cosine"] = "wsd"
     parallel: Literal["ddp", "fsdp"] = "ddp"

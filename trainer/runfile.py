@@ -82,6 +82,7 @@ def job_from(sections: Mapping[str, Any], base: Path) -> Job:
         trainer.model_dump(exclude={"limits", "tokenizer"})
         | {
             "init_from": _at(base, trainer.init_from),
+            "key_file": _at(base, trainer.key_file),
             "checkpoint_every": trainer.checkpoint_every or file.evals.get("every"),
         }
     )
