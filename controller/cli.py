@@ -205,7 +205,7 @@ def status(target: Run, as_json: AsJson = False) -> None:
         _print_json(found)
         return
     for line in lines:
-        typer.echo(line)
+        typer.echo(show.clean(line))
 
 
 @app.command()
@@ -246,7 +246,7 @@ def explain(
         _print_json(entry)
         return
     for line in lines:
-        typer.echo(line)
+        typer.echo(show.clean(line))
 
 
 @app.command()
@@ -503,7 +503,9 @@ def main() -> None:
     try:
         app()
     except BadInput as error:
-        typer.echo(f"error: {error}", err=True)
+        from mixloop.controller.show import clean
+
+        typer.echo(f"error: {clean(error)}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

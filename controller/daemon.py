@@ -8,6 +8,7 @@ picks the run up where files and journal say it is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -584,7 +585,14 @@ def take_lock(path: Path) -> IO[str]:
     Raises:
         BadInput: when another controller of this machine holds the run.
     """
-    stream = path.open("a+")
+    # a link planted there would have another file emptied below
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        stream = open(os.open(path, flags, 0o644), "a+")  # noqa: SIM115 - held while we live
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise BadInput(f"{path}: a symbolic link, not a file: remove it") from None
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -12,6 +12,7 @@ from mixloop.controller.config import RunConfig
 from mixloop.controller.journal import Journal, Row
 from mixloop.controller.sight import Eyes
 from mixloop.trainer.contract import RunPaths
+from mixloop.trainer.files import read_regular
 
 Json = dict[str, Any]
 
@@ -190,6 +191,7 @@ def pins(journal: Journal) -> dict[str, float]:
 
 def _needs_trainer(path: Path) -> bool:
     try:
-        return bool(json.loads(path.read_text("utf-8"))["verb"] in requests.NEEDS_TRAINER)
-    except (OSError, ValueError, KeyError, TypeError):
+        data = read_regular(path, requests.LARGEST).data  # a FIFO would be waited for, for ever
+        return bool(json.loads(data)["verb"] in requests.NEEDS_TRAINER)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False  # it is refused when it is taken
