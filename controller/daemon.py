@@ -588,7 +588,7 @@ def take_lock(path: Path) -> IO[str]:
     # a link planted there would have another file emptied below
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        stream = open(os.open(path, flags, 0o644), "a+")  # noqa: SIM115 - held while we live
+        stream = os.fdopen(os.open(path, flags, 0o644), "a+")
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise

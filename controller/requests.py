@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import math
 import os
 import re
 import secrets
@@ -169,7 +168,7 @@ def _shares(value: Any) -> dict[str, float]:
     if not isinstance(value, dict):
         raise RequestError("weights is no object")
     for name, share in value.items():
-        if type(share) not in (int, float) or not (math.isfinite(share) and 0 <= share <= 1):
+        if type(share) not in (int, float) or not 0 <= share <= 1:  # NaN fails the comparison
             raise RequestError(f"weights: {name[:60]!r} is no share from 0 to 1")
     return {name: float(share) for name, share in value.items()}
 

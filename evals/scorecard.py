@@ -123,7 +123,7 @@ class Scorecard(_Frozen):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(temporary, flags, 0o644), "w", encoding="utf-8") as file:
+        with os.fdopen(os.open(temporary, flags, 0o644), "w", encoding="utf-8") as file:
             try:
                 file.write(self.to_json())
                 file.flush()
@@ -140,7 +140,7 @@ class Scorecard(_Frozen):
 def _regular(path: Path) -> bytes:
     """A regular file's bytes: no link is followed, no FIFO waited for."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with open(os.open(path, flags), "rb") as file:
+    with os.fdopen(os.open(path, flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return file.read()

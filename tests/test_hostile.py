@@ -59,10 +59,10 @@ COUNTS = {  # few and many
     "mixture": (20, 1500),
     "manifest": (16, 1000),
     "request": (20, 1000),
-    "holds": (60, 500),
+    "holds": (60, 1200),
     "scorecard": (20, 500),
-    "journal": (25, 1000),
-    "config": (30, 1000),
+    "journal": (15, 300),
+    "config": (20, 1000),
 }
 assert sum(many for _, many in COUNTS.values()) == 10_000
 
