@@ -157,14 +157,12 @@ def test_a_wrong_key_file_ends_a_command_with_code_2(
 
     make_key(tmp_path).chmod(0o644)
     path = played_run.make_run(tmp_path, trainer={"sequence_length": 10, "key_file": "key"})
-    for command in ("check", "train"):
-        monkeypatch.setattr(sys, "argv", ["mixloop", command, str(path)])
-        monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it was started"))
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert "chmod 600" in line
+    monkeypatch.setattr(sys, "argv", ["mixloop", "check", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "chmod 600" in line
     with MixtureLoader.from_config(path) as loader, pytest.raises(JobError, match="chmod 600"):
         next(loader)
 
