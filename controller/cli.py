@@ -197,13 +197,15 @@ def status(target: Run, as_json: AsJson = False) -> None:
     from mixloop.controller import history as views
     from mixloop.controller import show
 
-    paths, journal = views.open_run(target)
-    found = views.status(paths, journal)
+    with views.reading(target):
+        paths, journal = views.open_run(target)
+        found = views.status(paths, journal)
+        lines = show.status_lines(found)
     if as_json:
         _print_json(found)
         return
-    for line in show.status_lines(found):
-        typer.echo(line)
+    for line in lines:
+        typer.echo(show.clean(line))
 
 
 @app.command()
@@ -212,14 +214,16 @@ def history(target: Run, as_json: AsJson = False) -> None:
     from mixloop.controller import history as views
     from mixloop.controller import show
 
-    _, journal = views.open_run(target)
-    entries = views.history(journal) if journal is not None else []
+    with views.reading(target):
+        _, journal = views.open_run(target)
+        entries = views.history(journal) if journal is not None else []
+        table = show.history_table(entries)
     if as_json:
         _print_json(entries)
     elif not entries:
         typer.echo("no decisions yet")
     else:
-        show.console().print(show.history_table(entries))
+        show.console().print(table)
 
 
 @app.command()
@@ -232,15 +236,17 @@ def explain(
     from mixloop.controller import history as views
     from mixloop.controller import show
 
-    _, journal = views.open_run(target)
-    if journal is None:
-        raise BadInput(f"{target}: no controller has run here, so there are no decisions")
-    entry = views.find_decision(journal, decision)
+    with views.reading(target):
+        _, journal = views.open_run(target)
+        if journal is None:
+            raise BadInput(f"{target}: no controller has run here, so there are no decisions")
+        entry = views.find_decision(journal, decision)
+        lines = show.explain_lines(entry)
     if as_json:
         _print_json(entry)
         return
-    for line in show.explain_lines(entry):
-        typer.echo(line)
+    for line in lines:
+        typer.echo(show.clean(line))
 
 
 @app.command()
@@ -252,12 +258,15 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """One page that tells the whole run: for a browser, a phone, or print."""
+    from mixloop.controller.history import reading
     from mixloop.controller.report import gather, write_report
 
+    with reading(target):
+        found = gather(target) if as_json else write_report(target, out)
     if as_json:
-        _print_json(gather(target))
+        _print_json(found)
     else:
-        typer.echo(f"wrote {write_report(target, out)}")
+        typer.echo(f"wrote {found}")
 
 
 @app.command(name="eval")
@@ -494,7 +503,9 @@ def main() -> None:
     try:
         app()
     except BadInput as error:
-        typer.echo(f"error: {error}", err=True)
+        from mixloop.controller.show import clean
+
+        typer.echo(f"error: {clean(error)}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

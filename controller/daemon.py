@@ -8,6 +8,7 @@ picks the run up where files and journal say it is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -85,6 +86,7 @@ class Controller:
         self.paths = RunPaths(self.config.run.dir)
         self._stop = threading.Event()
         self.say = _quietly(self.say)
+        self._key = self.config.key()
         self.sizes = observe.unique_tokens(self.config)
         self.initial = self.config.start_weights(self.sizes)
         self.paths.dir.mkdir(parents=True, exist_ok=True)
@@ -102,9 +104,9 @@ class Controller:
         self.result: Scorecard | Failure | None = None
         self.running: Running | None = None
         self._beaten = self._closed_at = -1e9
-        self._eyes = sight.Eyes(self.paths, self.journal, self.config)
+        self._eyes = sight.Eyes(self.paths, self.journal, self.config, self._key)
         self.operations = Operations(
-            self.paths, self.journal, self.config, self._eyes, self.sizes, self.initial
+            self.paths, self.journal, self.config, self._eyes, self.sizes, self.initial, self._key
         )
         self._holds: frozenset[int] | None = None
         self._told_unknown: tuple[str, ...] = ()
@@ -293,7 +295,7 @@ class Controller:
             self.say(f"mixture.json held {self._eyes.stranger}, not ours; replaced")
             self._eyes.stranger = ""
         self.journal.assert_fence()
-        write_order(self.paths.mixture, order)
+        write_order(self.paths.mixture, order, self._key)
         records.published(self.journal, order.generation)
         if row["published_at"] is None:
             self.say(f"published generation {order.generation} ({order.decision})")
@@ -595,7 +597,14 @@ def take_lock(path: Path) -> IO[str]:
     Raises:
         BadInput: when another controller of this machine holds the run.
     """
-    stream = path.open("a+")
+    # a link planted there would have another file emptied below
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        stream = os.fdopen(os.open(path, flags, 0o644), "a+")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise BadInput(f"{path}: a symbolic link, not a file: remove it") from None
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -100,6 +100,15 @@ class FenceLost(Exception):  # noqa: N818 - a normal end of a replaced controlle
     """Another controller has taken this run over; this one must stop at once."""
 
 
+def damage(path: Path, error: Exception) -> str:
+    """One line on a journal that can't be read, and the mend."""
+    first = (str(error).splitlines() or [""])[0][:200]
+    return (
+        f"{path}: can't be read whole ({type(error).__name__}: {first}); restore a backup, or move "
+        "it away: the next controller begins a new one from the mixture in force"
+    )
+
+
 def timestamp() -> str:
     """The wall clock as ISO 8601 in UTC, to the millisecond. For people; never compared."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -243,17 +252,28 @@ class Journal:
 
     def rows(self, query: str, *values: object) -> list[Row]:
         """Rows as dicts, JSON columns decoded."""
-        return [_decode(row) for row in self._db.execute(query, values)]
+        with self._read():
+            return [_decode(row) for row in self._db.execute(query, values)]
 
     def row(self, query: str, *values: object) -> Row | None:
         """The first row, or None."""
-        found = self._db.execute(query, values).fetchone()
-        return None if found is None else _decode(found)
+        with self._read():
+            found = self._db.execute(query, values).fetchone()
+            return None if found is None else _decode(found)
 
     def value(self, query: str, *values: object) -> Any:
         """The first column of the first row, or None."""
-        found = self._db.execute(query, values).fetchone()
-        return None if found is None else found[0]
+        with self._read():
+            found = self._db.execute(query, values).fetchone()
+            return None if found is None else found[0]
+
+    @contextmanager
+    def _read(self) -> Iterator[None]:
+        """What can't be read is told in one line: a damaged page, a row that is no JSON."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, ValueError, RecursionError) as error:
+            raise JournalError(damage(self.path, error)) from error
 
     @property
     def knows_operators(self) -> bool:

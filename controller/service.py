@@ -10,15 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixloop.controller import launch
 from mixloop.controller.checks import check_evals
 from mixloop.controller.config import RunConfig, load_config
-from mixloop.controller.errors import BadInput
-from mixloop.controller.journal import FenceLost, JournalError
+from mixloop.controller.journal import FenceLost
 from mixloop.controller.show import clean
 from mixloop.trainer.contract import RunPaths, read_status
+
+if TYPE_CHECKING:
+    from mixloop.controller.daemon import Controller
 
 Say = Callable[[str], None]
 
@@ -31,16 +33,11 @@ def control_run(path: Path, say: Say) -> int:
     Raises:
         BadInput: before anything starts, when the configuration or the policy is wrong.
     """
-    from mixloop.controller.daemon import Controller
-
     config = load_config(path)
     check_evals(path, config)
     launch.check_policy(config, path.parent.resolve())
     logging.getLogger("mixloop").addHandler(logging.NullHandler())
-    try:
-        controller = Controller(config, path.parent.resolve(), say)
-    except JournalError as error:
-        raise BadInput(str(error)) from None
+    controller = start_controller(config, path.parent.resolve(), say)
     stopped_by: list[int] = []
 
     def stop(number: int, frame: object) -> None:
@@ -56,6 +53,19 @@ def control_run(path: Path, say: Say) -> int:
         say(f"another controller has taken this run over ({error}); stopping")
         return 1
     return 130 if stopped_by else 0
+
+
+def start_controller(config: RunConfig, base: Path, say: Say) -> Controller:
+    """The controller of a run, which has taken it over.
+
+    Raises:
+        BadInput: a key file, a source or a journal that can't be used; one line says which.
+    """
+    from mixloop.controller.daemon import Controller
+    from mixloop.controller.history import reading
+
+    with reading(RunPaths(config.run.dir).journal):
+        return Controller(config, base, say)
 
 
 def run_both(path: Path, *, rewind: bool = False, say: Say | None = None) -> int:

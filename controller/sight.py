@@ -26,6 +26,7 @@ from mixloop.trainer.contract import (
     read_status,
 )
 from mixloop.trainer.files import NotRegularError, read_regular
+from mixloop.trainer.keys import is_signed
 
 if TYPE_CHECKING:
     from mixloop.controller.operations import Operations
@@ -115,7 +116,10 @@ class Eyes:
             nothing is decided.
     """
 
-    def __init__(self, paths: RunPaths, journal: Journal, config: RunConfig) -> None:
+    def __init__(
+        self, paths: RunPaths, journal: Journal, config: RunConfig, key: bytes | None = None
+    ) -> None:
+        self._key = key
         self._paths = paths
         self._journal = journal
         self._config = config
@@ -265,7 +269,8 @@ class Eyes:
             return FileState.STRANGER
         ours = newest is not None and newest["generation"] == generation
         recorded = newest is not None and newest["published_fence"] == self._journal.fence
-        current = ours and recorded and fence == self._journal.fence
+        signed = self._key is None or is_signed(self._key, found)
+        current = ours and recorded and signed and fence == self._journal.fence
         return FileState.CURRENT if current else FileState.STALE
 
     def _newly_applied(self) -> Iterable[Applied]:

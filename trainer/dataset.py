@@ -66,6 +66,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         weights: Mapping[str, float] | None = None,
         seed: int = 0,
         limits: Mapping[str, float] | None = None,
+        key_file: str | Path | None = None,
         accumulation: int = 1,
         batch: int | str | None = None,
         batch_schedule: Sequence[Mapping[str, Any]] = (),
@@ -78,7 +79,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
             dir, run, sources, budget, weights, seed, limits,
             sequence_length=sequence_length, micro_batch=micro_batch, accumulation=accumulation,
             batch=batch, batch_schedule=batch_schedule, poll_every=poll_every,
-            status_every=status_every, phases=phases,
+            status_every=status_every, phases=phases, key_file=key_file,
         )  # fmt: skip
         self._set_up(job, **options)
 

@@ -148,6 +148,7 @@ class Desk:
         limits: Limits | None = None,
         accept_uid: int | None = None,
         retired: Sequence[str] = (),
+        key: bytes | None = None,
     ) -> None:
         self._paths = paths
         self._run = run
@@ -159,6 +160,7 @@ class Desk:
         self._now = now
         self._limits = limits
         self._uid = accept_uid
+        self._key = key
         self._lock = threading.Lock()
         started = [switch for switch in past if switch.sample <= clock.sample]
         self._in_force = started[-1]
@@ -249,6 +251,7 @@ class Desk:
             in_force=self._weights(self._in_force),
             accept_uid=self._uid,
             retired=self._retired,
+            key=self._key,
         )
 
     def _follow(self, news: Order | Rejection | None) -> bool:
@@ -264,7 +267,7 @@ class Desk:
             self._plan = list(news.then)
         with self._lock:
             self._accepted = (news.fence, news.generation)
-        write_order(self._paths.dir / ACCEPTED_FILE, news)
+        write_order(self._paths.dir / ACCEPTED_FILE, news, self._key)
         return changes
 
     def _due_stage(self) -> None:
@@ -328,7 +331,7 @@ class Desk:
         """After a restart: the fence and the plan of the order that was being followed."""
         known = (*self._sources, *self._retired)
         for path in (self._paths.mixture, self._paths.dir / ACCEPTED_FILE):
-            order = read_order(path, run=self._run, sources=known, after=(0, 0))
+            order = read_order(path, run=self._run, sources=known, after=(0, 0), key=self._key)
             if not isinstance(order, Order) or order.generation != self._accepted[1]:
                 continue
             if order.fence < self._accepted[0]:

@@ -28,6 +28,7 @@ from mixloop.trainer.contract import (
 )
 from mixloop.trainer.hotreload import Switch
 from mixloop.trainer.job import Job, JobError
+from mixloop.trainer.keys import KeyFileError, key_for
 from mixloop.trainer.lineage import Versions, check_retired, check_sources, earlier
 from mixloop.trainer.lr import learning_rate_of
 from mixloop.trainer.order import MixtureOrder, Segment, quantise
@@ -133,6 +134,10 @@ def continue_from(
     Raises:
         JobError: one line naming what is in the way.
     """
+    try:
+        key_for(job.settings.key_file)  # here, where every rank hears of it
+    except KeyFileError as error:
+        raise JobError(f"trainer.{error}") from error
     sizes = {name: store.samples(job.sequence_length) for name, store in stores.items()}
     entries = tuple(SourceEntry(n, sizes[n], stores[n].info.fingerprint) for n in stores)
     quanta = quanta_of(job.settings, world, found[1].sample if found else 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from decimal import Decimal
 from itertools import pairwise
@@ -28,6 +29,8 @@ from pydantic import (
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _TOKENS = re.compile(r"\s*(\d+(?:_\d+)*(?:\.\d+)?)\s*([kKMBT]?)\s*")
+_SHOWN = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
 _LEGAL = "a whole number, or one with a unit as in 400k, 1.5M, 250B, 11T"
 
 SUM_TOLERANCE = 1e-6
@@ -45,20 +48,20 @@ def parse_tokens(value: str | int | float) -> int:
         ValueError: naming the value and the legal forms.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(f"{value!r} is not a token count: write {_LEGAL}")
+        raise ValueError(f"{_SHOWN.repr(value)} is not a token count: write {_LEGAL}")
     if isinstance(value, float):
         if not (math.isfinite(value) and value.is_integer() and value >= 0):
-            raise ValueError(f"{value!r} is not a token count: write {_LEGAL}")
+            raise ValueError(f"{_SHOWN.repr(value)} is not a token count: write {_LEGAL}")
         return int(value)
     if isinstance(value, int):
         if value < 0:
-            raise ValueError(f"{value!r} is not a token count: write {_LEGAL}")
+            raise ValueError(f"{_SHOWN.repr(value)} is not a token count: write {_LEGAL}")
         return value
     match = _TOKENS.fullmatch(value)
     unit = match[2] if match else ""
     count = Decimal(match[1]) * _UNITS["k" if unit == "K" else unit] if match else Decimal(-1)
     if count < 0 or count != count.to_integral_value():
-        raise ValueError(f"{value!r} is not a token count: write {_LEGAL}")
+        raise ValueError(f"{_SHOWN.repr(value)} is not a token count: write {_LEGAL}")
     return int(count)
 
 
@@ -162,6 +165,8 @@ class TrainerSettings(_Strict):
     of the last `spike_window` steps is reported. `peak_flops` is what one device can do per second
     in the precision used, for the utilisation that is reported. `document_mask` keeps attention
     within documents: no token looks beyond the end-of-text token before it.
+    `key_file` holds the key that orders and requests must be signed with; only its place is ever
+    written anywhere.
     `phases` is for other training loops, which don't always tell the phase of their learning rate:
     the token count at which each phase begins.
     """
@@ -194,6 +199,7 @@ class TrainerSettings(_Strict):
     log_every: int = Field(50, gt=0)
     prefetch: int = Field(1, ge=0)
     accept_uid: int | None = None
+    key_file: Path | None = None
     processes: int = Field(1, gt=0)
     lr_schedule: Literal["wsd", "cosine"] = "wsd"
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -340,8 +346,9 @@ def one_line(error: ValidationError) -> str:
     if finding["type"] == "extra_forbidden":
         return f"{key}: unknown key"
     value = finding.get("input")
-    shown = f" (got {value!r})" if isinstance(value, (str, int, float)) else ""
-    return f"{key}: {message}{'' if repr(value) in message else shown}"
+    if not isinstance(value, (str, int, float)) or _SHOWN.repr(value) in message:
+        return f"{key}: {message}"
+    return f"{key}: {message} (got {_SHOWN.repr(value)})"
 
 
 def load_job(path: Path) -> Job:

@@ -72,6 +72,8 @@ class MixtureLoader:
         poll_every: steps between looks at `mixture.json`.
         status_every: steps between writes of `status.json`.
         limits: bounds on any order, whoever wrote it: `floor`, `cap`, `max_change`.
+        key_file: the key that orders must be signed with; default: the file that the environment
+            variable MIXLOOP_KEY_FILE names, else orders need no signature.
         phases: token count at which each learning-rate phase begins, for a loop that doesn't
             report it: `{"warmup": 0, "stable": "2B", "decay": "10T"}`.
         on_change: called on every rank just before the first micro-batch of a new mixture.
@@ -107,6 +109,7 @@ class MixtureLoader:
         poll_every: int = 20,
         status_every: int = 10,
         limits: Mapping[str, float] | LimitSettings | None = None,
+        key_file: str | Path | None = None,
         phases: Mapping[str, int | str] | None = None,
         on_change: Callable[[Change], None] | None = None,
         pin_memory: bool | None = None,
@@ -118,7 +121,7 @@ class MixtureLoader:
             dir, run, sources, budget, weights, seed, limits,
             sequence_length=sequence_length, micro_batch=micro_batch, accumulation=accumulation,
             batch=batch, batch_schedule=batch_schedule, prefetch=prefetch, poll_every=poll_every,
-            status_every=status_every, phases=phases,
+            status_every=status_every, phases=phases, key_file=key_file,
         )  # fmt: skip
         self._set_up(
             job, rank=rank, world=world, peers=peers, on_change=on_change, pin_memory=pin_memory,

@@ -24,6 +24,7 @@ from mixloop.trainer.contract import (
 )
 from mixloop.trainer.hotreload import Clock, Desk, Switch
 from mixloop.trainer.incarnation import Plan, Start
+from mixloop.trainer.keys import key_for
 from mixloop.trainer.narrator import Moment, Narrator
 from mixloop.trainer.order import Segment
 from mixloop.trainer.peers import Peers
@@ -115,6 +116,7 @@ class Steering:
             limits=Limits(**job.limits.model_dump()),
             accept_uid=settings.accept_uid,
             retired=[name for name in start.sizes if name not in job.sources],
+            key=key_for(settings.key_file),
         )
         narrator = Narrator(
             run=job.run,
