@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -110,6 +110,7 @@ def staged(draw: st.DrawFn) -> list[tuple[int, int]]:
     return list(zip([0, *sorted(starts)], sizes, strict=False))
 
 
+@settings(deadline=None)
 @given(staged(), st.integers(0, 60))
 def test_steps_follow_one_another_wherever_a_run_was_interrupted(
     wanted: list[tuple[int, int]], stop: int

@@ -93,6 +93,7 @@ def test_a_source_that_grows_repeats_nothing_within_an_epoch_and_moves_nobody(
     assert (middle[1] == index[333:433]).all()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 9), st.integers(1, 12))
 def test_a_source_that_comes_or_goes_moves_nobody(seed: int, quantum: int) -> None:
     start = {"a": 0.4, "b": 0.6}
