@@ -169,13 +169,24 @@ def train(
     os.execv(command[0], command)
 
 
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        help="serve Prometheus metrics at this port of localhost (0: any free one); "
+        "controller.metrics in run.yaml has host and port too",
+    ),
+]
+
+
 @app.command()
-def control(path: RunFile) -> None:
+def control(path: RunFile, metrics_port: MetricsPort = None) -> None:
     """Run the controller beside a training job."""
     from mixloop.controller.service import control_run
     from mixloop.controller.show import clean
 
-    raise SystemExit(control_run(path, lambda line: typer.echo(clean(line))))
+    raise SystemExit(control_run(path, lambda line: typer.echo(clean(line)), metrics_port))
 
 
 @app.command()
@@ -184,21 +195,35 @@ def run(
     rewind: Annotated[
         bool, typer.Option(help="resume at another batch size: drop recorded later mixtures")
     ] = False,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Train and control, as two processes."""
     from mixloop.controller.service import run_both
 
-    raise SystemExit(run_both(path, rewind=rewind))
+    raise SystemExit(run_both(path, rewind=rewind, metrics_port=metrics_port))
 
 
 @app.command()
-def status(target: Run, as_json: AsJson = False) -> None:
+def status(
+    target: Run,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="one screen that stays, until Ctrl-C or the run's end")
+    ] = False,
+    every: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="with --watch: seconds between two looks")
+    ] = 2.0,
+    as_json: AsJson = False,
+) -> None:
     """How a run stands: trainer, mixture, ledger, scores."""
+    if watch:
+        from mixloop.controller.watch import watch as watch_run
+
+        raise SystemExit(watch_run(target, every, as_json=as_json))
     from mixloop.controller import history as views
     from mixloop.controller import show
 
     with views.reading(target):
-        paths, journal = views.open_run(target)
+        paths, journal = views.open_run(target, new=True)
         found = views.status(paths, journal)
         lines = show.status_lines(found)
     if as_json:
@@ -218,12 +243,16 @@ def history(target: Run, as_json: AsJson = False) -> None:
         _, journal = views.open_run(target)
         entries = views.history(journal) if journal is not None else []
         table = show.history_table(entries)
+        lines = show.skipped_lines(views.skipped(journal))
     if as_json:
         _print_json(entries)
     elif not entries:
         typer.echo("no decisions yet")
     else:
         show.console().print(table)
+    if not as_json:
+        for line in lines:
+            typer.echo(line)
 
 
 @app.command()

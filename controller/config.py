@@ -106,6 +106,13 @@ class TrackingSection(Section):
     enabled: bool = True
 
 
+class MetricsSection(Section):
+    """Prometheus' view of a run, served by the controller."""
+
+    port: int | None = Field(None, ge=1, le=65535, description="port of /metrics; unset: none")
+    host: str = Field("127.0.0.1", min_length=1, description="address it is served at")
+
+
 class ControllerSection(Section):
     """The daemon itself."""
 
@@ -113,6 +120,7 @@ class ControllerSection(Section):
     patience: float = Field(
         30.0, ge=0, description="seconds it keeps trying to reach MLflow after the run has ended"
     )
+    metrics: MetricsSection = Field(default_factory=MetricsSection)
 
 
 class SimulateSection(Section):

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mixloop.controller import observe, propose, records, sight
+from mixloop.controller import observe, propose, pulse, records, sight
 from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost, Journal, timestamp
+from mixloop.controller.metrics import Timings
 from mixloop.controller.operations import Operations
 from mixloop.controller.planning import Planner
 from mixloop.controller.reconcile import Action, World, next_action
@@ -81,6 +82,7 @@ class Controller:
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     tracking: Tracking = field(default_factory=Tracking)
+    timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
         self.paths = RunPaths(self.config.run.dir)
@@ -104,6 +106,8 @@ class Controller:
         self.result: Scorecard | Failure | None = None
         self.running: Running | None = None
         self._beaten = self._closed_at = -1e9
+        self.pulse: pulse.Pulse | None = None
+        self._stalled = False
         self._eyes = sight.Eyes(self.paths, self.journal, self.config, self._key)
         self.operations = Operations(
             self.paths, self.journal, self.config, self._eyes, self.sizes, self.initial, self._key
@@ -124,7 +128,15 @@ class Controller:
             "policy": config.policy.use,
             "policy_options": json.dumps(config.policy.options, sort_keys=True),
             "guards": config.guards.model_dump_json(),
+            **{key: one for key, one in self._cadence().items() if one is not None},
             **{f"unique_tokens.{name}": size for name, size in self.sizes.items()},
+        }
+
+    def _cadence(self) -> dict[str, int | None]:
+        """Tokens between two of a thing, which those who look on need to say when it is due."""
+        return {
+            "evaluate_every": self.config.evals.every,
+            "approval_timeout": self.config.approval.timeout,
         }
 
     # -- the loop ----------------------------------------------------------------------------
@@ -165,17 +177,20 @@ class Controller:
 
     def step(self) -> bool:
         """Look once and do one thing. Returns whether there is more to come."""
+        began = self.clock()
         world = self.look()
         self._tell_unknown()
         action = next_action(world)
         self._busy = action is not Action.WAIT
         if action is Action.WAIT:
             self._beat()
+            self.timings.observe(self.clock() - began)
             self._stop.wait(self._pause(world))
             return True
         if action is Action.END:
             return False
         getattr(self, "_do_" + action.value.replace("-", "_"))(world)
+        self.timings.observe(self.clock() - began)
         return True
 
     def _tell_unknown(self) -> None:
@@ -210,7 +225,21 @@ class Controller:
     def _beat(self) -> None:
         if self.clock() - self._beaten > BEAT:
             self._beaten = self.clock()
-            self.journal.beat()
+            self._feel_pulse(self._beaten)
+
+    def _feel_pulse(self, now: float) -> None:
+        """Move our own liveness counter, and keep how long the trainer's has stood still."""
+        found, status = self.pulse, self._eyes.status
+        limit = pulse.patience(found, status)
+        silent = now - found.since if found is not None else None
+        records.beat(self.journal, found, silent, limit)
+        ended = status is None or status.finished
+        stalled = silent is not None and silent > limit and not ended
+        if stalled != self._stalled:
+            self._stalled = stalled
+            word = f"no heartbeat of the trainer for {pulse.duration(silent or 0.0)}"
+            self.journal.event("trainer", stalled=stalled, silent=silent)
+            self.say(word if stalled else "the trainer goes on")
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -223,7 +252,7 @@ class Controller:
         outbox = self._eyes.outbox() if tracked else 0
         now = self.clock()
         patience = self.config.controller.patience
-        return self._eyes.look(
+        world = self._eyes.look(
             scoring=self.scoring is not None,
             scored=self.result is not None,
             unplanned=self.planner.needed,
@@ -237,6 +266,8 @@ class Controller:
             operations=self.operations,
             drain_failed=self.tracking.failures > 0 and now - self._closed_at > patience,
         )
+        self.pulse = pulse.seen(self.pulse, self._eyes.status, now)
+        return world
 
     def _poll_scoring(self) -> None:
         if self.scoring is not None and self.result is None:
@@ -352,6 +383,22 @@ class Controller:
         for generation, reason in world.newly_rejected.items():
             self.say(f"the trainer refused generation {generation}: {reason}")
 
+    def _do_note_incarnation(self, world: World) -> None:
+        begun = self._eyes.begun
+        left = records.incarnations(self.journal, begun, self._eyes.cuts)
+        self._eyes.incarnation_noted(left)
+        if self.scoring in left:
+            self.evaluator.stop()
+            self.scoring = self.result = None
+        if left and self.running is not None:  # what it looked at is no more
+            self.running.child.close()
+            self.running = None
+        self._hold()
+        line = begun[-1]
+        if line.incarnation > 1:
+            lost = f"; {len(left)} checkpoints further on are abandoned" if left else ""
+            self.say(f"the trainer began again at step {line.step} ({line.incarnation}){lost}")
+
     # -- operators ---------------------------------------------------------------------------
 
     def _do_take_request(self, world: World) -> None:
@@ -374,9 +421,23 @@ class Controller:
         name = world.unrecorded[0]
         path = self._eyes.layout.folder / name
         manifest = self._eyes.manifest(name)
+        if self.journal.row("SELECT 1 FROM checkpoints WHERE step = ?", manifest.step):
+            self._set_aside(manifest.step)
         records.checkpoint(self.journal, manifest, str(path), self._eyes.losses())
         self._hold()
         self.say(f"checkpoint at step {manifest.step} ({manifest.tokens:,} tokens)")
+
+    def _set_aside(self, step: int) -> None:
+        """The files of a step that was scored on an abandoned branch: they are not this one's."""
+        for path in (self.paths.dir / "scorecards").glob(f"step-{step:08d}.*"):
+            path.rename(path.with_name(f"abandoned-{records.now_ms()}-{path.name}"))
+
+    def _do_skip_checkpoints(self, world: World) -> None:
+        records.skipped(self.journal, world.to_skip)
+        self._hold()
+        reasons = set(world.to_skip.values())
+        steps = ", ".join(map(str, world.to_skip))
+        self.say(f"not scored: step {steps}: {'; '.join(sorted(reasons))}")
 
     def _do_start_trial(self, world: World) -> None:
         path = Path(

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -30,12 +30,19 @@ CREATE TABLE lease (
 CREATE TABLE checkpoints (
   step INTEGER PRIMARY KEY, tokens INTEGER NOT NULL, sample INTEGER NOT NULL, path TEXT NOT NULL,
   phase TEXT, generation INTEGER NOT NULL, weights TEXT NOT NULL, seen_at TEXT NOT NULL,
-  drawn TEXT NOT NULL DEFAULT '{}', losses TEXT NOT NULL DEFAULT '{}');
+  drawn TEXT NOT NULL DEFAULT '{}', losses TEXT NOT NULL DEFAULT '{}',
+  incarnation INTEGER NOT NULL DEFAULT 0);
+"""
+
+_EVALUATIONS = """
 CREATE TABLE evaluations (
   step INTEGER PRIMARY KEY REFERENCES checkpoints(step), state TEXT NOT NULL
-    CHECK (state IN ('running', 'scored', 'failed')),
+    CHECK (state IN ('running', 'scored', 'failed', 'skipped')),
   attempts INTEGER NOT NULL, reason TEXT, scorecard TEXT, started_at TEXT NOT NULL,
   finished_at TEXT);
+"""
+
+_DECISIONS = """
 CREATE TABLE decisions (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, asked_by TEXT NOT NULL
     CHECK (asked_by IN ('policy', 'controller', 'operator')),
@@ -43,9 +50,17 @@ CREATE TABLE decisions (
   reason TEXT NOT NULL, evidence TEXT NOT NULL, weights_before TEXT NOT NULL, weights_proposed TEXT,
   weights_after TEXT NOT NULL, plan TEXT NOT NULL, guards TEXT NOT NULL,
   against_generation INTEGER NOT NULL, generation INTEGER, observation_digest TEXT,
-  policy_digest TEXT, fence INTEGER NOT NULL, scored_at TEXT, decided_at TEXT NOT NULL);
+  policy_digest TEXT, fence INTEGER NOT NULL, scored_at TEXT, decided_at TEXT NOT NULL,
+  abandoned_by INTEGER);
+"""
+
+# of a branch that the trainer abandoned by a rewind, another may be made at the same step
+_ONE_DECISION = """
 CREATE UNIQUE INDEX one_policy_decision_per_checkpoint
-  ON decisions(step) WHERE asked_by = 'policy';
+  ON decisions(step) WHERE asked_by = 'policy' AND abandoned_by IS NULL;
+"""
+
+_ORDERS = """
 CREATE TABLE orders (
   generation INTEGER PRIMARY KEY, decision TEXT NOT NULL, policy TEXT NOT NULL,
   reason TEXT NOT NULL, weights TEXT NOT NULL, plan TEXT NOT NULL, issued_at TEXT NOT NULL,
@@ -75,13 +90,26 @@ CREATE TABLE assessments (
   rationale TEXT, by TEXT, at TEXT);
 """
 
-_TABLES += _OPERATORS
+_TABLES += _EVALUATIONS + _DECISIONS + _ONE_DECISION + _ORDERS + _OPERATORS
+
+# SQLite can't change a CHECK: the table is made anew
+_SKIPPED = f"""
+ALTER TABLE checkpoints ADD COLUMN incarnation INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE decisions ADD COLUMN abandoned_by INTEGER;
+DROP INDEX one_policy_decision_per_checkpoint;
+{_ONE_DECISION}
+ALTER TABLE evaluations RENAME TO evaluations_3;
+{_EVALUATIONS}
+INSERT INTO evaluations SELECT * FROM evaluations_3;
+DROP TABLE evaluations_3;
+"""
 
 # what brings a journal of an earlier version up to the next one
 _UPGRADES = {
     1: "ALTER TABLE checkpoints ADD COLUMN drawn TEXT NOT NULL DEFAULT '{}';"
     "ALTER TABLE checkpoints ADD COLUMN losses TEXT NOT NULL DEFAULT '{}';",
     2: _OPERATORS,
+    3: _SKIPPED,
 }
 
 Row = dict[str, Any]
@@ -117,18 +145,24 @@ def timestamp() -> str:
 class Journal:
     """One run's journal. Reads are free for all; writes need the fence that :meth:`claim` gives.
 
+    Args:
+        create: make the file, or bring one of an earlier version up to this one.
+        read_only: for those who look at a run that goes on: such a connection can write nothing,
+            not even roll back what a killed controller left, and waits half a second at most.
+
     Raises:
         JournalError: when the file is no journal, or one of a newer mixloop.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, read_only: bool = False) -> None:
         if not create and not path.exists():
             raise JournalError(f"{path}: no journal here; start the run with `mixloop control`")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.fence: int | None = None
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=30.0)
+            self._db = _connect(path, read_only)
             self._db.row_factory = sqlite3.Row
             self._prepare(create)
         except sqlite3.DatabaseError as error:
@@ -252,8 +286,8 @@ class Journal:
 
     def rows(self, query: str, *values: object) -> list[Row]:
         """Rows as dicts, JSON columns decoded."""
-        with self._read():
-            return [_decode(row) for row in self._db.execute(query, values)]
+        with self._read():  # all at once: while rows are being fetched the file can't be written
+            return [_decode(row) for row in self._db.execute(query, values).fetchall()]
 
     def row(self, query: str, *values: object) -> Row | None:
         """The first row, or None."""
@@ -288,6 +322,13 @@ class Journal:
         """Note something a person may later ask about (a start, a stranger's file, an alarm)."""
         with self.transaction() as tx:
             add_event(tx, self.fence or 0, kind, detail)
+
+
+def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
+    if not read_only:
+        return sqlite3.connect(path, isolation_level=None, timeout=30.0)
+    place = f"{path.resolve().as_uri()}?mode=ro"
+    return sqlite3.connect(place, uri=True, isolation_level=None, timeout=0.5)
 
 
 def decision_id(text: str) -> str:

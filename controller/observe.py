@@ -9,7 +9,7 @@ from typing import Any
 
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
-from mixloop.controller.journal import Journal
+from mixloop.controller.journal import Journal, Row
 from mixloop.controller.propose import guard_settings, remaining
 from mixloop.controller.steering import Steering, steer_all
 from mixloop.policies import (
@@ -77,18 +77,20 @@ def evaluations(journal: Journal, *, until: int | None = None) -> tuple[Evaluati
         "JOIN evaluations e USING (step) WHERE e.state = 'scored' AND c.step <= ? ORDER BY c.step",
         until if until is not None else 2**62,
     )
-    return tuple(
-        Evaluation(
-            step=row["step"],
-            tokens=row["tokens"],
-            phase=row["phase"],
-            generation=row["generation"],
-            weights=row["weights"],
-            drawn=row.get("drawn", {}),
-            losses=row.get("losses", {}),
-            benchmarks=benchmark_scores(row["scorecard"]),
-        )
-        for row in rows
+    return tuple(evaluation(row) for row in rows)
+
+
+def evaluation(row: Row) -> Evaluation:
+    """A row of checkpoints with its scorecard, as policies see it."""
+    return Evaluation(
+        step=row["step"],
+        tokens=row["tokens"],
+        phase=row["phase"],
+        generation=row["generation"],
+        weights=row["weights"],
+        drawn=row.get("drawn", {}),
+        losses=row.get("losses", {}),
+        benchmarks=benchmark_scores(row["scorecard"]),
     )
 
 
@@ -142,6 +144,7 @@ def past_decisions(journal: Journal, before: int | None = None) -> tuple[PastDec
             "SELECT * FROM decisions WHERE seq < ? ORDER BY seq",
             before if before is not None else 2**62,
         )
+        if row.get("abandoned_by") is None  # of a branch that the trainer has left
     )
 
 

@@ -114,8 +114,7 @@ def _count(number: int, what: str) -> str:
 
 def _facts(found: Json) -> str:
     trainer, tracking = found["status"]["trainer"], found["status"]["tracking"]
-    state = {True: "alive", False: "stopped", None: "on another machine"}[trainer["alive"]]
-    state = "finished" if trainer["finished"] else state
+    state = ", ".join(filter(None, (show.trainer_state(trainer), show.origin(trainer))))
     loss = "-" if trainer["loss"] is None else f"{trainer['loss']:.4f}"
     waiting = f"{tracking['waiting']} entries wait" if tracking["waiting"] else "all told"
     facts = [

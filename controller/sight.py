@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from mixloop.controller import branches
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import Journal, Row
@@ -18,6 +19,7 @@ from mixloop.controller.propose import remaining
 from mixloop.controller.reconcile import Applied, FileState, World
 from mixloop.trainer.contract import (
     Manifest,
+    OpenLine,
     RunPaths,
     Schedule,
     ScheduleError,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+BACKLOG = 2  # checkpoints that may wait before evaluation counts as behind
 CURVE_POINTS = 400  # points of the trainer's curves over a whole run, at most
 
 
@@ -114,6 +117,7 @@ class Eyes:
             controller of this journal wrote; empty when there is nothing to tell.
         unknown: Sources of run.yaml that the trainer has not been started with: until it is,
             nothing is decided.
+        begun: Incarnations of the trainer that the journal does not know of, oldest first.
     """
 
     def __init__(
@@ -131,6 +135,11 @@ class Eyes:
         self.status: Status | None = None
         self.stranger = ""
         self.unknown: tuple[str, ...] = ()
+        self.begun: tuple[OpenLine, ...] = ()
+        self._incarnation = int(
+            journal.value("SELECT value FROM meta WHERE key = 'incarnation'") or 0
+        )
+        self.cuts = branches.cuts(schedule_of(paths))
         self._curves_at = -1
         self._told: Json | None = None
 
@@ -139,9 +148,11 @@ class Eyes:
         self.status = self._own(read_status(self._paths.status)) or self.status
         self.unknown = self._not_taken_in()
         decides = self.status is not None and not operations.paused and not self.unknown
+        self._notice_incarnation()
         newest = self._newest_order()
         finished = self._finished()
         to_score, waiting = self._to_score(finished)
+        busy = children["scoring"] or children["trying"]
         unrecorded = self._unrecorded()
         idle = to_score is None and not unrecorded
         return World(
@@ -151,6 +162,8 @@ class Eyes:
             newly_rejected=self._newly_rejected(),
             unrecorded=unrecorded,
             to_score=None if children["scoring"] else to_score,
+            to_skip=self._abandoned() or ({} if busy or finished else self._behind(waiting)),
+            began=bool(self.begun),
             requested=operations.next_request() is not None,
             overdue=operations.ended() is not None,
             to_decide=self._to_decide() if decides else None,
@@ -175,6 +188,38 @@ class Eyes:
         if self.status is None or not self.status.sources:
             return ()
         return tuple(name for name in self._config.sources if name not in self.status.sources)
+
+    # -- incarnations ------------------------------------------------------------------------
+
+    def _notice_incarnation(self) -> None:
+        self.begun = ()
+        if self.status is not None and self.status.incarnation > self._incarnation:
+            schedule = schedule_of(self._paths)
+            self.begun = branches.opened(schedule, above=self._incarnation)
+            if self.begun:
+                self.cuts = branches.cuts(schedule)
+
+    def incarnation_noted(self, abandoned: Iterable[int]) -> None:
+        """The journal knows of :attr:`begun`; these steps may come again."""
+        self._incarnation = max(line.incarnation for line in self.begun)
+        self._known -= set(abandoned)
+
+    def _on_branch(self, row: Row) -> bool:
+        return branches.abandoned(self.cuts, row["sample"], row["incarnation"]) is None
+
+    def _abandoned(self) -> dict[int, str]:
+        """Checkpoints of a branch the trainer has left, found only after it had."""
+        if not self.cuts:
+            return {}
+        rows = self._journal.rows(
+            "SELECT c.step, c.sample, c.incarnation FROM checkpoints c "
+            "LEFT JOIN evaluations e USING (step) WHERE e.state IS NULL"
+        )
+        found = {
+            row["step"]: branches.abandoned(self.cuts, row["sample"], row["incarnation"])
+            for row in rows
+        }
+        return {step: f"abandoned: {cut}" for step, cut in found.items() if cut is not None}
 
     # -- orders ------------------------------------------------------------------------------
 
@@ -321,7 +366,13 @@ class Eyes:
             manifest = self.layout.manifest(name)
             if manifest is None:
                 continue
-            if self._journal.row("SELECT 1 FROM checkpoints WHERE step = ?", manifest.step):
+            known = self._journal.row(
+                "SELECT sample, incarnation FROM checkpoints WHERE step = ?", manifest.step
+            )
+            # a step is repeated by a resume, which makes the same checkpoint, or after a rewind
+            if known is not None and (
+                manifest.incarnation <= known["incarnation"] or self._on_branch(known)
+            ):
                 self._known.add(manifest.step)
                 continue
             self._manifests[name] = manifest
@@ -340,9 +391,10 @@ class Eyes:
     def _to_score(self, finished: bool) -> tuple[int | None, list[int]]:
         """The next checkpoint to score, and all that wait."""
         rows = self._journal.rows(
-            "SELECT c.step, c.tokens, e.state FROM checkpoints c "
+            "SELECT c.step, c.tokens, c.sample, c.incarnation, e.state FROM checkpoints c "
             "LEFT JOIN evaluations e USING (step) ORDER BY c.step"
         )
+        rows = [row for row in rows if self._on_branch(row)]
         every = self._config.evals.every or 0
         due: list[Row] = []
         for row in rows:
@@ -352,6 +404,22 @@ class Eyes:
                 due.append(row)
         waiting = [row["step"] for row in due if row["state"] in (None, "running")]
         return (waiting[0] if waiting else None), waiting
+
+    def _behind(self, waiting: list[int]) -> dict[int, str]:
+        """What is passed over so that the newest is scored next; a short queue is no backlog.
+
+        What was begun is finished all the same. After the end of the training nothing waits for a
+        score, and all are scored.
+        """
+        if self._config.evals.backlog == "all" or len(waiting) <= BACKLOG:
+            return {}
+        begun = self._journal.rows("SELECT step FROM evaluations WHERE state = 'running'")
+        passed = set(waiting[:-1]) - {row["step"] for row in begun}
+        why = (
+            f"evaluation is behind: {len(waiting)} checkpoints waited, and the newest "
+            f"(step {waiting[-1]}) is scored next"
+        )
+        return dict.fromkeys(sorted(passed), why)
 
     def waiting(self) -> list[int]:
         """Steps of the checkpoints that are still to be scored."""
@@ -367,7 +435,9 @@ class Eyes:
     def _to_decide(self) -> int | None:
         """The newest scored checkpoint, unless it or a newer one was decided on."""
         scored = self._journal.value("SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
-        decided = self._journal.value("SELECT MAX(step) FROM decisions WHERE asked_by = 'policy'")
+        decided = self._journal.value(
+            "SELECT MAX(step) FROM decisions WHERE asked_by = 'policy' AND abandoned_by IS NULL"
+        )
         if scored is None or (decided is not None and scored <= decided):
             return None
         return int(scored)

@@ -24,6 +24,7 @@ sources:
 evals:
   every: 200M               # tokens between scored checkpoints
   # budget: 2%              # of training time: chooses the items, once; those below are then limits
+  # backlog: latest         # or all: what is scored when more than two checkpoints wait
   # steering: auto          # or bits_per_byte: never accuracy, exact match or pass@1
   device: cpu               # never a training GPU unless you name one
   # launcher: [srun, -G1, "{command}"] starts the worker elsewhere; ray, with workers: 4, many

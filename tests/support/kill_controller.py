@@ -105,6 +105,7 @@ class FileTrainer:
         self.run = config.run.id
         self.names = list(config.sources)
         self.budget = config.budget
+        self.incarnation = 1
         self.paths.dir.mkdir(parents=True, exist_ok=True)
         self.writer = ScheduleWriter(self.paths.schedule)
         self.incarnation = max(1, read_schedule(self.paths.schedule).incarnation)
@@ -203,7 +204,7 @@ class FileTrainer:
             "stable",
             self._force(force),
             {},
-            1,
+            self.incarnation,
             LENGTH,
             QUANTUM,
             {},
