@@ -52,6 +52,7 @@ class Tracking:
     not_before: float = 0.0
     failures: int = 0
     last_error: str | None = None
+    failing: str | None = None  # what the running drain said it failed on
 
 
 @dataclass
@@ -234,11 +235,12 @@ class Controller:
             return
         ended = not child.running
         said = child.messages()
-        failure = records.drained(self.journal, said)
+        self.tracking.failing = records.drained(self.journal, said) or self.tracking.failing
         if any("done" in message for message in said):
             self.tracking.failures = 0
         if not ended:
             return
+        failure, self.tracking.failing = self.tracking.failing, None
         self.tracking.child = None
         if failure is None and child.exit_code != 0:
             failure = child.killed or f"the MLflow child ended with status {child.exit_code}"

@@ -9,6 +9,7 @@ timestamp, step and value is one point).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -318,7 +319,40 @@ def _assessment(decision: str, one: Any) -> dict[str, Any]:
     }
 
 
+def make_database(uri: str, uid: str) -> None:
+    """Make an SQLite store that is not there yet, so that it appears whole or not at all.
+
+    MLflow makes its tables in dozens of steps; killed between two of them it leaves a file that
+    it can neither use nor mend ("table _alembic_tmp_experiments already exists").
+    """
+    from sqlalchemy.engine import make_url
+
+    if not uri.startswith("sqlite:") or not (name := make_url(uri).database):
+        return
+    path = Path(name)
+    if name == ":memory:" or path.exists():
+        return
+    # one per run: what lies there is what an earlier drain of ours was killed over
+    scratch = path.with_name(f".{path.name}.{uid}.new")
+    journal = scratch.with_name(f"{scratch.name}-journal")
+    for left in (scratch, journal):
+        left.unlink(missing_ok=True)
+    _make_tables(make_url(uri).set(database=str(scratch)).render_as_string(hide_password=False))
+    with contextlib.suppress(FileExistsError):  # another run's, made meanwhile
+        path.hardlink_to(scratch)
+    scratch.unlink()
+
+
+def _make_tables(uri: str) -> None:
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    store = _get_store(uri)
+    store.search_experiments(max_results=1)
+    store.engine.dispose()
+
+
 def _sink(request: dict[str, Any]) -> Sink:
+    make_database(request["uri"], request["uid"])
     artifacts = Path(request["artifacts"]) if request["artifacts"] else None
     folder = Path(request.get("folder") or Path(request["journal"]).parent)
     return Sink(request["uri"], request["experiment"], request["uid"], artifacts, folder)
