@@ -345,7 +345,10 @@ class Play:
         self.beats: list[int] = []
         self.asked: list[str] = []
         self.said: list[str] = []
+        self.steps, self.budget = STEPS, BUDGET
         self.stranger = self.rubbish = False
+        self.strange = {STRANGER.generation}
+        self.refusals = False  # whether a request may be refused
         self.deaths = self.starts = self.troubles = 0
         self.script: list[tuple[int, Callable[[], None]]] = [
             (5, lambda: self._ask("set", weights={"code": 0.2}, reason="more code")),
@@ -500,16 +503,16 @@ class Play:
 
     def _check_work(self, journal: Journal) -> None:
         steps = [row["step"] for row in journal.rows("SELECT step FROM checkpoints ORDER BY step")]
-        must(steps == STEPS, f"checkpoints {steps}")
+        must(steps == self.steps, f"checkpoints {steps}")
         states = journal.rows("SELECT step, state, scorecard FROM evaluations ORDER BY step")
-        must([s["step"] for s in states] == STEPS, "a checkpoint without scores")
+        must([s["step"] for s in states] == self.steps, "a checkpoint without scores")
         must(all(s["state"] == "scored" and s["scorecard"] for s in states), f"scores {states}")
         entries = views.history(journal)
         ids = [entry["id"] for entry in entries]
         must(ids == [f"d-{n:06d}" for n in range(1, len(ids) + 1)], f"decisions {ids}")
         decided = [e["step"] for e in entries if e["asked_by"] == "policy"]
         must(decided == sorted(set(decided)), f"decided twice: {decided}")
-        must(decided[-1:] == STEPS[-1:], f"not decided on the last checkpoint: {decided}")
+        must(decided[-1:] == self.steps[-1:], f"not decided on the last checkpoint: {decided}")
         steering = journal.value("SELECT COUNT(*) FROM events WHERE kind = 'steering'")
         must(steering == 1, f"the steering metric was told {steering} times")
 
@@ -529,7 +532,7 @@ class Play:
         status = read_status(self.paths.status)
         assert status is not None
         for line in segments:
-            if line.generation in (0, STRANGER.generation) or line.sample > status.sample:
+            if line.generation in {0, *self.strange} or line.sample > status.sample:
                 continue
             must(line.generation in orders, f"generation {line.generation} was nobody's")
             order = orders[line.generation]
@@ -549,7 +552,8 @@ class Play:
     def _check_requests(self, journal: Journal) -> None:
         taken = journal.rows("SELECT id, state, decision, verb FROM requests ORDER BY taken_at")
         must([row["id"] for row in taken] == self.asked, f"requests {taken}")
-        must(all(row["state"] == "done" for row in taken), f"requests {taken}")
+        done = all(row["state"] == "done" for row in taken)
+        must(done or self.refusals, f"requests {taken}")
         asked = [row["decision"] for row in taken if row["decision"]]
         must(len(asked) == len(set(asked)), "a request was carried out twice")
         operator = journal.value("SELECT COUNT(*) FROM decisions WHERE asked_by = 'operator'")
@@ -563,7 +567,7 @@ class Play:
         must(len(keys) == len(set(keys)), "an outbox key twice")
         applied = journal.rows("SELECT generation FROM orders WHERE applied_step IS NOT NULL")
         decisions = journal.rows("SELECT id FROM decisions")
-        wanted = {"run", "mixture:0", f"end:{BUDGET}", *(f"model:{step}" for step in STEPS)}
+        wanted = {"run", "mixture:0", f"end:{self.budget}", *(f"model:{step}" for step in self.steps)}
         wanted |= {f"decision:{row['id']}" for row in decisions}
         wanted |= {f"mixture:{row['generation']}" for row in applied}
         must(wanted <= set(keys), f"not in the outbox: {sorted(wanted - set(keys))}")
@@ -589,7 +593,7 @@ class Play:
                 must(found is not None, f"told and lost: {line}")
 
 
-def check_mlflow(database: Path, journal: Path) -> dict[str, int]:
+def check_mlflow(database: Path, journal: Path, steps: list[int]) -> dict[str, int]:
     """In MLflow's own tables every fact is there once. Returns how many of each."""
     theirs = sqlite3.connect(database)
     ours = sqlite3.connect(journal)
@@ -601,7 +605,7 @@ def check_mlflow(database: Path, journal: Path) -> dict[str, int]:
     decisions = ours.execute("SELECT id FROM decisions ORDER BY id").fetchall()
     must(tags == decisions, f"traces {tags} of decisions {decisions}")
     models = theirs.execute("SELECT name FROM logged_models ORDER BY name").fetchall()
-    must([m[0] for m in models] == [f"step-{s:08d}" for s in STEPS], f"models {models}")
+    must([m[0] for m in models] == [f"step-{s:08d}" for s in steps], f"models {models}")
     spans = theirs.execute(
         "SELECT trace_id, name, COUNT(*) FROM spans GROUP BY trace_id, name HAVING COUNT(*) > 1"
     ).fetchall()
