@@ -63,6 +63,7 @@ class Running:
     observation: Any
     started_ms: int
     newest: int  # generation of the newest order when it was asked
+    digest: str  # of the observation
 
 
 @dataclass
@@ -440,9 +441,10 @@ class Controller:
 
     def _tell_outcomes(self) -> None:
         """Interventions whose effect this score shows for the first time."""
-        scored = observe.evaluations(self.journal)
         for row in self._eyes.interventions_without_outcome():
             order = self.journal.row("SELECT * FROM orders WHERE generation = ?", row["generation"])
+            assert order is not None
+            scored = observe.around(self.journal, order["applied_tokens"])
             found = observe.outcome(order, scored)
             if found is not None:
                 records.outcome(self.journal, row["id"], *found)
@@ -460,16 +462,17 @@ class Controller:
             "options": self.config.policy.options,
             "base": str(self.base),
             "memory": self.config.policy.memory,
-            "observation": seen.model_dump(mode="json"),
         }
+        text = seen.model_dump_json()
         child = Child(
             "mixloop.controller.policy_child",
-            stdin=json.dumps(request),
+            stdin=f'{json.dumps(request)[:-1]}, "observation": {text}}}',
             log=self.paths.dir / "policy.log",
             timeout=self.config.policy.timeout,
             clock=self.clock,
         )
-        self.running = Running(child, seen, records.now_ms(), self._newest())
+        now = records.now_ms()
+        self.running = Running(child, seen, now, self._newest(), observe.digest_of(text))
 
     def _newest(self) -> int:
         return int(self.journal.value("SELECT COALESCE(MAX(generation), 0) FROM orders"))
@@ -513,7 +516,7 @@ class Controller:
             "policy": self.config.policy.use,
             "step": scored.step,
             "tokens": scored.tokens,
-            "observation_digest": observe.digest(running.observation),
+            "observation_digest": running.digest,
             "policy_digest": answer.digest,
             "scored_at": self.journal.value(
                 "SELECT finished_at FROM evaluations WHERE step = ?", scored.step

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.controller.children import die_with_parent
+from mixloop.controller.journal import unpack
 from mixloop.controller.tracking import LOWER, UPPER
 
 # The client's defaults retry for minutes; ours is the loop that retries, from the journal.
@@ -371,7 +372,7 @@ def pending(journal: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
         if row is None:
             return
         last = row[0]
-        yield last, row[1], json.loads(row[2])
+        yield last, row[1], unpack(row[2])
 
 
 def _send(sink: Sink, journal: Path, kind: str, payload: dict[str, Any]) -> None:
@@ -384,7 +385,7 @@ def _send(sink: Sink, journal: Path, kind: str, payload: dict[str, Any]) -> None
         database.close()
         if first is None or kind == "run":
             raise
-        sink.send("run", json.loads(first[0]))
+        sink.send("run", unpack(first[0]))
         sink.send(kind, payload)
 
 
