@@ -25,6 +25,7 @@ from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost, Journal, timestamp
+from mixloop.controller.memory import give_back
 from mixloop.controller.operations import Operations
 from mixloop.controller.planning import Planner
 from mixloop.controller.reconcile import Action, World, next_action
@@ -532,6 +533,8 @@ class Controller:
             approval=made.approval,
         )
         self.say(f"{name} {fields['verdict']}: {fields['reason']}")
+        del running, scored, made
+        give_back()
 
     # -- MLflow ------------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ _JSON_COLUMNS = frozenset(
 
 
 _PACKED = b"\x01"  # how a packed column begins: the version of _WORDS
-_PACK_ABOVE = 96  # characters of JSON
+_PACK_ABOVE = 40  # characters of JSON
 # What entries are full of, the commonest last (deflate finds what is near most cheaply). Part of
 # the file format: packed entries can't be read with any other.
 _WORDS = (
@@ -351,7 +351,7 @@ def pack(value: object) -> str | bytes | None:
     text = dumps(value)
     if text is None or len(text) < _PACK_ABOVE:
         return text
-    squeeze = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=_WORDS)
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=_WORDS)
     return _PACKED + squeeze.compress(text.encode()) + squeeze.flush()
 
 

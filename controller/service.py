@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -41,6 +42,11 @@ def control_run(path: Path, say: Say) -> int:
         controller = Controller(config, path.parent.resolve(), say)
     except JournalError as error:
         raise BadInput(str(error)) from None
+    except (OSError, sqlite3.Error) as error:  # a full disk, a folder that can't be written to
+        raise BadInput(
+            f"{config.run.dir}: no controller can start here: {error}; nothing was lost, "
+            "start it again when that is mended"
+        ) from None
     stopped_by: list[int] = []
 
     def stop(number: int, frame: object) -> None:

@@ -15,10 +15,12 @@ import gc
 import importlib.util
 import json
 import shutil
+import sqlite3
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +30,14 @@ import psutil
 from mixloop.controller import daemon
 from mixloop.controller.config import load_config
 from mixloop.controller.reconcile import next_action
-from mixloop.trainer.contract import Order, RunPaths, SegmentLine, read_holds, read_order
+from mixloop.trainer.contract import (
+    Order,
+    RunPaths,
+    SegmentLine,
+    read_holds,
+    read_order,
+    read_schedule,
+)
 from mixloop.trainer.order import quantise
 from mixloop.trainer.schedule import encode_line
 
@@ -43,6 +52,7 @@ _spec.loader.exec_module(crash_points)
 played = crash_points.played_run.played
 
 QUANTUM, LENGTH = played.QUANTUM, played.LENGTH
+BASE = 100  # decisions that a copied history is made of
 KEPT = 3  # checkpoints the trainer keeps
 STEPS = 20  # between two looks of the trainer, and between two checkpoints
 
@@ -73,6 +83,23 @@ class LongTrainer(played.FileTrainer):  # type: ignore[misc,name-defined]
         self._checkpoint(self.step, self.force)
         self._retire()
 
+    def leap(self, times: int) -> None:
+        """Go on where a history ends that was made as long as ``times`` of it."""
+        lines = read_schedule(self.paths.schedule).lines
+        segments = [line for line in lines if isinstance(line, SegmentLine) and line.generation]
+        steps, generations = self.step, segments[-1].generation
+        with self.paths.schedule.open("ab") as stream:
+            for turn in range(1, times):
+                for line in segments:
+                    at = line.step + turn * steps
+                    number = line.generation + turn * generations
+                    moved = replace(line, step=at, sample=at * QUANTUM, generation=number)
+                    self.force = moved
+                    stream.write(encode_line(moved))
+        self.step *= times
+        self.accepted = (self.accepted[0], self.force.generation)
+        self._report(self.step, self.force, self.accepted)
+
     def _retire(self) -> None:
         held = read_holds(self.paths.holds)
         for folder in sorted(self.paths.checkpoints.iterdir())[:-KEPT]:
@@ -85,14 +112,74 @@ def main() -> None:
     parser.add_argument("--decisions", type=int, default=5000)
     parser.add_argument("--every", type=int, default=500, help="decisions between two notes")
     parser.add_argument("--dir", type=Path)
+    parser.add_argument(
+        "--copied",
+        type=int,
+        default=0,
+        help="a history of so many decisions is made by copying the first hundred; only the "
+        "decisions after it are made",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
-        print(json.dumps(soak(Path(name), options.decisions, options.every)))  # noqa: T201
+        found = soak(Path(name), options.decisions, options.every, options.copied)
+        print(json.dumps(found))  # noqa: T201
 
 
-def soak(folder: Path, decisions: int, every: int) -> dict[str, Any]:
+def multiply(journal: Path, times: int) -> None:
+    """Make the history of a journal as long as ``times`` of it, by copies of its rows."""
+    database = sqlite3.connect(journal)
+    database.row_factory = sqlite3.Row
+
+    def top(what: str, table: str) -> int:
+        return int(database.execute(f"SELECT MAX({what}) FROM {table}").fetchone()[0])
+
+    steps, generations, decisions = top("step", "checkpoints"), top("generation", "orders"), 0
+    decisions = top("seq", "decisions")
+    tokens = steps * QUANTUM * LENGTH
+    kept = {
+        table: database.execute(f"SELECT * FROM {table}").fetchall()
+        for table in ("checkpoints", "evaluations", "decisions", "orders", "events", "outbox")
+    }
+    for turn in range(1, times):
+        add = {
+            "step": turn * steps,
+            "applied_step": turn * steps,
+            "tokens": turn * tokens,
+            "applied_tokens": turn * tokens,
+            "sample": turn * steps * QUANTUM,
+            "applied_sample": turn * steps * QUANTUM,
+            "generation": turn * generations,
+            "against_generation": turn * generations,
+        }
+
+        def renamed(text: str, turn: int = turn) -> str:
+            number = int(text.rpartition("d-")[2]) + turn * decisions
+            return f"{text.rpartition('d-')[0]}d-{number:06d}"
+
+        for table, rows in kept.items():
+            for row in rows:
+                new = {k: v + add[k] if k in add and v is not None else v for k, v in dict(row).items()}
+                new.pop("seq", None)
+                for column in ("id", "decision"):
+                    if column in new:
+                        new[column] = renamed(new[column])
+                if "key" in new:
+                    key = new["key"]
+                    new["key"] = renamed(key) if "d-0" in key else f"{key}:{turn}"
+                    if key.startswith(("note:", "report:")):
+                        continue  # superseded
+                columns = ", ".join(new)
+                marks = ", ".join("?" * len(new))
+                database.execute(
+                    f"INSERT INTO {table} ({columns}) VALUES ({marks})", tuple(new.values())
+                )
+    database.commit()
+    database.close()
+
+
+def soak(folder: Path, decisions: int, every: int, copied: int = 0) -> dict[str, Any]:
     """Run it. Returns the notes, and the slope of memory over them in bytes per decision."""
-    steps = (decisions + 10) * STEPS
+    steps = (decisions + copied + 10) * STEPS
     path = crash_points.played_run.make_run(
         folder,
         budget=steps * QUANTUM * LENGTH * 2,
@@ -104,10 +191,16 @@ def soak(folder: Path, decisions: int, every: int) -> dict[str, Any]:
     crash_points.ForkedChild.shim = crash_points.crash_shim.Shim(0, "kill")
     trainer = LongTrainer(config)
     trainer.advance()
-    ticks = iter(range(10**12))
-    controller = daemon.Controller(
-        config, path.parent, lambda line: None, clock=lambda: next(ticks) * 0.1
-    )
+    controller = _controller(config, path)
+    done = 0
+    if copied:
+        while controller.journal.value("SELECT COUNT(*) FROM decisions") < BASE:
+            _advance(controller, trainer)
+        controller.close()
+        multiply(RunPaths(config.run.dir).journal, copied // BASE)
+        trainer.leap(copied // BASE)
+        controller = _controller(config, path)
+        done = copied
     times: dict[str, list[float]] = defaultdict(list)
     look = controller.look
 
@@ -123,12 +216,9 @@ def soak(folder: Path, decisions: int, every: int) -> dict[str, Any]:
         _time(controller, action, times[action])
     journal, process = controller.journal, psutil.Process()
     notes: list[dict[str, Any]] = []
-    done, began = 0, time.monotonic()
-    while done < decisions:
-        assert controller.step(), "the run has ended too early"
-        busy = controller.running is not None or controller.scoring is not None
-        if not busy and not controller._busy:
-            trainer.advance()
+    began = time.monotonic()
+    while done < copied + decisions:
+        _advance(controller, trainer)
         now = int(journal.value("SELECT COALESCE(MAX(seq), 0) FROM decisions"))
         if now >= done + every:
             done = now
@@ -159,6 +249,21 @@ def soak(folder: Path, decisions: int, every: int) -> dict[str, Any]:
     half = notes[len(notes) // 2 :] if len(notes) > 3 else notes
     slope = _slope([(n["decisions"], n["rss_mb"] * 2**20) for n in half])
     return {"notes": notes, "rss_slope": slope, "interventions": interventions, "tables": sizes}
+
+
+def _controller(config: Any, path: Path) -> Any:
+    ticks = iter(range(10**12))
+    return daemon.Controller(
+        config, path.parent, lambda line: None, clock=lambda: next(ticks) * 0.1
+    )
+
+
+def _advance(controller: Any, trainer: LongTrainer) -> None:
+    """A step of the controller, and of the trainer when the other is at rest."""
+    assert controller.step(), "the run has ended too early"
+    busy = controller.running is not None or controller.scoring is not None
+    if not busy and not controller._busy:
+        trainer.advance()
 
 
 def _time(controller: Any, action: str, into: list[float]) -> None:

@@ -190,6 +190,7 @@ class Storm:
         play = crash_points.Play.__new__(crash_points.Play)
         play.paths, play.config, play.asked, play.said = self.paths, self.config, self.asked, []
         play.stranger, play.budget, play.refusals = False, self.budget, True
+        play.unsent = False
         play.strange = {json.loads(data)["generation"] for data in self.strangers}
         folders = self.paths.checkpoints.iterdir()
         play.steps = sorted(int(folder.name.rpartition("-")[2]) for folder in folders)
