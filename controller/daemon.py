@@ -26,6 +26,7 @@ from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost, Journal, timestamp
+from mixloop.controller.memory import give_back
 from mixloop.controller.metrics import Timings
 from mixloop.controller.operations import Operations
 from mixloop.controller.planning import Planner
@@ -54,6 +55,7 @@ class Tracking:
     not_before: float = 0.0
     failures: int = 0
     last_error: str | None = None
+    failing: str | None = None  # what the running drain said it failed on
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Running:
     observation: Any
     started_ms: int
     newest: int  # generation of the newest order when it was asked
+    digest: str  # of the observation
 
 
 @dataclass
@@ -279,11 +282,12 @@ class Controller:
             return
         ended = not child.running
         said = child.messages()
-        failure = records.drained(self.journal, said)
+        self.tracking.failing = records.drained(self.journal, said) or self.tracking.failing
         if any("done" in message for message in said):
             self.tracking.failures = 0
         if not ended:
             return
+        failure, self.tracking.failing = self.tracking.failing, None
         self.tracking.child = None
         if failure is None and child.exit_code != 0:
             failure = child.killed or f"the MLflow child ended with status {child.exit_code}"
@@ -513,9 +517,10 @@ class Controller:
 
     def _tell_outcomes(self) -> None:
         """Interventions whose effect this score shows for the first time."""
-        scored = observe.evaluations(self.journal)
         for row in self._eyes.interventions_without_outcome():
             order = self.journal.row("SELECT * FROM orders WHERE generation = ?", row["generation"])
+            assert order is not None
+            scored = observe.around(self.journal, order["applied_tokens"])
             found = observe.outcome(order, scored)
             if found is not None:
                 records.outcome(self.journal, row["id"], *found)
@@ -533,16 +538,17 @@ class Controller:
             "options": self.config.policy.options,
             "base": str(self.base),
             "memory": self.config.policy.memory,
-            "observation": seen.model_dump(mode="json"),
         }
+        text = seen.model_dump_json()
         child = Child(
             "mixloop.controller.policy_child",
-            stdin=json.dumps(request),
+            stdin=f'{json.dumps(request)[:-1]}, "observation": {text}}}',
             log=self.paths.dir / "policy.log",
             timeout=self.config.policy.timeout,
             clock=self.clock,
         )
-        self.running = Running(child, seen, records.now_ms(), self._newest())
+        now = records.now_ms()
+        self.running = Running(child, seen, now, self._newest(), observe.digest_of(text))
 
     def _newest(self) -> int:
         return int(self.journal.value("SELECT COALESCE(MAX(generation), 0) FROM orders"))
@@ -586,7 +592,7 @@ class Controller:
             "policy": self.config.policy.use,
             "step": scored.step,
             "tokens": scored.tokens,
-            "observation_digest": observe.digest(running.observation),
+            "observation_digest": running.digest,
             "policy_digest": answer.digest,
             "scored_at": self.journal.value(
                 "SELECT finished_at FROM evaluations WHERE step = ?", scored.step
@@ -602,6 +608,8 @@ class Controller:
             approval=made.approval,
         )
         self.say(f"{name} {fields['verdict']}: {fields['reason']}")
+        del running, scored, made
+        give_back()
 
     # -- MLflow ------------------------------------------------------------------------------
 

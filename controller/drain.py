@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.controller.children import die_with_parent
+from mixloop.controller.journal import unpack
 from mixloop.controller.tracking import LOWER, UPPER
 
 # The client's defaults retry for minutes; ours is the loop that retries, from the journal.
@@ -351,7 +352,40 @@ def _assessment(decision: str, one: Any) -> dict[str, Any]:
     }
 
 
+def make_database(uri: str, uid: str) -> None:
+    """Make an SQLite store that is not there yet, so that it appears whole or not at all.
+
+    MLflow makes its tables in dozens of steps; killed between two of them it leaves a file that
+    it can neither use nor mend ("table _alembic_tmp_experiments already exists").
+    """
+    from sqlalchemy.engine import make_url
+
+    if not uri.startswith("sqlite:") or not (name := make_url(uri).database):
+        return
+    path = Path(name)
+    if name == ":memory:" or path.exists():
+        return
+    # one per run: what lies there is what an earlier drain of ours was killed over
+    scratch = path.with_name(f".{path.name}.{uid}.new")
+    journal = scratch.with_name(f"{scratch.name}-journal")
+    for left in (scratch, journal):
+        left.unlink(missing_ok=True)
+    _make_tables(make_url(uri).set(database=str(scratch)).render_as_string(hide_password=False))
+    with contextlib.suppress(FileExistsError):  # another run's, made meanwhile
+        path.hardlink_to(scratch)
+    scratch.unlink()
+
+
+def _make_tables(uri: str) -> None:
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    store = _get_store(uri)
+    store.search_experiments(max_results=1)
+    store.engine.dispose()
+
+
 def _sink(request: dict[str, Any]) -> Sink:
+    make_database(request["uri"], request["uid"])
     artifacts = Path(request["artifacts"]) if request["artifacts"] else None
     folder = Path(request.get("folder") or Path(request["journal"]).parent)
     return Sink(request["uri"], request["experiment"], request["uid"], artifacts, folder)
@@ -370,7 +404,7 @@ def pending(journal: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
         if row is None:
             return
         last = row[0]
-        yield last, row[1], json.loads(row[2])
+        yield last, row[1], unpack(row[2])
 
 
 def _send(sink: Sink, journal: Path, kind: str, payload: dict[str, Any]) -> None:
@@ -383,7 +417,7 @@ def _send(sink: Sink, journal: Path, kind: str, payload: dict[str, Any]) -> None
         database.close()
         if first is None or kind == "run":
             raise
-        sink.send("run", json.loads(first[0]))
+        sink.send("run", unpack(first[0]))
         sink.send(kind, payload)
 
 

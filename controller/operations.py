@@ -147,8 +147,8 @@ class Operations:
         }
 
     def _scores(self) -> Json:
-        scored = observe.evaluations(self._journal)
-        return propose.scores(scored[-1]) if scored else {}
+        scored = observe.newest_evaluation(self._journal)
+        return propose.scores(scored) if scored is not None else {}
 
     def _scene(self, request: requests.Request) -> operate.Scene:
         status = self._eyes.status

@@ -15,7 +15,7 @@ from typing import Any
 
 from mixloop.controller import tracking
 from mixloop.controller.branches import Cut, abandoned
-from mixloop.controller.journal import Journal, add_event, dumps, insert, timestamp
+from mixloop.controller.journal import Journal, add_event, dumps, insert, pack, timestamp
 from mixloop.controller.operate import Reply
 from mixloop.controller.pulse import Pulse
 from mixloop.controller.reconcile import Applied
@@ -38,7 +38,7 @@ def enqueue(tx: sqlite3.Connection, entries: Iterable[tracking.Entry]) -> None:
     for entry in entries:
         tx.execute(
             "INSERT OR IGNORE INTO outbox (key, kind, payload, created_ms) VALUES (?, ?, ?, ?)",
-            (entry.key, entry.kind, dumps(entry.payload), now_ms()),
+            (entry.key, entry.kind, pack(entry.payload), now_ms()),
         )
 
 
@@ -216,7 +216,7 @@ def scored(journal: Journal, step: int, scorecard: Json) -> None:
         tx.execute(
             "UPDATE evaluations SET state = 'scored', scorecard = ?, reason = NULL, "
             "finished_at = ? WHERE step = ?",
-            (dumps(scorecard), timestamp(), step),
+            (pack(scorecard), timestamp(), step),
         )
         enqueue(tx, [entry])
 
@@ -445,6 +445,8 @@ def curves(
 def outcome(journal: Journal, decision_id: str, step: int, found: Mapping[str, Json]) -> None:
     """What the benchmarks did after an intervention, for MLflow (the journal can recompute it)."""
     with journal.transaction() as tx:
+        for older in ("note:", "report:d-"):  # the newest says all that an older one said
+            tx.execute("DELETE FROM outbox WHERE key BETWEEN ? AND ?", (older, f"{older}~"))
         enqueue(tx, tracking.outcome_entries(decision_id, step, found, now_ms()))
         enqueue(tx, [tracking.note_entry(decision_id, _note(journal))])
 

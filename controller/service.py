@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mixloop.controller import launch
 from mixloop.controller.checks import check_evals
 from mixloop.controller.config import RunConfig, load_config
+from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost
 from mixloop.controller.metrics import Timings
 from mixloop.controller.metrics_server import check_address
@@ -96,8 +98,16 @@ def start_controller(
     from mixloop.controller.daemon import Controller
     from mixloop.controller.history import reading
 
-    with reading(RunPaths(config.run.dir).journal):
-        return Controller(config, base, say, timings=timings or Timings())
+    paths = RunPaths(config.run.dir)
+    with reading(paths.journal):
+        try:
+            return Controller(config, base, say, timings=timings or Timings())
+        except (OSError, sqlite3.OperationalError) as error:
+            # a full disk, a folder that can't be written to
+            raise BadInput(
+                f"{paths.dir}: no controller can start here: {error}; nothing was lost, "
+                "start it again when that is mended"
+            ) from None
 
 
 def run_both(
