@@ -265,7 +265,8 @@ def test_a_journal_of_the_version_before_is_read_and_brought_up(play: Any, tmp_p
     with contextlib.closing(sqlite3.connect(old)) as db:
         db.executescript(
             "DROP TABLE requests; DROP TABLE approvals; DROP TABLE assessments;"
-            "DROP INDEX one_policy_decision_per_checkpoint;"
+            "DROP INDEX one_policy_decision_per_checkpoint; DROP INDEX orders_not_in_force;"
+            "DROP INDEX decisions_by_verdict; DROP INDEX evaluations_by_state;"
             "ALTER TABLE checkpoints DROP COLUMN incarnation;"
             "ALTER TABLE decisions DROP COLUMN abandoned_by; CREATE UNIQUE INDEX "
             "one_policy_decision_per_checkpoint ON decisions(step) WHERE asked_by = 'policy';"
