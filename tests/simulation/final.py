@@ -27,7 +27,7 @@ def at_end(world: Simulation) -> None:
 def _file(world: Simulation, db: Any) -> None:
     node = world.fs.find(str(world.paths.mixture))
     newest = db.execute(
-        "SELECT generation, weights FROM orders WHERE published_at IS NOT NULL "
+        "SELECT generation, weights FROM orders WHERE rejected IS NULL "
         "ORDER BY generation DESC LIMIT 1"
     ).fetchone()
     if newest is None:
@@ -136,9 +136,9 @@ def _tracker(world: Simulation, db: Any) -> None:
 
 
 def _told_once(store: Any) -> list[tuple[Any, ...]]:
-    once = ("train/loss", "order/applied_step", "bits_per_byte/gsm8k")
+    once = ("train/loss", "order/generation", "bits_per_byte/gsm8k")
     return [
-        (key, step, model)
+        (key, step, model, value if key.startswith("order") else 0)
         for key, ms, step, value, model in store.points
         if key in once
     ]

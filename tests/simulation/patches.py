@@ -96,7 +96,7 @@ def installed() -> Iterator[None]:
         (records, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1000) * 1_000_000)),
         (records, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=sim().token(16)))),
         (planning, "shutil", SimpleNamespace(rmtree=lambda path, ignore_errors=False: None)),
-        (hotreload, "say", lambda text: None),
+        (hotreload, "say", lambda *said: None),
         (scorecard, "os", memory),
         (schedule, "fcntl", SimpleNamespace(flock=lambda *a: None, LOCK_EX=0, LOCK_NB=0)),
         (requests, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
