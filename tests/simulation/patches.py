@@ -65,6 +65,20 @@ _real_transaction = journal.Journal.transaction
 _real_rows = journal.Journal.rows
 
 
+def _connect(path: Any, **options: Any) -> sqlite3.Connection:
+    # one thread, and no transaction is left open between two turns: locks would only cost time
+    return sqlite3.connect(f"file:{path}?vfs=unix-none", uri=True, **options)
+
+
+class _Sqlite:
+    """The module ``sqlite3`` with another ``connect``."""
+
+    connect = staticmethod(_connect)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sqlite3, name)
+
+
 def _lock(path: Any) -> Any:
     return SimpleNamespace(close=lambda: None)
 
@@ -88,6 +102,7 @@ def installed() -> Iterator[None]:
         (drain, "_span", tracker.span),
         (report, "write_report", _report),
         (journal, "datetime", _Datetime),
+        (journal, "sqlite3", _Sqlite()),
         (journal, "os", memory),
         (journal, "socket", SimpleNamespace(gethostname=lambda: "host")),
         (journal.Journal, "_prepare", _prepare),

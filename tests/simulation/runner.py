@@ -245,7 +245,9 @@ class Simulation:
 
     def _look_db(self) -> sqlite3.Connection:
         if self._db is None:
-            self._db = sqlite3.connect(self.dir / "journal.db", isolation_level=None)
+            self._db = sqlite3.connect(
+                f"file:{self.dir / 'journal.db'}?vfs=unix-none", uri=True, isolation_level=None
+            )
             self._db.row_factory = sqlite3.Row
         return self._db
 
