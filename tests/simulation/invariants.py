@@ -7,6 +7,7 @@ import math
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
+from mixloop.controller import propose
 from mixloop.controller.journal import Journal
 from mixloop.trainer.order import SCALE, quantise
 
@@ -39,7 +40,7 @@ STABLE = ("decision", "policy", "reason", "weights", "plan", "issued_at")
 TOLERANCE = 1e-6
 
 
-class Violation(Exception):  # noqa: N818 - what it is called in the field
+class Violation(BaseException):  # so that no handler of the product takes it for trouble
     """An invariant that did not hold."""
 
     def __init__(self, name: str, detail: str) -> None:
@@ -66,10 +67,9 @@ class Watch:
 
     # -- the journal -----------------------------------------------------------------------------
 
-    def committed(self, journal: Journal) -> None:
-        """After a commit, seen through the connection that made it."""
+    def committed(self, journal: Journal, lease: int) -> None:
+        """After a commit that began under ``lease``, seen through the connection that made it."""
         db = journal._db
-        lease = db.execute("SELECT fence FROM lease").fetchone()[0]
         if lease != journal.fence:
             raise Violation("one-fence", f"fence {journal.fence} wrote under the lease of {lease}")
         self._see_orders(db)
@@ -193,11 +193,14 @@ class Watch:
         """Against what was really drawn, less what the controller could not know yet."""
         world = self._world
         drawn, tokens = world.seen_ledger(row["fence"])
+        lead = min(propose.switching_lead(config), max(0, config.budget - tokens))
         every = config.evals.every or config.trainer.checkpoint_every or config.budget
-        ahead = min(every, config.budget - tokens)
+        ahead = min(every, config.budget - tokens - lead)
+        before = json.loads(row["weights_before"])
         for name, share in after.items():
-            room = config.guards.max_epochs * world.sizes[name] - drawn[name]
-            slack = 200.0  # tokens: rounding, and the lead under the mixture before
+            drawn_then = drawn[name] + lead * before.get(name, 0.0)
+            room = config.guards.max_epochs * world.sizes[name] - drawn_then
+            slack = 200.0  # tokens: rounding
             if share > TOLERANCE and share * ahead > max(room, 0) + slack:
                 raise Violation("ledger", f"{row['id']}: {name} at {share:.3f} has room {room:.0f}")
 

@@ -46,11 +46,12 @@ def _transaction(self: journal.Journal) -> Iterator[sqlite3.Connection]:
         if world.journal_fails(self, kind):
             raise sqlite3.OperationalError(text)
     with _real_transaction(self) as tx:
+        lease = tx.execute("SELECT fence FROM lease").fetchone()[0]
         yield tx
         world.journal_point(self, "crash-before-commit")
         if world.journal_fails(self, "journal-enospc"):
             raise sqlite3.OperationalError(JOURNAL_ERRORS["journal-enospc"])
-    world.committed(self)
+    world.committed(self, lease)
     world.journal_point(self, "crash-after-commit")
 
 

@@ -203,8 +203,8 @@ class Simulation:
     def journal_fails(self, journal: Journal, kind: str, share: float = 0.4) -> bool:
         return self.actor == "controller" and self.faults.draw(kind, share)
 
-    def committed(self, journal: Journal) -> None:
-        self.watch.committed(journal)
+    def committed(self, journal: Journal, lease: int) -> None:
+        self.watch.committed(journal, lease)
 
     def scorecard_written(self) -> None:
         if self.actor == "controller" and self.faults.draw("scorecard-lost", 2):
