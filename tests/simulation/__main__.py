@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
+import signal
 import sys
 import tempfile
 import time
@@ -55,6 +57,12 @@ def main() -> int:
     return _many(given)
 
 
+def _quiet() -> None:
+    """A worker: an interrupt is the parent's to hear, which says what was done so far."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _say(line: str) -> None:
     print(line)
 
@@ -69,14 +77,15 @@ def _many(given: argparse.Namespace) -> int:
     faults: Counter[str] = Counter()
     facts: Counter[str] = Counter()
     failed: list[Result] = []
-    with multiprocessing.Pool(given.jobs) as pool:
+    with multiprocessing.Pool(given.jobs, _quiet) as pool, contextlib.suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         for count, total, some, told, wrong in pool.imap_unordered(_work, tasks):
             seeds, cycles = seeds + count, cycles + total
             faults, facts = faults + some, facts + told
             failed += wrong
             for one in wrong:
                 print(f"seed {one.seed}: {one.violation}", file=sys.stderr, flush=True)
-            if seeds % 500 < size:
+            if seeds % 100 < size:
                 print(
                     f"{seeds} seeds, {cycles} cycles, {len(failed)} violations, "
                     f"{time.monotonic() - began:.0f} s",
