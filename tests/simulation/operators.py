@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from mixloop.controller import requests
@@ -24,10 +25,25 @@ class Operators:
         rng, faults = world.rng, world.faults
         if rng.random() < 0.03:
             self._send(*self._draw())
+        if rng.random() < 0.06:
+            self._answer()
         if faults.draw("request-rubbish"):
             self._rubbish()
         if faults.draw("request-again"):
             self._again()
+
+    def _answer(self) -> None:
+        """Somebody looks whether a proposal waits for them."""
+        found = self._row("SELECT decision FROM approvals WHERE state = 'waiting'")
+        if found is not None:
+            verb = self._world.rng.choice(["approve"] * 4 + ["reject"])
+            self._send(verb, {"decision": found[0]})
+
+    def _row(self, query: str, *values: object) -> Any:
+        try:
+            return self._world._look_db().execute(query, values).fetchone()
+        except sqlite3.Error:  # there is no journal yet
+            return None
 
     def resume(self) -> None:
         self._send("resume", {})
@@ -46,19 +62,11 @@ class Operators:
 
     def _decision(self, verb: str) -> str:
         world = self._world
-        db = world._look_db()
-        try:
-            if verb != "rollback":
-                found = db.execute(
-                    "SELECT decision FROM approvals ORDER BY decision DESC LIMIT 1"
-                ).fetchone()
-            else:
-                found = db.execute(
-                    "SELECT id FROM decisions ORDER BY seq DESC LIMIT 1 OFFSET ?",
-                    (world.rng.randrange(4),),
-                ).fetchone()
-        except Exception:
-            found = None
+        if verb == "rollback":
+            query = "SELECT id FROM decisions ORDER BY seq DESC LIMIT 1 OFFSET ?"
+            found = self._row(query, world.rng.randrange(4))
+        else:
+            found = self._row("SELECT decision FROM approvals ORDER BY decision DESC LIMIT 1")
         return found[0] if found else f"d-{world.rng.randrange(1, 9):06d}"
 
     def _send(self, verb: Any, fields: dict[str, Any]) -> None:
