@@ -48,6 +48,7 @@ check: env
 
 soak: env
 	@$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
+	@$(BIN)/python -m tests.simulation --seeds 10000 --cycles 200 --jobs 2
 
 bench: env
 	@set -e; for script in bench/*.py; do \

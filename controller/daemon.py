@@ -118,6 +118,7 @@ class Controller:
         self._holds: frozenset[int] | None = None
         self._told_unknown: tuple[str, ...] = ()
         self._busy = False  # what failed once may fail at the second step of the same thing
+        self._troubles = 0  # in a row
         records.start(self.journal, self.config.run.id, self._params(), self.initial)
 
     def _evaluator(self, settings: EvalSettings) -> Evaluator:
@@ -150,22 +151,30 @@ class Controller:
         Raises:
             FenceLost: when another controller has taken the run over.
         """
-        troubles = 0
         try:
-            while not self._stop.is_set():
-                try:
-                    if not self.step():
-                        return
-                    troubles = troubles if self._busy else 0
-                except FenceLost:
-                    raise
-                except Exception as error:
-                    # A full disk or a busy file must not end a daemon that runs for weeks: the
-                    # next look finds the world as it is and the same thing still to do.
-                    self._trouble(error, troubles)
-                    troubles += 1
+            while not self._stop.is_set() and self.turn():
+                pass
         finally:
             self.close()
+
+    def turn(self) -> bool:
+        """One :meth:`step`, survived. Returns whether there is more to come.
+
+        Raises:
+            FenceLost: when another controller has taken the run over.
+        """
+        try:
+            more = self.step()
+        except FenceLost:
+            raise
+        except Exception as error:
+            # A full disk or a busy file must not end a daemon that runs for weeks: the
+            # next look finds the world as it is and the same thing still to do.
+            self._trouble(error, self._troubles)
+            self._troubles += 1
+            return True
+        self._troubles = self._troubles if self._busy else 0
+        return more
 
     def _trouble(self, error: Exception, before: int) -> None:
         """Say what went wrong, count it in the journal if that works, and wait longer each time."""

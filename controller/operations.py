@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from mixloop.controller.config import RunConfig
 from mixloop.controller.journal import Journal, Row
 from mixloop.controller.sight import Eyes
 from mixloop.trainer.contract import RunPaths
-from mixloop.trainer.files import read_regular
+from mixloop.trainer.files import NotRegularError, read_regular
 
 Json = dict[str, Any]
 
 _NEVER = 2**62
+READS = 8  # of a request that can't be read, about two minutes, before it is refused
 
 
 class Operations:
@@ -45,6 +47,7 @@ class Operations:
         self._eyes = eyes
         self._sizes = sizes
         self._initial = initial
+        self._unread: Counter[str] = Counter()
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -108,6 +111,8 @@ class Operations:
         except FileNotFoundError:
             return ""
         except (requests.RequestError, OSError) as error:
+            if self._may_pass(path.name, error):
+                raise  # what a person asked for must not be refused for a moment's trouble
             self._journal.event("request-refused", file=path.name, reason=str(error))
             requests.put_away(path, "refused")
             return f"{path.name} refused: {error}"
@@ -119,6 +124,13 @@ class Operations:
             answer = json.loads(known["answer"])["text"]
         requests.put_away(path, "taken")
         return f"{request.verb} by {request.by}: {answer}"
+
+    def _may_pass(self, name: str, error: Exception) -> bool:
+        """Whether a file that can't be read now (a stale handle, say) is worth another look."""
+        if isinstance(error, requests.RequestError | NotRegularError):
+            return False
+        self._unread[name] += 1
+        return self._unread[name] < READS
 
     def _owners(self) -> frozenset[int]:
         owner = self._paths.dir.stat().st_uid

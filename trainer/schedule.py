@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import time
 import zlib
@@ -344,7 +345,12 @@ def read_schedule(path: str | os.PathLike[str]) -> Schedule:
         data = read_regular(path, _LARGEST).data
     except FileNotFoundError:
         return Schedule()
-    return Schedule(tuple(_scan(data, Path(path))[0]))
+    return _scanned(data, Path(path))
+
+
+@functools.lru_cache(maxsize=1)  # the controller looks at it many times between two lines
+def _scanned(data: bytes, path: Path) -> Schedule:
+    return Schedule(tuple(_scan(data, path)[0]))
 
 
 @contextlib.contextmanager
