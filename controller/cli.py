@@ -33,7 +33,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo(text.encode("utf-8", "replace").decode())  # half of a surrogate pair is no text
 
 
 @app.command()

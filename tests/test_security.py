@@ -342,6 +342,18 @@ def test_a_number_without_end_in_a_status_is_no_news(play: Any) -> None:
         run.settle()
 
 
+def test_half_a_surrogate_pair_in_the_journal_is_shown_as_something_else(play: Any) -> None:
+    run = play()
+    run.train(6)
+    run.controller.close()
+    with sqlite3.connect(run.paths.journal) as db:
+        db.execute("UPDATE decisions SET evidence = ?", (json.dumps({"a": "\ud800"}),))
+    db.close()
+    for command in (["explain", "1"], ["explain", "1", "--json"], ["report", "--json"]):
+        done = CliRunner().invoke(app, [command[0], str(run.paths.dir), *command[1:]])
+        assert done.exit_code == 0, (command, done.exception)
+
+
 def test_a_share_without_end_in_a_request_is_refused_once(play: Any) -> None:
     """The comparison with infinity failed, the file stayed, and so did the daemon."""
     run = play(policy={"use": "static"})
