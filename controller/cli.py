@@ -33,7 +33,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo(text.encode("utf-8", "replace").decode())  # half of a surrogate pair is no text
 
 
 @app.command()
@@ -222,13 +223,15 @@ def status(
     from mixloop.controller import history as views
     from mixloop.controller import show
 
-    paths, journal = views.open_run(target, new=True)
-    found = views.status(paths, journal)
+    with views.reading(target):
+        paths, journal = views.open_run(target, new=True)
+        found = views.status(paths, journal)
+        lines = show.status_lines(found)
     if as_json:
         _print_json(found)
         return
-    for line in show.status_lines(found):
-        typer.echo(line)
+    for line in lines:
+        typer.echo(show.clean(line))
 
 
 @app.command()
@@ -237,16 +240,19 @@ def history(target: Run, as_json: AsJson = False) -> None:
     from mixloop.controller import history as views
     from mixloop.controller import show
 
-    _, journal = views.open_run(target)
-    entries = views.history(journal) if journal is not None else []
+    with views.reading(target):
+        _, journal = views.open_run(target)
+        entries = views.history(journal) if journal is not None else []
+        table = show.history_table(entries)
+        lines = show.skipped_lines(views.skipped(journal))
     if as_json:
         _print_json(entries)
     elif not entries:
         typer.echo("no decisions yet")
     else:
-        show.console().print(show.history_table(entries))
+        show.console().print(table)
     if not as_json:
-        for line in show.skipped_lines(views.skipped(journal)):
+        for line in lines:
             typer.echo(line)
 
 
@@ -260,15 +266,17 @@ def explain(
     from mixloop.controller import history as views
     from mixloop.controller import show
 
-    _, journal = views.open_run(target)
-    if journal is None:
-        raise BadInput(f"{target}: no controller has run here, so there are no decisions")
-    entry = views.find_decision(journal, decision)
+    with views.reading(target):
+        _, journal = views.open_run(target)
+        if journal is None:
+            raise BadInput(f"{target}: no controller has run here, so there are no decisions")
+        entry = views.find_decision(journal, decision)
+        lines = show.explain_lines(entry)
     if as_json:
         _print_json(entry)
         return
-    for line in show.explain_lines(entry):
-        typer.echo(line)
+    for line in lines:
+        typer.echo(show.clean(line))
 
 
 @app.command()
@@ -280,12 +288,15 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """One page that tells the whole run: for a browser, a phone, or print."""
+    from mixloop.controller.history import reading
     from mixloop.controller.report import gather, write_report
 
+    with reading(target):
+        found = gather(target) if as_json else write_report(target, out)
     if as_json:
-        _print_json(gather(target))
+        _print_json(found)
     else:
-        typer.echo(f"wrote {write_report(target, out)}")
+        typer.echo(f"wrote {found}")
 
 
 @app.command(name="eval")
@@ -522,7 +533,9 @@ def main() -> None:
     try:
         app()
     except BadInput as error:
-        typer.echo(f"error: {error}", err=True)
+        from mixloop.controller.show import clean
+
+        typer.echo(f"error: {clean(error)}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

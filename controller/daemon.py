@@ -8,6 +8,7 @@ picks the run up where files and journal say it is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -25,6 +26,7 @@ from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost, Journal, timestamp
+from mixloop.controller.memory import give_back
 from mixloop.controller.metrics import Timings
 from mixloop.controller.operations import Operations
 from mixloop.controller.planning import Planner
@@ -53,6 +55,7 @@ class Tracking:
     not_before: float = 0.0
     failures: int = 0
     last_error: str | None = None
+    failing: str | None = None  # what the running drain said it failed on
 
 
 @dataclass
@@ -63,6 +66,7 @@ class Running:
     observation: Any
     started_ms: int
     newest: int  # generation of the newest order when it was asked
+    digest: str  # of the observation
 
 
 @dataclass
@@ -87,11 +91,12 @@ class Controller:
         self.paths = RunPaths(self.config.run.dir)
         self._stop = threading.Event()
         self.say = _quietly(self.say)
+        self._key = self.config.key()
         self.sizes = observe.unique_tokens(self.config)
         self.initial = self.config.start_weights(self.sizes)
         self.paths.dir.mkdir(parents=True, exist_ok=True)
         self._lock = take_lock(self.paths.dir / "controller.lock")
-        sight.check_same_sources(self.paths, self.config)
+        sight.check_sources(self.paths, self.config)
         self.journal = Journal(self.paths.journal, create=True)
         self.initial = sight.first_mixture(self.paths, self.journal, self.initial)
         self.journal.claim(self.config.run.id, above=sight.highest_fence(self.paths))
@@ -106,12 +111,14 @@ class Controller:
         self._beaten = self._closed_at = -1e9
         self.pulse: pulse.Pulse | None = None
         self._stalled = False
-        self._eyes = sight.Eyes(self.paths, self.journal, self.config)
+        self._eyes = sight.Eyes(self.paths, self.journal, self.config, self._key)
         self.operations = Operations(
-            self.paths, self.journal, self.config, self._eyes, self.sizes, self.initial
+            self.paths, self.journal, self.config, self._eyes, self.sizes, self.initial, self._key
         )
         self._holds: frozenset[int] | None = None
+        self._told_unknown: tuple[str, ...] = ()
         self._busy = False  # what failed once may fail at the second step of the same thing
+        self._troubles = 0  # in a row
         records.start(self.journal, self.config.run.id, self._params(), self.initial)
 
     def _evaluator(self, settings: EvalSettings) -> Evaluator:
@@ -144,22 +151,30 @@ class Controller:
         Raises:
             FenceLost: when another controller has taken the run over.
         """
-        troubles = 0
         try:
-            while not self._stop.is_set():
-                try:
-                    if not self.step():
-                        return
-                    troubles = troubles if self._busy else 0
-                except FenceLost:
-                    raise
-                except Exception as error:
-                    # A full disk or a busy file must not end a daemon that runs for weeks: the
-                    # next look finds the world as it is and the same thing still to do.
-                    self._trouble(error, troubles)
-                    troubles += 1
+            while not self._stop.is_set() and self.turn():
+                pass
         finally:
             self.close()
+
+    def turn(self) -> bool:
+        """One :meth:`step`, survived. Returns whether there is more to come.
+
+        Raises:
+            FenceLost: when another controller has taken the run over.
+        """
+        try:
+            more = self.step()
+        except FenceLost:
+            raise
+        except Exception as error:
+            # A full disk or a busy file must not end a daemon that runs for weeks: the
+            # next look finds the world as it is and the same thing still to do.
+            self._trouble(error, self._troubles)
+            self._troubles += 1
+            return True
+        self._troubles = self._troubles if self._busy else 0
+        return more
 
     def _trouble(self, error: Exception, before: int) -> None:
         """Say what went wrong, count it in the journal if that works, and wait longer each time."""
@@ -176,6 +191,7 @@ class Controller:
         """Look once and do one thing. Returns whether there is more to come."""
         began = self.clock()
         world = self.look()
+        self._tell_unknown()
         action = next_action(world)
         self._busy = action is not Action.WAIT
         if action is Action.WAIT:
@@ -188,6 +204,16 @@ class Controller:
         getattr(self, "_do_" + action.value.replace("-", "_"))(world)
         self.timings.observe(self.clock() - began)
         return True
+
+    def _tell_unknown(self) -> None:
+        """Say, once, that the trainer has to be started with run.yaml as it is now."""
+        names = self._eyes.unknown
+        if names and names != self._told_unknown:
+            self.say(
+                f"sources.{names[0]}: new in run.yaml, and the trainer was started without it; "
+                "restart it with this run.yaml. Nothing is decided until then"
+            )
+        self._told_unknown = names
 
     def stop(self) -> None:
         """Ask the loop to end after the present action. Safe from a signal handler."""
@@ -265,11 +291,12 @@ class Controller:
             return
         ended = not child.running
         said = child.messages()
-        failure = records.drained(self.journal, said)
+        self.tracking.failing = records.drained(self.journal, said) or self.tracking.failing
         if any("done" in message for message in said):
             self.tracking.failures = 0
         if not ended:
             return
+        failure, self.tracking.failing = self.tracking.failing, None
         self.tracking.child = None
         if failure is None and child.exit_code != 0:
             failure = child.killed or f"the MLflow child ended with status {child.exit_code}"
@@ -301,7 +328,7 @@ class Controller:
             fence=self.journal.fence or 0,
             generation=row["generation"],
             weights=row["weights"],
-            then=tuple(propose.stages(row["plan"])),
+            then=tuple(propose.stages(self._eyes.plan_of(row))),
             decision=row["decision"],
             policy=row["policy"],
             reason=row["reason"],
@@ -312,7 +339,7 @@ class Controller:
             self.say(f"mixture.json held {self._eyes.stranger}, not ours; replaced")
             self._eyes.stranger = ""
         self.journal.assert_fence()
-        write_order(self.paths.mixture, order)
+        write_order(self.paths.mixture, order, self._key)
         records.published(self.journal, order.generation)
         if row["published_at"] is None:
             self.say(f"published generation {order.generation} ({order.decision})")
@@ -499,9 +526,10 @@ class Controller:
 
     def _tell_outcomes(self) -> None:
         """Interventions whose effect this score shows for the first time."""
-        scored = observe.evaluations(self.journal)
         for row in self._eyes.interventions_without_outcome():
             order = self.journal.row("SELECT * FROM orders WHERE generation = ?", row["generation"])
+            assert order is not None
+            scored = observe.around(self.journal, order["applied_tokens"])
             found = observe.outcome(order, scored)
             if found is not None:
                 records.outcome(self.journal, row["id"], *found)
@@ -519,16 +547,17 @@ class Controller:
             "options": self.config.policy.options,
             "base": str(self.base),
             "memory": self.config.policy.memory,
-            "observation": seen.model_dump(mode="json"),
         }
+        text = seen.model_dump_json()
         child = Child(
             "mixloop.controller.policy_child",
-            stdin=json.dumps(request),
+            stdin=f'{json.dumps(request)[:-1]}, "observation": {text}}}',
             log=self.paths.dir / "policy.log",
             timeout=self.config.policy.timeout,
             clock=self.clock,
         )
-        self.running = Running(child, seen, records.now_ms(), self._newest())
+        now = records.now_ms()
+        self.running = Running(child, seen, now, self._newest(), observe.digest_of(text))
 
     def _newest(self) -> int:
         return int(self.journal.value("SELECT COALESCE(MAX(generation), 0) FROM orders"))
@@ -572,7 +601,7 @@ class Controller:
             "policy": self.config.policy.use,
             "step": scored.step,
             "tokens": scored.tokens,
-            "observation_digest": observe.digest(running.observation),
+            "observation_digest": running.digest,
             "policy_digest": answer.digest,
             "scored_at": self.journal.value(
                 "SELECT finished_at FROM evaluations WHERE step = ?", scored.step
@@ -588,6 +617,8 @@ class Controller:
             approval=made.approval,
         )
         self.say(f"{name} {fields['verdict']}: {fields['reason']}")
+        del running, scored, made
+        give_back()
 
     # -- MLflow ------------------------------------------------------------------------------
 
@@ -644,7 +675,14 @@ def take_lock(path: Path) -> IO[str]:
     Raises:
         BadInput: when another controller of this machine holds the run.
     """
-    stream = path.open("a+")
+    # a link planted there would have another file emptied below
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        stream = os.fdopen(os.open(path, flags, 0o644), "a+")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise BadInput(f"{path}: a symbolic link, not a file: remove it") from None
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -5,17 +5,19 @@ Everything here comes from the journal and the trainer's own files; MLflow is no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mixloop.controller import branches, observe, pulse
 from mixloop.controller.errors import BadInput
-from mixloop.controller.journal import Journal, JournalError, Row, decision_id
+from mixloop.controller.journal import Journal, JournalError, Row, damage, decision_id
 from mixloop.controller.operations import paused, pins
 from mixloop.controller.requests import waiting as waiting_requests
 from mixloop.controller.sight import schedule_of
@@ -67,6 +69,23 @@ def open_run(run: Path, *, new: bool = False) -> tuple[RunPaths, Journal | None]
         return paths, Journal(paths.journal)
     except JournalError as error:
         raise BadInput(str(error)) from None
+
+
+@contextlib.contextmanager
+def reading(target: Path) -> Iterator[None]:
+    """Rows that hold other things than a controller wrote are told in one line.
+
+    Raises:
+        BadInput: the journal is damaged.
+    """
+    try:
+        yield
+    except JournalError as error:
+        raise BadInput(str(error)) from error
+    except (sqlite3.Error, ArithmeticError, LookupError, AttributeError) as error:
+        raise BadInput(damage(target, error)) from error
+    except (TypeError, ValueError, AssertionError, RecursionError) as error:
+        raise BadInput(damage(target, error)) from error
 
 
 def history(journal: Journal) -> list[Json]:

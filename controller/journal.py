@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import sqlite3
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -90,7 +91,14 @@ CREATE TABLE assessments (
   rationale TEXT, by TEXT, at TEXT);
 """
 
-_TABLES += _EVALUATIONS + _DECISIONS + _ONE_DECISION + _ORDERS + _OPERATORS
+# for what is asked at every look or score, so that its cost doesn't grow with the run
+_INDEXES = """
+CREATE INDEX decisions_by_verdict ON decisions(verdict, seq);
+CREATE INDEX evaluations_by_state ON evaluations(state, step);
+CREATE INDEX orders_not_in_force ON orders(generation) WHERE applied_step IS NULL;
+"""
+
+_TABLES += _EVALUATIONS + _DECISIONS + _ONE_DECISION + _ORDERS + _OPERATORS + _INDEXES
 
 # SQLite can't change a CHECK: the table is made anew
 _SKIPPED = f"""
@@ -109,7 +117,7 @@ _UPGRADES = {
     1: "ALTER TABLE checkpoints ADD COLUMN drawn TEXT NOT NULL DEFAULT '{}';"
     "ALTER TABLE checkpoints ADD COLUMN losses TEXT NOT NULL DEFAULT '{}';",
     2: _OPERATORS,
-    3: _SKIPPED,
+    3: _SKIPPED + _INDEXES,  # and JSON may be packed from here on
 }
 
 Row = dict[str, Any]
@@ -120,12 +128,53 @@ _JSON_COLUMNS = frozenset(
 )
 
 
+_PACKED = b"\x01"  # how a packed column begins: the version of _WORDS
+_PACK_ABOVE = 40  # characters of JSON
+# What entries are full of, the commonest last (deflate finds what is near most cheaply). Part of
+# the file format: packed entries can't be read with any other.
+_WORDS = (
+    b'{"name":"step-000","tags":{},"params":{"step":"","tokens":"","path":"/checkpoints/","weight.":'
+    b'"datasets":{"train/loss":,"train/learning_rate":,"train/grad_norm":,"train/tokens_per_second":'
+    b'"epochs/":,"source_loss/":,"mixture_realised/":,"system/":{"checkpoint":"/checkpoints/step-000'
+    b'"benchmarks":{"gsm8k":{"status":"ok","metrics":{"bits_per_byte":{"value":,"stderr":,"n":,'
+    b'"higher_is_better":false,"asked":,"excluded":0,"unparsed":null},"accuracy":{"value":,'
+    b'"exact_match":,"pass_at_1":{"higher_is_better":true,"items":{"i0":{"bits_per_byte":,"bytes":'
+    b'"humaneval":"mmlu":"math":"reason":null,"data":"packages: of items","data_kind":'
+    b'"cost":{"seconds":,"cpu_seconds":,"items":,"tokens":,"asked_tokens":'
+    b'"settings_digest":"","engine":{},"evidence":{"rule":"tests":"claims":'
+    b'"guards":[{"guard":"significance","action":"passed","detail":"nothing to compare","before":'
+    b'{"guard":"dead-band","guard":"dwell","guard":"phase","guard":"loss spike","guard":"vetoes",'
+    b'{"guard":"trust region","guard":"simplex","guard":"floor and cap","guard":"epoch ledger",'
+    b'"action":"changed","action":"flagged","action":"blocked","after":{"web":"code":"maths":'
+    b'"metric":"bits_per_byte","gain":,"stderr":,"n":,"from_step":,"to_step":,"gain_before":null,'
+    b'"stderr_before":null,"steps_before":null}"outcome.gsm8k":"+0.0 \xc2\xb1 0.0 bits_per_byte",'
+    b'"outcome_step":{"metrics":{"order/applied_step":,"order/generation":,"mixture/web":'
+    b'"mixture/code":"mixture/maths":},"tokens":,"ms":1},"start_ms":1,"end_ms":1,"request":{"scores":'
+    b'{"gsm8k bits_per_byte":" \xc2\xb1 (n=)"},"step":,"tokens":,"weights":{"response":{"verdict":'
+    b'"intervene","hold","inconclusive","superseded","expired","reason":"","weights_before":{'
+    b'"weights_after":{"weights_proposed":{"generation":"spans":[["observe",null,{"step":,"tokens":'
+    b'["decide",null,{"policy":"rules",["guard",null,{["guard floor and cap","guard",{"verdict":'
+    b'"tags":{"applied_step":,"applied_tokens":,"generation":,"decision":"d-000","phase":"stable",'
+    b'"in_force":true,"drawn":{"id":"d-000","name":"publish","name":"applied","name":"outcome",'
+    b'"inputs":{"generation":,"weights":{"outputs":{"file":"mixture.json","fence":'
+)
+
+
 class JournalError(Exception):
     """The journal cannot be used; the message is one line for a person."""
 
 
 class FenceLost(Exception):  # noqa: N818 - a normal end of a replaced controller
     """Another controller has taken this run over; this one must stop at once."""
+
+
+def damage(path: Path, error: Exception) -> str:
+    """One line on a journal that can't be read, and the mend."""
+    first = (str(error).splitlines() or [""])[0][:200]
+    return (
+        f"{path}: can't be read whole ({type(error).__name__}: {first}); restore a backup, or move "
+        "it away: the next controller begins a new one from the mixture in force"
+    )
 
 
 def timestamp() -> str:
@@ -277,18 +326,32 @@ class Journal:
 
     def rows(self, query: str, *values: object) -> list[Row]:
         """Rows as dicts, JSON columns decoded."""
-        # all at once: while rows are being fetched the file can't be written
-        return [_decode(row) for row in self._db.execute(query, values).fetchall()]
+        with self._read():  # all at once: while rows are being fetched the file can't be written
+            return [_decode(row) for row in self._db.execute(query, values).fetchall()]
+
+    def each(self, query: str, *values: object) -> Iterator[Row]:
+        """Like :meth:`rows`, one at a time: a long history never lies in memory as a whole."""
+        return map(_decode, self._db.execute(query, values))
 
     def row(self, query: str, *values: object) -> Row | None:
         """The first row, or None."""
-        found = self._db.execute(query, values).fetchone()
-        return None if found is None else _decode(found)
+        with self._read():
+            found = self._db.execute(query, values).fetchone()
+            return None if found is None else _decode(found)
 
     def value(self, query: str, *values: object) -> Any:
         """The first column of the first row, or None."""
-        found = self._db.execute(query, values).fetchone()
-        return None if found is None else found[0]
+        with self._read():
+            found = self._db.execute(query, values).fetchone()
+            return None if found is None else found[0]
+
+    @contextmanager
+    def _read(self) -> Iterator[None]:
+        """What can't be read is told in one line: a damaged page, a row that is no JSON."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, ValueError, RecursionError) as error:
+            raise JournalError(damage(self.path, error)) from error
 
     @property
     def knows_operators(self) -> bool:
@@ -321,7 +384,7 @@ def add_event(tx: sqlite3.Connection, fence: int, kind: str, detail: Mapping[str
     """Append an event inside a running transaction."""
     tx.execute(
         "INSERT INTO events (at, fence, kind, detail) VALUES (?, ?, ?, ?)",
-        (timestamp(), fence, kind, dumps(detail)),
+        (timestamp(), fence, kind, pack(detail)),
     )
 
 
@@ -329,7 +392,7 @@ def insert(tx: sqlite3.Connection, table: str, /, **columns: object) -> None:
     """Insert one row; mappings and sequences become JSON."""
     names = ", ".join(columns)
     marks = ", ".join("?" * len(columns))
-    values = [dumps(v) if name in _JSON_COLUMNS else v for name, v in columns.items()]
+    values = [pack(v) if name in _JSON_COLUMNS else v for name, v in columns.items()]
     tx.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", values)
 
 
@@ -340,8 +403,33 @@ def dumps(value: object) -> str | None:
     return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
+def pack(value: object) -> str | bytes | None:
+    """JSON as a column holds it: text while it is short, deflated with :data:`_WORDS` above.
+
+    Thousands of decisions say the same in nearly the same words.
+    """
+    text = dumps(value)
+    if text is None or len(text) < _PACK_ABOVE:
+        return text
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=_WORDS)
+    return _PACKED + squeeze.compress(text.encode()) + squeeze.flush()
+
+
+def unpack(stored: str | bytes) -> Any:
+    """What :func:`pack` was given.
+
+    Raises:
+        JournalError: packed in a way that a later mixloop invented.
+    """
+    if isinstance(stored, str):
+        return json.loads(stored)
+    if stored[:1] != _PACKED:
+        raise JournalError("an entry is packed in a way that this mixloop doesn't know")
+    return json.loads(zlib.decompressobj(-zlib.MAX_WBITS, zdict=_WORDS).decompress(stored[1:]))
+
+
 def _decode(row: sqlite3.Row) -> Row:
     return {
-        key: json.loads(row[key]) if key in _JSON_COLUMNS and row[key] is not None else row[key]
+        key: unpack(row[key]) if key in _JSON_COLUMNS and row[key] is not None else row[key]
         for key in row.keys()  # noqa: SIM118 - sqlite3.Row iterates over values, not keys
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from mixloop.controller.config import RunConfig
 from mixloop.controller.journal import Journal, Row
 from mixloop.controller.sight import Eyes
 from mixloop.trainer.contract import RunPaths
+from mixloop.trainer.files import NotRegularError, read_regular
 
 Json = dict[str, Any]
 
 _NEVER = 2**62
+READS = 8  # of a request that can't be read, about two minutes, before it is refused
 
 
 class Operations:
@@ -24,6 +27,7 @@ class Operations:
     Args:
         sizes: unique tokens by source.
         initial: the mixture before any order.
+        key: what requests must be signed with; None: nothing.
     """
 
     def __init__(
@@ -34,13 +38,16 @@ class Operations:
         eyes: Eyes,
         sizes: Mapping[str, int],
         initial: Mapping[str, float],
+        key: bytes | None = None,
     ) -> None:
+        self._key = key
         self._paths = paths
         self._journal = journal
         self._config = config
         self._eyes = eyes
         self._sizes = sizes
         self._initial = initial
+        self._unread: Counter[str] = Counter()
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -100,10 +107,12 @@ class Operations:
         A crash between journal and rename takes the file again and finds its id there.
         """
         try:
-            request = requests.read(path, self._owners())
+            request = requests.read(path, self._owners(), run=self._config.run.id, key=self._key)
         except FileNotFoundError:
             return ""
         except (requests.RequestError, OSError) as error:
+            if self._may_pass(path.name, error):
+                raise  # what a person asked for must not be refused for a moment's trouble
             self._journal.event("request-refused", file=path.name, reason=str(error))
             requests.put_away(path, "refused")
             return f"{path.name} refused: {error}"
@@ -115,6 +124,13 @@ class Operations:
             answer = json.loads(known["answer"])["text"]
         requests.put_away(path, "taken")
         return f"{request.verb} by {request.by}: {answer}"
+
+    def _may_pass(self, name: str, error: Exception) -> bool:
+        """Whether a file that can't be read now (a stale handle, say) is worth another look."""
+        if isinstance(error, requests.RequestError | NotRegularError):
+            return False
+        self._unread[name] += 1
+        return self._unread[name] < READS
 
     def _owners(self) -> frozenset[int]:
         owner = self._paths.dir.stat().st_uid
@@ -143,8 +159,8 @@ class Operations:
         }
 
     def _scores(self) -> Json:
-        scored = observe.evaluations(self._journal)
-        return propose.scores(scored[-1]) if scored else {}
+        scored = observe.newest_evaluation(self._journal)
+        return propose.scores(scored) if scored is not None else {}
 
     def _scene(self, request: requests.Request) -> operate.Scene:
         status = self._eyes.status
@@ -187,6 +203,7 @@ def pins(journal: Journal) -> dict[str, float]:
 
 def _needs_trainer(path: Path) -> bool:
     try:
-        return bool(json.loads(path.read_text("utf-8"))["verb"] in requests.NEEDS_TRAINER)
-    except (OSError, ValueError, KeyError, TypeError):
+        data = read_regular(path, requests.LARGEST).data  # a FIFO would be waited for, for ever
+        return bool(json.loads(data)["verb"] in requests.NEEDS_TRAINER)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False  # it is refused when it is taken

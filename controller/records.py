@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from mixloop.controller import tracking
-from mixloop.controller.journal import Journal, add_event, dumps, insert, timestamp
+from mixloop.controller.journal import Journal, add_event, dumps, insert, pack, timestamp
 from mixloop.controller.operate import Reply
 from mixloop.controller.pulse import Pulse
 from mixloop.controller.reconcile import Applied
@@ -36,7 +36,7 @@ def enqueue(tx: sqlite3.Connection, entries: Iterable[tracking.Entry]) -> None:
     for entry in entries:
         tx.execute(
             "INSERT OR IGNORE INTO outbox (key, kind, payload, created_ms) VALUES (?, ?, ?, ?)",
-            (entry.key, entry.kind, dumps(entry.payload), now_ms()),
+            (entry.key, entry.kind, pack(entry.payload), now_ms()),
         )
 
 
@@ -161,7 +161,7 @@ def scored(journal: Journal, step: int, scorecard: Json) -> None:
         tx.execute(
             "UPDATE evaluations SET state = 'scored', scorecard = ?, reason = NULL, "
             "finished_at = ? WHERE step = ?",
-            (dumps(scorecard), timestamp(), step),
+            (pack(scorecard), timestamp(), step),
         )
         enqueue(tx, [entry])
 
@@ -340,6 +340,8 @@ def observed(seen: Observation) -> Json:
         "in_force": seen.in_force,
         "weights": seen.weights,
         "drawn": {name: source.drawn for name, source in seen.sources.items()},
+        "epochs": {name: source.epochs for name, source in seen.sources.items()},
+        "unique": {name: source.unique_tokens for name, source in seen.sources.items()},
     }
 
 
@@ -389,6 +391,8 @@ def curves(
 def outcome(journal: Journal, decision_id: str, step: int, found: Mapping[str, Json]) -> None:
     """What the benchmarks did after an intervention, for MLflow (the journal can recompute it)."""
     with journal.transaction() as tx:
+        for older in ("note:", "report:d-"):  # the newest says all that an older one said
+            tx.execute("DELETE FROM outbox WHERE key BETWEEN ? AND ?", (older, f"{older}~"))
         enqueue(tx, tracking.outcome_entries(decision_id, step, found, now_ms()))
         enqueue(tx, [tracking.note_entry(decision_id, _note(journal))])
 
@@ -418,7 +422,16 @@ def _note(journal: Journal) -> str:
         tracking.TOLD,
     )
     changed = journal.value(f"{count} WHERE verdict = 'intervene'")
-    return tracking.run_note(shown[::-1], changed, journal.value(count))
+    followed = {one["id"]: _told_outcome(journal, one["id"]) for one in shown}
+    return tracking.run_note(shown[::-1], changed, journal.value(count), followed)
+
+
+def _told_outcome(journal: Journal, decision_id: str) -> dict[str, str]:
+    """What each benchmark did after a decision, in the words MLflow was told it in."""
+    key = tracking.outcome_key(decision_id)
+    row = journal.row("SELECT payload FROM outbox WHERE key = ?", key)
+    tags = row["payload"]["tags"] if row is not None else {}
+    return tracking.outcome_gains(tags)
 
 
 def drained(journal: Journal, messages: Sequence[Json]) -> str | None:

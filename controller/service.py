@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixloop.controller import launch
 from mixloop.controller.checks import check_evals
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.errors import BadInput
-from mixloop.controller.journal import FenceLost, JournalError
+from mixloop.controller.journal import FenceLost
 from mixloop.controller.metrics import Timings
 from mixloop.controller.metrics_server import check_address
 from mixloop.controller.show import clean
 from mixloop.trainer.contract import RunPaths, read_status
+
+if TYPE_CHECKING:
+    from mixloop.controller.daemon import Controller
 
 Say = Callable[[str], None]
 
@@ -36,8 +40,6 @@ def control_run(path: Path, say: Say, metrics_port: int | None = None) -> int:
     Raises:
         BadInput: before anything starts, when the configuration, the policy or the port is wrong.
     """
-    from mixloop.controller.daemon import Controller
-
     config = load_config(path)
     check_evals(path, config)
     launch.check_policy(config, path.parent.resolve())
@@ -46,10 +48,7 @@ def control_run(path: Path, say: Say, metrics_port: int | None = None) -> int:
         timings = Timings()
         # first of all: a controller that takes the run over and then ends would end two
         url = _serve_metrics(config, metrics_port, timings, stack)
-        try:
-            controller = Controller(config, path.parent.resolve(), say, timings=timings)
-        except JournalError as error:
-            raise BadInput(str(error)) from None
+        controller = start_controller(config, path.parent.resolve(), say, timings)
         return _control(controller, config, say, url)
 
 
@@ -86,6 +85,29 @@ def _control(controller: Any, config: RunConfig, say: Say, url: str | None) -> i
         say(f"another controller has taken this run over ({error}); stopping")
         return 1
     return 130 if stopped_by else 0
+
+
+def start_controller(
+    config: RunConfig, base: Path, say: Say, timings: Timings | None = None
+) -> Controller:
+    """The controller of a run, which has taken it over.
+
+    Raises:
+        BadInput: a key file, a source or a journal that can't be used; one line says which.
+    """
+    from mixloop.controller.daemon import Controller
+    from mixloop.controller.history import reading
+
+    paths = RunPaths(config.run.dir)
+    with reading(paths.journal):
+        try:
+            return Controller(config, base, say, timings=timings or Timings())
+        except (OSError, sqlite3.OperationalError) as error:
+            # a full disk, a folder that can't be written to
+            raise BadInput(
+                f"{paths.dir}: no controller can start here: {error}; nothing was lost, "
+                "start it again when that is mended"
+            ) from None
 
 
 def run_both(

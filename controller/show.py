@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # halves of pairs too
 MOVED = 5e-4  # a share that moved less than this is not shown
 
 
@@ -119,14 +119,14 @@ def history_table(entries: Iterable[Json]) -> Table:
     made = table("History", columns)
     for entry in entries:
         made.add_row(
-            entry["id"],
-            str(entry["step"]),
+            cell(entry["id"]),
+            cell(entry["step"]),
             tokens(entry["tokens"]),
             cell(verdict(entry)),
             cell(entry["policy"]),
             cell(moves(entry["weights_before"], entry["weights_after"])),
             cell(_why(entry)),
-            "-" if entry["applied_step"] is None else f"step {entry['applied_step']}",
+            "-" if entry["applied_step"] is None else cell(f"step {entry['applied_step']}"),
         )
         headlines = {n: one for n, one in entry["steering"].items() if one["since"] is not None}
         made.caption = cell(f"Steered: {steering(headlines)}") if headlines else None

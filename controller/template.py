@@ -60,7 +60,8 @@ trainer:
           num_attention_heads: 9, num_key_value_heads: 3}
   sequence_length: 2048
   micro_batch: 8
-  accumulation: 4
+  accumulation: 4           # or `batch: 32`: samples of a step on any number of processes
+  # batch_schedule: [{from: 2B, accumulation: 8}]  # larger steps later on
   processes: 1              # more: torchrun with data parallelism
   # parallel: fsdp          # each process holds its part of weights and optimizer
   # activation_checkpointing: true

@@ -198,7 +198,8 @@ def _source_title(view: View, size: int, width: int) -> str:
 
 def _name_width(view: View, width: int) -> int:
     """Cells for names, one of them a blank."""
-    names = [_said(one.name) for one in view.sources] + [_said(one.name) for one in view.benchmarks]
+    names = [_said(one.name) for one in view.sources]
+    names += [_said(one.name) for one in view.benchmarks]
     longest = max((Text(name).cell_len for name in names), default=0)
     return min(max(10, longest + 1), 16 if width < WIDE else 28)
 

@@ -114,7 +114,8 @@ def test_a_journal_of_the_first_version_is_brought_up_with_nothing_lost(path: Pa
     database.executescript(
         "ALTER TABLE checkpoints DROP COLUMN drawn; ALTER TABLE checkpoints DROP COLUMN losses;"
         "ALTER TABLE checkpoints DROP COLUMN incarnation;"
-        "DROP INDEX one_policy_decision_per_checkpoint;"
+        "DROP INDEX decisions_by_verdict; DROP INDEX evaluations_by_state;"
+        "DROP INDEX orders_not_in_force; DROP INDEX one_policy_decision_per_checkpoint;"
         "ALTER TABLE decisions DROP COLUMN abandoned_by; CREATE UNIQUE INDEX "
         "one_policy_decision_per_checkpoint ON decisions(step) WHERE asked_by = 'policy';"
         "INSERT INTO checkpoints VALUES (5, 50, 5, '/c', 'stable', 0, '{\"web\": 1.0}', 'then');"

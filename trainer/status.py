@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from mixloop.trainer.files import LARGEST, parse_json, read_regular, write_atomic
 from mixloop.trainer.records import decode, encode
@@ -193,12 +194,17 @@ def _read(path: AnyPath, schema: str, kind: type[T], limit: int = LARGEST) -> T 
     """A record; None when the file is missing, unreadable, torn or not of this schema."""
     try:
         data = read_regular(path, limit).data
-        value = parse_json(data.decode())
-        if not isinstance(value, dict) or value.get("schema") != schema or len(data) > limit:
-            return None
-        return decode(kind, value)
+        return None if len(data) > limit else _parsed(data, schema, cast(Any, kind))
     except (OSError, ValueError, RecursionError):  # RecordError and decoding errors are ValueErrors
         return None
+
+
+@functools.lru_cache(maxsize=4)  # a file that is looked at again and again rarely has news
+def _parsed(data: bytes, schema: str, kind: type[T]) -> T | None:
+    value = parse_json(data.decode())
+    if not isinstance(value, dict) or value.get("schema") != schema:
+        return None
+    return decode(kind, value)
 
 
 def write_status(path: AnyPath, status: Status) -> None:

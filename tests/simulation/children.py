@@ -1,0 +1,117 @@
+"""Child processes played in this one: the real policy child's and drain's work, and their ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from mixloop.controller import drain, policy_child
+from mixloop.policies import PolicyError
+
+from .here import sim
+from .tracker import Killed
+
+Json = dict[str, Any]
+
+NONSENSE: tuple[Json, ...] = (
+    {"weights": {"web": 2.0, "code": -1.0}, "reason": "more than all"},
+    {"weights": {"moon": 1.0}, "reason": "no such source"},
+    {"weights": {}, "reason": "nothing"},
+    {"weights": {"web": 1.0}, "reason": "all of one", "plan": [[1, {"web": 1.0}]]},
+    {"weights": {"web": 0.3, "code": 0.3, "maths": 0.3}, "reason": "not quite one"},
+    {"weights": {"web": float("nan"), "code": 0.5, "maths": 0.5}, "reason": "no number"},
+)
+
+
+class Child:
+    """Takes the place of :class:`mixloop.controller.children.Child`."""
+
+    def __init__(
+        self,
+        module: str,
+        *,
+        argument: str | None = None,
+        stdin: str | None = None,
+        log: Any,
+        timeout: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._clock, self._deadline, self._timeout = clock, clock() + timeout, timeout
+        self.killed: str | None = None
+        self.exit_code: int | None = 0
+        self._said: list[Json] = []
+        self._polls = 0
+        self._stuck = False
+        self._closed = False
+        if module.endswith("policy_child"):
+            self._decide(json.loads(stdin or ""))
+        else:
+            self._request = json.loads(argument or "")
+            self._begun = False
+            self._late = sim().rng.random() < 0.5
+            if not self._late:
+                self._drain()
+            return
+        self._begun = True
+
+    @property
+    def running(self) -> bool:
+        if not self._begun:
+            self._drain()
+        if self.killed is not None or self._closed:
+            return False
+        if self._stuck and sim().faults.on:
+            if self._clock() < self._deadline:
+                return True
+            self.killed = f"no answer within {self._timeout:g} seconds"
+            return False
+        self._polls += 1
+        return self._polls < 2
+
+    def messages(self) -> list[Json]:
+        said, self._said = self._said, []
+        return said
+
+    def kill(self) -> None:
+        self._closed = True
+
+    def close(self) -> None:
+        self._closed = True
+
+    # -- a policy ------------------------------------------------------------------------------
+
+    def _decide(self, request: Json) -> None:
+        faults = sim().faults
+        if faults.draw("policy-hangs"):
+            self._stuck = True
+            return
+        if faults.draw("policy-garbage"):
+            rng = faults.rng
+            self.exit_code = rng.choice([0, 1, -9])
+            self._said = rng.choice([[], [{"kind": "?"}], [{"kind": "hold"}, {"kind": "hold"}]])
+            return
+        if faults.draw("policy-nonsense", 2):
+            wanted = faults.rng.choice(NONSENSE)
+            payload = {"plan": [], "evidence": {}, "declared": False, **wanted}
+            self._said = [{"kind": "proposal", "payload": payload, "digest": "sha256:0"}]
+            return
+        try:
+            if faults.draw("policy-raises"):
+                raise ZeroDivisionError("a policy's own mistake")
+            message = policy_child.decide(request)
+            self._said = [json.loads(json.dumps(message, allow_nan=False))]
+        except Exception as error:
+            ours = isinstance(error, PolicyError)
+            text = str(error).splitlines()[0] if str(error) else ""
+            reason = text if ours else f"{type(error).__name__}: {text}"
+            self._said = [{"kind": "failed", "payload": {"reason": reason}}]
+
+    # -- the drain -----------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        self._begun = True
+        try:
+            self.exit_code = drain.drain(self._request, self._said.append)
+        except Killed:
+            self._stuck = True  # whatever it still did is done, what it had said is said

@@ -1,0 +1,154 @@
+"""What must hold at the end, when everything has calmed down."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from mixloop.trainer.contract import read_schedule
+
+from .invariants import Violation
+
+if TYPE_CHECKING:
+    from .runner import Simulation
+
+
+def at_end(world: Simulation) -> None:
+    """Compare journal, files, trainer and tracker once the run has ended."""
+    db = world._look_db()
+    _file(world, db)
+    _acknowledged(world, db)
+    _scored(world, db)
+    _requests(world, db)
+    _replay(world, db)
+    _tracker(world, db)
+
+
+def _file(world: Simulation, db: Any) -> None:
+    node = world.fs.find(str(world.paths.mixture))
+    newest = db.execute(
+        "SELECT generation, weights FROM orders WHERE rejected IS NULL "
+        "ORDER BY generation DESC LIMIT 1"
+    ).fetchone()
+    if newest is None:
+        return
+    held = json.loads(node.data) if node is not None else None
+    if held is None or held["generation"] != newest[0] or held["weights"] != json.loads(newest[1]):
+        raise Violation("converges", f"mixture.json is not generation {newest[0]}: {held}")
+    if held["fence"] != world._lease():
+        raise Violation("fence-obeyed", f"the file is of fence {held['fence']}")
+
+
+def _acknowledged(world: Simulation, db: Any) -> None:
+    """Every order that was ever drawn from is in the journal, with where it came into force."""
+    rows = {row["generation"]: row for row in db.execute("SELECT * FROM orders")}
+    reached = world.trainer.step * 8
+    for segment in read_schedule(world.paths.schedule).segments:
+        g = segment.generation
+        if g == 0 or g in world.strangers or segment.sample >= reached:
+            continue
+        row = rows.get(g)
+        if row is None:
+            raise Violation("applied-is-journaled", f"segment of generation {g}")
+        if row["applied_step"] is None:
+            raise Violation("acknowledged", f"generation {g} was drawn from step {segment.step} on")
+
+
+def _scored(world: Simulation, db: Any) -> None:
+    for step in world.trainer.made:
+        row = db.execute("SELECT state FROM evaluations WHERE step = ?", (step,)).fetchone()
+        known = db.execute("SELECT 1 FROM checkpoints WHERE step = ?", (step,)).fetchone()
+        if known is None:
+            raise Violation("converges", f"the checkpoint of step {step} was never recorded")
+        if (
+            row is None
+            and not world.config.evals.every
+            and not world.faults.counts["config-changed"]
+        ):
+            raise Violation("converges", f"the checkpoint of step {step} was never scored")
+        if row is not None and row[0] == "running":
+            raise Violation("converges", f"the checkpoint of step {step} is still being scored")
+    newest = db.execute("SELECT MAX(step) FROM evaluations WHERE state = 'scored'").fetchone()[0]
+    decided = db.execute("SELECT MAX(step) FROM decisions WHERE asked_by = 'policy'").fetchone()[0]
+    if newest is not None and (decided is None or decided < newest):
+        raise Violation("converges", f"step {newest} was scored and not decided on ({decided})")
+
+
+def _requests(world: Simulation, db: Any) -> None:
+    answered = {row[0]: row[1] for row in db.execute("SELECT id, verb FROM requests")}
+    for name, verb in world.operators.sent.items():
+        if answered.get(name) != verb:
+            raise Violation("requests-once", f"{verb} {name} was never answered")
+    left = [n for n in world.fs.folders.get(str(world.paths.requests), {}) if n.endswith(".json")]
+    left = [n for n in left if not n.startswith(".")]
+    if left:
+        raise Violation("requests-once", f"{left} still wait")
+
+
+def _replay(world: Simulation, db: Any) -> None:
+    """State that is kept is what the requests, one after another, made of it."""
+    paused, pins = False, {}
+    for row in db.execute("SELECT verb, asked, state, answer FROM requests ORDER BY rowid"):
+        if row["state"] != "done":
+            continue
+        asked = json.loads(row["asked"])
+        if row["verb"] in ("pause", "resume"):
+            paused = row["verb"] == "pause"
+        elif row["verb"] == "pin":
+            pins |= asked["weights"]
+        elif row["verb"] == "unpin":
+            gone = asked["sources"] or list(pins)
+            pins = {n: w for n, w in pins.items() if n not in gone}
+        elif row["verb"] == "set":
+            pins = {}
+    meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
+    if (meta.get("paused") == "true") != paused:
+        raise Violation("replay", f"paused is {meta.get('paused')}, the requests say {paused}")
+    del pins
+
+
+def _tracker(world: Simulation, db: Any) -> None:
+    store = world.tracker
+    if len(store.runs) != 1:
+        raise Violation("tracker-unique", f"{len(store.runs)} runs")
+    pending = db.execute("SELECT COUNT(*) FROM outbox WHERE done_at IS NULL").fetchone()[0]
+    if pending:
+        raise Violation("tracker-complete", f"{pending} entries were never sent")
+    refused = db.execute("SELECT COUNT(*) FROM events WHERE kind = 'tracking-refused'").fetchone()[
+        0
+    ]
+    names = [model.name for model in store.models.values()]
+    _unique("model", names)
+    _unique("trace", [trace.decision for trace in store.traces.values()])
+    for row in db.execute("SELECT key, kind, payload FROM outbox"):
+        payload = json.loads(row["payload"])
+        if row["kind"] == "trace":
+            if payload["id"] not in {t.decision for t in store.traces.values()}:
+                raise Violation("tracker-complete", f"the trace of {payload['id']} is missing")
+        elif row["kind"] == "model" and not refused:
+            if payload["name"] not in names:
+                raise Violation("tracker-complete", f"the model {payload['name']} is missing")
+        elif row["kind"] == "metrics" and not refused:
+            for key, value in payload["metrics"].items():
+                point = (key, payload["ms"], payload["tokens"], value, None)
+                if point not in store.points:
+                    raise Violation("tracker-complete", f"{key} at {payload['tokens']} is missing")
+    decided = {row[0] for row in db.execute("SELECT id FROM decisions")}
+    if {trace.decision for trace in store.traces.values()} != decided:
+        raise Violation("tracker-complete", "traces and decisions differ")
+    _unique("point", _told_once(store))
+
+
+def _told_once(store: Any) -> list[tuple[Any, ...]]:
+    once = ("train/loss", "order/generation", "bits_per_byte/gsm8k")
+    return [
+        (key, step, model, value if key.startswith("order") else 0)
+        for key, ms, step, value, model in store.points
+        if key in once
+    ]
+
+
+def _unique(what: str, found: list[Any]) -> None:
+    doubled = sorted({one for one in found if found.count(one) > 1}, key=repr)
+    if doubled:
+        raise Violation("tracker-unique", f"{what} {doubled[0]} is there more than once")

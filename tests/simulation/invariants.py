@@ -1,0 +1,301 @@
+"""What must hold, whatever happens; looked at after every commit, acceptance and cycle."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+from mixloop.controller import propose
+from mixloop.controller.journal import Journal
+from mixloop.trainer.order import SCALE, quantise
+
+if TYPE_CHECKING:
+    from .runner import Simulation
+
+NAMES = {
+    "simplex": "every ordered mixture is on the simplex over the run's sources",
+    "guards": "what a policy moved lies inside cap, floor and max_change; pins hold",
+    "ledger": "what a policy moved fits the epoch limit until the next decision",
+    "one-fence": "every commit is made under the highest fence",
+    "fence-obeyed": "the trainer's accepted fence never falls, nor exceeds the journal's",
+    "generations-grow": "generations grow, in the journal and as accepted by the trainer",
+    "one-decision": "decisions are numbered without gap, one per checkpoint, one per order",
+    "nothing-lost": "what was committed stays: decisions, orders, acknowledgements, scores, answers",
+    "journal-first": "an order is in the journal before it is in mixture.json",
+    "applied-is-journaled": "what the trainer draws by is an order of the journal, decision and all",
+    "acknowledged": "the journal says of every applied order where it came into force",
+    "published-survives": "a published order survives a power loss whole",
+    "requests-once": "every request is answered once and does what it does once",
+    "approval-current": "an approval that comes after another order changes nothing",
+    "replay": "a fresh controller sees in journal and files the state of the one before",
+    "tracker-unique": "MLflow has one run, one model per checkpoint, one trace per decision",
+    "tracker-complete": "MLflow has everything once it can be reached",
+    "survives": "the controller goes on: no error ends it but a lost fence",
+    "converges": "without faults the run ends, everything scored, decided and told, in bounded time",
+}
+
+STABLE = ("decision", "policy", "reason", "weights", "plan", "issued_at")
+TOLERANCE = 1e-6
+
+
+class Violation(BaseException):  # so that no handler of the product takes it for trouble
+    """An invariant that did not hold."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        assert name in NAMES, name
+        super().__init__(f"{name}: {detail}")
+        self.name = name
+
+
+class Watch:
+    """Remembers what was committed and accepted, and compares."""
+
+    def __init__(self, world: Simulation) -> None:
+        self._world = world
+        self._decided = 0
+        self._steps: set[int] = set()
+        self._orders: dict[int, dict[str, Any]] = {}
+        self._scored: set[int] = set()
+        self._requests: dict[str, tuple[Any, ...]] = {}
+        self._acted: set[str] = set()
+        self._outbox = 0
+        self._accepted = (0, 0)
+        self.published: set[bytes] = set()
+        self.last_published = (0, 0)
+
+    # -- the journal -----------------------------------------------------------------------------
+
+    def committed(self, journal: Journal, lease: int) -> None:
+        """After a commit that began under ``lease``, seen through the connection that made it."""
+        db = journal._db
+        if lease != journal.fence:
+            raise Violation("one-fence", f"fence {journal.fence} wrote under the lease of {lease}")
+        self._see_orders(db)
+        self._see_decisions(db, journal.fence or 0)
+        self._see_scores(db)
+        self._see_requests(db)
+        self._see_outbox(db)
+
+    def _see_orders(self, db: sqlite3.Connection) -> None:
+        rows = {row["generation"]: row for row in db.execute("SELECT * FROM orders")}
+        for generation, before in self._orders.items():
+            row = rows.get(generation)
+            if row is None:
+                raise Violation("nothing-lost", f"order {generation} is gone from the journal")
+            changed = [name for name in STABLE if row[name] != before[name]]
+            kept = ("published_at", "applied_step", "applied_sample")
+            changed += [n for n in kept if before[n] is not None and row[n] != before[n]]
+            if changed:
+                raise Violation("nothing-lost", f"order {generation} changed its {changed}")
+        newest = max(self._orders, default=0)
+        for generation, row in rows.items():
+            if generation not in self._orders:
+                if generation <= newest:
+                    raise Violation("generations-grow", f"{generation} came after {newest}")
+                self._simplex(json.loads(row["weights"]), f"order {generation}")
+            self._orders[generation] = dict(row)
+
+    def _see_decisions(self, db: sqlite3.Connection, fence: int) -> None:
+        for row in db.execute(
+            "SELECT * FROM decisions WHERE seq > ? ORDER BY seq", (self._decided,)
+        ):
+            if row["seq"] != self._decided + 1 or row["id"] != f"d-{row['seq']:06d}":
+                raise Violation("one-decision", f"{row['id']} follows {self._decided}")
+            self._decided = row["seq"]
+            if row["fence"] != fence:
+                raise Violation("one-fence", f"{row['id']} is of fence {row['fence']}, not {fence}")
+            if row["asked_by"] == "policy":
+                if row["step"] in self._steps:
+                    raise Violation("one-decision", f"step {row['step']} was decided on twice")
+                self._steps.add(row["step"])
+            self._one_order(row)
+            self._guarded(db, row)
+            self._operated(db, row)
+        count = db.execute("SELECT COUNT(*) FROM decisions").fetchone()[0]
+        if count != self._decided:
+            raise Violation("nothing-lost", f"{count} decisions of {self._decided}")
+
+    def _one_order(self, row: sqlite3.Row) -> None:
+        made = [g for g, order in self._orders.items() if order["decision"] == row["id"]]
+        wanted = [] if row["generation"] is None else [row["generation"]]
+        if made != wanted:
+            raise Violation("one-decision", f"{row['id']} orders {wanted}, the journal has {made}")
+        if made and json.loads(row["weights_after"]) != json.loads(
+            self._orders[made[0]]["weights"]
+        ):
+            raise Violation("one-decision", f"{row['id']} and its order differ in their weights")
+
+    def _see_scores(self, db: sqlite3.Connection) -> None:
+        found = db.execute("SELECT step FROM evaluations WHERE state = 'scored'")
+        scored = {row[0] for row in found}
+        if not self._scored <= scored:
+            raise Violation("nothing-lost", f"scores of {sorted(self._scored - scored)} are gone")
+        self._scored = scored
+
+    def _see_requests(self, db: sqlite3.Connection) -> None:
+        rows = db.execute("SELECT id, state, answer, decision FROM requests")
+        found = {row["id"]: tuple(row)[1:] for row in rows}
+        for name, before in self._requests.items():
+            if found.get(name) != before:
+                raise Violation("nothing-lost", f"the answer to {name} changed")
+        self._requests = found
+
+    def _see_outbox(self, db: sqlite3.Connection) -> None:
+        count = db.execute("SELECT COUNT(*) FROM outbox").fetchone()[0]
+        if count < self._outbox:
+            raise Violation("nothing-lost", f"the outbox shrank from {self._outbox} to {count}")
+        self._outbox = count
+
+    # -- mixtures ----------------------------------------------------------------------------------
+
+    def _simplex(self, weights: dict[str, float], what: str) -> None:
+        sound = all(math.isfinite(w) and 0 <= w <= 1 + TOLERANCE for w in weights.values())
+        if not sound or abs(math.fsum(weights.values()) - 1) > TOLERANCE:
+            raise Violation("simplex", f"{what}: {weights}")
+        if not set(weights) <= set(self._world.config.sources):
+            raise Violation("simplex", f"{what} names {sorted(weights)}")
+
+    def _guarded(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
+        evidence = json.loads(row["evidence"])
+        own = row["asked_by"] == "policy" or evidence.get("approves")
+        if row["verdict"] != "intervene" or not own:
+            return
+        config = self._world.config_of(row["fence"])
+        guards, limits = config.guards, config.trainer.limits
+        after, before = json.loads(row["weights_after"]), json.loads(row["weights_before"])
+        notes = json.loads(row["guards"])
+        found = db.execute("SELECT value FROM meta WHERE key = 'pins'").fetchone()
+        pins = json.loads(found[0]) if found else {}
+        ledger = guards.max_epochs is not None
+        for name, share in pins.items():
+            if name in after and abs(after[name] - share) > 1e-6 and not ledger:
+                raise Violation("guards", f"{row['id']}: {name} is pinned at {share}: {after}")
+        for name, share in after.items():
+            if name in pins:
+                continue
+            if share > min(guards.cap, limits.cap) + TOLERANCE:
+                raise Violation("guards", f"{row['id']}: {name} at {share}, cap {guards.cap}")
+            if 0 < share < max(guards.floor, limits.floor) - TOLERANCE and not ledger:
+                raise Violation("guards", f"{row['id']}: {name} at {share}, floor {guards.floor}")
+        change = sum(abs(after.get(n, 0) - before.get(n, 0)) for n in {*after, *before}) / 2
+        most = min(guards.max_change, limits.max_change)
+        flagged = any(n["guard"] == "trust region" and n["action"] == "flagged" for n in notes)
+        moving = len(json.loads(row["plan"])) > 1 or self._planned(row["against_generation"])
+        by_guards = self._orders[row["generation"]]["policy"] == "guards"
+        if change > most + 1e-4 and not (flagged or moving or pins or by_guards):
+            raise Violation("guards", f"{row['id']} changes {change:.4f}, max_change {most}")
+        if ledger:
+            self._ledger(row, config, after)
+
+    def _planned(self, generation: int) -> bool:
+        order = self._orders.get(generation)
+        return order is not None and len(json.loads(order["plan"])) > 1
+
+    def _ledger(self, row: sqlite3.Row, config: Any, after: dict[str, float]) -> None:
+        """Against what was really drawn, less what the controller could not know yet."""
+        world = self._world
+        drawn, tokens = world.seen_ledger(row["fence"])
+        lead = min(propose.switching_lead(config), max(0, config.budget - tokens))
+        every = config.evals.every or config.trainer.checkpoint_every or config.budget
+        ahead = min(every, config.budget - tokens - lead)
+        before = json.loads(row["weights_before"])
+        for name, share in after.items():
+            drawn_then = drawn[name] + lead * before.get(name, 0.0)
+            room = config.guards.max_epochs * world.sizes[name] - drawn_then
+            slack = 200.0  # tokens: rounding
+            if share > TOLERANCE and share * ahead > max(room, 0) + slack:
+                raise Violation("ledger", f"{row['id']}: {name} at {share:.3f} has room {room:.0f}")
+
+    # -- operators ---------------------------------------------------------------------------------
+
+    def _operated(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
+        evidence = json.loads(row["evidence"])
+        request = evidence.get("operator", {}).get("request")
+        if request is None:
+            return
+        if request in self._acted:
+            raise Violation("requests-once", f"{request} made a second decision, {row['id']}")
+        self._acted.add(request)
+        approves = evidence.get("approves")
+        if approves is None:
+            return
+        asked = db.execute(
+            "SELECT against_generation FROM decisions WHERE id = ?", (approves,)
+        ).fetchone()[0]
+        between = [
+            g
+            for g, order in self._orders.items()
+            if asked < g != row["generation"] and order["rejected"] is None
+        ]
+        if between:
+            text = f"{approves}, proposed against {asked}, was approved over {between}"
+            raise Violation("approval-current", text)
+
+    # -- files and trainer ---------------------------------------------------------------------------
+
+    def publishing(self, order: Any, db: sqlite3.Connection) -> None:
+        """Just before the file is written."""
+        row = db.execute(
+            "SELECT weights, decision FROM orders WHERE generation = ?", (order.generation,)
+        ).fetchone()
+        if row is None or json.loads(row[0]) != dict(order.weights) or row[1] != order.decision:
+            raise Violation("journal-first", f"generation {order.generation} is not in the journal")
+
+    def accepted(self, view: Any, db: sqlite3.Connection, *, rewound: bool) -> None:
+        """After the trainer looked: what it accepted and what it will draw by."""
+        fence, generation = view.accepted
+        before, self._accepted = self._accepted, view.accepted
+        if rewound:
+            return
+        if fence < before[0]:
+            raise Violation("fence-obeyed", f"fence fell from {before[0]} to {fence}")
+        if generation < before[1]:
+            raise Violation("generations-grow", f"accepted {generation} after {before[1]}")
+        if (fence, generation) == before or generation in self._world.strangers:
+            return
+        lease = db.execute("SELECT fence FROM lease").fetchone()
+        if lease is None or fence > lease[0]:
+            raise Violation("fence-obeyed", f"the trainer follows {fence}, the lease is {lease}")
+        row = db.execute("SELECT * FROM orders WHERE generation = ?", (generation,)).fetchone()
+        if row is None:
+            raise Violation(
+                "applied-is-journaled", f"generation {generation} is not in the journal"
+            )
+        known = db.execute(
+            "SELECT COUNT(*) FROM decisions WHERE id = ? AND generation = ?",
+            (row["decision"], generation),
+        ).fetchone()[0]
+        if known != 1:
+            raise Violation(
+                "applied-is-journaled", f"generation {generation} has {known} decisions"
+            )
+        switch = view.pending or view.in_force
+        if switch.generation == generation and switch.stage is None:
+            weights = json.loads(row["weights"])
+            wanted = quantise({n: weights.get(n, 0.0) for n in self._world.config.sources})
+            drawn = dict(zip(self._world.config.sources, switch.weights, strict=True))
+            if any(abs(wanted[n] - drawn[n]) > 2 for n in wanted):
+                shown = {n: units / SCALE for n, units in drawn.items()}
+                raise Violation(
+                    "applied-is-journaled", f"{generation}: {weights}, drawn by {shown}"
+                )
+
+    def after_power_loss(self, held: bytes | None, *, foreign: bool) -> None:
+        """What ``mixture.json`` holds once power is back."""
+        if foreign:
+            return
+        if held is None:
+            if self.last_published != (0, 0):
+                raise Violation("published-survives", "mixture.json is gone")
+            return
+        if held not in self.published:
+            raise Violation("published-survives", f"{len(held)} bytes that nobody published whole")
+        found = json.loads(held)
+        if (found["fence"], found["generation"]) < self.last_published:
+            raise Violation("published-survives", f"{found['generation']} < {self.last_published}")
+
+    def newest(self) -> int:
+        """The newest generation in the journal."""
+        return max(self._orders, default=0)

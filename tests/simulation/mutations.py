@@ -1,0 +1,440 @@
+"""Deliberate bugs: the simulation is worth something only if it catches each of them."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mixloop.controller import daemon, drain, journal, operate, operations, propose, records, sight
+from mixloop.policies.guards import GuardResult
+from mixloop.trainer import files, orders
+
+from . import patches
+from .here import sim
+
+Change = tuple[Any, str, Any]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A bug, the invariants that may see it, and a seed (of 200 cycles) that does."""
+
+    name: str
+    what: str
+    seed: int
+    seen_by: str
+    changes: Callable[[], list[Change]]
+
+
+@contextlib.contextmanager
+def applied(mutation: Mutation) -> Iterator[None]:
+    """The product with this bug; inside :func:`patches.installed`."""
+    changes = mutation.changes()
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+# -- files -------------------------------------------------------------------------------------------
+
+
+def _no_file_fsync() -> list[Change]:
+    def write_all(handle: int, data: bytes) -> None:
+        files.os.write(handle, data)
+
+    return [(files, "write_all", write_all)]
+
+
+def _no_folder_fsync() -> list[Change]:
+    return [(files, "fsync_folder", lambda folder: None)]
+
+
+def _in_place() -> list[Change]:
+    def write_atomic(path: Any, data: bytes) -> None:
+        fs, text = sim().fs, str(path)
+        node = fs.find(text)
+        if node is not None:
+            node.data = node.synced = b""
+        handle = fs.open(text, files.os.O_WRONLY | files.os.O_CREAT)
+        try:
+            half = len(data) // 2
+            fs.write(handle, data[:half])
+            fs.fsync(handle)
+            fs.write(handle, data[half:])
+            fs.fsync(handle)
+        finally:
+            fs.close(handle)
+        fs.kept[text.rpartition("/")[0]] = dict(fs.folders[text.rpartition("/")[0]])
+
+    return [(orders, "write_atomic", write_atomic)]
+
+
+def _publish_first() -> list[Change]:
+    real = records.decision
+
+    def decision(journal: Any, fields: Any, *, order: Any, **rest: Any) -> str:
+        if order is not None:
+            made = orders.Order("r", journal.fence, order["generation"], order["weights"])
+            sim().publish(sim().paths.mixture, made)
+        return real(journal, fields, order=order, **rest)
+
+    return [(records, "decision", decision)]
+
+
+# -- generations and fences ------------------------------------------------------------------------------
+
+
+def _or_replace(table: str) -> Callable[..., None]:
+    real = journal.insert
+
+    def insert(tx: sqlite3.Connection, into: str, /, **columns: object) -> None:
+        if into != table:
+            real(tx, into, **columns)
+            return
+        names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+        values = [
+            journal.dumps(v) if name in journal._JSON_COLUMNS else v for name, v in columns.items()
+        ]
+        tx.execute(f"INSERT OR REPLACE INTO {into} ({names}) VALUES ({marks})", values)
+
+    return insert
+
+
+def _reuse_generation() -> list[Change]:
+    def next_generation(self: sight.Eyes) -> int:
+        known = self._journal.value("SELECT MAX(generation) FROM orders WHERE applied_step > 0")
+        return int(known or 0) + 1
+
+    return [
+        (sight.Eyes, "next_generation", next_generation),
+        (records, "insert", _or_replace("orders")),
+    ]
+
+
+@contextlib.contextmanager
+def _unfenced(self: journal.Journal) -> Iterator[sqlite3.Connection]:
+    self._db.execute("BEGIN IMMEDIATE")
+    try:
+        yield self._db
+        self._db.execute("COMMIT")
+    except BaseException:
+        self._roll_back()
+        raise
+
+
+def _no_fence_check() -> list[Change]:
+    return [(patches, "_real_transaction", _unfenced)]
+
+
+def _fence_not_raised() -> list[Change]:
+    real = journal.Journal.claim
+
+    def claim(self: journal.Journal, run: str, *, above: int = 0) -> int:
+        fence = real(self, run, above=above)
+        if fence > 1:
+            self.fence = fence - 1
+            self._db.execute("UPDATE lease SET fence = ?", (self.fence,))
+        return self.fence or 0
+
+    return [(journal.Journal, "claim", claim)]
+
+
+def _not_republished() -> list[Change]:
+    real = sight.Eyes._compare
+
+    def compare(self: Any, data: bytes, newest: Any) -> Any:
+        found = real(self, data, newest)
+        same = (
+            newest is not None
+            and newest["published_at"]
+            and f'"generation": {newest["generation"]},'
+        )
+        if found is sight.FileState.STALE and same and same.encode() in data:
+            return sight.FileState.CURRENT
+        return found
+
+    return [(sight.Eyes, "_compare", compare)]
+
+
+def _trainer_ignores_fences() -> list[Change]:
+    real = orders._check_turn
+
+    def check(order: Any, after: Any, in_force: Any) -> None:
+        real(replace(order, fence=max(order.fence, after[0])), after, in_force)
+
+    return [(orders, "_check_turn", check)]
+
+
+# -- guards and decisions -------------------------------------------------------------------------------------
+
+
+def _passes(weights: Any, plan: Any, context: Any, settings: Any) -> GuardResult:
+    return GuardResult("pass", dict(weights), (), tuple(plan))
+
+
+def _no_guards() -> list[Change]:
+    return [(propose, "apply_guards", _passes)]
+
+
+def _no_guards_at_approval() -> list[Change]:
+    return [(operate, "apply_guards", _passes)]
+
+
+def _approval_of_old() -> list[Change]:
+    real = operate._approve
+
+    def approve(request: Any, scene: Any) -> Any:
+        if scene.decision is None or scene.status is None:
+            return real(request, scene)
+        against = {"against_generation": scene.status.in_force.generation}
+        return real(request, replace(scene, newest=0, decision={**scene.decision, **against}))
+
+    return [
+        (operate, "_VERBS", {**operate._VERBS, "approve": approve}),
+        (records, "_supersede", lambda tx, by: None),
+    ]
+
+
+def _decides_twice() -> list[Change]:
+    def to_decide(self: sight.Eyes) -> int | None:
+        scored = self._journal.value("SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
+        count = self._journal.value("SELECT COUNT(*) FROM decisions WHERE step = ?", scored)
+        return scored if count < 2 else None
+
+    tables = journal._TABLES.replace("CREATE UNIQUE INDEX", "CREATE INDEX")
+    return [(sight.Eyes, "_to_decide", to_decide), (journal, "_TABLES", tables)]
+
+
+# -- what was done must be remembered ---------------------------------------------------------------------------
+
+
+def _acknowledges_the_last() -> list[Change]:
+    real = sight.Eyes._newly_applied
+
+    def newly(self: sight.Eyes) -> Any:
+        force = self.status.in_force.generation if self.status else 0
+        return [found for found in real(self) if found.generation == force]
+
+    return [(sight.Eyes, "_newly_applied", newly)]
+
+
+def _half_transactions() -> list[Change]:
+    def roll_back(self: journal.Journal) -> None:
+        if self._db.in_transaction:
+            self._db.execute("COMMIT")
+
+    return [(journal.Journal, "_roll_back", roll_back)]
+
+
+def _forgets_pause() -> list[Change]:
+    real = records.keep
+
+    def keep(tx: Any, key: str, value: object) -> None:
+        if key != "paused" or value is not False:
+            real(tx, key, value)
+
+    return [(records, "keep", keep)]
+
+
+def _takes_twice() -> list[Change]:
+    def take(self: Any, path: Any) -> str:
+        request = operations.requests.read(path, self._owners())
+        reply = operate.reply_to(request, self._scene(request))
+        answer = self._record(request, reply)
+        operations.requests.put_away(path, "taken")
+        return str(answer)
+
+    real = operations.Operations.take
+
+    def either(self: Any, path: Any) -> str:
+        try:
+            return take(self, path)
+        except operations.requests.RequestError:
+            return real(self, path)
+
+    return [
+        (operations.Operations, "take", either),
+        (records, "insert", _or_replace("requests")),
+    ]
+
+
+def _request_gone_first() -> list[Change]:
+    real = operations.Operations.take
+
+    def take(self: Any, path: Any) -> str:
+        fs = sim().fs
+        node = fs.find(str(path))
+        try:
+            return real(self, path)
+        except BaseException:
+            if node is not None and fs.find(str(path)) is node:
+                fs.unlink(str(path))
+            raise
+
+    return [(operations.Operations, "take", take)]
+
+
+def _refuses_unreadable() -> list[Change]:
+    return [(operations.Operations, "_may_pass", lambda self, name, error: False)]
+
+
+# -- MLflow -------------------------------------------------------------------------------------------------------
+
+
+def _no_keys() -> list[Change]:
+    def enqueue(tx: sqlite3.Connection, entries: Any) -> None:
+        for entry in entries:
+            count = tx.execute("SELECT COUNT(*) FROM outbox").fetchone()[0]
+            asked_for = entry.key.startswith(("run", "end:", "outcome:"))
+            key = entry.key if asked_for else f"{entry.key}#{count}"
+            tx.execute(
+                "INSERT OR IGNORE INTO outbox (key, kind, payload, created_ms) VALUES (?, ?, ?, ?)",
+                (key, entry.kind, journal.dumps(entry.payload), records.now_ms()),
+            )
+
+    return [(records, "enqueue", enqueue)]
+
+
+def _no_lookup() -> list[Change]:
+    real = drain.Sink._trace
+    asked: set[str] = set()
+
+    def trace(self: Any, decision: str) -> Any:
+        if decision not in asked:
+            asked.add(decision)
+            return None
+        asked.discard(decision)
+        return real(self, decision)
+
+    return [(drain.Sink, "_trace", trace)]
+
+
+def _marks_failures() -> list[Change]:
+    real = records.drained
+
+    def drained(journal: Any, messages: Any) -> Any:
+        said = [{"done": m["failed"]} if m.get("failed") else m for m in messages]
+        return real(journal, said)
+
+    return [(records, "drained", drained)]
+
+
+def _marks_too_early() -> list[Change]:
+    real = daemon.Controller._do_drain
+
+    def do_drain(self: daemon.Controller, world: Any) -> None:
+        real(self, world)
+        with self.journal.transaction() as tx:
+            tx.execute("UPDATE outbox SET done_at = 'now'")
+
+    return [(daemon.Controller, "_do_drain", do_drain)]
+
+
+def _fact_without_entry() -> list[Change]:
+    """The outbox entry in a transaction of its own, after the fact's."""
+    real_enqueue = records.enqueue
+    real = records.decision
+
+    def decision(journal: Any, fields: Any, **rest: Any) -> str:
+        kept: list[Any] = []
+        records.enqueue = lambda tx, entries: kept.extend(entries)
+        try:
+            name = real(journal, fields, **rest)
+        finally:
+            records.enqueue = real_enqueue
+        with journal.transaction() as tx:
+            real_enqueue(tx, kept)
+        return name
+
+    return [(records, "decision", decision)]
+
+
+MUTATIONS = (
+    Mutation(
+        "no-file-fsync", "a file is renamed before its bytes are fsynced", 0, "", _no_file_fsync
+    ),
+    Mutation("no-folder-fsync", "a folder is not fsynced after a rename", 0, "", _no_folder_fsync),
+    Mutation("written-in-place", "mixture.json is overwritten, not replaced", 0, "", _in_place),
+    Mutation(
+        "publish-first", "an order is published before it is journaled", 0, "", _publish_first
+    ),
+    Mutation(
+        "generation-reused",
+        "an order that was not applied lends its number",
+        0,
+        "",
+        _reuse_generation,
+    ),
+    Mutation("no-fence-check", "transactions do not assert the fence", 0, "", _no_fence_check),
+    Mutation(
+        "fence-not-raised", "a start takes the fence of the one before", 0, "", _fence_not_raised
+    ),
+    Mutation(
+        "not-republished",
+        "a new controller leaves the file under the old fence",
+        0,
+        "",
+        _not_republished,
+    ),
+    Mutation(
+        "trainer-ignores-fence",
+        "the trainer takes orders of lower fences",
+        0,
+        "",
+        _trainer_ignores_fences,
+    ),
+    Mutation("no-guards", "what a policy proposes is not guarded", 0, "", _no_guards),
+    Mutation(
+        "no-recheck", "an approval does not run the guards again", 0, "", _no_guards_at_approval
+    ),
+    Mutation("old-approval", "an approval ignores against_generation", 0, "", _approval_of_old),
+    Mutation("decides-twice", "a checkpoint is decided on twice", 0, "", _decides_twice),
+    Mutation(
+        "acknowledges-last",
+        "only the order in force now is acknowledged",
+        0,
+        "",
+        _acknowledges_the_last,
+    ),
+    Mutation(
+        "half-transactions", "what was written before an error stays", 0, "", _half_transactions
+    ),
+    Mutation("forgets-resume", "a resume is answered and not kept", 0, "", _forgets_pause),
+    Mutation("takes-twice", "a request that lies there again is done again", 0, "", _takes_twice),
+    Mutation(
+        "request-gone-first",
+        "a request's file is gone before it is journaled",
+        0,
+        "",
+        _request_gone_first,
+    ),
+    Mutation(
+        "refuses-unreadable",
+        "a request that can't be read now is refused (a bug found here)",
+        0,
+        "",
+        _refuses_unreadable,
+    ),
+    Mutation("no-keys", "outbox entries have no key of the fact", 0, "", _no_keys),
+    Mutation("no-lookup", "a trace is sent without looking whether it is there", 0, "", _no_lookup),
+    Mutation("marks-failures", "an entry that failed is marked as sent", 0, "", _marks_failures),
+    Mutation(
+        "marks-early", "entries are marked as sent when the drain starts", 0, "", _marks_too_early
+    ),
+    Mutation(
+        "entry-apart",
+        "a decision and its outbox entry are two transactions",
+        0,
+        "",
+        _fact_without_entry,
+    ),
+)
+BY_NAME = {one.name: one for one in MUTATIONS}

@@ -1,0 +1,138 @@
+"""Where the product meets its simulated surroundings. Nothing else of it is changed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mixloop.controller import daemon, drain, journal, planning, records, report, requests
+from mixloop.evals import scorecard
+from mixloop.trainer import files, hotreload, orders, schedule, status
+
+from . import tracker
+from .children import Child
+from .evaluator import Evaluator
+from .faults import JOURNAL_ERRORS
+from .here import sim
+from .memfs import MemOs, MemPath
+
+
+class _Datetime:
+    """``datetime.now`` of the simulation's wall clock."""
+
+    @staticmethod
+    def now(zone: Any = UTC) -> datetime:
+        return datetime.fromtimestamp(sim().wall(), zone)
+
+
+def _prepare(self: journal.Journal, create: bool) -> None:
+    _real_prepare(self, create)
+    # what a simulated crash loses is what was not committed; the file needs no disk
+    self._db.execute("PRAGMA synchronous=OFF")
+    self._db.execute("PRAGMA journal_mode=MEMORY")
+
+
+@contextlib.contextmanager
+def _transaction(self: journal.Journal) -> Iterator[sqlite3.Connection]:
+    world = sim()
+    world.journal_point(self, "crash-before-transaction")
+    for kind, text in JOURNAL_ERRORS.items():
+        if world.journal_fails(self, kind):
+            raise sqlite3.OperationalError(text)
+    with _real_transaction(self) as tx:
+        lease = tx.execute("SELECT fence FROM lease").fetchone()[0]
+        yield tx
+        world.journal_point(self, "crash-before-commit")
+        if world.journal_fails(self, "journal-enospc"):
+            raise sqlite3.OperationalError(JOURNAL_ERRORS["journal-enospc"])
+    world.committed(self, lease)
+    world.journal_point(self, "crash-after-commit")
+
+
+def _rows(self: journal.Journal, query: str, *values: object) -> list[journal.Row]:
+    if sim().journal_fails(self, "journal-read-eio", 0.02):
+        raise sqlite3.OperationalError("disk I/O error")
+    return _real_rows(self, query, *values)
+
+
+_real_prepare = journal.Journal._prepare
+_real_transaction = journal.Journal.transaction
+_real_rows = journal.Journal.rows
+
+
+def _connect(path: Any, **options: Any) -> sqlite3.Connection:
+    # one thread, and no transaction is left open between two turns: locks would only cost time
+    return sqlite3.connect(f"file:{path}?vfs=unix-none", uri=True, **options)
+
+
+class _Sqlite:
+    """The module ``sqlite3`` with another ``connect``."""
+
+    connect = staticmethod(_connect)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sqlite3, name)
+
+
+def _lock(path: Any) -> Any:
+    return SimpleNamespace(close=lambda: None)
+
+
+def _report(folder: Any, target: Path) -> Path:
+    sim().tracker.reports += 1
+    return target
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """The product runs in the simulation that :func:`here.sim` names while this lasts."""
+    memory = MemOs(lambda: sim().fs)
+    MemPath.fs = staticmethod(lambda: sim().fs)  # type: ignore[assignment]
+    changes: list[tuple[Any, str, Any]] = [
+        (daemon, "Child", Child),
+        (daemon, "Evaluator", Evaluator),
+        (daemon, "Path", MemPath),
+        (daemon, "take_lock", _lock),
+        (daemon, "write_order", lambda path, order: sim().publish(path, order)),
+        (drain, "_span", tracker.span),
+        (report, "write_report", _report),
+        (journal, "datetime", _Datetime),
+        (journal, "sqlite3", _Sqlite()),
+        (journal, "os", memory),
+        (journal, "socket", SimpleNamespace(gethostname=lambda: "host")),
+        (journal.Journal, "_prepare", _prepare),
+        (journal.Journal, "transaction", _transaction),
+        (journal.Journal, "rows", _rows),
+        (records, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1000) * 1_000_000)),
+        (records, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=sim().token(16)))),
+        (planning, "shutil", SimpleNamespace(rmtree=lambda path, ignore_errors=False: None)),
+        (hotreload, "say", lambda *said: None),
+        (scorecard, "os", memory),
+        (schedule, "fcntl", SimpleNamespace(flock=lambda *a: None, LOCK_EX=0, LOCK_NB=0)),
+        (requests, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
+        (requests, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1e9))),
+        (requests, "who", lambda: "anna@host"),
+        (files, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
+        *((module, "os", memory) for module in (files, schedule)),
+        *((module, "Path", MemPath) for module in (files, orders, schedule, status)),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    imported = tracker.install()
+    logger = logging.getLogger("mixloop.controller")
+    quiet = logger.disabled
+    logger.disabled = True
+    try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+        tracker.restore(imported)
+        logger.disabled = quiet
