@@ -99,3 +99,5 @@ class Evaluator:
 
     def stop(self) -> None:
         self._job = None
+
+

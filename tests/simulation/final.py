@@ -56,15 +56,13 @@ def _acknowledged(world: Simulation, db: Any) -> None:
 
 def _scored(world: Simulation, db: Any) -> None:
     for step in world.trainer.made:
-        row = db.execute("SELECT state FROM evaluations WHERE step = ?", (step,)).fetchone()
+        row = db.execute(
+            "SELECT state FROM evaluations WHERE step = ?", (step,)
+        ).fetchone()
         known = db.execute("SELECT 1 FROM checkpoints WHERE step = ?", (step,)).fetchone()
         if known is None:
             raise Violation("converges", f"the checkpoint of step {step} was never recorded")
-        if (
-            row is None
-            and not world.config.evals.every
-            and not world.faults.counts["config-changed"]
-        ):
+        if row is None and not world.config.evals.every and not world.faults.counts["config-changed"]:
             raise Violation("converges", f"the checkpoint of step {step} was never scored")
         if row is not None and row[0] == "running":
             raise Violation("converges", f"the checkpoint of step {step} is still being scored")
@@ -114,9 +112,7 @@ def _tracker(world: Simulation, db: Any) -> None:
     pending = db.execute("SELECT COUNT(*) FROM outbox WHERE done_at IS NULL").fetchone()[0]
     if pending:
         raise Violation("tracker-complete", f"{pending} entries were never sent")
-    refused = db.execute("SELECT COUNT(*) FROM events WHERE kind = 'tracking-refused'").fetchone()[
-        0
-    ]
+    refused = db.execute("SELECT COUNT(*) FROM events WHERE kind = 'tracking-refused'").fetchone()[0]
     names = [model.name for model in store.models.values()]
     _unique("model", names)
     _unique("trace", [trace.decision for trace in store.traces.values()])

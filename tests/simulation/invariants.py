@@ -98,9 +98,7 @@ class Watch:
             self._orders[generation] = dict(row)
 
     def _see_decisions(self, db: sqlite3.Connection, fence: int) -> None:
-        for row in db.execute(
-            "SELECT * FROM decisions WHERE seq > ? ORDER BY seq", (self._decided,)
-        ):
+        for row in db.execute("SELECT * FROM decisions WHERE seq > ? ORDER BY seq", (self._decided,)):
             if row["seq"] != self._decided + 1 or row["id"] != f"d-{row['seq']:06d}":
                 raise Violation("one-decision", f"{row['id']} follows {self._decided}")
             self._decided = row["seq"]
@@ -122,9 +120,7 @@ class Watch:
         wanted = [] if row["generation"] is None else [row["generation"]]
         if made != wanted:
             raise Violation("one-decision", f"{row['id']} orders {wanted}, the journal has {made}")
-        if made and json.loads(row["weights_after"]) != json.loads(
-            self._orders[made[0]]["weights"]
-        ):
+        if made and json.loads(row["weights_after"]) != json.loads(self._orders[made[0]]["weights"]):
             raise Violation("one-decision", f"{row['id']} and its order differ in their weights")
 
     def _see_scores(self, db: sqlite3.Connection) -> None:
@@ -225,9 +221,8 @@ class Watch:
             "SELECT against_generation FROM decisions WHERE id = ?", (approves,)
         ).fetchone()[0]
         between = [
-            g
-            for g, order in self._orders.items()
-            if asked < g != row["generation"] and order["rejected"] is None
+            g for g, order in self._orders.items() if asked < g != row["generation"]
+            and order["rejected"] is None
         ]
         if between:
             text = f"{approves}, proposed against {asked}, was approved over {between}"
@@ -260,17 +255,13 @@ class Watch:
             raise Violation("fence-obeyed", f"the trainer follows {fence}, the lease is {lease}")
         row = db.execute("SELECT * FROM orders WHERE generation = ?", (generation,)).fetchone()
         if row is None:
-            raise Violation(
-                "applied-is-journaled", f"generation {generation} is not in the journal"
-            )
+            raise Violation("applied-is-journaled", f"generation {generation} is not in the journal")
         known = db.execute(
             "SELECT COUNT(*) FROM decisions WHERE id = ? AND generation = ?",
             (row["decision"], generation),
         ).fetchone()[0]
         if known != 1:
-            raise Violation(
-                "applied-is-journaled", f"generation {generation} has {known} decisions"
-            )
+            raise Violation("applied-is-journaled", f"generation {generation} has {known} decisions")
         switch = view.pending or view.in_force
         if switch.generation == generation and switch.stage is None:
             weights = json.loads(row["weights"])
@@ -278,9 +269,7 @@ class Watch:
             drawn = dict(zip(self._world.config.sources, switch.weights, strict=True))
             if any(abs(wanted[n] - drawn[n]) > 2 for n in wanted):
                 shown = {n: units / SCALE for n, units in drawn.items()}
-                raise Violation(
-                    "applied-is-journaled", f"{generation}: {weights}, drawn by {shown}"
-                )
+                raise Violation("applied-is-journaled", f"{generation}: {weights}, drawn by {shown}")
 
     def after_power_loss(self, held: bytes | None, *, foreign: bool) -> None:
         """What ``mixture.json`` holds once power is back."""

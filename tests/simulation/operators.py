@@ -50,10 +50,8 @@ class Operators:
 
     def _draw(self) -> tuple[Any, dict[str, Any]]:
         rng = self._world.rng
-        verb = rng.choice(
-            ["pause", "resume", "resume", "set", "set", "set", "pin", "unpin"]
-            + ["rollback", "rollback", "approve", "approve", "reject", "sync"]
-        )
+        verb = rng.choice(["pause", "resume", "resume", "set", "set", "set", "pin", "unpin"]
+                          + ["rollback", "rollback", "approve", "approve", "reject", "sync"])
         fields: dict[str, Any] = {"force": rng.random() < 0.2, "reason": "because"}
         if verb in ("set", "pin"):
             name = rng.choice(list(self._world.config.sources))
