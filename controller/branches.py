@@ -34,13 +34,10 @@ def opened(schedule: Schedule, above: int = 0) -> tuple[OpenLine, ...]:
 
 def cuts(schedule: Schedule) -> tuple[Cut, ...]:
     """Every rewind, oldest first; the rule is that of the schedule itself."""
-    found, quantum = [], 0
-    for line in opened(schedule):
-        if quantum and (line.rewind or line.quantum != quantum):
-            tokens = line.sample * line.sequence_length
-            found.append(Cut(line.incarnation, line.sample, line.step, tokens))
-        quantum = line.quantum
-    return tuple(found)
+    return tuple(
+        Cut(line.incarnation, line.sample, line.step, line.sample * line.sequence_length)
+        for line in schedule.cuts
+    )
 
 
 def abandoned(made: Iterable[Cut], sample: int, incarnation: int) -> Cut | None:

@@ -28,17 +28,31 @@ def incarnations(journal: Journal, begun: Sequence[OpenLine], made: Sequence[Cut
     with journal.transaction() as tx:
         for line in begun:
             cut = cut_by.get(line.incarnation)
-            if cut is not None:
-                left += _abandon(tx, journal, cut)
             detail: Json = {
                 "incarnation": line.incarnation,
                 "step": line.step,
                 "sample": line.sample,
             }
             detail |= {"parent": line.parent, "rewound": cut is not None}
+            if cut is not None:
+                detail["applied_before"] = _applied_beyond(journal, cut)
+                left += _abandon(tx, journal, cut)
             add_event(tx, journal.fence or 0, "incarnation", detail)
         keep(tx, "incarnation", max(line.incarnation for line in begun))
     return left
+
+
+def _applied_beyond(journal: Journal, cut: Cut) -> list[Json]:
+    """Orders that a rewind takes back: where they had come into force stays on record here."""
+    rows = journal.rows(
+        "SELECT generation, applied_step, applied_sample FROM orders WHERE applied_sample > ? "
+        "ORDER BY generation",
+        cut.sample,
+    )
+    return [
+        {"generation": r["generation"], "step": r["applied_step"], "sample": r["applied_sample"]}
+        for r in rows
+    ]
 
 
 def _abandon(tx: sqlite3.Connection, journal: Journal, cut: Cut) -> list[int]:

@@ -213,6 +213,11 @@ class Schedule:
         return self._effective.sources
 
     @property
+    def cuts(self) -> tuple[OpenLine, ...]:
+        """The incarnations that cut what was recorded beyond their first sample, oldest first."""
+        return self._effective.cuts
+
+    @property
     def sizes(self) -> dict[str, tuple[tuple[int, int], ...]]:
         """The sources' sizes as :class:`mixloop.trainer.order.MixtureOrder` takes them."""
         found: dict[str, tuple[tuple[int, int], ...]] = {}
@@ -239,6 +244,7 @@ class _Effective:
     segments: tuple[SegmentLine, ...]
     quanta: Stages
     sources: Mapping[str, tuple[tuple[int, SourceEntry], ...]]
+    cuts: tuple[OpenLine, ...]
 
 
 _Histories = dict[str, list[tuple[int, SourceEntry]]]
@@ -251,10 +257,13 @@ def _replay(lines: Sequence[Line]) -> _Effective:
     sources: _Histories = {}
     latest: OpenLine | None = None
     constant = True
+    cuts: list[OpenLine] = []
     for line in lines:
         if isinstance(line, OpenLine):
             constant = constant and not line.quanta
             if line.rewind or _other_steps(line, latest, quanta, constant):
+                if latest is not None:
+                    cuts.append(line)
                 held = {at: seg for at, seg in held.items() if at <= line.sample}
                 quanta = (*(stage for stage in quanta if stage[0] < line.sample), *line.stages)
             _list_sources(sources, line)
@@ -264,7 +273,8 @@ def _replay(lines: Sequence[Line]) -> _Effective:
         elif _is_same(held.get(line.sample), line):
             del held[line.sample]
     segments = tuple(held[at] for at in sorted(held))
-    return _Effective(segments, quanta, {name: tuple(own) for name, own in sources.items()})
+    histories = {name: tuple(own) for name, own in sources.items()}
+    return _Effective(segments, quanta, histories, tuple(cuts))
 
 
 def _other_steps(line: OpenLine, latest: OpenLine | None, quanta: Stages, constant: bool) -> bool:

@@ -99,7 +99,7 @@ def installed() -> Iterator[None]:
         (daemon, "Evaluator", Evaluator),
         (daemon, "Path", MemPath),
         (daemon, "take_lock", _lock),
-        (daemon, "write_order", lambda path, order: sim().publish(path, order)),
+        (daemon, "write_order", lambda path, order, key=None: sim().publish(path, order)),
         (drain, "_span", tracker.span),
         (report, "write_report", _report),
         (journal, "datetime", _Datetime),
