@@ -263,13 +263,19 @@ class Watch:
         if known != 1:
             raise Violation("applied-is-journaled", f"generation {generation} has {known} decisions")
         switch = view.pending or view.in_force
-        if switch.generation == generation and switch.stage is None:
-            weights = json.loads(row["weights"])
-            wanted = quantise({n: weights.get(n, 0.0) for n in self._world.config.sources})
-            drawn = dict(zip(self._world.config.sources, switch.weights, strict=True))
-            if any(abs(wanted[n] - drawn[n]) > 2 for n in wanted):
-                shown = {n: units / SCALE for n, units in drawn.items()}
-                raise Violation("applied-is-journaled", f"{generation}: {weights}, drawn by {shown}")
+        if switch.generation == generation:
+            self._drawn_by(row, switch.weights)
+
+    def _drawn_by(self, row: sqlite3.Row, units: tuple[int, ...]) -> None:
+        """What is drawn by is the order's mixture, or a later one of its plan."""
+        names = list(self._world.config.sources)
+        asked = [json.loads(row["weights"]), *(w for _, w in json.loads(row["plan"]))]
+        for weights in asked:
+            wanted = quantise({n: weights.get(n, 0.0) for n in names})
+            if all(abs(wanted[n] - u) <= 2 for n, u in zip(names, units, strict=True)):
+                return
+        shown = {n: u / SCALE for n, u in zip(names, units, strict=True)}
+        raise Violation("applied-is-journaled", f"{row['generation']}: {asked}, drawn by {shown}")
 
     def after_power_loss(self, held: bytes | None, *, foreign: bool) -> None:
         """What ``mixture.json`` holds once power is back."""

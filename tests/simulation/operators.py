@@ -25,7 +25,7 @@ class Operators:
         rng, faults = world.rng, world.faults
         if rng.random() < 0.03:
             self._send(*self._draw())
-        if rng.random() < 0.06:
+        if rng.random() < 0.2:
             self._answer()
         if faults.draw("request-rubbish"):
             self._rubbish()
