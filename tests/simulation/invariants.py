@@ -22,18 +22,18 @@ NAMES = {
     "fence-obeyed": "the trainer's accepted fence never falls, nor exceeds the journal's",
     "generations-grow": "generations grow, in the journal and as accepted by the trainer",
     "one-decision": "decisions are numbered without gap, one per checkpoint, one per order",
-    "nothing-lost": "what was committed stays: decisions, orders, acknowledgements, scores, answers",
+    "nothing-lost": "what was committed stays: decisions, orders, applications, scores, replies",
     "journal-first": "an order is in the journal before it is in mixture.json",
-    "applied-is-journaled": "what the trainer draws by is an order of the journal, decision and all",
+    "applied-is-journaled": "what the trainer draws by is in the journal, decision and all",
     "acknowledged": "the journal says of every applied order where it came into force",
     "published-survives": "a published order survives a power loss whole",
     "requests-once": "every request is answered once and does what it does once",
     "approval-current": "an approval that comes after another order changes nothing",
-    "replay": "a fresh controller sees in journal and files the state of the one before",
+    "replay": "state is what the requests made of it; a fresh controller has nothing to redo",
     "tracker-unique": "MLflow has one run, one model per checkpoint, one trace per decision",
     "tracker-complete": "MLflow has everything once it can be reached",
     "survives": "the controller goes on: no error ends it but a lost fence",
-    "converges": "without faults the run ends, everything scored, decided and told, in bounded time",
+    "converges": "without faults the run ends in bounded time, all scored, decided and told",
 }
 
 STABLE = ("decision", "policy", "reason", "weights", "plan", "issued_at")
@@ -65,7 +65,7 @@ class Watch:
         self.published: set[bytes] = set()
         self.last_published = (0, 0)
 
-    # -- the journal -----------------------------------------------------------------------------
+    # -- the journal ------------------------------------------------------
 
     def committed(self, journal: Journal, lease: int) -> None:
         """After a commit that began under ``lease``, seen through the connection that made it."""
@@ -98,7 +98,9 @@ class Watch:
             self._orders[generation] = dict(row)
 
     def _see_decisions(self, db: sqlite3.Connection, fence: int) -> None:
-        for row in db.execute("SELECT * FROM decisions WHERE seq > ? ORDER BY seq", (self._decided,)):
+        for row in db.execute(
+            "SELECT * FROM decisions WHERE seq > ? ORDER BY seq", (self._decided,)
+        ):
             if row["seq"] != self._decided + 1 or row["id"] != f"d-{row['seq']:06d}":
                 raise Violation("one-decision", f"{row['id']} follows {self._decided}")
             self._decided = row["seq"]
@@ -120,7 +122,9 @@ class Watch:
         wanted = [] if row["generation"] is None else [row["generation"]]
         if made != wanted:
             raise Violation("one-decision", f"{row['id']} orders {wanted}, the journal has {made}")
-        if made and json.loads(row["weights_after"]) != json.loads(self._orders[made[0]]["weights"]):
+        if made and json.loads(row["weights_after"]) != json.loads(
+            self._orders[made[0]]["weights"]
+        ):
             raise Violation("one-decision", f"{row['id']} and its order differ in their weights")
 
     def _see_scores(self, db: sqlite3.Connection) -> None:
@@ -144,7 +148,7 @@ class Watch:
             raise Violation("nothing-lost", f"the outbox shrank from {self._outbox} to {count}")
         self._outbox = count
 
-    # -- mixtures ----------------------------------------------------------------------------------
+    # -- mixtures ------------------------------------------------------
 
     def _simplex(self, weights: dict[str, float], what: str) -> None:
         sound = all(math.isfinite(w) and 0 <= w <= 1 + TOLERANCE for w in weights.values())
@@ -204,7 +208,7 @@ class Watch:
             if share > TOLERANCE and share * ahead > max(room, 0) + slack:
                 raise Violation("ledger", f"{row['id']}: {name} at {share:.3f} has room {room:.0f}")
 
-    # -- operators ---------------------------------------------------------------------------------
+    # -- operators ------------------------------------------------------
 
     def _operated(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
         evidence = json.loads(row["evidence"])
@@ -221,14 +225,15 @@ class Watch:
             "SELECT against_generation FROM decisions WHERE id = ?", (approves,)
         ).fetchone()[0]
         between = [
-            g for g, order in self._orders.items() if asked < g != row["generation"]
-            and order["rejected"] is None
+            g
+            for g, order in self._orders.items()
+            if asked < g != row["generation"] and order["rejected"] is None
         ]
         if between:
             text = f"{approves}, proposed against {asked}, was approved over {between}"
             raise Violation("approval-current", text)
 
-    # -- files and trainer ---------------------------------------------------------------------------
+    # -- files and trainer ------------------------------------------------------
 
     def publishing(self, order: Any, db: sqlite3.Connection) -> None:
         """Just before the file is written."""
@@ -255,13 +260,17 @@ class Watch:
             raise Violation("fence-obeyed", f"the trainer follows {fence}, the lease is {lease}")
         row = db.execute("SELECT * FROM orders WHERE generation = ?", (generation,)).fetchone()
         if row is None:
-            raise Violation("applied-is-journaled", f"generation {generation} is not in the journal")
+            raise Violation(
+                "applied-is-journaled", f"generation {generation} is not in the journal"
+            )
         known = db.execute(
             "SELECT COUNT(*) FROM decisions WHERE id = ? AND generation = ?",
             (row["decision"], generation),
         ).fetchone()[0]
         if known != 1:
-            raise Violation("applied-is-journaled", f"generation {generation} has {known} decisions")
+            raise Violation(
+                "applied-is-journaled", f"generation {generation} has {known} decisions"
+            )
         switch = view.pending or view.in_force
         if switch.generation == generation:
             self._drawn_by(row, switch.weights)
