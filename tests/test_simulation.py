@@ -19,12 +19,32 @@ import pytest
 
 HERE = Path(__file__).parent
 SEEDS = range(16)
-MUTATIONS = (
-    "no-file-fsync no-folder-fsync written-in-place publish-first generation-reused no-fence-check "
-    "fence-not-raised not-republished trainer-ignores-fence no-guards no-recheck old-approval "
-    "decides-twice acknowledges-last half-transactions forgets-resume takes-twice "
-    "request-gone-first refuses-unreadable no-keys no-lookup marks-failures marks-early entry-apart"
-).split()
+MUTATIONS = [
+    "no-file-fsync",
+    "no-folder-fsync",
+    "written-in-place",
+    "publish-first",
+    "generation-reused",
+    "no-fence-check",
+    "fence-not-raised",
+    "not-republished",
+    "trainer-ignores-fence",
+    "no-guards",
+    "no-recheck",
+    "old-approval",
+    "decides-twice",
+    "acknowledges-last",
+    "half-transactions",
+    "forgets-resume",
+    "takes-twice",
+    "request-gone-first",
+    "refuses-unreadable",
+    "no-keys",
+    "no-lookup",
+    "marks-failures",
+    "marks-early",
+    "entry-apart",
+]
 QUICK = ("no-folder-fsync", "publish-first", "no-fence-check", "generation-reused")
 SOAKED = [pytest.param(n, marks=() if n in QUICK else pytest.mark.soak) for n in MUTATIONS]
 

@@ -79,7 +79,7 @@ class Child:
     def close(self) -> None:
         self._closed = True
 
-    # -- a policy ------------------------------------------------------------------------------
+    # -- a policy ------------------------------------------------------
 
     def _decide(self, request: Json) -> None:
         faults = sim().faults
@@ -107,7 +107,7 @@ class Child:
             reason = text if ours else f"{type(error).__name__}: {text}"
             self._said = [{"kind": "failed", "payload": {"reason": reason}}]
 
-    # -- the drain -----------------------------------------------------------------------------
+    # -- the drain ------------------------------------------------------
 
     def _drain(self) -> None:
         self._begun = True

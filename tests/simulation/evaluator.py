@@ -33,7 +33,7 @@ class Evaluator:
         kinds = ("eval-hang", "eval-crash", "eval-nan", "eval-partial")
         self._fate = next((kind for kind in kinds if faults.draw(kind, 3)), "")
 
-    def poll(self) -> Scorecard | Failure | None:
+    def poll(self) -> Scorecard | Failure | None:  # noqa: PLR0911 - a list of ends
         if self._job is None:
             return None
         if self._fate == "eval-hang" and sim().faults.on:
@@ -99,5 +99,3 @@ class Evaluator:
 
     def stop(self) -> None:
         self._job = None
-
-

@@ -23,6 +23,7 @@ def at_end(world: Simulation) -> None:
     _requests(world, db)
     _replay(world, db)
     _tracker(world, db)
+    _again(world, db)
 
 
 def _file(world: Simulation, db: Any) -> None:
@@ -57,13 +58,15 @@ def _acknowledged(world: Simulation, db: Any) -> None:
 
 def _scored(world: Simulation, db: Any) -> None:
     for step in world.trainer.made:
-        row = db.execute(
-            "SELECT state FROM evaluations WHERE step = ?", (step,)
-        ).fetchone()
+        row = db.execute("SELECT state FROM evaluations WHERE step = ?", (step,)).fetchone()
         known = db.execute("SELECT 1 FROM checkpoints WHERE step = ?", (step,)).fetchone()
         if known is None:
             raise Violation("converges", f"the checkpoint of step {step} was never recorded")
-        if row is None and not world.config.evals.every and not world.faults.counts["config-changed"]:
+        if (
+            row is None
+            and not world.config.evals.every
+            and not world.faults.counts["config-changed"]
+        ):
             raise Violation("converges", f"the checkpoint of step {step} was never scored")
         if row is not None and row[0] == "running":
             raise Violation("converges", f"the checkpoint of step {step} is still being scored")
@@ -98,12 +101,33 @@ def _replay(world: Simulation, db: Any) -> None:
         elif row["verb"] == "unpin":
             gone = asked["sources"] or list(pins)
             pins = {n: w for n, w in pins.items() if n not in gone}
-        elif row["verb"] == "set":
-            pins = {}
     meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
     if (meta.get("paused") == "true") != paused:
         raise Violation("replay", f"paused is {meta.get('paused')}, the requests say {paused}")
-    del pins
+    kept = json.loads(meta.get("pins", "{}"))
+    if kept != pins:
+        raise Violation("replay", f"pinned is {kept}, the requests say {pins}")
+
+
+def _again(world: Simulation, db: Any) -> None:
+    """A fresh controller finds nothing to do but to put its fence on the file."""
+    tables = ("decisions", "orders", "requests", "checkpoints", "evaluations", "outbox")
+
+    def counts() -> list[int]:
+        return [db.execute(f"SELECT COUNT(*) FROM {name}").fetchone()[0] for name in tables]
+
+    before = counts()
+    world.actor = "controller"
+    fresh = world._start()
+    if fresh is None:
+        raise Violation("replay", "a fresh controller does not start")
+    states = [world._turn(fresh)]
+    while states[-1] == "on" and len(states) < 8:
+        states.append(world._turn(fresh))
+    world.actor = ""
+    if states[-1] != "ended" or counts() != before:
+        raise Violation("replay", f"a fresh controller: {states}, {before} became {counts()}")
+    world._discard(fresh)
 
 
 def _tracker(world: Simulation, db: Any) -> None:
@@ -113,7 +137,9 @@ def _tracker(world: Simulation, db: Any) -> None:
     pending = db.execute("SELECT COUNT(*) FROM outbox WHERE done_at IS NULL").fetchone()[0]
     if pending:
         raise Violation("tracker-complete", f"{pending} entries were never sent")
-    refused = db.execute("SELECT COUNT(*) FROM events WHERE kind = 'tracking-refused'").fetchone()[0]
+    refused = db.execute("SELECT COUNT(*) FROM events WHERE kind = 'tracking-refused'").fetchone()[
+        0
+    ]
     names = [model.name for model in store.models.values()]
     _unique("model", names)
     _unique("trace", [trace.decision for trace in store.traces.values()])

@@ -23,18 +23,18 @@ NAMES = {
     "fence-obeyed": "the trainer's accepted fence never falls, nor exceeds the journal's",
     "generations-grow": "generations grow, in the journal and as accepted by the trainer",
     "one-decision": "decisions are numbered without gap, one per checkpoint, one per order",
-    "nothing-lost": "what was committed stays: decisions, orders, acknowledgements, scores, answers",
+    "nothing-lost": "what was committed stays: decisions, orders, applications, scores, replies",
     "journal-first": "an order is in the journal before it is in mixture.json",
-    "applied-is-journaled": "what the trainer draws by is an order of the journal, decision and all",
+    "applied-is-journaled": "what the trainer draws by is in the journal, decision and all",
     "acknowledged": "the journal says of every applied order where it came into force",
     "published-survives": "a published order survives a power loss whole",
     "requests-once": "every request is answered once and does what it does once",
     "approval-current": "an approval that comes after another order changes nothing",
-    "replay": "a fresh controller sees in journal and files the state of the one before",
+    "replay": "state is what the requests made of it; a fresh controller has nothing to redo",
     "tracker-unique": "MLflow has one run, one model per checkpoint, one trace per decision",
     "tracker-complete": "MLflow has everything once it can be reached",
     "survives": "the controller goes on: no error ends it but a lost fence",
-    "converges": "without faults the run ends, everything scored, decided and told, in bounded time",
+    "converges": "without faults the run ends in bounded time, all scored, decided and told",
 }
 
 STABLE = ("decision", "policy", "reason", "weights", "plan", "issued_at")
@@ -68,7 +68,7 @@ class Watch:
         self.published: set[bytes] = set()
         self.last_published = (0, 0)
 
-    # -- the journal -----------------------------------------------------------------------------
+    # -- the journal ------------------------------------------------------
 
     def committed(self, journal: Journal, lease: int) -> None:
         """After a commit that began under ``lease``, seen through the connection that made it."""
@@ -128,7 +128,9 @@ class Watch:
             self._orders[generation] = dict(row)
 
     def _see_decisions(self, db: sqlite3.Connection, fence: int) -> None:
-        for row in db.execute("SELECT * FROM decisions WHERE seq > ? ORDER BY seq", (self._decided,)):
+        for row in db.execute(
+            "SELECT * FROM decisions WHERE seq > ? ORDER BY seq", (self._decided,)
+        ):
             if row["seq"] != self._decided + 1 or row["id"] != f"d-{row['seq']:06d}":
                 raise Violation("one-decision", f"{row['id']} follows {self._decided}")
             self._decided = row["seq"]
@@ -182,7 +184,7 @@ class Watch:
             raise Violation("nothing-lost", f"the outbox shrank from {self._outbox} to {count}")
         self._outbox = count
 
-    # -- mixtures ----------------------------------------------------------------------------------
+    # -- mixtures ------------------------------------------------------
 
     def _simplex(self, weights: dict[str, float], what: str) -> None:
         sound = all(math.isfinite(w) and 0 <= w <= 1 + TOLERANCE for w in weights.values())
@@ -242,7 +244,7 @@ class Watch:
             if share > TOLERANCE and share * ahead > max(room, 0) + slack:
                 raise Violation("ledger", f"{row['id']}: {name} at {share:.3f} has room {room:.0f}")
 
-    # -- operators ---------------------------------------------------------------------------------
+    # -- operators ------------------------------------------------------
 
     def _operated(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
         evidence = unpack(row["evidence"])
@@ -259,14 +261,15 @@ class Watch:
             "SELECT against_generation FROM decisions WHERE id = ?", (approves,)
         ).fetchone()[0]
         between = [
-            g for g, order in self._orders.items() if asked < g != row["generation"]
-            and order["rejected"] is None
+            g
+            for g, order in self._orders.items()
+            if asked < g != row["generation"] and order["rejected"] is None
         ]
         if between:
             text = f"{approves}, proposed against {asked}, was approved over {between}"
             raise Violation("approval-current", text)
 
-    # -- files and trainer ---------------------------------------------------------------------------
+    # -- files and trainer ------------------------------------------------------
 
     def publishing(self, order: Any, db: sqlite3.Connection) -> None:
         """Just before the file is written."""
@@ -293,21 +296,31 @@ class Watch:
             raise Violation("fence-obeyed", f"the trainer follows {fence}, the lease is {lease}")
         row = db.execute("SELECT * FROM orders WHERE generation = ?", (generation,)).fetchone()
         if row is None:
-            raise Violation("applied-is-journaled", f"generation {generation} is not in the journal")
+            raise Violation(
+                "applied-is-journaled", f"generation {generation} is not in the journal"
+            )
         known = db.execute(
             "SELECT COUNT(*) FROM decisions WHERE id = ? AND generation = ?",
             (row["decision"], generation),
         ).fetchone()[0]
         if known != 1:
-            raise Violation("applied-is-journaled", f"generation {generation} has {known} decisions")
+            raise Violation(
+                "applied-is-journaled", f"generation {generation} has {known} decisions"
+            )
         switch = view.pending or view.in_force
-        if switch.generation == generation and switch.stage is None:
-            weights = unpack(row["weights"])
-            wanted = quantise({n: weights.get(n, 0.0) for n in self._world.config.sources})
-            drawn = dict(zip(self._world.config.sources, switch.weights, strict=True))
-            if any(abs(wanted[n] - drawn[n]) > 2 for n in wanted):
-                shown = {n: units / SCALE for n, units in drawn.items()}
-                raise Violation("applied-is-journaled", f"{generation}: {weights}, drawn by {shown}")
+        if switch.generation == generation:
+            self._drawn_by(row, switch.weights)
+
+    def _drawn_by(self, row: sqlite3.Row, units: tuple[int, ...]) -> None:
+        """What is drawn by is the order's mixture, or a later one of its plan."""
+        names = list(self._world.config.sources)
+        asked = [unpack(row["weights"]), *(w for _, w in unpack(row["plan"]))]
+        for weights in asked:
+            wanted = quantise({n: weights.get(n, 0.0) for n in names})
+            if all(abs(wanted[n] - u) <= 2 for n, u in zip(names, units, strict=True)):
+                return
+        shown = {n: u / SCALE for n, u in zip(names, units, strict=True)}
+        raise Violation("applied-is-journaled", f"{row['generation']}: {asked}, drawn by {shown}")
 
     def after_power_loss(self, held: bytes | None, *, foreign: bool) -> None:
         """What ``mixture.json`` holds once power is back."""

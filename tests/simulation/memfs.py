@@ -13,7 +13,7 @@ import os
 import random
 import stat
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,7 +43,7 @@ class MemFS:
         self._open: dict[int, tuple[str, Node | None]] = {}
         self._next = 1000
 
-    # -- what processes call -----------------------------------------------------------------
+    # -- what processes call ------------------------------------------------------
 
     def find(self, path: str) -> Node | None:
         folder, _, name = path.rpartition("/")
@@ -157,7 +157,7 @@ class MemFS:
         self.folders.pop(path, None)
         self.kept.pop(path, None)
 
-    # -- what only the world can do ------------------------------------------------------------
+    # -- what only the world can do ------------------------------------------------------
 
     def put(self, path: str, data: bytes) -> None:
         """A file that is simply there, durable."""
@@ -299,7 +299,7 @@ class MemPath(PurePosixPath):
 
     def exists(self) -> bool:
         if self.name == REAL:
-            return os.path.exists(self)
+            return Path(self).exists()
         text = str(self)
         return text in self._here().folders or self._here().find(text) is not None
 

@@ -43,7 +43,7 @@ def applied(mutation: Mutation) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-# -- files -------------------------------------------------------------------------------------------
+# -- files ------------------------------------------------------
 
 
 def _no_file_fsync() -> list[Change]:
@@ -89,7 +89,7 @@ def _publish_first() -> list[Change]:
     return [(records, "decision", decision)]
 
 
-# -- generations and fences ------------------------------------------------------------------------------
+# -- generations and fences ------------------------------------------------------
 
 
 def _or_replace(table: str) -> Callable[..., None]:
@@ -152,7 +152,11 @@ def _not_republished() -> list[Change]:
 
     def compare(self: Any, data: bytes, newest: Any) -> Any:
         found = real(self, data, newest)
-        same = newest is not None and newest["published_at"] and f'"generation": {newest["generation"]},'
+        same = (
+            newest is not None
+            and newest["published_at"]
+            and f'"generation": {newest["generation"]},'
+        )
         if found is sight.FileState.STALE and same and same.encode() in data:
             return sight.FileState.CURRENT
         return found
@@ -169,7 +173,7 @@ def _trainer_ignores_fences() -> list[Change]:
     return [(orders, "_check_turn", check)]
 
 
-# -- guards and decisions -------------------------------------------------------------------------------------
+# -- guards and decisions ------------------------------------------------------
 
 
 def _passes(weights: Any, plan: Any, context: Any, settings: Any) -> GuardResult:
@@ -209,7 +213,7 @@ def _decides_twice() -> list[Change]:
     return [(sight.Eyes, "_to_decide", to_decide), (journal, "_TABLES", tables)]
 
 
-# -- what was done must be remembered ---------------------------------------------------------------------------
+# -- what was done must be remembered ------------------------------------------------------
 
 
 def _acknowledges_the_last() -> list[Change]:
@@ -282,7 +286,7 @@ def _refuses_unreadable() -> list[Change]:
     return [(operations.Operations, "_may_pass", lambda self, name, error: False)]
 
 
-# -- MLflow -------------------------------------------------------------------------------------------------------
+# -- MLflow ------------------------------------------------------
 
 
 def _no_keys() -> list[Change]:
@@ -354,31 +358,83 @@ def _fact_without_entry() -> list[Change]:
 
 
 MUTATIONS = (
-    Mutation("no-file-fsync", "a file is renamed before its bytes are fsynced", 0, "", _no_file_fsync),
+    Mutation(
+        "no-file-fsync", "a file is renamed before its bytes are fsynced", 0, "", _no_file_fsync
+    ),
     Mutation("no-folder-fsync", "a folder is not fsynced after a rename", 0, "", _no_folder_fsync),
     Mutation("written-in-place", "mixture.json is overwritten, not replaced", 0, "", _in_place),
-    Mutation("publish-first", "an order is published before it is journaled", 0, "", _publish_first),
-    Mutation("generation-reused", "an order that was not applied lends its number", 0, "", _reuse_generation),
+    Mutation(
+        "publish-first", "an order is published before it is journaled", 0, "", _publish_first
+    ),
+    Mutation(
+        "generation-reused",
+        "an order that was not applied lends its number",
+        0,
+        "",
+        _reuse_generation,
+    ),
     Mutation("no-fence-check", "transactions do not assert the fence", 0, "", _no_fence_check),
-    Mutation("fence-not-raised", "a start takes the fence of the one before", 0, "", _fence_not_raised),
-    Mutation("not-republished", "a new controller leaves the file under the old fence", 0, "", _not_republished),
-    Mutation("trainer-ignores-fence", "the trainer takes orders of lower fences", 0, "", _trainer_ignores_fences),
+    Mutation(
+        "fence-not-raised", "a start takes the fence of the one before", 0, "", _fence_not_raised
+    ),
+    Mutation(
+        "not-republished",
+        "a new controller leaves the file under the old fence",
+        0,
+        "",
+        _not_republished,
+    ),
+    Mutation(
+        "trainer-ignores-fence",
+        "the trainer takes orders of lower fences",
+        0,
+        "",
+        _trainer_ignores_fences,
+    ),
     Mutation("no-guards", "what a policy proposes is not guarded", 0, "", _no_guards),
-    Mutation("no-recheck", "an approval does not run the guards again", 0, "", _no_guards_at_approval),
+    Mutation(
+        "no-recheck", "an approval does not run the guards again", 0, "", _no_guards_at_approval
+    ),
     Mutation("old-approval", "an approval ignores against_generation", 0, "", _approval_of_old),
     Mutation("decides-twice", "a checkpoint is decided on twice", 0, "", _decides_twice),
-    Mutation("acknowledges-last", "only the order in force now is acknowledged", 0, "", _acknowledges_the_last),
-    Mutation("half-transactions", "what was written before an error stays", 0, "", _half_transactions),
+    Mutation(
+        "acknowledges-last",
+        "only the order in force now is acknowledged",
+        0,
+        "",
+        _acknowledges_the_last,
+    ),
+    Mutation(
+        "half-transactions", "what was written before an error stays", 0, "", _half_transactions
+    ),
     Mutation("forgets-resume", "a resume is answered and not kept", 0, "", _forgets_pause),
     Mutation("takes-twice", "a request that lies there again is done again", 0, "", _takes_twice),
-    Mutation("request-gone-first", "a request's file is gone before it is journaled", 0, "", _request_gone_first),
-    Mutation("refuses-unreadable", "a request that can't be read now is refused (a bug found here)", 0, "", _refuses_unreadable),
+    Mutation(
+        "request-gone-first",
+        "a request's file is gone before it is journaled",
+        0,
+        "",
+        _request_gone_first,
+    ),
+    Mutation(
+        "refuses-unreadable",
+        "a request that can't be read now is refused (a bug found here)",
+        0,
+        "",
+        _refuses_unreadable,
+    ),
     Mutation("no-keys", "outbox entries have no key of the fact", 0, "", _no_keys),
     Mutation("no-lookup", "a trace is sent without looking whether it is there", 0, "", _no_lookup),
     Mutation("marks-failures", "an entry that failed is marked as sent", 0, "", _marks_failures),
-    Mutation("marks-early", "entries are marked as sent when the drain starts", 0, "", _marks_too_early),
-    Mutation("entry-apart", "a decision and its outbox entry are two transactions", 0, "", _fact_without_entry),
+    Mutation(
+        "marks-early", "entries are marked as sent when the drain starts", 0, "", _marks_too_early
+    ),
+    Mutation(
+        "entry-apart",
+        "a decision and its outbox entry are two transactions",
+        0,
+        "",
+        _fact_without_entry,
+    ),
 )
 BY_NAME = {one.name: one for one in MUTATIONS}
-
-

@@ -25,7 +25,7 @@ class Operators:
         rng, faults = world.rng, world.faults
         if rng.random() < 0.03:
             self._send(*self._draw())
-        if rng.random() < 0.06:
+        if rng.random() < 0.2:
             self._answer()
         if faults.draw("request-rubbish"):
             self._rubbish()
@@ -36,8 +36,10 @@ class Operators:
         """Somebody looks whether a proposal waits for them."""
         found = self._row("SELECT decision FROM approvals WHERE state = 'waiting'")
         if found is not None:
-            verb = self._world.rng.choice(["approve"] * 4 + ["reject"])
-            self._send(verb, {"decision": found[0]})
+            verb = self._world.rng.choice(["approve"] * 3 + ["reject", "set"])
+            if verb == "set":  # somebody else is faster
+                self._send("set", {"weights": {"code": 0.15}, "force": True})
+            self._send(verb if verb == "reject" else "approve", {"decision": found[0]})
 
     def _row(self, query: str, *values: object) -> Any:
         try:
@@ -50,8 +52,24 @@ class Operators:
 
     def _draw(self) -> tuple[Any, dict[str, Any]]:
         rng = self._world.rng
-        verb = rng.choice(["pause", "resume", "resume", "set", "set", "set", "pin", "unpin"]
-                          + ["rollback", "rollback", "approve", "approve", "reject", "sync"])
+        verb = rng.choice(
+            [
+                "pause",
+                "resume",
+                "resume",
+                "set",
+                "set",
+                "set",
+                "pin",
+                "unpin",
+                "rollback",
+                "rollback",
+                "approve",
+                "approve",
+                "reject",
+                "sync",
+            ]
+        )
         fields: dict[str, Any] = {"force": rng.random() < 0.2, "reason": "because"}
         if verb in ("set", "pin"):
             name = rng.choice(list(self._world.config.sources))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
 import shutil
 import sqlite3
 import tempfile
 import traceback
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +16,14 @@ from typing import Any
 
 from mixloop.controller.config import RunConfig
 from mixloop.controller.daemon import Controller
-from mixloop.controller.journal import FenceLost, Journal, JournalError
 from mixloop.trainer.contract import Order, RunPaths, write_order
 
 from . import here
-from .faults import READ_ERRORS, WRITE_ERRORS, Crash, Faults
+from .controllers import Controllers
+from .faults import Faults
 from .final import at_end
 from .invariants import Violation, Watch
-from .memfs import MemFS, MemPath
+from .memfs import MemPath
 from .operators import Operators
 from .settings import draw_settings, stores
 from .tracker import Store
@@ -49,7 +47,7 @@ class Result:
     facts: Counter[str] = field(default_factory=Counter)
 
 
-class Simulation:
+class Simulation(Controllers):
     """The world of one seed.
 
     Args:
@@ -61,32 +59,19 @@ class Simulation:
     def __init__(
         self, seed: int, cycles: int, base: Path, say: Callable[[str], None] | None = None
     ) -> None:
-        self.seed, self.wanted, self.base = seed, cycles, base
+        super().__init__(seed, say)
+        self.wanted, self.base = cycles, base
         self.rng = random.Random(f"world {seed}")
         rate = self.rng.choice([0.004, 0.01, 0.02, 0.04])
         self.faults = Faults(random.Random(f"faults {seed}"), rate)
-        self.events: deque[str] = deque(maxlen=60)
-        self.hash = hashlib.sha256()
-        self._say = say
-        self.now, self._wall = 0.0, 1.7e9
-        self._tokens = 0
-        self.cycles = 0
-        self.actor = ""
-        self.dying = False
-        self.fs = MemFS()
-        self.fs.gate, self.fs.see = self._gate, self._see
-        self._late: dict[tuple[str, str], tuple[int, bytes]] = {}
         self.dir = base / f"s{seed}"
         shutil.rmtree(self.dir, ignore_errors=True)
         self.dir.mkdir(parents=True)
         self.tracker = Store()
         self._tracker_back = self._stall_until = self._deaf_until = self._start_at = 0
-        self._configs: dict[int, RunConfig] = {}
-        self.foreign = False
         self.strangers: set[int] = set()
         self.first: Controller | None = None
         self.old: list[Controller] = []
-        self._nested = False
         self.watch = Watch(self)
         here.enter(self)
         self._budget = int(cycles * 1.8) * STEP_TOKENS
@@ -99,251 +84,14 @@ class Simulation:
         self.actor = "setup"
         self.trainer = Trainer(self.paths, self.config, start, self.sizes)
         self.operators = Operators(self)
+        self._checkpointed: set[int] = set()
 
     def _configure(self, settings: dict[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(settings).at(self.base)
         folder = MemPath(str(self.dir))
         return config.model_copy(update={"run": config.run.model_copy(update={"dir": folder})})
 
-    # -- what the product asks of its surroundings ---------------------------------------------------
-
-    def clock(self) -> float:
-        return self.now
-
-    def wall(self) -> float:
-        return self._wall + self.now
-
-    def token(self, size: int) -> str:
-        self._tokens += 1
-        return f"{self._tokens:0{2 * size}x}"
-
-    def noise(self, *key: object) -> random.Random:
-        return random.Random(f"noise {self.seed} {key}")
-
-    def is_set(self) -> bool:
-        return False
-
-    def set(self) -> None:
-        pass
-
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-
-    def tell(self, text: str) -> None:
-        line = f"{self.cycles:4d} {text}"
-        self.events.append(line)
-        self.hash.update(line.replace(str(self.base), "").encode())
-        if self._say is not None:
-            self._say(line)
-
-    # -- faults ----------------------------------------------------------------------------------------
-
-    def _gate(self, op: str, path: str) -> None:
-        if self.actor == "controller":
-            if self.dying:
-                raise Crash
-            if op in ("read", "list"):
-                self._read_errors(op, path)
-                return
-            if self.faults.draw("crash-in-file-write"):
-                self.dying = True
-                raise Crash
-            self._write_errors(path)
-        elif self.actor == "trainer":
-            if op == "read":
-                self._read_errors(op, path)
-            elif op != "list":
-                self._write_errors(path)
-
-    def _read_errors(self, op: str, path: str) -> None:
-        if op == "list":
-            if self.faults.draw("list-failed", 0.5):
-                raise OSError(5, "Input/output error", path)
-            return
-        for kind, number in READ_ERRORS.items():
-            if self.faults.draw(kind, 0.3):
-                raise OSError(number, os.strerror(number), path)
-
-    def _write_errors(self, path: str) -> None:
-        for kind, number in WRITE_ERRORS.items():
-            if self.faults.draw(kind, 0.5):
-                raise OSError(number, os.strerror(number), path)
-
-    def _see(self, path: str, data: bytes) -> bytes:
-        if self.actor not in ("controller", "trainer") or not self.faults.on:
-            return data
-        key = (self.actor, path)
-        if key in self._late:
-            until, before = self._late[key]
-            if self.cycles < until:
-                return before
-            del self._late[key]
-        past = self.fs.past.get(path)
-        if past:
-            if self.faults.draw("read-stale", 0.3):
-                return self.rng.choice(past)
-            if self.faults.draw("rename-late", 0.3):
-                self._late[key] = (self.cycles + self.rng.randrange(2, 12), past[-1])
-                return past[-1]
-        if "/requests/" in path:  # whole from the start, by a rename, and never changed
-            return data
-        if data and self.faults.draw("read-torn", 0.5):
-            cut = self.rng.randrange(len(data))
-            return data[:cut] + (b"" if self.rng.random() < 0.7 else b"\0" * (len(data) - cut))
-        return data
-
-    def journal_point(self, journal: Journal, kind: str) -> None:
-        if self.actor == "controller":
-            if self.dying:
-                raise Crash
-            if self.faults.draw(kind):
-                self.dying = True
-                raise Crash
-
-    def journal_fails(self, journal: Journal, kind: str, share: float = 0.4) -> bool:
-        return self.actor == "controller" and self.faults.draw(kind, share)
-
-    def committed(self, journal: Journal, lease: int) -> None:
-        self.watch.committed(journal, lease)
-
-    def scorecard_written(self) -> None:
-        if self.actor == "controller" and self.faults.draw("scorecard-lost", 2):
-            self.dying = True
-            raise Crash
-
-    def publish(self, path: Any, order: Order) -> None:
-        """``write_order`` as the controller calls it."""
-        if not self._nested and self.faults.draw("takeover-in-publish", 3):
-            self._take_over()
-        self.watch.publishing(order, self._look_db())
-        before = self.watch.last_published
-        made = (order.fence, order.generation)
-        self.fs_published(order)
-        try:
-            write_order(path, order)
-        except BaseException:
-            self.watch.last_published = min(before, made) if before != (0, 0) else before
-            raise
-        self.watch.last_published = made
-        self.foreign = False
-
-    def fs_published(self, order: Order) -> None:
-        from mixloop.trainer.contract import order_json
-
-        text = json.dumps(order_json(order), indent=1, allow_nan=False) + "\n"
-        self.watch.published.add(text.encode())
-
-    def config_of(self, fence: int) -> RunConfig:
-        return self._configs.get(fence, self.config)
-
-    def seen_ledger(self, fence: int) -> tuple[dict[str, float], int]:
-        for one in [self.first, *self.old]:
-            if one is not None and one.journal.fence == fence and one._eyes.status is not None:
-                status = one._eyes.status
-                return {n: s.tokens for n, s in status.sources.items()}, status.tokens
-        return dict(self.trainer.drawn), self.trainer.step * STEP_TOKENS
-
-    def _look_db(self) -> sqlite3.Connection:
-        if self._db is None:
-            self._db = sqlite3.connect(
-                f"file:{self.dir / 'journal.db'}?vfs=unix-none", uri=True, isolation_level=None
-            )
-            self._db.row_factory = sqlite3.Row
-        return self._db
-
-    _db: sqlite3.Connection | None = None
-
-    # -- controllers -------------------------------------------------------------------------------------
-
-    def _start(self) -> Controller | None:
-        """A controller on the files as they are; None if it could not start this time."""
-        base = Path(str(self.base))
-        fence = self._lease() + 1
-        self._configs[fence] = self.config
-        try:
-            one = Controller(self.config, base, self.tell, clock=self.clock)
-        except (OSError, sqlite3.Error, JournalError) as error:
-            self.tell(f"no start: {type(error).__name__}: {error}")
-            return None
-        one._stop = self  # type: ignore[assignment]  # waits in simulated time
-        self._configs[one.journal.fence or 0] = self.config
-        self.tell(f"started under fence {one.journal.fence}")
-        return one
-
-    def _lease(self) -> int:
-        try:
-            row = self._look_db().execute("SELECT fence FROM lease").fetchone()
-        except sqlite3.Error:
-            return 0
-        return row[0] if row else 0
-
-    def _turn(self, one: Controller) -> str:
-        """One look of a controller: ``on``, ``ended``, ``replaced`` or ``died``."""
-        try:
-            more = one.turn()
-            self._configs.setdefault(one.journal.fence or 0, self.config)
-            return "on" if more else "ended"
-        except FenceLost as error:
-            self.tell(f"a controller ends: {error}")
-            self._discard(one)
-            return "replaced"
-        except Crash:
-            self.tell("a controller dies")
-            self._discard(one)
-            self._after_death()
-            return "died"
-        except Violation:
-            raise
-        except Exception as error:
-            raise Violation("survives", f"{type(error).__name__}: {error}") from error
-
-    def _discard(self, one: Controller) -> None:
-        """Its memory is gone; the kernel closes what it had open."""
-        one.journal._db.close()
-        for child in (one.running and one.running.child, one.tracking.child):
-            if child:
-                child.close()
-
-    def _after_death(self) -> None:
-        self.dying = False
-        if self.faults.on and self.rng.random() < 0.3:
-            self._power_loss()
-
-    def _power_loss(self) -> None:
-        lost = self.fs.lose_power(self.rng)
-        self.faults.happened("power-loss")
-        self.tell(f"power lost, and {lost} things that were not fsynced")
-        self._late.clear()
-        node = self.fs.find(str(self.paths.mixture))
-        self.watch.after_power_loss(node.data if node else None, foreign=self.foreign)
-
-    def _take_over(self) -> None:
-        """A second controller (on another machine) starts while the first lives."""
-        self._nested = True
-        held = self.first
-        try:
-            second = self._try_start()
-            if second is None:
-                return
-            self.first = second
-            if held is not None:
-                self.old.append(held)
-            for _ in range(self.rng.randrange(6)):
-                if self._turn(second) != "on":
-                    self.first = None
-                    break
-        finally:
-            self._nested = False
-
-    def _try_start(self) -> Controller | None:
-        try:
-            return self._start()
-        except Crash:
-            self.tell("a controller dies while it starts")
-            self._after_death()
-            return None
-
-    # -- time ----------------------------------------------------------------------------------------------
+    # -- time ------------------------------------------------------
 
     def run(self) -> Result:
         """The whole seed."""
@@ -531,7 +279,7 @@ class Simulation:
             self.tell(f"the trainer follows {view.accepted}")
             self.watch.accepted(view, self._look_db(), rewound=rewound)
 
-    # -- the end -----------------------------------------------------------------------------------------------
+    # -- the end ------------------------------------------------------
 
     def _finish(self) -> None:
         """Until the controller says that the run has ended."""
@@ -542,9 +290,9 @@ class Simulation:
                 done_by = self.cycles + END_WITHIN
             before = self.first
             self._cycle()
-            if before is not None and self.first is None and self.trainer.finished:
-                if "ends:" not in self.events[-1]:
-                    break
+            gone = before is not None and self.first is None
+            if gone and self.trainer.finished and "ends:" not in self.events[-1]:
+                break
             if self.cycles > (done_by or ends):
                 raise Violation("converges", f"no end after {self.cycles} cycles: {self._why()}")
         at_end(self)
@@ -553,8 +301,6 @@ class Simulation:
         if self.first is None:
             return "no controller"
         return str(self.first.look())[:1500]
-
-    _checkpointed: set[int]
 
     def _close(self) -> None:
         for one in [self.first, *self.old]:
@@ -602,9 +348,7 @@ def simulate(
 
 
 def _one(seed: int, cycles: int, base: Path, say: Callable[[str], None] | None) -> Result:
-    world = Simulation(seed, cycles, base, say)
-    world._checkpointed = set()
-    return world.run()
+    return Simulation(seed, cycles, base, say).run()
 
 
 def fast_folder() -> str | None:

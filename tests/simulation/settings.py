@@ -61,7 +61,7 @@ def draw_settings(rng: random.Random, folder: Path, seed: int, budget: int) -> d
             "dwell": rng.choice([0, 0, 2000]),
             "loss_spike": None,
         },
-        "approval": approval if rng.random() < 0.35 else {},
+        "approval": approval if rng.random() < 0.5 else {},
         "tracking": {"uri": "http://tracker"},
         "controller": {"poll": 1.0},
         "trainer": {

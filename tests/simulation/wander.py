@@ -28,5 +28,7 @@ class Wander:
         if rng.random() < 0.2:
             turn = observation.tokens + rng.randrange(2000, 6000)
             later = dict(observation.weights)
-            plan = [(turn, weights), (observation.budget, later)] if turn < observation.budget else []
+            plan = (
+                [(turn, weights), (observation.budget, later)] if turn < observation.budget else []
+            )
         return Proposal(weights, "wandering", plan=plan)
