@@ -434,16 +434,19 @@ class Controller:
         name = world.unrecorded[0]
         path = self._eyes.layout.folder / name
         manifest = self._eyes.manifest(name)
-        if self.journal.row("SELECT 1 FROM checkpoints WHERE step = ?", manifest.step):
-            self._set_aside(manifest.step)
+        known = self.journal.row(
+            "SELECT incarnation FROM checkpoints WHERE step = ?", manifest.step
+        )
+        if known is not None:
+            self._set_aside(manifest.step, known["incarnation"])
         records.checkpoint(self.journal, manifest, str(path), self._eyes.losses())
         self._hold()
         self.say(f"checkpoint at step {manifest.step} ({manifest.tokens:,} tokens)")
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, step: int, incarnation: int) -> None:
         """The files of a step that was scored on an abandoned branch: they are not this one's."""
         for path in (self.paths.dir / "scorecards").glob(f"step-{step:08d}.*"):
-            path.rename(path.with_name(f"abandoned-{records.now_ms()}-{path.name}"))
+            path.rename(path.with_name(f"abandoned-{incarnation}-{path.name}"))
 
     def _do_skip_checkpoints(self, world: World) -> None:
         records.skipped(self.journal, world.to_skip)
