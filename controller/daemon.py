@@ -474,6 +474,7 @@ class Controller:
     def _do_start_scoring(self, world: World) -> None:
         step = world.to_score
         assert step is not None
+        begun = self.journal.value("SELECT state FROM evaluations WHERE step = ?", step)
         records.scoring_started(self.journal, step)
         path = Path(self.journal.value("SELECT path FROM checkpoints WHERE step = ?", step))
         out = self.paths.dir / "scorecards" / f"step-{step:08d}.json"
@@ -482,7 +483,8 @@ class Controller:
         if not path.is_dir():
             self.result = Failure("the checkpoint is gone (removed before it was scored)")
             return
-        self.result = self._scored_before(path, out)
+        if begun == "running":
+            self.result = self._scored_before(path, out)
         if self.result is not None:
             return
         try:
@@ -491,7 +493,11 @@ class Controller:
             self.result = Failure(f"no worker can be started: {error}")
 
     def _scored_before(self, checkpoint: Path, out: Path) -> Scorecard | None:
-        """A scorecard that was finished when an earlier controller died before recording it."""
+        """A scorecard that was finished when an earlier controller died before recording it.
+
+        Of an evaluation that was begun, that is: what lies there otherwise may be of a checkpoint
+        of that name on a branch that the trainer has left.
+        """
         try:
             card = Scorecard.read(out)
         except (OSError, ValueError):

@@ -156,7 +156,12 @@ def scored(journal: Journal, step: int, scorecard: Json) -> None:
     assert found is not None, "scored a checkpoint that was never recorded"
     entry = tracking.checkpoint_entry(found, scorecard["benchmarks"], found["weights"], now_ms())
     if found["incarnation"] > 1:  # the same step may have been told of a branch that was left
-        entry = replace(entry, key=f"{entry.key}:{found['incarnation']}")
+        number = found["incarnation"]
+        told = journal.value("SELECT 1 FROM outbox WHERE key LIKE ?", f"{entry.key}:%")
+        if told or journal.value("SELECT 1 FROM outbox WHERE key = ?", entry.key):
+            name = f"{entry.payload['name']}.{number}"
+            entry = replace(entry, payload=entry.payload | {"name": name})
+        entry = replace(entry, key=f"{entry.key}:{number}")
     with journal.transaction() as tx:
         tx.execute(
             "UPDATE evaluations SET state = 'scored', scorecard = ?, reason = NULL, "

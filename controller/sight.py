@@ -186,9 +186,6 @@ class Eyes:
         self._config = config
         self.layout = layout_of(config, paths.checkpoints)
         self._manifests: dict[str, Manifest] = {}
-        self._known: set[int] = {
-            row["step"] for row in journal.rows("SELECT step FROM checkpoints")
-        }
         self.status: Status | None = None
         self.stranger = ""
         self.unknown: tuple[str, ...] = ()
@@ -197,6 +194,12 @@ class Eyes:
             journal.value("SELECT value FROM meta WHERE key = 'incarnation'") or 0
         )
         self.cuts = branches.cuts(schedule_of(paths))
+        # a step of a branch that was left may come again
+        self._known: set[int] = {
+            row["step"]
+            for row in journal.rows("SELECT step, sample, incarnation FROM checkpoints")
+            if self._on_branch(row)
+        }
         self._curves_at = -1
         self._told: Json | None = None
         self._schedule = Accepted(paths.schedule)
@@ -435,11 +438,12 @@ class Eyes:
                 "SELECT sample, incarnation FROM checkpoints WHERE step = ?", manifest.step
             )
             # a step is repeated by a resume, which makes the same checkpoint, or after a rewind
-            if known is not None and (
-                manifest.incarnation <= known["incarnation"] or self._on_branch(known)
-            ):
+            if known is not None and self._on_branch(known):
                 self._known.add(manifest.step)
                 continue
+            left = branches.abandoned(self.cuts, manifest.sample, manifest.incarnation)
+            if known is not None and left is not None:
+                continue  # the folder may yet be replaced by one of the branch that goes on
             if self._settled is not None and manifest.step <= self._settled[0]:
                 self._settled = None  # older than what is settled: all is looked through again
             self._manifests[name] = manifest

@@ -192,11 +192,24 @@ class _Vfs(ctypes.Structure):
         ("pAppData", ctypes.c_void_p),
         *(
             (name, ctypes.c_void_p)
-            for name in (
-                "xOpen xDelete xAccess xFullPathname xDlOpen xDlError xDlSym xDlClose xRandomness "
-                "xSleep xCurrentTime xGetLastError xCurrentTimeInt64 xSetSystemCall "
-                "xGetSystemCall xNextSystemCall"
-            ).split()
+            for name in [
+                "xOpen",
+                "xDelete",
+                "xAccess",
+                "xFullPathname",
+                "xDlOpen",
+                "xDlError",
+                "xDlSym",
+                "xDlClose",
+                "xRandomness",
+                "xSleep",
+                "xCurrentTime",
+                "xGetLastError",
+                "xCurrentTimeInt64",
+                "xSetSystemCall",
+                "xGetSystemCall",
+                "xNextSystemCall",
+            ]
         ),
     )
 
