@@ -193,13 +193,10 @@ class Eyes:
         self._incarnation = int(
             journal.value("SELECT value FROM meta WHERE key = 'incarnation'") or 0
         )
-        self.cuts = branches.cuts(schedule_of(paths))
-        # a step of a branch that was left may come again
-        self._known: set[int] = {
-            row["step"]
-            for row in journal.rows("SELECT step, sample, incarnation FROM checkpoints")
-            if self._on_branch(row)
-        }
+        self.cuts: tuple[branches.Cut, ...] = ()
+        self._cuts_until = -1  # the incarnation up to which they are known
+        self._known: set[int] = set()
+        self._learn_cuts()
         self._curves_at = -1
         self._told: Json | None = None
         self._schedule = Accepted(paths.schedule)
@@ -253,8 +250,23 @@ class Eyes:
 
     # -- incarnations ------------------------------------------------------------------------
 
+    def _learn_cuts(self) -> None:
+        """Read where the trainer left branches; a step of such a one may come again."""
+        schedule = schedule_of(self._paths)
+        if not schedule.lines:
+            return  # there is none yet, or it can't be read now: at the next look
+        self.cuts, self._cuts_until = branches.cuts(schedule), schedule.incarnation
+        self._settled = None
+        self._known = {
+            row["step"]
+            for row in self._journal.rows("SELECT step, sample, incarnation FROM checkpoints")
+            if self._on_branch(row)
+        }
+
     def _notice_incarnation(self) -> None:
         self.begun = ()
+        if self.status is not None and self.status.incarnation > self._cuts_until:
+            self._learn_cuts()
         if self.status is not None and self.status.incarnation > self._incarnation:
             schedule = schedule_of(self._paths)
             self.begun = branches.opened(schedule, above=self._incarnation)
