@@ -194,13 +194,15 @@ def _read(path: AnyPath, schema: str, kind: type[T], limit: int = LARGEST) -> T 
     """A record; None when the file is missing, unreadable, torn or not of this schema."""
     try:
         data = read_regular(path, limit).data
-        return None if len(data) > limit else _parsed(data, schema, kind)
+        hashable: Any = kind  # to mypy a class of a type variable is not
+        found: T | None = None if len(data) > limit else _parsed(data, schema, hashable)
+        return found
     except (OSError, ValueError, RecursionError):  # RecordError and decoding errors are ValueErrors
         return None
 
 
 @functools.lru_cache(maxsize=4)  # a file that is looked at again and again rarely has news
-def _parsed(data: bytes, schema: str, kind: type[T]) -> T | None:
+def _parsed(data: bytes, schema: str, kind: Any) -> Any:
     value = parse_json(data.decode())
     if not isinstance(value, dict) or value.get("schema") != schema:
         return None
