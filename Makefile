@@ -8,12 +8,13 @@ ARGS ?=
 export TORCH MIXLOOP_PYTHON
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help env demo test check soak bench bench-evals bench-loader bench-policies clean
+.PHONY: help env demo test test-titan check soak bench bench-evals bench-loader bench-policies clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train a small model on real text while its mixture is controlled"
 	@echo "make test    the tests (no network needed once installed)"
+	@echo "make test-titan  the torchtitan adapter under torchtitan, in an environment of its own"
 	@echo "make check   lint, format, types, layering, wheel"
 	@echo "make soak    the slow proofs"
 	@echo "make bench   the benchmarks in bench/"
@@ -32,6 +33,11 @@ demo: env
 
 test: env
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+# its Trainer on two ranks is what is slow there: all of it runs
+test-titan: env
+	@$(BIN)/python scripts/titan_env.py
+	@.venv-titan/bin/python -m pytest tests/test_torchtitan.py -m "soak or not soak" $(ARGS)
 
 check: env
 	$(BIN)/ruff check .

@@ -142,7 +142,7 @@ def _evidence(
         courses = courses_of(evidence)
     except ValueError as error:
         raise BadInput(f"{folder}/schedule.jsonl: {error}") from None
-    known = {entry.name for entry in courses.final.opened.sources}
+    known = courses.final.names
     for item in given:
         name = item.partition("=")[0]
         if name not in known:
@@ -155,9 +155,7 @@ def _evidence(
 def _gatherer(courses: Courses, corpus: Corpus) -> Any:
     from mixloop.trainer.audit import gatherer
 
-    opened = courses.final.opened
-    names = [entry.name for entry in opened.sources]
-    return gatherer(names, corpus.sources, opened.sequence_length)
+    return gatherer(corpus.sources, courses.final.opened.sequence_length)
 
 
 def examine(
@@ -241,7 +239,6 @@ def look(target: Path, wanted: Wanted, given: Sequence[str] = ()) -> Json:
         seen = [courses.seen(course, wanted.step, one, wanted.world) for one in ranks]
     except ValueError as error:
         raise BadInput(f"{target}: {error}") from None
-    names = [entry.name for entry in course.opened.sources]
     length = course.opened.sequence_length
     gather = _gatherer(courses, corpus) if wanted.text or wanted.hashes else None
     line = course.in_force(first.sample + 1)
@@ -252,13 +249,12 @@ def look(target: Path, wanted: Wanted, given: Sequence[str] = ()) -> Json:
         "incarnation": first.incarnation,
         "world": first.world,
         "generation": line.generation if line is not None else 0,
-        "ranks": [_rank(one, names, length, gather, corpus, wanted) for one in seen],
+        "ranks": [_rank(one, length, gather, corpus, wanted) for one in seen],
     }
 
 
 def _rank(
     seen: Seen,
-    names: Sequence[str],
     length: int,
     gather: Any,
     corpus: Corpus,
@@ -266,6 +262,7 @@ def _rank(
 ) -> Json:
     from mixloop.trainer.audit_trace import ids_hash
 
+    names = seen.names
     ids: Any = None
     if gather is not None:
         ids = gather(seen)

@@ -122,7 +122,7 @@ def _incarnations(report: Report) -> Table:
             f"{one.sample:,}",
             until,
             f"{one.world} x {one.micro_batch} x {one.accumulation}",
-            f"{one.quantum:,}",
+            " → ".join(f"{size:,}" for _, size in one.stages),
         )
     return made
 

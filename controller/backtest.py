@@ -132,8 +132,9 @@ def _placed(config: RunConfig, sizes: Mapping[str, int], state: Json) -> Observa
     sources = {}
     for name in config.sources:
         drawn = round(state["drawn"].get(name, 0))
-        epochs = drawn / sizes[name]
-        sources[name] = Source(unique_tokens=sizes[name], drawn=drawn, epochs=epochs)
+        unique = state.get("unique", {}).get(name, sizes[name])
+        epochs = state.get("epochs", {}).get(name, drawn / unique)
+        sources[name] = Source(unique_tokens=unique, drawn=drawn, epochs=epochs)
     place = {key: state[key] for key in ("step", "tokens", "phase", "generation", "weights")}
     return Observation(run=config.run.id, budget=config.budget, sources=sources, **place)
 

@@ -33,7 +33,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo(text.encode("utf-8", "replace").decode())  # half of a surrogate pair is no text
 
 
 @app.command()
@@ -169,13 +170,24 @@ def train(
     os.execv(command[0], command)
 
 
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        help="serve Prometheus metrics at this port of localhost (0: any free one); "
+        "controller.metrics in run.yaml has host and port too",
+    ),
+]
+
+
 @app.command()
-def control(path: RunFile) -> None:
+def control(path: RunFile, metrics_port: MetricsPort = None) -> None:
     """Run the controller beside a training job."""
     from mixloop.controller.service import control_run
     from mixloop.controller.show import clean
 
-    raise SystemExit(control_run(path, lambda line: typer.echo(clean(line))))
+    raise SystemExit(control_run(path, lambda line: typer.echo(clean(line)), metrics_port))
 
 
 @app.command()
@@ -184,26 +196,42 @@ def run(
     rewind: Annotated[
         bool, typer.Option(help="resume at another batch size: drop recorded later mixtures")
     ] = False,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Train and control, as two processes."""
     from mixloop.controller.service import run_both
 
-    raise SystemExit(run_both(path, rewind=rewind))
+    raise SystemExit(run_both(path, rewind=rewind, metrics_port=metrics_port))
 
 
 @app.command()
-def status(target: Run, as_json: AsJson = False) -> None:
+def status(
+    target: Run,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="one screen that stays, until Ctrl-C or the run's end")
+    ] = False,
+    every: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="with --watch: seconds between two looks")
+    ] = 2.0,
+    as_json: AsJson = False,
+) -> None:
     """How a run stands: trainer, mixture, ledger, scores."""
+    if watch:
+        from mixloop.controller.watch import watch as watch_run
+
+        raise SystemExit(watch_run(target, every, as_json=as_json))
     from mixloop.controller import history as views
     from mixloop.controller import show
 
-    paths, journal = views.open_run(target)
-    found = views.status(paths, journal)
+    with views.reading(target):
+        paths, journal = views.open_run(target, new=True)
+        found = views.status(paths, journal)
+        lines = show.status_lines(found)
     if as_json:
         _print_json(found)
         return
-    for line in show.status_lines(found):
-        typer.echo(line)
+    for line in lines:
+        typer.echo(show.clean(line))
 
 
 @app.command()
@@ -212,14 +240,20 @@ def history(target: Run, as_json: AsJson = False) -> None:
     from mixloop.controller import history as views
     from mixloop.controller import show
 
-    _, journal = views.open_run(target)
-    entries = views.history(journal) if journal is not None else []
+    with views.reading(target):
+        _, journal = views.open_run(target)
+        entries = views.history(journal) if journal is not None else []
+        table = show.history_table(entries)
+        lines = show.skipped_lines(views.skipped(journal))
     if as_json:
         _print_json(entries)
     elif not entries:
         typer.echo("no decisions yet")
     else:
-        show.console().print(show.history_table(entries))
+        show.console().print(table)
+    if not as_json:
+        for line in lines:
+            typer.echo(line)
 
 
 @app.command()
@@ -232,15 +266,17 @@ def explain(
     from mixloop.controller import history as views
     from mixloop.controller import show
 
-    _, journal = views.open_run(target)
-    if journal is None:
-        raise BadInput(f"{target}: no controller has run here, so there are no decisions")
-    entry = views.find_decision(journal, decision)
+    with views.reading(target):
+        _, journal = views.open_run(target)
+        if journal is None:
+            raise BadInput(f"{target}: no controller has run here, so there are no decisions")
+        entry = views.find_decision(journal, decision)
+        lines = show.explain_lines(entry)
     if as_json:
         _print_json(entry)
         return
-    for line in show.explain_lines(entry):
-        typer.echo(line)
+    for line in lines:
+        typer.echo(show.clean(line))
 
 
 @app.command()
@@ -252,12 +288,15 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """One page that tells the whole run: for a browser, a phone, or print."""
+    from mixloop.controller.history import reading
     from mixloop.controller.report import gather, write_report
 
+    with reading(target):
+        found = gather(target) if as_json else write_report(target, out)
     if as_json:
-        _print_json(gather(target))
+        _print_json(found)
     else:
-        typer.echo(f"wrote {write_report(target, out)}")
+        typer.echo(f"wrote {found}")
 
 
 @app.command(name="eval")
@@ -494,7 +533,9 @@ def main() -> None:
     try:
         app()
     except BadInput as error:
-        typer.echo(f"error: {error}", err=True)
+        from mixloop.controller.show import clean
+
+        typer.echo(f"error: {clean(error)}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import reprlib
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,11 @@ from mixloop.trainer.job import (
     TrainerSettings,
     start_weights,
 )
+from mixloop.trainer.keys import KeyFileError, key_for
 from mixloop.trainer.runfile import UniqueKeys
+
+_SHOWN = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # safe as a path, a metric name and a tag
 
@@ -101,6 +106,13 @@ class TrackingSection(Section):
     enabled: bool = True
 
 
+class MetricsSection(Section):
+    """Prometheus' view of a run, served by the controller."""
+
+    port: int | None = Field(None, ge=1, le=65535, description="port of /metrics; unset: none")
+    host: str = Field("127.0.0.1", min_length=1, description="address it is served at")
+
+
 class ControllerSection(Section):
     """The daemon itself."""
 
@@ -108,6 +120,7 @@ class ControllerSection(Section):
     patience: float = Field(
         30.0, ge=0, description="seconds it keeps trying to reach MLflow after the run has ended"
     )
+    metrics: MetricsSection = Field(default_factory=MetricsSection)
 
 
 class SimulateSection(Section):
@@ -185,6 +198,17 @@ class RunConfig(Section):
         """
         return start_weights(self.sources, sizes)
 
+    def key(self) -> bytes | None:
+        """What orders and requests are signed with, from `trainer.key_file` or the environment.
+
+        Raises:
+            BadInput: a key file that is none, or that others may read.
+        """
+        try:
+            return key_for(self.trainer.key_file)
+        except KeyFileError as error:
+            raise BadInput(f"trainer.{error}") from None
+
     def at(self, base: Path) -> RunConfig:
         """The same configuration with every path absolute, seen from folder ``base``."""
         base = base.resolve()
@@ -193,7 +217,11 @@ class RunConfig(Section):
             for name, source in self.sources.items()
         }
         trainer = self.trainer
-        places = {"tokenizer": trainer.tokenizer, "init_from": trainer.init_from}
+        places = {
+            "tokenizer": trainer.tokenizer,
+            "init_from": trainer.init_from,
+            "key_file": trainer.key_file,
+        }
         run_dir = base / self.run.dir
         return self.model_copy(
             update={
@@ -265,7 +293,7 @@ def load_config(path: Path) -> RunConfig:
         raise BadInput(
             f"{path}: cannot be read ({error.strerror}); `mixloop init` writes a template"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise BadInput(f"{path}: not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(data, dict):
         raise BadInput(f"{path}: must be a mapping of sections (run, budget, sources, …)")
@@ -277,7 +305,7 @@ def load_config(path: Path) -> RunConfig:
 
 def _yaml_problem(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    problem = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
     return f"{where}{problem}"
 
@@ -305,7 +333,7 @@ def _describe(problem: Any, loc: Sequence[str], model: type[BaseModel]) -> str:
     message = message[0].lower() + message[1:]
     if not loc:
         return message
-    value = "" if isinstance(problem["input"], dict) else f" {problem['input']!r}:"
+    value = "" if isinstance(problem["input"], dict) else f" {_SHOWN.repr(problem['input'])}:"
     return f"{key}:{value} {message}"
 
 

@@ -8,6 +8,7 @@ picks the run up where files and journal say it is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -20,11 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mixloop.controller import observe, propose, records, sight
+from mixloop.controller import observe, propose, pulse, records, sight
 from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost, Journal, timestamp
+from mixloop.controller.memory import give_back
+from mixloop.controller.metrics import Timings
 from mixloop.controller.operations import Operations
 from mixloop.controller.planning import Planner
 from mixloop.controller.reconcile import Action, World, next_action
@@ -52,6 +55,7 @@ class Tracking:
     not_before: float = 0.0
     failures: int = 0
     last_error: str | None = None
+    failing: str | None = None  # what the running drain said it failed on
 
 
 @dataclass
@@ -62,6 +66,7 @@ class Running:
     observation: Any
     started_ms: int
     newest: int  # generation of the newest order when it was asked
+    digest: str  # of the observation
 
 
 @dataclass
@@ -80,16 +85,18 @@ class Controller:
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     tracking: Tracking = field(default_factory=Tracking)
+    timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
         self.paths = RunPaths(self.config.run.dir)
         self._stop = threading.Event()
         self.say = _quietly(self.say)
+        self._key = self.config.key()
         self.sizes = observe.unique_tokens(self.config)
         self.initial = self.config.start_weights(self.sizes)
         self.paths.dir.mkdir(parents=True, exist_ok=True)
         self._lock = take_lock(self.paths.dir / "controller.lock")
-        sight.check_same_sources(self.paths, self.config)
+        sight.check_sources(self.paths, self.config)
         self.journal = Journal(self.paths.journal, create=True)
         self.initial = sight.first_mixture(self.paths, self.journal, self.initial)
         self.journal.claim(self.config.run.id, above=sight.highest_fence(self.paths))
@@ -102,11 +109,14 @@ class Controller:
         self.result: Scorecard | Failure | None = None
         self.running: Running | None = None
         self._beaten = self._closed_at = -1e9
-        self._eyes = sight.Eyes(self.paths, self.journal, self.config)
+        self.pulse: pulse.Pulse | None = None
+        self._stalled = False
+        self._eyes = sight.Eyes(self.paths, self.journal, self.config, self._key)
         self.operations = Operations(
-            self.paths, self.journal, self.config, self._eyes, self.sizes, self.initial
+            self.paths, self.journal, self.config, self._eyes, self.sizes, self.initial, self._key
         )
         self._holds: frozenset[int] | None = None
+        self._told_unknown: tuple[str, ...] = ()
         self._busy = False  # what failed once may fail at the second step of the same thing
         self._troubles = 0  # in a row
         records.start(self.journal, self.config.run.id, self._params(), self.initial)
@@ -122,7 +132,15 @@ class Controller:
             "policy": config.policy.use,
             "policy_options": json.dumps(config.policy.options, sort_keys=True),
             "guards": config.guards.model_dump_json(),
+            **{key: one for key, one in self._cadence().items() if one is not None},
             **{f"unique_tokens.{name}": size for name, size in self.sizes.items()},
+        }
+
+    def _cadence(self) -> dict[str, int | None]:
+        """Tokens between two of a thing, which those who look on need to say when it is due."""
+        return {
+            "evaluate_every": self.config.evals.every,
+            "approval_timeout": self.config.approval.timeout,
         }
 
     # -- the loop ----------------------------------------------------------------------------
@@ -171,17 +189,31 @@ class Controller:
 
     def step(self) -> bool:
         """Look once and do one thing. Returns whether there is more to come."""
+        began = self.clock()
         world = self.look()
+        self._tell_unknown()
         action = next_action(world)
         self._busy = action is not Action.WAIT
         if action is Action.WAIT:
             self._beat()
+            self.timings.observe(self.clock() - began)
             self._stop.wait(self._pause(world))
             return True
         if action is Action.END:
             return False
         getattr(self, "_do_" + action.value.replace("-", "_"))(world)
+        self.timings.observe(self.clock() - began)
         return True
+
+    def _tell_unknown(self) -> None:
+        """Say, once, that the trainer has to be started with run.yaml as it is now."""
+        names = self._eyes.unknown
+        if names and names != self._told_unknown:
+            self.say(
+                f"sources.{names[0]}: new in run.yaml, and the trainer was started without it; "
+                "restart it with this run.yaml. Nothing is decided until then"
+            )
+        self._told_unknown = names
 
     def stop(self) -> None:
         """Ask the loop to end after the present action. Safe from a signal handler."""
@@ -205,7 +237,21 @@ class Controller:
     def _beat(self) -> None:
         if self.clock() - self._beaten > BEAT:
             self._beaten = self.clock()
-            self.journal.beat()
+            self._feel_pulse(self._beaten)
+
+    def _feel_pulse(self, now: float) -> None:
+        """Move our own liveness counter, and keep how long the trainer's has stood still."""
+        found, status = self.pulse, self._eyes.status
+        limit = pulse.patience(found, status)
+        silent = now - found.since if found is not None else None
+        records.beat(self.journal, found, silent, limit)
+        ended = status is None or status.finished
+        stalled = silent is not None and silent > limit and not ended
+        if stalled != self._stalled:
+            self._stalled = stalled
+            word = f"no heartbeat of the trainer for {pulse.duration(silent or 0.0)}"
+            self.journal.event("trainer", stalled=stalled, silent=silent)
+            self.say(word if stalled else "the trainer goes on")
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -218,7 +264,7 @@ class Controller:
         outbox = self._eyes.outbox() if tracked else 0
         now = self.clock()
         patience = self.config.controller.patience
-        return self._eyes.look(
+        world = self._eyes.look(
             scoring=self.scoring is not None,
             scored=self.result is not None,
             unplanned=self.planner.needed,
@@ -232,6 +278,8 @@ class Controller:
             operations=self.operations,
             drain_failed=self.tracking.failures > 0 and now - self._closed_at > patience,
         )
+        self.pulse = pulse.seen(self.pulse, self._eyes.status, now)
+        return world
 
     def _poll_scoring(self) -> None:
         if self.scoring is not None and self.result is None:
@@ -243,11 +291,12 @@ class Controller:
             return
         ended = not child.running
         said = child.messages()
-        failure = records.drained(self.journal, said)
+        self.tracking.failing = records.drained(self.journal, said) or self.tracking.failing
         if any("done" in message for message in said):
             self.tracking.failures = 0
         if not ended:
             return
+        failure, self.tracking.failing = self.tracking.failing, None
         self.tracking.child = None
         if failure is None and child.exit_code != 0:
             failure = child.killed or f"the MLflow child ended with status {child.exit_code}"
@@ -279,7 +328,7 @@ class Controller:
             fence=self.journal.fence or 0,
             generation=row["generation"],
             weights=row["weights"],
-            then=tuple(propose.stages(row["plan"])),
+            then=tuple(propose.stages(self._eyes.plan_of(row))),
             decision=row["decision"],
             policy=row["policy"],
             reason=row["reason"],
@@ -290,7 +339,7 @@ class Controller:
             self.say(f"mixture.json held {self._eyes.stranger}, not ours; replaced")
             self._eyes.stranger = ""
         self.journal.assert_fence()
-        write_order(self.paths.mixture, order)
+        write_order(self.paths.mixture, order, self._key)
         records.published(self.journal, order.generation)
         if row["published_at"] is None:
             self.say(f"published generation {order.generation} ({order.decision})")
@@ -347,6 +396,22 @@ class Controller:
         for generation, reason in world.newly_rejected.items():
             self.say(f"the trainer refused generation {generation}: {reason}")
 
+    def _do_note_incarnation(self, world: World) -> None:
+        begun = self._eyes.begun
+        left = records.incarnations(self.journal, begun, self._eyes.cuts)
+        self._eyes.incarnation_noted(left)
+        if self.scoring in left:
+            self.evaluator.stop()
+            self.scoring = self.result = None
+        if left and self.running is not None:  # what it looked at is no more
+            self.running.child.close()
+            self.running = None
+        self._hold()
+        line = begun[-1]
+        if line.incarnation > 1:
+            lost = f"; {len(left)} checkpoints further on are abandoned" if left else ""
+            self.say(f"the trainer began again at step {line.step} ({line.incarnation}){lost}")
+
     # -- operators ---------------------------------------------------------------------------
 
     def _do_take_request(self, world: World) -> None:
@@ -369,9 +434,23 @@ class Controller:
         name = world.unrecorded[0]
         path = self._eyes.layout.folder / name
         manifest = self._eyes.manifest(name)
+        if self.journal.row("SELECT 1 FROM checkpoints WHERE step = ?", manifest.step):
+            self._set_aside(manifest.step)
         records.checkpoint(self.journal, manifest, str(path), self._eyes.losses())
         self._hold()
         self.say(f"checkpoint at step {manifest.step} ({manifest.tokens:,} tokens)")
+
+    def _set_aside(self, step: int) -> None:
+        """The files of a step that was scored on an abandoned branch: they are not this one's."""
+        for path in (self.paths.dir / "scorecards").glob(f"step-{step:08d}.*"):
+            path.rename(path.with_name(f"abandoned-{records.now_ms()}-{path.name}"))
+
+    def _do_skip_checkpoints(self, world: World) -> None:
+        records.skipped(self.journal, world.to_skip)
+        self._hold()
+        reasons = set(world.to_skip.values())
+        steps = ", ".join(map(str, world.to_skip))
+        self.say(f"not scored: step {steps}: {'; '.join(sorted(reasons))}")
 
     def _do_start_trial(self, world: World) -> None:
         path = Path(
@@ -447,9 +526,10 @@ class Controller:
 
     def _tell_outcomes(self) -> None:
         """Interventions whose effect this score shows for the first time."""
-        scored = observe.evaluations(self.journal)
         for row in self._eyes.interventions_without_outcome():
             order = self.journal.row("SELECT * FROM orders WHERE generation = ?", row["generation"])
+            assert order is not None
+            scored = observe.around(self.journal, order["applied_tokens"])
             found = observe.outcome(order, scored)
             if found is not None:
                 records.outcome(self.journal, row["id"], *found)
@@ -467,16 +547,17 @@ class Controller:
             "options": self.config.policy.options,
             "base": str(self.base),
             "memory": self.config.policy.memory,
-            "observation": seen.model_dump(mode="json"),
         }
+        text = seen.model_dump_json()
         child = Child(
             "mixloop.controller.policy_child",
-            stdin=json.dumps(request),
+            stdin=f'{json.dumps(request)[:-1]}, "observation": {text}}}',
             log=self.paths.dir / "policy.log",
             timeout=self.config.policy.timeout,
             clock=self.clock,
         )
-        self.running = Running(child, seen, records.now_ms(), self._newest())
+        now = records.now_ms()
+        self.running = Running(child, seen, now, self._newest(), observe.digest_of(text))
 
     def _newest(self) -> int:
         return int(self.journal.value("SELECT COALESCE(MAX(generation), 0) FROM orders"))
@@ -520,7 +601,7 @@ class Controller:
             "policy": self.config.policy.use,
             "step": scored.step,
             "tokens": scored.tokens,
-            "observation_digest": observe.digest(running.observation),
+            "observation_digest": running.digest,
             "policy_digest": answer.digest,
             "scored_at": self.journal.value(
                 "SELECT finished_at FROM evaluations WHERE step = ?", scored.step
@@ -536,6 +617,8 @@ class Controller:
             approval=made.approval,
         )
         self.say(f"{name} {fields['verdict']}: {fields['reason']}")
+        del running, scored, made
+        give_back()
 
     # -- MLflow ------------------------------------------------------------------------------
 
@@ -592,7 +675,14 @@ def take_lock(path: Path) -> IO[str]:
     Raises:
         BadInput: when another controller of this machine holds the run.
     """
-    stream = path.open("a+")
+    # a link planted there would have another file emptied below
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        stream = os.fdopen(os.open(path, flags, 0o644), "a+")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise BadInput(f"{path}: a symbolic link, not a file: remove it") from None
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -9,6 +9,7 @@ timestamp, step and value is one point).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.controller.children import die_with_parent
+from mixloop.controller.journal import unpack
 from mixloop.controller.tracking import LOWER, UPPER
 
 # The client's defaults retry for minutes; ours is the loop that retries, from the journal.
@@ -34,6 +36,12 @@ LIMITS = {
     "MLFLOW_TRACKING_URI": "",  # never another server's because of the caller's environment
     "GIT_PYTHON_REFRESH": "quiet",
 }
+SPANS = {  # the icon of each step in MLflow's tree of a trace
+    "decide": "AGENT",
+    "guard": "GUARDRAIL",
+    "outcome": "EVALUATOR",
+}
+PREVIEW = 1000  # characters that MLflow keeps of a preview
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
@@ -181,16 +189,22 @@ class Sink:
             start, end = payload["start_ms"] * 1_000_000, payload["end_ms"] * 1_000_000
             root = mlflow.start_span_no_context(
                 payload["name"],
+                span_type="WORKFLOW",
                 inputs=payload["request"],
                 tags=tags,
                 metadata={"mlflow.sourceRun": self.run},
                 experiment_id=self.experiment,
                 start_time_ns=start,
             )
+            _preview(root, payload.get("previews"))
             made: dict[str | None, Any] = {None: root}
             for name, parent, inputs, outputs in payload["spans"]:
                 made[name] = mlflow.start_span_no_context(
-                    name, parent_span=made[parent], inputs=inputs, start_time_ns=start
+                    name,
+                    span_type=_span_type(name),
+                    parent_span=made[parent],
+                    inputs=inputs,
+                    start_time_ns=start,
                 )
                 made[name].set_outputs(outputs)
             for name, span in made.items():
@@ -218,19 +232,20 @@ class Sink:
         self.client.set_tag(self.run, "mlflow.note.content", payload["note"])
 
     def _send_report(self, payload: dict[str, Any]) -> None:
-        """The report as it stands, as an artifact of the run."""
+        """The report and the picture as they stand, as artifacts of the run."""
         from mixloop.controller.errors import BadInput
-        from mixloop.controller.report import write_report
+        from mixloop.controller.report import write_artifacts
 
         with tempfile.TemporaryDirectory() as folder:
             try:
-                page = write_report(self.folder, Path(folder) / "report.html")
+                made = write_artifacts(self.folder, Path(folder))
             except BadInput:
                 return  # neither trainer nor controller has anything to tell
             except Exception as error:  # a page less must not keep everything behind it waiting
                 raise Refused(f"report: {type(error).__name__}: {error}") from error
             try:
-                self.client.log_artifact(self.run, str(page), "report")
+                for one in made:
+                    self.client.log_artifact(self.run, str(one), "report")
             except (PermissionError, NotADirectoryError) as error:
                 # no place for artifacts that this machine can write to: the rest still goes
                 raise Refused(f"report: {error}") from error
@@ -263,6 +278,25 @@ class Sink:
         self.client.set_terminated(self.run, payload["status"], payload["ms"])
 
 
+def _span_type(name: str) -> str:
+    """MLflow's type of a step: ``guard dwell`` is a guard."""
+    return SPANS.get(name.partition(" ")[0], "TASK")
+
+
+def _preview(root: Any, previews: list[str] | None) -> None:
+    """What the list of traces shows, where this client lets us say it without a global context."""
+    if previews is None:  # an entry of an older journal: the list shows its JSON
+        return
+    with contextlib.suppress(ImportError, AttributeError):
+        from mlflow.tracing.trace_manager import InMemoryTraceManager
+
+        with InMemoryTraceManager.get_instance().get_trace(root.trace_id) as trace:
+            if trace is not None:
+                trace.info.request_preview, trace.info.response_preview = (
+                    one[:PREVIEW] for one in previews
+                )
+
+
 def _span(uid: str, root: Any, payload: dict[str, Any]) -> Any:
     """A span below ``root`` that MLflow has already, with an id made of what it is."""
     from mlflow.entities import Span
@@ -279,7 +313,7 @@ def _span(uid: str, root: Any, payload: dict[str, Any]) -> Any:
         SpanAttributeKey.REQUEST_ID: json.dumps(root.trace_id),
         SpanAttributeKey.INPUTS: json.dumps(payload["inputs"]),
         SpanAttributeKey.OUTPUTS: json.dumps(payload["outputs"]),
-        SpanAttributeKey.SPAN_TYPE: json.dumps("CHAIN"),
+        SpanAttributeKey.SPAN_TYPE: json.dumps(_span_type(payload["name"])),
     }
     return Span(
         ReadableSpan(
@@ -318,7 +352,40 @@ def _assessment(decision: str, one: Any) -> dict[str, Any]:
     }
 
 
+def make_database(uri: str, uid: str) -> None:
+    """Make an SQLite store that is not there yet, so that it appears whole or not at all.
+
+    MLflow makes its tables in dozens of steps; killed between two of them it leaves a file that
+    it can neither use nor mend ("table _alembic_tmp_experiments already exists").
+    """
+    from sqlalchemy.engine import make_url
+
+    if not uri.startswith("sqlite:") or not (name := make_url(uri).database):
+        return
+    path = Path(name)
+    if name == ":memory:" or path.exists():
+        return
+    # one per run: what lies there is what an earlier drain of ours was killed over
+    scratch = path.with_name(f".{path.name}.{uid}.new")
+    journal = scratch.with_name(f"{scratch.name}-journal")
+    for left in (scratch, journal):
+        left.unlink(missing_ok=True)
+    _make_tables(make_url(uri).set(database=str(scratch)).render_as_string(hide_password=False))
+    with contextlib.suppress(FileExistsError):  # another run's, made meanwhile
+        path.hardlink_to(scratch)
+    scratch.unlink()
+
+
+def _make_tables(uri: str) -> None:
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    store = _get_store(uri)
+    store.search_experiments(max_results=1)
+    store.engine.dispose()
+
+
 def _sink(request: dict[str, Any]) -> Sink:
+    make_database(request["uri"], request["uid"])
     artifacts = Path(request["artifacts"]) if request["artifacts"] else None
     folder = Path(request.get("folder") or Path(request["journal"]).parent)
     return Sink(request["uri"], request["experiment"], request["uid"], artifacts, folder)
@@ -337,7 +404,7 @@ def pending(journal: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
         if row is None:
             return
         last = row[0]
-        yield last, row[1], json.loads(row[2])
+        yield last, row[1], unpack(row[2])
 
 
 def _send(sink: Sink, journal: Path, kind: str, payload: dict[str, Any]) -> None:
@@ -350,7 +417,7 @@ def _send(sink: Sink, journal: Path, kind: str, payload: dict[str, Any]) -> None
         database.close()
         if first is None or kind == "run":
             raise
-        sink.send("run", json.loads(first[0]))
+        sink.send("run", unpack(first[0]))
         sink.send(kind, payload)
 
 

@@ -5,19 +5,22 @@ Everything here comes from the journal and the trainer's own files; MLflow is no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mixloop.controller import observe
+from mixloop.controller import branches, observe, pulse
 from mixloop.controller.errors import BadInput
-from mixloop.controller.journal import Journal, JournalError, Row, decision_id
+from mixloop.controller.journal import Journal, JournalError, Row, damage, decision_id
 from mixloop.controller.operations import paused, pins
 from mixloop.controller.requests import waiting as waiting_requests
+from mixloop.controller.sight import schedule_of
 from mixloop.trainer.contract import RunPaths, Status, read_status
 
 Json = dict[str, Any]
@@ -28,17 +31,34 @@ _COLUMNS = (
 )
 
 
-def open_run(run: Path) -> tuple[RunPaths, Journal | None]:
-    """The run folder that RUN names (a folder, or a run.yaml) and its journal, if it has one.
+def run_folder(run: Path) -> RunPaths:
+    """The run folder that RUN names: a folder, or a run.yaml, whose folder may be still to come.
 
     Raises:
-        BadInput: when there is no such run.
+        BadInput: when there is no such folder.
     """
     if run.is_file():
         from mixloop.controller.config import load_config
 
-        run = load_config(run).run.dir
-    paths = RunPaths(run)
+        return RunPaths(load_config(run).run.dir)
+    if not run.is_dir():
+        raise BadInput(f"{run}: no run here; give a run folder or its run.yaml")
+    return RunPaths(run)
+
+
+def open_run(run: Path, *, new: bool = False) -> tuple[RunPaths, Journal | None]:
+    """The run folder that RUN names (a folder, or a run.yaml) and its journal, if it has one.
+
+    Args:
+        new: a run.yaml whose run was never started will do.
+
+    Raises:
+        BadInput: when there is no such run.
+    """
+    paths = run_folder(run)
+    if new and run.is_file() and not paths.journal.exists():
+        return paths, None
+    run = paths.dir
     if not run.is_dir():
         raise BadInput(f"{run}: no run here; give a run folder or its run.yaml")
     if not paths.journal.exists():
@@ -49,6 +69,23 @@ def open_run(run: Path) -> tuple[RunPaths, Journal | None]:
         return paths, Journal(paths.journal)
     except JournalError as error:
         raise BadInput(str(error)) from None
+
+
+@contextlib.contextmanager
+def reading(target: Path) -> Iterator[None]:
+    """Rows that hold other things than a controller wrote are told in one line.
+
+    Raises:
+        BadInput: the journal is damaged.
+    """
+    try:
+        yield
+    except JournalError as error:
+        raise BadInput(str(error)) from error
+    except (sqlite3.Error, ArithmeticError, LookupError, AttributeError) as error:
+        raise BadInput(damage(target, error)) from error
+    except (TypeError, ValueError, AssertionError, RecursionError) as error:
+        raise BadInput(damage(target, error)) from error
 
 
 def history(journal: Journal) -> list[Json]:
@@ -79,6 +116,7 @@ def _entry(row: Row, order: Row | None, scored: Any) -> Json:
     entry["observation_digest"] = row["observation_digest"]
     entry["scored_at"], entry["decided_at"] = row["scored_at"], row["decided_at"]
     entry["applied_at"] = order["applied_at"] if order else None
+    entry["abandoned_by"] = row.get("abandoned_by")  # the incarnation that left its branch
     return entry
 
 
@@ -165,7 +203,6 @@ def find_decision(journal: Journal, name: str) -> Json:
 
 def segments(paths: RunPaths, sequence_length: int) -> list[Json]:
     """The mixtures as applied, each with its first token, from the trainer's own schedule."""
-    from mixloop.controller.sight import schedule_of
     from mixloop.trainer.order import SCALE
 
     return [
@@ -197,14 +234,26 @@ def benchmarks(journal: Journal) -> list[Json]:
 
 def status(paths: RunPaths, journal: Journal | None) -> Json:
     """How the run stands, as ``mixloop status --json`` prints it."""
-    beat = read_status(paths.status)
+    found = overview(paths, journal, read_status(paths.status))
+    order = ("run", "trainer", "mixture", "ledger", "benchmarks")
+    found["benchmarks"] = _latest(journal)
+    return {name: found[name] for name in order} | found
+
+
+def overview(
+    paths: RunPaths,
+    journal: Journal | None,
+    beat: Status | None,
+    watched: tuple[float, float] | None = None,
+) -> Json:
+    """The same without the benchmarks; ``watched`` as :func:`trainer` takes it."""
     return {
         "run": beat.run if beat else None,
-        "trainer": _trainer(beat),
+        "trainer": trainer(paths, beat, journal, watched),
         "mixture": _mixture(beat, journal),
         "ledger": _ledger(beat),
-        "benchmarks": _latest(journal),
         "steering": steering_at(journal, 2**62) if journal is not None else {},
+        "skipped": skipped(journal),
         "pending": _pending(beat, journal),
         "operators": operators(paths, journal),
         "tracking": _tracking(journal),
@@ -212,13 +261,71 @@ def status(paths: RunPaths, journal: Journal | None) -> Json:
     }
 
 
-def _trainer(beat: Status | None) -> Json:
+def trainer(
+    paths: RunPaths,
+    beat: Status | None,
+    journal: Journal | None,
+    watched: tuple[float, float] | None = None,
+) -> Json:
+    """The trainer's heartbeat, what to call its ``state``, and where its incarnation began.
+
+    Args:
+        watched: seconds the heartbeat has stood still as the caller saw it, and from when on that
+            is a stall; otherwise what the controller saw.
+    """
+    process = _alive(beat) if beat is not None else False
+    silent, limit = watched or _silence(beat, journal)
+    word = pulse.state(beat, silent=silent, limit=limit, process=process)
+    found = {"alive": process, "state": word, "silent": silent, "origin": _origin(paths, beat)}
     if beat is None:
-        return {"alive": False, "pid": None, "step": None, "tokens": None}
+        return found | {"pid": None, "step": None, "tokens": None}
     shown = asdict(beat)
     for name in ("sources", "in_force", "pending"):
         shown.pop(name)
-    return {"alive": _alive(beat), **shown}
+    return found | shown
+
+
+def _silence(beat: Status | None, journal: Journal | None) -> tuple[float | None, float]:
+    """How long the controller has seen the heartbeat stand still, and its patience.
+
+    What a controller knew that is no longer there says nothing of now.
+    """
+    row = journal.row("SELECT value FROM meta WHERE key = 'pulse'") if journal is not None else None
+    lease = controller(journal)
+    if beat is None or row is None or lease is None or lease["alive"] is False:
+        return None, pulse.LEAST
+    known = json.loads(row["value"])
+    same = (known["incarnation"], known["heartbeat"]) == (beat.incarnation, beat.heartbeat)
+    return (known["silent"] if same else 0.0), known["limit"]
+
+
+def _origin(paths: RunPaths, beat: Status | None) -> Json | None:
+    """Where the trainer's incarnation began; None for the first, which began at the start."""
+    schedule = schedule_of(paths)
+    opened = schedule.latest_open
+    if beat is None or opened is None or opened.incarnation != beat.incarnation:
+        return None
+    fork = paths.dir / "fork.json"
+    try:
+        forked = json.loads(fork.read_text("utf-8")) if fork.is_file() else {}
+    except (OSError, ValueError):
+        forked = {}
+    if isinstance(forked, dict) and forked.get("step") == opened.step and opened.step:
+        return {"how": "forked", "step": opened.step, "run": str(forked.get("parent", ""))}
+    if opened.incarnation == 1:
+        return None
+    cut = any(cut.incarnation == opened.incarnation for cut in branches.cuts(schedule))
+    return {"how": "rewound" if cut else "resumed", "step": opened.step, "run": None}
+
+
+def skipped(journal: Journal | None) -> list[Json]:
+    """Checkpoints that were passed over, oldest first, each with its reason."""
+    if journal is None:
+        return []
+    return journal.rows(
+        "SELECT c.step, c.tokens, e.reason FROM evaluations e JOIN checkpoints c USING (step) "
+        "WHERE e.state = 'skipped' ORDER BY c.step"
+    )
 
 
 def _alive(beat: Status) -> bool | None:
@@ -274,6 +381,7 @@ def _ledger(beat: Status | None) -> Json:
             "tokens": source.tokens,
             "epochs": source.epochs,
             "unique_tokens": source.unique_tokens,
+            "loss": source.loss,
         }
         for name, source in beat.sources.items()
     }

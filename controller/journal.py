@@ -14,13 +14,14 @@ import json
 import os
 import socket
 import sqlite3
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -30,12 +31,19 @@ CREATE TABLE lease (
 CREATE TABLE checkpoints (
   step INTEGER PRIMARY KEY, tokens INTEGER NOT NULL, sample INTEGER NOT NULL, path TEXT NOT NULL,
   phase TEXT, generation INTEGER NOT NULL, weights TEXT NOT NULL, seen_at TEXT NOT NULL,
-  drawn TEXT NOT NULL DEFAULT '{}', losses TEXT NOT NULL DEFAULT '{}');
+  drawn TEXT NOT NULL DEFAULT '{}', losses TEXT NOT NULL DEFAULT '{}',
+  incarnation INTEGER NOT NULL DEFAULT 0);
+"""
+
+_EVALUATIONS = """
 CREATE TABLE evaluations (
   step INTEGER PRIMARY KEY REFERENCES checkpoints(step), state TEXT NOT NULL
-    CHECK (state IN ('running', 'scored', 'failed')),
+    CHECK (state IN ('running', 'scored', 'failed', 'skipped')),
   attempts INTEGER NOT NULL, reason TEXT, scorecard TEXT, started_at TEXT NOT NULL,
   finished_at TEXT);
+"""
+
+_DECISIONS = """
 CREATE TABLE decisions (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, asked_by TEXT NOT NULL
     CHECK (asked_by IN ('policy', 'controller', 'operator')),
@@ -43,9 +51,17 @@ CREATE TABLE decisions (
   reason TEXT NOT NULL, evidence TEXT NOT NULL, weights_before TEXT NOT NULL, weights_proposed TEXT,
   weights_after TEXT NOT NULL, plan TEXT NOT NULL, guards TEXT NOT NULL,
   against_generation INTEGER NOT NULL, generation INTEGER, observation_digest TEXT,
-  policy_digest TEXT, fence INTEGER NOT NULL, scored_at TEXT, decided_at TEXT NOT NULL);
+  policy_digest TEXT, fence INTEGER NOT NULL, scored_at TEXT, decided_at TEXT NOT NULL,
+  abandoned_by INTEGER);
+"""
+
+# of a branch that the trainer abandoned by a rewind, another may be made at the same step
+_ONE_DECISION = """
 CREATE UNIQUE INDEX one_policy_decision_per_checkpoint
-  ON decisions(step) WHERE asked_by = 'policy';
+  ON decisions(step) WHERE asked_by = 'policy' AND abandoned_by IS NULL;
+"""
+
+_ORDERS = """
 CREATE TABLE orders (
   generation INTEGER PRIMARY KEY, decision TEXT NOT NULL, policy TEXT NOT NULL,
   reason TEXT NOT NULL, weights TEXT NOT NULL, plan TEXT NOT NULL, issued_at TEXT NOT NULL,
@@ -75,13 +91,33 @@ CREATE TABLE assessments (
   rationale TEXT, by TEXT, at TEXT);
 """
 
-_TABLES += _OPERATORS
+# for what is asked at every look or score, so that its cost doesn't grow with the run
+_INDEXES = """
+CREATE INDEX decisions_by_verdict ON decisions(verdict, seq);
+CREATE INDEX evaluations_by_state ON evaluations(state, step);
+CREATE INDEX orders_not_in_force ON orders(generation) WHERE applied_step IS NULL;
+"""
+
+_TABLES += _EVALUATIONS + _DECISIONS + _ONE_DECISION + _ORDERS + _OPERATORS + _INDEXES
+
+# SQLite can't change a CHECK: the table is made anew
+_SKIPPED = f"""
+ALTER TABLE checkpoints ADD COLUMN incarnation INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE decisions ADD COLUMN abandoned_by INTEGER;
+DROP INDEX one_policy_decision_per_checkpoint;
+{_ONE_DECISION}
+ALTER TABLE evaluations RENAME TO evaluations_3;
+{_EVALUATIONS}
+INSERT INTO evaluations SELECT * FROM evaluations_3;
+DROP TABLE evaluations_3;
+"""
 
 # what brings a journal of an earlier version up to the next one
 _UPGRADES = {
     1: "ALTER TABLE checkpoints ADD COLUMN drawn TEXT NOT NULL DEFAULT '{}';"
     "ALTER TABLE checkpoints ADD COLUMN losses TEXT NOT NULL DEFAULT '{}';",
     2: _OPERATORS,
+    3: _SKIPPED + _INDEXES,  # and JSON may be packed from here on
 }
 
 Row = dict[str, Any]
@@ -89,6 +125,38 @@ Row = dict[str, Any]
 _JSON_COLUMNS = frozenset(
     {"weights", "weights_before", "weights_proposed", "weights_after", "plan", "guards", "evidence"}
     | {"scorecard", "payload", "detail", "drawn", "losses", "asked"}
+)
+
+
+_PACKED = b"\x01"  # how a packed column begins: the version of _WORDS
+_PACK_ABOVE = 40  # characters of JSON
+# What entries are full of, the commonest last (deflate finds what is near most cheaply). Part of
+# the file format: packed entries can't be read with any other.
+_WORDS = (
+    b'{"name":"step-000","tags":{},"params":{"step":"","tokens":"","path":"/checkpoints/","weight.":'
+    b'"datasets":{"train/loss":,"train/learning_rate":,"train/grad_norm":,"train/tokens_per_second":'
+    b'"epochs/":,"source_loss/":,"mixture_realised/":,"system/":{"checkpoint":"/checkpoints/step-000'
+    b'"benchmarks":{"gsm8k":{"status":"ok","metrics":{"bits_per_byte":{"value":,"stderr":,"n":,'
+    b'"higher_is_better":false,"asked":,"excluded":0,"unparsed":null},"accuracy":{"value":,'
+    b'"exact_match":,"pass_at_1":{"higher_is_better":true,"items":{"i0":{"bits_per_byte":,"bytes":'
+    b'"humaneval":"mmlu":"math":"reason":null,"data":"packages: of items","data_kind":'
+    b'"cost":{"seconds":,"cpu_seconds":,"items":,"tokens":,"asked_tokens":'
+    b'"settings_digest":"","engine":{},"evidence":{"rule":"tests":"claims":'
+    b'"guards":[{"guard":"significance","action":"passed","detail":"nothing to compare","before":'
+    b'{"guard":"dead-band","guard":"dwell","guard":"phase","guard":"loss spike","guard":"vetoes",'
+    b'{"guard":"trust region","guard":"simplex","guard":"floor and cap","guard":"epoch ledger",'
+    b'"action":"changed","action":"flagged","action":"blocked","after":{"web":"code":"maths":'
+    b'"metric":"bits_per_byte","gain":,"stderr":,"n":,"from_step":,"to_step":,"gain_before":null,'
+    b'"stderr_before":null,"steps_before":null}"outcome.gsm8k":"+0.0 \xc2\xb1 0.0 bits_per_byte",'
+    b'"outcome_step":{"metrics":{"order/applied_step":,"order/generation":,"mixture/web":'
+    b'"mixture/code":"mixture/maths":},"tokens":,"ms":1},"start_ms":1,"end_ms":1,"request":{"scores":'
+    b'{"gsm8k bits_per_byte":" \xc2\xb1 (n=)"},"step":,"tokens":,"weights":{"response":{"verdict":'
+    b'"intervene","hold","inconclusive","superseded","expired","reason":"","weights_before":{'
+    b'"weights_after":{"weights_proposed":{"generation":"spans":[["observe",null,{"step":,"tokens":'
+    b'["decide",null,{"policy":"rules",["guard",null,{["guard floor and cap","guard",{"verdict":'
+    b'"tags":{"applied_step":,"applied_tokens":,"generation":,"decision":"d-000","phase":"stable",'
+    b'"in_force":true,"drawn":{"id":"d-000","name":"publish","name":"applied","name":"outcome",'
+    b'"inputs":{"generation":,"weights":{"outputs":{"file":"mixture.json","fence":'
 )
 
 
@@ -100,6 +168,15 @@ class FenceLost(Exception):  # noqa: N818 - a normal end of a replaced controlle
     """Another controller has taken this run over; this one must stop at once."""
 
 
+def damage(path: Path, error: Exception) -> str:
+    """One line on a journal that can't be read, and the mend."""
+    first = (str(error).splitlines() or [""])[0][:200]
+    return (
+        f"{path}: can't be read whole ({type(error).__name__}: {first}); restore a backup, or move "
+        "it away: the next controller begins a new one from the mixture in force"
+    )
+
+
 def timestamp() -> str:
     """The wall clock as ISO 8601 in UTC, to the millisecond. For people; never compared."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -108,18 +185,24 @@ def timestamp() -> str:
 class Journal:
     """One run's journal. Reads are free for all; writes need the fence that :meth:`claim` gives.
 
+    Args:
+        create: make the file, or bring one of an earlier version up to this one.
+        read_only: for those who look at a run that goes on: such a connection can write nothing,
+            not even roll back what a killed controller left, and waits half a second at most.
+
     Raises:
         JournalError: when the file is no journal, or one of a newer mixloop.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, read_only: bool = False) -> None:
         if not create and not path.exists():
             raise JournalError(f"{path}: no journal here; start the run with `mixloop control`")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.fence: int | None = None
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=30.0)
+            self._db = _connect(path, read_only)
             self._db.row_factory = sqlite3.Row
             self._prepare(create)
         except sqlite3.DatabaseError as error:
@@ -243,17 +326,32 @@ class Journal:
 
     def rows(self, query: str, *values: object) -> list[Row]:
         """Rows as dicts, JSON columns decoded."""
-        return [_decode(row) for row in self._db.execute(query, values)]
+        with self._read():  # all at once: while rows are being fetched the file can't be written
+            return [_decode(row) for row in self._db.execute(query, values).fetchall()]
+
+    def each(self, query: str, *values: object) -> Iterator[Row]:
+        """Like :meth:`rows`, one at a time: a long history never lies in memory as a whole."""
+        return map(_decode, self._db.execute(query, values))
 
     def row(self, query: str, *values: object) -> Row | None:
         """The first row, or None."""
-        found = self._db.execute(query, values).fetchone()
-        return None if found is None else _decode(found)
+        with self._read():
+            found = self._db.execute(query, values).fetchone()
+            return None if found is None else _decode(found)
 
     def value(self, query: str, *values: object) -> Any:
         """The first column of the first row, or None."""
-        found = self._db.execute(query, values).fetchone()
-        return None if found is None else found[0]
+        with self._read():
+            found = self._db.execute(query, values).fetchone()
+            return None if found is None else found[0]
+
+    @contextmanager
+    def _read(self) -> Iterator[None]:
+        """What can't be read is told in one line: a damaged page, a row that is no JSON."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, ValueError, RecursionError) as error:
+            raise JournalError(damage(self.path, error)) from error
 
     @property
     def knows_operators(self) -> bool:
@@ -270,6 +368,13 @@ class Journal:
             add_event(tx, self.fence or 0, kind, detail)
 
 
+def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
+    if not read_only:
+        return sqlite3.connect(path, isolation_level=None, timeout=30.0)
+    place = f"{path.resolve().as_uri()}?mode=ro"
+    return sqlite3.connect(place, uri=True, isolation_level=None, timeout=0.5)
+
+
 def decision_id(text: str) -> str:
     """A decision's id as people type it: ``d-000003``, or just ``3``."""
     return f"d-{int(text):06d}" if text.isdecimal() and len(text) <= 12 else text
@@ -279,7 +384,7 @@ def add_event(tx: sqlite3.Connection, fence: int, kind: str, detail: Mapping[str
     """Append an event inside a running transaction."""
     tx.execute(
         "INSERT INTO events (at, fence, kind, detail) VALUES (?, ?, ?, ?)",
-        (timestamp(), fence, kind, dumps(detail)),
+        (timestamp(), fence, kind, pack(detail)),
     )
 
 
@@ -287,7 +392,7 @@ def insert(tx: sqlite3.Connection, table: str, /, **columns: object) -> None:
     """Insert one row; mappings and sequences become JSON."""
     names = ", ".join(columns)
     marks = ", ".join("?" * len(columns))
-    values = [dumps(v) if name in _JSON_COLUMNS else v for name, v in columns.items()]
+    values = [pack(v) if name in _JSON_COLUMNS else v for name, v in columns.items()]
     tx.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", values)
 
 
@@ -298,8 +403,33 @@ def dumps(value: object) -> str | None:
     return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
+def pack(value: object) -> str | bytes | None:
+    """JSON as a column holds it: text while it is short, deflated with :data:`_WORDS` above.
+
+    Thousands of decisions say the same in nearly the same words.
+    """
+    text = dumps(value)
+    if text is None or len(text) < _PACK_ABOVE:
+        return text
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=_WORDS)
+    return _PACKED + squeeze.compress(text.encode()) + squeeze.flush()
+
+
+def unpack(stored: str | bytes) -> Any:
+    """What :func:`pack` was given.
+
+    Raises:
+        JournalError: packed in a way that a later mixloop invented.
+    """
+    if isinstance(stored, str):
+        return json.loads(stored)
+    if stored[:1] != _PACKED:
+        raise JournalError("an entry is packed in a way that this mixloop doesn't know")
+    return json.loads(zlib.decompressobj(-zlib.MAX_WBITS, zdict=_WORDS).decompress(stored[1:]))
+
+
 def _decode(row: sqlite3.Row) -> Row:
     return {
-        key: json.loads(row[key]) if key in _JSON_COLUMNS and row[key] is not None else row[key]
+        key: unpack(row[key]) if key in _JSON_COLUMNS and row[key] is not None else row[key]
         for key in row.keys()  # noqa: SIM118 - sqlite3.Row iterates over values, not keys
     }

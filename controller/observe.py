@@ -9,7 +9,7 @@ from typing import Any
 
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
-from mixloop.controller.journal import Journal
+from mixloop.controller.journal import Journal, Row
 from mixloop.controller.propose import guard_settings, remaining
 from mixloop.controller.steering import Steering, steer_all
 from mixloop.policies import (
@@ -70,26 +70,56 @@ def source_infos(config: RunConfig, missing: Container[str] = ()) -> dict[str, A
     return found
 
 
-def evaluations(journal: Journal, *, until: int | None = None) -> tuple[Evaluation, ...]:
-    """Every scored checkpoint, oldest first, up to step ``until``."""
-    rows = journal.rows(
-        "SELECT c.*, e.scorecard FROM checkpoints c "
-        "JOIN evaluations e USING (step) WHERE e.state = 'scored' AND c.step <= ? ORDER BY c.step",
+def evaluations(
+    journal: Journal, *, since: int = 0, until: int | None = None
+) -> tuple[Evaluation, ...]:
+    """Every scored checkpoint, oldest first, of the steps from ``since`` up to ``until``."""
+    rows = journal.each(
+        "SELECT c.step, c.tokens, c.phase, c.generation, c.weights, c.drawn, c.losses, "
+        "e.scorecard FROM checkpoints c JOIN evaluations e USING (step) "
+        "WHERE e.state = 'scored' AND c.step BETWEEN ? AND ? ORDER BY c.step",
+        since,
         until if until is not None else 2**62,
     )
-    return tuple(
-        Evaluation(
-            step=row["step"],
-            tokens=row["tokens"],
-            phase=row["phase"],
-            generation=row["generation"],
-            weights=row["weights"],
-            drawn=row.get("drawn", {}),
-            losses=row.get("losses", {}),
-            benchmarks=benchmark_scores(row["scorecard"]),
-        )
-        for row in rows
+    return tuple(evaluation(row) for row in rows)
+
+
+def evaluation(row: Row) -> Evaluation:
+    """A row of checkpoints with its scorecard, as policies see it."""
+    return Evaluation(
+        step=row["step"],
+        tokens=row["tokens"],
+        phase=row["phase"],
+        generation=row["generation"],
+        weights=row["weights"],
+        drawn=row.get("drawn", {}),
+        losses=row.get("losses", {}),
+        benchmarks=benchmark_scores(row["scorecard"]),
     )
+
+
+def newest_evaluation(journal: Journal) -> Evaluation | None:
+    """The scored checkpoint of the greatest step."""
+    newest = journal.value("SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
+    return None if newest is None else evaluations(journal, since=newest)[-1]
+
+
+def around(journal: Journal, tokens: int) -> tuple[Evaluation, ...]:
+    """The scored checkpoints that :func:`outcome` looks at for a change at ``tokens``: the two
+    before it and those up to the first that is far enough after it; none until there is one."""
+    scored = "FROM checkpoints c JOIN evaluations e USING (step) WHERE e.state = 'scored'"
+    before = journal.rows(
+        f"SELECT c.step, c.tokens {scored} AND c.tokens <= ? ORDER BY c.step DESC LIMIT 2", tokens
+    )
+    if not before:
+        return ()
+    far = max(tokens + 1, 2 * tokens - before[0]["tokens"])
+    last = journal.value(
+        f"SELECT c.step {scored} AND c.step > ? AND c.tokens >= ? ORDER BY c.step LIMIT 1",
+        before[0]["step"],
+        far,
+    )
+    return () if last is None else evaluations(journal, since=before[-1]["step"], until=last)
 
 
 def data_kinds(journal: Journal) -> dict[str, str]:
@@ -138,10 +168,12 @@ def past_decisions(journal: Journal, before: int | None = None) -> tuple[PastDec
             rule=row["evidence"].get("rule"),
             evidence=row["evidence"],
         )
-        for row in journal.rows(
-            "SELECT * FROM decisions WHERE seq < ? ORDER BY seq",
+        for row in journal.each(
+            "SELECT id, step, tokens, verdict, generation, weights_before, weights_after, evidence "
+            "FROM decisions WHERE seq < ? ORDER BY seq",
             before if before is not None else 2**62,
         )
+        if row.get("abandoned_by") is None  # of a branch that the trainer has left
     )
 
 
@@ -171,12 +203,14 @@ def observation(
     for name, source in config.sources.items():
         entry = status.sources.get(name)
         drawn = entry.tokens if entry is not None else 0
+        # what the trainer has of it, which may have been extended since this controller began
+        size = entry.unique_tokens if entry is not None else sizes[name]
         sources[name] = Source(
-            unique_tokens=sizes[name],
+            unique_tokens=size,
             tags=source.tags,
             standby=source.standby,
             drawn=drawn,
-            epochs=drawn / sizes[name],
+            epochs=max(drawn / size, entry.epochs if entry is not None else 0.0),
         )
     return Observation(
         run=config.run.id,
@@ -188,7 +222,7 @@ def observation(
         generation=status.in_force.generation,
         in_force=status.in_force.generation >= _newest_order(journal, before),
         sources=sources,
-        weights=dict(status.in_force.weights),
+        weights={name: status.in_force.weights.get(name, 0.0) for name in config.sources},
         plan=_plan_ahead(journal, status),
         evaluations=scored,
         every=config.evals.every or config.trainer.checkpoint_every or 0,
@@ -225,7 +259,12 @@ def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, flo
 
 def digest(seen: Observation) -> str:
     """Identity of an observation, to tell later whether a replay saw the same."""
-    return "sha256:" + hashlib.sha256(seen.model_dump_json().encode()).hexdigest()
+    return digest_of(seen.model_dump_json())
+
+
+def digest_of(text: str) -> str:
+    """:func:`digest` of an observation that is JSON already."""
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def outcome(order: Json | None, scored: Sequence[Evaluation]) -> tuple[int, dict[str, Json]] | None:

@@ -13,7 +13,7 @@ from mixloop.controller.config import RunConfig
 from mixloop.controller.journal import Journal, Row
 from mixloop.controller.sight import Eyes
 from mixloop.trainer.contract import RunPaths
-from mixloop.trainer.files import NotRegularError
+from mixloop.trainer.files import NotRegularError, read_regular
 
 Json = dict[str, Any]
 
@@ -27,6 +27,7 @@ class Operations:
     Args:
         sizes: unique tokens by source.
         initial: the mixture before any order.
+        key: what requests must be signed with; None: nothing.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class Operations:
         eyes: Eyes,
         sizes: Mapping[str, int],
         initial: Mapping[str, float],
+        key: bytes | None = None,
     ) -> None:
+        self._key = key
         self._paths = paths
         self._journal = journal
         self._config = config
@@ -104,7 +107,7 @@ class Operations:
         A crash between journal and rename takes the file again and finds its id there.
         """
         try:
-            request = requests.read(path, self._owners())
+            request = requests.read(path, self._owners(), run=self._config.run.id, key=self._key)
         except FileNotFoundError:
             return ""
         except (requests.RequestError, OSError) as error:
@@ -156,8 +159,8 @@ class Operations:
         }
 
     def _scores(self) -> Json:
-        scored = observe.evaluations(self._journal)
-        return propose.scores(scored[-1]) if scored else {}
+        scored = observe.newest_evaluation(self._journal)
+        return propose.scores(scored) if scored is not None else {}
 
     def _scene(self, request: requests.Request) -> operate.Scene:
         status = self._eyes.status
@@ -200,6 +203,7 @@ def pins(journal: Journal) -> dict[str, float]:
 
 def _needs_trainer(path: Path) -> bool:
     try:
-        return bool(json.loads(path.read_text("utf-8"))["verb"] in requests.NEEDS_TRAINER)
-    except (OSError, ValueError, KeyError, TypeError):
+        data = read_regular(path, requests.LARGEST).data  # a FIFO would be waited for, for ever
+        return bool(json.loads(data)["verb"] in requests.NEEDS_TRAINER)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False  # it is refused when it is taken

@@ -199,10 +199,12 @@ def _ask(target: Path, verb: Any, wait: float, as_json: bool, **fields: Any) -> 
     paths, journal = open_run(target)
     request = requests.new_request(verb, timestamp(), **fields)
     try:
-        requests.submit(paths.requests, request)
+        file = requests.submit(
+            paths.requests, request, run=_run_id(paths, journal), key=_key(target)
+        )
     except OSError as error:
         raise BadInput(f"{paths.requests}: not writable: {error.strerror or error}") from None
-    row = _answer(paths, journal, request, wait)
+    row = _answer(paths, journal, request, wait, file.name)
     if as_json:
         typer.echo(json.dumps({"request": request.id, "verb": verb, "answer": row}, indent=2))
     else:
@@ -215,6 +217,7 @@ def _answer(
     journal: Journal | None,
     request: Request,
     wait: float,
+    file: str = "",
     clock: Callable[[], float] = time.monotonic,
 ) -> Json | None:
     """What the controller answered; None when none runs here, or it took too long."""
@@ -224,10 +227,42 @@ def _answer(
             row = journal.row("SELECT * FROM requests WHERE id = ?", request.id)
             if row is not None:
                 return {**row, "answer": json.loads(row["answer"])}
+        if file and (paths.requests / "refused" / file).exists():
+            raise BadInput(f"the controller did not take it: {_refusal(journal, file)}")
         if clock() >= deadline:
             break
         time.sleep(LOOK)
     return None
+
+
+def _key(target: Path) -> bytes | None:
+    """What requests are signed with: run.yaml's key where it is named, else the environment's."""
+    from mixloop.controller.config import load_config
+    from mixloop.trainer.keys import KeyFileError, key_for
+
+    try:
+        return load_config(target).key() if target.is_file() else key_for(None)
+    except KeyFileError as error:
+        raise BadInput(str(error)) from None
+
+
+def _run_id(paths: RunPaths, journal: Journal | None) -> str:
+    from mixloop.trainer.contract import read_status
+
+    known = journal.value("SELECT value FROM meta WHERE key = 'run'") if journal else None
+    beat = read_status(paths.status) if known is None else None
+    return str(known or (beat.run if beat is not None else ""))
+
+
+def _refusal(journal: Journal, file: str) -> str:
+    """Why a request's file was put aside."""
+    from mixloop.controller.show import clean
+
+    rows = journal.rows(
+        "SELECT detail FROM events WHERE kind = 'request-refused' ORDER BY seq DESC"
+    )
+    why = [row["detail"]["reason"] for row in rows if row["detail"].get("file") == file]
+    return clean(why[0]) if why else "it is in requests/refused/"
 
 
 def _alive(journal: Journal | None) -> bool | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixloop.controller.show import clean
 from mixloop.policies.units import format_tokens
 
 __all__ = ["draw"]
@@ -108,8 +109,8 @@ def draw(
 
 
 def plain(text: str) -> str:
-    """Text that reaches matplotlib as text, not as mathematics."""
-    return text.replace("$", r"\$")
+    """Text that reaches matplotlib as text, not as mathematics or control characters."""
+    return clean(text).replace("$", r"\$")
 
 
 def _curves(evaluations: Iterable[Mapping[str, Any]], metric: str) -> dict[str, _Curve]:

@@ -24,7 +24,10 @@ from mixloop.policies.guards import (
     total_variation,
 )
 from mixloop.policies.vetoes import vetoes
+from mixloop.trainer.batching import quanta_of
 from mixloop.trainer.contract import Stage
+from mixloop.trainer.job import JobError
+from mixloop.trainer.quanta import Quanta
 
 Json = dict[str, Any]
 Weights = Mapping[str, float]
@@ -245,14 +248,19 @@ def guard_settings(config: RunConfig) -> GuardSettings:
     )
 
 
-def switching_lead(config: RunConfig) -> int:
-    """Tokens that pass before a published order is consumed, at most.
+def switching_lead(config: RunConfig, tokens: int) -> int:
+    """Tokens that pass before an order published at ``tokens`` is consumed, at most.
 
     The trainer polls, and starts the segment at least two polls later: three polls in all.
     """
     trainer = config.trainer
-    step_tokens = trainer.micro_batch * trainer.accumulation * trainer.processes
-    return 3 * trainer.poll_every * step_tokens * trainer.sequence_length
+    try:
+        quanta = quanta_of(trainer, trainer.processes)
+    except JobError:  # another loop's ranks, which only it knows
+        quanta = Quanta([(0, trainer.micro_batch * trainer.accumulation * trainer.processes)])
+    step = quanta.index(tokens // trainer.sequence_length)
+    samples = quanta.first(step + 3 * trainer.poll_every) - quanta.first(step)
+    return samples * trainer.sequence_length
 
 
 def guard_context(
@@ -260,7 +268,7 @@ def guard_context(
 ) -> GuardContext:
     """The run as the guards see it, moved on to where an order could take effect."""
     trainer = config.trainer
-    lead = min(switching_lead(config), max(0, config.budget - status.tokens))
+    lead = min(switching_lead(config, status.tokens), max(0, config.budget - status.tokens))
     tokens = status.tokens + lead
     in_force = status.in_force
     ahead = list(seen.plan) if in_force.generation == seen.generation else []
@@ -269,7 +277,11 @@ def guard_context(
         weights = dict(in_force.weights)
         left = [[until, weights if i == 0 else w] for i, (until, w) in enumerate(left)]
     by_then = project(
-        {name: status.sources[name].tokens for name in seen.sources if name in status.sources},
+        {
+            name: consumed(status.sources[name], source.unique_tokens)
+            for name, source in seen.sources.items()
+            if name in status.sources
+        },
         status.tokens,
         [*((min(until, tokens), w) for until, w in ahead), (tokens, weights)],
     )
@@ -290,6 +302,12 @@ def guard_context(
         phase=status.phase,
         loss_ratio=_loss_ratio(seen, status),
     )
+
+
+def consumed(entry: Any, unique: int) -> int:
+    """Tokens drawn of a source, by its present size: one that has grown was passed over more often
+    than its tokens say."""
+    return int(max(entry.tokens, round(entry.epochs * unique)))
 
 
 def _loss_ratio(seen: Observation, status: Any) -> float | None:

@@ -46,6 +46,7 @@ class World:
     # checkpoints
     unrecorded: tuple[str, ...] = ()  # folder names, oldest first
     to_score: int | None = None  # step of the next checkpoint to score
+    to_skip: Mapping[int, str] = field(default_factory=dict)  # steps not to be scored, and why
     unplanned: bool = False  # how many items to score is still to be found out
     to_decide: int | None = None  # step of the newest scored checkpoint without a decision
     # children
@@ -56,6 +57,7 @@ class World:
     deciding: bool = False
     decided: bool = False
     # the trainer
+    began: bool = False  # a new incarnation of it, which the journal does not know of
     finished: bool = False  # reached the end of its budget
     status_changed: bool = False  # newer curves than the ones recorded
     # MLflow
@@ -73,9 +75,11 @@ class Action(Enum):
     PUBLISH = "publish"
     ACKNOWLEDGE = "acknowledge"
     NOTE_REJECTION = "note-rejection"
+    NOTE_INCARNATION = "note-incarnation"
     TAKE_REQUEST = "take-request"
     EXPIRE = "expire"
     RECORD_CHECKPOINT = "record-checkpoint"
+    SKIP_CHECKPOINTS = "skip-checkpoints"
     TAKE_SCORES = "take-scores"
     TAKE_TRIAL = "take-trial"
     TAKE_DECISION = "take-decision"
@@ -98,10 +102,8 @@ def next_action(world: World) -> Action:  # noqa: PLR0911 - a priority list read
     """
     if (urgent := _shared_file(world)) is not None:
         return urgent
-    if world.newly_applied:
-        return Action.ACKNOWLEDGE
-    if world.newly_rejected:
-        return Action.NOTE_REJECTION
+    if (news := _from_the_trainer(world)) is not None:
+        return news
     if world.requested:
         return Action.TAKE_REQUEST
     if world.overdue:
@@ -114,6 +116,8 @@ def next_action(world: World) -> Action:  # noqa: PLR0911 - a priority list read
         return Action.TAKE_TRIAL
     if world.decided:
         return Action.TAKE_DECISION
+    if world.to_skip:
+        return Action.SKIP_CHECKPOINTS
     if world.to_decide is not None and not world.deciding:
         return Action.START_DECIDING
     if (scoring := _scoring(world)) is not None:
@@ -129,6 +133,14 @@ def _shared_file(world: World) -> Action | None:
     if world.asked is not None and world.file in (FileState.ABSENT, FileState.STALE):
         return Action.PUBLISH
     return None
+
+
+def _from_the_trainer(world: World) -> Action | None:
+    if world.began:  # before anything that is told of the branch it left
+        return Action.NOTE_INCARNATION
+    if world.newly_applied:
+        return Action.ACKNOWLEDGE
+    return Action.NOTE_REJECTION if world.newly_rejected else None
 
 
 def _scoring(world: World) -> Action | None:

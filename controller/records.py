@@ -10,16 +10,19 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from mixloop.controller import tracking
-from mixloop.controller.journal import Journal, add_event, dumps, insert, timestamp
+from mixloop.controller.branches import Cut, abandoned
+from mixloop.controller.journal import Journal, add_event, dumps, insert, pack, timestamp
 from mixloop.controller.operate import Reply
+from mixloop.controller.pulse import Pulse
 from mixloop.controller.reconcile import Applied
 from mixloop.controller.requests import Request
 from mixloop.controller.steering import Steering
 from mixloop.policies import Observation
+from mixloop.trainer.contract import OpenLine
 
 Json = dict[str, Any]
 Weights = Mapping[str, float]
@@ -35,7 +38,7 @@ def enqueue(tx: sqlite3.Connection, entries: Iterable[tracking.Entry]) -> None:
     for entry in entries:
         tx.execute(
             "INSERT OR IGNORE INTO outbox (key, kind, payload, created_ms) VALUES (?, ?, ?, ?)",
-            (entry.key, entry.kind, dumps(entry.payload), now_ms()),
+            (entry.key, entry.kind, pack(entry.payload), now_ms()),
         )
 
 
@@ -64,11 +67,29 @@ def start(journal: Journal, run: str, params: Json, initial: Weights) -> None:
         add_event(tx, journal.fence or 0, "started", {"params": params})
 
 
+def beat(journal: Journal, pulse: Pulse | None, silent: float | None, limit: float) -> None:
+    """Our own liveness counter moves; with it what we know of the trainer's.
+
+    ``silent``: seconds on our monotonic clock since its heartbeat moved; above ``limit`` it has
+    stalled.
+    """
+    with journal.transaction() as tx:
+        tx.execute("UPDATE lease SET counter = counter + 1")
+        if pulse is not None and silent is not None:
+            known = {"incarnation": pulse.incarnation, "heartbeat": pulse.heartbeat}
+            _keep(tx, "pulse", known | {"silent": round(silent, 1), "limit": round(limit, 1)})
+
+
 def checkpoint(
     journal: Journal, manifest: Any, path: str, losses: Mapping[str, float] | None = None
 ) -> None:
-    """A complete checkpoint was seen; ``losses``: the training loss per source around it."""
+    """A complete checkpoint was seen; ``losses``: the training loss per source around it.
+
+    One that has the step of another, made on a branch that the trainer has left, replaces it; the
+    scores of that one are kept as an event.
+    """
     with journal.transaction() as tx:
+        _put_away(tx, journal, manifest.step)
         insert(
             tx,
             "checkpoints",
@@ -82,7 +103,109 @@ def checkpoint(
             drawn={name: source.tokens for name, source in manifest.sources.items()},
             losses=dict(losses or {}),
             seen_at=timestamp(),
+            incarnation=manifest.incarnation,
         )
+
+
+def _put_away(tx: sqlite3.Connection, journal: Journal, step: int) -> None:
+    row = journal.row(
+        "SELECT c.*, e.state, e.reason, e.scorecard FROM checkpoints c "
+        "LEFT JOIN evaluations e USING (step) WHERE c.step = ?",
+        step,
+    )
+    if row is None:
+        return
+    scored = (row.pop("scorecard") or {}).get("benchmarks", {})
+    row["metrics"] = {name: one["metrics"] for name, one in scored.items()}
+    add_event(tx, journal.fence or 0, "checkpoint-repeated", row)
+    tx.execute("DELETE FROM evaluations WHERE step = ?", (step,))
+    tx.execute("DELETE FROM checkpoints WHERE step = ?", (step,))
+
+
+def skipped(journal: Journal, reasons: Mapping[int, str]) -> None:
+    """Checkpoints that will not be scored, each with the reason."""
+    with journal.transaction() as tx:
+        for step, reason in reasons.items():
+            _skip(tx, journal, step, reason)
+
+
+def _skip(tx: sqlite3.Connection, journal: Journal, step: int, reason: str) -> None:
+    now = timestamp()
+    tx.execute(
+        "INSERT INTO evaluations (step, state, attempts, reason, started_at, finished_at) "
+        "VALUES (?, 'skipped', 0, ?, ?, ?) ON CONFLICT (step) DO UPDATE SET "
+        "state = 'skipped', reason = excluded.reason, finished_at = excluded.finished_at",
+        (step, reason, now, now),
+    )
+    add_event(tx, journal.fence or 0, "skipped", {"step": step, "reason": reason})
+
+
+def incarnations(journal: Journal, begun: Sequence[OpenLine], made: Sequence[Cut]) -> list[int]:
+    """The trainer began anew; what a rewind left behind no longer counts, and stays on record.
+
+    Scores and decisions of the abandoned branch are set apart, and orders that came into force on
+    it did not on this one.
+
+    Returns:
+        The steps of the abandoned checkpoints.
+    """
+    left: list[int] = []
+    cut_by = {cut.incarnation: cut for cut in made}
+    with journal.transaction() as tx:
+        for line in begun:
+            cut = cut_by.get(line.incarnation)
+            detail: Json = {
+                "incarnation": line.incarnation,
+                "step": line.step,
+                "sample": line.sample,
+            }
+            detail |= {"parent": line.parent, "rewound": cut is not None}
+            if cut is not None:
+                detail["applied_before"] = _applied_beyond(journal, cut)
+                left += _abandon(tx, journal, cut)
+            add_event(tx, journal.fence or 0, "incarnation", detail)
+        _keep(tx, "incarnation", max(line.incarnation for line in begun))
+    return left
+
+
+def _applied_beyond(journal: Journal, cut: Cut) -> list[Json]:
+    """Orders that a rewind takes back: where they had come into force stays on record here."""
+    rows = journal.rows(
+        "SELECT generation, applied_step, applied_sample FROM orders WHERE applied_sample > ? "
+        "ORDER BY generation",
+        cut.sample,
+    )
+    return [
+        {"generation": r["generation"], "step": r["applied_step"], "sample": r["applied_sample"]}
+        for r in rows
+    ]
+
+
+def _abandon(tx: sqlite3.Connection, journal: Journal, cut: Cut) -> list[int]:
+    rows = journal.rows(
+        "SELECT c.step, c.sample, c.incarnation, e.state FROM checkpoints c "
+        "LEFT JOIN evaluations e USING (step)"
+    )
+    left = [row for row in rows if abandoned((cut,), row["sample"], row["incarnation"])]
+    for row in left:
+        if row["state"] not in ("failed", "skipped"):
+            _skip(tx, journal, row["step"], f"abandoned: {cut}")
+    tx.execute(
+        "UPDATE decisions SET abandoned_by = ? WHERE abandoned_by IS NULL AND tokens > ?",
+        (cut.incarnation, cut.tokens),
+    )
+    tx.execute(
+        "UPDATE orders SET applied_sample = NULL, applied_step = NULL, applied_tokens = NULL, "
+        "applied_at = NULL WHERE applied_sample > ?",
+        (cut.sample,),
+    )
+    # the newest lies in mixture.json, and the trainer takes it anew; those before it never come
+    tx.execute(
+        "UPDATE orders SET rejected = ? WHERE rejected IS NULL AND applied_sample IS NULL "
+        "AND generation < (SELECT MAX(generation) FROM orders WHERE rejected IS NULL)",
+        (f"cut when {cut}",),
+    )
+    return [row["step"] for row in left]
 
 
 def scoring_started(journal: Journal, step: int) -> None:
@@ -101,11 +224,13 @@ def scored(journal: Journal, step: int, scorecard: Json) -> None:
     found = journal.row("SELECT * FROM checkpoints WHERE step = ?", step)
     assert found is not None, "scored a checkpoint that was never recorded"
     entry = tracking.checkpoint_entry(found, scorecard["benchmarks"], found["weights"], now_ms())
+    if found["incarnation"] > 1:  # the same step may have been told of a branch that was left
+        entry = replace(entry, key=f"{entry.key}:{found['incarnation']}")
     with journal.transaction() as tx:
         tx.execute(
             "UPDATE evaluations SET state = 'scored', scorecard = ?, reason = NULL, "
             "finished_at = ? WHERE step = ?",
-            (dumps(scorecard), timestamp(), step),
+            (pack(scorecard), timestamp(), step),
         )
         enqueue(tx, [entry])
 
@@ -283,6 +408,8 @@ def observed(seen: Observation) -> Json:
         "in_force": seen.in_force,
         "weights": seen.weights,
         "drawn": {name: source.drawn for name, source in seen.sources.items()},
+        "epochs": {name: source.epochs for name, source in seen.sources.items()},
+        "unique": {name: source.unique_tokens for name, source in seen.sources.items()},
     }
 
 
@@ -332,6 +459,8 @@ def curves(
 def outcome(journal: Journal, decision_id: str, step: int, found: Mapping[str, Json]) -> None:
     """What the benchmarks did after an intervention, for MLflow (the journal can recompute it)."""
     with journal.transaction() as tx:
+        for older in ("note:", "report:d-"):  # the newest says all that an older one said
+            tx.execute("DELETE FROM outbox WHERE key BETWEEN ? AND ?", (older, f"{older}~"))
         enqueue(tx, tracking.outcome_entries(decision_id, step, found, now_ms()))
         enqueue(tx, [tracking.note_entry(decision_id, _note(journal))])
 
@@ -361,7 +490,16 @@ def _note(journal: Journal) -> str:
         tracking.TOLD,
     )
     changed = journal.value(f"{count} WHERE verdict = 'intervene'")
-    return tracking.run_note(shown[::-1], changed, journal.value(count))
+    followed = {one["id"]: _told_outcome(journal, one["id"]) for one in shown}
+    return tracking.run_note(shown[::-1], changed, journal.value(count), followed)
+
+
+def _told_outcome(journal: Journal, decision_id: str) -> dict[str, str]:
+    """What each benchmark did after a decision, in the words MLflow was told it in."""
+    key = tracking.outcome_key(decision_id)
+    row = journal.row("SELECT payload FROM outbox WHERE key = ?", key)
+    tags = row["payload"]["tags"] if row is not None else {}
+    return tracking.outcome_gains(tags)
 
 
 def drained(journal: Journal, messages: Sequence[Json]) -> str | None:

@@ -16,7 +16,13 @@ from mixloop.controller import observe
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import Journal
 from mixloop.policies import Evaluation
-from mixloop.trainer.contract import RunPaths, ScheduleError, read_schedule, read_status
+from mixloop.trainer.contract import (
+    RunPaths,
+    ScheduleError,
+    read_schedule,
+    read_status,
+    write_atomic,
+)
 
 Json = dict[str, Any]
 
@@ -35,10 +41,27 @@ def write_report(target: Path, out: Path | None) -> Path:
     place = out or Path(found["folder"]) / "report.html"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(page(found), encoding="utf-8")
+        if out is None:  # in the run folder, where no link is followed
+            write_atomic(place, page(found).encode())
+        else:
+            place.write_text(page(found), encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{place}: not writable: {error.strerror or error}") from None
     return place
+
+
+def write_artifacts(target: Path, folder: Path) -> list[Path]:
+    """``report.html`` and, once there is something to draw, ``run.png``, in ``folder``.
+
+    Raises:
+        BadInput: no such run, or nothing to tell of it yet.
+    """
+    from mixloop.controller.report_page import draw_run, page
+
+    found = gather(target)
+    out = folder / "report.html"
+    out.write_text(page(found), encoding="utf-8")
+    return [out, *([draw_run(found, folder / "run.png")] if found["segments"] else [])]
 
 
 def gather(target: Path) -> Json:

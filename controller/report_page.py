@@ -1,8 +1,8 @@
 """The report's page: words, tables and pictures out of what :mod:`controller.report` gathered.
 
 Self-contained under ``default-src 'none'``: no script, no font, no request. Everything from data is
-escaped and stripped of control characters. Tables scroll inside themselves on a phone; in print
-every decision is open.
+escaped and stripped of control characters. Tables and pictures scroll inside themselves on a phone;
+in print every decision is open.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CSS = """
 body { font: 16px/1.55 system-ui, sans-serif; margin: 0 auto; max-width: 64rem; padding: 1rem;
   color: #1b2229; background: #fff; }
 h1 { font-size: 1.7rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .6rem;
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .6rem;
   margin: 1rem 0; }
 .facts div { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .75rem; }
 .facts b { display: block; font-size: 1.15rem; }
@@ -37,7 +37,7 @@ th { color: var(--quiet); font-weight: 600; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
 td.text { white-space: normal; min-width: 12rem; }
 td.over { color: #a1260d; font-weight: 600; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; display: block; }
+figure { margin: 1rem 0; overflow-x: auto; } img { max-width: 100%; height: auto; display: block; }
 details { border: 1px solid var(--line); border-radius: .5rem; margin: .5rem 0; padding: 0 .75rem; }
 summary { cursor: pointer; padding: .5rem 0; }
 summary b { color: var(--mark); }
@@ -46,7 +46,8 @@ dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .
   margin: 0 0 .75rem; font-size: .92rem; }
 dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 ul { margin: .2rem 0; padding-left: 1.2rem; }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dt { margin-top: .4rem; } }
+@media screen and (max-width: 40rem) { figure img { max-width: none; width: 44rem; }
+  dl { grid-template-columns: 1fr; } dt { margin-top: .4rem; } }
 @media print { body { max-width: none; font-size: 11px; } details { break-inside: avoid; }
   details::details-content { content-visibility: visible; height: auto; } }
 """
@@ -76,7 +77,7 @@ def story(found: Json) -> str:
     trainer, decisions = found["status"]["trainer"], found["decisions"]
     changed = [one for one in decisions if one["applied_step"] is not None]
     by_people = sum(one["asked_by"] == "operator" for one in changed)
-    state = "has ended" if trainer["finished"] else "is at"
+    state = "has ended after" if trainer["finished"] else "is at"
     first = (
         f"Training {state} {format_tokens(trainer['tokens'])} of {format_tokens(found['budget'])} "
         f"tokens under the policy {found['policy']}; {len(found['evaluations'])} checkpoints were "
@@ -113,8 +114,7 @@ def _count(number: int, what: str) -> str:
 
 def _facts(found: Json) -> str:
     trainer, tracking = found["status"]["trainer"], found["status"]["tracking"]
-    state = {True: "alive", False: "stopped", None: "on another machine"}[trainer["alive"]]
-    state = "finished" if trainer["finished"] else state
+    state = ", ".join(filter(None, (show.trainer_state(trainer), show.origin(trainer))))
     loss = "-" if trainer["loss"] is None else f"{trainer['loss']:.4f}"
     waiting = f"{tracking['waiting']} entries wait" if tracking["waiting"] else "all told"
     facts = [
@@ -130,20 +130,12 @@ def _facts(found: Json) -> str:
 
 
 def _picture(found: Json) -> str:
-    from mixloop.controller.picture import draw
     from mixloop.controller.report_picture import draw_epochs
 
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         if found["segments"]:
-            file = draw(
-                found["decisions"],
-                found["evaluations"],
-                found["segments"],
-                Path(folder) / "run.svg",
-                title=found["run"],
-                budget=found["budget"],
-            )
+            file = draw_run(found, Path(folder) / "run.svg")
             parts.append(_figure(file, "benchmarks in bits per byte, and the mixture, by tokens"))
         if len(found["drawn"]) > 1:
             file = draw_epochs(
@@ -151,6 +143,20 @@ def _picture(found: Json) -> str:
             )
             parts.append(_figure(file, "epochs of every source by tokens, and the cap"))
     return "\n".join(parts) or '<p class="quiet">nothing trained yet</p>'
+
+
+def draw_run(found: Json, out: Path) -> Path:
+    """The run's picture, PNG or SVG by ``out``'s suffix; it needs a segment to draw."""
+    from mixloop.controller.picture import draw
+
+    return draw(
+        found["decisions"],
+        found["evaluations"],
+        found["segments"],
+        out,
+        title=found["run"],
+        budget=found["budget"],
+    )
 
 
 def _figure(file: Path, what: str) -> str:

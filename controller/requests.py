@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import math
 import os
 import re
 import secrets
@@ -22,6 +21,7 @@ from typing import Any, Literal, get_args
 
 from mixloop.controller.journal import decision_id
 from mixloop.trainer.files import parse_json, read_regular, write_atomic
+from mixloop.trainer.keys import sign, unsigned_reason
 
 Json = dict[str, Any]
 
@@ -73,15 +73,21 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def submit(folder: Path, request: Request) -> Path:
+def submit(folder: Path, request: Request, *, run: str = "", key: bytes | None = None) -> Path:
     """Write a request where the controller finds it.
+
+    Args:
+        run: the run it is for.
+        key: signs it, together with the run's name: it is worth nothing in another run.
 
     Raises:
         OSError: the disk did not take it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{time.time_ns() // 1_000_000:013d}-{request.id}.json"
-    body = {"schema": SCHEMA, **asdict(request)}
+    body: Json = {"schema": SCHEMA, "run": run, **asdict(request)}
+    if key is not None:
+        body["hmac"] = sign(key, json.loads(json.dumps(body)))
     write_atomic(path, (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
     return path
 
@@ -94,11 +100,13 @@ def waiting(folder: Path) -> list[Path]:
         return []
 
 
-def read(path: Path, owners: frozenset[int]) -> Request:
+def read(path: Path, owners: frozenset[int], *, run: str = "", key: bytes | None = None) -> Request:
     """A request.
 
     Args:
         owners: the uids whose requests count.
+        run: the run it must be for, if it is signed.
+        key: what it must be signed with; None: anything, signed or not.
 
     Raises:
         RequestError: it is none, or somebody else's.
@@ -115,7 +123,16 @@ def read(path: Path, owners: frozenset[int]) -> Request:
         raise RequestError(f"not JSON: {str(error)[:100]}") from None
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         raise RequestError(f"not a {SCHEMA} object")
+    if key is not None:
+        _check_signed(body, run, key)
     return _parse(body)
+
+
+def _check_signed(body: Json, run: str, key: bytes) -> None:
+    if (unsigned := unsigned_reason(key, body)) is not None:
+        raise RequestError(unsigned)
+    if body.get("run") != run:
+        raise RequestError("it was signed for another run")
 
 
 def _parse(body: Json) -> Request:
@@ -151,7 +168,7 @@ def _shares(value: Any) -> dict[str, float]:
     if not isinstance(value, dict):
         raise RequestError("weights is no object")
     for name, share in value.items():
-        if type(share) not in (int, float) or not (math.isfinite(share) and 0 <= share <= 1):
+        if type(share) not in (int, float) or not 0 <= share <= 1:  # NaN fails the comparison
             raise RequestError(f"weights: {name[:60]!r} is no share from 0 to 1")
     return {name: float(share) for name, share in value.items()}
 

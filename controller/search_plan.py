@@ -8,6 +8,7 @@ from pathlib import Path
 from mixloop.controller import observe
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
+from mixloop.controller.search_proxy import accumulation_of
 from mixloop.controller.search_settings import SearchPlan, rungs_of, subsampled
 from mixloop.trainer.contract import read_manifest
 
@@ -50,7 +51,7 @@ def plan_search(path: Path, config: RunConfig, wanted: Wanted) -> SearchPlan:
     start = config.start_weights(known)
     rungs = rungs_of(tokens, search.rungs, search.reduction)
     step = window * (search.micro_batch or config.trainer.micro_batch)
-    if rungs[0] < step * config.trainer.accumulation:
+    if rungs[0] < step * accumulation_of(config):
         raise BadInput(f"{path}: search.rungs: the first ends before one step; give more tokens")
     return SearchPlan(
         folder=_folder(config, wanted),

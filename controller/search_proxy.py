@@ -12,10 +12,12 @@ from pathlib import Path
 from mixloop.controller import launch
 from mixloop.controller.children import child_environment
 from mixloop.controller.config import RunConfig
+from mixloop.controller.errors import BadInput
 from mixloop.controller.search_settings import SearchPlan
+from mixloop.trainer.batching import quanta_of
 from mixloop.trainer.checkpoint import list_steps
 from mixloop.trainer.contract import RunPaths, read_manifest, read_status, write_atomic
-from mixloop.trainer.job import Job, JobSource, LimitSettings, TrainerSettings
+from mixloop.trainer.job import Job, JobError, JobSource, LimitSettings, TrainerSettings
 
 
 def proxy_job(
@@ -36,6 +38,10 @@ def proxy_job(
         "checkpoint_every": plan.rungs[0],
         "keep": None,
         "processes": 1,
+        # a step of the run's first, on one process: what one of its ranks does
+        "batch": None,
+        "batch_schedule": (),
+        "accumulation": accumulation_of(config),
     }
     if anneal:
         changes["lr_schedule"] = "wsd"
@@ -56,6 +62,20 @@ def proxy_job(
         tokenizer=config.trainer.tokenizer,
         settings=TrainerSettings.model_validate(trainer | changes),
     )
+
+
+def accumulation_of(config: RunConfig) -> int:
+    """Micro-batches of the run's first step on each of its processes.
+
+    Raises:
+        BadInput: its batch can't be dealt to them.
+    """
+    trainer = config.trainer
+    try:
+        quantum = quanta_of(trainer, trainer.processes).at(0)
+    except JobError as error:
+        raise BadInput(str(error).replace("settings.", "trainer.")) from None
+    return quantum // (trainer.micro_batch * trainer.processes)
 
 
 class Proxy:

@@ -5,42 +5,69 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixloop.controller import launch
 from mixloop.controller.checks import check_evals
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.errors import BadInput
-from mixloop.controller.journal import FenceLost, JournalError
+from mixloop.controller.journal import FenceLost
+from mixloop.controller.metrics import Timings
+from mixloop.controller.metrics_server import check_address
 from mixloop.controller.show import clean
 from mixloop.trainer.contract import RunPaths, read_status
+
+if TYPE_CHECKING:
+    from mixloop.controller.daemon import Controller
 
 Say = Callable[[str], None]
 
 TERM_GRACE = 60.0  # seconds the controller gets to end by itself
 
 
-def control_run(path: Path, say: Say) -> int:
+def control_run(path: Path, say: Say, metrics_port: int | None = None) -> int:
     """Run the controller until the run has ended or someone stops it. Returns the exit code.
 
-    Raises:
-        BadInput: before anything starts, when the configuration or the policy is wrong.
-    """
-    from mixloop.controller.daemon import Controller
+    Args:
+        metrics_port: serve Prometheus' metrics there (0: at any free port), whatever run.yaml says.
 
+    Raises:
+        BadInput: before anything starts, when the configuration, the policy or the port is wrong.
+    """
     config = load_config(path)
     check_evals(path, config)
     launch.check_policy(config, path.parent.resolve())
     logging.getLogger("mixloop").addHandler(logging.NullHandler())
-    try:
-        controller = Controller(config, path.parent.resolve(), say)
-    except JournalError as error:
-        raise BadInput(str(error)) from None
+    with contextlib.ExitStack() as stack:
+        timings = Timings()
+        # first of all: a controller that takes the run over and then ends would end two
+        url = _serve_metrics(config, metrics_port, timings, stack)
+        controller = start_controller(config, path.parent.resolve(), say, timings)
+        return _control(controller, config, say, url)
+
+
+def _serve_metrics(
+    config: RunConfig, port: int | None, timings: Timings, stack: contextlib.ExitStack
+) -> str | None:
+    """Serve the metrics where that is asked for. Returns the address."""
+    from mixloop.controller.metrics_server import MetricsServer
+
+    settings = config.controller.metrics
+    wanted = settings.port if port is None else port
+    if wanted is None:
+        return None
+    server = MetricsServer(RunPaths(config.run.dir), settings.host, wanted, timings)
+    stack.callback(server.close)
+    return server.url
+
+
+def _control(controller: Any, config: RunConfig, say: Say, url: str | None) -> int:
     stopped_by: list[int] = []
 
     def stop(number: int, frame: object) -> None:
@@ -50,6 +77,8 @@ def control_run(path: Path, say: Say) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     say(f"controlling run '{config.run.id}' in {config.run.dir} (fence {controller.journal.fence})")
+    if url is not None:
+        say(f"metrics at {url}")
     try:
         controller.run()
     except FenceLost as error:
@@ -58,7 +87,32 @@ def control_run(path: Path, say: Say) -> int:
     return 130 if stopped_by else 0
 
 
-def run_both(path: Path, *, rewind: bool = False, say: Say | None = None) -> int:
+def start_controller(
+    config: RunConfig, base: Path, say: Say, timings: Timings | None = None
+) -> Controller:
+    """The controller of a run, which has taken it over.
+
+    Raises:
+        BadInput: a key file, a source or a journal that can't be used; one line says which.
+    """
+    from mixloop.controller.daemon import Controller
+    from mixloop.controller.history import reading
+
+    paths = RunPaths(config.run.dir)
+    with reading(paths.journal):
+        try:
+            return Controller(config, base, say, timings=timings or Timings())
+        except (OSError, sqlite3.OperationalError) as error:
+            # a full disk, a folder that can't be written to
+            raise BadInput(
+                f"{paths.dir}: no controller can start here: {error}; nothing was lost, "
+                "start it again when that is mended"
+            ) from None
+
+
+def run_both(
+    path: Path, *, rewind: bool = False, say: Say | None = None, metrics_port: int | None = None
+) -> int:
     """Train and control as two processes; returns the first failure's exit code, or 0.
 
     The trainer goes on if the controller dies, and the controller waits if the trainer dies: this
@@ -72,12 +126,16 @@ def run_both(path: Path, *, rewind: bool = False, say: Say | None = None) -> int
     check_evals(path, config)
     launch.check_policy(config, path.parent.resolve())
     launch.check_training(config, rewind=rewind)
+    port = config.controller.metrics.port if metrics_port is None else metrics_port
+    if port is not None:
+        check_address(config.controller.metrics.host, port)
     paths = RunPaths(config.run.dir)
     job = launch.write_job(config)
     logs = {name: paths.dir / f"{name}.log" for name in ("trainer", "controller")}
     told = logs["controller"].stat().st_size if logs["controller"].exists() else 0
     command = launch.trainer_command(job, rewind=rewind)
     mine = [sys.executable, "-m", "mixloop.controller.cli", "control", str(path)]
+    mine += ["--metrics-port", str(metrics_port)] if metrics_port is not None else []
     parts = {
         "trainer": launch.start(command, logs["trainer"]),
         "controller": launch.start(mine, logs["controller"]),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mixloop.controller.pulse import duration
 from mixloop.policies.units import format_tokens
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # halves of pairs too
 MOVED = 5e-4  # a share that moved less than this is not shown
 
 
@@ -118,14 +119,14 @@ def history_table(entries: Iterable[Json]) -> Table:
     made = table("History", columns)
     for entry in entries:
         made.add_row(
-            entry["id"],
-            str(entry["step"]),
+            cell(entry["id"]),
+            cell(entry["step"]),
             tokens(entry["tokens"]),
             cell(verdict(entry)),
             cell(entry["policy"]),
             cell(moves(entry["weights_before"], entry["weights_after"])),
             cell(_why(entry)),
-            "-" if entry["applied_step"] is None else f"step {entry['applied_step']}",
+            "-" if entry["applied_step"] is None else cell(f"step {entry['applied_step']}"),
         )
         headlines = {n: one for n, one in entry["steering"].items() if one["since"] is not None}
         made.caption = cell(f"Steered: {steering(headlines)}") if headlines else None
@@ -141,9 +142,11 @@ def _why(entry: Json) -> str:
 def verdict(entry: Json) -> str:
     """The verdict; of one that waited for a person, also what became of it."""
     approval = entry.get("approval")
-    if approval is None or approval["state"] == "waiting":
-        return str(entry["verdict"])
-    return f"{entry['verdict']}: {approval['state']}"
+    said = str(entry["verdict"])
+    if approval is not None and approval["state"] != "waiting":
+        said += f": {approval['state']}"
+    left = entry.get("abandoned_by")
+    return said if left is None else f"{said} (left behind by incarnation {left})"
 
 
 def steering(chosen: Json) -> str:
@@ -158,7 +161,7 @@ def steering(chosen: Json) -> str:
 def explain_lines(entry: Json) -> list[str]:
     """One decision in full: what, when, why, on what evidence, the guards, and what came of it."""
     lines = [
-        f"{entry['id']}  {entry['verdict']}  by {clean(entry['policy'])} ({entry['asked_by']})",
+        f"{entry['id']}  {verdict(entry)}  by {clean(entry['policy'])} ({entry['asked_by']})",
         "",
         f"Asked after  step {entry['step']} ({tokens(entry['tokens'])} tokens), "
         f"against generation {entry['against_generation']}",
@@ -254,7 +257,7 @@ def _trouble(health: Json | None) -> list[str]:
 def status_lines(found: Json) -> list[str]:
     """How the run stands, in a few lines."""
     trainer, mix = found["trainer"], found["mixture"]
-    lines = [f"Run        {clean(found['run'])}", f"Trainer    {_trainer_line(trainer)}"]
+    lines = [f"Run        {clean(found['run'] or '-')}", f"Trainer    {_trainer_line(trainer)}"]
     if trainer["tokens"] is not None:
         lines.append(
             f"Progress   step {trainer['step']}, {tokens(trainer['tokens'])} of "
@@ -275,6 +278,7 @@ def status_lines(found: Json) -> list[str]:
         for name, entry in found["ledger"].items()
     ]
     lines += [_benchmark_line(name, score) for name, score in found["benchmarks"].items()]
+    lines += _skipped_lines(found["skipped"])
     if found["steering"]:
         lines.append(f"Steered    {steering(found['steering'])}")
     lines += _pending_lines(found["pending"])
@@ -288,10 +292,51 @@ def status_lines(found: Json) -> list[str]:
 
 def _trainer_line(trainer: Json) -> str:
     if trainer["tokens"] is None:
-        return "not started"
-    state = {True: "alive", False: "stopped", None: "on another machine"}[trainer["alive"]]
-    state = "finished" if trainer.get("finished") else state
-    return f"{state}, process {trainer['pid']} on {clean(trainer['host'])}"
+        return trainer_state(trainer)
+    begun = origin(trainer)
+    where = f"process {trainer['pid']} on {clean(trainer['host'])}"
+    return f"{trainer_state(trainer)}, {where}{', ' if begun else ''}{begun}"
+
+
+def trainer_state(trainer: Json) -> str:
+    """``stalled: no heartbeat for 3m``."""
+    if trainer["state"] == "stalled":
+        return f"stalled: no heartbeat for {duration(trainer['silent'])}"
+    if trainer["state"] == "unknown":
+        return "on another machine, and no controller watches its heartbeat"
+    return str(trainer["state"])
+
+
+def origin(trainer: Json) -> str:
+    """``incarnation 2, rewound to step 400``; empty for a trainer's first."""
+    found = trainer["origin"]
+    if found is None:
+        return ""
+    if found["how"] == "forked":
+        return f"forked from {clean(found['run'])} at step {found['step']}"
+    at = "to" if found["how"] == "rewound" else "at"
+    return f"incarnation {trainer['incarnation']}, {found['how']} {at} step {found['step']}"
+
+
+def _skipped_lines(rows: Sequence[Json]) -> list[str]:
+    if not rows:
+        return []
+    count = "1 checkpoint" if len(rows) == 1 else f"{len(rows)} checkpoints"
+    last = rows[-1]
+    return [
+        f"Skipped    {count} not scored; the last, at step {last['step']}: {clean(last['reason'])}"
+    ]
+
+
+def skipped_lines(rows: Iterable[Json]) -> list[str]:
+    """``not scored: steps 200, 400: evaluation is behind: …``, one line per reason."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        reasons.setdefault(clean(row["reason"]), []).append(str(row["step"]))
+    return [
+        f"not scored: step{'s' if len(steps) > 1 else ''} {', '.join(steps)}: {why}"
+        for why, steps in reasons.items()
+    ]
 
 
 def _benchmark_line(name: str, score: Json) -> str:

@@ -5,11 +5,14 @@ Reads only. Every look opens the files afresh; what cannot be read is no news.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixloop.controller import branches
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import Journal, Row
@@ -18,20 +21,26 @@ from mixloop.controller.propose import remaining
 from mixloop.controller.reconcile import Applied, FileState, World
 from mixloop.trainer.contract import (
     Manifest,
+    OpenLine,
     RunPaths,
     Schedule,
     ScheduleError,
+    SegmentLine,
     Status,
     read_schedule,
     read_status,
 )
 from mixloop.trainer.files import NotRegularError, read_regular
+from mixloop.trainer.keys import is_signed
+from mixloop.trainer.schedule import decode_line
 
 if TYPE_CHECKING:
     from mixloop.controller.operations import Operations
 
 Json = dict[str, Any]
 
+BACKLOG = 2  # checkpoints that may wait before evaluation counts as behind
+LARGEST_SCHEDULE = 2**28  # bytes worth reading
 CURVE_POINTS = 400  # points of the trainer's curves over a whole run, at most
 
 
@@ -42,21 +51,34 @@ def highest_fence(paths: RunPaths) -> int:
     return max(seen, schedule_of(paths).accepted[0])
 
 
-def check_same_sources(paths: RunPaths, config: RunConfig) -> None:
-    """Refuse a run.yaml whose sources are not the ones the trainer runs on.
+def check_sources(paths: RunPaths, config: RunConfig) -> None:
+    """Refuse a run.yaml that isn't of the run in its folder, or lacks a source it draws from.
+
+    A source may be added or retired while a run goes on; the trainer takes it in, or lets it go,
+    at its next start.
 
     Raises:
-        BadInput: naming the difference; every order would be refused.
+        BadInput: naming the source and the mend.
     """
-    opened = schedule_of(paths).latest_open
+    schedule = schedule_of(paths)
+    opened = schedule.latest_open
     if opened is None:
         return
-    theirs = {source.name for source in opened.sources}
-    ours = set(config.sources)
-    if theirs and theirs != ours:
-        more = f"more: {', '.join(sorted(ours - theirs)) or 'none'}"
-        less = f"missing: {', '.join(sorted(theirs - ours)) or 'none'}"
-        raise BadInput(f"sources: not those of the run in {paths.dir} ({more}; {less})")
+    theirs = [source.name for source in opened.sources]
+    if not set(theirs) & set(config.sources):
+        raise BadInput(
+            f"sources: none of those of the run in {paths.dir} ({', '.join(theirs)}); is it "
+            "another run's run.yaml?"
+        )
+    status = read_status(paths.status)
+    drawn = [dict(status.in_force.weights)] if status is not None else []
+    drawn += [dict(line.weights) for line in schedule.segments[-1:]]
+    for name in theirs:
+        if name not in config.sources and any(weights.get(name) for weights in drawn):
+            raise BadInput(
+                f"sources.{name}: missing, though the run in {paths.dir} draws from it; put it "
+                "back until an order that gives it 0 is in force"
+            )
     length = config.trainer.sequence_length
     if opened.sequence_length != length:
         raise BadInput(
@@ -91,6 +113,58 @@ def schedule_of(paths: RunPaths) -> Schedule:
         return Schedule()
 
 
+class Accepted:
+    """The highest fence and generation of the trainer's schedule, as it grows.
+
+    Only the lines that are new since the last look are read with care: a schedule of thousands of
+    orders takes a quarter of a second. What was read is known by its digest, so that a file that
+    was changed in any other way than by appending is read anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = 0
+        self._digest = hashlib.sha256()
+        self._found = (0, 0)
+
+    def now(self) -> tuple[int, int]:
+        """``(fence, generation)``; what was found last while the file can't be read."""
+        try:
+            data = read_regular(self._path, LARGEST_SCHEDULE).data
+            if not self._grow(data):
+                self._start(data)
+        except (OSError, ScheduleError):
+            return (0, 0) if not self._read else self._found
+        return self._found
+
+    def _grow(self, data: bytes) -> bool:
+        """Whether nothing but segments was appended since."""
+        end = data.rfind(b"\n") + 1
+        if not 0 < self._read <= end:
+            return False
+        if hashlib.sha256(data[: self._read]).digest() != self._digest.digest():
+            return False
+        new = data[self._read : end]
+        try:
+            lines = [decode_line(line) for line in new.splitlines()]
+        except (ValueError, RecursionError):
+            return False
+        if not all(isinstance(line, SegmentLine) for line in lines):
+            return False
+        for line in lines:
+            if isinstance(line, SegmentLine):
+                fence, generation = self._found
+                self._found = max(fence, line.fence), max(generation, line.generation)
+        self._read = end
+        self._digest.update(new)
+        return True
+
+    def _start(self, data: bytes) -> None:
+        self._found = read_schedule(self._path).accepted
+        self._read = data.rfind(b"\n") + 1
+        self._digest = hashlib.sha256(data[: self._read])
+
+
 class Eyes:
     """What this controller can see of one run.
 
@@ -98,9 +172,15 @@ class Eyes:
         status: The trainer's newest heartbeat, or None.
         stranger: What was last found, in ``mixture.json`` or followed by the trainer, that no
             controller of this journal wrote; empty when there is nothing to tell.
+        unknown: Sources of run.yaml that the trainer has not been started with: until it is,
+            nothing is decided.
+        begun: Incarnations of the trainer that the journal does not know of, oldest first.
     """
 
-    def __init__(self, paths: RunPaths, journal: Journal, config: RunConfig) -> None:
+    def __init__(
+        self, paths: RunPaths, journal: Journal, config: RunConfig, key: bytes | None = None
+    ) -> None:
+        self._key = key
         self._paths = paths
         self._journal = journal
         self._config = config
@@ -111,16 +191,27 @@ class Eyes:
         }
         self.status: Status | None = None
         self.stranger = ""
+        self.unknown: tuple[str, ...] = ()
+        self.begun: tuple[OpenLine, ...] = ()
+        self._incarnation = int(
+            journal.value("SELECT value FROM meta WHERE key = 'incarnation'") or 0
+        )
+        self.cuts = branches.cuts(schedule_of(paths))
         self._curves_at = -1
         self._told: Json | None = None
+        self._schedule = Accepted(paths.schedule)
+        self._settled: tuple[int, int] | None = None
 
     def look(self, operations: Operations, **children: Any) -> World:
         """The world now; ``children`` are the facts about child processes."""
-        self.status = read_status(self._paths.status) or self.status
-        decides = self.status is not None and not operations.paused
+        self.status = self._own(read_status(self._paths.status)) or self.status
+        self.unknown = self._not_taken_in()
+        decides = self.status is not None and not operations.paused and not self.unknown
+        self._notice_incarnation()
         newest = self._newest_order()
         finished = self._finished()
         to_score, waiting = self._to_score(finished)
+        busy = children["scoring"] or children["trying"]
         unrecorded = self._unrecorded()
         idle = to_score is None and not unrecorded
         return World(
@@ -130,6 +221,8 @@ class Eyes:
             newly_rejected=self._newly_rejected(),
             unrecorded=unrecorded,
             to_score=None if children["scoring"] else to_score,
+            to_skip=self._abandoned() or ({} if busy or finished else self._behind(waiting)),
+            began=bool(self.begun),
             requested=operations.next_request() is not None,
             overdue=operations.ended() is not None,
             to_decide=self._to_decide() if decides else None,
@@ -138,6 +231,55 @@ class Eyes:
             closed=self._closed(),
             **children,
         )
+
+    def _own(self, status: Status | None) -> Status | None:
+        """The heartbeat, whose mixture is told by run.yaml's sources where the rest has none."""
+        if status is None or set(status.in_force.weights) == set(self._config.sources):
+            return status
+        weights = status.in_force.weights
+        if any(share for name, share in weights.items() if name not in self._config.sources):
+            return status
+        own = {name: weights.get(name, 0.0) for name in self._config.sources}
+        return replace(status, in_force=replace(status.in_force, weights=own))
+
+    def _not_taken_in(self) -> tuple[str, ...]:
+        """Sources of run.yaml that the trainer has not been started with."""
+        if self.status is None or not self.status.sources:
+            return ()
+        return tuple(name for name in self._config.sources if name not in self.status.sources)
+
+    # -- incarnations ------------------------------------------------------------------------
+
+    def _notice_incarnation(self) -> None:
+        self.begun = ()
+        if self.status is not None and self.status.incarnation > self._incarnation:
+            schedule = schedule_of(self._paths)
+            self.begun = branches.opened(schedule, above=self._incarnation)
+            if self.begun:
+                self.cuts = branches.cuts(schedule)
+                self._settled = None  # what was settled may be of a branch that was left
+
+    def incarnation_noted(self, abandoned: Iterable[int]) -> None:
+        """The journal knows of :attr:`begun`; these steps may come again."""
+        self._incarnation = max(line.incarnation for line in self.begun)
+        self._known -= set(abandoned)
+
+    def _on_branch(self, row: Row) -> bool:
+        return branches.abandoned(self.cuts, row["sample"], row["incarnation"]) is None
+
+    def _abandoned(self) -> dict[int, str]:
+        """Checkpoints of a branch the trainer has left, found only after it had."""
+        if not self.cuts:
+            return {}
+        rows = self._journal.rows(
+            "SELECT c.step, c.sample, c.incarnation FROM checkpoints c "
+            "LEFT JOIN evaluations e USING (step) WHERE e.state IS NULL"
+        )
+        found = {
+            row["step"]: branches.abandoned(self.cuts, row["sample"], row["incarnation"])
+            for row in rows
+        }
+        return {step: f"abandoned: {cut}" for step, cut in found.items() if cut is not None}
 
     # -- orders ------------------------------------------------------------------------------
 
@@ -152,14 +294,29 @@ class Eyes:
         """The mixture last asked for and what is left of its plan; before any order the first."""
         newest = self._newest_order()
         if newest is None:
-            return dict(initial), []
-        return remaining(newest["weights"], newest["plan"], tokens)
+            return self._shares(initial), []
+        asked, left = remaining(newest["weights"], self.plan_of(newest), tokens)
+        return self._shares(asked), [[until, self._shares(weights)] for until, weights in left]
+
+    def plan_of(self, order: Row) -> list[tuple[int, dict[str, float]]]:
+        """What is left of an order's plan when it draws from sources that run.yaml no longer has:
+        the stretches up to the first that does."""
+        plan: list[tuple[int, dict[str, float]]] = []
+        for until, weights in order["plan"]:
+            if any(share for name, share in weights.items() if name not in self._config.sources):
+                break
+            plan.append((until, weights))
+        return plan
+
+    def _shares(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """A mixture by run.yaml's sources; one that was retired has no share in it."""
+        return {name: weights.get(name, 0.0) for name in self._config.sources}
 
     def next_generation(self) -> int:
         """Above every generation this journal or the trainer has seen."""
         known = self._journal.value("SELECT MAX(generation) FROM orders") or 0
         accepted = self.status.accepted.generation if self.status is not None else 0
-        return max(known, accepted, schedule_of(self._paths).accepted[1]) + 1
+        return max(known, accepted, self._schedule.now()[1]) + 1
 
     def weights_before(self, generation: int, initial: Mapping[str, float]) -> dict[str, float]:
         """The mixture that was in force when this order came into force."""
@@ -217,18 +374,24 @@ class Eyes:
             return FileState.STRANGER
         ours = newest is not None and newest["generation"] == generation
         recorded = newest is not None and newest["published_fence"] == self._journal.fence
-        current = ours and recorded and fence == self._journal.fence
+        signed = self._key is None or is_signed(self._key, found)
+        current = ours and recorded and signed and fence == self._journal.fence
         return FileState.CURRENT if current else FileState.STALE
 
     def _newly_applied(self) -> Iterable[Applied]:
         if self.status is None:
             return
+        in_force = self.status.in_force
         rows = self._journal.rows(
-            "SELECT generation FROM orders WHERE applied_step IS NULL AND generation <= ? "
+            "SELECT generation, plan FROM orders WHERE applied_step IS NULL AND generation <= ? "
             "ORDER BY generation",
-            self.status.in_force.generation,
+            in_force.generation,
         )
         if not rows:
+            return
+        if [(row["generation"], row["plan"]) for row in rows] == [(in_force.generation, [])]:
+            # the only stretch of this order: the heartbeat says itself where it began
+            yield Applied(in_force.generation, in_force.sample, in_force.step)
             return
         segments = schedule_of(self._paths).segments
         for row in rows:
@@ -268,9 +431,17 @@ class Eyes:
             manifest = self.layout.manifest(name)
             if manifest is None:
                 continue
-            if self._journal.row("SELECT 1 FROM checkpoints WHERE step = ?", manifest.step):
+            known = self._journal.row(
+                "SELECT sample, incarnation FROM checkpoints WHERE step = ?", manifest.step
+            )
+            # a step is repeated by a resume, which makes the same checkpoint, or after a rewind
+            if known is not None and (
+                manifest.incarnation <= known["incarnation"] or self._on_branch(known)
+            ):
                 self._known.add(manifest.step)
                 continue
+            if self._settled is not None and manifest.step <= self._settled[0]:
+                self._settled = None  # older than what is settled: all is looked through again
             self._manifests[name] = manifest
             found.append(name)
         return tuple(found)
@@ -286,19 +457,42 @@ class Eyes:
 
     def _to_score(self, finished: bool) -> tuple[int | None, list[int]]:
         """The next checkpoint to score, and all that wait."""
+        step, tokens = self._settled or (-1, None)
         rows = self._journal.rows(
-            "SELECT c.step, c.tokens, e.state FROM checkpoints c "
-            "LEFT JOIN evaluations e USING (step) ORDER BY c.step"
+            "SELECT c.step, c.tokens, c.sample, c.incarnation, e.state FROM checkpoints c "
+            "LEFT JOIN evaluations e USING (step) WHERE c.step > ? ORDER BY c.step",
+            step,
         )
+        rows = [row for row in rows if self._on_branch(row)]
         every = self._config.evals.every or 0
-        due: list[Row] = []
+        waiting: list[int] = []
         for row in rows:
             last = finished and row is rows[-1]
-            far_enough = not due or row["tokens"] - due[-1]["tokens"] >= every
-            if row["state"] is not None or far_enough or last:
-                due.append(row)
-        waiting = [row["step"] for row in due if row["state"] in (None, "running")]
+            far_enough = tokens is None or row["tokens"] - tokens >= every
+            if not (row["state"] is not None or far_enough or last):
+                continue
+            tokens = row["tokens"]
+            if row["state"] in (None, "running"):
+                waiting.append(row["step"])
+            elif not waiting:  # nothing up to here will ever be due again
+                self._settled = (row["step"], tokens)
         return (waiting[0] if waiting else None), waiting
+
+    def _behind(self, waiting: list[int]) -> dict[int, str]:
+        """What is passed over so that the newest is scored next; a short queue is no backlog.
+
+        What was begun is finished all the same. After the end of the training nothing waits for a
+        score, and all are scored.
+        """
+        if self._config.evals.backlog == "all" or len(waiting) <= BACKLOG:
+            return {}
+        begun = self._journal.rows("SELECT step FROM evaluations WHERE state = 'running'")
+        passed = set(waiting[:-1]) - {row["step"] for row in begun}
+        why = (
+            f"evaluation is behind: {len(waiting)} checkpoints waited, and the newest "
+            f"(step {waiting[-1]}) is scored next"
+        )
+        return dict.fromkeys(sorted(passed), why)
 
     def waiting(self) -> list[int]:
         """Steps of the checkpoints that are still to be scored."""
@@ -314,7 +508,9 @@ class Eyes:
     def _to_decide(self) -> int | None:
         """The newest scored checkpoint, unless it or a newer one was decided on."""
         scored = self._journal.value("SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
-        decided = self._journal.value("SELECT MAX(step) FROM decisions WHERE asked_by = 'policy'")
+        decided = self._journal.value(
+            "SELECT MAX(step) FROM decisions WHERE asked_by = 'policy' AND abandoned_by IS NULL"
+        )
         if scored is None or (decided is not None and scored <= decided):
             return None
         return int(scored)

@@ -280,7 +280,7 @@ def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) ->
     if made.order is not None:
         run.issued += 1
         plan = tuple((until, dict(w)) for until, w in made.order["plan"])
-        at = min(run.tokens + propose.switching_lead(run.config), run.config.budget)
+        at = min(run.tokens + propose.switching_lead(run.config, run.tokens), run.config.budget)
         run.pending = _Order(run.issued, at, dict(made.order["weights"]), plan)
     run.decisions.append(
         PastDecision(

@@ -24,6 +24,7 @@ sources:
 evals:
   every: 200M               # tokens between scored checkpoints
   # budget: 2%              # of training time: chooses the items, once; those below are then limits
+  # backlog: latest         # or all: what is scored when more than two checkpoints wait
   # steering: auto          # or bits_per_byte: never accuracy, exact match or pass@1
   device: cpu               # never a training GPU unless you name one
   # launcher: [srun, -G1, "{command}"] starts the worker elsewhere; ray, with workers: 4, many
@@ -59,7 +60,8 @@ trainer:
           num_attention_heads: 9, num_key_value_heads: 3}
   sequence_length: 2048
   micro_batch: 8
-  accumulation: 4
+  accumulation: 4           # or `batch: 32`: samples of a step on any number of processes
+  # batch_schedule: [{from: 2B, accumulation: 8}]  # larger steps later on
   processes: 1              # more: torchrun with data parallelism
   # parallel: fsdp          # each process holds its part of weights and optimizer
   # activation_checkpointing: true

@@ -14,10 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mixloop.controller import show
+from mixloop.policies.units import format_tokens
+
 Json = dict[str, Any]
 
 
 LOWER, UPPER = "_lower", "_upper"  # one standard error off a score
+OUTCOME = "outcome."  # of a trace's tags: what a benchmark did after the decision
 TOLD = 40  # interventions in a run's description
 
 
@@ -220,6 +224,7 @@ def decision_entry(decision: Json, scores: Json, start_ms: int, end_ms: int) -> 
         "end_ms": end_ms,
         "request": request,
         "response": response,
+        "previews": _previews(decision, request["scores"]),
         "spans": [list(span) for span in spans],
         "tags": {
             "verdict": decision["verdict"],
@@ -231,6 +236,18 @@ def decision_entry(decision: Json, scores: Json, start_ms: int, end_ms: int) -> 
     return Entry(f"decision:{decision['id']}", "trace", payload)
 
 
+def _previews(decision: Json, scores: Mapping[str, str]) -> list[str]:
+    """What a list of traces shows of a decision: what it looked at, and what came of it."""
+    shown = [f"{name} {value}" for name, value in scores.items()]
+    steering = [one for one in shown if " bits_per_byte " in one] or shown
+    at = f"step {decision['step']}, {format_tokens(decision['tokens'])} tokens"
+    before, after = decision["weights_before"], decision["weights_after"]
+    asked = [at, show.mixture(before), *steering]
+    moved = show.moves(before, after)
+    came = f"{decision['id']} {decision['verdict']}" + (f": {moved}" if moved != "-" else "")
+    return ["; ".join(asked), f"{came}; {' '.join(decision['reason'].split())}"]
+
+
 def approval_entry(decision: str, state: str, by: str | None) -> Entry:
     """A decision that waited for a person: what became of it, as tags on its trace."""
     tags = {"approval": state} | ({"approval.by": by} if by else {})
@@ -240,15 +257,29 @@ def approval_entry(decision: str, state: str, by: str | None) -> Entry:
 def outcome_entries(decision: str, step: int, outcome: Mapping[str, Json], ms: int) -> list[Entry]:
     """What the benchmarks did after an intervention: tags and a step on its trace, a new report."""
     tags = {
-        f"outcome.{name}": f"{found['gain']:+.4f} ± {found['stderr']:.4f} {found['metric']}"
+        f"{OUTCOME}{name}": f"{found['gain']:+.4f} ± {found['stderr']:.4f} {found['metric']}"
         for name, found in outcome.items()
     }
     payload = {"id": decision, "tags": {**tags, "outcome_step": step}}
     return [
-        Entry(f"outcome:{decision}", "trace_tags", payload),
+        Entry(outcome_key(decision), "trace_tags", payload),
         span_entry(decision, "outcome", {"step": step}, dict(outcome), ms),
         Entry(f"report:{decision}", "report", {}),
     ]
+
+
+def outcome_key(decision: str) -> str:
+    """The key under which a decision's outcome was told."""
+    return f"outcome:{decision}"
+
+
+def outcome_gains(tags: Mapping[str, Any]) -> dict[str, str]:
+    """By benchmark, the gain that an outcome's tags tell of: ``+0.1000 ± 0.0200 bits_per_byte``."""
+    return {
+        key.removeprefix(OUTCOME): str(value)
+        for key, value in tags.items()
+        if key.startswith(OUTCOME)
+    }
 
 
 def note_entry(key: str, note: str) -> Entry:
@@ -261,27 +292,69 @@ def end_entry(tokens: int, note: str, ms: int) -> Entry:
     return Entry(f"end:{tokens}", "end", {"status": "FINISHED", "ms": ms, "note": note})
 
 
-def run_note(shown: Sequence[Json], changed: int, decisions: int) -> str:
-    """The run's story in Markdown, its last interventions as a table.
+def run_note(
+    shown: Sequence[Json],
+    changed: int,
+    decisions: int,
+    followed: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
+    """The run's story in Markdown: a paragraph, then its last interventions as a table.
 
     Args:
         shown: the last interventions, oldest first, each with the step it was applied at.
         changed: how many interventions there were, ``decisions`` how many decisions.
+        followed: by a decision's id, what each benchmark did after it.
     """
-    lines = [f"{changed} interventions in {decisions} decisions.", ""]
+    followed = followed or {}
+    lines = [_story(shown, changed, decisions, followed), ""]
     if changed > len(shown):
         lines += [f"The last {len(shown)}; `mixloop history` has all.", ""]
     if shown:
         lines += [
-            "| decision | tokens | in force at step | mixture | why |",
-            "|---|---|---|---|---|",
+            "| decision | tokens | in force at step | mixture | why | what followed |",
+            "|---|---|---|---|---|---|",
         ]
     for row in shown:
         weights = ", ".join(f"{name} {w:.3g}" for name, w in row["weights_after"].items())
         step = "-" if row["applied_step"] is None else row["applied_step"]
-        reason = " ".join(row["reason"].replace("|", "/").split())
-        lines.append(f"| {row['id']} | {row['tokens']:,} | {step} | {weights} | {reason} |")
+        after = ", ".join(f"{name} {gain}" for name, gain in followed.get(row["id"], {}).items())
+        cells = [row["id"], f"{row['tokens']:,}", step, weights, _cell(row["reason"]), _cell(after)]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        "Every decision is a trace (tab *Traces*) with its evidence, its guards and what followed; "
+        "the whole run on one page is the artifact `report/report.html`.",
+    ]
     return "\n".join(lines)
+
+
+def _story(
+    shown: Sequence[Json], changed: int, decisions: int, followed: Mapping[str, Mapping[str, str]]
+) -> str:
+    """The first lines of the description, all that MLflow shows before *Show more*."""
+    words = [f"{_count(changed, 'intervention')} in {_count(decisions, 'decision')}."]
+    if not shown:
+        return words[0]
+    last = shown[-1]
+    moved = show.moves(last["weights_before"], last["weights_after"])
+    words.append(
+        f"The last, **{last['id']}** at {format_tokens(last['tokens'])} tokens, moved "
+        f"{_cell(moved)}: {_cell(last['reason'])}."
+    )
+    told = [one for one in shown if followed.get(one["id"])]
+    if told:
+        gains = ", ".join(f"{name} {gain}" for name, gain in followed[told[-1]["id"]].items())
+        words.append(f"After {told[-1]['id']}: {_cell(gains)} (positive is better).")
+    return " ".join(words)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _cell(value: str) -> str:
+    """Text for a cell of a table in Markdown: one line, no bars."""
+    return " ".join(value.replace("|", "/").split())
 
 
 def _rounded(weights: Mapping[str, float]) -> dict[str, float]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import secrets
+import stat
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -111,26 +114,36 @@ class Scorecard(_Frozen):
     def read(cls, path: Path) -> Scorecard:
         """Reads a scorecard file. Raises OSError or ValueError naming the file."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(_regular(path))
         except ValueError as error:
             raise ValueError(f"{path}: not a scorecard: {error}") from error
 
     def write(self, path: Path) -> None:
         """Writes the file atomically: a reader sees all of it or nothing."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o644), "w", encoding="utf-8") as file:
+            try:
                 file.write(self.to_json())
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def data_kinds(self) -> dict[str, str]:
         """Where each benchmark's items came from: what `EvalSettings.pinned` takes."""
         return {name: one.data_kind for name, one in self.benchmarks.items() if one.data_kind}
+
+
+def _regular(path: Path) -> bytes:
+    """A regular file's bytes: no link is followed, no FIFO waited for."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
 
 
 def training_state(checkpoint: Path) -> tuple[int | None, int | None]:

@@ -126,7 +126,9 @@ class EvalSettings(BaseModel):
     `budget` is the share of training time that evaluation may take (`2%`, 0.02), whichever device
     it runs on: it chooses the numbers of items, once and for the whole run, and the `items` and
     `generate_items` of a benchmark are then upper bounds. `steering` is the controller's: which
-    metric of a benchmark policies look at. `samples` says whether texts of up to `samples_tokens`
+    metric of a benchmark policies look at. So is `backlog`: with `latest`, once more than two
+    checkpoints wait to be scored while training goes on, the newest is next and the older ones are
+    skipped; with `all` none is. `samples` says whether texts of up to `samples_tokens`
     tokens are written for a person beside each scorecard. `data_pins` is what `auto` found earlier
     in the run, see :meth:`pinned`.
     `launcher` is `local`, a command template, or `ray`: then `workers` actors of `worker_cpus`
@@ -146,6 +148,7 @@ class EvalSettings(BaseModel):
         default_factory=dict
     )
     steering: Literal["auto", "bits_per_byte"] = "auto"
+    backlog: Literal["latest", "all"] = "latest"
     data_pins: dict[str, Literal["hub", "packages"]] = Field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"

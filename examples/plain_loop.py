@@ -17,12 +17,11 @@ config = LlamaConfig(
 )
 model = LlamaForCausalLM(config).train()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-accumulation = loader.job.settings.accumulation
 
-for number, batch in enumerate(loader, start=1):  # one micro-batch of this rank
+for batch in loader:  # one micro-batch of this rank
     loss = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
-    (loss / accumulation).backward()
-    if number % accumulation == 0:
+    (loss / loader.accumulation).backward()
+    if loader.step_ends:
         optimizer.step()
         optimizer.zero_grad()
         loader.report(loss=loss.detach(), lr=1e-3, phase="stable")

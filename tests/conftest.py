@@ -45,7 +45,11 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, played_run: ModuleType
 
         def start(**changed: Any) -> Any:
             run = played_run.Run(played_run.make_run(tmp_path, **changed))
-            stack.callback(run.controller.close)
+
+            def close() -> None:
+                run.controller.close()  # whichever it has by then
+
+            stack.callback(close)
             return run
 
         yield start

@@ -268,17 +268,21 @@ def test_rubbish_in_the_shared_file_is_replaced(run_file: Path, held: bytes | No
     assert (again.generation, again.weights) == (order.generation, order.weights)
 
 
-def test_sources_that_are_not_the_runs_are_refused(run_file: Path) -> None:
+def test_a_source_that_the_run_draws_from_must_stay(run_file: Path) -> None:
     assert controller(run_file, 30).returncode == -signal.SIGKILL
     write_store(run_file.parent / "maths")
     data = yaml.safe_load(run_file.read_text())
-    data["sources"]["maths"] = {"path": "maths", "standby": True}
-    run_file.write_text(yaml.safe_dump(data))
-    with control(run_file) as process:
-        said, _ = process.communicate(timeout=30)
-    assert process.returncode == 2
-    assert "sources: not those of the run" in said
-    assert "more: maths" in said
+    kept = data["sources"]
+    for sources, said in (
+        ({"maths": {"path": "maths", "weight": 1.0}}, "sources: none of those of the run"),
+        ({"web": {"path": "web", "weight": 1.0}}, "sources.code: missing, though the run"),
+    ):
+        run_file.write_text(yaml.safe_dump({**data, "sources": sources}))
+        with control(run_file) as process:
+            told, _ = process.communicate(timeout=30)
+        assert process.returncode == 2
+        assert said in told
+    run_file.write_text(yaml.safe_dump({**data, "sources": kept}))
 
 
 def control(run_file: Path) -> subprocess.Popen[str]:

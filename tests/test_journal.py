@@ -113,8 +113,15 @@ def test_a_journal_of_the_first_version_is_brought_up_with_nothing_lost(path: Pa
     database = sqlite3.connect(path)
     database.executescript(
         "ALTER TABLE checkpoints DROP COLUMN drawn; ALTER TABLE checkpoints DROP COLUMN losses;"
+        "ALTER TABLE checkpoints DROP COLUMN incarnation;"
+        "DROP INDEX decisions_by_verdict; DROP INDEX evaluations_by_state;"
+        "DROP INDEX orders_not_in_force; DROP INDEX one_policy_decision_per_checkpoint;"
+        "ALTER TABLE decisions DROP COLUMN abandoned_by; CREATE UNIQUE INDEX "
+        "one_policy_decision_per_checkpoint ON decisions(step) WHERE asked_by = 'policy';"
         "INSERT INTO checkpoints VALUES (5, 50, 5, '/c', 'stable', 0, '{\"web\": 1.0}', 'then');"
-        "DROP TABLE requests; DROP TABLE approvals; DROP TABLE assessments; PRAGMA user_version = 1"
+        "DROP TABLE requests; DROP TABLE approvals; DROP TABLE assessments;"
+        "PRAGMA user_version = 1;"
+        "INSERT INTO evaluations VALUES (5, 'failed', 2, 'gone', NULL, 'then', 'later');"
     )
     database.close()
     # who only reads changes nothing, and can read it all the same
@@ -128,3 +135,4 @@ def test_a_journal_of_the_first_version_is_brought_up_with_nothing_lost(path: Pa
         assert row is not None
         assert row["weights"] == {"web": 1.0}
         assert row["drawn"] == {}
+        assert row["incarnation"] == 0

@@ -273,7 +273,6 @@ def on_two_ranks(**asked: Any) -> None:
     assert [rank.returncode for rank in ranks] == [0, 0], told[0][-4000:]
 
 
-@pytest.mark.soak
 def test_the_example_goes_on_where_it_was(tmp_path: Path) -> None:
     script = [sys.executable, str(EXAMPLE), str(tmp_path)]
     for steps in ("60", "120"):

@@ -70,7 +70,12 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "prose": {"path": "prose", "weight": 0.9},
             "code": {"path": "code", "weight": 0.1},
         },
-        "evals": {"threads": 1, "benchmarks": {"humaneval": {**settings, "items": 20}}},
+        # all of them: what is tested is that retention spares what waits, however slow the machine
+        "evals": {
+            "threads": 1,
+            "backlog": "all",
+            "benchmarks": {"humaneval": {**settings, "items": 20}},
+        },
         "policy": {"use": "rules", "with": rules},
         "guards": {"max_change": 0.3, "max_epochs": None},
         "controller": {"poll": 0.2},

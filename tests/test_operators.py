@@ -265,6 +265,11 @@ def test_a_journal_of_the_version_before_is_read_and_brought_up(play: Any, tmp_p
     with contextlib.closing(sqlite3.connect(old)) as db:
         db.executescript(
             "DROP TABLE requests; DROP TABLE approvals; DROP TABLE assessments;"
+            "DROP INDEX one_policy_decision_per_checkpoint; DROP INDEX orders_not_in_force;"
+            "DROP INDEX decisions_by_verdict; DROP INDEX evaluations_by_state;"
+            "ALTER TABLE checkpoints DROP COLUMN incarnation;"
+            "ALTER TABLE decisions DROP COLUMN abandoned_by; CREATE UNIQUE INDEX "
+            "one_policy_decision_per_checkpoint ON decisions(step) WHERE asked_by = 'policy';"
             "PRAGMA user_version = 2"
         )
     with contextlib.closing(Journal(old)) as journal:
@@ -282,3 +287,37 @@ def test_shares_not_named_share_the_rest() -> None:
     )
     assert completed({"a": 0.5}, {"a": 1.0}, ["a", "b"])[0] is None
     assert completed({"a": 0.9, "b": 0.2}, now, now)[0] is None
+
+
+def test_sources_change_between_starts(play: Any, played_run: ModuleType) -> None:
+    """A retired source is left behind, a new one waits for the trainer to be restarted."""
+    run = play(policy={"use": "static"})
+    run.train(1)
+    run.tell("set", "code=0", "--reason", "enough code")
+    run.train(4)
+    assert run.in_force()["code"] == 0
+    run.controller.close()
+    data = yaml.safe_load(run.path.read_text())
+    del data["sources"]["code"]
+    played_run.write_store(run.path.parent / "new")
+    data["sources"]["new"] = {"path": "new", "standby": True}
+    data["sources"]["web"]["weight"], data["sources"]["maths"]["weight"] = 0.8, 0.2
+    run.path.write_text(yaml.safe_dump(data))
+    config = load_config(run.path)
+    run.controller = daemon.Controller(config, run.path.parent, run.said.append)
+    run.journal = run.controller.journal
+    decided = len(run.history())
+    run.train(6)
+    fence = read_schedule(run.paths.schedule).accepted[0]
+    assert [line for line in run.said if line.startswith("sources.new: new in run.yaml")]
+    assert len(run.history()) == decided, "nothing is decided"
+    assert run.controller._eyes.status.accepted.fence > fence, "the order was taken on"
+    assert run.controller._eyes.status.rejected == ()
+
+    run.trainer.restart(config)
+    run.train(4)
+    assert len(run.history()) > decided
+    run.tell("set", "new=0.1")
+    run.train(4)
+    assert run.in_force() == pytest.approx({"web": 0.72, "maths": 0.18, "new": 0.1}, abs=1e-6)
+    assert [s.weights.get("code", 0) for s in read_schedule(run.paths.schedule).segments][-1] == 0

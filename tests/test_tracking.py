@@ -232,9 +232,13 @@ def test_unreachable_for_a_whole_run_then_caught_up_without_duplicates(
     assert tags["applied_step"] == "12"
     assert "+0.1000 ± 0.0200" in tags["outcome.gsm8k"]
     assert "0.9" in request
-    assert "1 interventions in 1 decisions" in first["note"]
-    assert "| d-000001 | 800 | 12 | web 0.8, code 0.2 | gsm8k is flat |" in first["note"]
-    assert "gsm8k is flat" in response
+    assert first["note"].startswith("1 intervention in 1 decision. The last, **d-000001**")
+    assert "After d-000001: gsm8k +0.1000 ± 0.0200 bits_per_byte" in first["note"]
+    assert (
+        "| d-000001 | 800 | 12 | web 0.8, code 0.2 | gsm8k is flat | gsm8k +0.1000" in first["note"]
+    )
+    assert request.startswith("step 10, 800 tokens; web 0.900, code 0.100")
+    assert response.startswith("d-000001 intervene: code 0.100 → 0.200, web 0.900 → 0.800; gsm8k")
     (spans,) = first["spans"]
     names = [name for name, _ in spans]
     assert sorted(names) == sorted(

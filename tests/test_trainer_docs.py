@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from mixloop.trainer.contract import read_schedule, read_status
+from mixloop.trainer.job import TrainerSettings
 from mixloop.trainer.store import StoreInfo
 
 TEXT = (Path(__file__).parent.parent / "docs" / "trainer.md").read_text(encoding="utf-8")
@@ -40,7 +42,11 @@ def test_the_code_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     }
     for language, block in BLOCKS:
         if language == "yaml":
-            (tmp_path / "run.yaml").write_text(block)
+            body = yaml.safe_load(block)
+            if "run" in body:
+                (tmp_path / "run.yaml").write_text(block)
+            else:  # a part of one
+                TrainerSettings.model_validate(body["trainer"])
             continue
         exec(compile(block, "docs/trainer.md", "exec"), names)
     whole = -(-100_000 // (8 * 32)) * 2

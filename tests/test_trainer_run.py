@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from mixloop.controller.audit_command import examine
 from mixloop.trainer import checkpoint
 from mixloop.trainer.contract import (
     OpenLine,
@@ -459,6 +460,54 @@ def test_another_quantum_needs_rewind(
     assert (status.sample, status.step) == (80 + 12 * 20, 30)
 
 
+def test_larger_steps_and_changed_sources_in_the_reference_loop(
+    tmp_path: Path, stores: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(stores, tmp_path / "stores")
+    stores = tmp_path / "stores"
+    grows = [{"from": 100 * LENGTH, "batch": 16}, {"from": 200 * LENGTH, "batch": "384 tokens"}]
+    steps = [8] * 13 + [16] * 6 + [24] * 5  # 104 + 96 + 120 = 320 samples
+    settings = {"accumulation": 1, "batch": 8, "batch_schedule": grows}
+    calm = make_job(tmp_path / "calm", stores, **settings)
+    assert train(calm, trace=tmp_path / "calm.jsonl") == 0
+    undisturbed = read_trace(tmp_path / "calm.jsonl")
+    assert [np.size(line["source"]) for line in undisturbed.values()] == steps
+    assert not examine(calm.dir, [tmp_path / "calm.jsonl"], []).findings
+
+    job = make_job(tmp_path / "run", stores, steps=22, **settings)  # ends inside the second size
+    assert train(job, trace=tmp_path / "first") == 0
+    shutil.copytree(job.dir, tmp_path / "same")
+    same = job.model_copy(update={"dir": tmp_path / "same", "budget": calm.budget})
+    assert train(same, trace=tmp_path / "second") == 0
+    assert read_trace(tmp_path / "first") | read_trace(tmp_path / "second") == undisturbed
+    assert final_weights(same.dir) == final_weights(calm.dir)
+
+    text = json.dumps({"text": " ".join(WORDS * 20)})
+    (tmp_path / "more.jsonl").write_text("\n".join([text] * 30))
+    more = str(tmp_path / "more.jsonl")
+    prepare([more], stores / "maths", str(stores / "tokenizer"), append=True)
+    prepare([more], stores / "new", str(stores / "tokenizer"))
+    body = job.model_dump(mode="json") | {"budget": calm.budget + 4000}
+    body["sources"] = {"new": {"path": str(stores / "new"), "standby": True}, **body["sources"]}
+    changed = Job.model_validate(body)
+    capsys.readouterr()
+    assert train(changed, trace=tmp_path / "third") == 0
+    said = capsys.readouterr()
+    assert "sources.new: new to this run" in said.out + said.err
+    assert "sources.maths: extended from" in said.out + said.err
+    report = examine(
+        job.dir, [tmp_path / "first", tmp_path / "third"],
+        [f"{name}={stores / name}" for name in (*WEIGHTS, "new")],
+    )  # fmt: skip
+    assert not report.findings
+    assert report.trace is not None
+    assert report.trace.verified == report.trace.lines > 24
+    status = read_status(RunPaths(job.dir).status)
+    assert status is not None
+    assert status.sources["new"].tokens == 0
+    assert status.sources["maths"].unique_tokens == open_stores(changed)["maths"].info.tokens
+
+
 def test_a_newer_incarnation_silences_the_older(
     tmp_path: Path, stores: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -530,7 +579,7 @@ def test_no_rank_holds_saved_what_another_could_not(tmp_path: Path, stores: Path
     trainer: Any = SimpleNamespace(
         peers=peers, recent=list, state=dict, written=dict, release=lambda: None
     )
-    session = Session(plan, Start(1, (), ()), trainer, cast(Any, None), tmp_path)
+    session = Session(plan, Start(1, (), (), {}, ((0, 8),)), trainer, cast(Any, None), tmp_path)
     assert not session.save()
     assert not session.save()
     peers.failed = False
@@ -619,7 +668,10 @@ def test_a_run_without_room_for_checkpoints_trains_on(
     [
         ({"seed": 6}, "seed: 6 in the job, but this run was begun with 5"),
         ({"run": "other"}, "a checkpoint of run 'tiny', not 'other'"),
-        ({"sources": {"web": {}, "code": {}}}, "sources: web, code in the job, but"),
+        (
+            {"sources": {"web": {}, "code": {}}},
+            "sources.maths: no longer in the job, but from sample 80 on it has weight",
+        ),
     ],
 )
 def test_a_resume_that_would_not_continue_is_refused(

@@ -121,12 +121,11 @@ def adopt(
     """
     peers = place.peers
     plan, micro, known = on_first(peers, _told(lambda: _plan(job, stores, place, state, rewind)))
-    asked = (place.world, job.settings.micro_batch, job.settings.accumulation, job.seed)
-    settings = plan.job.settings
-    theirs = (plan.world, settings.micro_batch, settings.accumulation, plan.job.seed)
+    asked = (place.world, job.seed, *_steps(job))
+    theirs = (plan.world, plan.job.seed, *_steps(plan.job))
     if peers.any(asked != theirs or list(job.sources) != list(plan.job.sources)):
         raise JobError(
-            "ranks: they don't agree on world, micro_batch, accumulation, seed or sources; give "
+            "ranks: they don't agree on world, micro_batch, batch, seed or sources; give "
             "the same on every rank"
         )
     if plan.finished:
@@ -145,6 +144,12 @@ def adopt(
         if plan.parent is not None:
             say(f"goes on at step {plan.step}, sample {plan.sample}", "mixloop")
     return Adopted(plan, start, micro, steering)
+
+
+def _steps(job: Job) -> tuple[object, ...]:
+    """The settings that say how steps are made."""
+    settings = job.settings
+    return settings.micro_batch, settings.accumulation, settings.batch, settings.batch_schedule
 
 
 def _told(make: Callable[[], Any]) -> Callable[[], Any]:

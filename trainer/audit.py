@@ -98,7 +98,7 @@ def audit(evidence: Evidence, trace: TraceCheck | None = None) -> Report:
         run=next(iter(runs.values()), None),
         seed=final.opened.seed,
         sequence_length=final.opened.sequence_length,
-        step=piece.step + (reached - piece.sample) // piece.quantum,
+        step=piece.step_of(reached),
         sample=reached,
         tokens=reached * final.opened.sequence_length,
         incarnations=tuple(_incarnations(courses)),
@@ -157,6 +157,7 @@ def _incarnations(courses: Courses) -> list[IncarnationFacts]:
             quantum=opened.quantum,
             rewind=opened.rewind,
             left=number not in alive,
+            stages=opened.stages,
         )
         for number, opened in courses.opens.items()
     ]
@@ -165,12 +166,16 @@ def _incarnations(courses: Courses) -> list[IncarnationFacts]:
 def _sources(
     courses: Courses, stores: Mapping[str, StoreFacts], reached: int
 ) -> tuple[dict[str, SourceFacts], list[Finding]]:
-    opened = courses.final.opened
-    drawn = courses.order(courses.final).drawn(reached)
+    course = courses.final
+    length = course.opened.sequence_length
+    order = courses.order(course)
+    drawn, epochs = order.drawn(reached), order.epochs(reached)
+    present = {entry.name for entry in course.opened.sources}
     facts, findings = {}, []
-    for entry in opened.sources:
-        store = stores.get(entry.name)
-        state = "not given"
+    for name, history in course.schedule.sources.items():
+        entry = history[-1][1]
+        store = stores.get(name)
+        state = "not given" if name in present else "retired"
         if store is not None and store.trouble is not None:
             state = f"missing: {store.trouble}"
         elif store is not None:
@@ -185,8 +190,8 @@ def _sources(
         facts[entry.name] = SourceFacts(
             samples=entry.samples,
             drawn=drawn[entry.name],
-            tokens=drawn[entry.name] * opened.sequence_length,
-            epochs=drawn[entry.name] / entry.samples,
+            tokens=drawn[entry.name] * length,
+            epochs=epochs[entry.name],
             store=state,
             path=store.path if store is not None else None,
         )
@@ -295,11 +300,10 @@ def _store_facts(source: JobSource, length: int) -> StoreFacts:
 
 
 def gatherer(
-    names: Iterable[str], stores: Mapping[str, JobSource], length: int
+    stores: Mapping[str, JobSource], length: int
 ) -> Callable[[Seen], npt.NDArray[np.int64] | None]:
     """Token ids of what a rank saw, from the stores; None where one of them can't be opened."""
     opened: dict[str, Store | None] = {}
-    order = tuple(names)
 
     def store(name: str) -> Store | None:
         if name not in opened:
@@ -313,7 +317,7 @@ def gatherer(
     def gather(seen: Seen) -> npt.NDArray[np.int64] | None:
         ids = np.empty((*seen.source.shape, length), np.int64)
         for number in np.unique(seen.source):
-            found = store(order[number])
+            found = store(seen.names[number])
             if found is None:
                 return None
             here = seen.source == number

@@ -99,7 +99,8 @@ class IncarnationFacts:
     """An incarnation: where it began, how its ranks were laid out, and where the next took over.
 
     `until` is the first sample the run did not take from it (None: it is the last); `left` that
-    nothing of it counts any more, since a later one began at or before its first sample.
+    nothing of it counts any more, since a later one began at or before its first sample; `stages`
+    has (first sample, quantum) of its steps, several where they grow.
     """
 
     incarnation: int
@@ -113,6 +114,7 @@ class IncarnationFacts:
     quantum: int
     rewind: bool
     left: bool
+    stages: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def segment_facts(courses: Courses, reached: int) -> list[SegmentFacts]:
     course = courses.final
     order = courses.order(course)
     lines = {line.sample: line for line in course.segments}
-    names = [source.name for source in course.opened.sources]
+    names = course.names
     owed = dict.fromkeys(names, 0)  # in units of 1/SCALE sample
     facts: list[SegmentFacts] = []
     line: SegmentLine | None = None
@@ -43,7 +43,7 @@ def segment_facts(courses: Courses, reached: int) -> list[SegmentFacts]:
         facts.append(
             SegmentFacts(
                 sample=segment.sample,
-                step=piece.step + (segment.sample - piece.sample) // piece.quantum,
+                step=piece.step_of(segment.sample),
                 samples=length,
                 quantum=segment.quantum,
                 fence=line.fence if line else 0,
@@ -174,13 +174,14 @@ def _numbers(place: _Place) -> Iterator[Finding]:
             f"has {record.tokens} tokens, where {record.sample} samples of "
             f"{opened.sequence_length} make {record.sample * opened.sequence_length}"
         )
+    quantum = place.course.quantum(record.sample)
     if isinstance(record, Manifest) and (record.sequence_length, record.quantum) != (
         opened.sequence_length,
-        opened.quantum,
+        quantum,
     ):
         yield place.finding(
             f"has samples of {record.sequence_length} and a quantum of {record.quantum}, its "
-            f"incarnation {opened.sequence_length} and {opened.quantum}"
+            f"incarnation {opened.sequence_length} and {quantum}"
         )
 
 
@@ -193,30 +194,31 @@ def _tokens(place: _Place, courses: Courses) -> Iterator[Finding]:
     if set(record.sources) != set(drawn):
         more = ", ".join(sorted(set(record.sources) ^ set(drawn)))
         yield place.finding(f"and its incarnation differ in sources: {more}")
-    for entry in opened.sources:
-        given = record.sources.get(entry.name)
+    passed = order.epochs(record.sample)
+    for name in course.names:
+        given = record.sources.get(name)
         if given is None:
             continue
-        expected = drawn[entry.name] * opened.sequence_length
+        expected = drawn[name] * opened.sequence_length
         if given.tokens != expected:
             yield place.finding(
-                f"{entry.name} has {given.tokens} tokens, where the schedule gives {expected}"
+                f"{name} has {given.tokens} tokens, where the schedule gives {expected}"
             )
-        epochs = drawn[entry.name] / entry.samples
+        epochs = passed[name]
         if not math.isclose(given.epochs, epochs, rel_tol=_EPOCHS, abs_tol=_EPOCHS):
             yield place.finding(
-                f"{entry.name} has {given.epochs:.9g} epochs, where the schedule gives {epochs:.9g}"
+                f"{name} has {given.epochs:.9g} epochs, where the schedule gives {epochs:.9g}"
             )
-        off = due[entry.name] / SCALE - given.tokens / opened.sequence_length
+        off = due[name] / SCALE - given.tokens / opened.sequence_length
         if abs(off) >= bound(len(drawn), segments):
-            yield place.finding(f"{entry.name} is {off:+.3f} samples off what its weights ask for")
+            yield place.finding(f"{name} is {off:+.3f} samples off what its weights ask for")
 
 
 def integrated(course: Course, sample: int) -> tuple[dict[str, int], int]:
     """What the weights ask for in the first `sample` samples, by source, in 1/SCALE sample; and
     of how many segments.
     """
-    due = {source.name: 0 for source in course.opened.sources}
+    due = dict.fromkeys(course.names, 0)
     segments = 0
     ends = [segment.sample for segment in course.mixture[1:]] + [sample]
     for segment, end in zip(course.mixture, ends, strict=True):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from mixloop.trainer.audit_facts import Finding
 from mixloop.trainer.contract import Line, OpenLine, Schedule, SegmentLine, VoidLine
+from mixloop.trainer.quanta import Quanta
 
 FILE = "schedule.jsonl"
 _STEP = re.compile(r"step-(\d{8,})")
@@ -17,7 +18,8 @@ def check_lines(numbered: Sequence[tuple[int, Line]]) -> Iterator[Finding]:
 
     An incarnation writes only while it is the newest; numbers, fences and generations of what
     holds never go back; a segment lies beyond all that holds and on its incarnation's steps; a void
-    takes back something that holds; seed, length and sources stay.
+    takes back something that holds; seed and length stay; a source only grows, and goes when its
+    weight is 0.
     """
     lines = tuple(line for _, line in numbered)
     opened: OpenLine | None = None
@@ -41,6 +43,27 @@ def check_lines(numbered: Sequence[tuple[int, Line]]) -> Iterator[Finding]:
             held[line.sample] = line
         else:
             yield from _void(number, line, held)
+    yield from _retired(numbered)
+
+
+def _retired(numbered: Sequence[tuple[int, Line]]) -> Iterator[Finding]:
+    """Incarnations without a source that they still had to draw from."""
+    lines = tuple(line for _, line in numbered)
+    opens = [at for at, line in enumerate(lines) if isinstance(line, OpenLine)]
+    for at, end in zip(opens, [*opens[1:], len(lines)], strict=True):
+        opened = lines[at]
+        assert isinstance(opened, OpenLine)
+        schedule = Schedule(lines[:end])
+        gone = set(schedule.sources) - {source.name for source in opened.sources}
+        if not gone:
+            continue
+        began = [s for s in schedule.segments if s.sample <= opened.sample][-1:]
+        later = [s for s in schedule.segments if s.sample > opened.sample]
+        for segment in (*began, *later):
+            if lost := sorted(name for name in gone if segment.weights.get(name)):
+                detail = f"lacks the source {lost[0]!r}, which has weight from {segment.sample} on"
+                yield _at(numbered[at][0], opened, detail)
+                break
 
 
 def _at(number: int, line: Line, detail: str) -> Finding:
@@ -72,10 +95,9 @@ def _opens(number: int, line: OpenLine, before: OpenLine | None) -> Iterator[Fin
         if old != new:
             yield _at(number, line, f"has {key} {new}, the one before {old}")
     now = {source.name: source for source in line.sources}
-    for source in before.sources:
-        if source.name not in now:
-            yield _at(number, line, f"lacks the source {source.name!r} of the one before")
-        elif now[source.name] != source:
+    for source in () if line.rewind else before.sources:
+        grown = source.name in now and now[source.name].samples > source.samples
+        if source.name in now and now[source.name] != source and not grown:
             yield _at(
                 number,
                 line,
@@ -98,9 +120,10 @@ def _segment(
         return
     if line.sample <= opened.sample:
         yield _at(number, line, f"is for a sample its incarnation began behind ({opened.sample})")
-    steps, rest = divmod(line.sample - opened.sample, opened.quantum)
-    if rest or line.step != opened.step + steps:
-        yield _at(number, line, f"has step {line.step}, where step {opened.step + steps} belongs")
+    steps = Quanta(opened.stages)
+    step = opened.step_of(line.sample)
+    if steps.boundary(line.sample) != line.sample or line.step != step:
+        yield _at(number, line, f"has step {line.step}, where step {step} belongs")
     unknown = sorted(set(line.weights) - {source.name for source in opened.sources})
     if unknown:
         yield _at(number, line, f"has a weight for {unknown[0]!r}, which is no source of the run")

@@ -6,7 +6,7 @@ run's; of those before it counts what they did up to the sample where the next o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mixloop.trainer.contract import Line, OpenLine, Schedule, SegmentLine, VoidLine
+from mixloop.trainer.epochs import epochs_of
 from mixloop.trainer.feed import Layout
 from mixloop.trainer.order import MixtureOrder, Segment
+from mixloop.trainer.quanta import Quanta
 
 Ints = npt.NDArray[np.int64]
 
@@ -30,8 +32,26 @@ class Course:
 
     key: tuple[int, int]
     pieces: tuple[OpenLine, ...]
-    segments: tuple[SegmentLine, ...]
-    mixture: tuple[Segment, ...]
+    schedule: Schedule
+
+    @property
+    def segments(self) -> tuple[SegmentLine, ...]:
+        """Those that hold."""
+        return self.schedule.segments
+
+    @property
+    def mixture(self) -> tuple[Segment, ...]:
+        """As the data order takes it."""
+        return self.schedule.mixture
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every source it ever had, as the data order numbers them."""
+        return tuple(self.schedule.sources)
+
+    def quantum(self, sample: int) -> int:
+        """Samples of a step that begins at `sample`."""
+        return Quanta(self.schedule.quanta).at(sample)
 
     @property
     def opened(self) -> OpenLine:
@@ -78,9 +98,9 @@ class Course:
 class Seen:
     """What one rank saw in one step; arrays have the shape [accumulation, rows].
 
-    `place` is the sample's place in the global order, `source` an index into the course's sources,
-    `draw` its number among the source's draws since the run began, `epoch` the passes over the
-    source before it, and `index` the sample within the source.
+    `place` is the sample's place in the global order, `source` an index into `names`, which are the
+    sources as the incarnation listed them, `draw` its number among the source's draws since the run
+    began, `epoch` the passes over the source before it, and `index` the sample within the source.
     """
 
     incarnation: int
@@ -88,6 +108,7 @@ class Seen:
     sample: int
     rank: int
     world: int
+    names: tuple[str, ...]
     place: Ints
     source: Ints
     draw: Ints
@@ -105,6 +126,7 @@ class Courses:
     def __init__(self, lines: Sequence[Line]) -> None:
         self._lines = tuple(lines)
         self._chain: list[tuple[object, MixtureOrder]] = []
+        self._sizes: Mapping[str, Sequence[tuple[int, int]]] = {}
         self._built: dict[tuple[int, int], Course] = {}
         self._orders: dict[tuple[int, int], MixtureOrder] = {}
         if not self.opens:
@@ -190,14 +212,20 @@ class Courses:
             if at not in self.never and at != without and not isinstance(line, VoidLine):
                 kept.append(line)
         schedule = Schedule(tuple(kept))
-        self._built[key] = Course(key, tuple(pieces), schedule.segments, schedule.mixture)
+        self._built[key] = Course(key, tuple(pieces), schedule)
         return self._built[key]
 
     def order(self, course: Course) -> MixtureOrder:
         """The data order of a course; orders with a common beginning share its cost."""
         if course.key in self._orders:
             return self._orders[course.key]
-        keys = [(s.sample, s.quantum, tuple(s.weights.items())) for s in course.mixture]
+        keys: list[object] = [
+            (s.sample, s.quantum, tuple(s.weights.items())) for s in course.mixture
+        ]
+        sizes = course.schedule.sizes
+        if self._chain and sizes != self._sizes:
+            self._chain = []
+        self._sizes = sizes
         same = 0
         while same < min(len(keys), len(self._chain)) and self._chain[same][0] == keys[same]:
             same += 1
@@ -206,9 +234,7 @@ class Courses:
             if self._chain:
                 order = self._chain[-1][1].with_segment(segment)
             else:
-                opened = course.opened
-                sizes = {source.name: source.samples for source in opened.sources}
-                order = MixtureOrder(sizes, opened.seed, [segment])
+                order = MixtureOrder(sizes, course.opened.seed, [segment])
             self._chain.append((key, order))
         # an order of its own, whose blocks stay at hand
         return self._orders.setdefault(course.key, self._chain[-1][1])
@@ -236,7 +262,16 @@ class Courses:
         source, index = order.batch(first, count)
         before = np.array(list(order.drawn(first).values()), np.int64)
         draw = before[source] + _occurrence(source)
-        sizes = np.array([entry.samples for entry in course.opened.sources], np.int64)
+        epoch = np.zeros(draw.size, np.int64)
+        for number, name in enumerate(order.names):
+            here = np.flatnonzero(source == number)
+            epoch[here] = epochs_of(order.eras[name], draw[here])
+        own = tuple(entry.name for entry in piece.sources)
+        lost = [name for name in order.names if name not in own]
+        numbers = np.array([own.index(n) if n in own else -1 for n in order.names], np.int64)
+        source = numbers[source]
+        if (source < 0).any():
+            raise ValueError(f"step {step}: draws from one of {', '.join(lost)}, which it lacked")
         mine = layout.positions()
         return Seen(
             incarnation=piece.incarnation,
@@ -244,10 +279,11 @@ class Courses:
             sample=first,
             rank=rank,
             world=world,
+            names=own,
             place=first + mine,
             source=source[mine],
             draw=draw[mine],
-            epoch=(draw // sizes[source])[mine],
+            epoch=epoch[mine],
             index=index[mine],
         )
 

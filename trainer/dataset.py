@@ -13,7 +13,7 @@ more than was reported, and its prefetch, stops the loop with a clear error.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -66,7 +66,10 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         weights: Mapping[str, float] | None = None,
         seed: int = 0,
         limits: Mapping[str, float] | None = None,
+        key_file: str | Path | None = None,
         accumulation: int = 1,
+        batch: int | str | None = None,
+        batch_schedule: Sequence[Mapping[str, Any]] = (),
         poll_every: int = 20,
         status_every: int = 10,
         phases: Mapping[str, int | str] | None = None,
@@ -75,7 +78,8 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         job = make_job(
             dir, run, sources, budget, weights, seed, limits,
             sequence_length=sequence_length, micro_batch=micro_batch, accumulation=accumulation,
-            poll_every=poll_every, status_every=status_every, phases=phases,
+            batch=batch, batch_schedule=batch_schedule, poll_every=poll_every,
+            status_every=status_every, phases=phases, key_file=key_file,
         )  # fmt: skip
         self._set_up(job, **options)
 
@@ -191,6 +195,11 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
     def weights(self) -> dict[str, float]:
         """The mixture of the next step to be reported; without workers, of the last batch."""
         return dict(self._loader.weights if self._loader is not None else self._here().weights)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of the next step to be reported; without workers, as the loader has it."""
+        return self._loader.accumulation if self._loader is not None else self._here().accumulation
 
     def drawn(self) -> dict[str, int]:
         """Samples of each source so far, over all ranks."""

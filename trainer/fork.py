@@ -32,6 +32,7 @@ from mixloop.trainer.files import parse_json, read_regular
 from mixloop.trainer.job import JobError
 from mixloop.trainer.narrator import now_utc
 from mixloop.trainer.order import SCALE, MixtureOrder
+from mixloop.trainer.quanta import Quanta, with_accumulation
 from mixloop.trainer.schedule import encode_line
 
 FORK_FILE = "fork.json"
@@ -96,13 +97,17 @@ def fork_run(
     opened = next(line for line in reversed(lines) if isinstance(line, OpenLine))
     prefix = Schedule(tuple(lines))
     parent = checkpoint.folder_name(step) if sample else None
+    stages = Quanta(prefix.quanta).since(sample).stages
+    each = opened.micro_batch * opened.world_size
     last = replace(
         opened,
         incarnation=prefix.incarnation + 1,
         parent=parent,
         sample=sample,
         step=step,
-        quantum=prefix.mixture[-1].quantum,
+        quantum=stages[0][1],
+        accumulation=stages[0][1] // each,
+        quanta=with_accumulation(stages, each),
         rewind=False,
     )
     lines.append(last)
@@ -165,8 +170,9 @@ def _copy_checkpoint(paths: RunPaths, made: RunPaths, step: int, run: str) -> st
 
 def _ledger(fork: Fork, prefix: Schedule, opened: OpenLine, status: Status | None) -> Status:
     """The status of the new run before its first step."""
-    sizes = {entry.name: entry.samples for entry in opened.sources}
-    drawn = MixtureOrder(sizes, opened.seed, prefix.mixture).drawn(fork.sample)
+    order = MixtureOrder(prefix.sizes, opened.seed, prefix.mixture)
+    drawn, epochs = order.drawn(fork.sample), order.epochs(fork.sample)
+    latest = {name: history[-1][1].samples for name, history in prefix.sources.items()}
     length = opened.sequence_length
     known: Mapping[str, SourceStatus] = status.sources if status is not None else {}
     force = prefix.segments[-1]
@@ -187,8 +193,8 @@ def _ledger(fork: Fork, prefix: Schedule, opened: OpenLine, status: Status | Non
         sources={
             name: SourceStatus(
                 tokens=count * length,
-                epochs=count / sizes[name],
-                unique_tokens=known[name].unique_tokens if name in known else sizes[name] * length,
+                epochs=epochs[name],
+                unique_tokens=known[name].unique_tokens if name in known else latest[name] * length,
             )
             for name, count in drawn.items()
         },

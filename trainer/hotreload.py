@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +35,14 @@ from mixloop.trainer.contract import (
     write_order,
 )
 from mixloop.trainer.order import SCALE, quantise
+from mixloop.trainer.quanta import Quanta
 from mixloop.trainer.voice import say
 
 ACCEPTED_FILE = "accepted.json"
 """The trainer's own copy of the order it follows: fence and plan survive a restart."""
 
 _MOST_PATIENCE = 64
+_ROUNDING = 2  # units of 1/SCALE that a weight may be off its integer
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,11 @@ class Switch:
 
 @dataclass(frozen=True)
 class Clock:
-    """Steps and samples of this incarnation, and how far ahead a switch must lie."""
+    """Steps and samples of this incarnation, and how far ahead a switch must lie.
+
+    `step` begins at `sample`. `quanta` are the samples of a step over the whole run where they
+    change; None: always `quantum`.
+    """
 
     step: int
     sample: int
@@ -74,14 +81,24 @@ class Clock:
     sequence_length: int
     poll_every: int
     prefetch: int
+    quanta: Quanta | None = None
+
+    @cached_property
+    def _grid(self) -> Quanta:
+        return self.quanta or Quanta(((self.sample, self.quantum),))
+
+    @cached_property
+    def _zero(self) -> int:
+        """What our step count is ahead of the grid's."""
+        return self.step - self._grid.index(self.sample)
 
     def sample_at(self, step: int) -> int:
         """First sample of a step."""
-        return self.sample + (step - self.step) * self.quantum
+        return self._grid.first(step - self._zero)
 
     def step_of(self, sample: int) -> int:
         """The step that consumes a sample."""
-        return self.step + (sample - self.sample) // self.quantum
+        return self._zero + self._grid.index(sample)
 
     def undrawn(self, step: int) -> int:
         """First sample that no rank has drawn, at the start of a step."""
@@ -93,8 +110,7 @@ class Clock:
 
     def boundary(self, tokens: int) -> int:
         """First sample of the first step that starts at `tokens` or later."""
-        samples = -(-tokens // self.sequence_length) - self.sample
-        return self.sample + -(-samples // self.quantum) * self.quantum
+        return self._grid.boundary(-(-tokens // self.sequence_length))
 
 
 @dataclass(frozen=True)
@@ -115,6 +131,8 @@ class Desk:
         past: switches of the effective schedule, by sample, the first in force at `clock.sample`
             or before.
         now: tells the step the training thread is at.
+        retired: sources of the run that this job no longer has. The order that was followed before
+            may still name them; what it plans for them later is dropped, with a word.
     """
 
     def __init__(
@@ -129,16 +147,20 @@ class Desk:
         now: Callable[[], int],
         limits: Limits | None = None,
         accept_uid: int | None = None,
+        retired: Sequence[str] = (),
+        key: bytes | None = None,
     ) -> None:
         self._paths = paths
         self._run = run
         self._sources = tuple(sources)
+        self._retired = tuple(retired)
         self._writer = writer
         self._incarnation = incarnation
         self._clock = clock
         self._now = now
         self._limits = limits
         self._uid = accept_uid
+        self._key = key
         self._lock = threading.Lock()
         started = [switch for switch in past if switch.sample <= clock.sample]
         self._in_force = started[-1]
@@ -228,6 +250,8 @@ class Desk:
             limits=self._limits,
             in_force=self._weights(self._in_force),
             accept_uid=self._uid,
+            retired=self._retired,
+            key=self._key,
         )
 
     def _follow(self, news: Order | Rejection | None) -> bool:
@@ -243,7 +267,7 @@ class Desk:
             self._plan = list(news.then)
         with self._lock:
             self._accepted = (news.fence, news.generation)
-        write_order(self._paths.dir / ACCEPTED_FILE, news)
+        write_order(self._paths.dir / ACCEPTED_FILE, news, self._key)
         return changes
 
     def _due_stage(self) -> None:
@@ -305,18 +329,38 @@ class Desk:
 
     def _recover(self, past: Sequence[Switch]) -> None:
         """After a restart: the fence and the plan of the order that was being followed."""
+        known = (*self._sources, *self._retired)
         for path in (self._paths.mixture, self._paths.dir / ACCEPTED_FILE):
-            order = read_order(path, run=self._run, sources=self._sources, after=(0, 0))
+            order = read_order(path, run=self._run, sources=known, after=(0, 0), key=self._key)
             if not isinstance(order, Order) or order.generation != self._accepted[1]:
                 continue
             if order.fence < self._accepted[0]:
                 continue
             own = [s for s in past if s.generation == order.generation]
-            if self._shares(order.weights) != own[0].weights:
+            if not self._asks_for(order.weights, own[0]):
                 continue  # not the order that was accepted under this number
             self._accepted = (order.fence, order.generation)
             reached = max((s.sample for s in own[1:]), default=-1)
-            self._plan = [s for s in order.then if self._clock.boundary(s.from_tokens) > reached]
+            plan = [s for s in order.then if self._clock.boundary(s.from_tokens) > reached]
+            self._plan = [stage for stage in plan if self._feasible(stage)]
+
+    def _asks_for(self, weights: Mapping[str, float], switch: Switch) -> bool:
+        """Whether a switch has these weights, but for rounding, which goes by the sources' order
+        in the job of its time."""
+        shares = zip(self._sources, switch.weights, strict=True)
+        return all(
+            abs(weights.get(name, 0.0) * SCALE - units) <= _ROUNDING for name, units in shares
+        )
+
+    def _feasible(self, stage: Stage) -> bool:
+        """Whether a planned stage can do without the retired sources; says so if not."""
+        lost = [name for name in self._retired if stage.weights.get(name)]
+        if lost:
+            self._note(
+                f"the plan's stage from {stage.from_tokens} tokens draws from {lost[0]}, which is "
+                "no longer in the job; the stage is dropped"
+            )
+        return not lost
 
     def _reject(self, rejection: Rejection) -> None:
         entry = RejectedOrder(

@@ -6,12 +6,13 @@ Light (no torch): the checks of a job and of a resume are made before anything h
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mixloop.trainer import checkpoint
 from mixloop.trainer.batches import document_end
+from mixloop.trainer.batching import quanta_of
 from mixloop.trainer.contract import (
     Manifest,
     OpenLine,
@@ -27,14 +28,21 @@ from mixloop.trainer.contract import (
 )
 from mixloop.trainer.hotreload import Switch
 from mixloop.trainer.job import Job, JobError
+from mixloop.trainer.keys import KeyFileError, key_for
+from mixloop.trainer.lineage import Versions, check_retired, check_sources, earlier
 from mixloop.trainer.lr import learning_rate_of
-from mixloop.trainer.order import Segment, quantise
+from mixloop.trainer.order import MixtureOrder, Segment, quantise
+from mixloop.trainer.quanta import Quanta, Stages, with_accumulation
 from mixloop.trainer.store import Store, open_stores, tokenizer_folder
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A start that has been checked and not yet begun."""
+    """A start that has been checked and not yet begun.
+
+    `quantum` is that of the step at `sample`, `stages` has those of all steps from there on.
+    `versions` says what each source was before it was extended.
+    """
 
     job: Job
     sources: tuple[SourceEntry, ...]
@@ -45,6 +53,8 @@ class Plan:
     quantum: int
     world: int
     rewind: bool
+    stages: Stages = ()
+    versions: Mapping[str, Versions] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -64,11 +74,26 @@ class Plan:
 
 @dataclass(frozen=True)
 class Start:
-    """A begun incarnation, as every rank needs it."""
+    """A begun incarnation, as every rank needs it.
+
+    `sizes` are the samples of every source the run ever had, as the data order numbers and takes
+    them; `stages` has the quanta of the whole run.
+    """
 
     incarnation: int
     segments: tuple[Segment, ...]
     switches: tuple[Switch, ...]
+    sizes: Mapping[str, tuple[tuple[int, int], ...]]
+    stages: Stages
+
+    @property
+    def quanta(self) -> Quanta:
+        """The samples of every step of the run."""
+        return Quanta(self.stages)
+
+    def order(self, seed: int) -> MixtureOrder:
+        """The global order of samples."""
+        return MixtureOrder(self.sizes, seed, self.segments)
 
 
 def locate(
@@ -109,8 +134,13 @@ def continue_from(
     Raises:
         JobError: one line naming what is in the way.
     """
+    try:
+        key_for(job.settings.key_file)  # here, where every rank hears of it
+    except KeyFileError as error:
+        raise JobError(f"trainer.{error}") from error
     sizes = {name: store.samples(job.sequence_length) for name, store in stores.items()}
     entries = tuple(SourceEntry(n, sizes[n], stores[n].info.fingerprint) for n in stores)
+    quanta = quanta_of(job.settings, world, found[1].sample if found else 0)
     try:
         schedule = read_schedule(RunPaths(job.dir).schedule)
     except (ScheduleError, OSError) as error:
@@ -122,9 +152,11 @@ def continue_from(
         schedule=schedule,
         parent=found[0] if found else None,
         manifest=found[1] if found else None,
-        quantum=job.settings.micro_batch * job.settings.accumulation * world,
+        quantum=quanta.stages[0][1],
         world=world,
         rewind=rewind,
+        stages=quanta.stages,
+        versions={name: earlier(stores[name].info.history, job.sequence_length) for name in stores},
     )
     _continues(plan)
     return plan
@@ -134,12 +166,18 @@ def warn(plan: Plan, say: Callable[[str], None]) -> None:
     """Say what is odd and no reason to stop."""
     if writable_by_others(plan.job.dir):
         say(f"{plan.job.dir} is writable by others than its owner: anyone there can steer the run")
-    begun = next((dict(s.weights) for s in plan.schedule.segments if s.sample == 0), None)
-    if begun is not None and begun != quantise(plan.start):
+    for word in _source_changes(plan, plan.schedule.segments):
+        say(word)
+    begun = next((s.weights for s in plan.schedule.segments if s.sample == 0), None)
+    if begun is not None and _given(begun) != _given(quantise(plan.start)):
         say(
             "sources: the job's weights are not those this run was begun with; they are not "
             "applied (the schedule goes on as recorded, orders change it)"
         )
+
+
+def _given(weights: Mapping[str, int]) -> dict[str, int]:
+    return {name: units for name, units in weights.items() if units}
 
 
 def _continues(plan: Plan) -> None:
@@ -160,14 +198,52 @@ def _continues(plan: Plan) -> None:
     ):
         if recorded != asked:
             raise JobError(f"{key}: {asked} in the job, but this run was begun with {recorded}")
-    _same_sources(opened.sources, plan.sources)
-    other = [q for q in _quanta(plan.schedule, plan.sample) if q != plan.quantum]
-    if other and not plan.rewind:
+    manifest = plan.manifest
+    since = manifest.in_force.sample if manifest is not None else 0
+    held = [s for s in plan.schedule.segments if not since < s.sample < plan.sample]
+    for _ in _source_changes(plan, held):
+        pass  # it raises; the words are `warn`'s
+    if not plan.rewind:
+        _same_steps(plan)
+
+
+def _same_steps(plan: Plan) -> None:
+    """Refuse steps that lie otherwise than recorded, from the resume point on."""
+    recorded = Quanta(plan.schedule.quanta or plan.stages).since(plan.sample).stages
+    if recorded == plan.stages:
+        return
+    cut = f"restore that, or pass --rewind to cut what is recorded beyond sample {plan.sample}"
+    if len(recorded) == len(plan.stages) == 1:
+        other, size = recorded[0][1], plan.quantum
         raise JobError(
-            f"a step takes {plan.quantum} samples now (micro_batch x accumulation x processes), "
-            f"but this run was recorded with {other[-1]}; restore that, or pass --rewind to cut "
-            f"what is recorded beyond sample {plan.sample}"
+            f"a step takes {size} samples now (micro_batch x accumulation x processes), but this "
+            f"run was recorded with {other}; {cut}"
         )
+    raise JobError(
+        f"steps take {_worded(plan.stages)} now, but this run was recorded with "
+        f"{_worded(recorded)}; {cut}"
+    )
+
+
+def _worded(stages: Stages) -> str:
+    first, *later = stages
+    return ", then ".join(
+        [f"{first[1]} samples", *(f"{size} from sample {at}" for at, size in later)]
+    )
+
+
+def _source_changes(plan: Plan, segments: Sequence[SegmentLine]) -> list[str]:
+    """Words on sources that changed; `segments` hold before a rewind cuts what lies beyond.
+
+    Raises:
+        JobError: the run can't go on with the sources as they are.
+    """
+    if plan.rewind:
+        segments = [line for line in segments if line.sample <= plan.sample]
+    names = {entry.name for entry in plan.sources}
+    retired = [name for name in plan.schedule.sources if name not in names]
+    words = check_sources(plan.schedule, plan.sources, plan.versions, plan.sample, plan.rewind)
+    return [*words, *check_retired(segments, retired, plan.sample, plan.rewind)]
 
 
 def _begins(plan: Plan) -> None:
@@ -184,27 +260,6 @@ def _begins(plan: Plan) -> None:
     else:
         return
     raise JobError(f"{folder}: {trouble}; restore it, or pass --rewind to begin again at step 0")
-
-
-def _quanta(schedule: Schedule, sample: int) -> list[int]:
-    """Samples of a step, as recorded for `sample` and what lies beyond."""
-    reached = max((seg.sample for seg in schedule.mixture if seg.sample <= sample), default=0)
-    return [segment.quantum for segment in schedule.mixture if segment.sample >= reached]
-
-
-def _same_sources(recorded: tuple[SourceEntry, ...], asked: tuple[SourceEntry, ...]) -> None:
-    before = {entry.name: entry for entry in recorded}
-    if list(before) != [entry.name for entry in asked]:
-        raise JobError(
-            f"sources: {', '.join(entry.name for entry in asked)} in the job, but this run was "
-            f"begun with {', '.join(before)}, in that order"
-        )
-    for entry in asked:
-        if entry != before[entry.name]:
-            raise JobError(
-                f"sources.{entry.name}: the store has changed since this run was begun "
-                f"({before[entry.name].samples} samples then, {entry.samples} now); restore it"
-            )
 
 
 def switches(schedule: Schedule, sources: tuple[SourceEntry, ...]) -> tuple[Switch, ...]:
@@ -231,12 +286,17 @@ def begin(plan: Plan, known: frozenset[tuple[int, int]] | None) -> tuple[Schedul
 
     Raises:
         ScheduleTaken: a newer incarnation began at the same time.
+        JobError: what came into force draws from a source that the job no longer has.
     """
     job = plan.job
+    if known is not None:
+        held = plan.schedule.segments
+        _source_changes(plan, [s for s in held if not _is_lost(s, plan, known)])
     incarnation = plan.schedule.incarnation + 1
     path = RunPaths(job.dir).schedule
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = ScheduleWriter(path)
+    each = job.settings.micro_batch * plan.world
     writer.append(
         OpenLine(
             incarnation=incarnation,
@@ -249,20 +309,26 @@ def begin(plan: Plan, known: frozenset[tuple[int, int]] | None) -> tuple[Schedul
             quantum=plan.quantum,
             world_size=plan.world,
             micro_batch=job.settings.micro_batch,
-            accumulation=job.settings.accumulation,
+            accumulation=plan.quantum // each,
             rewind=plan.rewind,
+            quanta=with_accumulation(plan.stages, each),
         )
     )
     for line in read_schedule(path).segments:
-        lost = known is not None and (line.sample, line.generation) not in known
-        if lost and line.sample < plan.sample:
+        if known is not None and _is_lost(line, plan, known):
             reason = "the trainer ended before it came into force"
             writer.append(VoidLine(incarnation, line.sample, line.fence, line.generation, reason))
     if not any(line.sample == 0 for line in read_schedule(path).segments):
         weights = quantise(plan.start)
         writer.append(SegmentLine(incarnation, 0, 0, weights, fence=0, generation=0))
     schedule = read_schedule(path)
-    return writer, Start(incarnation, schedule.mixture, switches(schedule, plan.sources))
+    begun = switches(schedule, plan.sources)
+    return writer, Start(incarnation, schedule.mixture, begun, schedule.sizes, schedule.quanta)
+
+
+def _is_lost(line: SegmentLine, plan: Plan, known: frozenset[tuple[int, int]]) -> bool:
+    """Whether a recorded segment never came into force before the checkpoint."""
+    return line.sample < plan.sample and (line.sample, line.generation) not in known
 
 
 def world_of(job: Job) -> int:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +29,8 @@ from pydantic import (
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _TOKENS = re.compile(r"\s*(\d+(?:_\d+)*(?:\.\d+)?)\s*([kKMBT]?)\s*")
+_SHOWN = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
 _LEGAL = "a whole number, or one with a unit as in 400k, 1.5M, 250B, 11T"
 
 SUM_TOLERANCE = 1e-6
@@ -43,25 +48,50 @@ def parse_tokens(value: str | int | float) -> int:
         ValueError: naming the value and the legal forms.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(f"{value!r} is not a token count: write {_LEGAL}")
+        raise ValueError(f"{_SHOWN.repr(value)} is not a token count: write {_LEGAL}")
     if isinstance(value, float):
         if not (math.isfinite(value) and value.is_integer() and value >= 0):
-            raise ValueError(f"{value!r} is not a token count: write {_LEGAL}")
+            raise ValueError(f"{_SHOWN.repr(value)} is not a token count: write {_LEGAL}")
         return int(value)
     if isinstance(value, int):
         if value < 0:
-            raise ValueError(f"{value!r} is not a token count: write {_LEGAL}")
+            raise ValueError(f"{_SHOWN.repr(value)} is not a token count: write {_LEGAL}")
         return value
     match = _TOKENS.fullmatch(value)
     unit = match[2] if match else ""
     count = Decimal(match[1]) * _UNITS["k" if unit == "K" else unit] if match else Decimal(-1)
     if count < 0 or count != count.to_integral_value():
-        raise ValueError(f"{value!r} is not a token count: write {_LEGAL}")
+        raise ValueError(f"{_SHOWN.repr(value)} is not a token count: write {_LEGAL}")
     return int(count)
 
 
 Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
 """A number of tokens; strings may carry a unit (`11T`)."""
+
+
+_BATCH = re.compile(r"\s*(.*?)\s*(samples|tokens)?\s*")
+
+
+def parse_batch(value: int | str) -> int | str:
+    """A global batch: samples as a number, or text with `tokens` (``4M tokens``), made plain.
+
+    Raises:
+        ValueError: naming the value and the legal forms.
+    """
+    match = _BATCH.fullmatch(value) if isinstance(value, str) else None
+    try:
+        count = parse_tokens(match[1] if match else value)
+    except ValueError as error:
+        raise ValueError(
+            f"{value!r} is no batch: write samples (512) or tokens ('4M tokens')"
+        ) from error
+    if count == 0:
+        raise ValueError("a batch has at least one sample")
+    return f"{count} tokens" if match is not None and match[2] == "tokens" else count
+
+
+Batch = Annotated[int | str, BeforeValidator(parse_batch)]
+"""Samples of a step over all ranks, or tokens (`4M tokens`)."""
 
 
 class _Strict(BaseModel):
@@ -105,10 +135,28 @@ class ModelSettings(_Strict):
         return self
 
 
+class BatchStage(_Strict):
+    """From `from` tokens on (the next step boundary), a step has this accumulation or batch."""
+
+    from_tokens: Tokens = Field(validation_alias=AliasChoices("from", "from_tokens"))
+    accumulation: int | None = Field(None, gt=0)
+    batch: Batch | None = None
+
+    @model_validator(mode="after")
+    def _one_size(self) -> BatchStage:
+        if (self.accumulation is None) == (self.batch is None):
+            raise ValueError("give either accumulation or batch")
+        return self
+
+
 class TrainerSettings(_Strict):
     """The reference trainer: model, optimizer, learning rate, checkpoints, polling.
 
     Token counts (`warmup`, `decay`, `checkpoint_every`) take units; the rest is in steps.
+    A step takes `micro_batch` x `accumulation` samples on each rank. With `batch` (samples over all
+    ranks, or tokens: `4M tokens`) in place of `accumulation`, the latter follows from the number of
+    ranks, and a run goes on unchanged on another number. `batch_schedule` changes either at given
+    tokens, at the step boundary there or next.
     `parallel` says how several ranks share the model: `ddp` (each has all of it) or `fsdp` (each
     holds its part of weights and optimizer, in fp32). `lr_schedule: cosine` falls from the end of
     the warm-up to the end of the budget and has no `decay`. `on_nan` says what a gradient that is
@@ -117,6 +165,8 @@ class TrainerSettings(_Strict):
     of the last `spike_window` steps is reported. `peak_flops` is what one device can do per second
     in the precision used, for the utilisation that is reported. `document_mask` keeps attention
     within documents: no token looks beyond the end-of-text token before it.
+    `key_file` holds the key that orders and requests must be signed with; only its place is ever
+    written anywhere.
     `phases` is for other training loops, which don't always tell the phase of their learning rate:
     the token count at which each phase begins.
     """
@@ -126,6 +176,8 @@ class TrainerSettings(_Strict):
     sequence_length: int = Field(256, ge=2)
     micro_batch: int = Field(8, gt=0)
     accumulation: int = Field(1, gt=0)
+    batch: Batch | None = None
+    batch_schedule: tuple[BatchStage, ...] = ()
     learning_rate: float = Field(1e-3, gt=0)
     min_learning_rate: float = Field(0.0, ge=0)
     warmup: Tokens = 0
@@ -147,6 +199,7 @@ class TrainerSettings(_Strict):
     log_every: int = Field(50, gt=0)
     prefetch: int = Field(1, ge=0)
     accept_uid: int | None = None
+    key_file: Path | None = None
     processes: int = Field(1, gt=0)
     lr_schedule: Literal["wsd", "cosine"] = "wsd"
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -165,6 +218,19 @@ class TrainerSettings(_Strict):
         if self.checkpoint_format == "auto":
             return self.parallel == "fsdp"
         return self.checkpoint_format == "dcp"
+
+    @model_validator(mode="after")
+    def _one_batch(self) -> TrainerSettings:
+        if self.batch is not None and self.accumulation != 1:
+            raise ValueError("accumulation and batch are both given: keep one")
+        tokens = [stage.from_tokens for stage in self.batch_schedule]
+        for before, after in pairwise(tokens):
+            if after <= before:
+                raise ValueError(
+                    f"batch_schedule: from {after:,} tokens comes after from {before:,}; list them "
+                    "in order"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_model(self) -> TrainerSettings:
@@ -280,8 +346,9 @@ def one_line(error: ValidationError) -> str:
     if finding["type"] == "extra_forbidden":
         return f"{key}: unknown key"
     value = finding.get("input")
-    shown = f" (got {value!r})" if isinstance(value, (str, int, float)) else ""
-    return f"{key}: {message}{'' if repr(value) in message else shown}"
+    if not isinstance(value, (str, int, float)) or _SHOWN.repr(value) in message:
+        return f"{key}: {message}"
+    return f"{key}: {message} (got {_SHOWN.repr(value)})"
 
 
 def load_job(path: Path) -> Job:

@@ -12,7 +12,7 @@ step; nothing that goes wrong in the run's files reaches the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -22,13 +22,15 @@ import numpy.typing as npt
 
 from mixloop.trainer.adopt import Adopted, Place, adopt, find_place, find_rank, leader_and_world
 from mixloop.trainer.batches import end_of_text, native, tensors
+from mixloop.trainer.batching import micro_batches, quanta_of
 from mixloop.trainer.contract import Phase
-from mixloop.trainer.feed import Batch, Feed, Layout, together
+from mixloop.trainer.epochs import Eras, passes
+from mixloop.trainer.feed import Batch, Feed, Layout, rows_ahead
 from mixloop.trainer.job import Job, JobError, LimitSettings
 from mixloop.trainer.loader_job import make_job, with_settings
 from mixloop.trainer.loader_state import LoaderState
-from mixloop.trainer.order import MixtureOrder
 from mixloop.trainer.peers import Peers
+from mixloop.trainer.quanta import Quanta
 from mixloop.trainer.reporting import Reports
 from mixloop.trainer.runfile import load_run
 from mixloop.trainer.running import Change, Running
@@ -42,9 +44,9 @@ class MixtureLoader:
 
     A micro-batch is a dictionary of tensors: `input_ids` [rows, L], `labels` (the same tensor) and
     `source` [rows], the index of each row's source; with `documents` also `document_ids` and
-    `position_ids` [rows, L]. `accumulation` micro-batches are one step, and the mixture changes
-    only between steps. Iteration ends when the budget is spent; a second loop goes on where the
-    first was left.
+    `position_ids` [rows, L]. `accumulation` micro-batches are one step (`step_ends` says after
+    which), and the mixture changes only between steps. Iteration ends when the budget is spent; a
+    second loop goes on where the first was left.
 
     The run's files are first touched, and the ranks first talk, when the first micro-batch is
     asked for: load a state before that. Loading one later begins anew from there.
@@ -60,12 +62,18 @@ class MixtureLoader:
         sequence_length: L, tokens of a sample.
         micro_batch: rows of a micro-batch on one rank.
         accumulation: micro-batches of an optimizer step.
+        batch: in place of `accumulation`, samples of a step over all ranks, or tokens of it
+            (`"4194304 tokens"`): the same on any number of ranks.
+        batch_schedule: a step's size from given tokens on: `[{"from": "1T", "batch": 2048}]`, or
+            with `accumulation`.
         rank, world: this process's part of the data; default: from `torch.distributed`.
         peers: how the ranks hear of a switch; default: gloo, on a group of its own.
         prefetch: steps drawn ahead in a thread, half of them together.
         poll_every: steps between looks at `mixture.json`.
         status_every: steps between writes of `status.json`.
         limits: bounds on any order, whoever wrote it: `floor`, `cap`, `max_change`.
+        key_file: the key that orders must be signed with; default: the file that the environment
+            variable MIXLOOP_KEY_FILE names, else orders need no signature.
         phases: token count at which each learning-rate phase begins, for a loop that doesn't
             report it: `{"warmup": 0, "stable": "2B", "decay": "10T"}`.
         on_change: called on every rank just before the first micro-batch of a new mixture.
@@ -92,6 +100,8 @@ class MixtureLoader:
         weights: Mapping[str, float] | None = None,
         seed: int = 0,
         accumulation: int = 1,
+        batch: int | str | None = None,
+        batch_schedule: Sequence[Mapping[str, Any]] = (),
         rank: int | None = None,
         world: int | None = None,
         peers: Peers | None = None,
@@ -99,6 +109,7 @@ class MixtureLoader:
         poll_every: int = 20,
         status_every: int = 10,
         limits: Mapping[str, float] | LimitSettings | None = None,
+        key_file: str | Path | None = None,
         phases: Mapping[str, int | str] | None = None,
         on_change: Callable[[Change], None] | None = None,
         pin_memory: bool | None = None,
@@ -109,7 +120,8 @@ class MixtureLoader:
         job = make_job(
             dir, run, sources, budget, weights, seed, limits,
             sequence_length=sequence_length, micro_batch=micro_batch, accumulation=accumulation,
-            prefetch=prefetch, poll_every=poll_every, status_every=status_every, phases=phases,
+            batch=batch, batch_schedule=batch_schedule, prefetch=prefetch, poll_every=poll_every,
+            status_every=status_every, phases=phases, key_file=key_file,
         )  # fmt: skip
         self._set_up(
             job, rank=rank, world=world, peers=peers, on_change=on_change, pin_memory=pin_memory,
@@ -165,12 +177,13 @@ class MixtureLoader:
         length = job.sequence_length
         self.sizes = {name: store.samples(length) for name, store in self.stores.items()}
         self._start = job.start_weights(self.sizes)
+        self._eras: Mapping[str, Eras] = {}
         self._reports = Reports(job, self.names, None)
         self._state: LoaderState | None = None
         self._running: Running | None = None
         self._feed: Feed | None = None
         self._batch: Batch | None = None
-        self._micro = 0
+        self._micro = self._micros = 0
         self._rows: npt.NDArray[np.int64] | None = None
         self._spent = False
 
@@ -212,8 +225,25 @@ class MixtureLoader:
 
     @property
     def quantum(self) -> int:
-        """Samples of a step over all ranks."""
-        return self.job.settings.micro_batch * self.job.settings.accumulation * self.world
+        """Samples of the step at `sample`, over all ranks."""
+        return self._quanta.at(self.sample)
+
+    @property
+    def _quanta(self) -> Quanta:
+        """The samples of every step; before the first micro-batch as the job has them."""
+        if self._running is not None:
+            return self._running.steering.quanta
+        return quanta_of(self.job.settings, self.world)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches, on each rank, of the step that the last one handed out is of."""
+        return self._micros or self.quantum // (self.job.settings.micro_batch * self.world)
+
+    @property
+    def step_ends(self) -> bool:
+        """Whether the micro-batch handed out last is the last of its step."""
+        return self._running is not None and self._batch is None
 
     @property
     def weights(self) -> dict[str, float]:
@@ -229,17 +259,18 @@ class MixtureLoader:
         drawn = self.drawn()
         if self._batch is None:
             return drawn
-        handed_out = zip(self.names, self._batch.counts.tolist(), strict=True)
+        handed_out = zip(drawn, self._batch.counts.tolist(), strict=True)
         return {name: drawn[name] - count for name, count in handed_out}
 
     def epochs(self) -> dict[str, float]:
         """Passes over each source so far."""
-        return {name: count / self.sizes[name] for name, count in self.drawn().items()}
+        if not self._eras:
+            return dict.fromkeys(self.names, 0.0)
+        return {name: passes(self._eras[name], count) for name, count in self.drawn().items()}
 
     def __len__(self) -> int:
         """Micro-batches of the whole budget on this rank."""
-        steps = -(-self.job.budget // (self.quantum * self.job.sequence_length))
-        return steps * self.job.settings.accumulation
+        return micro_batches(self._quanta, self.job, self.world)
 
     # --- batches ---------------------------------------------------------------------------
 
@@ -262,8 +293,9 @@ class MixtureLoader:
             running.tell()
             self._batch = feed.batch(running.position.sample)
         batch, micro = self._batch, self._micro
+        self._micros = len(batch.ids)
         self._micro += 1
-        if self._micro == self.job.settings.accumulation:
+        if self._micro == len(batch.ids):
             self._batch, self._micro = None, 0
             running.advance()
         self._rows = batch.source[micro]
@@ -291,12 +323,15 @@ class MixtureLoader:
         layout = Layout(
             settings.micro_batch, settings.accumulation, place.rank, place.world, length
         )
-        order = MixtureOrder(self.sizes, self.job.seed, begun.start.segments)
-        shape = (settings.accumulation, settings.micro_batch, length)
+        order, quanta = begun.start.order(self.job.seed), begun.start.quanta
+        self._eras = order.eras
+        most = quanta.since(begun.plan.sample).largest // (settings.micro_batch * place.world)
+        rows = rows_ahead(settings.prefetch, settings.micro_batch, most)
         kind = native(self.stores) if self._dtype == "native" else self._dtype
-        whole = (together(settings.prefetch), *shape)
-        slabs = Slabs(whole, kind, 8, bool(self._pin))
-        self._feed = Feed(self.stores, order, layout, settings.prefetch, begun.plan.sample, slabs)
+        slabs = Slabs((rows, length), kind, 8, bool(self._pin))
+        self._feed = Feed(
+            self.stores, order, layout, settings.prefetch, begun.plan.sample, slabs, quanta
+        )
         self._micro = begun.micro
         if begun.micro:
             self._batch = self._feed.batch(begun.plan.sample)

@@ -12,7 +12,7 @@ from mixloop.trainer.job import Job, JobError, JobSource, LimitSettings, Trainer
 
 _SETTINGS = (
     "sequence_length", "micro_batch", "accumulation", "prefetch", "poll_every", "status_every",
-    "phases", "accept_uid",
+    "phases", "accept_uid", "key_file", "batch", "batch_schedule",
 )  # fmt: skip
 
 

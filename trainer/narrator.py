@@ -29,6 +29,7 @@ from mixloop.trainer.contract import (
     Status,
     System,
 )
+from mixloop.trainer.epochs import Eras, passes
 from mixloop.trainer.feed import Batch
 from mixloop.trainer.hotreload import Switch, View
 from mixloop.trainer.order import SCALE
@@ -91,7 +92,9 @@ class Narrator:
     """Words a rank-0 trainer's state as status and manifest.
 
     Args:
+        quantum: samples of a step by its first sample.
         sizes: samples of each source's store; unique tokens are `unique`.
+        eras: where the epochs of every source begin, also of those that the job no longer has.
     """
 
     def __init__(
@@ -100,11 +103,12 @@ class Narrator:
         budget: int,
         incarnation: int,
         sequence_length: int,
-        quantum: int,
+        quantum: Callable[[int], int],
         world: int,
         sizes: Mapping[str, int],
         unique: Mapping[str, int],
         sample: int,
+        eras: Mapping[str, Eras],
     ) -> None:
         self._run = run
         self._budget = budget
@@ -114,6 +118,7 @@ class Narrator:
         self._world = world
         self._sizes = sizes
         self._unique = unique
+        self._eras = eras
         self._losses: dict[str, float] = {}
         self._heartbeat = 0
         self._last = (time.monotonic(), sample)
@@ -168,7 +173,7 @@ class Narrator:
             },
             incarnation=self._incarnation,
             sequence_length=self._length,
-            quantum=self._quantum,
+            quantum=self._quantum(moment.sample),
             files=dict(files),
             created_at=now_utc(),
         )
@@ -183,12 +188,16 @@ class Narrator:
         return {
             name: SourceStatus(
                 tokens=count * self._length,
-                epochs=count / self._sizes[name],
-                unique_tokens=self._unique[name],
+                epochs=passes(self._eras[name], count),
+                unique_tokens=self._unique_tokens(name),
                 loss=self._losses.get(name),
             )
             for name, count in drawn.items()
         }
+
+    def _unique_tokens(self, name: str) -> int:
+        """Of a source that the job no longer has, as far as it was ever drawn from."""
+        return self._unique.get(name, self._eras[name][-1].size * self._length)
 
     def _in_force(self, switch: Switch) -> OrderInForce:
         shares = {n: w / SCALE for n, w in zip(self._sizes, switch.weights, strict=True)}

@@ -7,17 +7,18 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mixloop.trainer.adopt import Place, adopt
+from mixloop.trainer.batching import micro_batches, quanta_of
 from mixloop.trainer.board import Board
-from mixloop.trainer.contract import Phase
-from mixloop.trainer.feed import Layout
+from mixloop.trainer.contract import Phase, RunPaths, read_schedule
 from mixloop.trainer.job import Job, JobError
 from mixloop.trainer.loader_state import LoaderState
 from mixloop.trainer.order import MixtureOrder, Segment
+from mixloop.trainer.quanta import Quanta, Stages
 from mixloop.trainer.reporting import Reports
 from mixloop.trainer.running import Change, Running
 from mixloop.trainer.saved import finish_status
@@ -48,8 +49,10 @@ class Office:
         self._outstanding = (prefetch_factor, ahead)
         length = job.sequence_length
         self.stores = open_stores(job)
-        self._sizes = {name: store.samples(length) for name, store in self.stores.items()}
-        self._start = job.start_weights(self._sizes)
+        sizes = {name: store.samples(length) for name, store in self.stores.items()}
+        self._start = job.start_weights(sizes)
+        self._sizes: Mapping[str, Sequence[tuple[int, int]]] = {}
+        self._stages: Stages = ()
         self._reports = Reports(job, tuple(job.sources), None)
         self.board = Board.make(len(job.sources))
         self.state: LoaderState | None = None
@@ -68,16 +71,26 @@ class Office:
         ).start()
 
     @property
-    def quantum(self) -> int:
-        """Samples of a step over all ranks."""
-        settings = self._job.settings
-        return settings.micro_batch * settings.accumulation * self._place.world
+    def _quanta(self) -> Quanta:
+        """The samples of every step; before the first micro-batch as the job has them."""
+        if self.running is not None:
+            return self.running.steering.quanta
+        return quanta_of(self._job.settings, self._place.world)
+
+    @property
+    def _each(self) -> int:
+        """Samples of a micro-batch over all ranks."""
+        return self._job.settings.micro_batch * self._place.world
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of the next step to be reported."""
+        return self._quanta.at(self.now().sample) // self._each
 
     @property
     def micro_batches(self) -> int:
         """Micro-batches of the whole budget on this rank."""
-        steps = -(-self._job.budget // (self.quantum * self._job.sequence_length))
-        return steps * self._job.settings.accumulation
+        return micro_batches(self._quanta, self._job, self._place.world)
 
     @property
     def step(self) -> int:
@@ -106,7 +119,7 @@ class Office:
             return self.running.state()
         job = self._job
         fresh = LoaderState(
-            job.run, 0, 0, 0, 0, self.quantum, job.sequence_length, job.seed, 0, ((0, 0),)
+            job.run, 0, 0, 0, 0, self._quanta.at(0), job.sequence_length, job.seed, 0, ((0, 0),)
         )
         return self.state or fresh
 
@@ -145,17 +158,18 @@ class Office:
             text = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
             answer, places = self._refusal(text), {}
         for number, one in round_.items():
-            own = replace(answer, at=places.get(number, answer.at + number))
+            own = replace(answer, at=places.get(number, answer.at + number * answer.each))
             self.board.answer(one["nonce"], own)
 
     def _assign(
         self, round_: Mapping[int, Mapping[str, Any]]
     ) -> tuple[Assignment, Mapping[int, int]]:
         """What a round of workers has in common, and which micro-batch some begin with."""
-        micros = self._job.settings.accumulation
-        found = joined({number: one["state"] for number, one in round_.items()}, micros)
+        states = {number: one["state"] for number, one in round_.items()}
+        found = joined(states, self._each, self._recorded)
         factor, ahead = self._outstanding
-        window = math.ceil((factor * len(round_) + ahead) / micros) + 1
+        fewest = min(size for _, size in self._quanta.stages) // self._each
+        window = math.ceil((factor * len(round_) + ahead) / fewest) + 1
         if found is not None:
             self._stop(last_word=False)
             self.state = found[0]
@@ -165,6 +179,13 @@ class Office:
         if self.running is None and not self._begin():
             return self._refusal(""), {}
         return self._answer(), {} if found is None else found[1]
+
+    def _recorded(self, sample: int) -> Quanta:
+        """The samples of every step of the run so far; of one not begun, from `sample` on."""
+        stages = read_schedule(RunPaths(self._job.dir).schedule).quanta
+        return (
+            Quanta(stages) if stages else quanta_of(self._job.settings, self._place.world, sample)
+        )
 
     def _begin(self) -> bool:
         """Begin an incarnation; False when the budget is spent. Collective."""
@@ -178,7 +199,8 @@ class Office:
             return False
         self._micro = begun.micro
         self._segments = list(begun.start.segments)
-        self._order = MixtureOrder(self._sizes, job.seed, self._segments)
+        self._sizes, self._stages = begun.start.sizes, begun.start.stages
+        self._order = begun.start.order(job.seed)
         self.running = Running(begun, self._place, self._reports, self.drawn, self.changed)
         self.state = None
         if begun.micro:
@@ -193,31 +215,23 @@ class Office:
         running = self.running
         if running is None:
             return self._refusal("")
-        settings, place = self._job.settings, self._place
-        micros = settings.accumulation
         micro, self._micro = self._micro, 0
         return Assignment(
-            at=running.position.step * micros + micro,
-            step=running.position.step,
-            sample=running.position.sample,
+            at=running.position.sample + micro * self._each,
+            each=self._each,
+            rank=self._place.rank,
             segments=tuple(self._segments),
+            sizes=self._sizes,
+            stages=self._stages,
             announced=self.board.announced,
-            layout=Layout(
-                settings.micro_batch, micros, place.rank, place.world, self._job.sequence_length
-            ),
             window=self._window,
             state=running.state(),
         )
 
     def _refusal(self, trouble: str) -> Assignment:
         """No batches: trouble, or (empty) a spent budget."""
-        settings = self._job.settings
-        layout = Layout(
-            settings.micro_batch, settings.accumulation, self._place.rank, self._place.world,
-            self._job.sequence_length,
-        )  # fmt: skip
         end = self._job.budget  # a sample beyond any budget
-        return Assignment(0, 0, end, (), 0, layout, 1, self.now(), trouble)
+        return Assignment(end, self._each, 0, (), {}, (), 0, 1, self.now(), trouble)
 
     # --- the training thread -------------------------------------------------------------------
 
@@ -244,7 +258,7 @@ class Office:
             if heard is not None:
                 self._segments.append(heard)
                 if self._order is not None:
-                    self._order = self._order.with_segment(heard)
+                    self._order = self._order.with_weights(heard.sample, heard.weights)
                 self.board.announce(running.steering.ahead[-1])
             self.board.report(running.position.step)  # after the news, which it lets workers pass
             running.tell()

@@ -2,7 +2,8 @@
 
 There is one global order, computable from any place without replay and independent of how it is
 sliced. :mod:`quota` says how many samples each source gives to a quantum, this module spreads them
-inside it, :mod:`permutation` says which sample of the source each one is.
+inside it, :mod:`permutation` says which sample of the source each one is, and :mod:`epochs` where
+the epochs of a source begin that has grown.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mixloop.trainer.epochs import Eras, Grown, eras_of, histories_of, passes
 from mixloop.trainer.permutation import Permutations
 from mixloop.trainer.quota import Quota
 from mixloop.trainer.segment import SCALE, Segment, quantise
@@ -52,7 +54,9 @@ class MixtureOrder:
     """The global order of samples of a run.
 
     Args:
-        sizes: samples of each source by name, in the order that `batch` numbers them.
+        sizes: samples of each source by name, in the order that `batch` numbers them. For a source
+            that was extended: (first sample of the run from which, samples), ascending; each size
+            holds from the first epoch that begins at that sample or later.
         seed: the run's seed; it keys the order within each source.
         schedule: segments by first sample, the first at 0. A source's remainder is carried from
             one to the next. One that begins inside a quantum of the segment before makes that
@@ -62,18 +66,26 @@ class MixtureOrder:
         ValueError: a size, quantum, weight, name or first sample is out of range.
     """
 
-    def __init__(self, sizes: Mapping[str, int], seed: int, schedule: Sequence[Segment]) -> None:
-        for name, size in sizes.items():
-            if not 0 < size < 2**62:
-                raise ValueError(f"source {name!r} has {size} samples: it needs at least 1")
+    def __init__(
+        self,
+        sizes: Mapping[str, int | Sequence[tuple[int, int]]],
+        seed: int,
+        schedule: Sequence[Segment],
+    ) -> None:
+        self._histories = histories_of(sizes)
+        self._grows = any(len(history) > 1 for history in self._histories.values())
+        self._seed = seed
         if not schedule or schedule[0].sample != 0:
             raise ValueError("a schedule begins with a segment at sample 0")
         self._names = tuple(sizes)
-        self._permutations = Permutations(sizes, seed)
+        first = {name: history[0][1] for name, history in self._histories.items()}
+        self._permutations: Permutations | Grown = Permutations(first, seed)
+        self._eras: dict[str, Eras] = {}
         self._stretches: tuple[_Stretch, ...] = ()
         self._blocks: dict[tuple[int, int], _Block] = {}
         for segment in schedule:
             self._extend(segment)
+        self._grow()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,13 +98,43 @@ class MixtureOrder:
         Raises:
             ValueError: the segment begins before the last one, or is out of range.
         """
-        longer = object.__new__(MixtureOrder)
-        longer._names = self._names
-        longer._permutations = self._permutations
-        longer._stretches = self._stretches
-        longer._blocks = {}
-        longer._extend(segment)
-        return longer
+        return self._with(self._stretches, [segment])
+
+    def with_weights(
+        self, sample: int, weights: Mapping[str, float] | Mapping[str, int]
+    ) -> MixtureOrder:
+        """This order drawn by other weights from `sample` on; its quanta stay as they are.
+
+        Segments that begin later keep their quanta and get these weights too.
+
+        Raises:
+            ValueError: `sample` is negative, or the weights are out of range.
+        """
+        if sample < 0:
+            raise ValueError(f"sample {sample} must not be negative")
+        cut = bisect_right(self._stretches, sample, key=lambda stretch: stretch.start)
+        later = self._stretches[cut:]
+        quantum = self._stretches[cut - 1].quota.quantum
+        while cut and self._stretches[cut - 1].start == sample:
+            cut -= 1
+        stages = [(sample, quantum), *((one.start, one.quota.quantum) for one in later)]
+        return self._with(self._stretches[:cut], [Segment(at, weights, q) for at, q in stages])
+
+    def _with(self, kept: tuple[_Stretch, ...], segments: Sequence[Segment]) -> MixtureOrder:
+        """An order of some of these stretches, and of further segments."""
+        other = object.__new__(MixtureOrder)
+        other._names = self._names
+        other._histories = self._histories
+        other._grows = self._grows
+        other._seed = self._seed
+        other._permutations = self._permutations
+        other._eras = {}
+        other._stretches = kept
+        other._blocks = {}
+        for segment in segments:
+            other._extend(segment)
+        other._grow()
+        return other
 
     def batch(self, start: int, count: int) -> tuple[Ints, Ints]:
         """Samples `start` to ``start + count`` of the order.
@@ -133,6 +175,37 @@ class MixtureOrder:
         if sample < 0:
             raise ValueError(f"sample {sample} must not be negative")
         return dict(zip(self._names, map(int, self._drawn(sample)), strict=True))
+
+    # --- epochs ------------------------------------------------------------------------------
+
+    @property
+    def eras(self) -> Mapping[str, Eras]:
+        """By source, where its epochs begin and how many samples they have."""
+        if not self._eras:
+            self._eras = {name: eras_of(own, {}) for name, own in self._histories.items()}
+        return self._eras
+
+    def epochs(self, sample: int) -> dict[str, float]:
+        """Passes over each source in the first `sample` samples of the order.
+
+        Raises:
+            ValueError: `sample` is negative.
+        """
+        return {name: passes(self.eras[name], drawn) for name, drawn in self.drawn(sample).items()}
+
+    def _grow(self) -> None:
+        """Find where sources that were extended change their size, from what was drawn by then."""
+        if not self._grows:
+            return
+        self._blocks = {}
+        at = sorted({sample for own in self._histories.values() for sample, _ in own[1:]})
+        drawn = {sample: self._drawn(sample) for sample in at}
+        self._eras = {
+            name: eras_of(own, {sample: int(drawn[sample][index]) for sample in at})
+            for index, (name, own) in enumerate(self._histories.items())
+        }
+        self._permutations = Grown(self._eras, self._seed)
+        self._blocks = {}  # of sources that had not grown
 
     # --- segments ----------------------------------------------------------------------------
 

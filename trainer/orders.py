@@ -25,6 +25,7 @@ from mixloop.trainer.files import (
     read_regular,
     write_atomic,
 )
+from mixloop.trainer.keys import sign, unsigned_reason
 from mixloop.trainer.segment import SCALE
 
 ORDER_SCHEMA = "mixloop/order/1"
@@ -91,8 +92,11 @@ class _Refused(Exception):  # noqa: N818 (a verdict, never seen outside this mod
 # --- writing ---------------------------------------------------------------------------------
 
 
-def order_json(order: Order) -> dict[str, Any]:
-    """The content of `mixture.json`, its checksum over the canonical JSON of the rest."""
+def order_json(order: Order, key: bytes | None = None) -> dict[str, Any]:
+    """The content of `mixture.json`, its checksum over the canonical JSON of the rest.
+
+    With a key it carries `hmac`, over the canonical JSON without `hmac` and `checksum`.
+    """
     body: dict[str, Any] = {
         "schema": ORDER_SCHEMA,
         "run": order.run,
@@ -111,17 +115,23 @@ def order_json(order: Order) -> dict[str, Any]:
         "reason": order.reason,
         "issued_at": order.issued_at,
     }
+    if key is not None:
+        body["hmac"] = sign(key, body)
     return {**body, "checksum": digest(canonical(body))}
 
 
-def write_order(path: str | os.PathLike[str], order: Order) -> None:
+def write_order(path: str | os.PathLike[str], order: Order, key: bytes | None = None) -> None:
     """Publish an order: the file is replaced as a whole and durable on return.
+
+    Args:
+        key: signs it, for a trainer that asks for that.
 
     Raises:
         ValueError: a weight is NaN or infinite.
         OSError: the disk did not take it; the order before is still there.
     """
-    write_atomic(path, (json.dumps(order_json(order), indent=1, allow_nan=False) + "\n").encode())
+    text = json.dumps(order_json(order, key), indent=1, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -136,6 +146,8 @@ def read_order(
     limits: Limits | None = None,
     in_force: Mapping[str, float] | None = None,
     accept_uid: int | None = None,
+    retired: Collection[str] = (),
+    key: bytes | None = None,
 ) -> Order | Rejection | None:
     """Read `mixture.json` and apply the acceptance rule. Never raises, whatever lies there.
 
@@ -148,6 +160,8 @@ def read_order(
         in_force: the mixture in force; the change is measured against it, and a generation
             republished under a higher fence must still ask for it.
         accept_uid: a user whose orders count besides those of the run folder's owner.
+        retired: names that it may still mention, without weight.
+        key: what an order must be signed with; None: anything, signed or not.
 
     Returns:
         The order to follow; a rejection; or None when there is no news: the file is missing,
@@ -161,7 +175,9 @@ def read_order(
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return None
     try:
-        return _examine(path, content, run, sources, after, limits, in_force, accept_uid)
+        return _examine(
+            path, content, run, sources, after, limits, in_force, accept_uid, retired, key
+        )
     except Exception as error:  # the last line of defence of the training loop
         reason = f"{path}: {type(error).__name__} while it was read"
         return Rejection(reason, digest(content.data))
@@ -176,6 +192,8 @@ def _examine(
     limits: Limits | None,
     in_force: Mapping[str, float] | None,
     accept_uid: int | None,
+    retired: Collection[str],
+    key: bytes | None,
 ) -> Order | Rejection | None:
     fence: int | None = None
     generation: int | None = None
@@ -187,12 +205,15 @@ def _examine(
         fence, generation = _peek(body, "fence"), _peek(body, "generation")
         _check_owner(path, content.uid, accept_uid)
         order = _parse(body)
+        if key is not None and (unsigned := unsigned_reason(key, body)) is not None:
+            raise _Refused(unsigned)
         if order.run != run:
             raise _Refused(f"run is {_show(order.run)}, this is {_show(run)}")
         if (order.fence, order.generation) == tuple(after):
             return None
         _check_turn(order, after, in_force)
-        _check_mixtures(order, sources, limits, None if order.generation == after[1] else in_force)
+        before = None if order.generation == after[1] else in_force
+        _check_mixtures(order, sources, retired, limits, before)
     except _Refused as refused:
         return Rejection(str(refused), digest(content.data), fence, generation)
     return order
@@ -344,15 +365,18 @@ def _change(old: Mapping[str, float], new: Mapping[str, float]) -> float:
 def _check_mixtures(
     order: Order,
     sources: Collection[str],
+    retired: Collection[str],
     limits: Limits | None,
     before: Mapping[str, float] | None,
 ) -> None:
     mixtures = [("weights", order.weights)]
     mixtures += [(f"then[{i}] weights", stage.weights) for i, stage in enumerate(order.then)]
     for where, weights in mixtures:
-        unknown = next((name for name in weights if name not in sources), None)
-        if unknown is not None:
-            raise _Refused(f"{where}: {_show(unknown)} is no source of this run")
+        for name, share in weights.items():
+            if name in retired and share:
+                raise _Refused(f"{where}: {_show(name)} is retired from this run")
+            if name not in sources and name not in retired:
+                raise _Refused(f"{where}: {_show(name)} is no source of this run")
         if limits is not None:
             _check_limits(where, weights, limits, before)
         before = weights

@@ -17,6 +17,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+LARGEST = 2**62
+"""What no count exceeds: SQLite and a next generation have room above it."""
+
 
 class RecordError(ValueError):
     """A file's content does not fit its contract; the message names key and value."""
@@ -75,6 +78,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return tuple(_value(arguments[0], item, f"{where}[]") for item in value)
     if origin is Mapping and isinstance(value, dict):
         return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise RecordError(f"{where}: a number of more than 62 bits")
     if origin is None and _is_plain(hint, value):
         return float(value) if hint is float else value
     raise RecordError(f"{where}: {str(value)[:80]!r} is of the wrong type")

@@ -82,6 +82,7 @@ def job_from(sections: Mapping[str, Any], base: Path) -> Job:
         trainer.model_dump(exclude={"limits", "tokenizer"})
         | {
             "init_from": _at(base, trainer.init_from),
+            "key_file": _at(base, trainer.key_file),
             "checkpoint_every": trainer.checkpoint_every or file.evals.get("every"),
         }
     )
@@ -115,7 +116,7 @@ def load_run(path: str | Path) -> Job:
         data = yaml.load(path.read_text("utf-8"), UniqueKeys)
     except OSError as error:
         raise JobError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         first = " ".join(str(error).split())
         raise JobError(f"{path}: not valid YAML: {first}") from error
     if not isinstance(data, dict):

@@ -26,6 +26,7 @@ from mixloop.trainer.files import (
     read_regular,
     write_all,
 )
+from mixloop.trainer.quanta import Quanta, Stages
 from mixloop.trainer.records import RecordError, decode, encode
 from mixloop.trainer.segment import SCALE, Segment
 
@@ -55,7 +56,12 @@ class SourceEntry:
 class OpenLine:
     """A trainer incarnation begins at `sample`, from checkpoint `parent` (None: from scratch).
 
-    With `rewind`, or at another quantum than before, the segments after `sample` are cut.
+    `sources` are those of the job, in its order: one that earlier lines name and this one doesn't
+    is retired, one that they don't name is added, and one with more samples is extended, from
+    `sample` on. `quantum` and `accumulation` are those of the step at `sample`. If the quantum
+    changes later, `quanta` has (first sample, quantum, accumulation) of every stretch from `sample`
+    on; otherwise the file lacks that key. With `rewind`, or where steps lie otherwise than recorded
+    before, the segments after `sample` are cut.
     """
 
     incarnation: int
@@ -70,6 +76,18 @@ class OpenLine:
     micro_batch: int
     accumulation: int
     rewind: bool = False
+    quanta: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def stages(self) -> Stages:
+        """(first sample, quantum) from this line on."""
+        if not self.quanta:
+            return ((self.sample, self.quantum),)
+        return tuple((first, size) for first, size, _ in self.quanta)
+
+    def step_of(self, sample: int) -> int:
+        """The step of this incarnation that takes a sample."""
+        return self.step + Quanta(self.stages).index(sample)
 
 
 @dataclass(frozen=True)
@@ -104,6 +122,8 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 def encode_line(line: Line) -> bytes:
     """One line of the file: JSON with the CRC-32 of the canonical JSON without it, newline."""
     body = {"schema": SCHEDULE_SCHEMA, "line": _NAMES[type(line)], **encode(line)}
+    if not body.get("quanta", True):
+        del body["quanta"]
     crc = zlib.crc32(canonical(body))
     return _in_order({**body, "crc": f"{crc:08x}"}) + b"\n"
 
@@ -132,7 +152,20 @@ def decode_line(data: bytes) -> Line:
     line = decode(kind, value)
     if isinstance(line, SegmentLine) and sum(line.weights.values()) != SCALE:
         raise RecordError(f"weights sum to {sum(line.weights.values())}, not {SCALE}")
+    if isinstance(line, OpenLine):
+        _check_quanta(line)
     return line
+
+
+def _check_quanta(line: OpenLine) -> None:
+    if any(len(stage) != 3 for stage in line.quanta):
+        raise RecordError("quanta: not all are a first sample, a quantum and an accumulation")
+    try:
+        stages = Quanta(line.stages).stages
+    except ValueError as error:
+        raise RecordError(f"quanta: {error}") from error
+    if stages[0] != (line.sample, line.quantum):
+        raise RecordError(f"quanta begin with {stages[0]}, not {(line.sample, line.quantum)}")
 
 
 @dataclass(frozen=True)
@@ -152,18 +185,49 @@ class Schedule:
         return max((line.incarnation for line in self.lines), default=0)
 
     @cached_property
-    def _effective(self) -> tuple[tuple[SegmentLine, ...], tuple[Segment, ...]]:
+    def _effective(self) -> _Effective:
         return _replay(self.lines)
 
     @property
     def segments(self) -> tuple[SegmentLine, ...]:
         """Segments that hold, by sample: voids and rewind cuts applied."""
-        return self._effective[0]
+        return self._effective.segments
 
-    @property
+    @cached_property
     def mixture(self) -> tuple[Segment, ...]:
         """What :class:`mixloop.trainer.order.MixtureOrder` needs, quantum changes included."""
-        return self._effective[1]
+        return tuple(_stretches(self.segments, dict(self.quanta)))
+
+    @property
+    def quanta(self) -> Stages:
+        """(first sample, quantum) of every stretch of steps of one size, past and to come."""
+        return self._effective.quanta
+
+    @property
+    def sources(self) -> Mapping[str, tuple[tuple[int, SourceEntry], ...]]:
+        """Every source the run ever had, the retired too: what it was, and from which sample on.
+
+        In the order in which the lines first name them. It numbers the sources of the data order,
+        so that a job may list them otherwise, and add some, without moving anything.
+        """
+        return self._effective.sources
+
+    @property
+    def cuts(self) -> tuple[OpenLine, ...]:
+        """The incarnations that cut what was recorded beyond their first sample, oldest first."""
+        return self._effective.cuts
+
+    @property
+    def sizes(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """The sources' sizes as :class:`mixloop.trainer.order.MixtureOrder` takes them."""
+        found: dict[str, tuple[tuple[int, int], ...]] = {}
+        for name, history in self.sources.items():
+            sizes = [(0, history[0][1].samples)]
+            for sample, entry in history[1:]:
+                if entry.samples != sizes[-1][1]:
+                    sizes.append((sample, entry.samples))
+            found[name] = tuple(sizes)
+        return found
 
     @property
     def accepted(self) -> tuple[int, int]:
@@ -175,23 +239,64 @@ class Schedule:
         )
 
 
-def _replay(lines: Sequence[Line]) -> tuple[tuple[SegmentLine, ...], tuple[Segment, ...]]:
-    """Effective segments, and the stretches of constant weights and quantum they make."""
+@dataclass(frozen=True)
+class _Effective:
+    segments: tuple[SegmentLine, ...]
+    quanta: Stages
+    sources: Mapping[str, tuple[tuple[int, SourceEntry], ...]]
+    cuts: tuple[OpenLine, ...]
+
+
+_Histories = dict[str, list[tuple[int, SourceEntry]]]
+
+
+def _replay(lines: Sequence[Line]) -> _Effective:
+    """What the lines amount to, applied one after the other."""
     held: dict[int, SegmentLine] = {}
-    quanta: dict[int, int] = {}  # first sample -> quantum from there on
-    quantum = 0
+    quanta: Stages = ()
+    sources: _Histories = {}
+    latest: OpenLine | None = None
+    constant = True
+    cuts: list[OpenLine] = []
     for line in lines:
         if isinstance(line, OpenLine):
-            if line.rewind or line.quantum != quantum:
+            constant = constant and not line.quanta
+            if line.rewind or _other_steps(line, latest, quanta, constant):
+                if latest is not None:
+                    cuts.append(line)
                 held = {at: seg for at, seg in held.items() if at <= line.sample}
-                quanta = {at: size for at, size in quanta.items() if at < line.sample}
-                quanta[line.sample] = quantum = line.quantum
+                quanta = (*(stage for stage in quanta if stage[0] < line.sample), *line.stages)
+            _list_sources(sources, line)
+            latest = line
         elif isinstance(line, SegmentLine):
             held[line.sample] = line
         elif _is_same(held.get(line.sample), line):
             del held[line.sample]
     segments = tuple(held[at] for at in sorted(held))
-    return segments, tuple(_stretches(segments, quanta))
+    histories = {name: tuple(own) for name, own in sources.items()}
+    return _Effective(segments, quanta, histories, tuple(cuts))
+
+
+def _other_steps(line: OpenLine, latest: OpenLine | None, quanta: Stages, constant: bool) -> bool:
+    """Whether an incarnation's steps lie otherwise than recorded."""
+    if latest is None:
+        return True
+    if constant:  # also where an earlier rewind had another quantum: as files always meant it
+        return line.quantum != latest.quantum
+    return Quanta(quanta).since(line.sample).stages != Quanta(line.stages).plain().stages
+
+
+def _list_sources(sources: _Histories, line: OpenLine) -> None:
+    """Note what an incarnation finds: what is new holds from its sample on."""
+    if line.rewind:
+        for own in sources.values():
+            own[:] = [entry for entry in own if entry[0] < line.sample] or own[:1]
+    for entry in line.sources:
+        own = sources.setdefault(entry.name, [])
+        if own and own[-1][1] == entry:
+            continue
+        own[:] = [(sample, old) for sample, old in own if sample < line.sample]
+        own.append((line.sample, entry))
 
 
 def _is_same(segment: SegmentLine | None, void: VoidLine) -> bool:

@@ -46,6 +46,7 @@ class Session:
         self._feed = feed
         self._tokenizer = tokenizer
         self._saved = plan.step if plan.parent else -1
+        self._last = plan.quantum  # samples of the last step
         self._loss: float | None = None
         self._logged = plan.step
         settings = plan.job.settings
@@ -73,11 +74,11 @@ class Session:
 
     def advance(self) -> Batch:
         """Train one step, and acknowledge a switch whose first sample it consumed."""
-        quantum = self._feed.layout.quantum
         batch = self._feed.batch(self.position.sample)
         start = self.position.sample * self.length
-        self._trainer.step(batch, start, start + quantum * self.length)
-        switch = self.steering.advance(quantum)
+        self._trainer.step(batch, start, start + batch.samples * self.length)
+        self._last = batch.samples
+        switch = self.steering.advance(batch.samples)
         if self.steering.begins(self.position.sample):
             self._switched.add(self.position.step)
         if switch is not None:
@@ -137,7 +138,7 @@ class Session:
 
     def _moment(self, losses: Mapping[str, float], finished: bool = False) -> Moment:
         tokens = self.position.sample * self.length
-        before = max(0, tokens - self._feed.layout.quantum * self.length)
+        before = max(0, tokens - self._last * self.length)
         schedule = self._trainer.schedule
         grad_norm = float(self._trainer.grad_norm)
         return Moment(

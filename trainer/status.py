@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from mixloop.trainer.files import LARGEST, parse_json, read_regular, write_atomic
 from mixloop.trainer.records import decode, encode
@@ -194,15 +194,13 @@ def _read(path: AnyPath, schema: str, kind: type[T], limit: int = LARGEST) -> T 
     """A record; None when the file is missing, unreadable, torn or not of this schema."""
     try:
         data = read_regular(path, limit).data
-        hashable: Any = kind  # to mypy a class of a type variable is not
-        found: T | None = None if len(data) > limit else _parsed(data, schema, hashable)
-        return found
+        return None if len(data) > limit else _parsed(data, schema, cast(Any, kind))
     except (OSError, ValueError, RecursionError):  # RecordError and decoding errors are ValueErrors
         return None
 
 
 @functools.lru_cache(maxsize=4)  # a file that is looked at again and again rarely has news
-def _parsed(data: bytes, schema: str, kind: Any) -> Any:
+def _parsed(data: bytes, schema: str, kind: type[T]) -> T | None:
     value = parse_json(data.decode())
     if not isinstance(value, dict) or value.get("schema") != schema:
         return None

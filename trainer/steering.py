@@ -24,6 +24,7 @@ from mixloop.trainer.contract import (
 )
 from mixloop.trainer.hotreload import Clock, Desk, Switch
 from mixloop.trainer.incarnation import Plan, Start
+from mixloop.trainer.keys import key_for
 from mixloop.trainer.narrator import Moment, Narrator
 from mixloop.trainer.order import Segment
 from mixloop.trainer.peers import Peers
@@ -72,7 +73,7 @@ class Steering:
     def __init__(self, plan: Plan, start: Start, peers: Peers) -> None:
         self.job = plan.job
         self.peers = peers
-        self.quantum = plan.quantum
+        self.quanta = start.quanta
         self.incarnation = start.incarnation
         self.position = Position(plan.step, plan.sample)
         self.known = {(switch.sample, switch.generation) for switch in start.switches}
@@ -82,6 +83,11 @@ class Steering:
         self.begun = deque(begun, maxlen=4)  # enough to say what was in force a step ago
         self.ahead = deque(start.switches[len(begun) :])
         self._paths = RunPaths(plan.job.dir)
+
+    @property
+    def quantum(self) -> int:
+        """Samples of the step at hand, over all ranks."""
+        return self.quanta.at(self.position.sample)
 
     @property
     def spent(self) -> bool:
@@ -95,8 +101,9 @@ class Steering:
         job, position = self.job, self.position
         settings, length = job.settings, job.sequence_length
         clock = Clock(
-            plan.step, plan.sample, plan.quantum, length, settings.poll_every, settings.prefetch
-        )
+            plan.step, plan.sample, plan.quantum, length, settings.poll_every, settings.prefetch,
+            self.quanta,
+        )  # fmt: skip
         desk = Desk(
             self._paths,
             job.run,
@@ -108,17 +115,20 @@ class Steering:
             now=lambda: position.step,
             limits=Limits(**job.limits.model_dump()),
             accept_uid=settings.accept_uid,
+            retired=[name for name in start.sizes if name not in job.sources],
+            key=key_for(settings.key_file),
         )
         narrator = Narrator(
             run=job.run,
             budget=job.budget,
             incarnation=start.incarnation,
             sequence_length=length,
-            quantum=plan.quantum,
+            quantum=self.quanta.at,
             world=plan.world,
             sizes={name: store.samples(length) for name, store in stores.items()},
             unique={name: store.info.tokens for name, store in stores.items()},
             sample=plan.sample,
+            eras=start.order(job.seed).eras,
         )
         self.lead = Lead(desk, narrator, SideThread(desk))
 
@@ -138,7 +148,7 @@ class Steering:
     def segment(self, switch: Switch) -> Segment:
         """A switch as the data order takes it."""
         weights = dict(zip(self.job.sources, switch.weights, strict=True))
-        return Segment(switch.sample, weights, self.quantum)
+        return Segment(switch.sample, weights, self.quanta.at(switch.sample))
 
     @property
     def in_force(self) -> Switch:

@@ -35,7 +35,6 @@ from mixloop.trainer.incarnation import Plan, Start, begin, check_job, locate
 from mixloop.trainer.job import Job, JobError, load_job
 from mixloop.trainer.learner import Trainer
 from mixloop.trainer.narrator import Trace
-from mixloop.trainer.order import MixtureOrder
 from mixloop.trainer.peers import Alone, GlooPeers, Peers, on_first
 from mixloop.trainer.ranks import follow_launcher, run_ranks
 from mixloop.trainer.session import DivergenceError, Session
@@ -180,9 +179,8 @@ def open_feed(
         world=peers.world,
         sequence_length=job.sequence_length,
     )
-    sizes = {name: store.samples(job.sequence_length) for name, store in stores.items()}
-    order = MixtureOrder(sizes, job.seed, start.segments)
-    return Feed(stores, order, layout, settings.prefetch, sample)
+    order, quanta = start.order(job.seed), start.quanta
+    return Feed(stores, order, layout, settings.prefetch, sample, quanta=quanta)
 
 
 def train(job: Job, *, rewind: bool = False, trace: Path | None = None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from mixloop.trainer.assemble import Assembler
 from mixloop.trainer.board import Board, BoardClosed
-from mixloop.trainer.feed import Layout
 from mixloop.trainer.job import Job, JobError
 from mixloop.trainer.loader_state import LoaderState
 from mixloop.trainer.order import MixtureOrder, Segment
+from mixloop.trainer.quanta import Quanta, Stages
 from mixloop.trainer.store import open_stores
 
 
@@ -23,17 +23,19 @@ from mixloop.trainer.store import open_stores
 class Assignment:
     """What the training process answers: where to go on, by which schedule.
 
-    `at` is this worker's first micro-batch, counted over the run; `step` the step that the round of
-    workers begins in, and `sample` its first; `window` the steps that a worker may be ahead of the
-    report.
+    `at` is the first sample, over all ranks, of this worker's first micro-batch, and `each` how
+    many a micro-batch has; `sizes` and `stages` are the run's sources and steps, as the data order
+    has them; `state` is where the round begins; `window` the steps that a worker may be ahead of
+    the report.
     """
 
     at: int
-    step: int
-    sample: int
+    each: int
+    rank: int
     segments: tuple[Segment, ...]
+    sizes: Mapping[str, Sequence[tuple[int, int]]]
+    stages: Stages
     announced: int
-    layout: Layout
     window: int
     state: LoaderState
     trouble: str = ""
@@ -48,7 +50,6 @@ class Worker:
         self._dtype = np.dtype(dtype)
         self._number, self._count = number, count
         self._stores = open_stores(job)
-        self._micros = job.settings.accumulation
         self.state: LoaderState | None = None
 
     def draw(
@@ -77,40 +78,33 @@ class Worker:
         yield from self._drawn(told)
 
     def _drawn(self, told: Assignment) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
-        micros, length = self._micros, self._job.sequence_length
-        layout, quantum = told.layout, told.layout.quantum
-        sizes = {name: store.samples(length) for name, store in self._stores.items()}
-        order = MixtureOrder(sizes, self._job.seed, told.segments)
+        length, rows = self._job.sequence_length, self._job.settings.micro_batch
+        if told.at * length >= self._job.budget:
+            return
+        order, steps = MixtureOrder(told.sizes, self._job.seed, told.segments), _Steps(told)
+        numbers = _numbers(order.names, list(self._stores))
         assembler = Assembler(list(self._stores.values()), length)
         at, known, heard = told.at, told.state, told.announced
-        positions = layout.positions()
         while True:
-            step, micro = divmod(at, micros)
-            sample = told.sample + (step - told.step) * quantum
-            if sample * length >= self._job.budget:
+            step, first = steps.of(at)
+            if first * length >= self._job.budget:
                 return
             self._check(step, told)
             while heard < (there := self._board.announced):
                 for switch in self._board.switches(heard, there):
                     weights = dict(zip(self._job.sources, switch.weights, strict=True))
-                    order = order.with_segment(Segment(switch.sample, weights, quantum))
+                    order = order.with_weights(switch.sample, weights)
                     pair = (switch.sample, switch.generation)
                     known = replace(known, switches=(*known.switches, pair)[-8:])
                 heard = there
-            source, index = order.batch(sample, quantum)
-            source, index = source[positions[micro]], index[positions[micro]]
-            ids = np.empty((*source.shape, length), self._dtype)
+            # the samples of a micro-batch over all ranks stand together, those of a rank in a row
+            source, index = order.batch(at + told.rank * rows, rows)
+            source = numbers[source]
+            ids = np.empty((rows, length), self._dtype)
             assembler.fill(source, index, ids)
-            at += self._count
-            self.state = self._place(at, told, known)
+            at += self._count * told.each
+            self.state = steps.place(at, known)
             yield ids, source
-
-    def _place(self, at: int, told: Assignment, known: LoaderState) -> LoaderState:
-        """The state before micro-batch `at`."""
-        step, micro = divmod(at, self._micros)
-        sample = told.sample + (step - told.step) * told.layout.quantum
-        begun = micro * told.layout.rows * told.layout.world
-        return replace(known, step=step, sample=sample, micro=micro, begun=begun)
 
     def _check(self, step: int, told: Assignment) -> None:
         """Never draw what a change could still come before."""
@@ -125,12 +119,49 @@ class Worker:
             )
 
 
+def _numbers(names: Sequence[str], own: Sequence[str]) -> npt.NDArray[np.int64]:
+    """A job's numbers of the sources of an order; those that it no longer has give nothing."""
+    return np.array([own.index(name) if name in own else -1 for name in names], np.int64)
+
+
+class _Steps:
+    """Steps and micro-batches by samples, from where a round of workers begins."""
+
+    def __init__(self, told: Assignment) -> None:
+        self._quanta = Quanta(told.stages)
+        self._zero = told.state.step - self._quanta.index(told.state.sample)
+        self._each = told.each
+
+    def of(self, sample: int) -> tuple[int, int]:
+        """Number and first sample of the step that a sample is of."""
+        index = self._quanta.index(sample)
+        return self._zero + index, self._quanta.first(index)
+
+    def place(self, sample: int, known: LoaderState) -> LoaderState:
+        """The state before the micro-batch that begins at a sample."""
+        step, first = self.of(sample)
+        return replace(
+            known,
+            step=step,
+            sample=first,
+            micro=(sample - first) // self._each,
+            begun=sample - first,
+            quantum=self._quanta.at(first),
+        )
+
+
 def joined(
-    states: Mapping[int, Mapping[str, Any] | None], micros: int
+    states: Mapping[int, Mapping[str, Any] | None],
+    each: int,
+    quanta: Callable[[int], Quanta],
 ) -> tuple[LoaderState, dict[int, int]] | None:
-    """The one place that several workers' own states amount to, and each one's micro-batch.
+    """The one place that several workers' own states amount to, and each one's first sample.
 
     A worker whose first micro-batch was not yet taken has no state: it stands a round behind.
+
+    Args:
+        each: samples of a micro-batch over all ranks.
+        quanta: the run's steps, given the first sample of one.
 
     Returns:
         None when no worker has a state.
@@ -145,27 +176,27 @@ def joined(
     }
     if not given:
         return None
-    places = {number: state.step * micros + state.micro for number, state in given.items()}
+    places = {number: state.sample + state.begun for number, state in given.items()}
     known, place = next(iter(places.items()))
     for number in set(states) - set(given):
-        places[number] = place - known + number - len(states)
+        places[number] = place + (number - known - len(states)) * each
     first = min(places.values())
-    if sorted(places.values()) != list(range(first, first + len(places))):
+    if sorted(places.values()) != [first + n * each for n in range(len(places))]:
         raise JobError(
             "dataset state: the workers' states are not of one place; resume with as many workers "
-            "and as much accumulation as it was saved with"
+            "and the micro_batch it was saved with"
         )
     like = next(iter(given.values()))
-    sample = like.sample + (first // micros - like.step) * like.quantum
-    micro = first % micros
-    begun = micro * (like.quantum // micros)
-    switches = tuple(sorted({pair for state in given.values() for pair in state.switches}))
+    steps = quanta(like.sample)
+    index = steps.index(first)
+    sample = steps.first(index)
     joint = replace(
         like,
-        step=first // micros,
+        step=like.step + index - steps.index(like.sample),
         sample=sample,
-        micro=micro,
-        begun=begun,
-        switches=switches,
+        micro=(first - sample) // each,
+        begun=first - sample,
+        quantum=steps.at(sample),
+        switches=tuple(sorted({pair for state in given.values() for pair in state.switches})),
     )
     return joint, places

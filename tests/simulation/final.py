@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from mixloop.controller.journal import unpack
 from mixloop.trainer.contract import read_schedule
 
 from .invariants import Violation
@@ -34,7 +35,7 @@ def _file(world: Simulation, db: Any) -> None:
     if newest is None:
         return
     held = json.loads(node.data) if node is not None else None
-    if held is None or held["generation"] != newest[0] or held["weights"] != json.loads(newest[1]):
+    if held is None or held["generation"] != newest[0] or held["weights"] != unpack(newest[1]):
         raise Violation("converges", f"mixture.json is not generation {newest[0]}: {held}")
     if held["fence"] != world._lease():
         raise Violation("fence-obeyed", f"the file is of fence {held['fence']}")
@@ -92,7 +93,7 @@ def _replay(world: Simulation, db: Any) -> None:
     for row in db.execute("SELECT verb, asked, state, answer FROM requests ORDER BY rowid"):
         if row["state"] != "done":
             continue
-        asked = json.loads(row["asked"])
+        asked = unpack(row["asked"])
         if row["verb"] in ("pause", "resume"):
             paused = row["verb"] == "pause"
         elif row["verb"] == "pin":
@@ -143,7 +144,7 @@ def _tracker(world: Simulation, db: Any) -> None:
     _unique("model", names)
     _unique("trace", [trace.decision for trace in store.traces.values()])
     for row in db.execute("SELECT key, kind, payload FROM outbox"):
-        payload = json.loads(row["payload"])
+        payload = unpack(row["payload"])
         if row["kind"] == "trace":
             if payload["id"] not in {t.decision for t in store.traces.values()}:
                 raise Violation("tracker-complete", f"the trace of {payload['id']} is missing")

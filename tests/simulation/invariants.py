@@ -7,6 +7,7 @@ import math
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
+from mixloop.controller.journal import unpack
 from mixloop.controller import propose
 from mixloop.controller.journal import Journal
 from mixloop.trainer.order import SCALE, quantise
@@ -58,6 +59,8 @@ class Watch:
         self._steps: set[int] = set()
         self._orders: dict[int, dict[str, Any]] = {}
         self._scored: set[int] = set()
+        self._rewinds = 0
+        self._taken_back: set[tuple[int, int, int]] = set()
         self._requests: dict[str, tuple[Any, ...]] = {}
         self._acted: set[str] = set()
         self._outbox = 0
@@ -72,20 +75,47 @@ class Watch:
         db = journal._db
         if lease != journal.fence:
             raise Violation("one-fence", f"fence {journal.fence} wrote under the lease of {lease}")
-        self._see_orders(db)
+        cut = self._new_cut(db)
+        self._see_orders(db, cut)
         self._see_decisions(db, journal.fence or 0)
-        self._see_scores(db)
+        self._see_scores(db, cut)
         self._see_requests(db)
         self._see_outbox(db)
 
-    def _see_orders(self, db: sqlite3.Connection) -> None:
+    def _new_cut(self, db: sqlite3.Connection) -> int | None:
+        """The first sample of the branch that a rewind, noted in this commit, set apart."""
+        found = [
+            unpack(row[0])
+            for row in db.execute(
+                "SELECT detail FROM events WHERE kind = 'incarnation' ORDER BY seq"
+            )
+        ]
+        rewound = [one for one in found if one["rewound"]]
+        fresh, self._rewinds = rewound[self._rewinds :], len(rewound)
+        if not fresh:
+            return None
+        rows = db.execute(
+            "SELECT step FROM decisions WHERE asked_by = 'policy' AND abandoned_by IS NULL"
+        )
+        self._steps = {row[0] for row in rows}
+        self._taken_back = {
+            (one["generation"], one["step"], one["sample"])
+            for cut in fresh
+            for one in cut["applied_before"]
+        }
+        return int(min(one["sample"] for one in fresh))
+
+    def _see_orders(self, db: sqlite3.Connection, cut: int | None) -> None:
         rows = {row["generation"]: row for row in db.execute("SELECT * FROM orders")}
         for generation, before in self._orders.items():
             row = rows.get(generation)
             if row is None:
                 raise Violation("nothing-lost", f"order {generation} is gone from the journal")
             changed = [name for name in STABLE if row[name] != before[name]]
-            kept = ("published_at", "applied_step", "applied_sample")
+            kept = ["published_at"]
+            place = (generation, before["applied_step"], before["applied_sample"])
+            if cut is None or place not in self._taken_back:
+                kept += ["applied_step", "applied_sample"]
             changed += [n for n in kept if before[n] is not None and row[n] != before[n]]
             if changed:
                 raise Violation("nothing-lost", f"order {generation} changed its {changed}")
@@ -94,7 +124,7 @@ class Watch:
             if generation not in self._orders:
                 if generation <= newest:
                     raise Violation("generations-grow", f"{generation} came after {newest}")
-                self._simplex(json.loads(row["weights"]), f"order {generation}")
+                self._simplex(unpack(row["weights"]), f"order {generation}")
             self._orders[generation] = dict(row)
 
     def _see_decisions(self, db: sqlite3.Connection, fence: int) -> None:
@@ -122,16 +152,22 @@ class Watch:
         wanted = [] if row["generation"] is None else [row["generation"]]
         if made != wanted:
             raise Violation("one-decision", f"{row['id']} orders {wanted}, the journal has {made}")
-        if made and json.loads(row["weights_after"]) != json.loads(
-            self._orders[made[0]]["weights"]
-        ):
+        if made and unpack(row["weights_after"]) != unpack(self._orders[made[0]]["weights"]):
             raise Violation("one-decision", f"{row['id']} and its order differ in their weights")
 
-    def _see_scores(self, db: sqlite3.Connection) -> None:
+    def _see_scores(self, db: sqlite3.Connection, cut: int | None) -> None:
         found = db.execute("SELECT step FROM evaluations WHERE state = 'scored'")
         scored = {row[0] for row in found}
-        if not self._scored <= scored:
-            raise Violation("nothing-lost", f"scores of {sorted(self._scored - scored)} are gone")
+        gone = self._scored - scored
+        if gone and cut is not None:  # of a branch that was left: set apart, and kept
+            apart = db.execute(
+                "SELECT e.step FROM evaluations e JOIN checkpoints c USING (step) "
+                "WHERE e.state = 'skipped' AND e.scorecard IS NOT NULL AND c.sample > ?",
+                (cut,),
+            )
+            gone -= {row[0] for row in apart}
+        if gone:
+            raise Violation("nothing-lost", f"scores of {sorted(gone)} are gone")
         self._scored = scored
 
     def _see_requests(self, db: sqlite3.Connection) -> None:
@@ -158,14 +194,14 @@ class Watch:
             raise Violation("simplex", f"{what} names {sorted(weights)}")
 
     def _guarded(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
-        evidence = json.loads(row["evidence"])
+        evidence = unpack(row["evidence"])
         own = row["asked_by"] == "policy" or evidence.get("approves")
         if row["verdict"] != "intervene" or not own:
             return
         config = self._world.config_of(row["fence"])
         guards, limits = config.guards, config.trainer.limits
-        after, before = json.loads(row["weights_after"]), json.loads(row["weights_before"])
-        notes = json.loads(row["guards"])
+        after, before = unpack(row["weights_after"]), unpack(row["weights_before"])
+        notes = unpack(row["guards"])
         found = db.execute("SELECT value FROM meta WHERE key = 'pins'").fetchone()
         pins = json.loads(found[0]) if found else {}
         ledger = guards.max_epochs is not None
@@ -182,7 +218,7 @@ class Watch:
         change = sum(abs(after.get(n, 0) - before.get(n, 0)) for n in {*after, *before}) / 2
         most = min(guards.max_change, limits.max_change)
         flagged = any(n["guard"] == "trust region" and n["action"] == "flagged" for n in notes)
-        moving = len(json.loads(row["plan"])) > 1 or self._planned(row["against_generation"])
+        moving = len(unpack(row["plan"])) > 1 or self._planned(row["against_generation"])
         by_guards = self._orders[row["generation"]]["policy"] == "guards"
         if change > most + 1e-4 and not (flagged or moving or pins or by_guards):
             raise Violation("guards", f"{row['id']} changes {change:.4f}, max_change {most}")
@@ -191,7 +227,7 @@ class Watch:
 
     def _planned(self, generation: int) -> bool:
         order = self._orders.get(generation)
-        return order is not None and len(json.loads(order["plan"])) > 1
+        return order is not None and len(unpack(order["plan"])) > 1
 
     def _ledger(self, row: sqlite3.Row, config: Any, after: dict[str, float]) -> None:
         """Against what was really drawn, less what the controller could not know yet."""
@@ -200,7 +236,7 @@ class Watch:
         lead = min(propose.switching_lead(config), max(0, config.budget - tokens))
         every = config.evals.every or config.trainer.checkpoint_every or config.budget
         ahead = min(every, config.budget - tokens - lead)
-        before = json.loads(row["weights_before"])
+        before = unpack(row["weights_before"])
         for name, share in after.items():
             drawn_then = drawn[name] + lead * before.get(name, 0.0)
             room = config.guards.max_epochs * world.sizes[name] - drawn_then
@@ -211,7 +247,7 @@ class Watch:
     # -- operators ------------------------------------------------------
 
     def _operated(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
-        evidence = json.loads(row["evidence"])
+        evidence = unpack(row["evidence"])
         request = evidence.get("operator", {}).get("request")
         if request is None:
             return
@@ -240,7 +276,7 @@ class Watch:
         row = db.execute(
             "SELECT weights, decision FROM orders WHERE generation = ?", (order.generation,)
         ).fetchone()
-        if row is None or json.loads(row[0]) != dict(order.weights) or row[1] != order.decision:
+        if row is None or unpack(row[0]) != dict(order.weights) or row[1] != order.decision:
             raise Violation("journal-first", f"generation {order.generation} is not in the journal")
 
     def accepted(self, view: Any, db: sqlite3.Connection, *, rewound: bool) -> None:
@@ -278,7 +314,7 @@ class Watch:
     def _drawn_by(self, row: sqlite3.Row, units: tuple[int, ...]) -> None:
         """What is drawn by is the order's mixture, or a later one of its plan."""
         names = list(self._world.config.sources)
-        asked = [json.loads(row["weights"]), *(w for _, w in json.loads(row["plan"]))]
+        asked = [unpack(row["weights"]), *(w for _, w in unpack(row["plan"]))]
         for weights in asked:
             wanted = quantise({n: weights.get(n, 0.0) for n in names})
             if all(abs(wanted[n] - u) <= 2 for n, u in zip(names, units, strict=True)):

@@ -243,12 +243,30 @@ class MemOs:
         assert node is not None
         return SimpleNamespace(st_mode=stat.S_IFREG, st_uid=UID, st_size=len(node.data))
 
-    def fdopen(self, handle: int, mode: str, closefd: bool = True) -> io.BytesIO:
+    def fdopen(
+        self, handle: int, mode: str, closefd: bool = True, encoding: str | None = None
+    ) -> io.BytesIO:
         node = self._fs().of(handle)[1]
         assert node is not None
-        if closefd:
-            self.close(handle)
-        return io.BytesIO(node.data)
+        if "w" in mode:
+            return _Writing(self._fs(), handle, text="b" not in mode)
+        return _Reading(self._fs(), handle, node.data, closefd)
+
+
+class _Reading(io.BytesIO):
+    """An open file; ``fileno`` is one that ``MemOs.fstat`` takes."""
+
+    def __init__(self, fs: MemFS, handle: int, data: bytes, closefd: bool) -> None:
+        super().__init__(data)
+        self._at, self._handle, self._owned = fs, handle, closefd
+
+    def fileno(self) -> int:
+        return self._handle
+
+    def close(self) -> None:
+        if self._owned and not self.closed and self._handle in self._at._open:
+            self._at.close(self._handle)
+        super().close()
 
 
 class _Writing(io.BytesIO):

@@ -84,9 +84,9 @@ def _lock(path: Any) -> Any:
     return SimpleNamespace(close=lambda: None)
 
 
-def _report(folder: Any, target: Path) -> Path:
+def _report(folder: Any, target: Path) -> list[Path]:
     sim().tracker.reports += 1
-    return target
+    return [target / "report.html"]
 
 
 @contextlib.contextmanager
@@ -99,9 +99,9 @@ def installed() -> Iterator[None]:
         (daemon, "Evaluator", Evaluator),
         (daemon, "Path", MemPath),
         (daemon, "take_lock", _lock),
-        (daemon, "write_order", lambda path, order: sim().publish(path, order)),
+        (daemon, "write_order", lambda path, order, key=None: sim().publish(path, order)),
         (drain, "_span", tracker.span),
-        (report, "write_report", _report),
+        (report, "write_artifacts", _report),
         (journal, "datetime", _Datetime),
         (journal, "sqlite3", _Sqlite()),
         (journal, "os", memory),

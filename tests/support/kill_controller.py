@@ -105,8 +105,10 @@ class FileTrainer:
         self.run = config.run.id
         self.names = list(config.sources)
         self.budget = config.budget
+        self.incarnation = 1
         self.paths.dir.mkdir(parents=True, exist_ok=True)
         self.writer = ScheduleWriter(self.paths.schedule)
+        self.incarnation = max(1, read_schedule(self.paths.schedule).incarnation)
         if not read_schedule(self.paths.schedule).lines:
             self._begin(config)
 
@@ -115,6 +117,20 @@ class FileTrainer:
         entries = tuple(SourceEntry(name, 1000, "f") for name in config.sources)
         self.writer.append(OpenLine(1, None, 0, 0, 0, entries, LENGTH, QUANTUM, 1, QUANTUM, 1))
         self.writer.append(SegmentLine(1, 0, 0, quantise(start), 0, 0))
+
+    def restart(self, config: RunConfig) -> None:
+        """Begin another incarnation, with the sources that run.yaml has now."""
+        before = read_status(self.paths.status)
+        assert before is not None
+        self.names = list(config.sources)
+        entries = tuple(SourceEntry(name, 1000, "f") for name in self.names)
+        opened = read_schedule(self.paths.schedule).latest_open
+        assert opened is not None
+        number, parent = opened.incarnation + 1, f"step-{before.step:08d}"
+        self.writer = ScheduleWriter(self.paths.schedule)
+        place = (before.sample, before.step, 0, entries)
+        self.writer.append(OpenLine(number, parent, *place, LENGTH, QUANTUM, 1, QUANTUM, 1))
+        self.incarnation = number
 
     def advance(self) -> None:
         """A few steps: take a new order, move the heartbeat, leave a checkpoint when due."""
@@ -130,7 +146,12 @@ class FileTrainer:
             if news.generation > accepted[1]:
                 at = step + 2 * STRIDE
                 line = SegmentLine(
-                    1, at * QUANTUM, at, quantise(news.weights), news.fence, news.generation
+                    self.incarnation,
+                    at * QUANTUM,
+                    at,
+                    quantise(news.weights),
+                    news.fence,
+                    news.generation,
                 )
                 self.writer.append(line)
             accepted = (news.fence, news.generation)
@@ -149,7 +170,7 @@ class FileTrainer:
             self.paths.status,
             Status(
                 run=self.run,
-                incarnation=1,
+                incarnation=self.incarnation,
                 pid=os.getpid(),
                 host="h",
                 step=step,
@@ -183,7 +204,7 @@ class FileTrainer:
             "stable",
             self._force(force),
             {},
-            1,
+            self.incarnation,
             LENGTH,
             QUANTUM,
             {},

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from mixloop.trainer.batching import steady_accumulation
 from mixloop.trainer.dataset import MixtureDataset
 from mixloop.trainer.job import JobError
 from mixloop.trainer.loader import MixtureLoader
@@ -204,7 +205,7 @@ def check_arguments(args: TrainingArguments, mixture: Mixture) -> None:
     rows = f"trainer.micro_batch is {settings.micro_batch}, for {gpus} device(s) of a process"
     wanted = [
         ("per_device_train_batch_size", settings.micro_batch // gpus, rows),
-        ("gradient_accumulation_steps", settings.accumulation, "as trainer.accumulation"),
+        ("gradient_accumulation_steps", _accumulation(mixture), "as the run's steps"),
         ("auto_find_batch_size", False, "the order of the data is for one batch size"),
     ]
     if isinstance(mixture, MixtureLoader):
@@ -247,7 +248,12 @@ def _untyped(trainer: Any) -> Any:
 
 def _steps(mixture: Mixture) -> int:
     """Steps of the whole budget."""
-    return len(mixture) // mixture.job.settings.accumulation
+    return len(mixture) // _accumulation(mixture)
+
+
+def _accumulation(mixture: Mixture) -> int:
+    """Micro-batches of every step."""
+    return steady_accumulation(mixture.job, mixture.world, "the Trainer")
 
 
 def _newest(output: Path) -> Path:

@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from mixloop.trainer.batching import steady_accumulation
 from mixloop.trainer.dataset import MixtureDataset
 from mixloop.trainer.job import JobError
 from mixloop.trainer.loader import MixtureLoader
@@ -156,7 +157,7 @@ class MixtureCallback(Callback):  # type: ignore[misc]
         losses = told.get("losses")
         if isinstance(losses, torch.Tensor):
             self._rows.append((losses.detach().reshape(-1), batch["source"]))
-        whole = (batch_idx + 1) % mixture.job.settings.accumulation == 0
+        whole = (batch_idx + 1) % _accumulation(mixture) == 0
         rows: dict[str, Any] = {}
         if self._rows and (whole or isinstance(mixture, MixtureLoader)):
             parts, sources = zip(*self._rows, strict=True)
@@ -264,12 +265,11 @@ def check_trainer(trainer: Any, mixture: Mixture) -> None:
     Raises:
         JobError: naming the argument of `Trainer`, its value and the one that fits.
     """
-    accumulation, steps = mixture.job.settings.accumulation, _steps(mixture)
+    accumulation, steps = _accumulation(mixture), _steps(mixture)
     given = trainer.accumulate_grad_batches
     if given != accumulation:
         raise JobError(
-            f"Trainer(accumulate_grad_batches={given}): make it {accumulation}, as "
-            "trainer.accumulation of the run"
+            f"Trainer(accumulate_grad_batches={given}): make it {accumulation}, as the run's steps"
         )
     if trainer.overfit_batches:
         raise JobError(
@@ -299,7 +299,12 @@ def check_ranks(trainer: Any, mixture: Mixture) -> None:
 
 def _steps(mixture: Mixture) -> int:
     """Steps of the whole budget."""
-    return len(mixture) // mixture.job.settings.accumulation
+    return len(mixture) // _accumulation(mixture)
+
+
+def _accumulation(mixture: Mixture) -> int:
+    """Micro-batches of every step."""
+    return steady_accumulation(mixture.job, mixture.world, "Lightning")
 
 
 __all__ = ["MixtureCallback", "MixtureCheckpoint", "MixtureDataModule", "check_trainer"]

@@ -24,6 +24,7 @@ from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.metrics import MetricsProcessor
 
+from mixloop.trainer.batching import steady_accumulation
 from mixloop.trainer.job import JobError
 from mixloop.trainer.loader import MixtureLoader
 
@@ -213,11 +214,11 @@ def check_trainer(trainer: Any, dataloader: Any) -> None:
             "want MixtureDataLoader.Config, as with_mixture sets it"
         )
     loader, training = dataloader.loader, trainer.config.training
-    accumulation = loader.job.settings.accumulation
+    accumulation = steady_accumulation(loader.job, loader.world, "torchtitan")
     given = trainer.gradient_accumulation_steps * trainer.num_pipeline_parallel_microbatches
     if given != accumulation:
         raise JobError(
-            f"torchtitan takes {given} micro-batches for a step, trainer.accumulation is "
+            f"torchtitan takes {given} micro-batches for a step, the run "
             f"{accumulation}: make training.global_batch_size {loader.quantum}"
         )
     steps = len(loader) // accumulation

@@ -1,0 +1,399 @@
+"""What ``mixloop status --watch`` shows: facts from files and journal in, a view out. Pure.
+
+Times to come are tokens over the trainer's present tokens per second; nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mixloop.controller.show import moves, origin, steering, trainer_state
+
+Json = dict[str, Any]
+
+CLEAR = 2.0  # standard errors from which on a difference is more than noise
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a run found, as plain values.
+
+    Attributes:
+        overview: as ``mixloop status --json`` has it.
+        params: of the controller's newest start: ``max_epochs``, ``evaluate_every``,
+            ``approval_timeout`` (tokens), each None where unknown.
+        scores: per evaluation, oldest first: step, tokens, seconds, benchmarks (status, reason,
+            metrics).
+        trends: per benchmark the paired effect of the newest evaluation against the one before.
+        decisions: the newest decisions, newest first.
+        checkpoints: tokens of the newest checkpoints, newest first.
+        waiting: checkpoints that are complete and not scored.
+        scoring: seconds for which this observer has seen the present evaluation go on.
+        controller_silent: seconds for which it has seen the controller's counter stand still.
+        failing_since: when the tracker's present trouble began, as the journal tells it.
+        trouble: why the journal can't be read now; what is shown of it is then older.
+    """
+
+    overview: Json
+    params: Mapping[str, Any]
+    scores: Sequence[Json] = ()
+    trends: Mapping[str, Json] = ()  # type: ignore[assignment]
+    decisions: Sequence[Json] = ()
+    checkpoints: Sequence[int] = ()
+    waiting: int = 0
+    scoring: float | None = None
+    controller_silent: float | None = None
+    failing_since: str | None = None
+    trouble: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One source. ``cap_seconds``: until it is at the cap on the mixture applied, None: not within
+    the run; ``at_the_end``: its epochs then."""
+
+    name: str
+    asked: float | None
+    applied: float
+    tokens: int
+    epochs: float
+    cap: float | None
+    cap_tokens: int | None
+    cap_seconds: float | None
+    at_the_end: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One benchmark: its newest value, the paired change since the evaluation before (positive is
+    better), and its past values in the same metric, oldest first, None where it was missing."""
+
+    name: str
+    metric: str
+    value: float | None
+    stderr: float | None
+    n: int | None
+    step: int
+    better: str
+    change: float | None
+    change_stderr: float | None
+    past: tuple[float | None, ...]
+    missing: str | None
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse`` or ``same`` beyond the noise of the pair; empty without one."""
+        if self.change is None or self.change_stderr is None:
+            return ""
+        if abs(self.change) < CLEAR * self.change_stderr:
+            return "same"
+        return "better" if self.change > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Something that is on its way, and in how many seconds it is due (None: not known)."""
+
+    what: str
+    seconds: float | None = None
+    person: bool = False
+
+
+@dataclass(frozen=True)
+class DecisionRow:
+    """One decision, newest first."""
+
+    id: str
+    step: int
+    verdict: str
+    moved: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class View:
+    """One screen. ``seconds_left``: until the budget is spent at the present speed."""
+
+    run: str
+    state: str
+    word: str
+    origin: str
+    step: int | None
+    tokens: int | None
+    budget: int | None
+    seconds_left: float | None
+    tokens_per_second: float | None
+    phase: str | None
+    loss: float | None
+    health: str
+    generation_asked: int | None
+    generation_applied: int | None
+    controller: str
+    controller_well: bool
+    sources: tuple[SourceRow, ...]
+    benchmarks: tuple[BenchmarkRow, ...]
+    steered: str
+    pending: tuple[Pending, ...]
+    decisions: tuple[DecisionRow, ...]
+    tracker: str
+    tracker_well: bool
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> Json:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def key(self) -> Json:
+        """What is news when it differs: everything but the numbers that always move."""
+        found = self.to_json()
+        moving = ("step", "tokens", "seconds_left", "tokens_per_second", "loss", "phase")
+        for name in (*moving, "sources", "tracker"):
+            found.pop(name)
+        found["state"] = self.word
+        found["mixture"] = [(one.name, one.asked, round(one.applied, 6)) for one in self.sources]
+        found["pending"] = [one.what for one in self.pending if one.seconds is None or one.person]
+        return found
+
+
+def build(look: Look) -> View:
+    """The view of a run from one look at it."""
+    found = look.overview
+    trainer, mix = found["trainer"], found["mixture"]
+    runs = trainer["state"] == "alive"
+    speed = trainer.get("tokens_per_second") if runs else None
+    tokens, budget = trainer.get("tokens"), trainer.get("budget")
+    left = budget - tokens if tokens is not None and budget is not None else None
+    controller, well = _controller(found["controller"], look.controller_silent, trainer["state"])
+    tracker, tracker_well = _tracker(found["tracking"], look.failing_since)
+    return View(
+        run=str(found["run"] or "run"),
+        state=trainer_state(trainer),
+        word=trainer["state"],
+        origin=origin(trainer),
+        step=trainer["step"],
+        tokens=tokens,
+        budget=budget,
+        seconds_left=_seconds(left, speed),
+        tokens_per_second=speed,
+        phase=trainer.get("phase"),
+        loss=trainer.get("loss"),
+        health=_health(trainer.get("health")),
+        generation_asked=mix["asked"]["generation"] if mix["asked"] else None,
+        generation_applied=mix["applied"]["generation"] if mix["applied"] else None,
+        controller=controller,
+        controller_well=well,
+        sources=_sources(found, look.params.get("max_epochs"), left, speed),
+        benchmarks=_benchmarks(look, found["steering"]),
+        steered=steering({n: o for n, o in found["steering"].items() if o["since"] is not None}),
+        pending=_pending(look, speed),
+        decisions=tuple(_decision(one) for one in look.decisions),
+        tracker=tracker,
+        tracker_well=tracker_well,
+        warnings=_warnings(look),
+    )
+
+
+def _seconds(tokens: float | None, speed: float | None) -> float | None:
+    return None if tokens is None or not speed else max(0.0, tokens / speed)
+
+
+def _health(health: Json | None) -> str:
+    if not health or not (health["nan_steps"] or health["spikes"]):
+        return ""
+    return f"{health['nan_steps']} steps not finite, {health['spikes']} loss spikes"
+
+
+def _controller(found: Json | None, silent: float | None, trainer: str) -> tuple[str, bool]:
+    from mixloop.controller.pulse import LEAST, duration
+
+    if found is None:
+        return "never started", False
+    if found["alive"] is False:
+        return "not running", trainer == "finished"
+    if silent is not None and silent > LEAST:
+        return f"no sign of it for {duration(silent)}", False
+    return f"fence {found['fence']}", True
+
+
+def _tracker(found: Json, since: str | None) -> tuple[str, bool]:
+    counts = f"{found['sent']} sent, {found['waiting']} waiting"
+    if not found["last_error"]:
+        return counts, True
+    error = found["last_error"].get("error") or found["last_error"].get("reason") or "refused"
+    return f"{counts}; failing since {since or found['last_error']['at']}: {error}", False
+
+
+def _sources(
+    found: Json, cap: float | None, left: int | None, speed: float | None
+) -> tuple[SourceRow, ...]:
+    asked, applied = found["mixture"]["asked"], found["mixture"]["applied"]
+    rows = []
+    for name, ledger in found["ledger"].items():
+        share = float(applied["weights"].get(name, 0.0)) if applied else 0.0
+        unique = ledger["unique_tokens"]
+        end = ledger["epochs"] + share * left / unique if left is not None and unique else None
+        reach: int | None = None
+        if cap is not None and share > 0:
+            to_go = int(max(0.0, cap - ledger["epochs"]) * unique / share)
+            reach = to_go if left is not None and to_go <= left else None
+        rows.append(
+            SourceRow(
+                name=name,
+                asked=asked["weights"].get(name) if asked else None,
+                applied=share,
+                tokens=ledger["tokens"],
+                epochs=ledger["epochs"],
+                cap=cap,
+                cap_tokens=reach,
+                cap_seconds=_seconds(reach, speed),
+                at_the_end=end,
+                loss=ledger.get("loss"),
+            )
+        )
+    return tuple(rows)
+
+
+def _benchmarks(look: Look, steered: Json) -> tuple[BenchmarkRow, ...]:
+    if not look.scores:
+        return ()
+    newest = look.scores[-1]
+    names = list(dict.fromkeys(n for one in look.scores for n in one["benchmarks"]))
+    return tuple(_benchmark(name, newest["step"], look, steered.get(name)) for name in names)
+
+
+def _benchmark(name: str, step: int, look: Look, chosen: Json | None) -> BenchmarkRow:
+    score = look.scores[-1]["benchmarks"].get(name) or {}
+    metrics = score.get("metrics") or {}
+    wanted = chosen["metric"] if chosen else "bits_per_byte"
+    metric = wanted if wanted in metrics or not metrics else next(iter(metrics))
+    one = metrics.get(metric)
+    trend = dict(look.trends).get(name)
+    same = trend is not None and trend["metric"] == metric
+    past = (_value(other, name, metric) for other in look.scores)
+    return BenchmarkRow(
+        name=name,
+        metric=metric,
+        value=one["value"] if one else None,
+        stderr=one["stderr"] if one else None,
+        n=one["n"] if one else None,
+        step=step,
+        better="higher" if one and one["higher_is_better"] else "lower",
+        change=trend["gain"] if trend is not None and same else None,
+        change_stderr=trend["stderr"] if trend is not None and same else None,
+        past=tuple(past),
+        missing=None if one else str(score.get("reason") or "not in the newest scorecard"),
+    )
+
+
+def _value(score: Json, name: str, metric: str) -> float | None:
+    found = (score["benchmarks"].get(name) or {}).get("metrics") or {}
+    return found[metric]["value"] if metric in found else None
+
+
+def _pending(look: Look, speed: float | None) -> tuple[Pending, ...]:
+    found, trainer = look.overview, look.overview["trainer"]
+    rows: list[Pending] = []
+    rows += _orders(found, trainer, speed)
+    rows += [
+        Pending(
+            f"{one['id']} waits for approve or reject: {one['why']}",
+            _timeout(one, look.params.get("approval_timeout"), trainer, speed),
+            person=True,
+        )
+        for one in found["operators"]["awaiting"]
+    ]
+    took = sorted(one["seconds"] for one in look.scores if one.get("seconds"))
+    usual = took[len(took) // 2] if took else None
+    for step in found["pending"]["scoring"]:
+        left = None if usual is None else max(0.0, usual - (look.scoring or 0.0))
+        rows.append(Pending(f"the checkpoint at step {step} is being scored", left))
+    behind = look.waiting - len(found["pending"]["scoring"])
+    if behind > 0:
+        rows.append(Pending(f"{behind} more checkpoint{'s' if behind > 1 else ''} to score"))
+    due = _next_evaluation(look)
+    if due is not None and trainer["state"] in ("alive", "stalled", "unknown"):
+        ahead = max(0, due - trainer["tokens"])
+        from mixloop.policies.units import format_tokens
+
+        rows.append(Pending(f"next evaluation at {format_tokens(due)}", _seconds(ahead, speed)))
+    return tuple(rows)
+
+
+def _orders(found: Json, trainer: Json, speed: float | None) -> list[Pending]:
+    switch = found["pending"]["switch"]
+    rows = []
+    for order in found["pending"]["orders"]:
+        what = f"generation {order['generation']} ({order['decision']})"
+        if switch is not None and switch["generation"] == order["generation"]:
+            per_sample = trainer["tokens"] / trainer["sample"] if trainer["sample"] else 0
+            ahead = max(0.0, switch["sample"] * per_sample - trainer["tokens"])
+            what += f" comes into force at sample {switch['sample']:,}"
+            rows.append(Pending(what, _seconds(ahead, speed)))
+        elif trainer["state"] == "finished":
+            rows.append(Pending(f"{what} came too late: training has ended"))
+        elif order["published_at"] is None:
+            rows.append(Pending(f"{what} is not published yet"))
+        else:
+            rows.append(Pending(f"{what} is published; the trainer has not taken it yet"))
+    return rows
+
+
+def _timeout(one: Json, limit: int | None, trainer: Json, speed: float | None) -> float | None:
+    if limit is None or trainer["tokens"] is None:
+        return None
+    return _seconds(max(0, one["tokens"] + limit - trainer["tokens"]), speed)
+
+
+def _next_evaluation(look: Look) -> int | None:
+    """Tokens at which the next checkpoint to be scored is due, by the trainer's own rhythm."""
+    trainer = look.overview["trainer"]
+    if not look.checkpoints or trainer["tokens"] is None:
+        return None
+    last = look.checkpoints[0]
+    gap = last - look.checkpoints[1] if len(look.checkpoints) > 1 else last
+    every = look.params.get("evaluate_every") or 0
+    if gap <= 0:
+        return None
+    strides = max(1, -(-every // gap))
+    scored = [one["tokens"] for one in look.scores] or [last]
+    due = max(scored[-1] + strides * gap, last + gap if strides == 1 else 0)
+    return int(min(due, trainer["budget"])) if due > last else int(last + gap)
+
+
+def _decision(one: Json) -> DecisionRow:
+    from mixloop.controller.show import verdict
+
+    moved = moves(one["weights_before"], one["weights_after"])
+    return DecisionRow(
+        id=one["id"],
+        step=one["step"],
+        verdict=verdict(one),
+        moved="" if moved == "-" else moved,
+        reason=one["reason"],
+    )
+
+
+def _warnings(look: Look) -> tuple[str, ...]:
+    found = look.overview
+    lines = [look.trouble] if look.trouble else []
+    operators = found["operators"]
+    if operators["paused"]:
+        lines.append("paused: nothing is decided until `mixloop resume`")
+    if operators["pins"]:
+        shares = ", ".join(f"{name} {share:.3g}" for name, share in operators["pins"].items())
+        lines.append(f"pinned: {shares}")
+    if operators["requests"]:
+        lines.append(f"{operators['requests']} requests not taken by a controller yet")
+    lines += [
+        f"order refused: {one['reason']}" for one in found["trainer"].get("rejected", ())[-1:]
+    ]
+    if found["skipped"]:
+        last = found["skipped"][-1]
+        lines.append(
+            f"{len(found['skipped'])} checkpoints not scored; the last, step {last['step']}: "
+            f"{last['reason']}"
+        )
+    return tuple(lines)
