@@ -14,6 +14,7 @@ from mixloop.trainer import files, orders
 
 from . import patches
 from .here import sim
+from .runner import Result, simulate
 
 Change = tuple[Any, str, Any]
 
@@ -41,6 +42,19 @@ def applied(mutation: Mutation) -> Iterator[None]:
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
+
+
+def caught(bug: Mutation, most: int = 100) -> Result | None:
+    """The first seed that sees the bug, its recorded one before all others; None: none of them.
+
+    Which seed it is changes with every call that the product makes or leaves out.
+    """
+    for seed in dict.fromkeys([bug.seed, *range(most)]):
+        with applied(bug):
+            found = simulate(seed, 200)
+        if found.violation is not None:
+            return found
+    return None
 
 
 # -- files ------------------------------------------------------
