@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def _mutations() -> int:
-    """Each deliberate bug with the seed that catches it, in Markdown. Exit code 1: one is missed."""
+    """Each deliberate bug with the seed that catches it, as Markdown; 1 if one is missed."""
     missed = 0
     print("| bug | what it does | seed | invariant |\n|---|---|---|---|")
     with installed():

@@ -7,9 +7,8 @@ import math
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from mixloop.controller.journal import unpack
 from mixloop.controller import propose
-from mixloop.controller.journal import Journal
+from mixloop.controller.journal import Journal, unpack
 from mixloop.trainer.order import SCALE, quantise
 
 if TYPE_CHECKING:

@@ -21,7 +21,10 @@ Change = tuple[Any, str, Any]
 
 @dataclass(frozen=True)
 class Mutation:
-    """A bug, the invariants that may see it, and a seed (of 200 cycles) that does."""
+    """A bug, the invariants it may break (with blanks between), and a seed that shows it.
+
+    "converges" is left to bugs whose harm is just that: anything could end there.
+    """
 
     name: str
     what: str
@@ -404,7 +407,7 @@ MUTATIONS = (
         "generation-reused",
         "an order that was not applied lends its number",
         2,
-        "nothing-lost",
+        "nothing-lost generations-grow",
         _reuse_generation,
     ),
     Mutation(
@@ -414,7 +417,7 @@ MUTATIONS = (
         "fence-not-raised",
         "a start takes the fence of the one before",
         2,
-        "nothing-lost",
+        "nothing-lost one-fence one-decision fence-obeyed generations-grow requests-once",
         _fence_not_raised,
     ),
     Mutation(
@@ -431,12 +434,12 @@ MUTATIONS = (
         "fence-obeyed",
         _trainer_ignores_fences,
     ),
-    Mutation("no-guards", "what a policy proposes is not guarded", 2, "ledger", _no_guards),
+    Mutation("no-guards", "what a policy proposes is not guarded", 2, "ledger guards", _no_guards),
     Mutation(
         "no-recheck",
         "an approval does not run the guards again",
         2,
-        "guards",
+        "guards ledger",
         _no_guards_at_approval,
     ),
     Mutation(
@@ -460,7 +463,7 @@ MUTATIONS = (
         "half-transactions",
         "what was written before an error stays",
         3,
-        "one-fence",
+        "one-fence one-decision nothing-lost",
         _half_transactions,
     ),
     Mutation("forgets-resume", "a resume is answered and not kept", 0, "converges", _forgets_pause),
@@ -468,7 +471,7 @@ MUTATIONS = (
         "takes-twice",
         "a request that lies there again is done again",
         0,
-        "requests-once",
+        "requests-once nothing-lost",
         _takes_twice,
     ),
     Mutation(
@@ -504,7 +507,7 @@ MUTATIONS = (
         "marks-early",
         "entries are marked as sent when the drain starts",
         0,
-        "tracker-unique",
+        "tracker-unique tracker-complete",
         _marks_too_early,
     ),
     Mutation(
