@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mixloop.controller import observe, propose, pulse, records, sight
+from mixloop.controller import observe, propose, pulse, records, rewinds, sight
 from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
@@ -398,7 +398,7 @@ class Controller:
 
     def _do_note_incarnation(self, world: World) -> None:
         begun = self._eyes.begun
-        left = records.incarnations(self.journal, begun, self._eyes.cuts)
+        left = rewinds.incarnations(self.journal, begun, self._eyes.cuts)
         self._eyes.incarnation_noted(left)
         if self.scoring in left:
             self.evaluator.stop()
@@ -434,16 +434,19 @@ class Controller:
         name = world.unrecorded[0]
         path = self._eyes.layout.folder / name
         manifest = self._eyes.manifest(name)
-        if self.journal.row("SELECT 1 FROM checkpoints WHERE step = ?", manifest.step):
-            self._set_aside(manifest.step)
+        known = self.journal.row(
+            "SELECT incarnation FROM checkpoints WHERE step = ?", manifest.step
+        )
+        if known is not None:
+            self._set_aside(manifest.step, known["incarnation"])
         records.checkpoint(self.journal, manifest, str(path), self._eyes.losses())
         self._hold()
         self.say(f"checkpoint at step {manifest.step} ({manifest.tokens:,} tokens)")
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, step: int, incarnation: int) -> None:
         """The files of a step that was scored on an abandoned branch: they are not this one's."""
         for path in (self.paths.dir / "scorecards").glob(f"step-{step:08d}.*"):
-            path.rename(path.with_name(f"abandoned-{records.now_ms()}-{path.name}"))
+            path.rename(path.with_name(f"abandoned-{incarnation}-{path.name}"))
 
     def _do_skip_checkpoints(self, world: World) -> None:
         records.skipped(self.journal, world.to_skip)

@@ -100,6 +100,7 @@ def families(
     """
     found = look.overview
     return [
+        Family("mixloop_run_info", "gauge", "The run.", [({"run": str(found["run"] or "")}, 1)]),
         *_trainer(found["trainer"]),
         *_mixture(found, look.params.get("max_epochs")),
         *_scores(look),

@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from mixloop.controller import tracking
-from mixloop.controller.branches import Cut, abandoned
 from mixloop.controller.journal import Journal, add_event, dumps, insert, pack, timestamp
 from mixloop.controller.operate import Reply
 from mixloop.controller.pulse import Pulse
@@ -22,7 +21,6 @@ from mixloop.controller.reconcile import Applied
 from mixloop.controller.requests import Request
 from mixloop.controller.steering import Steering
 from mixloop.policies import Observation
-from mixloop.trainer.contract import OpenLine
 
 Json = dict[str, Any]
 Weights = Mapping[str, float]
@@ -77,7 +75,7 @@ def beat(journal: Journal, pulse: Pulse | None, silent: float | None, limit: flo
         tx.execute("UPDATE lease SET counter = counter + 1")
         if pulse is not None and silent is not None:
             known = {"incarnation": pulse.incarnation, "heartbeat": pulse.heartbeat}
-            _keep(tx, "pulse", known | {"silent": round(silent, 1), "limit": round(limit, 1)})
+            keep(tx, "pulse", known | {"silent": round(silent, 1), "limit": round(limit, 1)})
 
 
 def checkpoint(
@@ -126,10 +124,11 @@ def skipped(journal: Journal, reasons: Mapping[int, str]) -> None:
     """Checkpoints that will not be scored, each with the reason."""
     with journal.transaction() as tx:
         for step, reason in reasons.items():
-            _skip(tx, journal, step, reason)
+            skip(tx, journal, step, reason)
 
 
-def _skip(tx: sqlite3.Connection, journal: Journal, step: int, reason: str) -> None:
+def skip(tx: sqlite3.Connection, journal: Journal, step: int, reason: str) -> None:
+    """One of them, inside a running transaction."""
     now = timestamp()
     tx.execute(
         "INSERT INTO evaluations (step, state, attempts, reason, started_at, finished_at) "
@@ -138,74 +137,6 @@ def _skip(tx: sqlite3.Connection, journal: Journal, step: int, reason: str) -> N
         (step, reason, now, now),
     )
     add_event(tx, journal.fence or 0, "skipped", {"step": step, "reason": reason})
-
-
-def incarnations(journal: Journal, begun: Sequence[OpenLine], made: Sequence[Cut]) -> list[int]:
-    """The trainer began anew; what a rewind left behind no longer counts, and stays on record.
-
-    Scores and decisions of the abandoned branch are set apart, and orders that came into force on
-    it did not on this one.
-
-    Returns:
-        The steps of the abandoned checkpoints.
-    """
-    left: list[int] = []
-    cut_by = {cut.incarnation: cut for cut in made}
-    with journal.transaction() as tx:
-        for line in begun:
-            cut = cut_by.get(line.incarnation)
-            detail: Json = {
-                "incarnation": line.incarnation,
-                "step": line.step,
-                "sample": line.sample,
-            }
-            detail |= {"parent": line.parent, "rewound": cut is not None}
-            if cut is not None:
-                detail["applied_before"] = _applied_beyond(journal, cut)
-                left += _abandon(tx, journal, cut)
-            add_event(tx, journal.fence or 0, "incarnation", detail)
-        _keep(tx, "incarnation", max(line.incarnation for line in begun))
-    return left
-
-
-def _applied_beyond(journal: Journal, cut: Cut) -> list[Json]:
-    """Orders that a rewind takes back: where they had come into force stays on record here."""
-    rows = journal.rows(
-        "SELECT generation, applied_step, applied_sample FROM orders WHERE applied_sample > ? "
-        "ORDER BY generation",
-        cut.sample,
-    )
-    return [
-        {"generation": r["generation"], "step": r["applied_step"], "sample": r["applied_sample"]}
-        for r in rows
-    ]
-
-
-def _abandon(tx: sqlite3.Connection, journal: Journal, cut: Cut) -> list[int]:
-    rows = journal.rows(
-        "SELECT c.step, c.sample, c.incarnation, e.state FROM checkpoints c "
-        "LEFT JOIN evaluations e USING (step)"
-    )
-    left = [row for row in rows if abandoned((cut,), row["sample"], row["incarnation"])]
-    for row in left:
-        if row["state"] not in ("failed", "skipped"):
-            _skip(tx, journal, row["step"], f"abandoned: {cut}")
-    tx.execute(
-        "UPDATE decisions SET abandoned_by = ? WHERE abandoned_by IS NULL AND tokens > ?",
-        (cut.incarnation, cut.tokens),
-    )
-    tx.execute(
-        "UPDATE orders SET applied_sample = NULL, applied_step = NULL, applied_tokens = NULL, "
-        "applied_at = NULL WHERE applied_sample > ?",
-        (cut.sample,),
-    )
-    # the newest lies in mixture.json, and the trainer takes it anew; those before it never come
-    tx.execute(
-        "UPDATE orders SET rejected = ? WHERE rejected IS NULL AND applied_sample IS NULL "
-        "AND generation < (SELECT MAX(generation) FROM orders WHERE rejected IS NULL)",
-        (f"cut when {cut}",),
-    )
-    return [row["step"] for row in left]
 
 
 def scoring_started(journal: Journal, step: int) -> None:
@@ -376,8 +307,8 @@ def operated(
             _resolve(tx, request, reply.approval, name)
         if order is not None:
             _supersede(tx, name or "")
-        _keep(tx, "pins", reply.pins)
-        _keep(tx, "paused", reply.paused)
+        keep(tx, "pins", reply.pins)
+        keep(tx, "paused", reply.paused)
         detail = {"verb": request.verb, "by": request.by, "answer": reply.text, "decision": name}
         add_event(tx, journal.fence or 0, "request", detail)
     return name
@@ -393,7 +324,8 @@ def _resolve(tx: sqlite3.Connection, request: Request, state: str, made: str | N
     enqueue(tx, [tracking.approval_entry(wanted, state, request.by)])
 
 
-def _keep(tx: sqlite3.Connection, key: str, value: object) -> None:
+def keep(tx: sqlite3.Connection, key: str, value: object) -> None:
+    """A value under a key, inside a running transaction; None changes nothing."""
     if value is not None:
         tx.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, dumps(value)))
 

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from mixloop.controller.pulse import duration
 from mixloop.controller.show import clean, tokens
-from mixloop.controller.watch_view import BenchmarkRow, DecisionRow, Pending, SourceRow, View
+from mixloop.controller.watch_pending import Pending
+from mixloop.controller.watch_view import BenchmarkRow, DecisionRow, SourceRow, View
 
 BARS = " ▁▂▃▄▅▆▇█"
 PLAIN_BARS = " .:-=+*%#"
@@ -273,7 +274,9 @@ def _warning(text: str) -> Text:
 
 def _verdict(one: DecisionRow) -> Text:
     colour = VERDICTS.get(one.verdict.split(":")[0], "dim" if one.verdict == "hold" else "")
-    return Text.assemble(f"  {_said(one.id)}  step {one.step:,}  ", (_said(one.verdict), colour))
+    times = f", {one.times} times running" if one.times > 1 else ""
+    word = (_said(one.verdict) + times, colour)
+    return Text.assemble(f"  {_said(one.id)}  step {one.step:,}  ", word)
 
 
 def _decisions(rows: Sequence[DecisionRow], width: int, height: int) -> list[Text]:

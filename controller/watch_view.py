@@ -6,10 +6,11 @@ Times to come are tokens over the trainer's present tokens per second; nothing h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mixloop.controller.show import moves, origin, steering, trainer_state
+from mixloop.controller.watch_pending import Pending, pending, seconds
 
 Json = dict[str, Any]
 
@@ -94,23 +95,15 @@ class BenchmarkRow:
 
 
 @dataclass(frozen=True)
-class Pending:
-    """Something that is on its way, and in how many seconds it is due (None: not known)."""
-
-    what: str
-    seconds: float | None = None
-    person: bool = False
-
-
-@dataclass(frozen=True)
 class DecisionRow:
-    """One decision, newest first."""
+    """One decision, or the newest of several alike that follow one another (``times``)."""
 
     id: str
     step: int
     verdict: str
     moved: str
     reason: str
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -176,7 +169,7 @@ def build(look: Look) -> View:
         step=trainer["step"],
         tokens=tokens,
         budget=budget,
-        seconds_left=_seconds(left, speed),
+        seconds_left=seconds(left, speed),
         tokens_per_second=speed,
         phase=trainer.get("phase"),
         loss=trainer.get("loss"),
@@ -188,16 +181,12 @@ def build(look: Look) -> View:
         sources=_sources(found, look.params.get("max_epochs"), left, speed),
         benchmarks=_benchmarks(look, found["steering"]),
         steered=steering({n: o for n, o in found["steering"].items() if o["since"] is not None}),
-        pending=_pending(look, speed),
-        decisions=tuple(_decision(one) for one in look.decisions),
+        pending=pending(look, speed),
+        decisions=_decisions(look.decisions),
         tracker=tracker,
         tracker_well=tracker_well,
         warnings=_warnings(look),
     )
-
-
-def _seconds(tokens: float | None, speed: float | None) -> float | None:
-    return None if tokens is None or not speed else max(0.0, tokens / speed)
 
 
 def _health(health: Json | None) -> str:
@@ -248,7 +237,7 @@ def _sources(
                 epochs=ledger["epochs"],
                 cap=cap,
                 cap_tokens=reach,
-                cap_seconds=_seconds(reach, speed),
+                cap_seconds=seconds(reach, speed),
                 at_the_end=end,
                 loss=ledger.get("loss"),
             )
@@ -293,74 +282,17 @@ def _value(score: Json, name: str, metric: str) -> float | None:
     return found[metric]["value"] if metric in found else None
 
 
-def _pending(look: Look, speed: float | None) -> tuple[Pending, ...]:
-    found, trainer = look.overview, look.overview["trainer"]
-    rows: list[Pending] = []
-    rows += _orders(found, trainer, speed)
-    rows += [
-        Pending(
-            f"{one['id']} waits for approve or reject: {one['why']}",
-            _timeout(one, look.params.get("approval_timeout"), trainer, speed),
-            person=True,
-        )
-        for one in found["operators"]["awaiting"]
-    ]
-    took = sorted(one["seconds"] for one in look.scores if one.get("seconds"))
-    usual = took[len(took) // 2] if took else None
-    for step in found["pending"]["scoring"]:
-        left = None if usual is None else max(0.0, usual - (look.scoring or 0.0))
-        rows.append(Pending(f"the checkpoint at step {step} is being scored", left))
-    behind = look.waiting - len(found["pending"]["scoring"])
-    if behind > 0:
-        rows.append(Pending(f"{behind} more checkpoint{'s' if behind > 1 else ''} to score"))
-    due = _next_evaluation(look)
-    if due is not None and trainer["state"] in ("alive", "stalled", "unknown"):
-        ahead = max(0, due - trainer["tokens"])
-        from mixloop.policies.units import format_tokens
-
-        rows.append(Pending(f"next evaluation at {format_tokens(due)}", _seconds(ahead, speed)))
-    return tuple(rows)
-
-
-def _orders(found: Json, trainer: Json, speed: float | None) -> list[Pending]:
-    switch = found["pending"]["switch"]
-    rows = []
-    for order in found["pending"]["orders"]:
-        what = f"generation {order['generation']} ({order['decision']})"
-        if switch is not None and switch["generation"] == order["generation"]:
-            per_sample = trainer["tokens"] / trainer["sample"] if trainer["sample"] else 0
-            ahead = max(0.0, switch["sample"] * per_sample - trainer["tokens"])
-            what += f" comes into force at sample {switch['sample']:,}"
-            rows.append(Pending(what, _seconds(ahead, speed)))
-        elif trainer["state"] == "finished":
-            rows.append(Pending(f"{what} came too late: training has ended"))
-        elif order["published_at"] is None:
-            rows.append(Pending(f"{what} is not published yet"))
+def _decisions(found: Sequence[Json]) -> tuple[DecisionRow, ...]:
+    """Newest first; those that changed nothing for the same reason are told once."""
+    rows: list[DecisionRow] = []
+    for one in map(_decision, found):
+        last = rows[-1] if rows else None
+        alike = last is not None and (last.verdict, last.reason) == (one.verdict, one.reason)
+        if last is not None and alike and not one.moved and not last.moved:
+            rows[-1] = replace(last, times=last.times + 1)
         else:
-            rows.append(Pending(f"{what} is published; the trainer has not taken it yet"))
-    return rows
-
-
-def _timeout(one: Json, limit: int | None, trainer: Json, speed: float | None) -> float | None:
-    if limit is None or trainer["tokens"] is None:
-        return None
-    return _seconds(max(0, one["tokens"] + limit - trainer["tokens"]), speed)
-
-
-def _next_evaluation(look: Look) -> int | None:
-    """Tokens at which the next checkpoint to be scored is due, by the trainer's own rhythm."""
-    trainer = look.overview["trainer"]
-    if not look.checkpoints or trainer["tokens"] is None:
-        return None
-    last = look.checkpoints[0]
-    gap = last - look.checkpoints[1] if len(look.checkpoints) > 1 else last
-    every = look.params.get("evaluate_every") or 0
-    if gap <= 0:
-        return None
-    strides = max(1, -(-every // gap))
-    scored = [one["tokens"] for one in look.scores] or [last]
-    due = max(scored[-1] + strides * gap, last + gap if strides == 1 else 0)
-    return int(min(due, trainer["budget"])) if due > last else int(last + gap)
+            rows.append(one)
+    return tuple(rows)
 
 
 def _decision(one: Json) -> DecisionRow:

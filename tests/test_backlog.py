@@ -222,3 +222,14 @@ def test_what_a_new_incarnation_cuts(rewind: bool, quantum: int, cut: int) -> No
     assert abandoned(made, 40, 1) is None
     assert abandoned(made, 41, 2) is None
     assert abandoned(made, 41, 0) is None, "of an unknown incarnation"
+
+
+def test_a_fork_says_where_it_comes_from(play: Any, tmp_path: Path) -> None:
+    run = play(policy={"use": "static"})
+    run.train(10)
+    new = tmp_path / "forked"
+    told = CliRunner().invoke(app, ["fork", str(run.paths.dir), str(new), "--at", "40"])
+    assert told.exit_code == 0, told.output
+    status = CliRunner().invoke(app, ["status", str(new)])
+    assert status.exit_code == 0, status.output
+    assert "forked from r at step 40" in status.output

@@ -25,12 +25,12 @@ from typer.testing import CliRunner
 
 from mixloop.controller import pulse
 from mixloop.controller.cli import app
+from mixloop.controller.watch_pending import Pending
 from mixloop.controller.watch_screen import ASCII, plain, screen, share, sparkline
 from mixloop.controller.watch_view import (
     BenchmarkRow,
     DecisionRow,
     Look,
-    Pending,
     SourceRow,
     View,
     build,
@@ -168,6 +168,16 @@ def test_a_source_that_meets_its_cap_says_when() -> None:
     assert one.cap_seconds == 22
     assert "cap in 22s (2.2k)" in "\n".join(
         line.plain for line in screen(build(Look(overview, {"max_epochs": 2.0})), 80, 24)
+    )
+
+
+def test_holds_for_the_same_reason_are_told_once(play: Any) -> None:
+    run = play(policy={"use": "static"})
+    run.train(17)
+    (one,) = build(Watcher(run.paths, time.monotonic).look()).decisions
+    assert (one.id, one.step, one.times) == ("d-000004", 80, 4)
+    assert "step 80  hold, 4 times running" in "\n".join(
+        line.plain for line in screen(build(Watcher(run.paths, time.monotonic).look()), 80, 24)
     )
 
 

@@ -252,13 +252,13 @@ def _half_transactions() -> list[Change]:
 
 
 def _forgets_pause() -> list[Change]:
-    real = records._keep
+    real = records.keep
 
     def keep(tx: Any, key: str, value: object) -> None:
         if key != "paused" or value is not False:
             real(tx, key, value)
 
-    return [(records, "_keep", keep)]
+    return [(records, "keep", keep)]
 
 
 def _takes_twice() -> list[Change]:
