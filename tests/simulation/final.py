@@ -71,6 +71,9 @@ def _scored(world: Simulation, db: Any) -> None:
             raise Violation("converges", f"the checkpoint of step {step} was never scored")
         if row is not None and row[0] == "running":
             raise Violation("converges", f"the checkpoint of step {step} is still being scored")
+    paused = db.execute("SELECT value FROM meta WHERE key = 'paused'").fetchone()
+    if paused is not None and paused[0] == "true":
+        return  # the last word: a clock that went back has put a pause behind the resume
     newest = db.execute("SELECT MAX(step) FROM evaluations WHERE state = 'scored'").fetchone()[0]
     decided = db.execute("SELECT MAX(step) FROM decisions WHERE asked_by = 'policy'").fetchone()[0]
     if newest is not None and (decided is None or decided < newest):

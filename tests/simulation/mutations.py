@@ -21,10 +21,7 @@ Change = tuple[Any, str, Any]
 
 @dataclass(frozen=True)
 class Mutation:
-    """A bug, the invariants it may break (with blanks between), and a seed that shows it.
-
-    "converges" is left to bugs whose harm is just that: anything could end there.
-    """
+    """A bug, the invariants it may break (with blanks between), and a seed that shows it."""
 
     name: str
     what: str
