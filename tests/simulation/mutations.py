@@ -463,7 +463,7 @@ MUTATIONS = (
         "one-fence one-decision nothing-lost",
         _half_transactions,
     ),
-    Mutation("forgets-resume", "a resume is answered and not kept", 0, "converges", _forgets_pause),
+    Mutation("forgets-resume", "a resume is answered and not kept", 0, "replay", _forgets_pause),
     Mutation(
         "takes-twice",
         "a request that lies there again is done again",
