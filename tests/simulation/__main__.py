@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .faults import KINDS
 from .invariants import NAMES
+from .mutations import MUTATIONS, caught
 from .patches import installed
 from .runner import Result, fast_folder, simulate
 
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="this one alone")
     parser.add_argument("--trace", action="store_true", help="with --seed: say every event")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--mutations", action="store_true", help="deliberate bugs, as a table")
     given = parser.parse_args()
     if given.seed is not None:
         with installed():
@@ -54,7 +56,20 @@ def main() -> int:
         print(found.violation or f"seed {found.seed}: {found.cycles} cycles, no violation")
         print(f"digest {found.digest}")
         return 1 if found.violation else 0
-    return _many(given)
+    return _mutations() if given.mutations else _many(given)
+
+
+def _mutations() -> int:
+    """Each deliberate bug with the seed that catches it, as Markdown; 1 if one is missed."""
+    missed = 0
+    print("| bug | what it does | seed | invariant |\n|---|---|---|---|")
+    with installed():
+        for bug in MUTATIONS:
+            found = caught(bug)
+            missed += found is None
+            seen = "- | -" if found is None else f"{found.seed} | `{found.invariant}`"
+            print(f"| `{bug.name}` | {bug.what} | {seen} |", flush=True)
+    return 1 if missed else 0
 
 
 def _quiet() -> None:

@@ -14,13 +14,14 @@ from mixloop.trainer import files, orders
 
 from . import patches
 from .here import sim
+from .runner import Result, simulate
 
 Change = tuple[Any, str, Any]
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A bug, the invariants that may see it, and a seed (of 200 cycles) that does."""
+    """A bug, the invariants it may break (with blanks between), and a seed that shows it."""
 
     name: str
     what: str
@@ -41,6 +42,19 @@ def applied(mutation: Mutation) -> Iterator[None]:
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
+
+
+def caught(bug: Mutation, most: int = 100) -> Result | None:
+    """The first seed that sees the bug, its recorded one before all others; None: none of them.
+
+    Which seed it is changes with every call that the product makes or leaves out.
+    """
+    for seed in dict.fromkeys([bug.seed, *range(most)]):
+        with applied(bug):
+            found = simulate(seed, 200)
+        if found.violation is not None:
+            return found
+    return None
 
 
 # -- files ------------------------------------------------------
@@ -359,81 +373,145 @@ def _fact_without_entry() -> list[Change]:
 
 MUTATIONS = (
     Mutation(
-        "no-file-fsync", "a file is renamed before its bytes are fsynced", 0, "", _no_file_fsync
+        "no-file-fsync",
+        "a file is renamed before its bytes are fsynced",
+        0,
+        "published-survives",
+        _no_file_fsync,
     ),
-    Mutation("no-folder-fsync", "a folder is not fsynced after a rename", 0, "", _no_folder_fsync),
-    Mutation("written-in-place", "mixture.json is overwritten, not replaced", 0, "", _in_place),
     Mutation(
-        "publish-first", "an order is published before it is journaled", 0, "", _publish_first
+        "no-folder-fsync",
+        "a folder is not fsynced after a rename",
+        0,
+        "published-survives",
+        _no_folder_fsync,
+    ),
+    Mutation(
+        "written-in-place",
+        "mixture.json is overwritten, not replaced",
+        0,
+        "published-survives",
+        _in_place,
+    ),
+    Mutation(
+        "publish-first",
+        "an order is published before it is journaled",
+        0,
+        "journal-first",
+        _publish_first,
     ),
     Mutation(
         "generation-reused",
         "an order that was not applied lends its number",
-        0,
-        "",
+        2,
+        "nothing-lost generations-grow",
         _reuse_generation,
     ),
-    Mutation("no-fence-check", "transactions do not assert the fence", 0, "", _no_fence_check),
     Mutation(
-        "fence-not-raised", "a start takes the fence of the one before", 0, "", _fence_not_raised
+        "no-fence-check", "transactions do not assert the fence", 0, "one-fence", _no_fence_check
+    ),
+    Mutation(
+        "fence-not-raised",
+        "a start takes the fence of the one before",
+        1,
+        "nothing-lost one-fence one-decision fence-obeyed generations-grow requests-once",
+        _fence_not_raised,
     ),
     Mutation(
         "not-republished",
         "a new controller leaves the file under the old fence",
-        0,
-        "",
+        18,
+        "fence-obeyed",
         _not_republished,
     ),
     Mutation(
         "trainer-ignores-fence",
         "the trainer takes orders of lower fences",
-        0,
-        "",
+        34,
+        "fence-obeyed",
         _trainer_ignores_fences,
     ),
-    Mutation("no-guards", "what a policy proposes is not guarded", 0, "", _no_guards),
+    Mutation("no-guards", "what a policy proposes is not guarded", 1, "ledger guards", _no_guards),
     Mutation(
-        "no-recheck", "an approval does not run the guards again", 0, "", _no_guards_at_approval
+        "no-recheck",
+        "an approval does not run the guards again",
+        2,
+        "guards ledger",
+        _no_guards_at_approval,
     ),
-    Mutation("old-approval", "an approval ignores against_generation", 0, "", _approval_of_old),
-    Mutation("decides-twice", "a checkpoint is decided on twice", 0, "", _decides_twice),
+    Mutation(
+        "old-approval",
+        "an approval ignores against_generation",
+        62,
+        "approval-current",
+        _approval_of_old,
+    ),
+    Mutation(
+        "decides-twice", "a checkpoint is decided on twice", 0, "one-decision", _decides_twice
+    ),
     Mutation(
         "acknowledges-last",
         "only the order in force now is acknowledged",
-        0,
-        "",
+        49,
+        "acknowledged",
         _acknowledges_the_last,
     ),
     Mutation(
-        "half-transactions", "what was written before an error stays", 0, "", _half_transactions
+        "half-transactions",
+        "what was written before an error stays",
+        0,
+        "one-fence one-decision nothing-lost",
+        _half_transactions,
     ),
-    Mutation("forgets-resume", "a resume is answered and not kept", 0, "", _forgets_pause),
-    Mutation("takes-twice", "a request that lies there again is done again", 0, "", _takes_twice),
+    Mutation("forgets-resume", "a resume is answered and not kept", 0, "replay", _forgets_pause),
+    Mutation(
+        "takes-twice",
+        "a request that lies there again is done again",
+        0,
+        "requests-once nothing-lost",
+        _takes_twice,
+    ),
     Mutation(
         "request-gone-first",
         "a request's file is gone before it is journaled",
         0,
-        "",
+        "requests-once",
         _request_gone_first,
     ),
     Mutation(
         "refuses-unreadable",
         "a request that can't be read now is refused (a bug found here)",
-        0,
-        "",
+        24,
+        "requests-once",
         _refuses_unreadable,
     ),
-    Mutation("no-keys", "outbox entries have no key of the fact", 0, "", _no_keys),
-    Mutation("no-lookup", "a trace is sent without looking whether it is there", 0, "", _no_lookup),
-    Mutation("marks-failures", "an entry that failed is marked as sent", 0, "", _marks_failures),
+    Mutation("no-keys", "outbox entries have no key of the fact", 0, "tracker-unique", _no_keys),
     Mutation(
-        "marks-early", "entries are marked as sent when the drain starts", 0, "", _marks_too_early
+        "no-lookup",
+        "a trace is sent without looking whether it is there",
+        5,
+        "tracker-unique tracker-complete",
+        _no_lookup,
+    ),
+    Mutation(
+        "marks-failures",
+        "an entry that failed is marked as sent",
+        1,
+        "tracker-complete",
+        _marks_failures,
+    ),
+    Mutation(
+        "marks-early",
+        "entries are marked as sent when the drain starts",
+        0,
+        "tracker-unique tracker-complete",
+        _marks_too_early,
     ),
     Mutation(
         "entry-apart",
         "a decision and its outbox entry are two transactions",
         0,
-        "",
+        "tracker-complete",
         _fact_without_entry,
     ),
 )

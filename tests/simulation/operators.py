@@ -39,7 +39,8 @@ class Operators:
             verb = self._world.rng.choice(["approve"] * 3 + ["reject", "set"])
             if verb == "set":  # somebody else is faster
                 self._send("set", {"weights": {"code": 0.15}, "force": True})
-            self._send(verb if verb == "reject" else "approve", {"decision": found[0]})
+            else:
+                self._send(verb, {"decision": found[0]})
 
     def _row(self, query: str, *values: object) -> Any:
         try:

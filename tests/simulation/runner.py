@@ -9,13 +9,14 @@ import sqlite3
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixloop.controller.config import RunConfig
 from mixloop.controller.daemon import Controller
+from mixloop.controller.journal import unpack
 from mixloop.trainer.contract import Order, RunPaths, write_order
 
 from . import here
@@ -319,12 +320,20 @@ class Simulation(Controllers):
         shutil.rmtree(self.dir, ignore_errors=True)
         return facts
 
+    @staticmethod
+    def _dump(db: sqlite3.Connection) -> Iterator[str]:
+        """Every row, packed columns unpacked: they hold paths, which differ from place to place."""
+        tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+        for (name,) in tables.fetchall():
+            for row in db.execute(f"SELECT * FROM {name}"):
+                yield repr([unpack(v) if isinstance(v, bytes) else v for v in row])
+
     def _digest(self) -> str:
         """Everything that was said, journaled, written and told, in one number."""
         total = self.hash.copy()
         root = str(self.base)
         try:
-            dump = "\n".join(self._look_db().iterdump())
+            dump = "\n".join(self._dump(self._look_db()))
         except sqlite3.Error as error:
             dump = str(error)
         total.update(dump.replace(root, "").encode())
