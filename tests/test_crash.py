@@ -38,7 +38,15 @@ SUPPORT = Path(__file__).parent / "support"
 def harness(script: str, *arguments: object, timeout: float = 3000) -> dict[str, Any]:
     """Run one of the harnesses; its summary, which says that everything held."""
     command = [sys.executable, str(SUPPORT / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+    allocator = {"PYTHONMALLOC": "malloc"} if script == "long_run.py" else {}  # as `control` has it
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+        env={**os.environ, **allocator},
+    )
     last = (done.stdout.strip().splitlines() or ["{}"])[-1]
     assert done.returncode == 0, f"{last}\n{done.stderr[-2000:]}"
     found: dict[str, Any] = json.loads(last)
@@ -168,7 +176,9 @@ def test_the_trainer_obeys_one_of_two_controllers(
     off by years; A goes on, finds out and ends."""
     worker = [sys.executable, str(SUPPORT / "formula_worker.py"), "{command}"]
     evals = {"benchmarks": {"gsm8k": {"data": "packages"}}, "launcher": worker}
-    run_file = played_run.make_run(tmp_path, evals=evals, controller={"poll": 0.05})
+    run_file = played_run.make_run(
+        tmp_path, budget=10**7, evals=evals, controller={"poll": 0.05}
+    )
     config = load_config(run_file)
     paths = RunPaths(config.run.dir)
     trainer = played_run.FileTrainer(config)
@@ -185,10 +195,12 @@ def test_the_trainer_obeys_one_of_two_controllers(
         return bool(to())
 
     with control(run_file, read("a.log")) as a:
+        wait(lambda: b"controlling run" in read("a.log").read_bytes())
         wait(lambda: advanced(lambda: fence() == 1))  # an order of A is followed
         a.send_signal(signal.SIGSTOP)
         paths.dir.joinpath("controller.lock").unlink()
         with control(run_file, read("b.log"), str(SUPPORT / "wrong_clock.py"), str(years)) as b:
+            wait(lambda: b"controlling run" in read("b.log").read_bytes())
             wait(lambda: advanced(lambda: fence() == 2))
             a.send_signal(signal.SIGCONT)
             assert a.wait(60) == 1
