@@ -42,7 +42,11 @@ def use_returning_allocator() -> None:
     if os.environ.pop(_MARK, None):
         del os.environ["PYTHONMALLOC"]
         return
-    if "PYTHONMALLOC" in os.environ or _trim() is None or sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if (
+        "PYTHONMALLOC" in os.environ
+        or _trim() is None
+        or sysconfig.get_config_var("Py_GIL_DISABLED")
+    ):
         return
     environment = {**os.environ, "PYTHONMALLOC": "malloc", _MARK: "1"}
     os.execve(sys.executable, sys.orig_argv, environment)

@@ -323,7 +323,7 @@ class Daemon:
 # -- the play ------------------------------------------------------------------------------------
 
 
-class Broken(AssertionError):
+class Broken(AssertionError):  # noqa: N818 - what the play found, not an error of its own
     """Something that must hold does not."""
 
 
@@ -499,8 +499,10 @@ class Play:
             journal.close()
         must(self.beats == sorted(self.beats), "the trainer's heartbeat went back")
         must(len(set(self.beats)) >= BUDGET // 80 // 5, "the trainer stood still")
-        must(not (self.paths.dir / "requests").exists() or not requests.waiting(
-            self.paths.requests), "a request waits for ever")
+        must(
+            not (self.paths.dir / "requests").exists() or not requests.waiting(self.paths.requests),
+            "a request waits for ever",
+        )
 
     def _check_work(self, journal: Journal) -> None:
         steps = [row["step"] for row in journal.rows("SELECT step FROM checkpoints ORDER BY step")]
@@ -546,9 +548,12 @@ class Play:
             lost = generation not in applied and order["rejected"] is None
             must(not lost or generation < max(applied), f"generation {generation} was lost")
         if self.stranger:
-            must(any("not write" in s or "not ours" in s for s in self.said) or journal.value(
-                "SELECT 1 FROM decisions WHERE asked_by = 'controller'") or journal.value(
-                "SELECT 1 FROM events WHERE kind = 'stranger'"), "the stranger was not told of")
+            must(
+                any("not write" in s or "not ours" in s for s in self.said)
+                or journal.value("SELECT 1 FROM decisions WHERE asked_by = 'controller'")
+                or journal.value("SELECT 1 FROM events WHERE kind = 'stranger'"),
+                "the stranger was not told of",
+            )
 
     def _check_requests(self, journal: Journal) -> None:
         taken = journal.rows("SELECT id, state, decision, verb FROM requests ORDER BY taken_at")
@@ -568,7 +573,12 @@ class Play:
         must(len(keys) == len(set(keys)), "an outbox key twice")
         applied = journal.rows("SELECT generation FROM orders WHERE applied_step IS NOT NULL")
         decisions = journal.rows("SELECT id FROM decisions")
-        wanted = {"run", "mixture:0", f"end:{self.budget}", *(f"model:{step}" for step in self.steps)}
+        wanted = {
+            "run",
+            "mixture:0",
+            f"end:{self.budget}",
+            *(f"model:{step}" for step in self.steps),
+        }
         wanted |= {f"decision:{row['id']}" for row in decisions}
         wanted |= {f"mixture:{row['generation']}" for row in applied}
         must(wanted <= set(keys), f"not in the outbox: {sorted(wanted - set(keys))}")
@@ -691,8 +701,12 @@ def main() -> None:
             "fate": options.fate,
             "steps": len(calm.names),
             "depth": calm.depth,
-            "kinds": dict(Counter(" ".join(n.split()[:1]) + (
-                " (SQLite)" if "SQLite" in n else "") for n in calm.names)),
+            "kinds": dict(
+                Counter(
+                    " ".join(n.split()[:1]) + (" (SQLite)" if "SQLite" in n else "")
+                    for n in calm.names
+                )
+            ),
             "trials": theatre.played - 1,
             **counts,
             "broken": broken,

@@ -158,7 +158,9 @@ def multiply(journal: Path, times: int) -> None:
 
         for table, rows in kept.items():
             for row in rows:
-                new = {k: v + add[k] if k in add and v is not None else v for k, v in dict(row).items()}
+                new = {
+                    k: v + add[k] if k in add and v is not None else v for k, v in dict(row).items()
+                }
                 new.pop("seq", None)
                 for column in ("id", "decision"):
                     if column in new:
@@ -232,7 +234,7 @@ def soak(folder: Path, decisions: int, every: int, copied: int = 0) -> dict[str,
                 "seconds": round(time.monotonic() - began),
             }
             notes.append(note)
-            print(json.dumps(note), file=sys.stderr, flush=True)
+            print(json.dumps(note), file=sys.stderr, flush=True)  # noqa: T201
             for measured in times.values():
                 measured.clear()
     interventions = journal.value("SELECT COUNT(*) FROM decisions WHERE verdict = 'intervene'")
