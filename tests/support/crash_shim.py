@@ -183,7 +183,7 @@ class Shim:
 _CALLS = """
 xOpen xDelete xAccess xFullPathname xDlOpen xDlError xDlSym xDlClose xRandomness xSleep
 xCurrentTime xGetLastError xCurrentTimeInt64 xSetSystemCall xGetSystemCall xNextSystemCall
-""".split()
+""".split()  # noqa: SIM905
 
 
 class _Vfs(ctypes.Structure):
