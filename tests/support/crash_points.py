@@ -672,6 +672,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="try every K-th step")
     parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--last", type=int, default=10**9)
+    parser.add_argument("--only", default="", help="only steps whose name begins so")
     parser.add_argument("--fate", choices=(KILL, FULL, READONLY, STOP), default=KILL)
     parser.add_argument("--chains", type=int, default=0, help="random chains of several deaths")
     parser.add_argument("--seed", type=int, default=0)
@@ -687,7 +689,7 @@ def main() -> None:
             return
         broken: list[str] = []
         counts: Counter[str] = Counter()
-        for label, act in acts(options, len(calm.names)):
+        for label, act in acts(options, calm.names):
             try:
                 play = theatre.play(act, label)
             except Broken as error:
@@ -716,19 +718,21 @@ def main() -> None:
     sys.exit(1 if broken else 0)
 
 
-def acts(options: Any, steps: int) -> list[tuple[str, Callable[[Play], Any]]]:
+def acts(options: Any, names: list[str]) -> list[tuple[str, Callable[[Play], Any]]]:
     """What to try: every K-th step, or random chains of deaths."""
     if options.chains:
         chance = random.Random(options.seed)
         chains = [
-            [chance.randint(1, steps // (1 + k)) for k in range(chance.randint(2, 6))]
+            [chance.randint(1, len(names) // (1 + k)) for k in range(chance.randint(2, 6))]
             for _ in range(options.chains)
         ]
         return [
             (f"chain-{n}", lambda play, c=chain: play.die_and_return(c, KILL))
             for n, chain in enumerate(chains)
         ]
-    points = range(options.first, steps + 1, options.every)
+    last = min(options.last, len(names))
+    named = [n for n, name in enumerate(names, 1) if name.startswith(options.only)]
+    points = [n for n in named if options.first <= n <= last][:: options.every]
     if options.fate == STOP:
         return [(f"stop-{n}", lambda play, n=n: play.replace_while_stopped(n)) for n in points]
     return [
