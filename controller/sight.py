@@ -163,9 +163,7 @@ class Eyes:
         self._config = config
         self.layout = layout_of(config, paths.checkpoints)
         self._manifests: dict[str, Manifest] = {}
-        self._known: set[int] = {
-            row["step"] for row in journal.rows("SELECT step FROM checkpoints")
-        }
+        self._known: set[int] = set()  # steps in the folder that are in the journal
         self.status: Status | None = None
         self.stranger = ""
         self._curves_at = -1
@@ -326,7 +324,9 @@ class Eyes:
             return ()
         found = []
         steps = ((self.layout.step(name), name) for name in names)
-        for step, name in sorted((step, name) for step, name in steps if step is not None):
+        there = sorted((step, name) for step, name in steps if step is not None)
+        self._known.intersection_update(step for step, _ in there)
+        for step, name in there:
             if step in self._known:
                 continue
             manifest = self.layout.manifest(name)
