@@ -93,9 +93,9 @@ CREATE TABLE assessments (
 
 # for what is asked at every look or score, so that its cost doesn't grow with the run
 _INDEXES = """
-CREATE INDEX decisions_by_verdict ON decisions(verdict, seq);
-CREATE INDEX evaluations_by_state ON evaluations(state, step);
-CREATE INDEX orders_not_in_force ON orders(generation) WHERE applied_step IS NULL;
+CREATE INDEX IF NOT EXISTS decisions_by_verdict ON decisions(verdict, seq);
+CREATE INDEX IF NOT EXISTS evaluations_by_state ON evaluations(state, step);
+CREATE INDEX IF NOT EXISTS orders_not_in_force ON orders(generation) WHERE applied_step IS NULL;
 """
 
 _TABLES += _EVALUATIONS + _DECISIONS + _ONE_DECISION + _ORDERS + _OPERATORS + _INDEXES

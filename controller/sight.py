@@ -195,7 +195,7 @@ class Eyes:
         )
         self.cuts: tuple[branches.Cut, ...] = ()
         self._cuts_until = -1  # the incarnation up to which they are known
-        self._known: set[int] = set()
+        self._known: set[int] = set()  # steps in the folder that are in the journal
         self._learn_cuts()
         self._curves_at = -1
         self._told: Json | None = None
@@ -440,7 +440,9 @@ class Eyes:
             return ()
         found = []
         steps = ((self.layout.step(name), name) for name in names)
-        for step, name in sorted((step, name) for step, name in steps if step is not None):
+        there = sorted((step, name) for step, name in steps if step is not None)
+        self._known.intersection_update(step for step, _ in there)
+        for step, name in there:
             if step in self._known:
                 continue
             manifest = self.layout.manifest(name)

@@ -323,7 +323,7 @@ class Daemon:
 # -- the play ------------------------------------------------------------------------------------
 
 
-class Broken(AssertionError):
+class Broken(AssertionError):  # noqa: N818 - what the play found, not an error of its own
     """Something that must hold does not."""
 
 
@@ -455,28 +455,39 @@ class Play:
         turns = len(self.beats) + 2
         self.drive(b, until=lambda: len(self.beats) >= turns)
         os.kill(a.pid, signal.SIGCONT)
-        b_alive = b.code is None
-        lives = 200
-        while (found := a.hear()) is not None:
-            lives -= 1
-            must(lives, "the replaced controller goes on and on")
-            must("trouble" not in found, f"the replaced controller has trouble: {found}")
-            a.link.send({"go": True})
-            if b_alive and b.code is None:
-                b_alive = self._once(b)
-        self.said += a.said
-        ended = a.ended or ""
-        late = at == 1 and "another controller is running here" in ended  # it had no lock yet
-        must(ended.startswith("FenceLost") or late, f"A ended with {a.code}: {ended}")
-        if b.code is None:
-            self.drive(b)
-        must(b.code == 0, f"B ended with {b.code}: {b.ended}")
+        self._settle(a, b, at)
         return True
+
+    def _settle(self, a: Daemon, b: Daemon, at: int) -> None:
+        """Both go on: the one of the lower fence finds out and ends, the other ends the run."""
+        loser, winner = a, b
+        lives = 400
+        while b.code is None:
+            must(lives := lives - 1, "both controllers go on and on")
+            if not self._once(b):
+                loser, winner = b, a
+                break
+            if not self._once(a):
+                break
+        else:  # B had come to the run's end before A went on
+            self.drive(a)
+        self.said += [*a.said, *b.said]
+        a.said, b.said = [], []
+        ended = loser.ended or ""
+        # before it had the lock; or with the lock and no fence yet, so that its fence is the higher
+        late = at == 1 and "another controller is running here" in ended
+        first = loser is b or (b.code == 0 and a.code == 0)
+        must(not first or at <= 2, f"B, which took over, ended with {b.code}: {b.ended}")
+        must(ended.startswith("FenceLost") or late or first, f"A ended with {a.code}: {ended}")
+        if winner.code is None:
+            self.drive(winner)
+        must(winner.code == 0, f"the winner ended with {winner.code}: {winner.ended}")
 
     def _once(self, one: Daemon) -> bool:
         found = one.hear()
         if found is None:
             return False
+        must("trouble" not in found, f"a controller of two has trouble: {found}")
         if found.get("action") == "wait" and not found["busy"]:
             self.turn()
         if "names" not in found:
@@ -672,6 +683,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="try every K-th step")
     parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--last", type=int, default=10**9)
+    parser.add_argument("--only", default="", help="only steps whose name begins so")
     parser.add_argument("--fate", choices=(KILL, FULL, READONLY, STOP), default=KILL)
     parser.add_argument("--chains", type=int, default=0, help="random chains of several deaths")
     parser.add_argument("--seed", type=int, default=0)
@@ -687,7 +700,7 @@ def main() -> None:
             return
         broken: list[str] = []
         counts: Counter[str] = Counter()
-        for label, act in acts(options, len(calm.names)):
+        for label, act in acts(options, calm.names):
             try:
                 play = theatre.play(act, label)
             except Broken as error:
@@ -716,19 +729,21 @@ def main() -> None:
     sys.exit(1 if broken else 0)
 
 
-def acts(options: Any, steps: int) -> list[tuple[str, Callable[[Play], Any]]]:
+def acts(options: Any, names: list[str]) -> list[tuple[str, Callable[[Play], Any]]]:
     """What to try: every K-th step, or random chains of deaths."""
     if options.chains:
         chance = random.Random(options.seed)
         chains = [
-            [chance.randint(1, steps // (1 + k)) for k in range(chance.randint(2, 6))]
+            [chance.randint(1, len(names) // (1 + k)) for k in range(chance.randint(2, 6))]
             for _ in range(options.chains)
         ]
         return [
             (f"chain-{n}", lambda play, c=chain: play.die_and_return(c, KILL))
             for n, chain in enumerate(chains)
         ]
-    points = range(options.first, steps + 1, options.every)
+    last = min(options.last, len(names))
+    named = [n for n, name in enumerate(names, 1) if name.startswith(options.only)]
+    points = [n for n in named if options.first <= n <= last][:: options.every]
     if options.fate == STOP:
         return [(f"stop-{n}", lambda play, n=n: play.replace_while_stopped(n)) for n in points]
     return [

@@ -180,6 +180,12 @@ class Shim:
         return bool(done == 0)
 
 
+_CALLS = """
+xOpen xDelete xAccess xFullPathname xDlOpen xDlError xDlSym xDlClose xRandomness xSleep
+xCurrentTime xGetLastError xCurrentTimeInt64 xSetSystemCall xGetSystemCall xNextSystemCall
+""".split()  # noqa: SIM905
+
+
 class _Vfs(ctypes.Structure):
     """``sqlite3_vfs``, version 3."""
 
@@ -190,27 +196,7 @@ class _Vfs(ctypes.Structure):
         ("pNext", ctypes.c_void_p),
         ("zName", ctypes.c_char_p),
         ("pAppData", ctypes.c_void_p),
-        *(
-            (name, ctypes.c_void_p)
-            for name in [
-                "xOpen",
-                "xDelete",
-                "xAccess",
-                "xFullPathname",
-                "xDlOpen",
-                "xDlError",
-                "xDlSym",
-                "xDlClose",
-                "xRandomness",
-                "xSleep",
-                "xCurrentTime",
-                "xGetLastError",
-                "xCurrentTimeInt64",
-                "xSetSystemCall",
-                "xGetSystemCall",
-                "xNextSystemCall",
-            ]
-        ),
+        *((name, ctypes.c_void_p) for name in _CALLS),
     )
 
 

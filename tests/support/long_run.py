@@ -234,7 +234,7 @@ def soak(folder: Path, decisions: int, every: int, copied: int = 0) -> dict[str,
                 "seconds": round(time.monotonic() - began),
             }
             notes.append(note)
-            print(json.dumps(note), file=sys.stderr, flush=True)
+            print(json.dumps(note), file=sys.stderr, flush=True)  # noqa: T201
             for measured in times.values():
                 measured.clear()
     interventions = journal.value("SELECT COUNT(*) FROM decisions WHERE verdict = 'intervene'")
