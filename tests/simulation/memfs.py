@@ -327,6 +327,8 @@ class MemPath(PurePosixPath):
         return iter([self / name for name in self._here().listing(str(self))])
 
     def glob(self, pattern: str) -> list[MemPath]:
+        if not self.is_dir():
+            return []  # as pathlib has it
         return [one for one in self.iterdir() if one.match(pattern)]
 
     def replace(self, target: Any) -> None:
