@@ -37,8 +37,12 @@ def use_returning_allocator() -> None:
     """Start this process again, once, with the C library's allocator below Python.
 
     The same command line, the same process id; the choice is not handed down to children. Where
-    there is no glibc, or Python has no choice, nothing happens.
+    there is no glibc, or Python has no choice, nothing happens, nor where the command runs inside
+    another program, which would be started again in its place.
     """
+    arguments = sys.argv[1:]
+    if not arguments or sys.orig_argv[-len(arguments) :] != arguments:
+        return
     if os.environ.pop(_MARK, None):
         del os.environ["PYTHONMALLOC"]
         return

@@ -26,7 +26,7 @@ from mixloop.controller.cli import app
 from mixloop.controller.config import load_config
 from mixloop.controller.daemon import take_lock
 from mixloop.controller.errors import BadInput
-from mixloop.controller.journal import timestamp
+from mixloop.controller.journal import timestamp, unpack
 from mixloop.controller.report import write_report
 from mixloop.evals.scorecard import Scorecard
 from mixloop.trainer import files, keys
@@ -509,15 +509,20 @@ def poisoned(play: Any) -> Any:
                 )
         for seq, guards in db.execute("SELECT seq, guards FROM decisions").fetchall():
             new = json.dumps({HOSTILE: HOSTILE, "conditions": [{HOSTILE: [HOSTILE]}]})
-            noted = json.dumps(_poison(json.loads(guards)))
+            noted = json.dumps(_poison(unpack(guards)))
             db.execute(
                 "UPDATE decisions SET evidence = ?, guards = ? WHERE seq = ?", (new, noted, seq)
             )
-        db.execute("UPDATE orders SET weights = replace(weights, 'maths', 'ma<b>\\u001b[2J')")
-        db.execute(
-            "UPDATE decisions SET weights_after = replace(weights_after, 'maths', ?)",
-            ("<script>\\u001b[2J",),
-        )
+        for table, column, name in (
+            ("orders", "weights", "ma<b>\x1b[2J"),
+            ("decisions", "weights_after", "<script>\x1b[2J"),
+        ):
+            rows = db.execute(f"SELECT rowid, {column} FROM {table}").fetchall()
+            for row, weights in rows:
+                named = {name if n == "maths" else n: w for n, w in unpack(weights).items()}
+                db.execute(
+                    f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (json.dumps(named), row)
+                )
         db.execute(
             "INSERT INTO events (at, fence, kind, detail) VALUES ('now', 1, 'trouble', ?)",
             (json.dumps({"error": HOSTILE}),),
@@ -571,7 +576,7 @@ def test_what_the_daemon_says_is_cleaned(
 ) -> None:
     from mixloop.controller import cli, service
 
-    def say_it(path: Path, say: Callable[[str], None]) -> int:
+    def say_it(path: Path, say: Callable[[str], None], port: int | None) -> int:
         say(HOSTILE)
         raise BadInput(HOSTILE)
 

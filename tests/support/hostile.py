@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mixloop.controller.journal import unpack
 from mixloop.trainer.files import canonical, digest
 
 Json = Any
@@ -201,7 +202,7 @@ def _spoil(rng: random.Random, db: sqlite3.Connection, table: str) -> None:
             and row[0][:1] in "{["
             and rng.random() < 0.7
         ):
-            new = text(wrong(rng, json.loads(row[0]))).decode("utf-8", "replace")
+            new = text(wrong(rng, unpack(row[0]))).decode("utf-8", "replace")
         if isinstance(new, list | dict):
             new = json.dumps(new)
         if isinstance(new, str):
