@@ -204,11 +204,12 @@ def test_two_checkpoints_of_a_run(command: Any, files: Any, tmp_path: Path) -> N
     run = tmp_path / "run"
     journal = Journal(run / "journal.db", create=True)
     journal.claim("r")
-    force = SimpleNamespace(incarnation=1, generation=0, weights={"web": 1.0})
+    force = SimpleNamespace(generation=0, weights={"web": 1.0})
     for one in (OLD, NEW):
         step = one.step
         assert step is not None
         manifest = {"step": step, "tokens": one.tokens, "sample": step, "phase": "stable"}
+        manifest["incarnation"] = 1
         records.checkpoint(
             journal, SimpleNamespace(**manifest, in_force=force, sources={}), one.checkpoint
         )
