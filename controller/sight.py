@@ -265,9 +265,11 @@ class Eyes:
 
     def _notice_incarnation(self) -> None:
         self.begun = ()
-        if self.status is not None and self.status.incarnation > self._cuts_until:
+        newest = self.status.incarnation if self.status is not None else 0
+        if newest > self._cuts_until:
             self._learn_cuts()
-        if self.status is not None and self.status.incarnation > self._incarnation:
+        # the schedule may know of one whose heartbeat can't be read yet
+        if max(newest, self._cuts_until) > self._incarnation:
             schedule = schedule_of(self._paths)
             self.begun = branches.opened(schedule, above=self._incarnation)
             if self.begun:

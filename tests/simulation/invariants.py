@@ -240,6 +240,8 @@ class Watch:
             drawn_then = drawn[name] + lead * before.get(name, 0.0)
             room = config.guards.max_epochs * world.sizes[name] - drawn_then
             slack = 200.0  # tokens: rounding
+            if self._planned(row["against_generation"]):
+                slack += lead  # which may be drawn by the plan's next mixture already
             if share > TOLERANCE and share * ahead > max(room, 0) + slack:
                 raise Violation("ledger", f"{row['id']}: {name} at {share:.3f} has room {room:.0f}")
 
