@@ -195,6 +195,7 @@ class Eyes:
         )
         self.cuts: tuple[branches.Cut, ...] = ()
         self._cuts_until = -1  # the incarnation up to which they are known
+        self._opened: tuple[OpenLine, ...] = ()
         self._known: set[int] = set()  # steps in the folder that are in the journal
         self._learn_cuts()
         self._curves_at = -1
@@ -256,6 +257,7 @@ class Eyes:
         if not schedule.lines:
             return  # there is none yet, or it can't be read now: at the next look
         self.cuts, self._cuts_until = branches.cuts(schedule), schedule.incarnation
+        self._opened = branches.opened(schedule)
         self._settled = None
         self._known = {
             row["step"]
@@ -268,13 +270,8 @@ class Eyes:
         newest = self.status.incarnation if self.status is not None else 0
         if newest > self._cuts_until:
             self._learn_cuts()
-        # the schedule may know of one whose heartbeat can't be read yet
-        if max(newest, self._cuts_until) > self._incarnation:
-            schedule = schedule_of(self._paths)
-            self.begun = branches.opened(schedule, above=self._incarnation)
-            if self.begun:
-                self.cuts = branches.cuts(schedule)
-                self._settled = None  # what was settled may be of a branch that was left
+        # by one reading of the schedule, which may know of more than the heartbeat
+        self.begun = tuple(line for line in self._opened if line.incarnation > self._incarnation)
 
     def incarnation_noted(self, abandoned: Iterable[int]) -> None:
         """The journal knows of :attr:`begun`; these steps may come again."""
