@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sqlite3
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -76,16 +77,29 @@ def reading(target: Path) -> Iterator[None]:
     """Rows that hold other things than a controller wrote are told in one line.
 
     Raises:
-        BadInput: the journal is damaged.
+        BadInput: the journal is damaged, or, by the error alone, this program is wrong: the line
+            names the place, and the error is its cause.
     """
     try:
         yield
     except JournalError as error:
         raise BadInput(str(error)) from error
-    except (sqlite3.Error, ArithmeticError, LookupError, AttributeError) as error:
+    except sqlite3.Error as error:
         raise BadInput(damage(target, error)) from error
+    except (ArithmeticError, LookupError, AttributeError) as error:
+        raise BadInput(_unshown(target, error)) from error
     except (TypeError, ValueError, AssertionError, RecursionError) as error:
-        raise BadInput(damage(target, error)) from error
+        raise BadInput(_unshown(target, error)) from error
+
+
+def _unshown(target: Path, error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    first = (str(error).splitlines() or [""])[0][:200]
+    return (
+        f"{target}: can't be shown whole ({type(error).__name__}: {first}, in {last.name} of "
+        f"{Path(last.filename).name}): its journal holds what no controller writes, or mixloop is "
+        "wrong here; compare with a backup, and report it if that shows the same"
+    )
 
 
 def history(journal: Journal) -> list[Json]:

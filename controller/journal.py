@@ -353,6 +353,11 @@ class Journal:
         except (sqlite3.DatabaseError, ValueError, RecursionError) as error:
             raise JournalError(damage(self.path, error)) from error
 
+    def columns(self, table: str) -> frozenset[str]:
+        """The columns of a table; a file of an earlier version, opened to be read, has fewer."""
+        with self._read():
+            return frozenset(row[1] for row in self._db.execute(f"PRAGMA table_info({table})"))
+
     @property
     def knows_operators(self) -> bool:
         """Whether the file has the tables of requests and approvals: one of an earlier version,

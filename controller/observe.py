@@ -75,8 +75,7 @@ def evaluations(
 ) -> tuple[Evaluation, ...]:
     """Every scored checkpoint, oldest first, of the steps from ``since`` up to ``until``."""
     rows = journal.each(
-        "SELECT c.step, c.tokens, c.phase, c.generation, c.weights, c.drawn, c.losses, "
-        "e.scorecard FROM checkpoints c JOIN evaluations e USING (step) "
+        "SELECT c.*, e.scorecard FROM checkpoints c JOIN evaluations e USING (step) "
         "WHERE e.state = 'scored' AND c.step BETWEEN ? AND ? ORDER BY c.step",
         since,
         until if until is not None else 2**62,
@@ -155,7 +154,11 @@ def steering(config: RunConfig, scored: Sequence[Evaluation]) -> dict[str, Steer
 
 
 def past_decisions(journal: Journal, before: int | None = None) -> tuple[PastDecision, ...]:
-    """Every decision so far, oldest first; with ``before``, those of a lower sequence number."""
+    """Every decision so far, oldest first; with ``before``, those of a lower sequence number.
+
+    Those made on a branch that the trainer has left are not among them.
+    """
+    on_branch = "abandoned_by IS NULL" if "abandoned_by" in journal.columns("decisions") else "1"
     return tuple(
         PastDecision(
             id=row["id"],
@@ -170,10 +173,9 @@ def past_decisions(journal: Journal, before: int | None = None) -> tuple[PastDec
         )
         for row in journal.each(
             "SELECT id, step, tokens, verdict, generation, weights_before, weights_after, evidence "
-            "FROM decisions WHERE seq < ? ORDER BY seq",
+            f"FROM decisions WHERE seq < ? AND {on_branch} ORDER BY seq",
             before if before is not None else 2**62,
         )
-        if row.get("abandoned_by") is None  # of a branch that the trainer has left
     )
 
 

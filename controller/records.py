@@ -155,13 +155,8 @@ def scored(journal: Journal, step: int, scorecard: Json) -> None:
     found = journal.row("SELECT * FROM checkpoints WHERE step = ?", step)
     assert found is not None, "scored a checkpoint that was never recorded"
     entry = tracking.checkpoint_entry(found, scorecard["benchmarks"], found["weights"], now_ms())
-    if found["incarnation"] > 1:  # the same step may have been told of a branch that was left
-        number = found["incarnation"]
-        told = journal.value("SELECT 1 FROM outbox WHERE key LIKE ?", f"{entry.key}:%")
-        if told or journal.value("SELECT 1 FROM outbox WHERE key = ?", entry.key):
-            name = f"{entry.payload['name']}.{number}"
-            entry = replace(entry, payload=entry.payload | {"name": name})
-        entry = replace(entry, key=f"{entry.key}:{number}")
+    if (number := found["incarnation"]) > 1:
+        entry = _of_branch(journal, entry, number)
     with journal.transaction() as tx:
         tx.execute(
             "UPDATE evaluations SET state = 'scored', scorecard = ?, reason = NULL, "
@@ -169,6 +164,16 @@ def scored(journal: Journal, step: int, scorecard: Json) -> None:
             (pack(scorecard), timestamp(), step),
         )
         enqueue(tx, [entry])
+
+
+def _of_branch(journal: Journal, entry: tracking.Entry, incarnation: int) -> tracking.Entry:
+    """A checkpoint's entry under a name of its own, if one of its step was told already: of a
+    branch that the trainer has left."""
+    told = "SELECT 1 FROM outbox WHERE key = ? OR key LIKE ?"
+    payload = entry.payload
+    if journal.value(told, entry.key, f"{entry.key}:%"):
+        payload = payload | {"name": f"{payload['name']}.{incarnation}"}
+    return replace(entry, key=f"{entry.key}:{incarnation}", payload=payload)
 
 
 def scoring_failed(journal: Journal, step: int, reason: str, *, final: bool) -> None:

@@ -31,6 +31,7 @@ from mixloop.trainer.contract import (
     read_status,
 )
 from mixloop.trainer.files import NotRegularError, read_regular
+from mixloop.trainer.job import SUM_TOLERANCE
 from mixloop.trainer.keys import is_signed
 from mixloop.trainer.schedule import decode_line
 
@@ -197,16 +198,16 @@ class Eyes:
         self._cuts_until = -1  # the incarnation up to which they are known
         self._opened: tuple[OpenLine, ...] = ()
         self._known: set[int] = set()  # steps in the folder that are in the journal
+        # step and tokens of the last checkpoint up to which none will ever be due again
+        self._settled: tuple[int, int] | None = None
         self._learn_cuts()
         self._curves_at = -1
         self._told: Json | None = None
         self._schedule = Accepted(paths.schedule)
-        self._settled: tuple[int, int] | None = None
 
     def look(self, operations: Operations, **children: Any) -> World:
         """The world now; ``children`` are the facts about child processes."""
-        self.status = self._own(read_status(self._paths.status)) or self.status
-        self.unknown = self._not_taken_in()
+        self._take_heartbeat()
         decides = self.status is not None and not operations.paused and not self.unknown
         self._notice_incarnation()
         newest = self._newest_order()
@@ -233,21 +234,17 @@ class Eyes:
             **children,
         )
 
-    def _own(self, status: Status | None) -> Status | None:
-        """The heartbeat, whose mixture is told by run.yaml's sources where the rest has none."""
-        if status is None or set(status.in_force.weights) == set(self._config.sources):
-            return status
-        weights = status.in_force.weights
-        if any(share for name, share in weights.items() if name not in self._config.sources):
-            return status
-        own = {name: weights.get(name, 0.0) for name in self._config.sources}
-        return replace(status, in_force=replace(status.in_force, weights=own))
-
-    def _not_taken_in(self) -> tuple[str, ...]:
-        """Sources of run.yaml that the trainer has not been started with."""
-        if self.status is None or not self.status.sources:
-            return ()
-        return tuple(name for name in self._config.sources if name not in self.status.sources)
+    def _take_heartbeat(self) -> None:
+        """Read the heartbeat; its mixture is told by run.yaml's sources, if the rest has none."""
+        status = read_status(self._paths.status)
+        if status is None:
+            return
+        weights = status.in_force.weights  # of all sources that the trainer was started with
+        self.unknown = tuple(name for name in self._config.sources if name not in weights)
+        own = self._shares(weights)
+        if set(weights) != set(own) and sum(own.values()) > 1 - SUM_TOLERANCE:
+            status = replace(status, in_force=replace(status.in_force, weights=own))
+        self.status = status
 
     # -- incarnations ------------------------------------------------------------------------
 
@@ -266,7 +263,6 @@ class Eyes:
         }
 
     def _notice_incarnation(self) -> None:
-        self.begun = ()
         newest = self.status.incarnation if self.status is not None else 0
         if newest > self._cuts_until:
             self._learn_cuts()
@@ -491,7 +487,7 @@ class Eyes:
             tokens = row["tokens"]
             if row["state"] in (None, "running"):
                 waiting.append(row["step"])
-            elif not waiting:  # nothing up to here will ever be due again
+            elif not waiting:
                 self._settled = (row["step"], tokens)
         return (waiting[0] if waiting else None), waiting
 

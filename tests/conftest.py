@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -40,6 +41,28 @@ def played_run() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def write_windows(folder: Path, base: int, samples: int, length: int, history: Any = ()) -> Path:
+    """A token store whose windows begin with ``base + index``; `history`: what it was before."""
+    import numpy as np
+
+    from mixloop.trainer.store import StoreInfo
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = np.zeros((samples, length), "<u2")
+    tokens[:, 0] = base + np.arange(samples)
+    tokens.tofile(folder / "tokens.bin")
+    fingerprint = f"sha256:{folder.name}-{samples}"
+    info = StoreInfo(tokens.size, 1, "uint16", 2**16, "t", fingerprint, 0, history)
+    (folder / "store.json").write_text(json.dumps(info.to_json()))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def windows() -> Any:
+    """:func:`write_windows`."""
+    return write_windows
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from mixloop.controller import observe
 from mixloop.controller.branches import abandoned, cuts
 from mixloop.controller.cli import app
 from mixloop.trainer.contract import (
@@ -158,6 +159,8 @@ def test_a_rewind_sets_its_old_branch_apart_and_goes_on_deciding(play: Any) -> N
     after = run.history()
     assert [e["id"] for e in after][: len(before)] == [e["id"] for e in before]
     assert [e["step"] for e in after if e["abandoned_by"] == 2] == [60, 80]
+    seen = {one.id for one in observe.past_decisions(run.journal)}
+    assert seen == {e["id"] for e in after if not e["abandoned_by"]}, "a policy sees no others"
     fresh = [e["step"] for e in after if e["asked_by"] == "policy" and not e["abandoned_by"]]
     assert fresh == [20, 40, 60, 80, 100]
     assert "left behind by" in " ".join(ask(run, "history").split())

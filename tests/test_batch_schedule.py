@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +24,6 @@ from mixloop.trainer.loader import MixtureLoader
 from mixloop.trainer.order import MixtureOrder
 from mixloop.trainer.peers import Alone
 from mixloop.trainer.quanta import Quanta, stages_from
-from mixloop.trainer.store import StoreInfo
 
 LENGTH, ROWS = 8, 4
 SIZES = {"a": 53, "b": 101, "c": 149}
@@ -43,16 +41,11 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
-    for number, (name, samples) in enumerate(SIZES.items()):
-        folder = made[name] = tmp_path_factory.mktemp(name)
-        tokens = np.zeros((samples, LENGTH), "<u2")
-        tokens[:, 0] = number * 1000 + np.arange(samples)
-        tokens.tofile(folder / "tokens.bin")
-        info = StoreInfo(tokens.size, 1, "uint16", 2**16, "t", f"sha256:{name}", 0)
-        (folder / "store.json").write_text(json.dumps(info.to_json()))
-    return made
+def stores(tmp_path_factory: pytest.TempPathFactory, windows: Any) -> dict[str, Path]:
+    return {
+        name: windows(tmp_path_factory.mktemp(name), number * 1000, samples, LENGTH)
+        for number, (name, samples) in enumerate(SIZES.items())
+    }
 
 
 def options(stores: Mapping[str, Path], **changed: Any) -> dict[str, Any]:

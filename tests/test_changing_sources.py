@@ -31,7 +31,6 @@ from mixloop.trainer.fork import fork_run
 from mixloop.trainer.job import JobError
 from mixloop.trainer.loader import MixtureLoader
 from mixloop.trainer.order import MixtureOrder, Segment
-from mixloop.trainer.store import StoreInfo
 
 LENGTH, ROWS = 8, 4
 SAMPLES = {"a": 23, "b": 101, "c": 61}
@@ -111,36 +110,28 @@ def test_a_source_that_comes_or_goes_moves_nobody(seed: int, quantum: int) -> No
 # --- a running job -----------------------------------------------------------------------------
 
 
-def write_store(folder: Path, base: int, samples: int, history: Any = ()) -> None:
-    """A store whose windows begin with ``base + index``; `history` is what it was before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokens = np.zeros((samples, LENGTH), "<u2")
-    tokens[:, 0] = base + np.arange(samples)
-    tokens.tofile(folder / "tokens.bin")
-    info = StoreInfo(
-        tokens.size, 1, "uint16", 2**16, "t", f"sha256:{folder.name}-{samples}", 0, history
-    )
-    (folder / "store.json").write_text(json.dumps(info.to_json()))
-
-
-def extend(folder: Path, base: int, samples: int) -> None:
-    """The store with more at its end, as `mixloop prepare --append` leaves it."""
-    before = json.loads((folder / "store.json").read_text())
-    was = [*before.get("history", []), {k: before[k] for k in ("tokens", "fingerprint")}]
-    write_store(folder, base, samples, was)
-
-
 class Job:
     """A run whose sources lie in one folder, and all that it handed out."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, windows: Any) -> None:
         self.folder = folder
         self.paths = RunPaths(folder / "run")
+        self._windows = windows
         for name, samples in SAMPLES.items():
-            write_store(folder / name, BASE[name], samples)
+            self.write(name, samples)
         self.state: dict[str, Any] | None = None
         self.handed: list[int] = []
         self.generation = 0
+
+    def write(self, name: str, samples: int, history: Any = ()) -> None:
+        """Put a source's store there, in place of what was."""
+        self._windows(self.folder / name, BASE[name], samples, LENGTH, history)
+
+    def extend(self, name: str, samples: int) -> None:
+        """More at a store's end, as `mixloop prepare --append` leaves it."""
+        before = json.loads((self.folder / name / "store.json").read_text())
+        was = [*before.get("history", []), {k: before[k] for k in ("tokens", "fingerprint")}]
+        self.write(name, samples, was)
 
     def options(self, weights: Mapping[str, float], **changed: Any) -> dict[str, Any]:
         return {
@@ -199,8 +190,8 @@ class Job:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return Job(tmp_path)
+def job(tmp_path: Path, windows: Any) -> Job:
+    return Job(tmp_path, windows)
 
 
 def test_a_source_joins_and_another_leaves(job: Job) -> None:
@@ -231,9 +222,9 @@ def test_a_source_joins_and_another_leaves(job: Job) -> None:
 
 def test_a_source_grows_at_its_next_epoch(job: Job) -> None:
     job.train({"a": 0.5, "b": 0.5}, 15)  # 30 draws of a's 23: in its second epoch
-    extend(job.folder / "a", BASE["a"], 40)
+    job.extend("a", 40)
     job.train({"a": 0.5, "b": 0.5}, 45)
-    extend(job.folder / "a", BASE["a"], 45)
+    job.extend("a", 45)
     job.train({"a": 0.5, "b": 0.5}, 40)
     job.check()
     draws = [token - BASE["a"] for token in job.handed if token // 1000 == 1]
@@ -249,7 +240,7 @@ def test_a_source_grows_at_its_next_epoch(job: Job) -> None:
 
 def test_workers_draw_from_sources_that_changed(job: Job) -> None:
     job.train({"a": 0.5, "b": 0.5}, 30)
-    extend(job.folder / "a", BASE["a"], 40)
+    job.extend("a", 40)
     for weights, order in (
         ({"c": 0.0, "a": 0.5, "b": 0.5}, {"c": 0.9, "a": 0.1}),
         ({"a": 0.5, "c": 0.5}, {"a": 0.3, "c": 0.7}),
@@ -273,13 +264,13 @@ def test_what_would_lose_or_repeat_samples_is_refused(job: Job) -> None:
     job.train({"a": 0.5, "b": 0.5}, 10)
     with pytest.raises(JobError, match=r"sources\.a: no longer in the job, but .* weight 0.5"):
         job.train({"b": 1.0}, 1)
-    write_store(job.folder / "b", BASE["b"], 90)
+    job.write("b", 90)
     with pytest.raises(JobError, match=r"sources\.b: the store has changed.*does not say that it"):
         job.train({"a": 0.5, "b": 0.5}, 1)
-    write_store(job.folder / "b", BASE["b"], 120)  # larger, but of what?
+    job.write("b", 120)  # larger, but of what?
     with pytest.raises(JobError, match=r"append to it with `mixloop prepare --append`"):
         job.train({"a": 0.5, "b": 0.5}, 1)
-    write_store(job.folder / "b", BASE["b"], SAMPLES["b"])
+    job.write("b", SAMPLES["b"])
     job.train({"a": 0.5, "b": 0.5}, 10)
     job.check()
     assert sum(isinstance(x, OpenLine) for x in read_schedule(job.paths.schedule).lines) == 2
@@ -324,7 +315,7 @@ def rejected(job: Job) -> str:
 
 def test_a_fork_has_the_sources_of_its_past(job: Job) -> None:
     job.train({"a": 0.5, "b": 0.5}, 10)
-    extend(job.folder / "a", BASE["a"], 40)
+    job.extend("a", 40)
     job.train({"b": 0.5, "a": 0.5, "c": 0.0}, 30)
     fork_run(job.folder / "run", job.folder / "new", "n", step=40)
     ledger = job.ledger()

@@ -96,21 +96,7 @@ def fork_run(
     lines = [line for line in schedule.lines if line.sample < max(1, sample)]
     opened = next(line for line in reversed(lines) if isinstance(line, OpenLine))
     prefix = Schedule(tuple(lines))
-    parent = checkpoint.folder_name(step) if sample else None
-    stages = Quanta(prefix.quanta).since(sample).stages
-    each = opened.micro_batch * opened.world_size
-    last = replace(
-        opened,
-        incarnation=prefix.incarnation + 1,
-        parent=parent,
-        sample=sample,
-        step=step,
-        quantum=stages[0][1],
-        accumulation=stages[0][1] // each,
-        quanta=with_accumulation(stages, each),
-        rewind=False,
-    )
-    lines.append(last)
+    lines.append(_opened_at(prefix, opened, step, sample))
     new.mkdir(parents=True, exist_ok=True)
     copied = _copy_checkpoint(paths, made, step, run)
     fork = Fork(
@@ -126,6 +112,23 @@ def fork_run(
     write_status(made.status, _ledger(fork, prefix, opened, status))
     write_atomic(made.schedule, b"".join(encode_line(line) for line in lines))
     return fork
+
+
+def _opened_at(prefix: Schedule, last: OpenLine, step: int, sample: int) -> OpenLine:
+    """The line with which the new run goes on at a step, in the steps of the old one."""
+    stages = Quanta(prefix.quanta).since(sample).stages
+    each = last.micro_batch * last.world_size
+    return replace(
+        last,
+        incarnation=prefix.incarnation + 1,
+        parent=checkpoint.folder_name(step) if sample else None,
+        sample=sample,
+        step=step,
+        quantum=stages[0][1],
+        accumulation=stages[0][1] // each,
+        quanta=with_accumulation(stages, each),
+        rewind=False,
+    )
 
 
 def _place(schedule: Schedule, step: int | None, sample: int | None) -> tuple[int, int]:

@@ -160,7 +160,7 @@ class FileTrainer:
             self._checkpoint(step, force)
 
     def _force(self, line: SegmentLine) -> OrderInForce:
-        weights = {name: units / SCALE for name, units in line.weights.items()}
+        weights = {name: line.weights.get(name, 0) / SCALE for name in self.names}
         return OrderInForce(line.fence, line.generation, line.sample, line.step, weights)
 
     def _report(self, step: int, force: SegmentLine, accepted: tuple[int, int]) -> None:
