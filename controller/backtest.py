@@ -21,6 +21,7 @@ from mixloop.controller.journal import Journal, Row
 from mixloop.controller.simulation import answer_of
 from mixloop.controller.virtual_run import status_of
 from mixloop.policies import Observation, Policy, PolicyError, Source, load_policy
+from mixloop.policies.vetoes import vetoes
 
 Json = dict[str, Any]
 
@@ -163,6 +164,7 @@ def entry(one: Recorded, policy: Policy, config: RunConfig) -> Json:
         status=status_of(one.seen),
         last_intervention=one.last_intervention,
         generation=one.seen.generation + 1,
+        against=vetoes(one.seen, config.guards.significance),
     ).fields
     was = {key: one.row[key] for key in ("verdict", "reason", "weights_proposed", "weights_after")}
     would = {

@@ -123,19 +123,25 @@ def die_with_parent() -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the policy child said: ``kind`` is ``proposal``, ``hold`` or ``failed``."""
+    """What the policy child said: ``kind`` is ``proposal``, ``hold`` or ``failed``.
+
+    ``digest`` is the policy's; ``observed`` what it had said of the observation, if it came to it.
+    """
 
     kind: str
     payload: Mapping[str, Any]
     digest: str | None = None
+    observed: Mapping[str, Any] | None = None
 
 
 def read_answer(child: Child) -> Answer:
     """The answer of a policy child that has ended; anything strange is ``failed``."""
     messages = child.messages()
+    observed = messages.pop(0) if messages and messages[0].get("kind") == "observed" else None
     if child.killed is not None:
-        return Answer("failed", {"reason": child.killed})
+        return Answer("failed", {"reason": child.killed}, observed=observed)
     if len(messages) != 1 or messages[0].get("kind") not in ("proposal", "hold", "failed"):
-        return Answer("failed", {"reason": f"no answer (exit status {child.exit_code})"})
+        reason = f"no answer (exit status {child.exit_code})"
+        return Answer("failed", {"reason": reason}, observed=observed)
     found = messages[0]
-    return Answer(found["kind"], found["payload"], found.get("digest"))
+    return Answer(found["kind"], found["payload"], found.get("digest"), observed)

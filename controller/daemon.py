@@ -16,12 +16,12 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mixloop.controller import observe, propose, pulse, records, rewinds, sight
+from mixloop.controller import deciding, observe, propose, pulse, records, rewinds, sight
 from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
@@ -31,10 +31,11 @@ from mixloop.controller.metrics import Timings
 from mixloop.controller.operations import Operations
 from mixloop.controller.planning import Planner
 from mixloop.controller.reconcile import Action, World, next_action
+from mixloop.controller.steering import Steering
 from mixloop.evals.scorecard import Scorecard
 from mixloop.evals.settings import EvalSettings
 from mixloop.evals.worker_client import Evaluator, Failure
-from mixloop.policies import Observation
+from mixloop.policies import Evaluation, Observation
 from mixloop.trainer.contract import Order, RunPaths, write_holds, write_order
 
 log = logging.getLogger("mixloop.controller")
@@ -63,10 +64,9 @@ class Running:
     """A policy decision on its way."""
 
     child: Child
-    observation: Any
+    seen: Observation  # without the history, which the child reads
     started_ms: int
     newest: int  # generation of the newest order when it was asked
-    digest: str  # of the observation
 
 
 @dataclass
@@ -549,24 +549,22 @@ class Controller:
         status, step = self._eyes.status, world.to_decide
         assert status is not None
         assert step is not None
-        seen = observe.observation(self.journal, self.config, self.sizes, status, step)
-        self._note_steering(seen)
+        seen = deciding.near(self.journal, self.config, self.sizes, status, step)
         request = {
             "ref": self.config.policy.use,
             "options": self.config.policy.options,
             "base": str(self.base),
             "memory": self.config.policy.memory,
+            "history": deciding.history_request(self.journal, self.config, seen),
         }
-        text = seen.model_dump_json()
         child = Child(
             "mixloop.controller.policy_child",
-            stdin=f'{json.dumps(request)[:-1]}, "observation": {text}}}',
+            stdin=json.dumps(request),
             log=self.paths.dir / "policy.log",
             timeout=self.config.policy.timeout,
             clock=self.clock,
         )
-        now = records.now_ms()
-        self.running = Running(child, seen, now, self._newest(), observe.digest_of(text))
+        self.running = Running(child, seen, records.now_ms(), self._newest())
 
     def _newest(self) -> int:
         return int(self.journal.value("SELECT COALESCE(MAX(generation), 0) FROM orders"))
@@ -578,10 +576,8 @@ class Controller:
             return "another order was given meanwhile"
         return ""
 
-    def _note_steering(self, seen: Observation) -> None:
+    def _note_steering(self, chosen: Mapping[str, Steering], newest: Evaluation) -> None:
         """Before the decision that it bears on; a repeat after a crash finds nothing new."""
-        chosen = observe.steering(self.config, seen.evaluations)
-        newest = seen.evaluations[-1]
         for name, one in records.steering(self.journal, newest.step, newest.tokens, chosen).items():
             self.say(f"from step {newest.step} {one.metric} steers {name}: {one.why}")
 
@@ -593,24 +589,28 @@ class Controller:
             answer = read_answer(running.child)
         finally:
             running.child.close()
+        scored = running.seen.evaluations[-1]
+        observed = deciding.read_observed(answer.observed) if answer.observed else None
+        if observed is not None:
+            self._note_steering(observed.steering, scored)
         made = propose.decide(
             answer,
-            running.observation,
+            running.seen,
             self.config,
             status=self._eyes.status,
             last_intervention=self._eyes.last_applied_tokens(),
             generation=self._eyes.next_generation(),
+            against=observed.vetoes if observed is not None else (),
             pins=self.operations.pins,
             overtaken=self._overtaken(running),
             forced=self.operations.forced,
         )
-        scored = running.observation.evaluations[-1]
         fields = made.fields | {
             "asked_by": "policy",
             "policy": self.config.policy.use,
             "step": scored.step,
             "tokens": scored.tokens,
-            "observation_digest": running.digest,
+            "observation_digest": observed.digest if observed is not None else None,
             "policy_digest": answer.digest,
             "scored_at": self.journal.value(
                 "SELECT finished_at FROM evaluations WHERE step = ?", scored.step
@@ -622,7 +622,7 @@ class Controller:
             order=made.order,
             scores=propose.scores(scored),
             started_ms=running.started_ms,
-            seen=running.observation,
+            seen=running.seen,
             approval=made.approval,
         )
         self.say(f"{name} {fields['verdict']}: {fields['reason']}")

@@ -188,13 +188,21 @@ class Journal:
     Args:
         create: make the file, or bring one of an earlier version up to this one.
         read_only: for those who look at a run that goes on: such a connection can write nothing,
-            not even roll back what a killed controller left, and waits half a second at most.
+            not even roll back what a killed controller left, and waits ``patience`` at most.
+        patience: seconds.
 
     Raises:
         JournalError: when the file is no journal, or one of a newer mixloop.
     """
 
-    def __init__(self, path: Path, *, create: bool = False, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        patience: float = 0.5,
+    ) -> None:
         if not create and not path.exists():
             raise JournalError(f"{path}: no journal here; start the run with `mixloop control`")
         if create:
@@ -202,7 +210,7 @@ class Journal:
         self.path = path
         self.fence: int | None = None
         try:
-            self._db = _connect(path, read_only)
+            self._db = _connect(path, read_only, patience)
             self._db.row_factory = sqlite3.Row
             self._prepare(create)
         except sqlite3.DatabaseError as error:
@@ -373,11 +381,11 @@ class Journal:
             add_event(tx, self.fence or 0, kind, detail)
 
 
-def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
+def _connect(path: Path, read_only: bool, patience: float) -> sqlite3.Connection:
     if not read_only:
         return sqlite3.connect(path, isolation_level=None, timeout=30.0)
     place = f"{path.resolve().as_uri()}?mode=ro"
-    return sqlite3.connect(place, uri=True, isolation_level=None, timeout=0.5)
+    return sqlite3.connect(place, uri=True, isolation_level=None, timeout=patience)
 
 
 def decision_id(text: str) -> str:

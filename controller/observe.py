@@ -17,7 +17,6 @@ from mixloop.policies import (
     Difference,
     Evaluation,
     Limits,
-    Metric,
     Observation,
     PastDecision,
     Source,
@@ -85,16 +84,30 @@ def evaluations(
 
 def evaluation(row: Row) -> Evaluation:
     """A row of checkpoints with its scorecard, as policies see it."""
-    return Evaluation(
-        step=row["step"],
-        tokens=row["tokens"],
-        phase=row["phase"],
-        generation=row["generation"],
-        weights=row["weights"],
-        drawn=row.get("drawn", {}),
-        losses=row.get("losses", {}),
-        benchmarks=benchmark_scores(row["scorecard"]),
+    # validated as a whole: thousands of these are made for a decision late in a long run
+    return Evaluation.model_validate(
+        {
+            "step": row["step"],
+            "tokens": row["tokens"],
+            "phase": row["phase"],
+            "generation": row["generation"],
+            "weights": row["weights"],
+            "drawn": row.get("drawn", {}),
+            "losses": row.get("losses", {}),
+            "benchmarks": _benchmark_scores(row["scorecard"]),
+        }
     )
+
+
+def last_evaluations(journal: Journal, number: int, *, until: int) -> tuple[Evaluation, ...]:
+    """The newest scored checkpoints up to the step ``until``, so many at most, oldest first."""
+    first = journal.value(
+        "SELECT MIN(step) FROM (SELECT step FROM evaluations WHERE state = 'scored' "
+        "AND step <= ? ORDER BY step DESC LIMIT ?)",
+        until,
+        number,
+    )
+    return () if first is None else evaluations(journal, since=first, until=until)
 
 
 def newest_evaluation(journal: Journal) -> Evaluation | None:
@@ -134,15 +147,20 @@ def data_kinds(journal: Journal) -> dict[str, str]:
 
 def benchmark_scores(scorecard: Json) -> dict[str, BenchmarkScore]:
     """A scorecard's benchmarks as policies see them; a missing one is absent."""
+    found = _benchmark_scores(scorecard)
+    return {name: BenchmarkScore.model_validate(score) for name, score in found.items()}
+
+
+def _benchmark_scores(scorecard: Json) -> Json:
     kept = ("value", "stderr", "n", "higher_is_better")
     return {
-        name: BenchmarkScore(
-            metrics={
-                metric: Metric(**{key: found[key] for key in kept})
+        name: {
+            "metrics": {
+                metric: {key: found[key] for key in kept}
                 for metric, found in score["metrics"].items()
             },
-            items=score["items"],
-        )
+            "items": score["items"],
+        }
         for name, score in scorecard["benchmarks"].items()
         if score["status"] == "ok"
     }
@@ -191,15 +209,50 @@ def observation(
 ) -> Observation:
     """Everything known when the decision on the checkpoint at ``step`` is due.
 
-    The mixture and the ledger are those of *now* (``status``), not of the checkpoint: between the
-    two the trainer has gone on.
-
     Args:
         scored: the evaluations up to ``step``, where they have been read already.
         before: sequence number of a decision; only what was decided before it is known.
     """
+    near = standing(journal, config, sizes, status, before=before)
     if scored is None:
         scored = evaluations(journal, until=step)
+    return with_history(near, steering(config, scored), scored, past_decisions(journal, before))
+
+
+def with_history(
+    near: Observation,
+    steers: Mapping[str, Steering],
+    scored: tuple[Evaluation, ...],
+    decisions: tuple[PastDecision, ...],
+) -> Observation:
+    """A :func:`standing`, with all that was scored and decided until then."""
+    return near.model_copy(
+        update={
+            "evaluations": scored,
+            "steering": {name: one.metric for name, one in steers.items()},
+            "decisions": decisions,
+        }
+    )
+
+
+def standing(
+    journal: Journal,
+    config: RunConfig,
+    sizes: Mapping[str, int],
+    status: Any,
+    *,
+    scored: tuple[Evaluation, ...] = (),
+    before: int | None = None,
+) -> Observation:
+    """Where the run stands, without its history: an observation whose size doesn't grow.
+
+    The mixture and the ledger are those of *now* (``status``), not of the checkpoint: between the
+    two the trainer has gone on.
+
+    Args:
+        scored: the evaluations that it has all the same.
+        before: as in :func:`observation`.
+    """
     guards = guard_settings(config)
     sources = {}
     for name, source in config.sources.items():
@@ -231,8 +284,6 @@ def observation(
         watch=tuple(config.evals.watch),
         objective=config.objective,
         limits=Limits(**guards.model_dump(include=set(Limits.model_fields))),
-        steering={name: one.metric for name, one in steering(config, scored).items()},
-        decisions=past_decisions(journal, before),
     )
 
 

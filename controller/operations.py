@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixloop.controller import observe, operate, propose, records, requests
+from mixloop.controller import deciding, observe, operate, propose, records, requests
 from mixloop.controller.config import RunConfig
 from mixloop.controller.journal import Journal, Row
 from mixloop.controller.sight import Eyes
@@ -173,7 +173,7 @@ class Operations:
         asked, _ = self._eyes.asked_mixture(self._initial, tokens)
         seen = None
         if status is not None:
-            seen = observe.observation(self._journal, self._config, self._sizes, status, _NEVER)
+            seen = deciding.near(self._journal, self._config, self._sizes, status, _NEVER)
         newest = self._journal.value("SELECT MAX(generation) FROM orders WHERE rejected IS NULL")
         return operate.Scene(
             seen=seen,  # type: ignore[arg-type]  # None only for what doesn't look at it

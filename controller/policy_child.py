@@ -1,4 +1,6 @@
-"""One policy decision in a process of its own: observation in on stdin, answer out on stdout.
+"""One policy decision in a process of its own: request in on stdin, answer out on stdout.
+
+Before a decision of a run it reads the history from the journal and says what it observed.
 
 A policy is the user's code. Whatever it does (raise, hang, print, eat memory, call ``exit``), it
 costs this one decision and nothing else.
@@ -11,35 +13,51 @@ import os
 import resource
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixloop.controller.children import die_with_parent
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def decide(request: dict[str, Any]) -> dict[str, Any]:
+    from mixloop.policies import Observation
+
+
+def decide(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Load the policy, ask it, and say what it answered as plain JSON.
 
-    ``request``: ``ref``, ``options``, ``base`` (folder for ``./file.py:Class``), ``observation``;
-    or, to find mistakes before a run starts, ``check`` with ``sources`` and ``benchmarks``.
+    Args:
+        request: ``ref``, ``options``, ``base`` (folder for ``./file.py:Class``), and ``history``
+            (:func:`mixloop.controller.deciding.history_request`) or a whole ``observation``;
+            or, to find mistakes before a run starts, ``check`` with ``sources`` and
+            ``benchmarks``.
+        say: is given what was observed, before the policy is loaded.
     """
-    from mixloop.policies import (
-        Checkable,
-        Observation,
-        load_policy,
-        policy_digest,
-        reply_to_json,
-    )
+    from mixloop.policies import Checkable, load_policy, policy_digest, reply_to_json
 
+    seen = None if request.get("check") else _seen(request, say)
     base = Path(request["base"])
     digest = policy_digest(request["ref"], base)
     policy = load_policy(request["ref"], request["options"], base=base)
-    if request.get("check"):
+    if seen is None:
         if isinstance(policy, Checkable):
             policy.check(request["sources"], request["benchmarks"])
         return {"kind": "hold", "payload": {}, "digest": digest}
-    answer = policy.decide(Observation.model_validate(request["observation"]))
+    answer = policy.decide(seen)
     payload = json.loads(reply_to_json(answer))
     return {"kind": payload.pop("kind"), "payload": payload, "digest": digest}
+
+
+def _seen(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> Observation:
+    if "observation" in request:
+        from mixloop.policies import Observation
+
+        return Observation.model_validate(request["observation"])
+    from mixloop.controller.deciding import observed
+
+    seen, message = observed(request["history"])
+    say(message)
+    return seen
 
 
 def main() -> None:
@@ -52,8 +70,12 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     from mixloop.policies import PolicyError
 
+    def say(message: dict[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
     try:
-        message = decide(request)
+        message = decide(request, say)
         text = json.dumps(message, allow_nan=False)
     except BaseException as error:
         if not isinstance(error, Exception | SystemExit):

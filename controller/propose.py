@@ -23,7 +23,7 @@ from mixloop.policies.guards import (
     project,
     total_variation,
 )
-from mixloop.policies.vetoes import vetoes
+from mixloop.policies.vetoes import Veto
 from mixloop.trainer.batching import quanta_of
 from mixloop.trainer.contract import Stage
 from mixloop.trainer.job import JobError
@@ -68,6 +68,7 @@ def decide(
     status: Any,
     last_intervention: int | None,
     generation: int,
+    against: Sequence[Veto],
     pins: Weights | None = None,
     overtaken: str = "",
     forced: bool = False,
@@ -76,11 +77,13 @@ def decide(
 
     Args:
         answer: The policy child's.
-        seen: The observation it answered to.
+        seen: The observation it answered to; of the evaluations the newest :data:`RECENT` will do,
+            and no decisions are looked at.
         config: The run.
         status: The trainer's newest heartbeat: the ledger's past is *now*, not the checkpoint's.
         last_intervention: Tokens at which the last intervention came into force, or None.
         generation: The number an order would get.
+        against: The vetoes of this observation.
         pins: Shares that a person holds fixed.
         overtaken: Why the answer no longer counts (an operator acted meanwhile); empty if it does.
         forced: The mixture in force is one that a person forced past the hard guards: a hold
@@ -115,7 +118,7 @@ def decide(
             declared=_declared(asked, seen, config),
             claims=claims,
             tests=tests,
-            vetoes=vetoes(seen, config.guards.significance),
+            vetoes=tuple(against),
         )
     result = apply_guards(weights, plan, context, guard_settings(config))
     if result.verdict == "pass" and asked.proposed and not context.declared:

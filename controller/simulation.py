@@ -27,6 +27,7 @@ from mixloop.policies import (
     Source,
 )
 from mixloop.policies.guards import total_variation
+from mixloop.policies.vetoes import vetoes
 from mixloop.policies.worlds.protocol import World, WorldSource, world_sources
 from mixloop.trainer.job import JobError
 from mixloop.trainer.lr import LearningRate, learning_rate
@@ -275,6 +276,7 @@ def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) ->
         status=status_of(seen),
         last_intervention=run.last_intervention,
         generation=run.issued + 1,
+        against=vetoes(seen, run.config.guards.significance),
     )
     fields = made.fields
     if made.order is not None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from mixloop.controller import drain, policy_child
+from mixloop.controller import deciding, drain, policy_child
 from mixloop.policies import PolicyError
 
 from .here import sim
@@ -92,20 +92,21 @@ class Child:
             self._said = rng.choice([[], [{"kind": "?"}], [{"kind": "hold"}, {"kind": "hold"}]])
             return
         if faults.draw("policy-nonsense", 2):
+            _, observed = deciding.observed(request["history"])
             wanted = faults.rng.choice(NONSENSE)
             payload = {"plan": [], "evidence": {}, "declared": False, **wanted}
-            self._said = [{"kind": "proposal", "payload": payload, "digest": "sha256:0"}]
+            self._said = [observed, {"kind": "proposal", "payload": payload, "digest": "sha256:0"}]
             return
         try:
             if faults.draw("policy-raises"):
                 raise ZeroDivisionError("a policy's own mistake")
-            message = policy_child.decide(request)
-            self._said = [json.loads(json.dumps(message, allow_nan=False))]
+            message = policy_child.decide(request, self._said.append)
+            self._said += [json.loads(json.dumps(message, allow_nan=False))]
         except Exception as error:
             ours = isinstance(error, PolicyError)
             text = str(error).splitlines()[0] if str(error) else ""
             reason = text if ours else f"{type(error).__name__}: {text}"
-            self._said = [{"kind": "failed", "payload": {"reason": reason}}]
+            self._said += [{"kind": "failed", "payload": {"reason": reason}}]
 
     # -- the drain ------------------------------------------------------
 

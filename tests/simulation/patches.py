@@ -68,7 +68,8 @@ _real_rows = journal.Journal.rows
 
 def _connect(path: Any, **options: Any) -> sqlite3.Connection:
     # one thread, and no transaction is left open between two turns: locks would only cost time
-    return sqlite3.connect(f"file:{path}?vfs=unix-none", uri=True, **options)
+    place = f"{path}&" if options.pop("uri", False) else f"file:{path}?"
+    return sqlite3.connect(f"{place}vfs=unix-none", uri=True, **options)
 
 
 class _Sqlite:

@@ -134,7 +134,7 @@ class ForkedChild:
             _write(sink, json.dumps(message).encode() + b"\n")
 
         if module.endswith("policy_child"):
-            say(policy_child.decide(json.loads(stdin or "")))
+            say(policy_child.decide(json.loads(stdin or ""), say))
             return
         request = json.loads(argument or "")
         if self.mlflow:
