@@ -15,7 +15,7 @@ from mixloop.controller import daemon, drain, journal, planning, records, report
 from mixloop.evals import scorecard
 from mixloop.trainer import files, hotreload, orders, schedule, status
 
-from . import tracker
+from . import here, tracker
 from .children import Child
 from .evaluator import Evaluator
 from .faults import JOURNAL_ERRORS
@@ -133,6 +133,7 @@ def installed() -> Iterator[None]:
             setattr(owner, name, value)
         yield
     finally:
+        here.leave()
         for owner, name, value in before:
             setattr(owner, name, value)
         tracker.restore(imported)
