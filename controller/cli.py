@@ -530,10 +530,6 @@ app.add_typer(policies_command.app, name="policies")
 
 def main() -> None:
     """Entry of the ``mixloop`` command."""
-    if sys.argv[1:2] == ["control"]:
-        from mixloop.controller.memory import use_returning_allocator
-
-        use_returning_allocator()
     try:
         app()
     except BadInput as error:

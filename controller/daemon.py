@@ -26,7 +26,6 @@ from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost, Journal, timestamp
-from mixloop.controller.memory import give_back
 from mixloop.controller.metrics import Timings
 from mixloop.controller.operations import Operations
 from mixloop.controller.planning import Planner
@@ -626,8 +625,6 @@ class Controller:
             approval=made.approval,
         )
         self.say(f"{name} {fields['verdict']}: {fields['reason']}")
-        del running, scored, made
-        give_back()
 
     # -- MLflow ------------------------------------------------------------------------------
 

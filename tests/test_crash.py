@@ -39,15 +39,7 @@ SOAK = pytest.mark.soak
 def harness(script: str, *arguments: object, timeout: float = 3000) -> dict[str, Any]:
     """Run one of the harnesses; its summary, which says that everything held."""
     command = [sys.executable, str(SUPPORT / script), *map(str, arguments)]
-    allocator = {"PYTHONMALLOC": "malloc"} if script == "long_run.py" else {}  # as `control` has it
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
-        env={**os.environ, **allocator},
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     last = (done.stdout.strip().splitlines() or ["{}"])[-1]
     assert done.returncode == 0, f"{last}\n{done.stderr[-2000:]}"
     found: dict[str, Any] = json.loads(last)
