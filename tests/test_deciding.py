@@ -1,0 +1,90 @@
+"""A decision between the daemon, which holds no history, and the policy's child, which reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mixloop.controller import deciding, observe
+from mixloop.controller.backtest import backtest
+
+POLICY = """
+import time
+from mixloop.policies import Hold
+
+class P:
+    def decide(self, seen):
+        if len(seen.evaluations) == {hangs}:
+            time.sleep(60)
+        return Hold(f"{{len(seen.evaluations)}} evaluations, {{len(seen.decisions)}} decisions")
+"""
+
+
+def make(played_run: ModuleType, folder: Path, hangs: int, timeout: float) -> Any:
+    (folder / "p.py").write_text(POLICY.format(hangs=hangs))
+    return played_run.make_run(
+        folder, policy={"use": "./p.py:P", "timeout": timeout}, budget=96_000
+    )
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, played_run: ModuleType) -> None:
+    monkeypatch.setattr(played_run.daemon, "Evaluator", played_run.QuickEvaluator)
+
+
+def test_the_daemon_holds_the_newest_and_the_policy_sees_all(
+    tmp_path: Path, played_run: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deciding, "RECENT", 2)
+    run = played_run.Run(make(played_run, tmp_path, hangs=-1, timeout=60))
+    run.train(16)
+    found = run.history()
+    number = len(found)
+    assert number > 2
+    last = found[-1]
+    assert last["reason"] == f"{number} evaluations, {number - 1} decisions"
+    controller = run.controller
+    args = controller.journal, controller.config, controller.sizes, controller._eyes.status
+    seen = deciding.near(*args, last["step"])
+    assert len(seen.evaluations) == 2
+    assert seen.evaluations[-1].step == last["step"]
+    assert not seen.decisions
+    run.controller.close()
+
+
+def test_what_is_decided_after_it_was_asked_is_not_in_the_observation(
+    tmp_path: Path, played_run: ModuleType
+) -> None:
+    run = played_run.Run(make(played_run, tmp_path, hangs=-1, timeout=60))
+    run.train(6)
+    controller = run.controller
+    args = controller.journal, controller.config, controller.sizes, controller._eyes.status
+    step = run.history()[-1]["step"]
+    request = deciding.history_request(*args[:2], deciding.near(*args, step))
+    before, message = deciding.observed(request)
+    run.train(5)
+    assert len(run.history()) > len(before.decisions)
+    again, repeated = deciding.observed(request)
+    assert again == before
+    assert repeated == message
+    assert deciding.read_observed(message).digest == observe.digest(before)
+    run.controller.close()
+
+
+def test_of_a_policy_that_hangs_it_is_known_what_it_saw(
+    tmp_path: Path, played_run: ModuleType
+) -> None:
+    path = make(played_run, tmp_path, hangs=2, timeout=6)
+    run = played_run.Run(path)
+    run.train(8)
+    hung = run.history()[1]
+    assert "no answer within 6 seconds" in hung["reason"]
+    assert hung["verdict"] == "hold"
+    assert str(hung["observation_digest"]).startswith("sha256:")
+    assert hung["policy_digest"] is None
+    run.controller.close()
+    replayed = backtest(path, "static", {}, tmp_path)["decisions"]
+    assert [one["observed"] for one in replayed] == ["same"] * len(replayed)
