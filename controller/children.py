@@ -121,10 +121,14 @@ def die_with_parent() -> None:
         die_with(int(os.environ[_PARENT]))
 
 
+KINDS = ("proposal", "hold", "failed", "unread")
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What the policy child said: ``kind`` is ``proposal``, ``hold`` or ``failed``.
+    """What the policy child said: ``kind`` is ``proposal``, ``hold``, ``failed`` or ``unread``.
 
+    ``unread``: the history could not be read, so the policy was not asked; that says nothing of it.
     ``digest`` is the policy's; ``observed`` what it had said of the observation, if it came to it.
     """
 
@@ -140,7 +144,7 @@ def read_answer(child: Child) -> Answer:
     observed = messages.pop(0) if messages and messages[0].get("kind") == "observed" else None
     if child.killed is not None:
         return Answer("failed", {"reason": child.killed}, observed=observed)
-    if len(messages) != 1 or messages[0].get("kind") not in ("proposal", "hold", "failed"):
+    if len(messages) != 1 or messages[0].get("kind") not in KINDS:
         reason = f"no answer (exit status {child.exit_code})"
         return Answer("failed", {"reason": reason}, observed=observed)
     found = messages[0]

@@ -588,6 +588,8 @@ class Controller:
             answer = read_answer(running.child)
         finally:
             running.child.close()
+        if answer.kind == "unread":  # no answer of the policy's: asked again, as after any trouble
+            raise deciding.UnreadError(answer.payload["reason"])
         scored = running.seen.evaluations[-1]
         observed = deciding.read_observed(answer.observed) if answer.observed else None
         if observed is not None:

@@ -8,13 +8,14 @@ follows from it: the steering metrics, the vetoes and the observation's digest.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mixloop.controller import observe
 from mixloop.controller.config import RunConfig
-from mixloop.controller.journal import Journal
+from mixloop.controller.journal import Journal, JournalError
 from mixloop.controller.propose import RECENT
 from mixloop.controller.steering import Steering, steer_all
 from mixloop.policies import Observation
@@ -24,6 +25,10 @@ Json = dict[str, Any]
 
 HISTORY = frozenset({"evaluations", "decisions", "steering"})  # what the child adds
 PATIENCE = 30.0  # seconds that the child waits for a journal that is being written
+
+
+class UnreadError(Exception):
+    """The history could not be read; the same decision is tried again."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,16 @@ def observed(request: Json) -> tuple[Observation, Json]:
         request: :func:`history_request`.
 
     Raises:
-        JournalError: when the journal can't be read.
+        UnreadError: when the journal can't be read.
     """
-    journal = Journal(Path(request["journal"]), read_only=True, patience=PATIENCE)
     try:
-        scored = observe.evaluations(journal, until=request["until"])
-        decisions = observe.past_decisions(journal, request["before"])
-    finally:
-        journal.close()
+        with closing(
+            Journal(Path(request["journal"]), read_only=True, patience=PATIENCE)
+        ) as journal:
+            scored = observe.evaluations(journal, until=request["until"])
+            decisions = observe.past_decisions(journal, request["before"])
+    except (JournalError, OSError) as error:
+        raise UnreadError(str(error)) from error
     standing = Observation.model_validate_json(request["standing"])
     steers = steer_all(request["benchmarks"], scored, request["rule"])
     seen = observe.with_history(standing, steers, scored, decisions)

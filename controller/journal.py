@@ -339,7 +339,9 @@ class Journal:
 
     def each(self, query: str, *values: object) -> Iterator[Row]:
         """Like :meth:`rows`, one at a time: a long history never lies in memory as a whole."""
-        return map(_decode, self._db.execute(query, values))
+        with self._read():
+            for row in self._db.execute(query, values):
+                yield _decode(row)
 
     def row(self, query: str, *values: object) -> Row | None:
         """The first row, or None."""

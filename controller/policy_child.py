@@ -20,11 +20,9 @@ from mixloop.controller.children import die_with_parent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mixloop.policies import Observation
-
 
 def decide(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Load the policy, ask it, and say what it answered as plain JSON.
+    """Load the policy, ask it, and say what it answered as plain JSON (``children.Answer``).
 
     Args:
         request: ``ref``, ``options``, ``base`` (folder for ``./file.py:Class``), and ``history``
@@ -33,9 +31,19 @@ def decide(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> di
             ``benchmarks``.
         say: is given what was observed, before the policy is loaded.
     """
-    from mixloop.policies import Checkable, load_policy, policy_digest, reply_to_json
+    from mixloop.policies import Checkable, Observation, load_policy, policy_digest, reply_to_json
 
-    seen = None if request.get("check") else _seen(request, say)
+    seen = None
+    if "history" in request:
+        from mixloop.controller.deciding import UnreadError, observed
+
+        try:
+            seen, message = observed(request["history"])
+        except UnreadError as error:
+            return {"kind": "unread", "payload": {"reason": str(error)}}
+        say(message)
+    elif "observation" in request:
+        seen = Observation.model_validate(request["observation"])
     base = Path(request["base"])
     digest = policy_digest(request["ref"], base)
     policy = load_policy(request["ref"], request["options"], base=base)
@@ -46,18 +54,6 @@ def decide(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> di
     answer = policy.decide(seen)
     payload = json.loads(reply_to_json(answer))
     return {"kind": payload.pop("kind"), "payload": payload, "digest": digest}
-
-
-def _seen(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> Observation:
-    if "observation" in request:
-        from mixloop.policies import Observation
-
-        return Observation.model_validate(request["observation"])
-    from mixloop.controller.deciding import observed
-
-    seen, message = observed(request["history"])
-    say(message)
-    return seen
 
 
 def main() -> None:

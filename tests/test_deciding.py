@@ -88,3 +88,24 @@ def test_of_a_policy_that_hangs_it_is_known_what_it_saw(
     run.controller.close()
     replayed = backtest(path, "static", {}, tmp_path)["decisions"]
     assert [one["observed"] for one in replayed] == ["same"] * len(replayed)
+
+
+def test_a_journal_that_cannot_be_read_for_a_moment_costs_no_decision(
+    tmp_path: Path, played_run: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = played_run.Run(make(played_run, tmp_path, hangs=-1, timeout=60))
+    controller = run.controller
+    asked = deciding.history_request
+
+    def elsewhere(*args: Any) -> dict[str, Any]:
+        return asked(*args) | {"journal": str(tmp_path / "away" / "journal.db")}
+
+    monkeypatch.setattr(deciding, "history_request", elsewhere)
+    with pytest.raises(deciding.UnreadError, match="away"):
+        run.train(6)
+    assert not run.history()
+    monkeypatch.undo()
+    monkeypatch.setattr(played_run.daemon, "Evaluator", played_run.QuickEvaluator)
+    run.settle()
+    assert [one["reason"] for one in run.history()] == ["1 evaluations, 0 decisions"]
+    controller.close()

@@ -86,6 +86,9 @@ class Child:
         if faults.draw("policy-hangs"):
             self._stuck = True
             return
+        if faults.draw("history-unread"):
+            self._said = [{"kind": "unread", "payload": {"reason": "the journal can't be read"}}]
+            return
         if faults.draw("policy-garbage"):
             rng = faults.rng
             self.exit_code = rng.choice([0, 1, -9])

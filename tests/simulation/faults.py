@@ -50,6 +50,7 @@ KINDS = {
     "policy-raises": "the policy raises",
     "policy-hangs": "the policy does not answer",
     "policy-nonsense": "the policy proposes what is no mixture",
+    "history-unread": "the policy's process can't read the journal",
     "policy-garbage": "the policy's process says something that is no answer, or nothing",
     "config-changed": "run.yaml is edited between two starts",
     "operator": "a person's request arrives",
