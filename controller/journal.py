@@ -130,6 +130,7 @@ _JSON_COLUMNS = frozenset(
 
 _PACKED = b"\x01"  # how a packed column begins: the version of _WORDS
 _PACK_ABOVE = 40  # characters of JSON
+_LARGEST_ENTRY = 2**28  # bytes of JSON: what deflate makes of a few kilobytes can fill memory
 # What entries are full of, the commonest last (deflate finds what is near most cheaply). Part of
 # the file format: packed entries can't be read with any other.
 _WORDS = (
@@ -435,12 +436,20 @@ def unpack(stored: str | bytes) -> Any:
 
     Raises:
         JournalError: packed in a way that a later mixloop invented.
+        ValueError: damaged.
     """
     if isinstance(stored, str):
         return json.loads(stored)
     if stored[:1] != _PACKED:
         raise JournalError("an entry is packed in a way that this mixloop doesn't know")
-    return json.loads(zlib.decompressobj(-zlib.MAX_WBITS, zdict=_WORDS).decompress(stored[1:]))
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS, zdict=_WORDS)
+    try:
+        text = inflate.decompress(stored[1:], _LARGEST_ENTRY)
+    except zlib.error as error:  # no ValueError, which all who read a journal expect of damage
+        raise ValueError(f"a packed entry is damaged: {error}") from error
+    if inflate.unconsumed_tail:
+        raise ValueError(f"a packed entry is of more than {_LARGEST_ENTRY} bytes")
+    return json.loads(text)
 
 
 def _decode(row: sqlite3.Row) -> Row:

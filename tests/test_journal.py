@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from mixloop.controller import records
-from mixloop.controller.journal import FenceLost, Journal, JournalError
+from mixloop.controller.journal import FenceLost, Journal, JournalError, pack
 
 
 @pytest.fixture
@@ -136,3 +137,25 @@ def test_a_journal_of_the_first_version_is_brought_up_with_nothing_lost(path: Pa
         assert row["weights"] == {"web": 1.0}
         assert row["drawn"] == {}
         assert row["incarnation"] == 0
+
+
+def test_a_damaged_entry_is_told_in_one_line(path: Path) -> None:
+    # zlib's error is no ValueError: it once got past everybody who reads
+    journal = opened(path)
+    journal.event("note", detail="a long text, so that it is packed " * 9)
+    stored = pack({"detail": "a long text, so that it is packed " * 9})
+    assert isinstance(stored, bytes)
+    rng = random.Random(5)
+    said = []
+    for _ in range(60):
+        spoilt = bytearray(stored)
+        at = rng.randint(1, len(spoilt) - 1)
+        spoilt[at : at + 3] = rng.randbytes(3)
+        with journal.transaction() as tx:
+            tx.execute("UPDATE events SET detail = ?", (bytes(spoilt),))
+        try:
+            journal.rows("SELECT detail FROM events")
+        except JournalError as error:
+            said.append(str(error))
+    assert len(said) > 30
+    assert all("restore a backup" in line and "\n" not in line for line in said)
