@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sqlite3
 import zlib
@@ -99,6 +100,8 @@ CREATE INDEX IF NOT EXISTS orders_not_in_force ON orders(generation) WHERE appli
 """
 
 _TABLES += _EVALUATIONS + _DECISIONS + _ONE_DECISION + _ORDERS + _OPERATORS + _INDEXES
+
+_NAMES = frozenset(re.findall(r"CREATE TABLE (\w+)", _TABLES))
 
 # SQLite can't change a CHECK: the table is made anew
 _SKIPPED = f"""
@@ -214,6 +217,8 @@ class Journal:
             self._db = _connect(path, read_only, patience)
             self._db.row_factory = sqlite3.Row
             self._prepare(create)
+        except UnicodeDecodeError as error:  # SQLite's message quotes what is damaged
+            raise JournalError(damage(path, error)) from error
         except sqlite3.DatabaseError as error:
             raise JournalError(f"{path}: not a usable journal ({error})") from error
 
@@ -234,6 +239,14 @@ class Journal:
             raise JournalError(
                 f"{self.path}: journal version {version}, this mixloop reads {SCHEMA_VERSION}"
             )
+        elif version == SCHEMA_VERSION:
+            self._check_tables()
+
+    def _check_tables(self) -> None:
+        rows = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        lost = sorted(_NAMES - {name for (name,) in rows})
+        if lost:
+            raise JournalError(damage(self.path, LookupError(f"it has no table {lost[0]}")))
 
     def _upgrade(self, version: int) -> None:
         steps = "".join(_UPGRADES[old] for old in range(version, SCHEMA_VERSION))
@@ -244,6 +257,22 @@ class Journal:
     def _has_tables(self) -> bool:
         found = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'lease'").fetchone()
         return found is not None
+
+    def damaged(self) -> str | None:
+        """One line on pages that are damaged, read or not; None when there are none.
+
+        Reads the whole file: a start can bear that, a look can't. Values that are wrong in sound
+        pages are found by who reads them.
+        """
+        try:
+            found = str(self._db.execute("PRAGMA quick_check(1)").fetchone()[0])
+        except sqlite3.OperationalError:  # locked, say: that is nobody's damage
+            return None
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            return damage(self.path, error)
+        if found == "ok":
+            return None
+        return damage(self.path, sqlite3.DatabaseError(found.splitlines()[-1]))
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
