@@ -33,7 +33,7 @@ from mixloop.trainer.job import (
     start_weights,
 )
 from mixloop.trainer.keys import KeyFileError, key_for
-from mixloop.trainer.runfile import UniqueKeys
+from mixloop.trainer.runfile import UniqueKeys, read_text
 
 _SHOWN = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
@@ -287,8 +287,7 @@ def load_config(path: Path) -> RunConfig:
         BadInput: one line naming the file, the key, the value and the mend.
     """
     try:
-        with path.open(encoding="utf-8") as stream:
-            data = yaml.load(stream, UniqueKeys)
+        data = yaml.load(read_text(path), UniqueKeys)
     except OSError as error:
         raise BadInput(
             f"{path}: cannot be read ({error.strerror}); `mixloop init` writes a template"
@@ -304,6 +303,8 @@ def load_config(path: Path) -> RunConfig:
 
 
 def _yaml_problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mixloop.controller import deciding, observe, propose, pulse, records, rewinds, sight
+from mixloop.controller import deciding, observe, propose, pulse, records, rewinds, sight, unread
 from mixloop.controller.children import Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
@@ -99,6 +99,8 @@ class Controller:
         self.journal = Journal(self.paths.journal, create=True)
         self.initial = sight.first_mixture(self.paths, self.journal, self.initial)
         self.journal.claim(self.config.run.id, above=sight.highest_fence(self.paths))
+        if damage := self.journal.damaged():  # it may go on for long before it reads that page
+            self.say(damage)
         self.uid = records.run_uid(self.journal)
         # What `data: auto` once found stays: every checkpoint is scored on the same items.
         pinned = self.config.evals.pinned(observe.data_kinds(self.journal))
@@ -116,6 +118,8 @@ class Controller:
         )
         self._holds: frozenset[int] | None = None
         self._told_unknown: tuple[str, ...] = ()
+        self._unread = unread.Telling()
+        self._examined = -1e9
         self._busy = False  # what failed once may fail at the second step of the same thing
         self._troubles = 0  # in a row
         records.start(self.journal, self.config.run.id, self._params(), self.initial)
@@ -191,6 +195,7 @@ class Controller:
         began = self.clock()
         world = self.look()
         self._tell_unknown()
+        self._tell_unread()
         action = next_action(world)
         self._busy = action is not Action.WAIT
         if action is Action.WAIT:
@@ -213,6 +218,26 @@ class Controller:
                 "restart it with this run.yaml. Nothing is decided until then"
             )
         self._told_unknown = names
+
+    def _tell_unread(self) -> None:
+        """Say which files can't be read, and that in the journal too."""
+        now, telling = self.clock(), self._unread
+        if now - self._examined < unread.EXAMINE:
+            return
+        self._examined = now
+        self._eyes.examine()
+        words = telling.unread.see(self._eyes.problems, now)
+        telling.words += words
+        for word in words:
+            self.say(unread.line(word, self.paths.dir))
+        if telling.unwritten:
+            records.unread(self.journal, telling.words, telling.unread.told, self.paths.dir)
+            telling.done()
+        if self.paths.holds in self._eyes.problems and self.paths.holds in telling.unread.told:
+            self.journal.assert_fence()
+            self._holds = None  # ours: nobody else will mend it
+            with contextlib.suppress(OSError):
+                self._hold()
 
     def stop(self) -> None:
         """Ask the loop to end after the present action. Safe from a signal handler."""

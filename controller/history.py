@@ -11,18 +11,18 @@ import os
 import socket
 import sqlite3
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mixloop.controller import branches, observe, pulse
+from mixloop.controller import branches, observe, pulse, unread
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import Journal, JournalError, Row, damage, decision_id
 from mixloop.controller.operations import paused, pins
 from mixloop.controller.requests import waiting as waiting_requests
 from mixloop.controller.sight import schedule_of
-from mixloop.trainer.contract import RunPaths, Status, read_status
+from mixloop.trainer.contract import RunPaths, Status, find_status, read_status
 
 Json = dict[str, Any]
 
@@ -63,7 +63,12 @@ def open_run(run: Path, *, new: bool = False) -> tuple[RunPaths, Journal | None]
     if not run.is_dir():
         raise BadInput(f"{run}: no run here; give a run folder or its run.yaml")
     if not paths.journal.exists():
-        if read_status(paths.status) is None:
+        beat = find_status(paths.status)
+        if beat.problem is not None:
+            raise BadInput(
+                f"{paths.status}: can't be read: {beat.problem.said}; there is no journal either"
+            )
+        if beat.value is None:
             raise BadInput(f"{run}: neither a journal nor a heartbeat here; is this a run folder?")
         return paths, None
     try:
@@ -248,7 +253,9 @@ def benchmarks(journal: Journal) -> list[Json]:
 
 def status(paths: RunPaths, journal: Journal | None) -> Json:
     """How the run stands, as ``mixloop status --json`` prints it."""
-    found = overview(paths, journal, read_status(paths.status))
+    found = overview(
+        paths, journal, read_status(paths.status), unreadable=unread.unread(paths, journal)
+    )
     order = ("run", "trainer", "mixture", "ledger", "benchmarks")
     found["benchmarks"] = _latest(journal)
     return {name: found[name] for name in order} | found
@@ -259,11 +266,16 @@ def overview(
     journal: Journal | None,
     beat: Status | None,
     watched: tuple[float, float] | None = None,
+    unreadable: Sequence[Json] = (),
 ) -> Json:
-    """The same without the benchmarks; ``watched`` as :func:`trainer` takes it."""
+    """The same without the benchmarks; ``watched`` as :func:`trainer` takes it, ``unreadable`` as
+    :func:`~mixloop.controller.unread.listed` gives it."""
+    shown = trainer(paths, beat, journal, watched)
+    if beat is None and any(one["file"] == paths.status.name for one in unreadable):
+        shown["state"] = "unknown"  # and not "never started"
     return {
         "run": beat.run if beat else None,
-        "trainer": trainer(paths, beat, journal, watched),
+        "trainer": shown,
         "mixture": _mixture(beat, journal),
         "ledger": _ledger(beat),
         "steering": steering_at(journal, 2**62) if journal is not None else {},
@@ -272,6 +284,7 @@ def overview(
         "operators": operators(paths, journal),
         "tracking": _tracking(journal),
         "controller": controller(journal),
+        "unreadable": list(unreadable),
     }
 
 

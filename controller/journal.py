@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sqlite3
 import zlib
@@ -100,6 +101,8 @@ CREATE INDEX IF NOT EXISTS orders_not_in_force ON orders(generation) WHERE appli
 
 _TABLES += _EVALUATIONS + _DECISIONS + _ONE_DECISION + _ORDERS + _OPERATORS + _INDEXES
 
+_NAMES = frozenset(re.findall(r"CREATE TABLE (\w+)", _TABLES))
+
 # SQLite can't change a CHECK: the table is made anew
 _SKIPPED = f"""
 ALTER TABLE checkpoints ADD COLUMN incarnation INTEGER NOT NULL DEFAULT 0;
@@ -130,6 +133,7 @@ _JSON_COLUMNS = frozenset(
 
 _PACKED = b"\x01"  # how a packed column begins: the version of _WORDS
 _PACK_ABOVE = 40  # characters of JSON
+_LARGEST_ENTRY = 2**28  # bytes of JSON: what deflate makes of a few kilobytes can fill memory
 # What entries are full of, the commonest last (deflate finds what is near most cheaply). Part of
 # the file format: packed entries can't be read with any other.
 _WORDS = (
@@ -213,6 +217,8 @@ class Journal:
             self._db = _connect(path, read_only, patience)
             self._db.row_factory = sqlite3.Row
             self._prepare(create)
+        except UnicodeDecodeError as error:  # SQLite's message quotes what is damaged
+            raise JournalError(damage(path, error)) from error
         except sqlite3.DatabaseError as error:
             raise JournalError(f"{path}: not a usable journal ({error})") from error
 
@@ -233,6 +239,14 @@ class Journal:
             raise JournalError(
                 f"{self.path}: journal version {version}, this mixloop reads {SCHEMA_VERSION}"
             )
+        elif version == SCHEMA_VERSION:
+            self._check_tables()
+
+    def _check_tables(self) -> None:
+        rows = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        lost = sorted(_NAMES - {name for (name,) in rows})
+        if lost:
+            raise JournalError(damage(self.path, LookupError(f"it has no table {lost[0]}")))
 
     def _upgrade(self, version: int) -> None:
         steps = "".join(_UPGRADES[old] for old in range(version, SCHEMA_VERSION))
@@ -243,6 +257,22 @@ class Journal:
     def _has_tables(self) -> bool:
         found = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'lease'").fetchone()
         return found is not None
+
+    def damaged(self) -> str | None:
+        """One line on pages that are damaged, read or not; None when there are none.
+
+        Reads the whole file: a start can bear that, a look can't. Values that are wrong in sound
+        pages are found by who reads them.
+        """
+        try:
+            found = str(self._db.execute("PRAGMA quick_check(1)").fetchone()[0])
+        except sqlite3.OperationalError:  # locked, say: that is nobody's damage
+            return None
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            return damage(self.path, error)
+        if found == "ok":
+            return None
+        return damage(self.path, sqlite3.DatabaseError(found.splitlines()[-1]))
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
@@ -435,12 +465,20 @@ def unpack(stored: str | bytes) -> Any:
 
     Raises:
         JournalError: packed in a way that a later mixloop invented.
+        ValueError: damaged.
     """
     if isinstance(stored, str):
         return json.loads(stored)
     if stored[:1] != _PACKED:
         raise JournalError("an entry is packed in a way that this mixloop doesn't know")
-    return json.loads(zlib.decompressobj(-zlib.MAX_WBITS, zdict=_WORDS).decompress(stored[1:]))
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS, zdict=_WORDS)
+    try:
+        text = inflate.decompress(stored[1:], _LARGEST_ENTRY)
+    except zlib.error as error:  # no ValueError, which all who read a journal expect of damage
+        raise ValueError(f"a packed entry is damaged: {error}") from error
+    if inflate.unconsumed_tail:
+        raise ValueError(f"a packed entry is of more than {_LARGEST_ENTRY} bytes")
+    return json.loads(text)
 
 
 def _decode(row: sqlite3.Row) -> Row:

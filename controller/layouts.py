@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mixloop.trainer.contract import Manifest, read_manifest
-from mixloop.trainer.saved import read_saved_manifest
+from mixloop.trainer.contract import Found, Manifest, Problem, find_manifest
+from mixloop.trainer.saved import SAVED_FILE, find_saved_manifest
+from mixloop.trainer.status import MANIFEST_FILE
 
 LayoutName = Literal["mixloop", "hf-trainer", "torchtitan"]
 
@@ -53,13 +54,24 @@ class Layout:
 
     def manifest(self, name: str) -> Manifest | None:
         """What a checkpoint says of itself; None while it is not whole."""
+        return self.find(name).value
+
+    def find(self, name: str) -> Found[Manifest]:
+        """What a checkpoint says of itself, nothing while it is not whole, or what is wrong."""
         path = self.folder / name
         if self.name == "mixloop":
-            return read_manifest(path)
-        found = read_saved_manifest(path)
-        if found is None or found.step != self.step(name):
-            return None
-        return found if _is_whole(path) else None
+            return find_manifest(path)
+        found = find_saved_manifest(path)
+        if found.value is None:
+            return found
+        if found.value.step != self.step(name):
+            wrong = f"step is {found.value.step}: must be {self.step(name)}, as its folder says"
+            return Found(problem=Problem("step", wrong))
+        return found if _is_whole(path) else Found()
+
+    def file(self, name: str) -> Path:
+        """The file that says it."""
+        return self.folder / name / (MANIFEST_FILE if self.name == "mixloop" else SAVED_FILE)
 
 
 def _is_whole(path: Path) -> bool:

@@ -122,10 +122,24 @@ def families(
             "Complete checkpoints that are not scored yet.",
             [({}, look.waiting)],
         ),
+        _unreadable(found["unreadable"]),
         *_operators(found),
         *_tracker(found["tracking"]),
         *([] if timings is None else [_histogram(timings)]),
     ]
+
+
+def _unreadable(found: Sequence[Mapping[str, str]]) -> Family:
+    """Per kind of file, so that thousands of checkpoints make no thousands of series."""
+    counts = dict.fromkeys(("status.json", "schedule.jsonl", "holds.json", "checkpoint"), 0)
+    for one in found:
+        counts[one["file"] if one["file"] in counts else "checkpoint"] += 1
+    return Family(
+        "mixloop_unreadable_files",
+        "gauge",
+        "Files of the run that can't be read and count as no news.",
+        [({"file": name}, count) for name, count in counts.items()],
+    )
 
 
 def _one(name: str, kind: str, said: str, value: float | None) -> Family:

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from mixloop.controller import tracking
@@ -20,6 +21,7 @@ from mixloop.controller.pulse import Pulse
 from mixloop.controller.reconcile import Applied
 from mixloop.controller.requests import Request
 from mixloop.controller.steering import Steering
+from mixloop.controller.unread import Word, name_of
 from mixloop.policies import Observation
 
 Json = dict[str, Any]
@@ -332,6 +334,16 @@ def _resolve(tx: sqlite3.Connection, request: Request, state: str, made: str | N
         (state, request.by, request.reason, timestamp(), made, wanted),
     )
     enqueue(tx, [tracking.approval_entry(wanted, state, request.by)])
+
+
+def unread(journal: Journal, words: Sequence[Word], told: Sequence[Path], folder: Path) -> None:
+    """Files that can't be read, or can again, as events; and which they are now."""
+    with journal.transaction() as tx:
+        keep(tx, "unread", [name_of(path, folder) for path in told])
+        for word in words:
+            fault = word.problem and {"key": word.problem.key, "problem": word.problem.said}
+            detail = {"file": name_of(word.path, folder), **(fault or {})}
+            add_event(tx, journal.fence or 0, "unread" if fault else "read-again", detail)
 
 
 def keep(tx: sqlite3.Connection, key: str, value: object) -> None:

@@ -97,15 +97,19 @@ def start_controller(
     """
     from mixloop.controller.daemon import Controller
     from mixloop.controller.history import reading
+    from mixloop.controller.journal import damage
 
     paths = RunPaths(config.run.dir)
     with reading(paths.journal):
         try:
             return Controller(config, base, say, timings=timings or Timings())
         except (OSError, sqlite3.OperationalError) as error:
+            if str(error).startswith("no such "):  # a table or column that a journal has
+                raise BadInput(damage(paths.journal, error)) from None
             # a full disk, a folder that can't be written to
+            place = paths.journal if isinstance(error, sqlite3.Error) else paths.dir
             raise BadInput(
-                f"{paths.dir}: no controller can start here: {error}; nothing was lost, "
+                f"{place}: no controller can start here: {error}; nothing was lost, "
                 "start it again when that is mended"
             ) from None
 

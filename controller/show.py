@@ -265,6 +265,10 @@ def status_lines(found: Json) -> list[str]:
             f"loss {_number(trainer['loss'])}, {_number(trainer['tokens_per_second'])} tokens/s"
         )
     lines += _trouble(trainer.get("health"))
+    lines += [
+        f"Unreadable {clean(one['file'])}: {clean(one['problem'])}; {one['mend']}"
+        for one in found["unreadable"]
+    ]
     for name in ("asked", "applied"):
         if mix[name] is not None:
             lines.append(
@@ -302,6 +306,8 @@ def trainer_state(trainer: Json) -> str:
     """``stalled: no heartbeat for 3m``."""
     if trainer["state"] == "stalled":
         return f"stalled: no heartbeat for {duration(trainer['silent'])}"
+    if trainer["state"] == "unknown" and trainer["tokens"] is None:
+        return "not known: its heartbeat can't be read"
     if trainer["state"] == "unknown":
         return "on another machine, and no controller watches its heartbeat"
     return str(trainer["state"])

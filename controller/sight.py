@@ -22,17 +22,22 @@ from mixloop.controller.reconcile import Applied, FileState, World
 from mixloop.trainer.contract import (
     Manifest,
     OpenLine,
+    Problem,
     RunPaths,
     Schedule,
     ScheduleError,
     SegmentLine,
     Status,
+    find_holds,
+    find_schedule,
+    find_status,
     read_schedule,
     read_status,
 )
 from mixloop.trainer.files import NotRegularError, read_regular
 from mixloop.trainer.job import SUM_TOLERANCE
 from mixloop.trainer.keys import is_signed
+from mixloop.trainer.problems import problem_of
 from mixloop.trainer.schedule import decode_line
 
 if TYPE_CHECKING:
@@ -127,14 +132,17 @@ class Accepted:
         self._read = 0
         self._digest = hashlib.sha256()
         self._found = (0, 0)
+        self.problem: Problem | None = None  # of the file, at the last look
 
     def now(self) -> tuple[int, int]:
         """``(fence, generation)``; what was found last while the file can't be read."""
+        self.problem = None
         try:
             data = read_regular(self._path, LARGEST_SCHEDULE).data
             if not self._grow(data):
                 self._start(data)
-        except (OSError, ScheduleError):
+        except OSError as error:
+            self.problem = problem_of(error)
             return (0, 0) if not self._read else self._found
         return self._found
 
@@ -161,7 +169,11 @@ class Accepted:
         return True
 
     def _start(self, data: bytes) -> None:
-        self._found = read_schedule(self._path).accepted
+        found = find_schedule(self._path)
+        self.problem = found.problem
+        if found.value is None:
+            return
+        self._found = found.value.accepted
         self._read = data.rfind(b"\n") + 1
         self._digest = hashlib.sha256(data[: self._read])
 
@@ -176,6 +188,7 @@ class Eyes:
         unknown: Sources of run.yaml that the trainer has not been started with: until it is,
             nothing is decided.
         begun: Incarnations of the trainer that the journal does not know of, oldest first.
+        problems: The files that could not be read, each with what is wrong with it.
     """
 
     def __init__(
@@ -188,6 +201,7 @@ class Eyes:
         self.layout = layout_of(config, paths.checkpoints)
         self._manifests: dict[str, Manifest] = {}
         self.status: Status | None = None
+        self.problems: dict[Path, Problem] = {}
         self.stranger = ""
         self.unknown: tuple[str, ...] = ()
         self.begun: tuple[OpenLine, ...] = ()
@@ -207,6 +221,7 @@ class Eyes:
 
     def look(self, operations: Operations, **children: Any) -> World:
         """The world now; ``children`` are the facts about child processes."""
+        self.problems = {}
         self._take_heartbeat()
         decides = self.status is not None and not operations.paused and not self.unknown
         self._notice_incarnation()
@@ -234,9 +249,21 @@ class Eyes:
             **children,
         )
 
+    def examine(self) -> None:
+        """Look at what :meth:`look` need not read, for the sake of :attr:`problems` alone."""
+        self._schedule.now()
+        self._note(self._paths.schedule, self._schedule.problem)
+        self._note(self._paths.holds, find_holds(self._paths.holds).problem)
+
+    def _note(self, path: Path, problem: Problem | None) -> None:
+        if problem is not None:
+            self.problems[path] = problem
+
     def _take_heartbeat(self) -> None:
         """Read the heartbeat; its mixture is told by run.yaml's sources, if the rest has none."""
-        status = read_status(self._paths.status)
+        found = find_status(self._paths.status)
+        self._note(self._paths.status, found.problem)
+        status = found.value
         if status is None:
             return
         weights = status.in_force.weights  # of all sources that the trainer was started with
@@ -440,7 +467,7 @@ class Eyes:
         for step, name in there:
             if step in self._known:
                 continue
-            manifest = self.layout.manifest(name)
+            manifest = self._manifest_of(name)
             if manifest is None:
                 continue
             known = self._journal.row(
@@ -458,6 +485,11 @@ class Eyes:
             self._manifests[name] = manifest
             found.append(name)
         return tuple(found)
+
+    def _manifest_of(self, name: str) -> Manifest | None:
+        found = self.layout.find(name)
+        self._note(self.layout.file(name), found.problem)
+        return found.value
 
     def manifest(self, name: str) -> Manifest:
         """The manifest of a checkpoint that the last look found."""

@@ -311,6 +311,7 @@ def _decision(one: Json) -> DecisionRow:
 def _warnings(look: Look) -> tuple[str, ...]:
     found = look.overview
     lines = [look.trouble] if look.trouble else []
+    lines += [f"{one['file']} can't be read: {one['problem']}" for one in found["unreadable"]]
     operators = found["operators"]
     if operators["paused"]:
         lines.append("paused: nothing is decided until `mixloop resume`")

@@ -12,14 +12,15 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from mixloop.controller import history as views
-from mixloop.controller import observe, pulse
+from mixloop.controller import observe, pulse, unread
 from mixloop.controller.journal import Journal, JournalError
 from mixloop.controller.watch_view import Look
 from mixloop.policies import Evaluation
-from mixloop.trainer.contract import RunPaths, Status, read_status
+from mixloop.trainer.contract import Problem, RunPaths, Status, read_status
 
 Json = dict[str, Any]
 
@@ -43,6 +44,7 @@ class Watcher:
     _scoring: tuple[tuple[int, ...], float] | None = None
     _scores: dict[tuple[int, str], Json] = field(default_factory=dict)
     _pair: tuple[object, dict[str, Json]] = ((), {})
+    _wrong: dict[Path, Problem] = field(default_factory=dict)
     _last: Look | None = None
     _last_at: float = 0.0
 
@@ -95,7 +97,7 @@ class Watcher:
         if self._last is None:
             return Look(self._overview(None, now), {}, trouble=trouble)
         fresh = self._overview(None, now)
-        known = {name: fresh[name] for name in ("run", "trainer", "ledger")}
+        known = {name: fresh[name] for name in ("run", "trainer", "ledger", "unreadable")}
         known["mixture"] = self._last.overview["mixture"] | {"applied": fresh["mixture"]["applied"]}
         overview = self._last.overview | known
         trouble += f"; what comes from it is {age} old"
@@ -107,7 +109,10 @@ class Watcher:
         watched = None
         if seen is not None and (seen.moved or now - seen.since > limit):
             watched = (now - seen.since, limit)
-        return views.overview(self.paths, journal, beat, watched)
+        found = unread.problems(self.paths, journal)
+        lasting, self._wrong = unread.lasting(self._wrong, found), found
+        listed = unread.listed(lasting, self.paths.dir)
+        return views.overview(self.paths, journal, beat, watched, listed)
 
     # -- the journal -------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from mixloop.controller.cli import main
 from mixloop.controller.config import load_config
 from mixloop.controller.errors import BadInput
 from mixloop.controller.template import TEMPLATE
+from mixloop.trainer.job import JobError
+from mixloop.trainer.runfile import load_run
 
 GOOD: dict[str, Any] = {
     "run": {"id": "r", "dir": "runs/r", "seed": 3},
@@ -250,3 +252,12 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "demo" in done.stdout
     assert done.stderr.strip() == "[]"
+
+
+def test_a_file_of_megabytes_is_refused_before_yaml_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(GOOD) + " " * 3_000_000 + "\n")
+    with pytest.raises(BadInput, match="larger than 1,048,576 bytes"):
+        load_config(path)
+    with pytest.raises(JobError, match="larger than 1,048,576 bytes"):
+        load_run(path)

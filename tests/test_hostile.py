@@ -1,15 +1,18 @@
-"""Hostile input: whatever lies in the run folder, the daemon goes on and the commands say what is
-wrong in one line. A few hundred files here; 10,000 under `make soak`."""
+"""Hostile input: whatever lies in the run folder, the daemon goes on, and it and the commands say
+what is wrong in one line. A few hundred files here; 10,000 under `make soak`."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import importlib.util
 import json
 import random
 import shutil
+import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,23 +22,27 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from mixloop.controller import daemon
+from mixloop.controller import daemon, unread
 from mixloop.controller.cli import app
 from mixloop.controller.config import load_config
 from mixloop.controller.errors import BadInput
 from mixloop.evals.scorecard import Scorecard
 from mixloop.trainer.contract import (
+    Found,
     RunPaths,
     Schedule,
     ScheduleError,
+    find_holds,
+    find_manifest,
+    find_schedule,
+    find_status,
     read_holds,
-    read_manifest,
     read_order,
     read_schedule,
     read_status,
-    write_holds,
 )
 from mixloop.trainer.job import JobError
 from mixloop.trainer.runfile import load_run
@@ -50,6 +57,7 @@ _spec.loader.exec_module(hostile)
 
 Json = dict[str, Any]
 Test = Callable[[random.Random], None]
+Reader = Callable[[Path], Found[Any]]
 
 CONTROLS = {chr(c) for c in range(32)} - {"\n"} | {chr(c) for c in range(127, 160)}
 FRESH = 40  # examples on one run before it begins anew from the template
@@ -59,7 +67,7 @@ COUNTS = {  # few and many
     "mixture": (20, 1500),
     "manifest": (16, 1000),
     "request": (20, 1000),
-    "holds": (60, 1200),
+    "holds": (20, 1200),
     "scorecard": (20, 500),
     "journal": (15, 300),
     "config": (20, 1000),
@@ -87,11 +95,15 @@ def thrown(count: int, test: Test) -> None:
 
 
 class Field:
-    """A controller beside which files go bad and are mended, from one played run."""
+    """A controller beside which files go bad and are mended, from one played run.
+
+    Its clock moves on by the time between two examinations at every look.
+    """
 
     def __init__(self, template: Path, scratch: Path, played: ModuleType) -> None:
         self.template, self.scratch, self._played = template, scratch, played
         self._made = 0
+        self._ahead = 0.0
         self.run: Any = None
         self.seen: collections.Counter[str] = collections.Counter()
 
@@ -108,6 +120,7 @@ class Field:
         """Begin anew."""
         self.stop()
         self.run = self._played.Run(self.fresh() / "run.yaml")
+        self.run.controller.clock = lambda: time.monotonic() + self._ahead
         self.run.settle()
 
     def stop(self) -> None:
@@ -119,14 +132,32 @@ class Field:
     def count(self, text: str) -> None:
         self.seen[text] += 1
 
-    def step(self, steps: int) -> None:
-        """Look and act as often, with nothing raised but what a replaced controller may."""
-        for _ in range(steps):
-            if not self.run.controller.step():
-                return
+    def step(self, steps: int) -> bool:
+        """Look and act as often, with nothing raised but what a replaced controller may.
 
-    def throw(self, kind: str, place: Callable[[Any], Path], data: bytes, steps: int = 4) -> None:
-        """Put a hostile file in place, let the controller look, mend it, and see it recover."""
+        Returns whether the controller goes on.
+        """
+        for _ in range(steps):
+            self._ahead += unread.EXAMINE
+            if not self.run.controller.step():
+                return False
+        return True
+
+    def throw(
+        self,
+        kind: str,
+        place: Callable[[Any], Path],
+        data: bytes,
+        steps: int = 4,
+        find: Reader | None = None,
+        told: Callable[[Path, list[str]], None] | None = None,
+    ) -> None:
+        """Put a hostile file in place, let the controller look, mend it, and see it recover.
+
+        With ``find``, the reader of such files, what it rejects has to be said by the daemon, once
+        and by name, and shown by ``status``; of what it takes nothing may be said. ``told`` checks
+        what was said of files that the controller deals with otherwise.
+        """
         self.seen[kind] += 1
         if self.run is None or self.seen[kind] % FRESH == 1:
             self.start()
@@ -135,8 +166,14 @@ class Field:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         try:
-            self.step(steps)
-            commands(self.run.paths.dir, "status")
+            if find is None:
+                before = len(self.run.said)
+                self.step(steps)
+                commands(self.run.paths.dir, "status")
+                if told is not None:
+                    told(path, self.run.said[before:])
+            else:
+                self._reported(kind, path, steps, find)
         except Exception as error:
             shown = data if len(data) < 3000 else data[:1500] + b" ... " + data[-200:]
             raise AssertionError(f"{kind}: {error!r} by {shown!r}") from error
@@ -145,11 +182,57 @@ class Field:
                 path.unlink(missing_ok=True)
             else:
                 path.write_bytes(sound)
+        if find is not None:
+            self._mended(path)
+
+    def _reported(self, kind: str, path: Path, steps: int, find: Reader) -> None:
+        name = str(path.relative_to(self.run.paths.dir))
+        rejected = find(path).problem is not None
+        self.count(f"{kind} {'rejected' if rejected else 'taken'}")
+        before = len(self.run.said)
+        own = path == self.run.paths.holds  # the daemon writes it anew once it has told
+        named = own and name in unreadable(self.run.paths.dir)
+        went_on = self.step(steps)
+        said = [line for line in self.run.said[before:] if line.startswith(f"{name} can't be read")]
+        named = named or name in unreadable(self.run.paths.dir)
+        commands(self.run.paths.dir, "status")
+        assert went_on or not rejected
+        assert len(said) == rejected, (rejected, said, self.run.said[before:])
+        assert not any(CONTROLS & set(line) or "\n" in line for line in said), said
+        assert all(len(line) < 500 and line.count("; ") for line in said), said
+        assert named == rejected
+        assert not own or find(path).problem is None
+
+    def _mended(self, path: Path) -> None:
+        """Looks at the file that is sound again, until the daemon has forgotten that it wasn't."""
+        before = len(self.run.said)
+        told = path in self.run.controller._unread.unread.told
+        went_on = self.step(unread.LOOKS)
+        name = str(path.relative_to(self.run.paths.dir))
+        again = f"{name} can be read again" in self.run.said[before:]
+        assert again == told or not went_on
+        self._ahead += 3 * unread.PAUSE[0]
 
 
-def one_line(error: BadInput) -> None:
-    """What a person is told is one line."""
+def unreadable(folder: Path) -> list[str]:
+    """The files that ``mixloop status --json`` names."""
+    done = CliRunner().invoke(app, ["status", str(folder), "--json"])
+    assert done.exception is None, done.exception
+    return [one["file"] for one in json.loads(done.output)["unreadable"]]
+
+
+def one_line(error: BadInput, path: Path) -> None:
+    """What a person is told is one line that names the file."""
     assert "\n" not in str(error)
+    assert str(path) in str(error)
+
+
+def refused(path: Path, why: str, *names: str) -> None:
+    """Commands over such a run file end with this line."""
+    for name in names:
+        done = CliRunner().invoke(app, [name, str(path)])
+        assert isinstance(done.exception, BadInput), (name, done.exception)
+        assert str(done.exception) == why
 
 
 def commands(target: Path, *names: str) -> None:
@@ -170,6 +253,9 @@ def field(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> I
     base = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(daemon, "Evaluator", played_run.QuickEvaluator)
+        patch.setattr(unread, "AGAIN", 0.0)
+        # what Typer makes of the command's signatures, once and not for each of ten thousand files
+        patch.setattr("typer.testing._get_command", functools.cache(get_command))
         (base / "template").mkdir()
         run = played_run.Run(played_run.make_run(base / "template"))
         run.train(12)
@@ -194,9 +280,11 @@ def test_statuses(field: Field, count: int) -> None:
     valid = field.run.paths.status.read_bytes()
 
     def throw(rng: random.Random) -> None:
-        field.throw("status", lambda run: run.paths.status, hostile.made(rng, valid))
+        data = hostile.made(rng, valid)
+        field.throw("status", lambda run: run.paths.status, data, find=find_status)
 
     thrown(count, throw)
+    both_happened(field, "status")
     recovers(field)
 
 
@@ -211,9 +299,10 @@ def test_schedules(field: Field, count: int) -> None:
             path = field.scratch / "schedule.jsonl"
             path.write_bytes(data)
             assert isinstance(read_schedule(path), Schedule)
-        field.throw("schedule", lambda run: run.paths.schedule, data)
+        field.throw("schedule", lambda run: run.paths.schedule, data, find=find_schedule)
 
     thrown(count, throw)
+    both_happened(field, "schedule")
     recovers(field)
 
 
@@ -222,12 +311,28 @@ def test_orders(field: Field, count: int) -> None:
     field.start()
     valid = field.run.paths.mixture.read_bytes()
 
+    def told(data: bytes) -> Callable[[Path, list[str]], None]:
+        def check(path: Path, said: list[str]) -> None:
+            """What was replaced was an order of this journal, or it was said."""
+            if path.read_bytes() == data or any("mixture.json held" in line for line in said):
+                return
+            if any("which this controller did not write" in line for line in said):
+                return
+            found = json.loads(data)
+            row = field.run.journal.row(
+                "SELECT * FROM orders WHERE generation = ?", int(found["generation"])
+            )
+            assert row is not None, said
+            assert (row["weights"], row["decision"]) == (found["weights"], found["decision"])
+
+        return check
+
     def throw(rng: random.Random) -> None:
         data = hostile.made(rng, valid, hostile.sealed_order)
         path = field.scratch / "mixture.json"
         path.write_bytes(data)
         read_order(path, run="r", sources=("web", "code", "maths"), after=(0, 0))
-        field.throw("mixture", lambda run: run.paths.mixture, data)
+        field.throw("mixture", lambda run: run.paths.mixture, data, told=told(data))
 
     thrown(count, throw)
     recovers(field)
@@ -241,14 +346,16 @@ def test_manifests(field: Field, count: int) -> None:
     def throw(rng: random.Random) -> None:
         data = hostile.made(rng, valid)
         folder = f"step-{1000 + field.seen['manifest']:08d}"
-        path = field.scratch / "manifest.json"
-        path.write_bytes(data)
-        read_manifest(field.scratch)
         field.throw(
-            "manifest", lambda run: run.paths.checkpoints / folder / "manifest.json", data, steps=8
+            "manifest",
+            lambda run: run.paths.checkpoints / folder / "manifest.json",
+            data,
+            steps=8,
+            find=lambda path: find_manifest(path.parent),
         )
 
     thrown(count, throw)
+    both_happened(field, "manifest")
     recovers(field)
 
 
@@ -261,30 +368,40 @@ def test_requests(field: Field, count: int) -> None:
         "decision": "d-000001", "reason": "because", "force": False,
     }  # fmt: skip
 
+    def told(path: Path, said: list[str]) -> None:
+        assert not path.exists()
+        aside = [path.parent / name / path.name for name in ("refused", "taken")]
+        assert any(one.exists() for one in aside)
+        assert any(line.startswith(f"{path.name} refused: ") or " by " in line for line in said)
+
     def throw(rng: random.Random) -> None:
         number = field.seen["request"]
         verb = rng.choice(["set", "pin", "unpin", "pause", "resume", "approve", "rollback"])
         valid = json.dumps(body | {"id": f"r-{number:012x}", "verb": verb}).encode()
         name = f"{number:013d}-r-{number:012x}.json"
         data = hostile.made(rng, valid)
-        field.throw("request", lambda run: run.paths.requests / name, data, steps=6)
+        field.throw("request", lambda run: run.paths.requests / name, data, steps=6, told=told)
 
     thrown(count, throw)
     recovers(field)
 
 
 @scaled("holds")
-def test_holds(field: Field, count: int, tmp_path: Path) -> None:
-    path = tmp_path / "holds.json"
-    write_holds(path, {20, 40})
-    valid = path.read_bytes()
+def test_holds(field: Field, count: int) -> None:
+    field.start()
+    valid = json.dumps({"schema": "mixloop/holds/1", "steps": [20, 40]}).encode()
 
     def throw(rng: random.Random) -> None:
-        path.write_bytes(hostile.made(rng, valid))
+        data = hostile.made(rng, valid)
+        path = field.scratch / "holds.json"
+        path.write_bytes(data)
         found = read_holds(path)
         assert found is None or isinstance(found, frozenset)
+        field.throw("holds", lambda run: run.paths.holds, data, find=find_holds)
 
     thrown(count, throw)
+    both_happened(field, "holds")
+    recovers(field)
 
 
 @scaled("scorecard")
@@ -324,7 +441,7 @@ def test_journals(field: Field, count: int) -> None:
         how = hostile.journal(rng, journal)
         try:
             commands(config.run.dir, "status", "history", "explain", "report")
-            _controls(field, folder, how)
+            _controls(field, folder, journal, how)
         except Exception as error:
             raise AssertionError(f"{how}: {error!r}") from error
 
@@ -343,15 +460,27 @@ def test_journals(field: Field, count: int) -> None:
         run.controller.close()
 
 
-def _controls(field: Field, folder: Path, how: str) -> None:
+def quick_check(journal: Path) -> bool:
+    """Whether SQLite finds the file's pages sound."""
+    db = sqlite3.connect(journal)
+    try:
+        return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
+    except (sqlite3.DatabaseError, UnicodeDecodeError):  # its message quotes what is damaged
+        return False
+    finally:
+        db.close()
+
+
+def _controls(field: Field, folder: Path, journal: Path, how: str) -> None:
     """A daemon over that journal refuses to start with one line, or goes on in spite of it."""
     from mixloop.controller.service import start_controller
 
     said: list[str] = []
+    sound = quick_check(journal)
     try:
         controller = start_controller(load_config(folder / "run.yaml"), folder, said.append)
     except BadInput as error:
-        one_line(error)
+        one_line(error, journal)
         field.count(f"journal {how}: refused")
         return
     try:
@@ -364,7 +493,9 @@ def _controls(field: Field, folder: Path, how: str) -> None:
                 assert any("trouble" in line for line in said)
                 field.count(f"journal {how}: trouble")
                 return
-        field.count(f"journal {how}: goes on")
+        told = any(str(journal) in line for line in said)
+        assert told or sound
+        field.count(f"journal {how}: goes on{' and says so' if told else ''}")
     finally:
         controller.close()
 
@@ -391,14 +522,26 @@ def test_configs(field: Field, count: int) -> None:
                 load_run(path)
             try:
                 load_config(path)
-            except BadInput:
-                commands(path, "check", "status")
+            except BadInput as error:
+                one_line(error, path)
+                refused(path, str(error), "check", "status")
+                field.count("config refused")
         except Exception as error:
             raise AssertionError(f"{error!r} by {data[:2000]!r}") from error
 
+    before = field.seen["config refused"]
     thrown(count, throw)
+    sys.stderr.write(f"config: {field.seen['config refused'] - before} of {count} refused\n")
+    assert field.seen["config refused"] > before
     path.write_bytes(valid)
     load_config(path)
+
+
+def both_happened(field: Field, kind: str) -> None:
+    """Files that the reader takes, and files that it rejects."""
+    sys.stderr.write(f"{kind}: {field.seen[f'{kind} rejected']} of {field.seen[kind]} rejected\n")
+    assert field.seen[f"{kind} rejected"] > 0
+    assert field.seen[f"{kind} taken"] > 0
 
 
 def recovers(field: Field) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from mixloop.controller import records
-from mixloop.controller.journal import FenceLost, Journal, JournalError
+from mixloop.controller.journal import FenceLost, Journal, JournalError, pack
 
 
 @pytest.fixture
@@ -136,3 +137,55 @@ def test_a_journal_of_the_first_version_is_brought_up_with_nothing_lost(path: Pa
         assert row["weights"] == {"web": 1.0}
         assert row["drawn"] == {}
         assert row["incarnation"] == 0
+
+
+def test_a_damaged_entry_is_told_in_one_line(path: Path) -> None:
+    # zlib's error is no ValueError: it once got past everybody who reads
+    journal = opened(path)
+    journal.event("note", detail="a long text, so that it is packed " * 9)
+    stored = pack({"detail": "a long text, so that it is packed " * 9})
+    assert isinstance(stored, bytes)
+    rng = random.Random(5)
+    said = []
+    for _ in range(60):
+        spoilt = bytearray(stored)
+        at = rng.randint(1, len(spoilt) - 1)
+        spoilt[at : at + 3] = rng.randbytes(3)
+        with journal.transaction() as tx:
+            tx.execute("UPDATE events SET detail = ?", (bytes(spoilt),))
+        try:
+            journal.rows("SELECT detail FROM events")
+        except JournalError as error:
+            said.append(str(error))
+    assert len(said) > 30
+    assert all("restore a backup" in line and "\n" not in line for line in said)
+
+
+def test_a_journal_that_lost_a_table_is_refused_by_name(path: Path) -> None:
+    # without its requests it once passed for a journal of an earlier version
+    opened(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE requests")
+    db.close()
+    for reads in ({"create": True}, {}, {"read_only": True}):
+        with pytest.raises(JournalError, match=r"no table requests\); restore a backup") as error:
+            Journal(path, **reads)
+        assert str(path) in str(error.value)
+
+
+def test_damaged_pages_are_told_though_nobody_reads_them(path: Path) -> None:
+    journal = opened(path)
+    for n in range(300):
+        journal.event("note", detail=f"{n} " + random.Random(n).randbytes(200).hex())
+    assert journal.damaged() is None
+    journal.close()
+    data = bytearray(path.read_bytes())
+    page = 4096 * (len(data) // 4096 - 3)
+    data[page : page + 12] = b"\xff" * 12
+    path.write_bytes(bytes(data))
+    spoilt = opened(path)  # what it reads to start is sound
+    line = spoilt.damaged()
+    spoilt.close()
+    assert line is not None
+    assert line.startswith(f"{path}: can't be read whole (DatabaseError: ")
+    assert "\n" not in line

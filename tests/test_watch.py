@@ -161,7 +161,7 @@ def test_a_source_that_meets_its_cap_says_when() -> None:
         "mixture": {"asked": None, "applied": {"generation": 0, "weights": {"a": 0.5}}},
         "pending": {"orders": [], "switch": None, "scoring": []}, "controller": None,
         "operators": {"paused": False, "pins": {}, "awaiting": [], "requests": 0},
-        "tracking": {"waiting": 0, "sent": 0, "last_error": None},
+        "tracking": {"waiting": 0, "sent": 0, "last_error": None}, "unreadable": [],
     }  # fmt: skip
     (one,) = build(Look(overview, {"max_epochs": 2.0})).sources
     assert one.cap_tokens == 2200  # 1.1 epochs of 1000 tokens at half of the tokens

@@ -19,6 +19,7 @@ from mixloop.trainer.orders import (
     read_order,
     write_order,
 )
+from mixloop.trainer.problems import Found, Problem
 from mixloop.trainer.schedule import (
     Line,
     OpenLine,
@@ -29,6 +30,7 @@ from mixloop.trainer.schedule import (
     SegmentLine,
     SourceEntry,
     VoidLine,
+    find_schedule,
     read_schedule,
 )
 from mixloop.trainer.status import (
@@ -44,6 +46,9 @@ from mixloop.trainer.status import (
     SourceStatus,
     Status,
     System,
+    find_holds,
+    find_manifest,
+    find_status,
     read_holds,
     read_manifest,
     read_status,
@@ -55,6 +60,7 @@ from mixloop.trainer.status import (
 __all__ = [
     "AcceptedOrder",
     "FileEntry",
+    "Found",
     "Health",
     "Limits",
     "Line",
@@ -64,6 +70,7 @@ __all__ = [
     "OrderInForce",
     "PendingOrder",
     "Phase",
+    "Problem",
     "RejectedOrder",
     "Rejection",
     "RunPaths",
@@ -79,6 +86,10 @@ __all__ = [
     "Status",
     "System",
     "VoidLine",
+    "find_holds",
+    "find_manifest",
+    "find_schedule",
+    "find_status",
     "fsync_folder",
     "order_json",
     "read_holds",

@@ -15,6 +15,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from mixloop.trainer.problems import place, shown
+
 T = TypeVar("T")
 
 LARGEST = 2**62
@@ -22,7 +24,15 @@ LARGEST = 2**62
 
 
 class RecordError(ValueError):
-    """A file's content does not fit its contract; the message names key and value."""
+    """A file's content does not fit its contract; the message names key, value and what fits.
+
+    Attributes:
+        key: the place in the file, dotted; empty for all of it.
+    """
+
+    def __init__(self, said: str, key: str = "") -> None:
+        super().__init__(said)
+        self.key = key
 
 
 @functools.cache
@@ -49,46 +59,63 @@ def decode(kind: type[T], value: Any) -> T:
     Raises:
         RecordError: a key is missing or of the wrong type.
     """
-    return typing.cast(T, _record(kind, value, kind.__name__))
+    return typing.cast(T, _record(kind, value, ""))
+
+
+def _wrong(value: Any, where: str, wanted: str) -> RecordError:
+    return RecordError(f"{where or 'it'} is {shown(value)}: must be {wanted}", where)
 
 
 def _record(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise RecordError(f"{where}: {type(value).__name__} where an object belongs")
+        raise _wrong(value, where, "an object")
     hints = _hints(kind)
     found = {}
     for field in dataclasses.fields(kind):
         name = field.name
         if name in value:
-            found[name] = _value(hints[name], value[name], f"{where}.{name}")
+            found[name] = _value(hints[name], value[name], place(where, name))
         elif field.default is field.default_factory is dataclasses.MISSING:
-            raise RecordError(f"{where}: {name} is missing")
+            key = place(where, name)
+            raise RecordError(f"{key} is missing: must be {_wanted(hints[name])}", key)
     return kind(**found)
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _value(hint: Any, value: Any, where: str, whole: Any = None) -> Any:
     if dataclasses.is_dataclass(hint):
         return _record(typing.cast(type, hint), value, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return _optional(arguments, value, where)
-    if origin is typing.Literal and value in arguments:
+        inner = next(one for one in arguments if one is not types.NoneType)
+        absent = value is None and types.NoneType in arguments
+        return None if absent else _value(inner, value, where, hint)
+    if origin is typing.Literal and isinstance(value, str) and value in arguments:
         return value
     if origin is tuple and isinstance(value, list):
-        return tuple(_value(arguments[0], item, f"{where}[]") for item in value)
+        return tuple(_value(arguments[0], item, f"{where}[{n}]") for n, item in enumerate(value))
     if origin is Mapping and isinstance(value, dict):
-        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _value(arguments[1], item, place(where, key)) for key, item in value.items()}
     if isinstance(value, int) and abs(value) > LARGEST:
-        raise RecordError(f"{where}: a number of more than 62 bits")
+        raise _wrong(value, where, "a number of at most 62 bits")
+    if isinstance(value, float) and not math.isfinite(value):  # 1e999, which JSON allows
+        raise _wrong(value, where, "a finite number")
     if origin is None and _is_plain(hint, value):
         return float(value) if hint is float else value
-    raise RecordError(f"{where}: {str(value)[:80]!r} is of the wrong type")
+    raise _wrong(value, where, _wanted(whole or hint))
 
 
-def _optional(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and types.NoneType in arguments:
-        return None
-    return _value(next(a for a in arguments if a is not types.NoneType), value, where)
+_WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _wanted(hint: Any) -> str:
+    """What a value has to be, in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        words = [_wanted(one) for one in arguments if one is not types.NoneType]
+        return " or ".join([*words, "null"])
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    return _WORDS.get(hint, "a list" if origin is tuple else "an object")
 
 
 def _is_plain(hint: type, value: Any) -> bool:

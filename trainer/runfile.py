@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mixloop.trainer.files import LARGEST
 from mixloop.trainer.job import Job, JobError, JobSource, LimitSettings, TrainerSettings, one_line
 
 _PLANNING = ("tags", "tokens")
@@ -105,6 +106,20 @@ def _at(base: Path, path: Path | None) -> Path | None:
     return None if path is None else base / path
 
 
+def read_text(path: Path) -> str:
+    """A run file's text.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is no UTF-8, or larger than any run file: YAML takes seconds a megabyte.
+    """
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(f"larger than {LARGEST:,} bytes; is this a run file?")
+    return data.decode("utf-8")
+
+
 def load_run(path: str | Path) -> Job:
     """The job of a `run.yaml`; relative paths are relative to the file.
 
@@ -113,11 +128,12 @@ def load_run(path: str | Path) -> Job:
     """
     path = Path(path)
     try:
-        data = yaml.load(path.read_text("utf-8"), UniqueKeys)
+        data = yaml.load(read_text(path), UniqueKeys)
     except OSError as error:
         raise JobError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        first = " ".join(str(error).split())
+        deep = isinstance(error, RecursionError)
+        first = "nested too deeply" if deep else " ".join(str(error).split())
         raise JobError(f"{path}: not valid YAML: {first}") from error
     if not isinstance(data, dict):
         raise JobError(f"{path}: must be a mapping of sections (run, budget, sources, …)")

@@ -11,6 +11,7 @@ from typing import Any
 
 from mixloop.trainer.contract import (
     FileEntry,
+    Found,
     Manifest,
     RunPaths,
     read_status,
@@ -20,7 +21,7 @@ from mixloop.trainer.contract import (
 from mixloop.trainer.files import LARGEST, parse_json, read_regular
 from mixloop.trainer.job import Job, JobError
 from mixloop.trainer.loader_state import LoaderState
-from mixloop.trainer.records import decode
+from mixloop.trainer.status import LARGEST_MANIFEST, find_record
 from mixloop.trainer.voice import say
 
 SAVED_FILE = "mixloop.json"
@@ -68,11 +69,12 @@ def read_saved(folder: Path) -> dict[str, Any]:
 
 def read_saved_manifest(folder: Path) -> Manifest | None:
     """What a foreign checkpoint says of its mixture; None where there is nothing to be read."""
-    try:
-        value = parse_json(read_regular(folder / SAVED_FILE, 64 * LARGEST).data.decode())
-        return decode(Manifest, value) if value.get("schema") == SAVED_SCHEMA else None
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
+    return find_saved_manifest(folder).value
+
+
+def find_saved_manifest(folder: Path) -> Found[Manifest]:
+    """What a foreign checkpoint says of its mixture, or what is wrong with its `mixloop.json`."""
+    return find_record(folder / SAVED_FILE, SAVED_SCHEMA, Manifest, LARGEST_MANIFEST)
 
 
 def finish_status(job: Job) -> None:

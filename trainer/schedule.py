@@ -26,6 +26,7 @@ from mixloop.trainer.files import (
     read_regular,
     write_all,
 )
+from mixloop.trainer.problems import Found, Problem, problem_of
 from mixloop.trainer.quanta import Quanta, Stages
 from mixloop.trainer.records import RecordError, decode, encode
 from mixloop.trainer.segment import SCALE, Segment
@@ -36,7 +37,13 @@ _LOCK_SECONDS = 10.0
 
 
 class ScheduleError(ValueError):
-    """The schedule is damaged other than by a torn last line; the message says where."""
+    """The schedule is damaged other than by a torn last line; the message says where.
+
+    Attributes:
+        problem: the line and what is wrong with it, without the path and the mend.
+    """
+
+    problem: Problem | None = None
 
 
 class ScheduleTaken(RuntimeError):  # noqa: N818 (named for what happened elsewhere)
@@ -336,12 +343,20 @@ def _scan(data: bytes, path: Path) -> tuple[list[Line], int]:
         except (ValueError, RecursionError) as error:
             if last:
                 break
-            raise ScheduleError(
-                f"{path}: line {len(lines) + 1}: {error}; restore the file from a copy, or start "
-                "a new run from a checkpoint"
-            ) from error
+            raise _damaged(path, len(lines) + 1, error) from error
         sound = end + 1
     return lines, sound
+
+
+def _damaged(path: Path, line: int, error: Exception) -> ScheduleError:
+    found = problem_of(error)
+    where = f"line {line}"
+    said = f"{where}: {found.said if found is not None else ''}"
+    raised = ScheduleError(
+        f"{path}: {said}; restore the file from a copy, or start a new run from a checkpoint"
+    )
+    raised.problem = Problem(where, said)
+    return raised
 
 
 def read_schedule(path: str | os.PathLike[str]) -> Schedule:
@@ -355,12 +370,38 @@ def read_schedule(path: str | os.PathLike[str]) -> Schedule:
         data = read_regular(path, _LARGEST).data
     except FileNotFoundError:
         return Schedule()
-    return _scanned(data, Path(path))
+    found = _scanned(data, Path(path))
+    if isinstance(found, Schedule):
+        return found
+    raised = ScheduleError(str(found))
+    raised.problem = found.problem
+    raise raised
+
+
+def find_schedule(path: str | os.PathLike[str]) -> Found[Schedule]:
+    """The schedule, empty when there is no file, or what is wrong with the file. Never raises.
+
+    A torn last line is left out; a file with nothing but such a one is no schedule.
+    """
+    try:
+        found = read_schedule(path)
+        empty = not found.lines and bool(read_regular(path, 1).data)
+    except FileNotFoundError:
+        return Found(Schedule())
+    except ScheduleError as error:
+        return Found(problem=error.problem)
+    except (OSError, ValueError) as error:
+        return Found(problem=problem_of(error))
+    return Found(problem=Problem("line 1", "line 1: torn or damaged")) if empty else Found(found)
 
 
 @functools.lru_cache(maxsize=1)  # the controller looks at it many times between two lines
-def _scanned(data: bytes, path: Path) -> Schedule:
-    return Schedule(tuple(_scan(data, path)[0]))
+def _scanned(data: bytes, path: Path) -> Schedule | ScheduleError:
+    try:
+        return Schedule(tuple(_scan(data, path)[0]))
+    except ScheduleError as error:
+        error.__cause__ = error.__context__ = None  # their frames would keep what was read
+        return error.with_traceback(None)
 
 
 @contextlib.contextmanager

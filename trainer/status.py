@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from mixloop.trainer.files import LARGEST, parse_json, read_regular, write_atomic
-from mixloop.trainer.records import decode, encode
+from mixloop.trainer.problems import Found, Problem, problem_of, shown
+from mixloop.trainer.records import RecordError, decode, encode
 
 STATUS_SCHEMA = "mixloop/status/1"
 MANIFEST_SCHEMA = "mixloop/checkpoint/1"
 HOLDS_SCHEMA = "mixloop/holds/1"
 MANIFEST_FILE = "manifest.json"
 
-_LARGEST_MANIFEST = 64 * LARGEST  # a sharded model of thousands of files still fits
+LARGEST_MANIFEST = 64 * LARGEST  # a sharded model of thousands of files still fits
 
 Phase = Literal["warmup", "stable", "decay"]
 AnyPath = str | os.PathLike[str]
@@ -190,21 +191,35 @@ def _write(path: AnyPath, value: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def _read(path: AnyPath, schema: str, kind: type[T], limit: int = LARGEST) -> T | None:
-    """A record; None when the file is missing, unreadable, torn or not of this schema."""
+def find_record(path: AnyPath, schema: str, kind: type[T], limit: int = LARGEST) -> Found[T]:
+    """A file of one record: its value, or what is wrong with it. Never raises.
+
+    Args:
+        limit: bytes; a larger file is refused.
+    """
     try:
         data = read_regular(path, limit).data
-        return None if len(data) > limit else _parsed(data, schema, cast(Any, kind))
-    except (OSError, ValueError, RecursionError):  # RecordError and decoding errors are ValueErrors
-        return None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        return Found(problem=problem_of(error))
+    if len(data) > limit:
+        return Found(problem=Problem("", f"larger than {limit:,} bytes"))
+    parse = _parsed if len(data) <= LARGEST else _parsed.__wrapped__
+    return cast("Found[T]", parse(data, schema, cast(Any, kind)))
 
 
-@functools.lru_cache(maxsize=4)  # a file that is looked at again and again rarely has news
-def _parsed(data: bytes, schema: str, kind: type[T]) -> T | None:
-    value = parse_json(data.decode())
-    if not isinstance(value, dict) or value.get("schema") != schema:
-        return None
-    return decode(kind, value)
+@functools.lru_cache(maxsize=8)  # a file that is looked at again and again rarely has news
+def _parsed(data: bytes, schema: str, kind: type[Any]) -> Found[Any]:
+    try:
+        value = parse_json(data.decode())
+        if not isinstance(value, dict):
+            raise RecordError(f"it is {shown(value)}: must be an object")
+        if value.get("schema") != schema:
+            raise RecordError(
+                f"schema is {shown(value.get('schema'))}: must be {schema!r}", "schema"
+            )
+        return Found(decode(kind, value))
+    except (ValueError, RecursionError) as error:  # RecordError and decoding errors are ValueErrors
+        return Found(problem=problem_of(error))
 
 
 def write_status(path: AnyPath, status: Status) -> None:
@@ -218,7 +233,12 @@ def write_status(path: AnyPath, status: Status) -> None:
 
 def read_status(path: AnyPath) -> Status | None:
     """The newest heartbeat; None when it is missing, unreadable or torn (no news)."""
-    return _read(path, STATUS_SCHEMA, Status, 8 * LARGEST)
+    return find_status(path).value
+
+
+def find_status(path: AnyPath) -> Found[Status]:
+    """The newest heartbeat, or what is wrong with the file."""
+    return find_record(path, STATUS_SCHEMA, Status, 8 * LARGEST)
 
 
 def write_manifest(folder: AnyPath, manifest: Manifest) -> None:
@@ -232,7 +252,13 @@ def write_manifest(folder: AnyPath, manifest: Manifest) -> None:
 
 def read_manifest(folder: AnyPath) -> Manifest | None:
     """A checkpoint's manifest; None when the folder has none that can be read."""
-    return _read(Path(folder) / MANIFEST_FILE, MANIFEST_SCHEMA, Manifest, _LARGEST_MANIFEST)
+    return find_manifest(folder).value
+
+
+def find_manifest(folder: AnyPath) -> Found[Manifest]:
+    """A checkpoint's manifest, or what is wrong with the file."""
+    path = Path(folder) / MANIFEST_FILE
+    return find_record(path, MANIFEST_SCHEMA, Manifest, LARGEST_MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -251,11 +277,12 @@ def write_holds(path: AnyPath, steps: Iterable[int]) -> None:
 
 def read_holds(path: AnyPath) -> frozenset[int] | None:
     """Steps of the checkpoints in use: none when there is no file, None when it can't be read."""
-    try:
-        Path(path).lstat()
-    except FileNotFoundError:
-        return frozenset()
-    except (OSError, ValueError):  # ValueError: a NUL in the path
-        return None
-    found = _read(path, HOLDS_SCHEMA, _Holds)
-    return frozenset(found.steps) if found is not None else None
+    return find_holds(path).value
+
+
+def find_holds(path: AnyPath) -> Found[frozenset[int]]:
+    """Steps of the checkpoints in use (none where there is no file), or what is wrong with it."""
+    found = find_record(path, HOLDS_SCHEMA, _Holds)
+    if found.problem is not None:
+        return Found(problem=found.problem)
+    return Found(frozenset(found.value.steps if found.value is not None else ()))

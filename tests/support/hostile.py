@@ -125,7 +125,8 @@ def made(rng: random.Random, data: bytes, seal: Callable[[Json], bytes] = text) 
     try:
         return seal(body)
     except (ValueError, RecursionError):
-        return text(body)
+        data = text(body)
+        return data.replace(b"Infinity", b"1e999") if rng.randint(0, 1) else data  # JSON has that
 
 
 def sealed_order(body: Json) -> bytes:
