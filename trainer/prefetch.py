@@ -67,15 +67,16 @@ class Once(Generic[T]):
     """A value that is made by whoever asks first; another one who asks meanwhile waits."""
 
     def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
         self._lock = threading.Lock()
+        self._make: Callable[[], T] | None = make
         self._made: list[T] = []
 
     def get(self) -> T:
         """The value. What `make` raises is raised here, and the next one tries again."""
         with self._lock:
-            if not self._made:
+            if self._make is not None:
                 self._made.append(self._make())
+                self._make = None  # it holds whoever made this
             return self._made[0]
 
 
