@@ -287,7 +287,8 @@ class MixtureOrder:
         else:
             given = previous.drawn[-1] - stretch.before
         ends = np.minimum(np.arange(first + quantum, last + quantum, quantum), last)
-        drawn = np.vstack((given, stretch.quota.walk(first, ends, given))) + stretch.before
+        drawn = np.vstack((given, stretch.quota.walk(first, ends, given)))
+        drawn += stretch.before
         source, position = self._select(drawn, first // quantum)
         return _Block(stretch.start + first, source, position, drawn)
 
@@ -296,7 +297,7 @@ class MixtureOrder:
         every = drawn[-1] - drawn[0]
         order = _spread(drawn, quantum)
         sample = self._permutations.consecutive(drawn[0], every)
-        return np.repeat(np.arange(every.size), every)[order], sample[order]
+        return np.repeat(np.arange(every.size), every).take(order), sample.take(order)
 
 
 def _block_size(quantum: int) -> int:
@@ -354,9 +355,11 @@ def _spread(drawn: Ints, quantum: int) -> Ints:
     step |= np.uint64(1)
     back = np.cumsum(flat)
     back -= flat
-    key -= back.view(np.uint64).reshape(counts.shape) * step
+    back = back.view(np.uint64).reshape(counts.shape)
     keys = np.arange(total, dtype=np.uint64)
     keys *= np.repeat(step, flat)
+    step *= back
+    key -= step
     keys += np.repeat(key, flat)
     _sort_rows(keys, int(counts[0].sum()))
     keys &= (np.uint64(1) << bits) - np.uint64(1)
