@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 
 _BLOCK = 32768  # samples computed together; a quantum is never split
 _KEPT = 4  # blocks kept for the next call
-_PHASE = np.uint64(0x9E3779B9)  # 2^32 divided by the golden ratio: multiples spread evenly
+_PHASE = np.uint32(0x9E3779B9)  # 2^32 divided by the golden ratio: multiples spread evenly
 
 
 @dataclass(frozen=True)
@@ -339,17 +339,18 @@ def _spread(drawn: Ints, quantum: int) -> Ints:
     flat, total = counts.reshape(-1), int(drawn[-1].sum() - drawn[0].sum())
     every = drawn[-1] - drawn[0]
     bits = np.uint64(max(1, total - 1).bit_length())
-    row = (np.arange(quanta) + quantum & 0xFFFF).astype(np.uint64)[:, None]
-    key = np.arange(1, sources + 1, dtype=np.uint64) + np.uint64(7) * row
-    key *= _PHASE
-    key &= np.uint64(0xFFFFFFFF)
+    row = (np.arange(quanta) + quantum & 0xFFFF).astype(np.uint32)[:, None]
+    phase = np.arange(1, sources + 1, dtype=np.uint32) + np.uint32(7) * row
+    phase *= _PHASE  # modulo 2^32
+    key = phase.astype(np.uint64)
     steps = np.arange(int(flat.max()) + 1, dtype=np.uint64)
     steps[1:] = np.uint64(2**32) // steps[1:]
     step = steps.take(counts)
     key *= step
     key >>= np.uint64(32)
     key <<= bits
-    key += (drawn[:-1] - (drawn[0] + every - np.cumsum(every))).view(np.uint64)
+    key += drawn[:-1].view(np.uint64)
+    key -= (drawn[0] + every - np.cumsum(every)).view(np.uint64)
     # the key of a source's j-th sample in a quantum is its first one's plus j strides, modulo 2^64
     step <<= bits
     step |= np.uint64(1)

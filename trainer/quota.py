@@ -148,14 +148,19 @@ class Quota:
         unfit = (spare < 0) | (spare > sources) | (last >= self._shut) & (spare > 0)
         last += self._word.type(1)
         last[spare <= 0] = 0
-        found: Ints = floor + (wait < last[:, None])
+        more = wait < last[:, None]
+        found: Ints = floor + more
+        # a floor that rose has caught up with the sample that was given early
+        rose = floor[1:] != floor[:-1]
+        taken = np.flatnonzero((more[:-1] > rose) > more[1:]) // sources + 1
         wrong = unfit.copy()
+        wrong[taken] = True
         wrong[0] |= bool((given > found[0]).any())
-        wrong[1:] |= (found[1:] < found[:-1]).any(axis=1)
         rows = [*np.flatnonzero(wrong).tolist(), quanta]
         row = rows[0]
         if len(rows) > 1 and sources <= _BYTES:
-            row = self._run(given, rows, spare, unfit, floor, ranked, found)
+            ahead = given - floor[0]
+            row = self._run(ahead, rows, spare, unfit, rose, ranked, found)
         while row < quanta:
             before = found[row - 1] if row else given
             due = self._next(before, int(ends[row]), floor[row], ranked[row])
@@ -166,11 +171,11 @@ class Quota:
 
     def _run(
         self,
-        given: Ints,
+        ahead: Ints,
         rows: list[int],
         spare: Ints,
         unfit: _Bools,
-        floor: Ints,
+        rose: _Bools,
         ranked: _Words,
         found: Ints,
     ) -> int:
@@ -185,22 +190,21 @@ class Quota:
         Returns:
             The first quantum that is not mended.
         """
-        width, end, done = floor.shape[1], rows[-1], 0
+        end, width = ranked.shape
         free, beyond = spare.tolist(), unfit.tolist()
         orders = ranked.astype(np.uint8).tobytes()  # the lowest byte is the source
-        # a floor that rose has caught up with the sample that was given early; 255 is nobody
-        rose = (floor[1:] != floor[:-1]).view(np.uint8) - np.uint8(1)
-        rose |= np.arange(width, dtype=np.uint8)
-        risen = b"\xff" * width + rose.tobytes()
+        caught = rose.view(np.uint8) - np.uint8(1) | np.arange(width, dtype=np.uint8)
+        risen = b"\xff" * width + caught.tobytes()  # 255 is nobody
         mended: list[int] = []
-        taken: list[bytes] = []
+        gone: list[bytes] = []
+        come: list[bytes] = []
+        done = 0
         for row in rows[:-1]:
             if row < done:
                 continue
             if row:
                 more = orders[(row - 1) * width :][: free[row - 1]]
             else:
-                ahead = given - floor[0]
                 more = np.flatnonzero(ahead > 0).astype(np.uint8).tobytes()
                 open_ = orders[: int((ranked[0] < self._shut).sum())]
                 if bool((ahead > 1).any()) or more.translate(None, open_):
@@ -213,17 +217,19 @@ class Quota:
                     end = done
                     break
                 more += orders[at : at + width].translate(None, more)[:need]
-                if not orders[at : at + free[done]].translate(None, more):
-                    break  # as was supposed
-                mended.append(done)
-                taken.append(more)
+                supposed = orders[at : at + free[done]]
+                less = supposed.translate(None, more)
+                if not less:
+                    break
+                mended += [done] * len(less)
+                gone.append(less)
+                come.append(more.translate(None, supposed))
             done += 1
             if done >= end:
                 break
         if mended:
-            found[mended] = floor[mended]
-            at = np.repeat(mended, spare[mended])
-            found[at, np.frombuffer(b"".join(taken), np.uint8)] += 1
+            found[mended, np.frombuffer(b"".join(gone), np.uint8)] -= 1
+            found[mended, np.frombuffer(b"".join(come), np.uint8)] += 1
         return end
 
     def _next(self, given: Ints, end: int, floor: Ints, ranked: _Words) -> Ints:
