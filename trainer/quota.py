@@ -190,7 +190,7 @@ class Quota:
         Returns:
             The first quantum that is not mended.
         """
-        end, width = ranked.shape
+        end, width = rows[-1], ranked.shape[1]
         free, beyond = spare.tolist(), unfit.tolist()
         orders = ranked.astype(np.uint8).tobytes()  # the lowest byte is the source
         caught = rose.view(np.uint8) - np.uint8(1) | np.arange(width, dtype=np.uint8)
