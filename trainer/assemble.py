@@ -127,10 +127,10 @@ class Assembler:
         if self._alone.size:
             self._one_by_one(source, index, rows)
 
-    def filler(self, source: Ints, index: Ints, out: Array) -> Callable[[int], None]:
-        """`fill` in parts: what is returned fills ``out[n]``, given n; each part in any thread.
+    def filler(self, source: Ints, index: Ints, out: Array) -> Callable[[slice], None]:
+        """`fill` in parts: what is returned fills ``out[part]``, each in any thread.
 
-        Arguments as for `fill`, with the parts along the first axis. All is checked at once.
+        Arguments as for `fill`; parts are slices of the first axis. All is checked at once.
 
         Raises:
             IndexError, ValueError: as `fill`; no part is filled then.
@@ -138,10 +138,15 @@ class Assembler:
         rows = self._rows(index, out).reshape(len(out), -1, self._length)
         self._check(source.reshape(-1), index.reshape(-1))
         if not self._whole:
-            return lambda n: self.fill(source[n], index[n], out[n])
+            return lambda part: self.fill(source[part], index[part], out[part])
         table = self._tables[0]
         places = table.places(source.reshape(-1), index.reshape(-1)).reshape(len(out), -1)
-        return lambda n: _take(table, places[n], rows[n], None, self._memory)
+
+        def take(part: slice) -> None:
+            here = rows[part].reshape(-1, self._length)
+            _take(table, places[part].reshape(-1), here, None, self._memory)
+
+        return take
 
     def _rows(self, index: Ints, out: Array) -> Array:
         """`out` as windows, shape [windows, L].

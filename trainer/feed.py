@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 
 _CHOSEN = 4096  # samples chosen together, where their steps are shorter
+_PART = 1 << 18  # bytes of ids filled together, where their steps are smaller
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,12 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Block:
-    """Consecutive steps whose ids lie in one piece of memory."""
+    """Consecutive steps whose ids lie in one piece of memory, filled `each` together."""
 
     first: int
     quantum: int
     batches: list[Batch]
+    each: int
     ids: Parts
 
 
@@ -163,7 +165,7 @@ class Feed:
         if batch.sample != sample:  # not on a step of this block's: somebody went back
             block = self._turn(sample)
             batch, step = block.batches[0], 0
-        block.ids.need(step)
+        block.ids.need(step // block.each)
         self._drawn += batch.counts
         if step == len(block.batches) - 1:
             self._now = None  # its memory may go back to work
@@ -239,7 +241,9 @@ class Feed:
             for n in range(len(counts))
         ]
         fill = self._assembler.filler(source, index, ids)
-        return _Block(sample, quantum, batches, Parts(len(batches), fill))
+        each = max(1, _PART // ids[0].nbytes)
+        parts = Parts(-(-len(ids) // each), lambda n: fill(slice(n * each, (n + 1) * each)))
+        return _Block(sample, quantum, batches, each, parts)
 
     def _memory(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], torch.Tensor | None]:
         """Memory for ids [steps, accumulation, rows, L], and the tensor it is of, if pinned."""
