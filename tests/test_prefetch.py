@@ -119,6 +119,26 @@ def test_what_fails_in_the_thread_is_raised_where_it_is_needed() -> None:
     ahead.close()
 
 
+def test_a_later_part_that_fails_does_not_hold_up_one_that_is_done() -> None:
+    begun, tried = threading.Event(), threading.Event()
+
+    def do(number: int) -> None:
+        if number == 0:
+            begun.set()
+            assert tried.wait(PATIENCE)
+        else:
+            tried.set()
+            raise OSError("gone")
+
+    parts, ahead = Parts(2, do), Prefetcher("test-later")
+    ahead.submit(parts.ahead)
+    assert begun.wait(PATIENCE)
+    parts.need(0)
+    with pytest.raises(OSError, match="gone"):
+        parts.need(1)
+    ahead.close()
+
+
 def test_close_leaves_what_is_not_begun_and_stops_what_is() -> None:
     done: list[int] = []
     begun = threading.Event()

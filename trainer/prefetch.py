@@ -36,14 +36,15 @@ class Parts:
     def need(self, number: int) -> None:
         """Return when a part is done. What `do` raises is raised here."""
         done = self._done
-        for other in range(number, len(done)):  # rather than wait for one that is being done
+        self._attempt(number)
+        for later in range(number + 1, len(done)):  # rather than wait for one that is being done
             if done[number]:
                 return
-            self._attempt(other)
+            with contextlib.suppress(Exception):  # raised when that one is needed
+                self._attempt(later)
         if not done[number]:
             with self._locks[number]:
-                pass
-            self._attempt(number)  # if the other one failed at it
+                self._finish(number)  # unless the other one did
 
     def ahead(self, stop: threading.Event) -> None:
         """Do what nobody has begun."""
@@ -56,11 +57,14 @@ class Parts:
         if self._done[number] or not self._locks[number].acquire(blocking=False):
             return
         try:
-            if not self._done[number]:
-                self._do(number)
-                self._done[number] = True
+            self._finish(number)
         finally:
             self._locks[number].release()
+
+    def _finish(self, number: int) -> None:
+        if not self._done[number]:
+            self._do(number)
+            self._done[number] = True
 
 
 class Once(Generic[T]):
