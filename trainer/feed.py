@@ -113,9 +113,10 @@ class _Block:
 class Feed:
     """Draws batches from `sample` on, up to `prefetch` steps ahead in a thread of its own.
 
-    Half of `prefetch` is drawn together, while the half before is handed out. A switch may be
-    applied while later batches are being drawn as long as its first sample lies beyond them;
-    :mod:`mixloop.trainer.hotreload` sees to that.
+    Half of `prefetch` is drawn while the half before is handed out; what the thread has not begun
+    when it is needed is drawn by who needs it. A switch may be applied while later batches are
+    being drawn as long as its first sample lies beyond them; :mod:`mixloop.trainer.hotreload` sees
+    to that.
 
     Args:
         stores: the sources of this job. The order may number them otherwise and have further ones,
