@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mixloop.trainer.order import SCALE, MixtureOrder, Segment
 
 SAMPLES = 2**20
@@ -61,6 +63,9 @@ def rows(repeats: int) -> list[dict[str, Any]]:
         "4": {"a": 0.6, "b": 0.2, "c": 0.15, "d": 0.05},
         "46": heavy_tailed(46),
     }
+    # As in a training job: once a large block was freed, glibc keeps memory instead of giving it
+    # back, and having it mapped anew, with every block of samples.
+    np.empty(1 << 22, np.uint8)
     found = []
     for name, weights in mixtures.items():
         for quantum in (64, 1024, 2048):

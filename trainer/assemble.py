@@ -11,7 +11,8 @@ fit pages) are gathered one by one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,6 +57,15 @@ class _Table:
     first: Ints
     dtype: np.dtype[Any]
 
+    def places(self, source: Ints, index: Ints) -> Ints:
+        """Pieces of these windows, in order, shape [windows * per_window]."""
+        first = self.first[source]
+        if self.per_window == 1:
+            first += index
+            return first
+        first += index * self.per_window
+        return (first[:, None] + np.arange(self.per_window)).reshape(-1)
+
 
 class Assembler:
     """Fills batches with windows of several sources.
@@ -66,7 +76,7 @@ class Assembler:
         sequence_length: L, tokens of a window.
         dtype: the type that `out` mostly has; only sizes memory. None: the sources' own.
 
-    Not for several threads at once: it owns scratch memory.
+    Several threads may fill at once: each has scratch memory of its own.
     """
 
     def __init__(
@@ -87,7 +97,7 @@ class Assembler:
         self._whole = len(self._tables) == 1 and not self._alone.size
         kinds = {flat.dtype for flat in self._flat if flat is not None}
         self.dtype = np.dtype(dtype) if dtype is not None else _widest(kinds)
-        self._scratch: dict[tuple[int, str], Array] = {}
+        self._scratch = threading.local()
 
     def fill(self, source: Ints, index: Ints, out: Array) -> None:
         """Write window ``index[i]`` of source ``source[i]`` to ``out[i]``.
@@ -102,54 +112,60 @@ class Assembler:
             IndexError: a source has no such window; `out` is untouched then.
             ValueError: `out` has another shape, or isn't contiguous.
         """
+        rows = self._rows(index, out)
         source, index = source.reshape(-1), index.reshape(-1)
+        self._check(source, index)
+        if self._whole:
+            table = self._tables[0]
+            _take(table, table.places(source, index), rows, None, self._memory)
+            return
+        for table in self._tables:
+            here = np.flatnonzero(table.first[source] >= 0)
+            if here.size:
+                places = table.places(source[here], index[here])
+                _take(table, places, rows, here, self._memory)
+        if self._alone.size:
+            self._one_by_one(source, index, rows)
+
+    def filler(self, source: Ints, index: Ints, out: Array) -> Callable[[slice], None]:
+        """`fill` in parts: what is returned fills ``out[part]``, each in any thread.
+
+        Arguments as for `fill`; parts are slices of the first axis. All is checked at once.
+
+        Raises:
+            IndexError, ValueError: as `fill`; no part is filled then.
+        """
+        rows = self._rows(index, out).reshape(len(out), -1, self._length)
+        self._check(source.reshape(-1), index.reshape(-1))
+        if not self._whole:
+            return lambda part: self.fill(source[part], index[part], out[part])
+        table = self._tables[0]
+        places = table.places(source.reshape(-1), index.reshape(-1)).reshape(len(out), -1)
+
+        def take(part: slice) -> None:
+            here = rows[part].reshape(-1, self._length)
+            _take(table, places[part].reshape(-1), here, None, self._memory)
+
+        return take
+
+    def _rows(self, index: Ints, out: Array) -> Array:
+        """`out` as windows, shape [windows, L].
+
+        Raises:
+            ValueError: it has another shape, or isn't contiguous.
+        """
         rows = out.reshape(-1, self._length) if out.flags.c_contiguous else out
         if rows.shape != (index.size, self._length) or not rows.flags.c_contiguous:
             raise ValueError(
                 f"out has shape {out.shape}: {index.size} windows of {self._length} tokens need "
                 "as many rows, in contiguous memory"
             )
+        return rows
+
+    def _check(self, source: Ints, index: Ints) -> None:
         limit = self._sizes[source]
         if bool((index.view(np.uint64) >= limit.view(np.uint64)).any()):
             raise IndexError(self._outside(source, index))
-        if self._whole:
-            self._from_table(self._tables[0], source, index, rows, None)
-            return
-        for table in self._tables:
-            here = np.flatnonzero(table.first[source] >= 0)
-            if here.size:
-                self._from_table(table, source[here], index[here], rows, here)
-        if self._alone.size:
-            self._one_by_one(source, index, rows)
-
-    def _from_table(
-        self, table: _Table, source: Ints, index: Ints, rows: Array, here: Ints | None
-    ) -> None:
-        """Windows of the sources of one table to ``rows[here]`` (None: to all, in order)."""
-        first = table.first[source]
-        per = table.per_window
-        if per == 1:
-            first += index
-        else:
-            first += index * per
-            first = (first[:, None] + np.arange(per)).reshape(-1)
-        if here is None and rows.dtype == table.dtype:
-            kind, width = table.pieces.dtype, table.pieces.shape[1]
-            target = rows.view(kind).reshape(-1, width)
-            # every index was checked; "raise" would go through a buffer of its own
-            table.pieces.take(first, axis=0, out=target, mode="clip")
-            return
-        scratch = self._memory(table.dtype)
-        step = len(scratch)
-        pieces = scratch.view(table.pieces.dtype).reshape(-1, table.pieces.shape[1])
-        for begin in range(0, index.size, step):
-            count = min(step, index.size - begin)
-            part = first[begin * per : (begin + count) * per]
-            table.pieces.take(part, axis=0, out=pieces[: count * per], mode="clip")
-            if here is None:
-                np.copyto(rows[begin : begin + count], scratch[:count], casting="same_kind")
-            else:
-                rows[here[begin : begin + count]] = scratch[:count]
 
     def _one_by_one(self, source: Ints, index: Ints, rows: Array) -> None:
         """Windows of the sources outside every table."""
@@ -162,16 +178,42 @@ class Assembler:
 
     def _memory(self, dtype: np.dtype[Any]) -> Array:
         """Scratch rows [n, L]."""
-        key = (self._length, dtype.str)
-        if key not in self._scratch:
+        own: dict[str, Array] = self._scratch.__dict__
+        if dtype.str not in own:
             count = max(1, _SCRATCH // (self._length * dtype.itemsize))
-            self._scratch[key] = np.empty((count, self._length), dtype)
-        return self._scratch[key]
+            own[dtype.str] = np.empty((count, self._length), dtype)
+        return own[dtype.str]
 
     def _outside(self, source: Ints, index: Ints) -> str:
         wrong = int(np.flatnonzero((index < 0) | (index >= self._sizes[source]))[0])
         at = int(source[wrong])
         return f"window {int(index[wrong])} of source {at}: it has {int(self._sizes[at])}"
+
+
+def _take(
+    table: _Table,
+    places: Ints,
+    rows: Array,
+    here: Ints | None,
+    memory: Callable[[np.dtype[Any]], Array],
+) -> None:
+    """Windows by their pieces to ``rows[here]`` (None: to all, in order)."""
+    kind, width, per = table.pieces.dtype, table.pieces.shape[1], table.per_window
+    if here is None and rows.dtype == table.dtype:
+        # every index was checked; "raise" would go through a buffer of its own
+        table.pieces.take(places, axis=0, out=rows.view(kind).reshape(-1, width), mode="clip")
+        return
+    scratch = memory(table.dtype)
+    step = len(scratch)
+    pieces = scratch.view(kind).reshape(-1, width)
+    for begin in range(0, places.size // per, step):
+        part = places[begin * per : (begin + step) * per]
+        table.pieces.take(part, axis=0, out=pieces[: part.size], mode="clip")
+        found, end = scratch[: part.size // per], begin + part.size // per
+        if here is None:
+            np.copyto(rows[begin:end], found, casting="same_kind")
+        else:
+            rows[here[begin:end]] = found
 
 
 def _widest(kinds: set[np.dtype[Any]]) -> np.dtype[Any]:

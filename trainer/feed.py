@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mixloop.trainer.assemble import Assembler
 from mixloop.trainer.order import MixtureOrder, Segment
+from mixloop.trainer.prefetch import Once, Parts, Prefetcher
 from mixloop.trainer.quanta import Quanta
 from mixloop.trainer.slabs import Slabs
 from mixloop.trainer.store import Store
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     import torch
 
 Ints = npt.NDArray[np.int64]
+
+_CHOSEN = 4096  # samples chosen together, where their steps are shorter
+_PART = 1 << 18  # bytes of ids filled together, where their steps are smaller
 
 
 @dataclass(frozen=True)
@@ -76,20 +80,43 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class _Choice:
+    """Which samples consecutive steps of one size have.
+
+    `source` and `index` are this rank's part, shape [steps, accumulation, rows]; `counts` [steps,
+    sources] are over all ranks.
+    """
+
+    first: int
+    quantum: int
+    source: Ints
+    index: Ints
+    counts: Ints
+
+    def step(self, sample: int) -> int | None:
+        """The step that begins at `sample`, if there is one."""
+        step, inside = divmod(sample - self.first, self.quantum)
+        return None if inside or not 0 <= step < len(self.counts) else step
+
+
+@dataclass(frozen=True)
 class _Block:
-    """Consecutive steps, drawn together: the cost of a draw is shared among them."""
+    """Consecutive steps whose ids lie in one piece of memory, filled `each` together."""
 
     first: int
     quantum: int
     batches: list[Batch]
+    each: int
+    ids: Parts
 
 
 class Feed:
     """Draws batches from `sample` on, up to `prefetch` steps ahead in a thread of its own.
 
-    Half of `prefetch` is drawn together, while the half before is handed out. A switch may be
-    applied while later batches are being drawn as long as its first sample lies beyond them;
-    :mod:`mixloop.trainer.hotreload` sees to that.
+    Half of `prefetch` is drawn while the half before is handed out; what the thread has not begun
+    when it is needed is drawn by who needs it. A switch may be applied while later batches are
+    being drawn as long as its first sample lies beyond them; :mod:`mixloop.trainer.hotreload` sees
+    to that.
 
     Args:
         stores: the sources of this job. The order may number them otherwise and have further ones,
@@ -123,11 +150,11 @@ class Feed:
         self._slabs = slabs
         self._quanta = quanta
         self._lock = threading.Lock()
-        self._filling = threading.Lock()
         self._assembler = Assembler(self._stores, layout.sequence_length)
+        self._choice: _Choice | None = None
         self._now: _Block | None = None
-        self._next: tuple[int, Future[_Block]] | None = None
-        self._pool = ThreadPoolExecutor(1, "mixloop-prefetch") if prefetch else None
+        self._next: tuple[int, Once[_Block]] | None = None
+        self._thread = Prefetcher("mixloop-prefetch") if prefetch else None
 
     def batch(self, sample: int) -> Batch:
         """This rank's part of the step whose first sample is `sample`."""
@@ -139,6 +166,7 @@ class Feed:
         if batch.sample != sample:  # not on a step of this block's: somebody went back
             block = self._turn(sample)
             batch, step = block.batches[0], 0
+        block.ids.need(step // block.each)
         self._drawn += batch.counts
         if step == len(block.batches) - 1:
             self._now = None  # its memory may go back to work
@@ -150,12 +178,14 @@ class Feed:
         if self._slabs is not None:
             self._slabs.settle()
         if waiting is not None and waiting[0] == sample:
-            block = waiting[1].result()
+            block = waiting[1].get()
         else:
-            block = self._draw(sample)
-        if self._pool is not None:
+            block = self._select(sample)
+        if self._thread is not None:
             first = sample + len(block.batches) * block.quantum
-            self._next = (first, self._pool.submit(self._draw, first))
+            following = Once(partial(self._select, first))
+            self._next = (first, following)
+            self._thread.submit(partial(_ahead, following))
         self._now = block
         return block
 
@@ -163,21 +193,25 @@ class Feed:
         """Samples, over all ranks, of the step whose first sample is `sample`."""
         return self.layout.quantum if self._quanta is None else self._quanta.at(sample)
 
-    def _steps(self, sample: int, quantum: int) -> int:
-        """Steps from `sample` on that are drawn together: they are all of one size."""
-        until = None if self._quanta is None else self._quanta.until(sample)
-        if until is None:
-            return self.together
-        return max(1, min(self.together, (until - sample) // quantum))
+    def _chosen(self, sample: int) -> tuple[_Choice, int]:
+        """Steps chosen together, and which of them begins at `sample`."""
+        with self._lock:
+            choice = self._choice
+            step = None if choice is None else choice.step(sample)
+            if choice is None or step is None:
+                choice, step = self._choose(sample), 0
+                self._choice = choice
+        return choice, step
 
-    def _draw(self, sample: int) -> _Block:
-        quantum = self.quantum(sample)
-        steps = self._steps(sample, quantum)
-        layout = self.layout
+    def _choose(self, sample: int) -> _Choice:
+        quantum, layout = self.quantum(sample), self.layout
+        steps = max(1, _CHOSEN // (quantum * self.together)) * self.together
+        until = None if self._quanta is None else self._quanta.until(sample)
+        if until is not None:
+            steps = max(1, min(steps, (until - sample) // quantum))
         if quantum != layout.quantum:
             layout = replace(layout, accumulation=quantum // (layout.rows * layout.world))
-        with self._lock:
-            source, index = self._order.batch(sample, steps * quantum)
+        source, index = self._order.batch(sample, steps * quantum)
         if self._moved:
             source = self._numbers[source]
         source, index = source.reshape(steps, quantum), index.reshape(steps, quantum)
@@ -186,21 +220,31 @@ class Feed:
         counts = np.bincount(number.ravel(), minlength=steps * kinds).reshape(steps, kinds)
         if counts[:, len(self._stores) :].any():  # refused when the incarnation began
             raise RuntimeError(f"sample {sample} is of a source that this job no longer has")
-        source, index = layout.own(source), layout.own(index)
-        ids, tensor = self._memory((*source.shape, layout.sequence_length))
-        with self._filling:  # the first block is drawn here while the thread draws the next
-            self._assembler.fill(source, index, ids)
-        held = [None] * steps if tensor is None else list(tensor)
-        return _Block(
-            sample,
-            quantum,
-            [
-                Batch(
-                    sample + n * quantum, quantum, ids[n], source[n], index[n], counts[n], held[n]
-                )
-                for n in range(steps)
-            ],
-        )
+        return _Choice(sample, quantum, layout.own(source), layout.own(index), counts)
+
+    def _select(self, sample: int) -> _Block:
+        """The block that begins at `sample`, and memory for its ids, not filled yet."""
+        choice, begin = self._chosen(sample)
+        part = slice(begin, begin + self.together)
+        source, index, counts = choice.source[part], choice.index[part], choice.counts[part]
+        quantum = choice.quantum
+        ids, tensor = self._memory((*source.shape, self.layout.sequence_length))
+        batches = [
+            Batch(
+                sample + n * quantum,
+                quantum,
+                ids[n],
+                source[n],
+                index[n],
+                counts[n],
+                None if tensor is None else tensor[n],
+            )
+            for n in range(len(counts))
+        ]
+        fill = self._assembler.filler(source, index, ids)
+        each = max(1, _PART // ids[0].nbytes)
+        parts = Parts(-(-len(ids) // each), lambda n: fill(slice(n * each, (n + 1) * each)))
+        return _Block(sample, quantum, batches, each, parts)
 
     def _memory(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], torch.Tensor | None]:
         """Memory for ids [steps, accumulation, rows, L], and the tensor it is of, if pinned."""
@@ -214,6 +258,7 @@ class Feed:
         """From ``segment.sample`` on, draw by its weights; the quanta are this feed's."""
         with self._lock:
             self._order = self._order.with_weights(segment.sample, segment.weights)
+            self._choice = None
 
     def drawn(self) -> dict[str, int]:
         """Samples of each source up to and including the last batch handed out, those of sources
@@ -222,8 +267,12 @@ class Feed:
 
     def close(self) -> None:
         """End the prefetching thread."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._thread is not None:
+            self._thread.close()
+
+
+def _ahead(block: Once[_Block], stop: threading.Event) -> None:
+    block.get().ids.ahead(stop)
 
 
 def together(prefetch: int) -> int:

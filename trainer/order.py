@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 
 _BLOCK = 32768  # samples computed together; a quantum is never split
 _KEPT = 4  # blocks kept for the next call
-_PHASE = np.uint64(0x9E3779B9)  # 2^32 divided by the golden ratio: multiples spread evenly
+_PHASE = np.uint32(0x9E3779B9)  # 2^32 divided by the golden ratio: multiples spread evenly
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,8 @@ class MixtureOrder:
         else:
             given = previous.drawn[-1] - stretch.before
         ends = np.minimum(np.arange(first + quantum, last + quantum, quantum), last)
-        drawn = np.vstack((given, stretch.quota.walk(first, ends, given))) + stretch.before
+        drawn = np.vstack((given, stretch.quota.walk(first, ends, given)))
+        drawn += stretch.before
         source, position = self._select(drawn, first // quantum)
         return _Block(stretch.start + first, source, position, drawn)
 
@@ -296,7 +297,7 @@ class MixtureOrder:
         every = drawn[-1] - drawn[0]
         order = _spread(drawn, quantum)
         sample = self._permutations.consecutive(drawn[0], every)
-        return np.repeat(np.arange(every.size), every)[order], sample[order]
+        return np.repeat(np.arange(every.size), every).take(order), sample.take(order)
 
 
 def _block_size(quantum: int) -> int:
@@ -335,29 +336,34 @@ def _spread(drawn: Ints, quantum: int) -> Ints:
     """
     counts = np.diff(drawn, axis=0)
     quanta, sources = counts.shape
-    flat, total = counts.reshape(-1), int(drawn[-1].sum() - drawn[0].sum())
     every = drawn[-1] - drawn[0]
+    total = int(every.sum())
     bits = np.uint64(max(1, total - 1).bit_length())
-    row = (np.arange(quanta) + quantum & 0xFFFF).astype(np.uint64)[:, None]
-    key = np.arange(1, sources + 1, dtype=np.uint64) + np.uint64(7) * row
-    key *= _PHASE
-    key &= np.uint64(0xFFFFFFFF)
-    steps = np.arange(int(flat.max()) + 1, dtype=np.uint64)
+    row = (np.arange(quanta) + quantum & 0xFFFF).astype(np.uint32)[:, None]
+    phase = np.arange(1, sources + 1, dtype=np.uint32) + np.uint32(7) * row
+    phase *= _PHASE  # modulo 2^32
+    first = drawn[:-1] - (drawn[0] + every - np.cumsum(every))
+    # many sources give nothing to most quanta of a few samples: those are left out from here on
+    given = np.flatnonzero(counts != 0)
+    count = counts.reshape(-1).take(given)
+    steps = np.arange(int(count.max()) + 1, dtype=np.uint64)
     steps[1:] = np.uint64(2**32) // steps[1:]
-    step = steps.take(counts)
+    step = steps.take(count)
+    key = phase.reshape(-1).take(given).astype(np.uint64)
     key *= step
     key >>= np.uint64(32)
     key <<= bits
-    key += (drawn[:-1] - (drawn[0] + every - np.cumsum(every))).view(np.uint64)
+    key += first.reshape(-1).take(given).view(np.uint64)
     # the key of a source's j-th sample in a quantum is its first one's plus j strides, modulo 2^64
     step <<= bits
     step |= np.uint64(1)
-    back = np.cumsum(flat)
-    back -= flat
-    key -= back.view(np.uint64).reshape(counts.shape) * step
+    back = np.cumsum(count)
+    back -= count
     keys = np.arange(total, dtype=np.uint64)
-    keys *= np.repeat(step, flat)
-    keys += np.repeat(key, flat)
+    keys *= np.repeat(step, count)
+    step *= back.view(np.uint64)
+    key -= step
+    keys += np.repeat(key, count)
     _sort_rows(keys, int(counts[0].sum()))
     keys &= (np.uint64(1) << bits) - np.uint64(1)
     return keys.view(np.int64)

@@ -13,7 +13,7 @@ inside. Sources of up to 2^32 samples are permuted in words of 32 bits, larger o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -107,16 +107,16 @@ class Permutations:
         word = np.uint64 if self._wide[source].any() else np.uint32
         last, *shape = self._shape[:, source].astype(word)
         keys = self._round_keys(source, epoch).astype(word)
-        value = _encipher(value.astype(word, copy=False), shape, keys, lengths)
-        ends = np.cumsum(lengths)
+        every = [np.repeat(part, lengths) for part in shape]
+        each = (np.repeat(key, lengths) for key in keys)  # one after the other: they are long
+        value = _encipher(value.astype(word, copy=False), every, each)
         outside = np.flatnonzero(value > np.repeat(last, lengths))
-        beyond = value[outside]
+        beyond, run = value[outside], np.searchsorted(np.cumsum(lengths), outside, "right")
         while outside.size:
-            # what is left of each run is still in one piece
-            left = np.diff(np.searchsorted(outside, ends), prepend=0)
-            value[outside] = beyond = _encipher(beyond, shape, keys, left)
-            still = np.flatnonzero(beyond > np.repeat(last, left))
-            outside, beyond = outside[still], beyond[still]
+            few = [part.take(run) for part in shape]
+            value[outside] = beyond = _encipher(beyond, few, iter(keys.take(run, axis=1)))
+            still = np.flatnonzero(beyond > last.take(run))
+            outside, beyond, run = outside[still], beyond[still], run[still]
         return value
 
     def _round_keys(self, source: Ints, epoch: Ints) -> _Words:
@@ -126,20 +126,21 @@ class Permutations:
         return _mix(state + steps)
 
 
-def _encipher(value: _Words, shape: list[_Words], keys: _Words, lengths: Ints) -> _Words:
-    """The rounds on runs of these `lengths`; `shape` is their rows, columns' bits and mask."""
-    rows, bits, mask = (np.repeat(part, lengths) for part in shape)
+def _encipher(value: _Words, shape: list[_Words], keys: Iterator[_Words]) -> _Words:
+    """The rounds; `shape` is each value's rows, columns' bits and mask, `keys` has its key for
+    every round."""
+    rows, bits, mask = shape
     word, width = value.dtype.type, value.dtype.itemsize * 8
     half, odd = word(width // 2), word(int(_GOLDEN) >> (64 - width) | 1)
     row, column = value >> bits, value & mask
     spare = np.empty_like(value)
-    for even in range(0, _ROUNDS, 2):
-        np.bitwise_xor(row, np.repeat(keys[even], lengths), out=spare)
+    for _ in range(0, _ROUNDS, 2):
+        np.bitwise_xor(row, next(keys), out=spare)
         spare *= odd
         spare >>= half
         spare &= mask
         column ^= spare
-        np.bitwise_xor(column, np.repeat(keys[even + 1], lengths), out=spare)
+        np.bitwise_xor(column, next(keys), out=spare)
         spare *= odd
         spare >>= half
         spare *= rows

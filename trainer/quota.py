@@ -24,6 +24,7 @@ since by then all that was due is given; a seek into one walks from the last qua
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +35,12 @@ from mixloop.trainer.segment import SCALE, SHIFT
 
 Ints = npt.NDArray[np.int64]
 _Bools = npt.NDArray[np.bool_]
+_Words = npt.NDArray[Any]  # uint32 or uint64
 
 _MASK = SCALE - 1
 _FAR = np.iinfo(np.int64).max
 _SCAN = 8192  # quanta looked at together
-_BYTES = 256  # sources at most that a byte can number
+_BYTES = 255  # sources at most that a byte can number, and nobody; their waits fit 32 bits
 
 
 def _ceil_div(numerator: Ints, denominator: Ints) -> Ints:
@@ -82,6 +84,10 @@ class Quota:
         self._weights = weights[self._active]
         self._owed = _even_out(carried[self._active])
         self._clips = bool((self._owed <= -SCALE).any())
+        self._word = np.dtype(np.uint32 if self._weights.size <= _BYTES else np.uint64)
+        self._bits = self._word.type(self._word.itemsize * 8 - SHIFT)
+        self._shut = self._word.type(SCALE - 1) << self._bits
+        self._low = (self._word.type(1) << self._bits) - self._word.type(1)
 
     # --- quantum after quantum ---------------------------------------------------------------
 
@@ -99,90 +105,142 @@ class Quota:
         turns = start >> SHIFT  # whole multiples of SCALE: exact integers, kept out of the sums
         before = self._weights * turns
         ends = ends - (turns << SHIFT)
-        entitled = self._owed + self._weights * ends[:, None]
-        floor, rest = entitled >> SHIFT, entitled & _MASK
-        open_ = rest > 0
-        urgency = self._urgency(rest, open_)
-        given, done = drawn[self._active] - before, 0
+        entitled = self._weights * ends[:, None]
+        entitled += self._owed
+        floor = entitled >> SHIFT
+        entitled &= _MASK
+        found = self._walk(drawn[self._active] - before, ends, floor, self._wait(entitled))
+        found += before
+        if self._weights.size == self._sources:
+            return found
         result = np.zeros((ends.size, self._sources), np.int64)
-        if ends.size > 1 and urgency.dtype == np.uint8:
-            found = self._run(given, ends, floor, open_, urgency)
-            done = len(found)
-            if done == ends.size and self._weights.size == self._sources:
-                return found + before
-            if done:
-                result[:done, self._active] = found
-                given = found[-1]
-        for row in range(done, ends.size):
-            given = self._next(given, int(ends[row]), floor[row], open_[row], urgency[row])
-            result[row, self._active] = given
-        result[:, self._active] += before
+        result[:, self._active] = found
         return result
 
-    def _urgency(self, rest: Ints, open_: _Bools) -> npt.NDArray[Any]:
-        """Sources by when their next sample falls due, ties by index, closed ones last; by row."""
-        sources = self._weights.size
-        if sources > _BYTES:
-            wait = np.where(open_, (SCALE - 1 - rest) // self._weights, SCALE)
-            return np.argsort(wait, axis=1, kind="stable")
-        # samples to wait less one, below SCALE - 1, and the source: no two alike, in 32 bits
-        wait = np.uint32(SCALE - 1) - rest.astype(np.uint32)
+    def _wait(self, rest: Ints) -> _Words:
+        """Samples until the next one of each source falls due, less one; below them the source.
+
+        No two of a quantum are alike, so any sorting gives the same order. Those whose next sample
+        is not released come last.
+        """
+        wait = rest.astype(np.uint32)
+        np.subtract(np.uint32(SCALE - 1), wait, out=wait)
         wait //= self._weights.astype(np.uint32)
-        wait[~open_] = SCALE - 1
-        wait <<= np.uint32(8)
-        wait |= np.arange(sources, dtype=np.uint32)
-        wait.sort(axis=1)
-        return wait.astype(np.uint8)  # the lowest byte
+        wait[rest == 0] = SCALE - 1  # the others wait less
+        wait = wait.astype(self._word, copy=False)
+        wait <<= self._bits
+        wait |= np.arange(self._weights.size, dtype=self._word)
+        return wait
 
-    @staticmethod
+    def _walk(self, given: Ints, ends: Ints, floor: Ints, wait: _Words) -> Ints:
+        """`_next` for every quantum.
+
+        Mostly each source has its floor, and those have one sample more that fall due first,
+        whatever was before. So this is supposed of all quanta at once. It is right where it was
+        right in the quantum before and takes nothing back; the others are worked out one by one,
+        until it is right again.
+        """
+        quanta, sources = floor.shape
+        spare = ends - floor.sum(axis=1)
+        ranked = np.sort(wait, axis=1)
+        flat, begin = ranked.reshape(-1), np.arange(0, ranked.size, sources)
+        last = flat.take(begin + np.minimum(np.maximum(spare, 1), sources) - 1)
+        unfit = (spare < 0) | (spare > sources) | (last >= self._shut) & (spare > 0)
+        last += self._word.type(1)
+        last[spare <= 0] = 0
+        more = wait < last[:, None]
+        found: Ints = floor + more
+        # a floor that rose has caught up with the sample that was given early
+        rose = floor[1:] != floor[:-1]
+        taken = np.flatnonzero((more[:-1] > rose) > more[1:]) // sources + 1
+        wrong = unfit.copy()
+        wrong[taken] = True
+        wrong[0] |= bool((given > found[0]).any())
+        rows = [*np.flatnonzero(wrong).tolist(), quanta]
+        row = rows[0]
+        if len(rows) > 1 and sources <= _BYTES:
+            ahead = given - floor[0]
+            row = self._run(ahead, rows, spare, unfit, rose, ranked, found)
+        while row < quanta:
+            before = found[row - 1] if row else given
+            due = self._next(before, int(ends[row]), floor[row], ranked[row])
+            right = bool((due == found[row]).all())
+            found[row] = due
+            row = rows[bisect_right(rows, row)] if right else row + 1
+        return found
+
     def _run(
-        given: Ints, ends: Ints, floor: Ints, open_: _Bools, urgency: npt.NDArray[np.uint8]
-    ) -> Ints:
-        """`_next` for as many of the quanta as no source is beyond floor or ceil in.
+        self,
+        ahead: Ints,
+        rows: list[int],
+        spare: Ints,
+        unfit: _Bools,
+        rose: _Bools,
+        ranked: _Words,
+        found: Ints,
+    ) -> int:
+        """Mend `found` in as many of the quanta as no source is beyond floor or ceil in.
 
-        Each source then has its floor or one sample more. Who has one more is a string of bytes, a
-        source each, since sets of a few dozen are joined and cut fastest so.
+        Who has one sample more than its floor is a string of bytes, a source each, since sets of a
+        few dozen are joined and cut fastest so.
+
+        Args:
+            rows: quanta that are wrong if the one before is right; last, how many there are.
 
         Returns:
-            Draws after each of the first quanta, shape [at most quanta, sources].
+            The first quantum that is not mended.
         """
-        ahead = given - floor[0]
-        if bool(((ahead > 0) & ~((ahead == 1) & open_[0])).any()):
-            return floor[:0]
-        more = np.flatnonzero(ahead > 0).astype(np.uint8).tobytes()
-        spare = (ends - floor.sum(axis=1)).tolist()
-        candidates = open_.sum(axis=1).tolist()
-        width = floor.shape[1]
-        orders = urgency.tobytes()
-        rise = np.flatnonzero(floor[1:] != floor[:-1])
-        risen = (rise % width).astype(np.uint8).tobytes()
-        cuts = [0, *np.searchsorted(rise, np.arange(ends.size) * width).tolist()]
-        taken = []
-        for free, limit, at, cut, end in zip(
-            spare, candidates, range(0, floor.size, width), cuts[:-1], cuts[1:], strict=True
-        ):
-            # a floor that rose has caught up with the sample that was given early
-            more = more.translate(None, risen[cut:end])
-            need = free - len(more)
-            if need < 0 or free > limit:
+        end, width = rows[-1], ranked.shape[1]
+        free, beyond = spare.tolist(), unfit.tolist()
+        orders = ranked.astype(np.uint8).tobytes()  # the lowest byte is the source
+        caught = rose.view(np.uint8) - np.uint8(1) | np.arange(width, dtype=np.uint8)
+        risen = b"\xff" * width + caught.tobytes()  # 255 is nobody
+        mended: list[int] = []
+        gone: list[bytes] = []
+        come: list[bytes] = []
+        done = 0
+        for row in rows[:-1]:
+            if row < done:
+                continue
+            if row:
+                more = orders[(row - 1) * width :][: free[row - 1]]
+            else:
+                more = np.flatnonzero(ahead > 0).astype(np.uint8).tobytes()
+                open_ = orders[: int((ranked[0] < self._shut).sum())]
+                if bool((ahead > 1).any()) or more.translate(None, open_):
+                    return 0
+            for done in range(row, end):
+                at = done * width
+                more = more.translate(None, risen[at : at + width])
+                need = free[done] - len(more)
+                if need < 0 or beyond[done]:
+                    end = done
+                    break
+                more += orders[at : at + width].translate(None, more)[:need]
+                supposed = orders[at : at + free[done]]
+                less = supposed.translate(None, more)
+                if not less:
+                    break
+                mended += [done] * len(less)
+                gone.append(less)
+                come.append(more.translate(None, supposed))
+            done += 1
+            if done >= end:
                 break
-            more += orders[at : at + limit].translate(None, more)[:need]
-            taken.append(more)
-        extra = np.zeros(floor[: len(taken)].shape, np.bool_)
-        cells = np.repeat(np.arange(len(taken)) * width, spare[: len(taken)])
-        cells += np.frombuffer(b"".join(taken), np.uint8)
-        extra.reshape(-1)[cells] = True
-        return floor[: len(taken)] + extra
+        if mended:
+            found[mended, np.frombuffer(b"".join(gone), np.uint8)] -= 1
+            found[mended, np.frombuffer(b"".join(come), np.uint8)] += 1
+        return end
 
-    def _next(self, given: Ints, end: int, floor: Ints, open_: _Bools, urgency: Ints) -> Ints:
+    def _next(self, given: Ints, end: int, floor: Ints, ranked: _Words) -> Ints:
         """Draws after one more quantum: what floor demands, then what falls due first."""
         due = np.maximum(given, floor)
         free = end - int(due.sum())
         if free < 0:
             return self._overloaded(given, end, floor)
         if free > 0:
-            waiting = (due == floor) & open_
-            due[urgency[waiting[urgency]][:free]] += 1
+            order = (ranked[ranked < self._shut] & self._low).astype(np.intp)
+            due[order[(due == floor)[order]][:free]] += 1
         return due
 
     def _overloaded(self, given: Ints, end: int, floor: Ints) -> Ints:
