@@ -13,8 +13,6 @@ checkpoint every 20 of them, old ones retired. Its budget can't be cut short, so
 ``--seconds``, and daemons are killed until it is spent; ``--kills`` is then the least that counts.
 In the end ``mixloop audit`` has to agree. The scores stay a formula: a real evaluation takes half a
 minute, and none would be finished by daemons that live for two seconds.
-
-``python random_kills.py train RUN.yaml`` is the played trainer.
 """
 
 from __future__ import annotations
@@ -38,65 +36,28 @@ from typing import Any
 
 import yaml
 
-from mixloop.controller import demo, requests
+from mixloop.controller import requests
 from mixloop.controller.config import load_config
-from mixloop.controller.journal import Journal, timestamp
-from mixloop.trainer.contract import (
-    Order,
-    RunPaths,
-    Status,
-    read_order,
-    read_schedule,
-    read_status,
-    write_order,
-)
+from mixloop.controller.journal import Journal
+from mixloop.trainer.contract import Order, RunPaths, read_order, read_status, write_order
 
 _spec = importlib.util.spec_from_file_location(
-    "crash_points", Path(__file__).with_name("crash_points.py")
+    "storm_trainers", Path(__file__).with_name("storm_trainers.py")
 )
 assert _spec is not None
 assert _spec.loader is not None
-crash_points: Any = importlib.util.module_from_spec(_spec)
-sys.modules["crash_points"] = crash_points
-_spec.loader.exec_module(crash_points)
+storm_trainers: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(storm_trainers)
+crash_points = storm_trainers.crash_points
 must, Broken = crash_points.must, crash_points.Broken
-played = crash_points.played_run.played
-
-PACE = 0.1  # seconds between two looks of the played trainer: 5 steps
-EVERY = 100  # steps between its checkpoints: 2 seconds
-STEP_TOKENS = 80
-FINISH = "finish"  # the file that sends it to the end of its budget
-
-REAL_EVERY = 20  # steps of the real trainer between checkpoints
-REAL_STEP = 4 * demo.SEQUENCE  # tokens
-KEPT = 12  # checkpoints, 50 MB each: a daemon that knows of them holds those without scores
-NO_ROOM = 40  # steps before the end: an order given there may find no two polls left
-STORES = {"web": "prose", "code": "code", "maths": "math-docs"}
-
-
-def train(path: Path) -> None:
-    """Advance until the budget is spent; the pace is kept whatever the controller does."""
-    config = load_config(path)
-    played.EVERY = EVERY
-    trainer = played.FileTrainer(config)
-    while True:
-        if (config.run.dir / FINISH).exists():
-            played.STRIDE = config.budget // STEP_TOKENS
-        trainer.advance()
-        status = read_status(trainer.paths.status)
-        if status is not None and status.finished:
-            return
-        time.sleep(PACE)
 
 
 class Storm:
     """One run, its trainer, and the daemons that come and go."""
 
-    silence = 5.0  # seconds without a heartbeat that count as the trainer having stopped
-    pause = 0.02  # seconds between two looks
-
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, kind: Any) -> None:
         self.chance = random.Random(seed)
+        self.kind = kind
         worker = Path(__file__).with_name("formula_worker.py")
         settings: dict[str, Any] = {
             "evals": {
@@ -105,7 +66,7 @@ class Storm:
                 "backlog": "all",
             },
             "controller": {"poll": 0.05, "patience": 600},
-            **self.settings(),
+            **kind.settings(),
         }
         self.plain = crash_points.played_run.make_run(folder, **settings)
         self.budget = settings["budget"]
@@ -125,43 +86,11 @@ class Storm:
         self.longest = 0.0
         self.looks = 0
         with (folder / "trainer.log").open("ab") as log:
-            self.trainer = subprocess.Popen(self.command(), stdout=log, stderr=log)
+            self.trainer = subprocess.Popen(kind.command(self.plain), stdout=log, stderr=log)
         while not self.paths.status.exists():
             must(self.trainer.poll() is None, "the trainer did not start")
             time.sleep(0.05)
         self.last = (-1, time.monotonic())
-
-    # -- the trainer -------------------------------------------------------------------------
-
-    def settings(self) -> dict[str, Any]:
-        """What its run.yaml has beyond the rest."""
-        return {"budget": 10**9 // STEP_TOKENS // EVERY * EVERY * STEP_TOKENS}
-
-    def command(self) -> list[str]:
-        return [sys.executable, __file__, "train", str(self.plain)]
-
-    def heard(self, status: Status) -> None:
-        """A status with news."""
-
-    def end(self) -> None:
-        """Let it come to its end."""
-        (self.paths.dir / FINISH).touch()
-        must(self.trainer.wait(60) == 0, "the trainer failed")
-
-    def checkpoints(self) -> list[int]:
-        """The steps of all that it has left."""
-        folders = self.paths.checkpoints.iterdir()
-        return sorted(int(folder.name.rpartition("-")[2]) for folder in folders)
-
-    def excused(self, journal: Journal) -> set[int]:
-        """Generations that could not come into force any more."""
-        return set()
-
-    def verify(self) -> dict[str, Any]:
-        """What else must hold of it. Returns figures."""
-        return {}
-
-    # -- the daemons -------------------------------------------------------------------------
 
     def look(self) -> None:
         """The shared file is whole, and the trainer's heart beats."""
@@ -173,12 +102,12 @@ class Storm:
             must(status.heartbeat > self.last[0], "the heartbeat went back")
             self.last = (status.heartbeat, now)
             self.over = status.finished
-            self.heard(status)
+            self.kind.heard(status)
         must(ended is None or (self.over and ended == 0), f"the trainer has ended with {ended}")
         if not self.over:
             gap = now - self.last[1]
             self.longest = max(self.longest, gap)
-            must(gap < self.silence, f"no heartbeat for {gap:.1f} s")
+            must(gap < self.kind.silence, f"no heartbeat for {gap:.1f} s")
         try:
             data = self.paths.mixture.read_bytes()
         except FileNotFoundError:
@@ -208,7 +137,7 @@ class Storm:
         def lives_while(waiting: Callable[[], bool]) -> None:
             while waiting() and process.poll() is None:
                 self.look()
-                time.sleep(self.pause)
+                time.sleep(self.kind.pause)
             self.look()
             code = process.poll()
             must(code is None or (self.over and code == 0), f"ended by itself: {self._tail()}")
@@ -258,7 +187,7 @@ class Storm:
 
     def finish(self) -> None:
         """The run ends, and a daemon that nobody kills tells MLflow everything."""
-        self.end()
+        self.kind.end(self.trainer, self.paths)
         process = self.control(self.tracked)
         must(process.wait(3600) == 0, f"the last daemon failed: {self._tail()}")
 
@@ -270,8 +199,8 @@ class Storm:
         play.stranger, play.budget, play.refusals = False, self.budget, True
         play.unsent = False
         play.strange = {json.loads(data)["generation"] for data in self.strangers}
-        play.steps = self.checkpoints()
-        play.excused = self.excused(journal)
+        play.steps = self.kind.checkpoints(self.paths)
+        play.excused = self.kind.excused(self.paths, journal)
         crash_points.ForkedChild.mlflow = True
         must(journal.value("PRAGMA integrity_check") == "ok", "the journal is damaged")
         play.said = [line for line in self.log.read_text().splitlines() if " " in line]
@@ -293,89 +222,10 @@ class Storm:
             "scratch_left": len(list(self.paths.dir.rglob(".*.tmp"))),
         }
         journal.close()
-        return figures | self.verify()
-
-
-class RealStorm(Storm):
-    """The same beside ``mixloop train`` at the demo's size, ``steps`` long."""
-
-    silence = 60.0  # five steps and a checkpoint, on a core that others want too
-    pause = 0.05
-
-    def __init__(self, folder: Path, seed: int, steps: int, stores: Path) -> None:
-        self.steps, self.data, self.seed = steps, stores.resolve(), seed
-        self.first: Status | None = None
-        self.newest: Status | None = None
-        self.nearly: str | None = None  # when it was seen close to its end
-        super().__init__(folder, seed)
-
-    def settings(self) -> dict[str, Any]:
-        made = demo.prepare_sources(self.data, self.seed)
-        weights = {"web": 0.72, "code": 0.1, "maths": 0.18}
-        budget = self.steps * REAL_STEP
-        trainer = demo.demo_config("run", made, self.seed, budget)["trainer"]
-        trainer |= {"tokenizer": str(self.data / "tokenizer"), "keep": KEPT}
-        return {
-            "budget": budget,
-            "sources": {
-                name: {"path": str(made[STORES[name]]), "weight": weight}
-                for name, weight in weights.items()
-            },
-            "trainer": trainer | {"checkpoint_every": REAL_EVERY * REAL_STEP},
-        }
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "mixloop.controller.cli", "train", str(self.plain)]
-
-    def heard(self, status: Status) -> None:
-        must(status.step == 0 or status.loss is not None, f"no finite loss at step {status.step}")
-        if self.newest is not None:
-            same = status.step >= self.newest.step and status.pid == self.newest.pid
-            must(same, "the trainer went back, or is another")
-        self.first = self.first or (status if status.step else None)
-        self.newest = status
-        if self.nearly is None and status.step >= self.steps - NO_ROOM:
-            self.nearly = timestamp()
-
-    def end(self) -> None:
-        must(self.trainer.wait(300) == 0, "the trainer failed")
-
-    def checkpoints(self) -> list[int]:
-        return list(range(REAL_EVERY, self.steps + 1, REAL_EVERY))
-
-    def excused(self, journal: Journal) -> set[int]:
-        segments = read_schedule(self.paths.schedule).segments
-        never = {line.generation for line in segments if line.sample >= self.steps * 4}
-        late = "SELECT generation FROM orders WHERE COALESCE(published_at, issued_at) > ?"
-        given = {row["generation"] for row in journal.rows(late, self.nearly)}
-        return never | (given - {line.generation for line in segments})
-
-    def verify(self) -> dict[str, Any]:
-        first, last = self.first, read_status(self.paths.status)
-        must(first is not None and last is not None and last.finished, "the trainer did not finish")
-        assert first is not None
-        assert last is not None
-        must((last.step, last.tokens) == (self.steps, self.budget), f"it ended at {last.step}")
-        must(last.incarnation == 1 and last.health is not None, "the trainer was started again")
-        assert last.health is not None
-        must(last.health.nan_steps == 0, f"{last.health.nan_steps} steps without a gradient")
-        must((last.loss or 99.0) < (first.loss or 0.0), f"loss {first.loss} -> {last.loss}")
-        command = [sys.executable, "-m", "mixloop.controller.cli", "audit", str(self.plain)]
-        audit = subprocess.run(command, capture_output=True, text=True, check=False)
-        must(audit.returncode == 0, f"audit: {audit.stdout}{audit.stderr}")
-        return {
-            "steps": last.step,
-            "loss": [first.loss, last.loss],
-            "spikes": last.health.spikes,
-            "kept": len(list(self.paths.checkpoints.iterdir())),
-            "audit": audit.stdout.strip().splitlines()[-1:],
-        }
+        return figures | self.kind.verify(self.plain, self.config)
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["train"]:
-        train(Path(sys.argv[2]))
-        return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--life", type=float, default=3.0, help="longest life in seconds")
@@ -426,9 +276,11 @@ def main() -> None:
 def begin(options: argparse.Namespace, folder: Path) -> Storm:
     """The run that was asked for, with its trainer at work."""
     if options.trainer == "played":
-        return Storm(folder, options.seed)
-    steps = max(2, round(options.seconds * options.pace / REAL_EVERY)) * REAL_EVERY
-    return RealStorm(folder, options.seed, steps, options.stores or folder / "demo")
+        return Storm(folder, options.seed, storm_trainers.Played())
+    every = storm_trainers.REAL_EVERY
+    steps = max(2, round(options.seconds * options.pace / every)) * every
+    stores = options.stores or folder / "demo"
+    return Storm(folder, options.seed, storm_trainers.Real(steps, stores, options.seed))
 
 
 if __name__ == "__main__":
