@@ -252,9 +252,9 @@ def main() -> None:
             loads.append(os.getloadavg()[0])
         kills = states.total() - states["ended"]
         summary |= {"kills": kills, "kill_seconds": round(time.monotonic() - began)}
-        must(kills >= options.kills, f"the run was over after {kills} kills")
         storm.finish()
         summary |= storm.check()
+        must(kills >= options.kills, f"the run was over after {kills} kills")
     except Broken as error:
         summary["broken"] = f"{error} (left in {folder})"
     finally:
