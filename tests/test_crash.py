@@ -94,6 +94,18 @@ def test_five_hundred_random_kills_of_the_real_command() -> None:
 
 
 @pytest.mark.soak
+def test_five_hundred_random_kills_beside_the_real_trainer(tmp_path: Path) -> None:
+    """On a real disk: the trainer's checkpoints are fsynced there as well."""
+    asked = ("--trainer", "real", "--seconds", 1500, "--kills", 500, "--life", 1.5)
+    found = harness("random_kills.py", *asked, "--dir", tmp_path, timeout=3500)
+    assert found["kills"] >= 500
+    assert found["killed_while"]["working"] + found["killed_while"].get("started", 0) >= 100
+    assert found["applied"] >= 10
+    assert found["kept"] < found["checkpoints"]
+    assert found["longest_silence"] < 60
+
+
+@pytest.mark.soak
 def test_five_thousand_decisions() -> None:
     found = harness("long_run.py", "--decisions", 5000, *memory(), timeout=3500)
     last = found["notes"][-1]

@@ -7,22 +7,30 @@ with MLflow (a real SQLite store), now and then an operator's request or a stran
 start lives until the run has ended. Then everything that must hold is checked. Prints a JSON
 summary; the exit code says whether it held.
 
-``python random_kills.py train RUN.yaml`` is the trainer.
+``--trainer real`` puts ``mixloop train`` in its place: the demo's model, tokenizer and text (three
+of its four sources, under the names that the policy moves), a step of 1,024 tokens on one thread, a
+checkpoint every 20 of them, old ones retired. Its budget can't be cut short, so it is set by
+``--seconds``, and daemons are killed until it is spent; ``--kills`` is then the least that counts.
+In the end ``mixloop audit`` has to agree. The scores stay a formula: a real evaluation takes half a
+minute, and none would be finished by daemons that live for two seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,51 +42,31 @@ from mixloop.controller.journal import Journal
 from mixloop.trainer.contract import Order, RunPaths, read_order, read_status, write_order
 
 _spec = importlib.util.spec_from_file_location(
-    "crash_points", Path(__file__).with_name("crash_points.py")
+    "storm_trainers", Path(__file__).with_name("storm_trainers.py")
 )
 assert _spec is not None
 assert _spec.loader is not None
-crash_points: Any = importlib.util.module_from_spec(_spec)
-sys.modules["crash_points"] = crash_points
-_spec.loader.exec_module(crash_points)
+storm_trainers: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(storm_trainers)
+crash_points = storm_trainers.crash_points
 must, Broken = crash_points.must, crash_points.Broken
-played = crash_points.played_run.played
-
-PACE = 0.1  # seconds between two looks of the trainer: 5 steps
-EVERY = 100  # steps between checkpoints: 2 seconds
-STEP_TOKENS = 80
-SILENCE = 5.0  # seconds without a heartbeat that count as the trainer having stopped
-FINISH = "finish"  # the file that sends the trainer to the end of its budget
-
-
-def train(path: Path) -> None:
-    """Advance until the budget is spent; the pace is kept whatever the controller does."""
-    config = load_config(path)
-    played.EVERY = EVERY
-    trainer = played.FileTrainer(config)
-    while True:
-        if (config.run.dir / FINISH).exists():
-            played.STRIDE = config.budget // STEP_TOKENS
-        trainer.advance()
-        status = read_status(trainer.paths.status)
-        if status is not None and status.finished:
-            return
-        time.sleep(PACE)
 
 
 class Storm:
     """One run, its trainer, and the daemons that come and go."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, kind: Any) -> None:
         self.chance = random.Random(seed)
+        self.kind = kind
         worker = Path(__file__).with_name("formula_worker.py")
         settings: dict[str, Any] = {
-            "budget": 10**9 // STEP_TOKENS // EVERY * EVERY * STEP_TOKENS,
             "evals": {
                 "benchmarks": {"gsm8k": {"data": "packages"}},
                 "launcher": [sys.executable, str(worker), "{command}"],
+                "backlog": "all",
             },
             "controller": {"poll": 0.05, "patience": 600},
+            **kind.settings(),
         }
         self.plain = crash_points.played_run.make_run(folder, **settings)
         self.budget = settings["budget"]
@@ -94,24 +82,32 @@ class Storm:
         self.asked: list[str] = []
         self.strangers: list[bytes] = []
         self.last = (-1, time.monotonic())
+        self.over = False  # whether the trainer has spent its budget
         self.longest = 0.0
         self.looks = 0
-        command = [sys.executable, __file__, "train", str(self.plain)]
         with (folder / "trainer.log").open("ab") as log:
-            self.trainer = subprocess.Popen(command, stdout=log, stderr=log)
+            self.trainer = subprocess.Popen(kind.command(self.plain), stdout=log, stderr=log)
+        while not self.paths.status.exists():
+            must(self.trainer.poll() is None, "the trainer did not start")
+            time.sleep(0.05)
+        self.last = (-1, time.monotonic())
 
     def look(self) -> None:
         """The shared file is whole, and the trainer's heart beats."""
         self.looks += 1
-        must(self.trainer.poll() is None, "the trainer has ended")
+        ended = self.trainer.poll()
         status = read_status(self.paths.status)
         now = time.monotonic()
         if status is not None and status.heartbeat != self.last[0]:
             must(status.heartbeat > self.last[0], "the heartbeat went back")
             self.last = (status.heartbeat, now)
-        gap = now - self.last[1]
-        self.longest = max(self.longest, gap)
-        must(gap < SILENCE, f"no heartbeat for {gap:.1f} s")
+            self.over = status.finished
+            self.kind.heard(status)
+        must(ended is None or (self.over and ended == 0), f"the trainer has ended with {ended}")
+        if not self.over:
+            gap = now - self.last[1]
+            self.longest = max(self.longest, gap)
+            must(gap < self.kind.silence, f"no heartbeat for {gap:.1f} s")
         try:
             data = self.paths.mixture.read_bytes()
         except FileNotFoundError:
@@ -137,18 +133,22 @@ class Storm:
             self._strange()
         before = self.log.stat().st_size if self.log.exists() else 0
         process = self.control(self.tracked if tracked else self.plain)
-        late = self.chance.random() < 0.8  # the other kills fall on its start as well
-        while late and b"controlling run" not in self._said(before):
+
+        def lives_while(waiting: Callable[[], bool]) -> None:
+            while waiting() and process.poll() is None:
+                self.look()
+                time.sleep(self.kind.pause)
             self.look()
-            must(process.poll() is None, f"the daemon ended by itself: {self._tail()}")
-            time.sleep(0.02)
+            code = process.poll()
+            must(code is None or (self.over and code == 0), f"ended by itself: {self._tail()}")
+
+        if self.chance.random() < 0.8:  # the other kills fall on its start as well
+            lives_while(lambda: b"controlling run" not in self._said(before))
         until = time.monotonic() + self.chance.uniform(0, life * (4 if tracked else 1))
-        while time.monotonic() < until:
-            self.look()
-            must(process.poll() is None, f"the daemon ended by itself: {self._tail()}")
-            time.sleep(0.02)
+        lives_while(lambda: time.monotonic() < until)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        if process.wait() != -signal.SIGKILL:
+            return "ended"
         self.look()
         said = self._said(before)
         if b"controlling run" not in said:
@@ -187,8 +187,7 @@ class Storm:
 
     def finish(self) -> None:
         """The run ends, and a daemon that nobody kills tells MLflow everything."""
-        (self.paths.dir / FINISH).touch()
-        must(self.trainer.wait(60) == 0, "the trainer failed")
+        self.kind.end(self.trainer, self.paths)
         process = self.control(self.tracked)
         must(process.wait(3600) == 0, f"the last daemon failed: {self._tail()}")
 
@@ -200,8 +199,8 @@ class Storm:
         play.stranger, play.budget, play.refusals = False, self.budget, True
         play.unsent = False
         play.strange = {json.loads(data)["generation"] for data in self.strangers}
-        folders = self.paths.checkpoints.iterdir()
-        play.steps = sorted(int(folder.name.rpartition("-")[2]) for folder in folders)
+        play.steps = self.kind.checkpoints(self.paths)
+        play.excused = self.kind.excused(self.paths, journal)
         crash_points.ForkedChild.mlflow = True
         must(journal.value("PRAGMA integrity_check") == "ok", "the journal is damaged")
         play.said = [line for line in self.log.read_text().splitlines() if " " in line]
@@ -223,48 +222,65 @@ class Storm:
             "scratch_left": len(list(self.paths.dir.rglob(".*.tmp"))),
         }
         journal.close()
-        return figures
+        return figures | self.kind.verify(self.plain, self.config)
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["train"]:
-        train(Path(sys.argv[2]))
-        return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--life", type=float, default=3.0, help="longest life in seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dir", type=Path)
+    parser.add_argument("--trainer", choices=("played", "real"), default="played")
+    parser.add_argument("--seconds", type=float, default=1500, help="of the real trainer, about")
+    parser.add_argument("--pace", type=float, default=1.7, help="its steps per second here")
+    parser.add_argument("--stores", type=Path, help="a demo's folder, to take its text from")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1"}
     folder = Path(tempfile.mkdtemp(prefix="random-kills-", dir=options.dir))
     began = time.monotonic()
-    storm = Storm(folder, options.seed)
     states: Counter[str] = Counter()
-    summary: dict[str, Any] = {"kills": options.kills, "seed": options.seed}
+    loads: list[float] = []
+    summary: dict[str, Any] = {"trainer": options.trainer, "seed": options.seed}
+    storm: Storm | None = None
     try:
-        while not storm.paths.status.exists():
-            must(storm.trainer.poll() is None, "the trainer did not start")
-            time.sleep(0.05)
-        for number in range(options.kills):
+        storm = begin(options, folder)
+        for number in itertools.count():
+            if storm.over or (options.trainer == "played" and number == options.kills):
+                break
             states[storm.kill_one(number, options.life)] += 1
+            loads.append(os.getloadavg()[0])
+        kills = states.total() - states["ended"]
+        summary |= {"kills": kills, "kill_seconds": round(time.monotonic() - began)}
         storm.finish()
         summary |= storm.check()
+        must(kills >= options.kills, f"the run was over after {kills} kills")
     except Broken as error:
         summary["broken"] = f"{error} (left in {folder})"
     finally:
-        storm.trainer.kill()
-        storm.trainer.wait()
+        if storm is not None:
+            storm.trainer.kill()
+            storm.trainer.wait()
+            summary |= {"longest_silence": round(storm.longest, 2), "looks": storm.looks}
     summary |= {
         "killed_while": dict(states),
-        "longest_silence": round(storm.longest, 2),
-        "looks": storm.looks,
+        "load": [round(at(loads), 1) for at in (min, statistics.median, max)] if loads else [],
         "seconds": round(time.monotonic() - began),
     }
     print(json.dumps(summary))  # noqa: T201
     if "broken" in summary:
         sys.exit(1)
     crash_points.shutil.rmtree(folder)
+
+
+def begin(options: argparse.Namespace, folder: Path) -> Storm:
+    """The run that was asked for, with its trainer at work."""
+    if options.trainer == "played":
+        return Storm(folder, options.seed, storm_trainers.Played())
+    every = storm_trainers.REAL_EVERY
+    steps = max(2, round(options.seconds * options.pace / every)) * every
+    stores = options.stores or folder / "demo"
+    return Storm(folder, options.seed, storm_trainers.Real(steps, stores, options.seed))
 
 
 if __name__ == "__main__":
