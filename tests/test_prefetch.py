@@ -228,7 +228,7 @@ def test_a_source_that_fails_in_the_thread_is_heard_of(
     def gone(*_: object) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(feed._assembler, "filler", lambda *_: gone)
+    monkeypatch.setattr(feed._assembler, "fill_from", gone)
     steps = iter(range(1, 40))
     with pytest.raises(OSError, match="the disk is gone"):
         deque((feed.batch(step * 2 * ROWS) for step in steps), maxlen=0)

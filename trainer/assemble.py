@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 
 _LEAST_PIECE = 512  # bytes; smaller pieces cost more than a gather per source
 _SCRATCH = 1 << 18  # bytes gathered before they are cast, so that they are still in the cache
+_PIECES = 4  # of a window: places of thousands of windows are kept
 
 
 class Windows(Protocol):
@@ -127,26 +128,39 @@ class Assembler:
         if self._alone.size:
             self._one_by_one(source, index, rows)
 
-    def filler(self, source: Ints, index: Ints, out: Array) -> Callable[[slice], None]:
-        """`fill` in parts: what is returned fills ``out[part]``, each in any thread.
+    def places(self, source: Ints, index: Ints) -> Ints | None:
+        """Where windows lie, to `fill` from again and again without looking them up.
 
-        Arguments as for `fill`; parts are slices of the first axis. All is checked at once.
+        Args:
+            source, index: as for `fill`, shape [parts, ...].
+
+        Returns:
+            Shape [parts, pieces of a part], for `fill_from`; None: the sources lie in several
+            places, or windows in many pieces, and only `fill` will do.
 
         Raises:
-            IndexError, ValueError: as `fill`; no part is filled then.
+            IndexError: a source has no such window.
         """
-        rows = self._rows(index, out).reshape(len(out), -1, self._length)
-        self._check(source.reshape(-1), index.reshape(-1))
-        if not self._whole:
-            return lambda part: self.fill(source[part], index[part], out[part])
-        table = self._tables[0]
-        places = table.places(source.reshape(-1), index.reshape(-1)).reshape(len(out), -1)
+        if not self._whole or self._tables[0].per_window > _PIECES:
+            return None
+        parts = len(source)
+        source, index = source.reshape(-1), index.reshape(-1)
+        self._check(source, index)
+        return self._tables[0].places(source, index).reshape(parts, -1)
 
-        def take(part: slice) -> None:
-            here = rows[part].reshape(-1, self._length)
-            _take(table, places[part].reshape(-1), here, None, self._memory)
+    def fill_from(self, places: Ints, out: Array) -> None:
+        """`fill` with what `places` found, of one part or several, in any thread.
 
-        return take
+        Args:
+            out: memory of as many windows, C-contiguous, any shape that ends in L.
+
+        Raises:
+            ValueError: `out` isn't contiguous, or holds another number of windows.
+        """
+        if not out.flags.c_contiguous:
+            raise ValueError("out: not in contiguous memory")
+        rows = out.reshape(-1, self._length)
+        _take(self._tables[0], places.reshape(-1), rows, None, self._memory)
 
     def _rows(self, index: Ints, out: Array) -> Array:
         """`out` as windows, shape [windows, L].

@@ -60,7 +60,7 @@ class Layout:
         return (micro * self.world + self.rank) * self.rows + np.arange(self.rows, dtype=np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # one is made for every step: frozen takes three times as long
 class Batch:
     """One rank's part of a step: `ids` [accumulation, rows, L]; `source`, `index` without L.
 
@@ -83,8 +83,9 @@ class Batch:
 class _Choice:
     """Which samples consecutive steps of one size have.
 
-    `source` and `index` are this rank's part, shape [steps, accumulation, rows]; `counts` [steps,
-    sources] are over all ranks.
+    `source` and `index` are this rank's part, shape [steps, accumulation, rows], and `places` where
+    these windows lie, if the assembler knows it beforehand; `counts` [steps, sources] are over all
+    ranks.
     """
 
     first: int
@@ -92,6 +93,7 @@ class _Choice:
     source: Ints
     index: Ints
     counts: Ints
+    places: Ints | None
 
     def step(self, sample: int) -> int | None:
         """The step that begins at `sample`, if there is one."""
@@ -158,6 +160,8 @@ class Feed:
 
     def batch(self, sample: int) -> Batch:
         """This rank's part of the step whose first sample is `sample`."""
+        if self._thread is None:
+            return self._at_once(sample)
         block = self._now
         step = (sample - block.first) // block.quantum if block is not None else 0
         if block is None or not 0 <= step < len(block.batches):
@@ -172,6 +176,18 @@ class Feed:
             self._now = None  # its memory may go back to work
         return batch
 
+    def _at_once(self, sample: int) -> Batch:
+        """The same where nothing is drawn ahead."""
+        if self._slabs is not None:
+            self._slabs.settle()
+        choice, step = self._chosen(sample)
+        source, counts = choice.source[step], choice.counts[step]
+        ids, tensor = self._memory((1, *source.shape, self.layout.sequence_length))
+        self._fill(choice, step, ids, 1, 0)
+        self._drawn += counts
+        held = None if tensor is None else tensor[0]
+        return Batch(sample, choice.quantum, ids[0], source, choice.index[step], counts, held)
+
     def _turn(self, sample: int) -> _Block:
         """The block that begins at `sample`; the one after it is begun."""
         waiting, self._next, self._now = self._next, None, None
@@ -181,10 +197,10 @@ class Feed:
             block = waiting[1].get()
         else:
             block = self._select(sample)
+        first = sample + len(block.batches) * block.quantum
+        following = Once(partial(self._select, first))
+        self._next = (first, following)
         if self._thread is not None:
-            first = sample + len(block.batches) * block.quantum
-            following = Once(partial(self._select, first))
-            self._next = (first, following)
             self._thread.submit(partial(_ahead, following))
         self._now = block
         return block
@@ -220,7 +236,9 @@ class Feed:
         counts = np.bincount(number.ravel(), minlength=steps * kinds).reshape(steps, kinds)
         if counts[:, len(self._stores) :].any():  # refused when the incarnation began
             raise RuntimeError(f"sample {sample} is of a source that this job no longer has")
-        return _Choice(sample, quantum, layout.own(source), layout.own(index), counts)
+        source, index = layout.own(source), layout.own(index)
+        places = self._assembler.places(source, index)
+        return _Choice(sample, quantum, source, index, counts, places)
 
     def _select(self, sample: int) -> _Block:
         """The block that begins at `sample`, and memory for its ids, not filled yet."""
@@ -241,10 +259,18 @@ class Feed:
             )
             for n in range(len(counts))
         ]
-        fill = self._assembler.filler(source, index, ids)
         each = max(1, _PART // ids[0].nbytes)
-        parts = Parts(-(-len(ids) // each), lambda n: fill(slice(n * each, (n + 1) * each)))
-        return _Block(sample, quantum, batches, each, parts)
+        fill = partial(self._fill, choice, begin, ids, each)
+        return _Block(sample, quantum, batches, each, Parts(-(-len(ids) // each), fill))
+
+    def _fill(self, choice: _Choice, begin: int, ids: npt.NDArray[Any], each: int, n: int) -> None:
+        """Fill part `n` of a block's ids, `each` steps; its first step is `begin` in the choice."""
+        out = ids[n * each : (n + 1) * each]
+        part = slice(begin + n * each, begin + n * each + len(out))
+        if choice.places is not None:
+            self._assembler.fill_from(choice.places[part], out)
+        else:
+            self._assembler.fill(choice.source[part], choice.index[part], out)
 
     def _memory(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], torch.Tensor | None]:
         """Memory for ids [steps, accumulation, rows, L], and the tensor it is of, if pinned."""
