@@ -8,11 +8,13 @@ import time
 import weakref
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mixloop.trainer import feed as feeds
 from mixloop.trainer.feed import Feed, Layout, rows_ahead
 from mixloop.trainer.order import MixtureOrder, Segment
 from mixloop.trainer.prefetch import Once, Parts, Prefetcher
@@ -192,6 +194,37 @@ def feed_of(stores: dict[str, Store], prefetch: int) -> Feed:
     return Feed(stores, order, Layout(ROWS, 2, 0, 1, LENGTH), prefetch, slabs=slabs)
 
 
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is told of every block, however soon its steps are asked for."""
+    monkeypatch.setattr(feeds, "_WORTH", 0.0)
+
+
+@pytest.mark.parametrize(("pause", "who"), [(0.0, "MainThread"), (0.002, "mixloop-prefetch")])
+def test_the_thread_draws_while_the_loop_is_busy_elsewhere(
+    stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch, pause: float, who: str
+) -> None:
+    feed, by = feed_of(stores, 4), list[str]()
+    fill = feed._assembler.fill
+
+    def noted(*args: Any) -> None:
+        by.append(threading.current_thread().name)
+        fill(*args)
+
+    monkeypatch.setattr(feed._assembler, "places", lambda *_: None)
+    monkeypatch.setattr(feed._assembler, "fill", noted)
+    if not pause:  # a loop that takes no time
+        monkeypatch.setattr(feeds, "perf_counter", lambda: 0.0)
+        feed._away = 0.0
+    for step in range(40):
+        feed.batch(step * 2 * ROWS)
+        time.sleep(pause)
+    feed.close()
+    assert by.count(who) > len(by) / 2
+    assert pause or set(by) == {who}
+
+
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("prefetch", [1, 2, 8, 16, 40])
 def test_batches_are_the_same_however_far_ahead_they_are_drawn(
     stores: dict[str, Store], prefetch: int
@@ -219,6 +252,7 @@ def test_batches_are_the_same_however_far_ahead_they_are_drawn(
     ahead.close()
 
 
+@pytest.mark.usefixtures("always")
 def test_a_source_that_fails_in_the_thread_is_heard_of(
     stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +270,7 @@ def test_a_source_that_fails_in_the_thread_is_heard_of(
     feed.close()
 
 
+@pytest.mark.usefixtures("always")
 def test_a_feed_that_nobody_has_leaves_no_thread(stores: dict[str, Store]) -> None:
     feed = feed_of(stores, 4)
     feed.batch(0)

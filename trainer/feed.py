@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[np.int64]
 
+_WORTH = 200e-6  # seconds: two threads that take turns cost about half of it
 _CHOSEN = 4096  # samples chosen together, where their steps are shorter
 _PART = 1 << 18  # bytes of ids filled together, where their steps are smaller
 
@@ -116,9 +118,11 @@ class Feed:
     """Draws batches from `sample` on, up to `prefetch` steps ahead in a thread of its own.
 
     Half of `prefetch` is drawn while the half before is handed out; what the thread has not begun
-    when it is needed is drawn by who needs it. A switch may be applied while later batches are
-    being drawn as long as its first sample lies beyond them; :mod:`mixloop.trainer.hotreload` sees
-    to that.
+    when it is needed is drawn by who needs it. Who comes back at once, step after step, draws all
+    by itself: there is no time in which the thread could be of use.
+
+    A switch may be applied while later batches are being drawn as long as its first sample lies
+    beyond them; :mod:`mixloop.trainer.hotreload` sees to that.
 
     Args:
         stores: the sources of this job. The order may number them otherwise and have further ones,
@@ -157,11 +161,14 @@ class Feed:
         self._now: _Block | None = None
         self._next: tuple[int, Once[_Block]] | None = None
         self._thread = Prefetcher("mixloop-prefetch") if prefetch else None
+        self._left = perf_counter()
+        self._away = _WORTH  # seconds between the steps of a block, all together
 
     def batch(self, sample: int) -> Batch:
         """This rank's part of the step whose first sample is `sample`."""
         if self._thread is None:
             return self._at_once(sample)
+        self._away += perf_counter() - self._left
         block = self._now
         step = (sample - block.first) // block.quantum if block is not None else 0
         if block is None or not 0 <= step < len(block.batches):
@@ -174,6 +181,7 @@ class Feed:
         self._drawn += batch.counts
         if step == len(block.batches) - 1:
             self._now = None  # its memory may go back to work
+        self._left = perf_counter()
         return batch
 
     def _at_once(self, sample: int) -> Batch:
@@ -200,9 +208,9 @@ class Feed:
         first = sample + len(block.batches) * block.quantum
         following = Once(partial(self._select, first))
         self._next = (first, following)
-        if self._thread is not None:
+        if self._thread is not None and self._away >= _WORTH:
             self._thread.submit(partial(_ahead, following))
-        self._now = block
+        self._now, self._away = block, 0.0
         return block
 
     def quantum(self, sample: int) -> int:
