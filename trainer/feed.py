@@ -191,7 +191,7 @@ class Feed:
         choice, step = self._chosen(sample)
         source, counts = choice.source[step], choice.counts[step]
         ids, tensor = self._memory((1, *source.shape, self.layout.sequence_length))
-        self._fill(choice, step, ids, 1, 0)
+        _fill(self._assembler, choice, step, ids, 1, 0)
         self._drawn += counts
         held = None if tensor is None else tensor[0]
         return Batch(sample, choice.quantum, ids[0], source, choice.index[step], counts, held)
@@ -268,17 +268,10 @@ class Feed:
             for n in range(len(counts))
         ]
         each = max(1, _PART // ids[0].nbytes)
-        fill = partial(self._fill, choice, begin, ids, each)
+        fill = partial(
+            _fill, self._assembler, choice, begin, ids, each
+        )  # and not of self: no cycle
         return _Block(sample, quantum, batches, each, Parts(-(-len(ids) // each), fill))
-
-    def _fill(self, choice: _Choice, begin: int, ids: npt.NDArray[Any], each: int, n: int) -> None:
-        """Fill part `n` of a block's ids, `each` steps; its first step is `begin` in the choice."""
-        out = ids[n * each : (n + 1) * each]
-        part = slice(begin + n * each, begin + n * each + len(out))
-        if choice.places is not None:
-            self._assembler.fill_from(choice.places[part], out)
-        else:
-            self._assembler.fill(choice.source[part], choice.index[part], out)
 
     def _memory(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], torch.Tensor | None]:
         """Memory for ids [steps, accumulation, rows, L], and the tensor it is of, if pinned."""
@@ -303,6 +296,18 @@ class Feed:
         """End the prefetching thread."""
         if self._thread is not None:
             self._thread.close()
+
+
+def _fill(
+    assembler: Assembler, choice: _Choice, begin: int, ids: npt.NDArray[Any], each: int, number: int
+) -> None:
+    """Fill a part of a block, `each` steps; its first is step `begin` of the choice."""
+    out = ids[number * each : (number + 1) * each]
+    part = slice(begin + number * each, begin + number * each + len(out))
+    if choice.places is not None:
+        assembler.fill_from(choice.places[part], out)
+    else:
+        assembler.fill(choice.source[part], choice.index[part], out)
 
 
 def _ahead(block: Once[_Block], stop: threading.Event) -> None:
