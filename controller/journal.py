@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mixloop.controller.journal_check import wrong_value
+
 SCHEMA_VERSION = 4
 
 _TABLES = """
@@ -259,20 +261,20 @@ class Journal:
         return found is not None
 
     def damaged(self) -> str | None:
-        """One line on pages that are damaged, read or not; None when there are none.
+        """One line on what is damaged, read or not; None when nothing is.
 
-        Reads the whole file: a start can bear that, a look can't. Values that are wrong in sound
-        pages are found by who reads them.
+        Reads the whole file, pages and values: a start can bear that, a look can't.
         """
         try:
             found = str(self._db.execute("PRAGMA quick_check(1)").fetchone()[0])
+            if found != "ok":
+                return damage(self.path, sqlite3.DatabaseError(found.splitlines()[-1]))
+            wrong = wrong_value(self._db, _NAMES, _JSON_COLUMNS, unpack)
         except sqlite3.OperationalError:  # locked, say: that is nobody's damage
             return None
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             return damage(self.path, error)
-        if found == "ok":
-            return None
-        return damage(self.path, sqlite3.DatabaseError(found.splitlines()[-1]))
+        return None if wrong is None else damage(self.path, ValueError(wrong))
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
