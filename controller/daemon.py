@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mixloop.controller import deciding, observe, propose, pulse, records, rewinds, sight, unread
-from mixloop.controller.children import Child, read_answer
+from mixloop.controller.children import Answer, Child, read_answer
 from mixloop.controller.config import RunConfig
 from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import FenceLost, Journal, timestamp
@@ -619,6 +619,8 @@ class Controller:
         observed = deciding.read_observed(answer.observed) if answer.observed else None
         if observed is not None:
             self._note_steering(observed.steering, scored)
+        elif answer.kind == "proposal":  # the vetoes would be left out
+            answer = Answer("failed", {"reason": "it proposed before it had observed anything"})
         made = propose.decide(
             answer,
             running.seen,

@@ -370,9 +370,12 @@ class Journal:
             return [_decode(row) for row in self._db.execute(query, values).fetchall()]
 
     def each(self, query: str, *values: object) -> Iterator[Row]:
-        """Like :meth:`rows`, one at a time: a long history never lies in memory as a whole."""
+        """Like :meth:`rows`, unpacked one at a time: a long history never lies there as a whole.
+
+        What is packed is fetched at once all the same: the controller can't write meanwhile.
+        """
         with self._read():
-            for row in self._db.execute(query, values):
+            for row in self._db.execute(query, values).fetchall():
                 yield _decode(row)
 
     def row(self, query: str, *values: object) -> Row | None:

@@ -79,7 +79,9 @@ def test_of_a_policy_that_hangs_it_is_known_what_it_saw(
 ) -> None:
     path = make(played_run, tmp_path, hangs=2, timeout=6)
     run = played_run.Run(path)
-    run.train(8)
+    for _ in range(8):
+        run.trainer.advance()
+        run.settle(limit=10**6)  # looks until the policy's time is over: as many as it takes
     hung = run.history()[1]
     assert "no answer within 6 seconds" in hung["reason"]
     assert hung["verdict"] == "hold"

@@ -189,3 +189,17 @@ def test_damaged_pages_are_told_though_nobody_reads_them(path: Path) -> None:
     assert line is not None
     assert line.startswith(f"{path}: can't be read whole (DatabaseError: ")
     assert "\n" not in line
+
+
+def test_a_reader_in_the_middle_of_a_long_history_keeps_nobody_from_writing(path: Path) -> None:
+    writer = opened(path)
+    for n in range(2000):
+        writer._db.execute("INSERT INTO events VALUES (?, '', 1, 'note', '{}')", (n + 1,))
+    writer._db.execute("PRAGMA busy_timeout=0")
+    reader = Journal(path, read_only=True)
+    rows = reader.each("SELECT * FROM events")
+    next(rows)
+    writer.event("note", detail="while it reads")
+    assert sum(1 for _ in rows) == 1999
+    reader.close()
+    writer.close()

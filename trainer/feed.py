@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[np.int64]
 
-_WORTH = 200e-6  # seconds: two threads that take turns cost about half of it
+_WORTH = 200e-6  # seconds of a loop's own; in less the thread saves nothing (bench/RESULTS.md)
 _CHOSEN = 4096  # samples chosen together, where their steps are shorter
 _PART = 1 << 18  # bytes of ids filled together, where their steps are smaller
 
@@ -62,7 +62,7 @@ class Layout:
         return (micro * self.world + self.rank) * self.rows + np.arange(self.rows, dtype=np.int64)
 
 
-@dataclass(slots=True, eq=False)  # one is made for every step: frozen takes three times as long
+@dataclass(slots=True, eq=False)  # not frozen: one is made for every step
 class Batch:
     """One rank's part of a step: `ids` [accumulation, rows, L]; `source`, `index` without L.
 
