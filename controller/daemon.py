@@ -99,8 +99,8 @@ class Controller:
         self.journal = Journal(self.paths.journal, create=True)
         self.initial = sight.first_mixture(self.paths, self.journal, self.initial)
         self.journal.claim(self.config.run.id, above=sight.highest_fence(self.paths))
-        if damage := self.journal.damaged():  # it may go on for long before it reads that page
-            self.say(damage)
+        if wrong := self.journal.check():  # it may go on for long before it reads that
+            self.say(wrong)
         self.uid = records.run_uid(self.journal)
         # What `data: auto` once found stays: every checkpoint is scored on the same items.
         pinned = self.config.evals.pinned(observe.data_kinds(self.journal))

@@ -22,15 +22,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mixloop.controller import journal_seal
 from mixloop.controller.journal_check import wrong_value
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE lease (
   id INTEGER PRIMARY KEY CHECK (id = 1), fence INTEGER NOT NULL, holder TEXT NOT NULL,
-  counter INTEGER NOT NULL, started_at TEXT NOT NULL);
+  counter INTEGER NOT NULL, started_at TEXT NOT NULL, seal TEXT NOT NULL DEFAULT '');
 CREATE TABLE checkpoints (
   step INTEGER PRIMARY KEY, tokens INTEGER NOT NULL, sample INTEGER NOT NULL, path TEXT NOT NULL,
   phase TEXT, generation INTEGER NOT NULL, weights TEXT NOT NULL, seen_at TEXT NOT NULL,
@@ -103,7 +104,7 @@ CREATE INDEX IF NOT EXISTS orders_not_in_force ON orders(generation) WHERE appli
 
 _TABLES += _EVALUATIONS + _DECISIONS + _ONE_DECISION + _ORDERS + _OPERATORS + _INDEXES
 
-_NAMES = frozenset(re.findall(r"CREATE TABLE (\w+)", _TABLES))
+TABLES = frozenset(re.findall(r"CREATE TABLE (\w+)", _TABLES))
 
 # SQLite can't change a CHECK: the table is made anew
 _SKIPPED = f"""
@@ -123,6 +124,7 @@ _UPGRADES = {
     "ALTER TABLE checkpoints ADD COLUMN losses TEXT NOT NULL DEFAULT '{}';",
     2: _OPERATORS,
     3: _SKIPPED + _INDEXES,  # and JSON may be packed from here on
+    4: "ALTER TABLE lease ADD COLUMN seal TEXT NOT NULL DEFAULT '';",
 }
 
 Row = dict[str, Any]
@@ -215,6 +217,8 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.fence: int | None = None
+        self._seal: journal_seal.Seal | None = None
+        self._unchecked = False  # sealed here for the first time
         try:
             self._db = _connect(path, read_only, patience)
             self._db.row_factory = sqlite3.Row
@@ -228,12 +232,10 @@ class Journal:
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA foreign_keys=ON")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and create:
+        if version == 0 and create and not self._has_tables():
             # The tables and their version appear together or not at all.
             self._db.executescript(
                 f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
-                if not self._has_tables()
-                else ""
             )
         elif version in _UPGRADES and create:
             self._upgrade(version)
@@ -246,35 +248,67 @@ class Journal:
 
     def _check_tables(self) -> None:
         rows = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        lost = sorted(_NAMES - {name for (name,) in rows})
+        lost = sorted(TABLES - {name for (name,) in rows})
         if lost:
             raise JournalError(damage(self.path, LookupError(f"it has no table {lost[0]}")))
 
     def _upgrade(self, version: int) -> None:
         steps = "".join(_UPGRADES[old] for old in range(version, SCHEMA_VERSION))
-        self._db.executescript(
-            f"BEGIN IMMEDIATE;{steps}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
-        )
+        try:
+            self._db.executescript(f"BEGIN IMMEDIATE;{steps}PRAGMA user_version={SCHEMA_VERSION};")
+            self._db.execute("UPDATE lease SET seal = ?", (journal_seal.whole(self._db, TABLES),))
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        self._unchecked = True
 
     def _has_tables(self) -> bool:
-        found = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'lease'").fetchone()
+        found = self._db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchone()
         return found is not None
 
-    def damaged(self) -> str | None:
-        """One line on what is damaged, read or not; None when nothing is.
+    def check(self) -> str | None:
+        """One line on what is damaged, read or not, or was changed by other hands; else None.
 
-        Reads the whole file, pages and values: a start can bear that, a look can't.
+        Needs the fence. Reads the whole file: a start can bear that, a look can't. Damage is told
+        at every start. Other changes are told once: then the rows are sealed as they are, and an
+        event keeps that they were changed.
+
+        Raises:
+            FenceLost: when another controller has taken the run over.
         """
         try:
-            found = str(self._db.execute("PRAGMA quick_check(1)").fetchone()[0])
+            found = str(self._db.execute("PRAGMA integrity_check(1)").fetchone()[0])
             if found != "ok":
                 return damage(self.path, sqlite3.DatabaseError(found.splitlines()[-1]))
-            wrong = wrong_value(self._db, _NAMES, _JSON_COLUMNS, unpack)
-        except sqlite3.OperationalError:  # locked, say: that is nobody's damage
-            return None
+            return self._check_rows()
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
+                return None  # locked, say: that is nobody's damage
             return damage(self.path, error)
-        return None if wrong is None else damage(self.path, ValueError(wrong))
+
+    def _check_rows(self) -> str | None:
+        seal = self._watch()
+        with self.transaction() as tx:
+            rows, sealed = journal_seal.whole(tx, TABLES), seal.now
+            count = journal_seal.counters(tx)
+            if rows == sealed and count is None and not self._unchecked:
+                return None
+            wrong = wrong_value(tx, TABLES, _JSON_COLUMNS, unpack)
+            self._unchecked = False
+            if wrong is not None:
+                return damage(self.path, ValueError(wrong))
+            if rows == sealed and count is None:
+                return None
+            seal.begin(rows)
+            detail = {"reason": count or "other rows", "sealed": sealed, "found": rows}
+            add_event(tx, self.fence or 0, "journal-altered", detail)
+        return (
+            f"{self.path}: was changed by something other than mixloop since a controller last "
+            f"wrote it{f' ({count})' if count else ''}; it is gone on with as it is: if nobody "
+            "meant to, stop, and restore a backup, or move it away: the next controller begins a "
+            "new one from the mixture in force"
+        )
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
@@ -296,6 +330,7 @@ class Journal:
         Raises:
             JournalError: when the journal belongs to another run.
         """
+        seal = self._watch()
         self._db.execute("BEGIN IMMEDIATE")
         try:
             known = self._db.execute("SELECT value FROM meta WHERE key = 'run'").fetchone()
@@ -304,19 +339,31 @@ class Journal:
                     f"{self.path}: belongs to run '{known[0]}', not '{run}'; "
                     "give this run a folder of its own (run.dir)"
                 )
+            row = self._db.execute("SELECT fence, CAST(seal AS BLOB) FROM lease").fetchone()
+            seal.begin(row[1] if row else journal_seal.bare(self._db))
             self._db.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run,))
-            row = self._db.execute("SELECT fence FROM lease").fetchone()
             fence = max(row[0] if row else 0, above) + 1
             holder = f"{socket.gethostname()}:{os.getpid()}"
             self._db.execute(
-                "INSERT OR REPLACE INTO lease VALUES (1, ?, ?, 0, ?)", (fence, holder, timestamp())
+                "INSERT OR REPLACE INTO lease VALUES (1, ?, ?, 0, ?, '')",
+                (fence, holder, timestamp()),
             )
-            self._db.execute("COMMIT")
+            self._commit(seal)
         except BaseException:
             self._roll_back()
             raise
         self.fence = fence
         return fence
+
+    def _watch(self) -> journal_seal.Seal:
+        if self._seal is None:  # those who only read need none
+            self._seal = journal_seal.Seal(self._db, TABLES)
+        return self._seal
+
+    def _commit(self, seal: journal_seal.Seal) -> None:
+        if seal.changed is not None:
+            self._db.execute("UPDATE lease SET seal = ?", (seal.changed,))
+        self._db.execute("COMMIT")
 
     def _roll_back(self) -> None:
         if self._db.in_transaction:  # SQLite has done it already on a full disk
@@ -346,13 +393,15 @@ class Journal:
         Raises:
             FenceLost: when a later controller holds the run; nothing was written.
         """
+        seal = self._watch()
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            row = self._db.execute("SELECT fence FROM lease").fetchone()
+            row = self._db.execute("SELECT fence, CAST(seal AS BLOB) FROM lease").fetchone()
             if row is None or row[0] != self.fence:
                 raise FenceLost(f"fence {self.fence} was replaced by {row and row[0]}")
+            seal.begin(row[1])
             yield self._db
-            self._db.execute("COMMIT")
+            self._commit(seal)
         except BaseException:
             self._roll_back()
             raise

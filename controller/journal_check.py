@@ -1,7 +1,7 @@
-"""Whether the rows of a journal hold what their columns are for: looked at once, at a start.
+"""Whether the rows of a journal hold what their columns are for: looked at when a seal doesn't fit.
 
 SQLite lets any value into any column, and a daemon may go on for weeks before it reads the one that
-is wrong. Pages are checked by SQLite itself (``PRAGMA quick_check``).
+is wrong. Pages are checked by SQLite itself (``PRAGMA integrity_check``).
 """
 
 from __future__ import annotations

@@ -198,7 +198,10 @@ def unscored(journal: Journal) -> list[Json]:
     return found
 
 
-ALARMS = ("stranger", "order-rejected", "trouble", "tracking-failed", "tracking-refused")
+ALARMS = (
+    *("stranger", "order-rejected", "trouble", "tracking-failed", "tracking-refused"),
+    "journal-altered",
+)
 
 
 def alarms(journal: Journal) -> list[Json]:

@@ -428,10 +428,11 @@ def test_scorecards(field: Field, count: int, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_journals(field: Field, count: int) -> None:
     field.stop()
+    before = field.seen.copy()
     folder = field.fresh()
     config = load_config(folder / "run.yaml")
     journal = RunPaths(config.run.dir).journal
-    valid = journal.read_bytes()
+    valid, unspoilt = journal.read_bytes(), content(journal)
 
     def throw(rng: random.Random) -> None:
         # other inodes: locks of a controller that refused to start lie on those before
@@ -441,7 +442,7 @@ def test_journals(field: Field, count: int) -> None:
         how = hostile.journal(rng, journal)
         try:
             commands(config.run.dir, "status", "history", "explain", "report")
-            _controls(field, folder, journal, how)
+            _controls(field, folder, journal, how, unspoilt)
         except Exception as error:
             raise AssertionError(f"{how}: {error!r}") from error
 
@@ -449,7 +450,7 @@ def test_journals(field: Field, count: int) -> None:
     for name in ("journal.db", "journal.db-journal", "controller.lock"):
         journal.with_name(name).unlink(missing_ok=True)
     journal.write_bytes(valid)
-    outcomes = {how: n for how, n in field.seen.items() if how.startswith("journal ")}
+    outcomes = {how: n for how, n in (field.seen - before).items() if how.startswith("journal ")}
     assert sum(outcomes.values()) == count
     sys.stderr.write(f"{outcomes}\n")
     run = field._played.Run(folder / "run.yaml")
@@ -460,23 +461,30 @@ def test_journals(field: Field, count: int) -> None:
         run.controller.close()
 
 
-def quick_check(journal: Path) -> bool:
-    """Whether SQLite finds the file's pages sound."""
+def content(journal: Path) -> Any:
+    """All that the file says, value by value; None when it can't be read."""
     db = sqlite3.connect(journal)
     try:
-        return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
+        if db.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
+            return None
+        found = {"version": db.execute("PRAGMA user_version").fetchall()}
+        found["schema"] = db.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+        for kind, table, _ in found["schema"]:
+            if kind == "table":
+                found[table] = sorted(map(ascii, db.execute(f"SELECT * FROM {table}")))
     except (sqlite3.DatabaseError, UnicodeDecodeError):  # its message quotes what is damaged
-        return False
+        return None
     finally:
         db.close()
+    return found
 
 
-def _controls(field: Field, folder: Path, journal: Path, how: str) -> None:
+def _controls(field: Field, folder: Path, journal: Path, how: str, valid: Any) -> None:
     """A daemon over that journal refuses to start with one line, or goes on in spite of it."""
     from mixloop.controller.service import start_controller
 
     said: list[str] = []
-    sound = quick_check(journal)
+    same = content(journal) == valid
     try:
         controller = start_controller(load_config(folder / "run.yaml"), folder, said.append)
     except BadInput as error:
@@ -494,8 +502,8 @@ def _controls(field: Field, folder: Path, journal: Path, how: str) -> None:
                 field.count(f"journal {how}: trouble")
                 return
         told = any(str(journal) in line for line in said)
-        assert told or sound
-        field.count(f"journal {how}: goes on{' and says so' if told else ''}")
+        assert told or same, "other rows than a controller wrote, and nothing was said"
+        field.count(f"journal {how}: goes on{' and says so' if told else ', as it was'}")
     finally:
         controller.close()
 

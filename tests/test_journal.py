@@ -121,6 +121,7 @@ def test_a_journal_of_the_first_version_is_brought_up_with_nothing_lost(path: Pa
         "one_policy_decision_per_checkpoint ON decisions(step) WHERE asked_by = 'policy';"
         "INSERT INTO checkpoints VALUES (5, 50, 5, '/c', 'stable', 0, '{\"web\": 1.0}', 'then');"
         "DROP TABLE requests; DROP TABLE approvals; DROP TABLE assessments;"
+        "ALTER TABLE lease DROP COLUMN seal;"
         "PRAGMA user_version = 1;"
         "INSERT INTO evaluations VALUES (5, 'failed', 2, 'gone', NULL, 'then', 'later');"
     )
@@ -132,6 +133,7 @@ def test_a_journal_of_the_first_version_is_brought_up_with_nothing_lost(path: Pa
     for _ in range(2):
         journal = opened(path)
         row = journal.row("SELECT * FROM checkpoints WHERE step = 5")
+        assert journal.check() is None
         journal.close()
         assert row is not None
         assert row["weights"] == {"web": 1.0}
@@ -177,14 +179,14 @@ def test_damaged_pages_are_told_though_nobody_reads_them(path: Path) -> None:
     journal = opened(path)
     for n in range(300):
         journal.event("note", detail=f"{n} " + random.Random(n).randbytes(200).hex())
-    assert journal.damaged() is None
+    assert journal.check() is None
     journal.close()
     data = bytearray(path.read_bytes())
     page = 4096 * (len(data) // 4096 - 3)
     data[page : page + 12] = b"\xff" * 12
     path.write_bytes(bytes(data))
     spoilt = opened(path)  # what it reads to start is sound
-    line = spoilt.damaged()
+    line = spoilt.check()
     spoilt.close()
     assert line is not None
     assert line.startswith(f"{path}: can't be read whole (DatabaseError: ")

@@ -1,4 +1,4 @@
-"""A journal's values are looked at when a controller starts: what nobody reads yet is told too."""
+"""A journal's wrong values are told when a controller starts, though nobody reads them yet."""
 
 from __future__ import annotations
 
@@ -31,14 +31,18 @@ def spoilt(sound: Path, folder: Path, table: str, column: str, value: object) ->
     path = folder / "journal.db"
     shutil.copy(sound, path)
     with sqlite3.connect(path) as db:
-        db.execute(f"UPDATE {table} SET {column} = ?", (value,))
+        which = " WHERE key = 'initial'" if table == "meta" else ""
+        db.execute(f"UPDATE {table} SET {column} = ?{which}", (value,))
     db.close()
-    return Journal(path)
+    journal = Journal(path)
+    journal.claim("r")
+    return journal
 
 
 def test_a_sound_journal_is_sound(sound: Path) -> None:
     journal = Journal(sound)
-    assert journal.damaged() is None
+    journal.claim("r")
+    assert journal.check() is None
     for table in ("decisions", "orders", "requests", "evaluations", "outbox", "events"):
         assert journal.value(f"SELECT COUNT(*) FROM {table}") > 0, "then it is not looked at"
     journal.close()
@@ -64,7 +68,7 @@ def test_a_value_that_is_wrong_is_told_with_its_place(
     sound: Path, tmp_path: Path, table: str, column: str, value: object, said: str
 ) -> None:
     journal = spoilt(sound, tmp_path, table, column, value)
-    line = journal.damaged()
+    line = journal.check()
     journal.close()
     assert line is not None
     assert f"{table}, row " in line

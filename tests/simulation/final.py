@@ -6,7 +6,8 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from mixloop.controller.journal import unpack
+from mixloop.controller import journal_seal
+from mixloop.controller.journal import TABLES, unpack
 from mixloop.trainer.contract import read_schedule
 
 from .invariants import Violation
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def at_end(world: Simulation) -> None:
     """Compare journal, files, trainer and tracker once the run has ended."""
     db = world._look_db()
+    _sealed(world, db)
     _file(world, db)
     _acknowledged(world, db)
     _scored(world, db)
@@ -25,6 +27,17 @@ def at_end(world: Simulation) -> None:
     _replay(world, db)
     _tracker(world, db)
     _again(world, db)
+
+
+def _sealed(world: Simulation, db: Any) -> None:
+    told = db.execute("SELECT at, fence FROM events WHERE kind = 'journal-altered'").fetchall()
+    if told:
+        raise Violation(
+            "sealed", f"a start found other rows than were sealed: {list(map(tuple, told))}"
+        )
+    seal, rows = db.execute("SELECT seal FROM lease").fetchone()[0], journal_seal.whole(db, TABLES)
+    if seal != rows or journal_seal.counters(db) is not None:
+        raise Violation("sealed", f"the seal is {seal}, that of the rows {rows}")
 
 
 def _file(world: Simulation, db: Any) -> None:

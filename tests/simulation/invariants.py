@@ -32,6 +32,7 @@ NAMES = {
     "replay": "state is what the requests made of it; a fresh controller has nothing to redo",
     "tracker-unique": "MLflow has one run, one model per checkpoint, one trace per decision",
     "tracker-complete": "MLflow has everything once it can be reached",
+    "sealed": "the journal's seal is that of its rows at every start and at the end",
     "survives": "the controller goes on: no error ends it but a lost fence",
     "converges": "without faults the run ends in bounded time, all scored, decided and told",
 }

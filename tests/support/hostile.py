@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mixloop.controller.journal import unpack
+from mixloop.controller.journal import SCHEMA_VERSION, unpack
 from mixloop.trainer.files import canonical, digest
 
 Json = Any
@@ -178,7 +178,7 @@ def journal(rng: random.Random, path: Path) -> str:
     db = sqlite3.connect(path, isolation_level=None)
     try:
         if how == 3:
-            db.execute(f"PRAGMA user_version={rng.choice([0, 1, 2, 4, 99, -1])}")
+            db.execute(f"PRAGMA user_version={rng.choice([0, 1, 2, SCHEMA_VERSION, 99, -1])}")
             return "version"
         tables = [n for (n,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         for _ in range(rng.randint(1, 3)):

@@ -1,0 +1,134 @@
+"""The journal's seal: a digest of all its rows, kept up by every transaction, checked at a start.
+
+A value that fits its column looks like the truth, and rows that are gone look like nothing. So
+each transaction leaves the sum of what all rows hash to (an incremental multiset hash, AdHash of
+Bellare and Micciancio 1997), taken from the rows it adds, changes and removes alone: what differs
+from it at the next start was not written by a controller. It tells accidents (a copy made while a
+transaction was open, another tool, a disk that flips bits), not somebody who means to deceive: it
+has no key.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+COLUMN = "seal"  # of the lease; left out of what is hashed
+_BYTES = 16
+_MASK = (1 << 8 * _BYTES) - 1
+_SCHEMA = "SELECT type, name, tbl_name, sql FROM main.sqlite_master ORDER BY name"
+
+
+class Seal:
+    """Follows what one connection does to the tables, from a known sum on.
+
+    Args:
+        db: a connection that writes; triggers of its own are put on its tables, for as long as it
+            is open. They leave nothing in the file.
+        tables: names.
+    """
+
+    def __init__(self, db: sqlite3.Connection, tables: Iterable[str]) -> None:
+        self._sum = self._before = 0
+        db.create_function("mixloop_seal", -1, self._follow)
+        db.execute("PRAGMA temp_store=MEMORY")  # a full disk must not matter here
+        db.execute("PRAGMA recursive_triggers=ON")  # so that rows which REPLACE removes count
+        db.executescript("".join(_triggers(db, table) for table in sorted(tables)))
+
+    def begin(self, text: str | bytes) -> None:
+        """A transaction begins on rows under this seal."""
+        self._sum = self._before = _number(text)
+
+    @property
+    def now(self) -> str:
+        """The seal of the rows as they are now."""
+        return _text(self._sum)
+
+    @property
+    def changed(self) -> str | None:
+        """The same; None while nothing has changed since the transaction began."""
+        return None if self._sum == self._before else self.now
+
+    def _follow(self, sign: int, table: str, *cells: Any) -> None:
+        self._sum = (self._sum + sign * _hash(table, cells)) & _MASK
+
+
+def whole(db: sqlite3.Connection, tables: Iterable[str]) -> str:
+    """The seal that the rows of these tables should have, and what the file says of them."""
+    total = _number(bare(db))
+    for table in tables:
+        cells = _cells(_columns(db, table), "")
+        for row in db.execute(f"SELECT {cells} FROM main.{table}"):
+            total += _hash(table, tuple(row))
+    return _text(total & _MASK)
+
+
+def bare(db: sqlite3.Connection) -> str:
+    """The seal of a file without a row: of its tables and indexes as they were declared."""
+    return _text(sum(_hash("", _typed(row)) for row in db.execute(_SCHEMA)) & _MASK)
+
+
+def counters(db: sqlite3.Connection) -> str | None:
+    """What is wrong with SQLite's own count of rows ever made (it takes no trigger), or None.
+
+    Decisions and events are numbered without a gap; entries of the outbox may be removed.
+    """
+    counted = dict(db.execute("SELECT name, seq FROM main.sqlite_sequence").fetchall())
+    for table, gaps in (("decisions", False), ("events", False), ("outbox", True)):
+        last = db.execute(f"SELECT COALESCE(MAX(seq), 0) FROM main.{table}").fetchone()[0]
+        made = counted.get(table, 0)
+        if not isinstance(made, int) or made < last or (made > last and not gaps):
+            return f"sqlite_sequence says {made!r:.40} of {table}, whose last row is {last!r:.40}"
+    return None
+
+
+def _triggers(db: sqlite3.Connection, table: str) -> str:
+    columns = _columns(db, table)
+    new, old = _cells(columns, "NEW."), _cells(columns, "OLD.")
+    names = ", ".join(f'"{name}"' for name in columns)
+    add = f"SELECT mixloop_seal(1, '{table}', {new});"
+    take = f"SELECT mixloop_seal(-1, '{table}', {old});"
+    return "".join(
+        f"CREATE TEMP TRIGGER seal_{table}_{when[:6]} AFTER {when} ON main.{table} "
+        f"BEGIN {what} END;"
+        for when, what in (
+            ("INSERT", add),
+            ("DELETE", take),
+            (f"UPDATE OF {names}", take + add),
+        )
+    )
+
+
+def _columns(db: sqlite3.Connection, table: str) -> list[str]:
+    return [row[1] for row in db.execute(f"PRAGMA main.table_info({table})") if row[1] != COLUMN]
+
+
+def _cells(columns: Sequence[str], of: str) -> str:
+    # as bytes: text that is no UTF-8 could not be handed over, and damage must end no transaction
+    return ", ".join(f'typeof({of}"{name}"), CAST({of}"{name}" AS BLOB)' for name in columns)
+
+
+def _typed(row: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(one if one is None else str(one).encode() for one in row)
+
+
+def _hash(table: str, cells: Iterable[Any]) -> int:
+    found = blake2b(table.encode(), digest_size=_BYTES)
+    for cell in cells:
+        held = b"" if cell is None else cell.encode() if isinstance(cell, str) else cell
+        found.update(b"%d:" % len(held) if cell is not None else b"-")
+        found.update(held)
+    return int.from_bytes(found.digest())
+
+
+def _text(total: int) -> str:
+    return f"{total:0{2 * _BYTES}x}"
+
+
+def _number(text: str | bytes) -> int:
+    try:
+        return int(text, 16) & _MASK
+    except ValueError:  # not ours: what follows from it won't fit either
+        return 0
