@@ -266,6 +266,7 @@ def test_a_journal_of_the_version_before_is_read_and_brought_up(play: Any, tmp_p
         db.executescript(
             "DROP TABLE requests; DROP TABLE approvals; DROP TABLE assessments;"
             "DROP INDEX one_policy_decision_per_checkpoint; DROP INDEX orders_not_in_force;"
+            "ALTER TABLE lease DROP COLUMN seal;"
             "DROP INDEX decisions_by_verdict; DROP INDEX evaluations_by_state;"
             "ALTER TABLE checkpoints DROP COLUMN incarnation;"
             "ALTER TABLE decisions DROP COLUMN abandoned_by; CREATE UNIQUE INDEX "
