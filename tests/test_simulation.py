@@ -48,6 +48,7 @@ MUTATIONS = [
     "marks-failures",
     "marks-early",
     "entry-apart",
+    "seal-left",
 ]
 QUICK = ("no-folder-fsync", "publish-first", "no-fence-check", "generation-reused")
 SOAKED = [pytest.param(n, marks=() if n in QUICK else pytest.mark.soak) for n in MUTATIONS]

@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mixloop.controller import daemon, drain, journal, operate, operations, propose, records, sight
+from mixloop.controller import (
+    daemon,
+    drain,
+    journal,
+    journal_seal,
+    operate,
+    operations,
+    propose,
+    records,
+    sight,
+)
 from mixloop.policies.guards import GuardResult
 from mixloop.trainer import files, orders
 
@@ -371,6 +381,16 @@ def _fact_without_entry() -> list[Change]:
     return [(records, "decision", decision)]
 
 
+def _leaves_the_seal() -> list[Change]:
+    real = journal_seal.Seal._follow
+
+    def follow(self: journal_seal.Seal, sign: int, table: str, *cells: Any) -> None:
+        if sign > 0 or table != "outbox":
+            real(self, sign, table, *cells)
+
+    return [(journal_seal.Seal, "_follow", follow)]
+
+
 MUTATIONS = (
     Mutation(
         "no-file-fsync",
@@ -513,6 +533,13 @@ MUTATIONS = (
         0,
         "tracker-complete",
         _fact_without_entry,
+    ),
+    Mutation(
+        "seal-left",
+        "a transaction that removes rows leaves the seal as it was",
+        0,
+        "sealed",
+        _leaves_the_seal,
     ),
 )
 BY_NAME = {one.name: one for one in MUTATIONS}
