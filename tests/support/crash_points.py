@@ -609,7 +609,12 @@ class Play:
             must(set(keys) <= sent, f"marked as sent and was not: {sorted(set(keys) - sent)}")
 
     def _check_said(self, journal: Journal) -> None:
-        """What the daemon has told a person is in the journal, with the same verdict."""
+        """What the daemon has told a person is in the journal, with the same verdict; and it took
+        no row that it had written for another's."""
+        altered = journal.value("SELECT COUNT(*) FROM events WHERE kind = 'journal-altered'")
+        must(altered == 0, "a start found other rows than were sealed")
+        doubted = [line for line in self.said if str(self.paths.journal) in line]
+        must(not doubted, f"its own journal was doubted: {doubted}")
         known = {row["id"]: row["verdict"] for row in journal.rows("SELECT * FROM decisions")}
         for line in self.said:
             words = line.split()
