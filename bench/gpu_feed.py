@@ -21,7 +21,7 @@ SHAPE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
          "num_attention_heads": 12}  # fmt: skip
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
          "num_attention_heads": 1}  # fmt: skip
-SECONDS, BLOCK, WARM = 75.0, 16, 6
+SECONDS, BLOCK, WARM = 40.0, 12, 6
 
 
 class Loop:

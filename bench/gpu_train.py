@@ -25,7 +25,7 @@ from mixloop.trainer.contract import (
     write_order,
 )
 
-FULL = {"steps": 300, "order": 80, "kill": 130, "resumed": 180, "save": 60, "length": 1024,
+FULL = {"steps": 300, "order": 80, "kill": 130, "resumed": 180, "save": 100, "length": 1024,
         "rows": 16}  # fmt: skip
 QUICK = {"steps": 60, "order": 20, "kill": 30, "resumed": 45, "save": 10, "length": 64,
          "rows": 4}  # fmt: skip
