@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +69,34 @@ def device_named(device: str) -> dict[str, Any] | None:
 
 
 def run_part(options: argparse.Namespace) -> None:
-    """In the part's own process: its figures, or the end of its traceback, as a JSON file."""
+    """In the part's own process: what each of its steps found, or why it failed, as a JSON file."""
     began = time.monotonic()
     found: dict[str, Any] = {}
-    try:
-        module = importlib.import_module(f"gpu_{options.part}")
-        for name, value in module.run(options):
-            found[name] = value
+
+    def attempt(name: str, work: Callable[[], Any]) -> Any:
+        try:
+            value = work()
+        except Exception as error:
+            traceback.print_exc()
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(last.filename).name}:{last.lineno}"
+            failed = f"{name}: {type(error).__name__}: {error} ({place})"
+            found["failed"] = "; ".join(filter(None, [found.get("failed"), failed]))
+            return None
+        finally:
             print(f"  {options.part}: {name} ({time.monotonic() - began:.0f} s)", flush=True)
-            options.json.write_text(json.dumps(found))
-    except Exception as error:
-        traceback.print_exc()
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(last.filename).name}:{last.lineno}"
-        found["failed"] = f"{type(error).__name__}: {error} ({place})"
+        return value
+
+    steps = attempt("start", lambda: importlib.import_module(f"gpu_{options.part}").run(options))
+    for name, work in steps or {}.items():
+        value = attempt(name, work)
+        if value is not None:
+            found[name] = value
+        # what a step found wrong costs its figures nothing
+        for problem in value.pop("problems", ()) if isinstance(value, dict) else ():
+            found["failed"] = "; ".join(filter(None, [found.get("failed"), f"{name}: {problem}"]))
         options.json.write_text(json.dumps(found))
+    options.json.write_text(json.dumps(found))
 
 
 def start_part(name: str, options: argparse.Namespace, scratch: Path, left: float) -> Any:

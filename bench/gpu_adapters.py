@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import yaml
-from gpu_common import audit
+from gpu_common import audit, unless
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from mixloop.trainer import MixtureLoader
@@ -77,9 +79,11 @@ def huggingface(config: Path, device: str) -> torch.Tensor:
     """First tokens [samples] of what the model was given, where it was given it."""
 
     class Recorder(MixtureMixin, Trainer):
-        seen: list[torch.Tensor] = []
+        seen: ClassVar[list[torch.Tensor]] = []
 
-        def compute_loss(self, model: Any, inputs: Mapping[str, Any], *rest: Any, **more: Any) -> Any:
+        def compute_loss(
+            self, model: Any, inputs: Mapping[str, Any], *rest: Any, **more: Any
+        ) -> Any:
             self.seen.append(inputs["input_ids"][:, 0].clone())
             return super().compute_loss(model, inputs, *rest, **more)
 
@@ -144,36 +148,41 @@ def checked(
     began = time.perf_counter()
     seen = train(config, device)
     seconds = time.perf_counter() - began
-    assert seen.device.type == device, f"batches came on {seen.device}"
     paths = RunPaths(config.parent / "run")
-    schedule = read_schedule(paths.schedule)
+    schedule, status = read_schedule(paths.schedule), read_status(paths.status)
     opened = schedule.latest_open
-    assert opened is not None
+    if opened is None or status is None:
+        raise RuntimeError(f"{paths.dir}: no schedule or no status")
     sizes = {entry.name: entry.samples for entry in opened.sources}
     source, index = MixtureOrder(sizes, opened.seed, schedule.mixture).batch(0, STEPS * QUANTUM)
-    assert seen.tolist() == (source * NUMBER + index).tolist(), "not the order of the schedule"
-    applied = next(one for one in schedule.segments if one.generation == 1)
-    assert ASKED < applied.step < STEPS, f"applied at step {applied.step}"
-    status = read_status(paths.status)
-    assert status is not None
-    assert status.finished and status.in_force.generation == 1, status
+    applied = next((one.step for one in schedule.segments if one.generation == 1), -1)
+    audited = audit(config)
     return {
+        "problems": unless(
+            batches_came_on_the_device=seen.device.type == device,
+            batches_are_those_of_the_schedule=seen.tolist() == (source * NUMBER + index).tolist(),
+            applied_later_than_asked=ASKED < applied < STEPS,
+            in_force_at_the_end=status.finished and status.in_force.generation == 1,
+            the_audit_is_consistent=audited["consistent"],
+        ),
         "steps": STEPS,
         "asked_at_step": ASKED,
-        "applied_at_step": applied.step,
+        "applied_at_step": applied,
         "samples_compared": len(seen),
         "loss": status.loss,
         "seconds": seconds,
-        "audit": audit(config),
+        "audit": audited,
     }
 
 
-def run(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """The part's figures, one after the other; one that is not installed is said to be so."""
+def run(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """The part's steps."""
     warnings.simplefilter("ignore")
     folder = options.scratch / "adapters"
-    for name, train in (("huggingface", huggingface), ("lightning", lightning)):
-        try:
-            yield name, checked(train, make_run(folder, name), options.device)
-        except ImportError as error:
-            yield name, {"not_installed": str(error)}
+    ways = {"huggingface": huggingface}
+    if importlib.util.find_spec("lightning") is not None:
+        ways["lightning"] = lightning
+    return {
+        name: partial(checked, train, make_run(folder, name), options.device)
+        for name, train in ways.items()
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,9 @@ def ways(scratch: Path, options: argparse.Namespace) -> list[Fed]:
         stores = scratch / f"stores-{count}"
         stores.mkdir(parents=True)
         weights = make(stores, count, (400 if options.quick else 8000) // (1 if count == 4 else 8))
-        kinds = [(prefetch, pin, "int64") for prefetch in (0, 8) for pin in (False, True)[: 1 + cuda]]
+        kinds = [
+            (prefetch, pin, "int64") for prefetch in (0, 8) for pin in (False, True)[: 1 + cuda]
+        ]
         for prefetch, pin, dtype in [*kinds, (8, cuda, "native")]:
             name = f"{count} sources, prefetch {prefetch}"
             name += ", pinned" if pin else ""
@@ -158,29 +160,42 @@ def figures(one: Fed, ceiling: Fed) -> dict[str, Any]:
     }
 
 
-def run(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """The part's figures, one after the other."""
-    loop = Loop(options.device, options.quick)
-    scratch = options.scratch / "feed"
-    fed = ways(scratch, options)
-    yield "parameters", loop.parameters
-    block, warm = (2, 1) if options.quick else (BLOCK, WARM)
+def measure(loop: Loop, fed: list[Fed], quick: bool) -> dict[str, Any]:
+    """Rounds of all ways, each time another one first."""
+    block, warm = (2, 1) if quick else (BLOCK, WARM)
     for one in fed:
         one.block(loop, warm, wait=False, timed=False)
     began = time.monotonic()
     rounds = 0
-    while rounds < 2 or (time.monotonic() - began < SECONDS and not options.quick):
-        # another way first every time: what warms up or slows down is nobody's alone
+    while rounds < 2 or (time.monotonic() - began < SECONDS and not quick):
         for one in fed[rounds % len(fed) :] + fed[: rounds % len(fed)]:
             for wait in (False, True):
                 one.block(loop, block, wait)
         rounds += 1
-    yield "variants", [figures(one, fed[0]) for one in fed]
-    yield "rounds", rounds
-    yield "steps_a_round", block
-    if options.device == "cuda":
-        yield "gpu_memory_gb", torch.cuda.max_memory_allocated() / 1e9
-    for one in fed:
-        if one.loader is not None:
-            one.loader.close()
-    yield "batches_compared", same_order(fed)
+    memory = torch.cuda.max_memory_allocated() / 1e9 if loop.device == "cuda" else None
+    return {
+        "parameters": loop.parameters,
+        "rows": ROWS,
+        "length": LENGTH,
+        "rounds": rounds,
+        "steps_a_round": block,
+        "gpu_memory_gb": memory,
+    }
+
+
+def run(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """The part's steps."""
+    loop = Loop(options.device, options.quick)
+    fed = ways(options.scratch / "feed", options)
+
+    def compared() -> int:
+        for one in fed:
+            if one.loader is not None:
+                one.loader.close()
+        return same_order(fed)
+
+    return {
+        "measured": lambda: measure(loop, fed, options.quick),
+        "variants": lambda: [figures(one, fed[0]) for one in fed],
+        "batches_compared": compared,
+    }
