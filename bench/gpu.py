@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("train", "feed", "adapters", "evals")
-LIMITS = {"train": 170, "feed": 110, "adapters": 80, "evals": 200}  # seconds
+LIMITS = {"train": 170, "feed": 130, "adapters": 80, "evals": 200}  # seconds
 
 
 def parse() -> argparse.Namespace:
@@ -88,7 +88,7 @@ def run_part(options: argparse.Namespace) -> None:
         return value
 
     steps = attempt("start", lambda: importlib.import_module(f"gpu_{options.part}").run(options))
-    for name, work in steps or {}.items():
+    for name, work in (steps or {}).items():
         value = attempt(name, work)
         if value is not None:
             found[name] = value

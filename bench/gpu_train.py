@@ -98,13 +98,15 @@ class Running:
         return self.log.read_bytes()[self._from :].decode(errors="replace")
 
     def end(self) -> int:
-        """Follow it to its end; its exit code."""
-        while self.process.poll() is None:
-            status = read_status(self.paths.status)
+        """Follow it to its end; its exit code. The last of `heard` is then its last status."""
+        while True:
+            code = self.process.poll()
+            status = read_status(self.paths.status)  # after the end once more
             if status is not None and (not self.heard or self.heard[-1] != status):
                 self.heard.append(status)
+            if code is not None:
+                return code
             time.sleep(0.01)
-        return self.process.wait()
 
     def order(self) -> None:
         """Publish another mixture, as the controller does."""
