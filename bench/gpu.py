@@ -25,6 +25,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -108,7 +109,7 @@ def start_part(name: str, options: argparse.Namespace, scratch: Path, left: floa
     command += [one for data in options.data for one in ("--data", data)]
     limit = min(LIMITS[name] if options.device == "cuda" else 3600.0, left)
     why = None
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, process_group=0)
     try:
         code = process.wait(limit)
         why = f"exit code {code}" if code else None
@@ -130,6 +131,7 @@ def main() -> int:
     if options.part:
         run_part(options)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and its part goes with it
     began = time.monotonic()
     where = device_named(options.device)
     if where is None:
