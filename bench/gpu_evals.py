@@ -278,6 +278,6 @@ def run(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
             dtype: partial(beside, checkpoint, dtype, data, options, size)
             for dtype in ("bfloat16", "float32")
         },
-        "on_both": lambda: on_both(checkpoint, data, options.device, size["few"]),
         "command": lambda: command(checkpoint, data, stores, options, size),
+        "on_both": lambda: on_both(checkpoint, data, options.device, size["few"]),
     }
