@@ -123,7 +123,9 @@ def start_part(name: str, options: argparse.Namespace, scratch: Path, left: floa
         found = json.loads(out.read_text())
     except (OSError, ValueError):
         found = {}
-    return found | ({"failed": why} if why is not None and "failed" not in found else {})
+    if why is not None:
+        found["failed"] = "; ".join(filter(None, [found.get("failed"), why]))
+    return found
 
 
 def main() -> int:
