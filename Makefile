@@ -8,7 +8,7 @@ ARGS ?=
 export TORCH MIXLOOP_PYTHON
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help env demo test test-titan check soak bench bench-evals bench-loader bench-policies clean
+.PHONY: help env demo test test-titan check soak bench bench-evals bench-loader bench-gpu bench-policies clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make bench   the benchmarks in bench/"
 	@echo "make bench-evals  the evaluation engine against lm-eval's hf model, on SmolLM2-135M"
 	@echo "make bench-loader ARGS=\"--peers DIR\"  our loader beside six others, each in its own environment"
+	@echo "make bench-gpu  trainer, feeding, adapters and evaluations on a CUDA device; six minutes"
 	@echo "make bench-policies  every policy on worlds whose truth is known; hours on a few cores"
 	@echo "make clean   remove caches and build outputs; .venv stays"
 	@echo "make env     only the set-up: .venv with mixloop[dev,demo]"
@@ -52,7 +53,7 @@ soak: env
 
 bench: env
 	@set -e; for script in bench/*.py; do \
-	  case "$$script" in bench/evals.py|bench/policies.py|bench/regmix.py|bench/loader.py|bench/loader_peers.py) continue;; esac; \
+	  case "$$script" in bench/evals.py|bench/policies.py|bench/regmix.py|bench/loader.py|bench/loader_peers.py|bench/gpu*.py) continue;; esac; \
 	  if [ ! -e "$$script" ]; then echo "bench/ holds no scripts"; exit 0; fi; \
 	  echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
 	done
@@ -65,6 +66,10 @@ bench-evals: env
 
 bench-loader: env
 	@$(BIN)/python bench/loader.py $(ARGS)
+
+# ARGS="--data mmlu=DIR --data gsm8k=FILE --data math=FILE", "--only feed", "--device cpu --quick"
+bench-gpu: env
+	@$(BIN)/python bench/gpu.py $(ARGS)
 
 # ARGS="--jobs 8 --only law --out results.json", "--null", "--policy law --vary sweep"
 bench-policies: env

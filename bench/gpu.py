@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("train", "feed", "adapters", "evals")
-LIMITS = {"train": 170, "feed": 130, "adapters": 80, "evals": 200}  # seconds
+LIMITS = {"train": 170, "feed": 130, "adapters": 80, "evals": 240}  # seconds
 
 
 def parse() -> argparse.Namespace:

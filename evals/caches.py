@@ -24,6 +24,8 @@ class RowCaches:
         # on a CPU each row attends by itself and none is padded; elsewhere calls cost more
         self._together = together
         self._padding: Rows | None = None
+        self._newest_at: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._seen: torch.Tensor | None = None
         self.lengths: list[int] = []
         self.counts: list[int] = []
         self._layers: list[KeyValue] = []
@@ -58,7 +60,7 @@ class RowCaches:
         self._grow(max(self.lengths), self._layers)
         self._ranges = ranges(counts)
         if self._together:
-            self._padding = self._padded_rows()
+            self._padding, self._seen = self._padded_rows(), None
         else:
             self._masks = [_newest(n, c) for n, c in zip(self.lengths, counts, strict=True)]
 
@@ -120,7 +122,7 @@ class RowCaches:
     def _padded_rows(self) -> Rows:
         """Queries padded to the most of a row, and what each may see of the longest row."""
         device = self._layers[0][0].device
-        width, longest = max(self.counts), max(self.lengths)
+        width, longest = max(self.counts), self._longest()
         index, back = padded_index(self.counts)
         lengths, counts = torch.tensor(self.lengths), torch.tensor(self.counts)
         # query j of a row is its token lengths - counts + j; padding sees what the first one does
@@ -128,7 +130,15 @@ class RowCaches:
         last = (lengths - counts)[:, None] + own
         beyond = torch.arange(longest) > last[..., None]
         mask = torch.zeros(beyond.shape).masked_fill(beyond, -math.inf)[:, None]
+        rows = torch.arange(len(counts)).repeat_interleave(counts)
+        ends = torch.tensor([end for _, end in self._ranges]).repeat_interleave(counts)
+        newest = lengths.repeat_interleave(counts) - ends + torch.arange(len(rows))
+        self._newest_at = rows.to(device), newest.to(device)
         return Rows(index.to(device), back.to(device), mask.to(device))
+
+    def _longest(self) -> int:
+        """Tokens of the longest row, up to where kernels like to end; there is room for it."""
+        return min(-(-max(self.lengths) // 16) * 16, self._layers[0][0].shape[2])
 
     def _all_rows(
         self, layer: int, rows: Rows, qkv: tuple[torch.Tensor, ...], scale: float
@@ -136,18 +146,20 @@ class RowCaches:
         """All rows in one product, shorter ones padded."""
         q, k, v = qkv
         keys, values = self._layers[layer]
-        for place, (begin, end) in enumerate(self._ranges):
-            length = self.lengths[place]
-            keys[place, :, length - (end - begin) : length] = k[0, :, begin:end]
-            values[place, :, length - (end - begin) : length] = v[0, :, begin:end]
-        n, longest = len(self.lengths), max(self.lengths)
+        # all rows at once: a copy a row and layer took longer than the rest of the pass
+        place, at = cast(tuple[torch.Tensor, torch.Tensor], self._newest_at)
+        keys[place, :, at] = k[0].transpose(0, 1)
+        values[place, :, at] = v[0].transpose(0, 1)
+        n, longest = len(self.lengths), self._longest()
         padded = rows.padded(q)
         _, heads, width, d = padded.shape
         kv_heads = k.shape[1]
         folded = padded.reshape(n, kv_heads, heads // kv_heads * width, d)
-        mask = cast(torch.Tensor, rows.mask).repeat(1, 1, heads // kv_heads, 1)
-        seen = keys[:n, :, :longest], values[:n, :, :longest]
-        out, weight = attend_to(folded, *seen, scale, mask=mask)
+        if self._seen is None:  # the same in every layer
+            mask = cast(torch.Tensor, rows.mask).to(q.dtype)
+            self._seen = mask.repeat(1, 1, heads // kv_heads, 1)
+        held = keys[:n, :, :longest], values[:n, :, :longest]
+        out, weight = attend_to(folded, *held, scale, mask=self._seen)
         out, weight = out.reshape(n, heads, width, d), weight.reshape(n, heads, width)
         return rows.packed(out), rows.packed(weight[..., None])[..., 0]
 

@@ -24,13 +24,17 @@ from .attention import KeyValue, OneChain, Pass, Rows, padded_index
 from .decoding import Decoder, Text
 from .model import CheckpointLM, Pair
 from .sampling import Sampling
-from .trie import Family, Row, batches, chain, plan, prompt_families
+from .trie import WORTH_TOKENS, Family, Row, batches, chain, plan, prompt_families
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-# tokens of a pass: enough to keep the matrix products busy, few enough to stay in the caches
-CPU_PASS, DEVICE_PASS = 512, 8192
+# tokens of a pass: enough to keep the matrix products busy, few enough to stay in the caches; on
+# another device, of a model of 10^9 parameters: smaller ones need more tokens to keep it busy
+CPU_PASS, DEVICE_PASS, MOST_PASS = 512, 8192, 32768
+# what a pass costs whatever it holds: on a device, seconds a layer for the host to launch it, at
+# so many operations a second, two of which a token takes for each parameter
+LAUNCH_SECONDS, OPERATIONS = 1e-3, 2e14
 # the most logits of one pass, in numbers
 CPU_LOGITS, DEVICE_LOGITS = 2**26, 2**30
 # bytes for the keys and values of the rows being decoded, and the most rows at a time
@@ -40,8 +44,9 @@ CACHE_BYTES, CPU_ROWS, DEVICE_ROWS = 2**30, 32, 256
 class SharedPrefixLM(CheckpointLM):
     """A causal language model for lm-eval's task code that computes shared tokens once.
 
-    `pass_tokens` bounds the tokens of one forward pass; `tokens` counts those computed so far,
-    `asked_tokens` those that computing every request on its own would have taken.
+    `pass_tokens` bounds the tokens of one forward pass; a prefix that saves `worth_tokens` gets one
+    of its own. `tokens` counts those computed so far, `asked_tokens` those that computing every
+    request on its own would have taken.
     """
 
     def __init__(
@@ -60,7 +65,10 @@ class SharedPrefixLM(CheckpointLM):
         model.set_attn_implementation(attention.NAME)
         on_cpu = self.device.type == "cpu"
         vocabulary = int(model.config.get_text_config().vocab_size)
-        most = batch_tokens or (CPU_PASS if on_cpu else DEVICE_PASS)
+        size = max(1, sum(one.numel() for one in model.parameters()))
+        most = batch_tokens or (CPU_PASS if on_cpu else device_pass(size))
+        layers = int(model.config.get_text_config().num_hidden_layers)
+        self.worth_tokens = WORTH_TOKENS if on_cpu else device_worth(size, layers)
         self.pass_tokens = max(
             1, min(most, (CPU_LOGITS if on_cpu else DEVICE_LOGITS) // vocabulary)
         )
@@ -143,7 +151,7 @@ class SharedPrefixLM(CheckpointLM):
         if not asked:
             return []
         self.asked_tokens += sum(map(len, asked))
-        made = plan(list(asked))
+        made = plan(list(asked), self.worth_tokens)
         answers = Answers(len(requests))
         for sequence, indices in enumerate(asked.values()):
             for index in indices:
@@ -230,7 +238,7 @@ class SharedPrefixLM(CheckpointLM):
         for prompt in prompts:
             texts.append(Text(prompt, sampling.generator(prompt, repeats[prompt])))
             repeats[prompt] += 1
-        for depth, members in prompt_families(prompts):
+        for depth, members in prompt_families(prompts, self.worth_tokens):
             prefix = self._shared_prefix(prompts[members[0]][:depth])
             for index in members:
                 texts[index].suffix = prompts[index][depth:]
@@ -266,6 +274,16 @@ class SharedPrefixLM(CheckpointLM):
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         bytes_a_token = 2 * config.num_hidden_layers * kv_heads * size * self.model.dtype.itemsize
         return max(1, min(self.most_rows, CACHE_BYTES // int(bytes_a_token * longest)))
+
+
+def device_pass(parameters: int) -> int:
+    """Tokens of a pass on a device that is not the CPU."""
+    return max(DEVICE_PASS, min(MOST_PASS, DEVICE_PASS * 10**9 // parameters))
+
+
+def device_worth(parameters: int, layers: int) -> int:
+    """Tokens that take a device as long as launching a pass does."""
+    return max(WORTH_TOKENS, int(layers * LAUNCH_SECONDS * OPERATIONS / (2 * parameters)))
 
 
 def _appended(prefix: list[KeyValue] | None, kept: list[KeyValue]) -> list[KeyValue]:

@@ -16,7 +16,7 @@ Tokens = tuple[int, ...]
 # a tree of at most this many tokens is computed as one row, all of it under one dense mask
 ROW_TOKENS = 320
 # a prefix is kept for its family when that saves at least this many tokens: a pass of its own
-# costs about as much as so many
+# costs about as much as so many on a CPU
 WORTH_TOKENS = 64
 
 
@@ -88,12 +88,15 @@ class Plan:
         return found
 
 
-def plan(sequences: Sequence[Tokens]) -> Plan:
-    """The order in which to compute these sequences, which must differ and not be empty."""
+def plan(sequences: Sequence[Tokens], worth: int = WORTH_TOKENS) -> Plan:
+    """The order in which to compute these sequences, which must differ and not be empty.
+
+    `worth`: tokens that a prefix has to save to be computed on its own.
+    """
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
     leaves: dict[int, Node] = {}
     root = _Builder(sequences, order, leaves).node(0, len(order), 0, None)
-    return Plan(_family(root, ()), tuple(leaves[index] for index in range(len(sequences))))
+    return Plan(_family(root, (), worth), tuple(leaves[index] for index in range(len(sequences))))
 
 
 class _Builder:
@@ -146,27 +149,27 @@ def _shared(one: Tokens, other: Tokens, start: int) -> int:
     return low
 
 
-def _family(node: Node, carried: tuple[Node, ...]) -> Family:
+def _family(node: Node, carried: tuple[Node, ...], worth: int) -> Family:
     """A family whose prefix is the carried nodes and the node itself."""
     made = Family(_row((*carried, node)))
     for child in node.children:
-        _place(child, (), made)
+        _place(child, (), made, worth)
     return made
 
 
-def _place(node: Node, carried: tuple[Node, ...], family: Family) -> None:
+def _place(node: Node, carried: tuple[Node, ...], family: Family, worth: int) -> None:
     """Puts a subtree under a family: as a row, as a family of its own, or branch by branch."""
     above = sum(len(one.tokens) for one in carried)
     if above + node.total <= ROW_TOKENS or not node.children:
         family.rows.append(_row((*carried, node), below=node.children))
-    elif (above + len(node.tokens)) * (node.leaves - 1) >= WORTH_TOKENS:
-        family.families.append(_family(node, carried))
+    elif (above + len(node.tokens)) * (node.leaves - 1) >= worth:
+        family.families.append(_family(node, carried, worth))
     else:
         # too little is shared to keep it: each branch takes its own copy along
         if node.ends:
             family.rows.append(_row((*carried, node)))
         for child in node.children:
-            _place(child, (*carried, node), family)
+            _place(child, (*carried, node), family, worth)
 
 
 def _row(chain: Sequence[Node], below: Sequence[Node] = ()) -> Row:
@@ -224,7 +227,9 @@ def batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
 _LONGER_TOKENS = 256
 
 
-def prompt_families(prompts: Sequence[Tokens]) -> list[tuple[int, list[int]]]:
+def prompt_families(
+    prompts: Sequence[Tokens], worth: int = WORTH_TOKENS
+) -> list[tuple[int, list[int]]]:
     """Prompts to generate from, grouped by a prefix worth keeping: (its length, their indices).
 
     Prompts that share nothing worth it are together under length 0, which comes first. Every
@@ -234,7 +239,7 @@ def prompt_families(prompts: Sequence[Tokens]) -> list[tuple[int, list[int]]]:
     leaves: dict[int, Node] = {}
     root = _Builder(unique, range(len(unique)), leaves).node(0, len(unique), 0, None)
     groups: dict[int, tuple[int, Node]] = {}
-    _group(root, (0, root), groups)
+    _group(root, (0, root), groups, worth)
     found: dict[tuple[int, int], list[int]] = {}
     member = {tokens: groups[index] for index, tokens in enumerate(unique)}
     for index, prompt in enumerate(prompts):
@@ -246,13 +251,15 @@ def prompt_families(prompts: Sequence[Tokens]) -> list[tuple[int, list[int]]]:
     ]
 
 
-def _group(node: Node, above: tuple[int, Node], groups: dict[int, tuple[int, Node]]) -> None:
+def _group(
+    node: Node, above: tuple[int, Node], groups: dict[int, tuple[int, Node]], worth: int
+) -> None:
     """Assigns every sequence below a node to the prefix it is generated from."""
     end = node.start + len(node.tokens)
     fresh = end - above[0]
-    needed = _LONGER_TOKENS if above[0] else WORTH_TOKENS
+    needed = max(_LONGER_TOKENS, worth) if above[0] else worth
     own = (end, node) if fresh * (node.leaves - 1) >= needed else above
     for index in node.ends:
         groups[index] = own
     for child in node.children:
-        _group(child, own, groups)
+        _group(child, own, groups, worth)

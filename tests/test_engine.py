@@ -267,6 +267,30 @@ def test_rows_decoded_together_write_the_same(
     assert lm.generate_until(asked) == apart
 
 
+def test_what_is_worth_sharing_changes_no_number(tokenizer: Any) -> None:
+    """On a device, a small model's prefix is computed again rather than in a pass of its own."""
+    model = tiny("Llama", 2)
+    shared, apart = engine(model, tokenizer), engine(model, tokenizer)
+    apart.worth_tokens = 10**9
+    own = [one.loglikelihood(requests(3), disable_tqdm=True) for one in (shared, apart)]
+    for a, b in zip(*own, strict=True):
+        assert a[0] == pytest.approx(b[0], abs=1e-4)
+    assert shared.generate_until(prompts(5)) == apart.generate_until(prompts(5))
+    assert shared.tokens < apart.tokens
+
+
+def test_the_smaller_a_model_the_more_a_prefix_has_to_save() -> None:
+    from mixloop.evals.engine import device_pass, device_worth
+
+    sizes = [(135_000_000, 30), (1_700_000_000, 24), (8_000_000_000, 32), (70_000_000_000, 80)]
+    worth = [device_worth(*size) for size in sizes]
+    assert worth == sorted(worth, reverse=True)
+    assert worth[0] > 10_000
+    assert 64 <= worth[-1] < 200
+    passes = [device_pass(size) for size, _ in sizes]
+    assert passes == [32768, 8192, 8192, 8192]
+
+
 def test_nothing_is_continued_from_the_start_of_a_text(tokenizer: Any) -> None:
     from lm_eval.api.instance import Instance
 
