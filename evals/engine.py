@@ -38,7 +38,7 @@ LAUNCH_SECONDS, OPERATIONS = 1e-3, 2e14
 # the most logits of one pass, in numbers
 CPU_LOGITS, DEVICE_LOGITS = 2**26, 2**30
 # bytes for the keys and values of the rows being decoded, and the most rows at a time
-CACHE_BYTES, CPU_ROWS, DEVICE_ROWS = 2**30, 32, 256
+CPU_CACHE, DEVICE_CACHE, CPU_ROWS, DEVICE_ROWS = 2**30, 2**32, 32, 256
 
 
 class SharedPrefixLM(CheckpointLM):
@@ -250,7 +250,7 @@ class SharedPrefixLM(CheckpointLM):
                 prompts[members[0]][:depth],
                 sampling=sampling,
                 room=room,
-                places=self._places(longest),
+                places=min(len(own), self._places(longest)),
                 stopped=lambda made: self._stopped(made, stops),
             ).run(own)
         self.asked_tokens += sum(len(p) + len(t.made) for p, t in zip(prompts, texts, strict=True))
@@ -273,7 +273,10 @@ class SharedPrefixLM(CheckpointLM):
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         bytes_a_token = 2 * config.num_hidden_layers * kv_heads * size * self.model.dtype.itemsize
-        return max(1, min(self.most_rows, CACHE_BYTES // int(bytes_a_token * longest)))
+        most = CPU_CACHE if self.device.type == "cpu" else DEVICE_CACHE
+        if self.device.type == "cuda":  # something else may be at work there
+            most = min(most, torch.cuda.mem_get_info(self.device)[0] // 4)
+        return max(1, min(self.most_rows, most // int(bytes_a_token * longest)))
 
 
 def device_pass(parameters: int) -> int:
