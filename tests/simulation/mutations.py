@@ -145,10 +145,12 @@ def _reuse_generation() -> list[Change]:
 
 @contextlib.contextmanager
 def _unfenced(self: journal.Journal) -> Iterator[sqlite3.Connection]:
+    seal = self._watch()
     self._db.execute("BEGIN IMMEDIATE")
     try:
+        seal.begin(self._db.execute("SELECT seal FROM lease").fetchone()[0])
         yield self._db
-        self._db.execute("COMMIT")
+        self._commit(seal)
     except BaseException:
         self._roll_back()
         raise
@@ -164,8 +166,9 @@ def _fence_not_raised() -> list[Change]:
     def claim(self: journal.Journal, run: str, *, above: int = 0) -> int:
         fence = real(self, run, above=above)
         if fence > 1:
+            with patches._real_transaction(self) as tx:
+                tx.execute("UPDATE lease SET fence = ?", (fence - 1,))
             self.fence = fence - 1
-            self._db.execute("UPDATE lease SET fence = ?", (self.fence,))
         return self.fence or 0
 
     return [(journal.Journal, "claim", claim)]
@@ -253,7 +256,7 @@ def _acknowledges_the_last() -> list[Change]:
 def _half_transactions() -> list[Change]:
     def roll_back(self: journal.Journal) -> None:
         if self._db.in_transaction:
-            self._db.execute("COMMIT")
+            self._commit(self._watch())
 
     return [(journal.Journal, "_roll_back", roll_back)]
 
@@ -480,7 +483,7 @@ MUTATIONS = (
         "half-transactions",
         "what was written before an error stays",
         0,
-        "one-fence one-decision nothing-lost",
+        "sealed one-fence one-decision nothing-lost",
         _half_transactions,
     ),
     Mutation("forgets-resume", "a resume is answered and not kept", 0, "replay", _forgets_pause),
