@@ -253,6 +253,7 @@ class Journal:
             raise JournalError(damage(self.path, LookupError(f"it has no table {lost[0]}")))
 
     def _upgrade(self, version: int) -> None:
+        # versions 1 to 4 have no seal; an upgrade from 5 on has to check it before it seals anew
         steps = "".join(_UPGRADES[old] for old in range(version, SCHEMA_VERSION))
         try:
             self._db.executescript(f"BEGIN IMMEDIATE;{steps}PRAGMA user_version={SCHEMA_VERSION};")
@@ -301,7 +302,8 @@ class Journal:
             if rows == sealed and count is None:
                 return None
             seal.begin(rows)
-            detail = {"reason": count or "other rows", "sealed": sealed, "found": rows}
+            why = count or "rows were added, changed or removed by something other than mixloop"
+            detail = {"reason": why, "sealed": sealed, "found": rows}
             add_event(tx, self.fence or 0, "journal-altered", detail)
         return (
             f"{self.path}: was changed by something other than mixloop since a controller last "
