@@ -322,11 +322,16 @@ class Simulation(Controllers):
 
     @staticmethod
     def _dump(db: sqlite3.Connection) -> Iterator[str]:
-        """Every row, packed columns unpacked: they hold paths, which differ from place to place."""
+        """Every row, packed columns unpacked: they hold paths, which differ from place to place.
+
+        The seal, a hash over such paths, is left out.
+        """
         tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
         for (name,) in tables.fetchall():
-            for row in db.execute(f"SELECT * FROM {name}"):
-                yield repr([unpack(v) if isinstance(v, bytes) else v for v in row])
+            found = db.execute(f"SELECT * FROM {name}")
+            held = [i for i, column in enumerate(found.description) if column[0] != "seal"]
+            for row in found:
+                yield repr([unpack(row[i]) if isinstance(row[i], bytes) else row[i] for i in held])
 
     def _digest(self) -> str:
         """Everything that was said, journaled, written and told, in one number."""
