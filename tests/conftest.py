@@ -43,6 +43,21 @@ def played_run() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="session")
+def sound_journal(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> Path:
+    """The journal of a played run with decisions, orders and a request; to be copied."""
+    folder = tmp_path_factory.mktemp("sound")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(played_run.daemon, "Evaluator", played_run.QuickEvaluator)
+        run = played_run.Run(played_run.make_run(folder))
+        run.train(10)
+        run.tell("set", "code=0.2")
+        assert run.history()
+        run.controller.close()
+    path: Path = run.paths.journal
+    return path
+
+
 def write_windows(folder: Path, base: int, samples: int, length: int, history: Any = ()) -> Path:
     """A token store whose windows begin with ``base + index``; `history`: what it was before."""
     import numpy as np

@@ -5,31 +5,15 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from mixloop.controller.journal import Journal, pack
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> Path:
-    """The journal of a played run with decisions, orders and a request."""
-    folder = tmp_path_factory.mktemp("sound")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(played_run.daemon, "Evaluator", played_run.QuickEvaluator)
-        run = played_run.Run(played_run.make_run(folder))
-        run.train(10)
-        run.tell("set", "code=0.2")
-        assert run.history()
-        run.controller.close()
-    path: Path = run.paths.journal
-    return path
-
-
-def spoilt(sound: Path, folder: Path, table: str, column: str, value: object) -> Journal:
+def spoilt(sound_journal: Path, folder: Path, table: str, column: str, value: object) -> Journal:
     path = folder / "journal.db"
-    shutil.copy(sound, path)
+    shutil.copy(sound_journal, path)
     with sqlite3.connect(path) as db:
         which = " WHERE key = 'initial'" if table == "meta" else ""
         db.execute(f"UPDATE {table} SET {column} = ?{which}", (value,))
@@ -39,8 +23,8 @@ def spoilt(sound: Path, folder: Path, table: str, column: str, value: object) ->
     return journal
 
 
-def test_a_sound_journal_is_sound(sound: Path) -> None:
-    journal = Journal(sound)
+def test_a_sound_journal_is_sound(sound_journal: Path, tmp_path: Path) -> None:
+    journal = Journal(Path(shutil.copy(sound_journal, tmp_path)))
     journal.claim("r")
     assert journal.check() is None
     for table in ("decisions", "orders", "requests", "evaluations", "outbox", "events"):
@@ -65,9 +49,9 @@ def test_a_sound_journal_is_sound(sound: Path) -> None:
     ],
 )
 def test_a_value_that_is_wrong_is_told_with_its_place(
-    sound: Path, tmp_path: Path, table: str, column: str, value: object, said: str
+    sound_journal: Path, tmp_path: Path, table: str, column: str, value: object, said: str
 ) -> None:
-    journal = spoilt(sound, tmp_path, table, column, value)
+    journal = spoilt(sound_journal, tmp_path, table, column, value)
     line = journal.check()
     journal.close()
     assert line is not None

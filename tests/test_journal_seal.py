@@ -6,7 +6,6 @@ import random
 import shutil
 import sqlite3
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,25 +25,10 @@ VALUES = st.one_of(
 )
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> Path:
-    """The journal of a played run with decisions, orders and a request."""
-    folder = tmp_path_factory.mktemp("sound")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(played_run.daemon, "Evaluator", played_run.QuickEvaluator)
-        run = played_run.Run(played_run.make_run(folder))
-        run.train(10)
-        run.tell("set", "code=0.2")
-        assert run.history()
-        run.controller.close()
-    path: Path = run.paths.journal
-    return path
-
-
 @pytest.fixture
-def path(sound: Path, tmp_path: Path) -> Path:
+def path(sound_journal: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "journal.db"
-    shutil.copy(sound, copy)
+    shutil.copy(sound_journal, copy)
     return copy
 
 
