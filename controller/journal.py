@@ -285,7 +285,8 @@ class Journal:
             return self._check_rows()
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
-                return None  # locked, say: that is nobody's damage
+                # locked, say: that is nobody's damage
+                return f"{self.path}: could not be checked ({error}); the next start checks it"
             return damage(self.path, error)
 
     def _check_rows(self) -> str | None:

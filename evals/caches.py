@@ -146,7 +146,7 @@ class RowCaches:
         """All rows in one product, shorter ones padded."""
         q, k, v = qkv
         keys, values = self._layers[layer]
-        # all rows at once: a copy a row and layer took longer than the rest of the pass
+        # all rows at once: two copies a row and layer are hundreds of kernels to launch
         place, at = cast(tuple[torch.Tensor, torch.Tensor], self._newest_at)
         keys[place, :, at] = k[0].transpose(0, 1)
         values[place, :, at] = v[0].transpose(0, 1)

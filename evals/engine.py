@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 # tokens of a pass: enough to keep the matrix products busy, few enough to stay in the caches; on
 # another device, of a model of 10^9 parameters: smaller ones need more tokens to keep it busy
 CPU_PASS, DEVICE_PASS, MOST_PASS = 512, 8192, 32768
-# what a pass costs whatever it holds: on a device, seconds a layer for the host to launch it, at
-# so many operations a second, two of which a token takes for each parameter
+# what a pass costs whatever it holds: on a device, seconds a layer for the host to launch it (as on
+# an H200, bench/RESULTS.md), while it could do so many operations a second (a guess, the same for
+# every device so that scores don't depend on one), two of which a token takes for each parameter
 LAUNCH_SECONDS, OPERATIONS = 1e-3, 2e14
 # the most logits of one pass, in numbers
 CPU_LOGITS, DEVICE_LOGITS = 2**26, 2**30

@@ -190,3 +190,16 @@ def test_every_table_is_followed(path: Path) -> None:
         found = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     db.close()
     assert {name for (name,) in found} - {"sqlite_sequence"} == TABLES
+
+
+def test_a_check_that_could_not_be_made_is_said(path: Path) -> None:
+    journal = Journal(path)
+    journal.claim("r")
+    journal._db.execute("PRAGMA busy_timeout=0")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    assert "could not be checked (database is locked)" in (journal.check() or "")
+    other.execute("ROLLBACK")
+    assert journal.check() is None
+    other.close()
+    journal.close()
