@@ -24,8 +24,8 @@ import sys
 import time
 from typing import Any
 
-from mixloop.policies import Observation, PolicyError, load_policy, policy_names
-from mixloop.policies.testing import BENCHMARKS, many_sources, run_so_far
+from mixloop.policies.interface import Observation, PolicyError, load_policy, policy_names
+from mixloop.policies.testing.sample_runs import BENCHMARKS, many_sources, run_so_far
 
 LIMITS = {"bayes": 2.0, "law": 2.0}  # seconds; the others 0.05
 HEAVY = ("torch", "optuna", "scipy", "numpy")

@@ -32,13 +32,11 @@ os.environ["TQDM_DISABLE"] = "1"
 import torch
 from lm_eval.api.instance import Instance
 
-from mixloop.evals.benchmarks import Benchmark, Question, make_benchmark
-from mixloop.evals.fitting import make_plan
-from mixloop.evals.items import ItemSet, Row, choose, load_items
-from mixloop.evals.loading import load_checkpoint
-from mixloop.evals.model import CheckpointLM
+from mixloop.evals import BenchmarkSettings
+from mixloop.evals.benchmarks import Benchmark, Question, fit_shots, load_items, make_benchmark
+from mixloop.evals.engine import CheckpointLM, load_checkpoint
+from mixloop.evals.items import ItemSet, Row, choose
 from mixloop.evals.sandbox import Sandbox
-from mixloop.evals.settings import BenchmarkSettings
 
 # batch sizes that stock is tried at (0: all items at once), MMLU's on so many questions; texts are
 # tried on all of them, and the better try is the first repeat
@@ -205,7 +203,7 @@ def bench_one(
     benchmark = make_benchmark(name, items, subset, folder, Sandbox())
     room = options.room if name == "humaneval" else None
     own = BenchmarkSettings(shots=options.shots, max_new_tokens=room)
-    plan = make_plan(benchmark, tuple(row["id"] for row in subset), own, ours)
+    plan = fit_shots(benchmark, tuple(row["id"] for row in subset), own, ours)
     questions = plan.answered
     requests = requests_of(questions)
     print(f"{name}: {len(questions)} items, {plan.shots} shots", file=sys.stderr)
@@ -251,7 +249,7 @@ def half_precision(options: argparse.Namespace, exact: Any, folder: Path) -> str
         "mmlu", replace(items, rows=tuple(subset)), subset, folder, Sandbox()
     )
     ours = load_checkpoint(options.checkpoint, dtype="bfloat16", max_length=CONTEXT)
-    plan = make_plan(
+    plan = fit_shots(
         benchmark, tuple(row["id"] for row in subset), BenchmarkSettings(shots=options.shots), ours
     )
     requests = requests_of(plan.answered)

@@ -59,7 +59,7 @@ def idle_cost(seconds: float) -> tuple[float, float]:
     """Share of a core and resident MiB of an idle controller, children included."""
     with tempfile.TemporaryDirectory() as folder:
         path = idle_run(Path(folder))
-        command = [sys.executable, "-m", "mixloop.controller.cli", "control", str(path)]
+        command = [sys.executable, "-m", "mixloop.cli.app", "control", str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()

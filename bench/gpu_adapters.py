@@ -18,11 +18,11 @@ import yaml
 from gpu_common import audit, unless
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from mixloop.trainer import MixtureLoader
+from mixloop.contract import Order, RunPaths, read_schedule, read_status, write_order
 from mixloop.trainer.adapters.huggingface import MixtureMixin
-from mixloop.trainer.contract import Order, RunPaths, read_schedule, read_status, write_order
-from mixloop.trainer.order import MixtureOrder
-from mixloop.trainer.store import StoreInfo
+from mixloop.trainer.loader import MixtureLoader
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.sources import StoreInfo
 
 LENGTH, ROWS, MICROS, STEPS, ASKED = 128, 8, 2, 60, 20
 QUANTUM = ROWS * MICROS

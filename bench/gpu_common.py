@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.tokenizer import train_tokenizer
+from mixloop.trainer.sources import train_tokenizer
 
-COMMAND = (sys.executable, "-m", "mixloop.controller.cli")
+COMMAND = (sys.executable, "-m", "mixloop.cli.app")
 
 
 def own_environment() -> dict[str, str]:

@@ -27,14 +27,13 @@ from gpu_common import make_corpus, mixloop, unless
 from lm_eval.api.instance import Instance
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mixloop.evals.benchmarks import make_benchmark
-from mixloop.evals.fitting import make_plan
-from mixloop.evals.items import choose, load_items
-from mixloop.evals.loading import load_checkpoint
+from mixloop.evals import BenchmarkSettings, EvalSettings
+from mixloop.evals.benchmarks import fit_shots, load_items, make_benchmark
+from mixloop.evals.engine import load_checkpoint
+from mixloop.evals.items import choose
 from mixloop.evals.sandbox import Sandbox
-from mixloop.evals.scorer import Scorer
-from mixloop.evals.settings import BenchmarkSettings, EvalSettings
-from mixloop.trainer.tokenizer import copy_tokenizer, inspect_tokenizer
+from mixloop.evals.scoring import Scorer
+from mixloop.trainer.sources import copy_tokenizer, inspect_tokenizer
 
 NAMES = ("mmlu", "gsm8k", "math", "humaneval")
 SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
@@ -130,7 +129,7 @@ def compare(
     sandbox = Sandbox()
     benchmark = make_benchmark(name, items, subset, folder, sandbox)
     own = BenchmarkSettings(max_new_tokens=None if name == "mmlu" else size["room"])
-    plan = make_plan(benchmark, tuple(row["id"] for row in subset), own, mine.lm)
+    plan = fit_shots(benchmark, tuple(row["id"] for row in subset), own, mine.lm)
     requests = requests_of(plan.answered)
     theirs.lm.batch_size_per_gpu = size["batch"] if name == "mmlu" else len(requests)
     for side in (theirs, mine):

@@ -13,7 +13,7 @@ import torch
 from loader import make
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mixloop.trainer import MixtureLoader
+from mixloop.trainer.loader import MixtureLoader
 
 LENGTH, ROWS = 1024, 16  # the stores of bench/loader.py have windows of 1,024
 VOCABULARY = 50_304

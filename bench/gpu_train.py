@@ -17,14 +17,7 @@ from typing import Any
 import yaml
 from gpu_common import COMMAND, audit, make_corpus, own_environment, unless
 
-from mixloop.trainer.contract import (
-    Order,
-    RunPaths,
-    Status,
-    read_schedule,
-    read_status,
-    write_order,
-)
+from mixloop.contract import Order, RunPaths, Status, read_schedule, read_status, write_order
 
 FULL = {"steps": 300, "order": 80, "kill": 130, "resumed": 180, "save": 100, "length": 1024,
         "rows": 16}  # fmt: skip

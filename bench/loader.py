@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from mixloop.trainer import MixtureLoader
-from mixloop.trainer.contract import Order, write_order
+from mixloop.contract import Order, write_order
+from mixloop.trainer.loader import MixtureLoader
 
 ROWS, LENGTH = 64, 1024
 BY_HAND = "the same, batches gathered by hand"  # shown, and not taken for a peer as it is shipped

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from mixloop.trainer.order import SCALE, MixtureOrder, Segment
+from mixloop.contract import SCALE, Segment
+from mixloop.trainer.mixing import MixtureOrder
 
 SAMPLES = 2**20
 CHUNK = 2**14

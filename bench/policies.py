@@ -27,13 +27,14 @@ from typing import Any
 
 import numpy as np
 
-from mixloop.controller.parallel import each
-from mixloop.controller.simulation import Track, simulate, uniform_start, virtual_config
-from mixloop.controller.standings import quantile
-from mixloop.policies import Observation, Policy, PolicyError, Proposal, load_policy
-from mixloop.policies.mixtures import total_variation
-from mixloop.policies.worlds import Dilution, Exponential, Flat, Power
+from mixloop.common.parallel import each
+from mixloop.policies.interface import Observation, Policy, PolicyError, Proposal, load_policy
+from mixloop.policies.mixture import total_variation
+from mixloop.policies.worlds.families import Dilution, Exponential, Flat, Power
 from mixloop.policies.worlds.proxies import proxies, swarm
+from mixloop.tools.simulate.scores import quantile
+from mixloop.tools.simulate.simulation import SimulatedRun, simulate
+from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config
 
 FAMILIES = {"P": Power, "E": Exponential, "D": Dilution}
 GUARDS = {"max_epochs": 5, "max_change": 0.20}
@@ -140,7 +141,7 @@ def null(task: tuple[str, Json, int, int]) -> Json:
     return {"seed": seed, **measured(track, begun), "moved": total_variation(mean, start)}
 
 
-def measured(track: Track, begun: float) -> Json:
+def measured(track: SimulatedRun, begun: float) -> Json:
     decisions = [m.decision for m in track.moments if m.decision is not None]
     verdicts = [decision["verdict"] for decision in decisions]
     return {

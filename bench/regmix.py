@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from mixloop.controller.tables import Runs, read_runs
-from mixloop.policies.surrogates import KINDS, cross_validate, fit
+from mixloop.policies.surrogates.surrogates import KINDS, cross_validate, fit
+from mixloop.tools.simulate.regmix_world import Runs, read_runs
 
 MEAN = "mean over domains"
 

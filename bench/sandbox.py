@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mixloop.evals import sandbox_locks, sandbox_server
-from mixloop.evals.items import load_items
-from mixloop.evals.sandbox import MEMORY, Sandbox
-from mixloop.evals.settings import SandboxMode
+from mixloop.evals import SandboxMode
+from mixloop.evals.benchmarks import load_items
+from mixloop.evals.sandbox import Sandbox, restrictions, server
+from mixloop.evals.sandbox.sandbox import MEMORY
 
 ORDINARY = 12345
 
@@ -49,14 +49,14 @@ def as_ordinary_user(repeats: int, programs: list[str], python: str) -> tuple[li
     requests = "".join(json.dumps({"program": one}) + "\n" for one in programs)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        for module in (sandbox_locks, sandbox_server):
+        for module in (restrictions, server):
             shutil.copy(str(module.__file__), folder)
         private = Path(folder) / "private"
         private.mkdir()
         os.chown(private, ORDINARY, ORDINARY)
         config = {"timeout": 3.0, "memory": MEMORY, "locked": True, "landlock": True, "drop": True}
         config["tmp"] = str(private)
-        command = [python, "-I", "-S", "-B", f"{folder}/sandbox_server.py", json.dumps(config)]
+        command = [python, "-I", "-S", "-B", f"{folder}/server.py", json.dumps(config)]
 
         def once() -> int:
             done = subprocess.run(

@@ -23,8 +23,8 @@ from typing import get_args
 
 import numpy as np
 
-from mixloop.policies.simplex import Array, Kind, decode, dimensions
-from mixloop.policies.worlds import best_static
+from mixloop.policies.bayes.optuna_trials import Array, Kind, decode, dimensions
+from mixloop.policies.mixture import best_static
 
 
 class Law:

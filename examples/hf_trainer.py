@@ -50,7 +50,7 @@ def texts() -> dict[str, list[str]]:
 def make_run(folder: Path, steps: int) -> Path:
     """Token stores, a tokenizer and a run.yaml in `folder`."""
     from mixloop.trainer.prepare import prepare
-    from mixloop.trainer.tokenizer import train_tokenizer
+    from mixloop.trainer.sources import train_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     found = texts()
@@ -90,9 +90,9 @@ def train(folder: Path, resume: bool = False) -> None:
         TrainingArguments,
     )
 
-    from mixloop.trainer import MixtureLoader
     from mixloop.trainer.adapters.huggingface import MixtureMixin
-    from mixloop.trainer.loader import Change
+    from mixloop.trainer.loader import MixtureLoader
+    from mixloop.trainer.loader.incarnation import Change
 
     class MixtureTrainer(MixtureMixin, Trainer):
         pass
@@ -119,7 +119,7 @@ def train(folder: Path, resume: bool = False) -> None:
 
 
 def mixloop(*command: str) -> list[str]:
-    return [sys.executable, "-m", "mixloop.controller.cli", *command]
+    return [sys.executable, "-m", "mixloop.cli.app", *command]
 
 
 def demo(folder: Path, steps: int) -> None:

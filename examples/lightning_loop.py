@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from mixloop.trainer.adapters.lightning import MixtureCheckpoint, MixtureDataModule
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.tokenizer import train_tokenizer
+from mixloop.trainer.sources import train_tokenizer
 
 LENGTH, ROWS, ACCUMULATION, BUDGET_STEPS = 64, 4, 2, 400
 

@@ -5,7 +5,7 @@ import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mixloop.trainer import MixtureLoader
+from mixloop.trainer.loader import MixtureLoader
 
 loader = MixtureLoader.from_config(sys.argv[1], on_change=print)
 config = LlamaConfig(

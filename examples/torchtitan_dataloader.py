@@ -14,7 +14,7 @@ from torchtitan.models.llama3.config_registry import llama3_debugmodel
 from torchtitan.trainer import Trainer
 
 from mixloop.trainer.adapters.torchtitan import with_mixture
-from mixloop.trainer.runfile import load_run
+from mixloop.trainer.config import load_run
 
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 

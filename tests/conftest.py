@@ -62,7 +62,7 @@ def write_windows(folder: Path, base: int, samples: int, length: int, history: A
     """A token store whose windows begin with ``base + index``; `history`: what it was before."""
     import numpy as np
 
-    from mixloop.trainer.store import StoreInfo
+    from mixloop.trainer.sources import StoreInfo
 
     folder.mkdir(parents=True, exist_ok=True)
     tokens = np.zeros((samples, length), "<u2")
@@ -83,7 +83,7 @@ def windows() -> Any:
 @pytest.fixture
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, played_run: ModuleType) -> Iterator[Any]:
     """Starts a played run; keywords are sections of its run.yaml."""
-    from mixloop.controller import daemon
+    from mixloop.controller.loop import daemon
 
     monkeypatch.setattr(daemon, "Evaluator", played_run.QuickEvaluator)
     with contextlib.ExitStack() as stack:

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mixloop.controller.config import load_config
-from mixloop.controller.layouts import layout_of
-from mixloop.trainer.contract import read_status
-from mixloop.trainer.store import StoreInfo
+from mixloop.contract import read_status
+from mixloop.controller.config import layout_of, load_config
+from mixloop.trainer.sources import StoreInfo
 
 TEXT = (Path(__file__).parent.parent / "docs" / "adapters.md").read_text(encoding="utf-8")
 SECTION = TEXT.split("## Hugging Face Trainer")[1].split("\n## ")[0]

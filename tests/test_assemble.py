@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixloop.trainer.assemble import Assembler
-from mixloop.trainer.store import Store, StoreInfo
-from mixloop.trainer.stream import Stream, file_piece
+from mixloop.trainer.batches import BatchGatherer
+from mixloop.trainer.sources import Store, StoreInfo
+from mixloop.trainer.sources.stream import Stream, file_piece
 
 Ints = npt.NDArray[np.int64]
 
@@ -92,7 +92,7 @@ def test_every_window_lands_in_its_row(
         InFiles(store) if split else store
         for store, (_, _, split) in zip(stores, sizes, strict=True)
     ]
-    assembler = Assembler(sources, length)
+    assembler = BatchGatherer(sources, length)
     for _ in range(2):
         source = random.integers(0, len(stores), shape)
         whole = np.array([store.samples(length) for store in stores])
@@ -127,7 +127,7 @@ def test_views_that_begin_anywhere_in_a_file(tmp_path: Path) -> None:
             return out
 
     for headers in ((0, 512), (1, 3), (2048, 512)):
-        assembler = Assembler(
+        assembler = BatchGatherer(
             [Behind(one, header) for one, header in zip(stores, headers, strict=True)], 1024
         )
         out = np.empty((4, 1024), np.int64)
@@ -143,7 +143,7 @@ def test_views_that_begin_anywhere_in_a_file(tmp_path: Path) -> None:
 
 def test_a_window_that_is_not_there_is_refused(tmp_path: Path) -> None:
     stores = [make_store(tmp_path / str(n), np.arange(5000, dtype=np.uint16)) for n in range(2)]
-    assembler = Assembler(stores, 1024)
+    assembler = BatchGatherer(stores, 1024)
     out = np.zeros((2, 1024), np.uint16)
     for wrong in (4, -1, 2**62):
         with pytest.raises(IndexError, match=f"window {wrong} of source 1: it has 4"):
@@ -154,7 +154,7 @@ def test_a_window_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_memory_of_another_shape_is_refused(tmp_path: Path) -> None:
-    assembler = Assembler([make_store(tmp_path, np.arange(5000, dtype=np.uint16))], 1024)
+    assembler = BatchGatherer([make_store(tmp_path, np.arange(5000, dtype=np.uint16))], 1024)
     pair = np.zeros(2, np.int64), np.arange(2)
     for out in (
         np.zeros((3, 1024), np.uint16),

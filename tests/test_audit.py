@@ -15,14 +15,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from mixloop.controller.audit_command import Wanted, examine, look
-from mixloop.controller.cli import app
-from mixloop.controller.errors import BadInput
-from mixloop.trainer.audit import audit, courses_of
-from mixloop.trainer.audit_facts import Evidence, Report
-from mixloop.trainer.audit_ledger import check_segments, segment_facts
-from mixloop.trainer.audit_schedule import check_lines
-from mixloop.trainer.contract import (
+from mixloop.cli.app import app
+from mixloop.cli.audit import AuditArgs, examine, look
+from mixloop.common.errors import BadInput
+from mixloop.contract import (
+    SCALE,
     AcceptedOrder,
     Line,
     OpenLine,
@@ -35,18 +32,20 @@ from mixloop.trainer.contract import (
     SourceStatus,
     Status,
     VoidLine,
+    encode_line,
     read_schedule,
     read_status,
     write_order,
     write_status,
 )
-from mixloop.trainer.courses import Courses
+from mixloop.trainer.audit import Evidence, Report, ScheduleReplay, audit, courses_of
+from mixloop.trainer.audit.ledger_check import check_segments, segment_facts
+from mixloop.trainer.audit.schedule_check import check_lines
 from mixloop.trainer.loader import MixtureLoader
-from mixloop.trainer.order import SCALE, MixtureOrder
-from mixloop.trainer.permutation import Permutations
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.mixing.permutation import Permutations
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.schedule import encode_line
-from mixloop.trainer.tokenizer import train_tokenizer
+from mixloop.trainer.sources import train_tokenizer
 
 LENGTH = 16
 NAMES = ("web", "code", "maths")
@@ -225,7 +224,7 @@ def test_a_step_is_what_the_loader_handed_out(base: Ran) -> None:
     handed = {(line["step"], line["incarnation"]): line for line in base.lines}
     newest = sorted(step for step, by in handed if by == final.incarnation)[-3:]
     for step in [0, 5, 20, *newest]:
-        shown = look(base.run, Wanted(step, hashes=True), base.given)
+        shown = look(base.run, AuditArgs(step, hashes=True), base.given)
         [seen] = shown["ranks"]
         # a step may have been handed out again on a course that was left: how many are depends
         # on the disk
@@ -243,9 +242,9 @@ def test_a_step_is_what_the_loader_handed_out(base: Ran) -> None:
 
 
 def test_a_step_dealt_to_another_world_is_the_same_step(base: Ran) -> None:
-    whole = look(base.run, Wanted(3))["ranks"][0]["rows"]
+    whole = look(base.run, AuditArgs(3))["ranks"][0]["rows"]
     for world in (1, 2):
-        dealt = look(base.run, Wanted(3, world=world))["ranks"]
+        dealt = look(base.run, AuditArgs(3, world=world))["ranks"]
         assert [one["rank"] for one in dealt] == list(range(world))
         rows = sorted((row for one in dealt for row in one["rows"]), key=lambda r: r["sample"])
         drop = ("micro", "row")
@@ -253,16 +252,16 @@ def test_a_step_dealt_to_another_world_is_the_same_step(base: Ran) -> None:
             {k: v for k, v in row.items() if k not in drop} for row in whole
         ]
     with pytest.raises(BadInput, match="world 3: a step of 8 samples can't be dealt"):
-        look(base.run, Wanted(3, world=3))
+        look(base.run, AuditArgs(3, world=3))
 
 
 def test_a_course_that_was_left_can_still_be_looked_at(base: Ran) -> None:
     old = [line for line in base.lines if line["incarnation"] == 2][-1]
     step = old["step"]
-    shown = look(base.run, Wanted(step, incarnation=2, hashes=True), base.given)
+    shown = look(base.run, AuditArgs(step, incarnation=2, hashes=True), base.given)
     assert shown["ranks"][0]["sha256"] == old["sha256"]
     assert shown["generation"] == 2
-    now = look(base.run, Wanted(step, hashes=True), base.given)
+    now = look(base.run, AuditArgs(step, hashes=True), base.given)
     assert (now["incarnation"], now["generation"]) == (3, 1)
 
 
@@ -571,7 +570,7 @@ def test_ranks_of_all_incarnations_share_out_the_order_without_loss() -> None:
         SegmentLine(3, 1000, 110, A, 2, 3),
     ]
     assert list(check_lines(list(enumerate(lines, 1)))) == []
-    courses = Courses(lines)
+    courses = ScheduleReplay(lines)
     sizes = [entry.samples for entry in courses.final.opened.sources]
     permute = Permutations({f"s{i}": size for i, size in enumerate(sizes)}, 9)
     place = 0
@@ -599,7 +598,7 @@ def test_a_killed_trainers_late_segment_is_no_fault_unless_it_was_kept() -> None
         SegmentLine(1, 0, 0, A, 0, 0),
         SegmentLine(1, 80, 10, B, 1, 1),  # durable too late; killed before it could be voided
     ]
-    without = Courses(start[:2])
+    without = ScheduleReplay(start[:2])
     drawn = without.order(without.final).drawn(160)
     sizes = {entry.name: entry.samples for entry in without.final.opened.sources}
     status = Status(
@@ -668,7 +667,7 @@ def test_sources_of_other_formats_are_audited_and_read_with_the_runs_tokenizer(
         handed = [batch["input_ids"].numpy().copy() for batch in loader]
     report = examine(file)
     assert report.ok, report.findings
-    shown = look(file, Wanted(3, text=True, hashes=True))
+    shown = look(file, AuditArgs(3, text=True, hashes=True))
     (rank,) = shown["ranks"]
     for row, expected in zip(rank["rows"], handed[3], strict=True):
         np.testing.assert_array_equal(ids[row["token"] :][:16], expected)

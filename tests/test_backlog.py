@@ -13,10 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mixloop.controller import observe
-from mixloop.controller.branches import abandoned, cuts
-from mixloop.controller.cli import app
-from mixloop.trainer.contract import (
+from mixloop.cli.app import app
+from mixloop.contract import (
     AcceptedOrder,
     OpenLine,
     Schedule,
@@ -26,6 +24,8 @@ from mixloop.trainer.contract import (
     write_manifest,
     write_status,
 )
+from mixloop.controller.core import find_rewinds, left_by
+from mixloop.controller.decisions import observation_builder
 
 SETTINGS: dict[str, Any] = {"gsm8k": {"data": "packages"}}
 
@@ -159,7 +159,7 @@ def test_a_rewind_sets_its_old_branch_apart_and_goes_on_deciding(play: Any) -> N
     after = run.history()
     assert [e["id"] for e in after][: len(before)] == [e["id"] for e in before]
     assert [e["step"] for e in after if e["abandoned_by"] == 2] == [60, 80]
-    seen = {one.id for one in observe.past_decisions(run.journal)}
+    seen = {one.id for one in observation_builder.past_decisions(run.journal)}
     assert seen == {e["id"] for e in after if not e["abandoned_by"]}, "a policy sees no others"
     fresh = [e["step"] for e in after if e["asked_by"] == "policy" and not e["abandoned_by"]]
     assert fresh == [20, 40, 60, 80, 100]
@@ -219,12 +219,12 @@ def test_a_checkpoint_of_an_abandoned_branch_found_late_is_skipped(
 def test_what_a_new_incarnation_cuts(rewind: bool, quantum: int, cut: int) -> None:
     first = OpenLine(1, None, 0, 0, 0, (), 10, 8, 1, 8, 1)
     second = OpenLine(2, "step-5", 40, 5, 0, (), 10, quantum, 1, quantum, 1, rewind=rewind)
-    made = cuts(Schedule((first, second)))
+    made = find_rewinds(Schedule((first, second)))
     assert len(made) == cut
-    assert (abandoned(made, 41, 1) is not None) == bool(cut)
-    assert abandoned(made, 40, 1) is None
-    assert abandoned(made, 41, 2) is None
-    assert abandoned(made, 41, 0) is None, "of an unknown incarnation"
+    assert (left_by(made, 41, 1) is not None) == bool(cut)
+    assert left_by(made, 40, 1) is None
+    assert left_by(made, 41, 2) is None
+    assert left_by(made, 41, 0) is None, "of an unknown incarnation"
 
 
 def test_a_fork_says_where_it_comes_from(play: Any, tmp_path: Path) -> None:

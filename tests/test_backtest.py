@@ -14,7 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from mixloop.controller.cli import app, main
+from mixloop.cli.app import app, main
 
 SCRIPT = Path(__file__).parent / "support" / "kill_controller.py"
 SWAY = '''

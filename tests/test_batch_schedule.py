@@ -15,15 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from mixloop.controller.audit_command import examine
-from mixloop.trainer.contract import Order, RunPaths, read_schedule, read_status, write_order
-from mixloop.trainer.dataset import MixtureDataset
-from mixloop.trainer.fork import fork_run
-from mixloop.trainer.job import JobError
-from mixloop.trainer.loader import MixtureLoader
-from mixloop.trainer.order import MixtureOrder
-from mixloop.trainer.peers import Alone
-from mixloop.trainer.quanta import Quanta, stages_from
+from mixloop.cli.audit import examine
+from mixloop.contract import (
+    BatchSchedule,
+    Order,
+    RunPaths,
+    read_schedule,
+    read_status,
+    stages_from,
+    write_order,
+)
+from mixloop.trainer.config import JobError
+from mixloop.trainer.loader import MixtureDataset, MixtureLoader
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.run import SingleProcess, fork_run
 
 LENGTH, ROWS = 8, 4
 SIZES = {"a": 53, "b": 101, "c": 149}
@@ -108,7 +113,7 @@ def staged(draw: st.DrawFn) -> list[tuple[int, int]]:
 def test_steps_follow_one_another_wherever_a_run_was_interrupted(
     wanted: list[tuple[int, int]], stop: int
 ) -> None:
-    quanta = Quanta(stages_from(wanted, 0))
+    quanta = BatchSchedule(stages_from(wanted, 0))
     firsts = [quanta.first(step) for step in range(120)]
     assert firsts[0] == 0
     for step, first in enumerate(firsts[:-1]):
@@ -119,7 +124,7 @@ def test_steps_follow_one_another_wherever_a_run_was_interrupted(
         assert {quanta.index(sample) for sample in range(first, first + size)} == {step}
         assert quanta.boundary(first) == first
         assert size == 1 or quanta.boundary(first + 1) == first + size
-    resumed = Quanta(stages_from(wanted, firsts[stop]))
+    resumed = BatchSchedule(stages_from(wanted, firsts[stop]))
     assert resumed.stages == quanta.since(firsts[stop]).stages
     assert [resumed.first(step) for step in range(20)] == firsts[stop : stop + 20]
 
@@ -201,7 +206,7 @@ def test_one_batch_on_any_number_of_ranks(tmp_path: Path, stores: Mapping[str, P
     for rank in range(3):  # each beside a copy of the files, as they would share one
         folder = tmp_path / str(rank)
         shutil.copytree(tmp_path / "run", folder / "run")
-        mine = make(folder, stores, rank=rank, world=3, peers=Alone(), **given)
+        mine = make(folder, stores, rank=rank, world=3, peers=SingleProcess(), **given)
         mine.load_state_dict(state)
         parts.append(steps_of(mine, 3))
         mine.close()
@@ -304,7 +309,7 @@ def test_a_fork_goes_on_in_the_same_steps(tmp_path: Path, stores: Mapping[str, P
         ({"batch": 16}, "accumulation and batch are both given"),
         ({"batch": 18, "accumulation": 1}, "18 samples can't be cut into micro-batches of 4"),
         (
-            {"batch": 24, "accumulation": 1, "world": 4, "rank": 0, "peers": Alone()},
+            {"batch": 24, "accumulation": 1, "world": 4, "rank": 0, "peers": SingleProcess()},
             "24 samples can't be shared out to 4 ranks in micro-batches of 4; worlds that can: "
             "1, 2, 3, 6",
         ),

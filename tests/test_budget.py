@@ -12,18 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mixloop.controller import show
-from mixloop.controller.checks import check_run
+from mixloop.common.errors import BadInput
 from mixloop.controller.config import RunConfig, load_config
-from mixloop.controller.errors import BadInput
 from mixloop.controller.journal import Journal
-from mixloop.controller.planning import ATTEMPTS, Planner
-from mixloop.evals.budget import FLOOR, Candidate, Counts, Price, allocate, loss, seconds
-from mixloop.evals.plan import FALLBACK, EvalPlan, fallback_plan
-from mixloop.evals.scorecard import BenchmarkScore, Cost, Metric, Scorecard
-from mixloop.evals.settings import EvalSettings
-from mixloop.evals.trials import find_price, make_plan, measure
-from mixloop.evals.worker_client import Failure
+from mixloop.controller.loop.eval_planner import ATTEMPTS, Planner
+from mixloop.controller.service import check_run
+from mixloop.controller.views import tables
+from mixloop.evals import BenchmarkScore, Cost, EvalSettings, Metric, Scorecard
+from mixloop.evals.planning import EvalPlan, fallback_plan, make_plan, measure
+from mixloop.evals.planning.allocation import (
+    FLOOR,
+    Candidate,
+    Counts,
+    Price,
+    allocate,
+    loss,
+    seconds,
+)
+from mixloop.evals.planning.eval_plan import FALLBACK
+from mixloop.evals.planning.pilot import find_price
+from mixloop.evals.workers import Failure
 
 prices = st.builds(
     Price,
@@ -383,7 +391,7 @@ def test_check_shows_the_runs_plan(config: RunConfig):
     journal.close()
     report = check_run(file)
     assert report["evals_plan"]["benchmarks"]["mmlu"]["items"] == 281
-    table = show.plan_table(report["evals_plan"])
+    table = tables.plan_table(report["evals_plan"])
     assert table.row_count == 4  # three benchmarks and what starting takes
     file.write_text(file.read_text().replace("2%", "5%"))
     assert any("keeps the plan it made for 2%" in note for note in check_run(file)["notes"])

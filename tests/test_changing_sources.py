@@ -15,22 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from mixloop.controller.audit_command import examine
-from mixloop.trainer.contract import (
+from mixloop.cli.audit import examine
+from mixloop.contract import (
     OpenLine,
     Order,
     RunPaths,
+    Segment,
     Stage,
     read_order,
     read_schedule,
     read_status,
     write_order,
 )
-from mixloop.trainer.dataset import MixtureDataset
-from mixloop.trainer.fork import fork_run
-from mixloop.trainer.job import JobError
-from mixloop.trainer.loader import MixtureLoader
-from mixloop.trainer.order import MixtureOrder, Segment
+from mixloop.trainer.config import JobError
+from mixloop.trainer.loader import MixtureDataset, MixtureLoader
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.run import fork_run
 
 LENGTH, ROWS = 8, 4
 SAMPLES = {"a": 23, "b": 101, "c": 61}

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixloop.policies import (
+from mixloop.policies.baselines.ado import AdoOptions, fit_laws, mixture
+from mixloop.policies.baselines.odm import distribution, exploration
+from mixloop.policies.baselines.source_losses import consumed, source_losses
+from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
     Hold,
@@ -18,10 +21,6 @@ from mixloop.policies import (
     Source,
     load_policy,
 )
-from mixloop.policies.ado import AdoOptions
-from mixloop.policies.ado_fit import fit_laws, mixture
-from mixloop.policies.odm import distribution, exploration
-from mixloop.policies.source_losses import consumed, source_losses
 
 UNIT = 10**9
 

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mixloop.controller import records
-from mixloop.controller.cli import main
-from mixloop.controller.journal import Journal
-from mixloop.evals.metrics import cluster_of, mean_metrics, ratio_metric
-from mixloop.evals.scorecard import BenchmarkScore, Scorecard
+from mixloop.cli.app import main
+from mixloop.controller.journal import Journal, records
+from mixloop.evals import BenchmarkScore, Scorecard
+from mixloop.evals.scoring.metrics import cluster_of, mean_metrics, ratio_metric
 
 Items = dict[str, dict[str, float]]
 

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
-from mixloop.controller.cli import main
-from mixloop.controller.config import load_config
-from mixloop.controller.errors import BadInput
-from mixloop.controller.template import TEMPLATE
-from mixloop.trainer.job import JobError
-from mixloop.trainer.runfile import load_run
+from mixloop.cli.app import main
+from mixloop.common.errors import BadInput
+from mixloop.controller.config import TEMPLATE, load_config
+from mixloop.trainer.config import JobError, load_run
 
 GOOD: dict[str, Any] = {
     "run": {"id": "r", "dir": "runs/r", "seed": 3},
@@ -49,7 +47,7 @@ def run_file(tmp_path: Path) -> Path:
 
 
 def mixloop(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mixloop.controller.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "mixloop.cli.app", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -244,7 +242,7 @@ def test_init_does_not_replace_a_file(tmp_path: Path) -> None:
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
         "import sys, time\n"
-        "from mixloop.controller.cli import app\n"
+        "from mixloop.cli.app import app\n"
         "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'lm_eval', 'mlflow', 'transformers', 'numpy', 'scipy', 'pydantic'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"

@@ -18,7 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixloop.trainer.contract import (
+from mixloop.common.files import writable_by_others, write_atomic
+from mixloop.contract import (
+    SCALE,
     AcceptedOrder,
     FileEntry,
     Limits,
@@ -33,6 +35,7 @@ from mixloop.trainer.contract import (
     ScheduleError,
     ScheduleTaken,
     ScheduleWriter,
+    Segment,
     SegmentLine,
     SourceEntry,
     SourceLedger,
@@ -40,19 +43,18 @@ from mixloop.trainer.contract import (
     Stage,
     Status,
     VoidLine,
+    quantise,
     read_holds,
     read_manifest,
     read_order,
     read_schedule,
     read_status,
-    writable_by_others,
-    write_atomic,
     write_holds,
     write_manifest,
     write_order,
     write_status,
 )
-from mixloop.trainer.order import SCALE, MixtureOrder, Segment, quantise
+from mixloop.trainer.mixing import MixtureOrder
 
 SOURCES = ("web", "code", "math")
 AFTER = (3, 6)

@@ -17,20 +17,22 @@ from typing import Any
 
 import pytest
 
-from mixloop.controller import drain, observe
-from mixloop.controller.config import load_config
-from mixloop.controller.journal import Journal, pack, unpack
-from mixloop.controller.sight import Accepted
-from mixloop.trainer.contract import (
+from mixloop.contract import (
     Order,
     RunPaths,
     ScheduleWriter,
     SegmentLine,
+    quantise,
     read_order,
     read_schedule,
     read_status,
 )
-from mixloop.trainer.order import quantise
+from mixloop.controller.config import load_config
+from mixloop.controller.decisions import observation_builder
+from mixloop.controller.journal import Journal, unpack
+from mixloop.controller.journal.packing import pack
+from mixloop.controller.loop.mixture_file import AcceptedOrders
+from mixloop.controller.tracking import mlflow_sink
 
 SUPPORT = Path(__file__).parent / "support"
 SOAK = pytest.mark.soak
@@ -161,7 +163,7 @@ def test_a_disk_that_fills_up_and_has_room_again(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def control(run_file: Path, log: Path, *program: str) -> Iterator[subprocess.Popen[bytes]]:
-    begun = list(program) or ["-m", "mixloop.controller.cli"]
+    begun = list(program) or ["-m", "mixloop.cli.app"]
     command = [sys.executable, *begun, "control", str(run_file)]
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream)
@@ -252,23 +254,23 @@ def test_mlflows_store_appears_whole_or_not_at_all(
     def whole(uri: str) -> None:
         Path(uri.removeprefix("sqlite:///")).write_bytes(b"all of them")
 
-    monkeypatch.setattr(drain, "_make_tables", torn)
+    monkeypatch.setattr(mlflow_sink, "_make_tables", torn)
     with pytest.raises(KeyboardInterrupt):
-        drain.make_database(f"sqlite:///{store}", "u")
+        mlflow_sink.make_database(f"sqlite:///{store}", "u")
     assert not store.exists()
-    monkeypatch.setattr(drain, "_make_tables", whole)
-    drain.make_database(f"sqlite:///{store}", "u")
+    monkeypatch.setattr(mlflow_sink, "_make_tables", whole)
+    mlflow_sink.make_database(f"sqlite:///{store}", "u")
     assert store.read_bytes() == b"all of them"
     assert list(tmp_path.iterdir()) == [store]
-    monkeypatch.setattr(drain, "_make_tables", torn)
-    drain.make_database(f"sqlite:///{store}", "u")  # it is there: left alone
-    drain.make_database("http://mlflow.example:5000", "u")
+    monkeypatch.setattr(mlflow_sink, "_make_tables", torn)
+    mlflow_sink.make_database(f"sqlite:///{store}", "u")  # it is there: left alone
+    mlflow_sink.make_database("http://mlflow.example:5000", "u")
     assert store.read_bytes() == b"all of them"
 
 
 def test_what_is_accepted_is_read_on_from_where_it_was_read_to(tmp_path: Path) -> None:
     path = tmp_path / "schedule.jsonl"
-    accepted = Accepted(path)
+    accepted = AcceptedOrders(path)
     assert accepted.now() == (0, 0)
     writer = ScheduleWriter(path)
     for number in range(1, 6):
@@ -313,18 +315,18 @@ def test_a_checkpoint_older_than_those_settled_is_scored(play: Any) -> None:
     (late / "manifest.json").write_text(json.dumps(manifest))
     run.settle()
     assert journal.value(scored) == before + 1
-    steps = [seen.step for seen in observe.evaluations(journal)]
+    steps = [seen.step for seen in observation_builder.evaluations(journal)]
     assert steps[0] == 10
-    assert observe.newest_evaluation(journal).step == steps[-1]  # type: ignore[union-attr]
+    assert observation_builder.newest_evaluation(journal).step == steps[-1]  # type: ignore[union-attr]
 
 
 def test_around_a_change_lie_the_checkpoints_that_tell_its_outcome(play: Any) -> None:
     run = play()
     run.train(40)
-    every = observe.evaluations(run.journal)
+    every = observation_builder.evaluations(run.journal)
     orders = run.journal.rows("SELECT * FROM orders WHERE applied_step IS NOT NULL")
     assert len(orders) >= 3
     for order in orders:
-        few = observe.around(run.journal, order["applied_tokens"])
-        assert observe.outcome(order, few) == observe.outcome(order, every)
+        few = observation_builder.around(run.journal, order["applied_tokens"])
+        assert observation_builder.outcome(order, few) == observation_builder.outcome(order, every)
         assert len(few) <= 4

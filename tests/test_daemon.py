@@ -16,17 +16,10 @@ import psutil
 import pytest
 import yaml
 
-from mixloop.controller import history as views
+from mixloop.contract import Order, RunPaths, read_order, read_schedule, read_status, write_order
 from mixloop.controller.config import load_config
 from mixloop.controller.journal import Journal
-from mixloop.trainer.contract import (
-    Order,
-    RunPaths,
-    read_order,
-    read_schedule,
-    read_status,
-    write_order,
-)
+from mixloop.controller.views import run_status as views
 
 SCRIPT = Path(__file__).parent / "support" / "kill_controller.py"
 BUDGET = 12_000  # tokens: 150 steps of 80
@@ -286,7 +279,7 @@ def test_a_source_that_the_run_draws_from_must_stay(run_file: Path) -> None:
 
 
 def control(run_file: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mixloop.controller.cli", "control", str(run_file)]
+    command = [sys.executable, "-m", "mixloop.cli.app", "control", str(run_file)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -316,7 +309,7 @@ def troubles(paths: RunPaths) -> list[str]:
 
 
 def test_a_second_controller_is_refused_with_one_line(run_file: Path) -> None:
-    command = [sys.executable, "-m", "mixloop.controller.cli", "control", str(run_file)]
+    command = [sys.executable, "-m", "mixloop.cli.app", "control", str(run_file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         assert "controlling run 'r'" in first.stdout.readline()
@@ -332,7 +325,7 @@ def test_an_idle_controller_is_small(run_file: Path) -> None:
     data = yaml.safe_load(run_file.read_text())
     data["controller"] = {"poll": 1.0}
     run_file.write_text(yaml.safe_dump(data))
-    command = [sys.executable, "-m", "mixloop.controller.cli", "control", str(run_file)]
+    command = [sys.executable, "-m", "mixloop.cli.app", "control", str(run_file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from mixloop.trainer.contract import Order, RunPaths, read_schedule, read_status, write_order
-from mixloop.trainer.dataset import Change, MixtureDataset
-from mixloop.trainer.job import JobError
-from mixloop.trainer.order import MixtureOrder
-from mixloop.trainer.store import StoreInfo
+from mixloop.contract import Order, RunPaths, read_schedule, read_status, write_order
+from mixloop.trainer.config import JobError
+from mixloop.trainer.loader import MixtureDataset
+from mixloop.trainer.loader.incarnation import Change
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.sources import StoreInfo
 
 LENGTH, ROWS, MICROS = 8, 4, 2
 QUANTUM = ROWS * MICROS

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mixloop.controller import deciding, observe
-from mixloop.controller.backtest import backtest
+from mixloop.controller.decisions import observation_builder, policy_request
+from mixloop.tools.simulate import backtest
 
 POLICY = """
 import time
@@ -38,7 +38,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, played_run: ModuleType) -> None:
 def test_the_daemon_holds_the_newest_and_the_policy_sees_all(
     tmp_path: Path, played_run: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deciding, "RECENT", 2)
+    monkeypatch.setattr(policy_request, "RECENT", 2)
     run = played_run.Run(make(played_run, tmp_path, hangs=-1, timeout=60))
     run.train(16)
     found = run.history()
@@ -48,7 +48,7 @@ def test_the_daemon_holds_the_newest_and_the_policy_sees_all(
     assert last["reason"] == f"{number} evaluations, {number - 1} decisions"
     controller = run.controller
     args = controller.journal, controller.config, controller.sizes, controller._eyes.status
-    seen = deciding.near(*args, last["step"])
+    seen = policy_request.near(*args, last["step"])
     assert len(seen.evaluations) == 2
     assert seen.evaluations[-1].step == last["step"]
     assert not seen.decisions
@@ -63,14 +63,14 @@ def test_what_is_decided_after_it_was_asked_is_not_in_the_observation(
     controller = run.controller
     args = controller.journal, controller.config, controller.sizes, controller._eyes.status
     step = run.history()[-1]["step"]
-    request = deciding.history_request(*args[:2], deciding.near(*args, step))
-    before, message = deciding.observed(request)
+    request = policy_request.history_request(*args[:2], policy_request.near(*args, step))
+    before, message = policy_request.observed(request)
     run.train(5)
     assert len(run.history()) > len(before.decisions)
-    again, repeated = deciding.observed(request)
+    again, repeated = policy_request.observed(request)
     assert again == before
     assert repeated == message
-    assert deciding.read_observed(message).digest == observe.digest(before)
+    assert policy_request.read_observed(message).digest == observation_builder.digest(before)
     run.controller.close()
 
 
@@ -97,13 +97,13 @@ def test_a_journal_that_cannot_be_read_for_a_moment_costs_no_decision(
 ) -> None:
     run = played_run.Run(make(played_run, tmp_path, hangs=-1, timeout=60))
     controller = run.controller
-    asked = deciding.history_request
+    asked = policy_request.history_request
 
     def elsewhere(*args: Any) -> dict[str, Any]:
         return asked(*args) | {"journal": str(tmp_path / "away" / "journal.db")}
 
-    monkeypatch.setattr(deciding, "history_request", elsewhere)
-    with pytest.raises(deciding.UnreadError, match="away"):
+    monkeypatch.setattr(played_run.daemon, "history_request", elsewhere)
+    with pytest.raises(policy_request.UnreadError, match="away"):
         run.train(6)
     assert not run.history()
     monkeypatch.undo()

@@ -12,9 +12,9 @@ from random import Random
 
 import pytest
 
-from mixloop.controller import demo_algebra, demo_stories
-from mixloop.controller.demo_text import SOURCES, HarvestedSource, describe, harvest
-from mixloop.controller.held_out import HeldOut, packaged_items
+from mixloop.tools.demo import algebra, stories
+from mixloop.tools.demo.corpus import SOURCES, HarvestedSource, describe, harvest
+from mixloop.tools.demo.decontamination import HeldOut, packaged_items
 
 LIMIT = 300_000
 CALCULATION = re.compile(r"(?<![\d+*/x=-] )(\d+(?: [-+*/x] \d+)+) (?:=|is) (\d+)")
@@ -60,7 +60,7 @@ def test_same_seed_same_bytes_in_another_process(
 ) -> None:
     program = (
         "import sys, pathlib\n"
-        "from mixloop.controller.demo_text import harvest\n"
+        "from mixloop.tools.demo.corpus import harvest\n"
         f"harvest(pathlib.Path(sys.argv[1]), limit_bytes={LIMIT}, seed=7)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
@@ -120,13 +120,13 @@ def test_short_held_out_texts_count_whole() -> None:
     assert not index.overlaps("one two three four five six seven and far too short " + "1 " * 20)
 
 
-def solutions(stream: Iterator[demo_stories.Problem], count: int) -> list[tuple[str, str]]:
+def solutions(stream: Iterator[stories.Problem], count: int) -> list[tuple[str, str]]:
     return list(islice(stream, count))
 
 
 def test_every_calculation_in_a_story_is_right() -> None:
     checked = 0
-    for _, solution in solutions(demo_stories.story(Random(1)), 2_000):
+    for _, solution in solutions(stories.story(Random(1)), 2_000):
         found = CALCULATION.findall(solution)
         for left, right in found:
             assert eval(left.replace("x", "*"), {}) == int(right), solution
@@ -137,7 +137,7 @@ def test_every_calculation_in_a_story_is_right() -> None:
 
 def test_boxed_results_solve_their_questions() -> None:
     solved = 0
-    for question, solution in solutions(demo_algebra.algebra(Random(1)), 2_000):
+    for question, solution in solutions(algebra.algebra(Random(1)), 2_000):
         assert len(re.findall(r"\\boxed\{", solution)) == 1, solution
         boxed = re.search(r"\\boxed\{(-?\d+)\}", solution)
         equation = re.match(r"Solve for \$(\w)\$: \$(\d+)\w ([-+] \d+) = (-?\d+)\$", question)
@@ -149,7 +149,7 @@ def test_boxed_results_solve_their_questions() -> None:
 
 
 def test_stories_vary() -> None:
-    questions = [question for question, _ in solutions(demo_stories.story(Random(2)), 3_000)]
+    questions = [question for question, _ in solutions(stories.story(Random(2)), 3_000)]
     assert len(set(questions)) > 2_900
 
 

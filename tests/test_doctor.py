@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mixloop.controller.cli import app
+from mixloop.cli.app import app
 from mixloop.evals.sandbox import Sandbox
 
 

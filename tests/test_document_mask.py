@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mixloop.trainer.job import JobError
-from mixloop.trainer.model import check_document_mask, sequence_losses
+from mixloop.trainer.config import JobError
+from mixloop.trainer.reference.model import check_document_mask, sequence_losses
 
 MODEL = {
     "hidden_size": 16,

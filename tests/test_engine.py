@@ -12,8 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixloop.evals.drafting import Draft, Recurrences
-from mixloop.evals.trie import Family, Row, batches, plan, prompt_families
+from mixloop.evals.engine.prefix_tree import (
+    PrefixFamily,
+    Row,
+    batches,
+    plan_prefixes,
+    prompt_families,
+)
+from mixloop.evals.engine.speculation import NgramIndex, NgramSpeculator
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
 CONTEXT = 768
@@ -23,7 +29,9 @@ Sequences = st.lists(
 )
 
 
-def every_row(family: Family, above: Sequence[tuple[int, int]] = ()) -> list[list[tuple[int, int]]]:
+def every_row(
+    family: PrefixFamily, above: Sequence[tuple[int, int]] = ()
+) -> list[list[tuple[int, int]]]:
     """Per row of a family: (slot, token) from the first token of the prefix on, by branch."""
     own = [*above, *zip(family.prefix.slots, family.prefix.tokens, strict=True)]
     paths = [own]
@@ -44,7 +52,7 @@ def every_row(family: Family, above: Sequence[tuple[int, int]] = ()) -> list[lis
 @settings(max_examples=150, deadline=None)
 def test_a_plan_computes_every_sequence_and_shares(sequences: list[tuple[int, ...]]) -> None:
     unique = list(dict.fromkeys(sequences))
-    made = plan(unique)
+    made = plan_prefixes(unique)
     paths = {tuple(slot for slot, _ in path): path for path in every_row(made.family)}
     for index, sequence in enumerate(unique):
         slots = tuple(made.slots(index, len(sequence)))
@@ -66,7 +74,7 @@ def test_a_long_prefix_is_computed_once(
             own = source.choices(range(9), k=source.randint(100, 400))
             sequences.add((*prefix, 100 + member, *own))
     ordered = sorted(sequences)
-    made = plan(ordered)
+    made = plan_prefixes(ordered)
     longest = sum(len(s) for s in ordered) - families * (members - 1) * (length + 1)
     assert made.family.tokens() <= longest
     found = prompt_families(ordered)
@@ -84,7 +92,7 @@ def test_batches_keep_to_their_tokens() -> None:
 
 
 def test_a_guess_continues_what_recurs() -> None:
-    draft = Draft(Recurrences([7, 8, 9, 10, 11, 12]), [1, 2, 3, 4, 1, 2, 3])
+    draft = NgramSpeculator(NgramIndex([7, 8, 9, 10, 11, 12]), [1, 2, 3, 4, 1, 2, 3])
     assert draft.guess(0.1, 10)[:1] == [4]
     draft.append(5)
     assert draft.guess(0.1, 10) == []
@@ -177,9 +185,9 @@ def prompts(number: int, count: int = 9, **options: Any) -> list[Any]:
 
 
 def engine(model: Any, tokenizer: Any, **options: Any) -> Any:
-    from mixloop.evals.engine import SharedPrefixLM
-    from mixloop.evals.loading import why_not_shared
-    from mixloop.evals.model import Checkpoint
+    from mixloop.evals.engine.checkpoint_lm import Checkpoint
+    from mixloop.evals.engine.loading import why_not_shared
+    from mixloop.evals.engine.shared_prefix_lm import SharedPrefixLM
 
     assert why_not_shared(Checkpoint(model, tokenizer, CONTEXT)) is None
     return SharedPrefixLM(model, tokenizer, max_length=CONTEXT, **options)
@@ -254,15 +262,15 @@ def test_rows_decoded_together_write_the_same(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on devices where one padded product beats many small ones."""
-    from mixloop.evals import decoding
-    from mixloop.evals.caches import RowCaches
+    from mixloop.evals.engine import generation
+    from mixloop.evals.engine.kv_cache import RowCaches
 
     lm = engine(tiny("Llama", 2), tokenizer)
     lm.most_rows = 4
     asked = prompts(4, until=[])
     apart = lm.generate_until(asked)
     monkeypatch.setattr(
-        decoding, "RowCaches", lambda places, together: RowCaches(places, together=True)
+        generation, "RowCaches", lambda places, together: RowCaches(places, together=True)
     )
     assert lm.generate_until(asked) == apart
 
@@ -280,7 +288,7 @@ def test_what_is_worth_sharing_changes_no_number(tokenizer: Any) -> None:
 
 
 def test_the_smaller_a_model_the_more_a_prefix_has_to_save() -> None:
-    from mixloop.evals.engine import device_pass, device_worth
+    from mixloop.evals.engine.shared_prefix_lm import device_pass, device_worth
 
     sizes = [(135_000_000, 30), (1_700_000_000, 24), (8_000_000_000, 32), (70_000_000_000, 80)]
     worth = [device_worth(*size) for size in sizes]
@@ -304,7 +312,7 @@ def test_nothing_is_continued_from_the_start_of_a_text(tokenizer: Any) -> None:
 def test_a_pass_that_runs_out_of_memory_is_halved(tokenizer: Any) -> None:
     import torch
 
-    from mixloop.evals.engine import SharedPrefixLM
+    from mixloop.evals.engine.shared_prefix_lm import SharedPrefixLM
 
     class Small(SharedPrefixLM):
         def forward(self, tokens: Any, *rest: Any) -> Any:
@@ -341,7 +349,7 @@ def test_guesses_change_no_text_and_save_passes(tokenizer: Any) -> None:
     text = lm.generate_until(one)[0]
     lm.model.forward = forward
     assert passes < 100
-    from mixloop.evals.model import CheckpointLM
+    from mixloop.evals.engine import CheckpointLM
 
     plain = CheckpointLM(tiny("Llama", 2), tokenizer, max_length=CONTEXT)
     assert plain.generate_until(one)[0] == text
@@ -372,8 +380,8 @@ def test_sampled_texts_depend_on_the_seed_and_nothing_else(tokenizer: Any) -> No
 def test_other_attention_is_left_alone(
     kind: str, more: dict[str, Any], why: str, tokenizer: Any, tmp_path: Path, caplog: Any
 ) -> None:
-    from mixloop.evals.engine import SharedPrefixLM
-    from mixloop.evals.loading import load_checkpoint
+    from mixloop.evals.engine import load_checkpoint
+    from mixloop.evals.engine.shared_prefix_lm import SharedPrefixLM
 
     model = tiny(kind, **more)
     model.save_pretrained(tmp_path)
@@ -389,7 +397,7 @@ def test_dense_attention_is_the_fused_one() -> None:
     """What runs where no fused kernel gives its log-sum-exp."""
     import torch
 
-    from mixloop.evals import attention
+    from mixloop.evals.engine import attention
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, 7, 8, generator=generator) for _ in range(3))
@@ -432,12 +440,11 @@ def test_real_items_come_out_as_with_the_stock_model(
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from mixloop.evals.benchmarks import make_benchmark
-    from mixloop.evals.engine import SharedPrefixLM
-    from mixloop.evals.fitting import make_plan
-    from mixloop.evals.items import choose, load_items
+    from mixloop.evals import BenchmarkSettings
+    from mixloop.evals.benchmarks import fit_shots, load_items, make_benchmark
+    from mixloop.evals.engine.shared_prefix_lm import SharedPrefixLM
+    from mixloop.evals.items import choose
     from mixloop.evals.sandbox import Sandbox
-    from mixloop.evals.settings import BenchmarkSettings
 
     size = {"vocab_size": len(bytes_tokenizer), "max_position_embeddings": 6144}
     items = load_items(name, "packages")
@@ -445,7 +452,7 @@ def test_real_items_come_out_as_with_the_stock_model(
     benchmark = make_benchmark(name, items, subset, tmp_path, Sandbox())
     lm = SharedPrefixLM(tiny(kind, **size), bytes_tokenizer, max_length=6144)
     asked = BenchmarkSettings(max_new_tokens=48)
-    plan = make_plan(benchmark, tuple(row["id"] for row in subset), asked, lm)
+    plan = fit_shots(benchmark, tuple(row["id"] for row in subset), asked, lm)
     reads = [choice for question in plan.answered.values() for choice in question.choices]
     for question in plan.questions.values():
         reads.append(Instance("loglikelihood", {}, question.gold, 0))

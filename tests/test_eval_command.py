@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mixloop.controller.cli import main
-from mixloop.controller.errors import BadInput
-from mixloop.controller.evaluating import Wanted
-from mixloop.evals.scorecard import Cost, Scorecard
-from mixloop.evals.settings import BENCHMARKS
+from mixloop.cli.app import main
+from mixloop.common.errors import BadInput
+from mixloop.evals import BENCHMARKS, Cost, Scorecard
+from mixloop.tools import EvalArgs
 
 
 @pytest.fixture
@@ -41,17 +40,17 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_data_alone_says_what_is_scored(items: Path, tmp_path: Path) -> None:
-    named = Wanted(data=[f"gsm8k={items}", f"mmlu={tmp_path}", f"gsm8k={tmp_path}"], items=4)
+    named = EvalArgs(data=[f"gsm8k={items}", f"mmlu={tmp_path}", f"gsm8k={tmp_path}"], items=4)
     found = named.settings()
     assert list(found.asked) == ["mmlu", "gsm8k"]
     assert found.asked["gsm8k"].data == (items, tmp_path)
     assert found.asked["mmlu"].items == 4
-    assert Wanted(data=["math=packages"]).settings().asked["math"].data == "packages"
-    assert tuple(Wanted().settings().asked) == BENCHMARKS
+    assert EvalArgs(data=["math=packages"]).settings().asked["math"].data == "packages"
+    assert tuple(EvalArgs().settings().asked) == BENCHMARKS
 
 
 def test_benchmarks_are_those_named(items: Path) -> None:
-    wanted = Wanted(benchmarks=["hellaswag,gsm8k", "math"], data=[f"gsm8k={items}"])
+    wanted = EvalArgs(benchmarks=["hellaswag,gsm8k", "math"], data=[f"gsm8k={items}"])
     found = wanted.settings()
     assert list(found.asked) == ["gsm8k", "math", "hellaswag"]
     assert found.asked["gsm8k"].data == (items,)
@@ -59,12 +58,12 @@ def test_benchmarks_are_those_named(items: Path) -> None:
 
 
 def test_a_configuration_stays_what_it_is(config: Path, items: Path) -> None:
-    found = Wanted(config, data=[f"mmlu={items}", f"gsm8k={items}"]).settings()
+    found = EvalArgs(config, data=[f"mmlu={items}", f"gsm8k={items}"]).settings()
     assert list(found.asked) == ["mmlu", "gsm8k", "math", "piqa"]
     assert (found.asked["mmlu"].data, found.asked["mmlu"].shots) == ((items,), 2)
     assert found.asked["piqa"].items == 7
     assert found.seed == 5
-    only = Wanted(config, benchmarks=["math"], items=3, device="cuda:1").settings()
+    only = EvalArgs(config, benchmarks=["math"], items=3, device="cuda:1").settings()
     assert {name: one.items for name, one in only.asked.items()} == {"math": 3}
     assert only.device == "cuda:1"
 
@@ -100,16 +99,16 @@ def test_bad_options_end_with_one_line_and_code_2(
 
 
 def test_no_checkpoint_is_told_first(tmp_path: Path) -> None:
-    from mixloop.controller.evaluating import score_checkpoint
+    from mixloop.tools import score_checkpoint
 
     with pytest.raises(BadInput, match=r"config\.json is missing"):
-        score_checkpoint(tmp_path, Wanted(data=["nothing"]), None)
+        score_checkpoint(tmp_path, EvalArgs(data=["nothing"]), None)
 
 
 def test_what_it_cost_is_shown() -> None:
     from rich.console import Console
 
-    from mixloop.controller.evaluating import cost_table
+    from mixloop.tools import cost_table
 
     cost = Cost(seconds=4, cpu_seconds=3.5, items=10, tokens=2000, asked_tokens=9000)
     card = Scorecard(

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from mixloop.evals.catalog import catalog, members, unknown_benchmarks
-from mixloop.evals.items import ItemsError, load_items
-from mixloop.evals.scorecard import BenchmarkScore
-from mixloop.evals.settings import EvalSettings
+from mixloop.evals import BenchmarkScore, EvalSettings
+from mixloop.evals.benchmarks import load_items
+from mixloop.evals.items import ItemsError
+from mixloop.evals.lm_eval_tasks import unknown_benchmarks
+from mixloop.evals.lm_eval_tasks.catalog import catalog, members
 
 ENDINGS = ["eats an apple [title] slowly", "runs", "sleeps in the sun", "reads it aloud"]
 LETTERS = ["A", "B", "C", "D"]
@@ -93,7 +94,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lm(checkpoint: Path) -> Any:
     """The model in this process, for direct computation."""
-    from mixloop.evals.model import CheckpointLM, read_checkpoint
+    from mixloop.evals.engine import CheckpointLM
+    from mixloop.evals.engine.checkpoint_lm import read_checkpoint
 
     read = read_checkpoint(checkpoint)
     return CheckpointLM(read.model, read.tokenizer, max_length=read.max_length)
@@ -102,7 +104,7 @@ def lm(checkpoint: Path) -> Any:
 @pytest.fixture
 def score(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Scores benchmarks on the checkpoint; the hub is switched off."""
-    from mixloop.evals.scorer import Scorer
+    from mixloop.evals.scoring import Scorer
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     opened: list[Scorer] = []
@@ -264,7 +266,7 @@ def test_names_are_those_of_lm_eval() -> None:
 
 
 def test_requests_are_those_of_lm_eval_s_own_loop(tmp_path: Path) -> None:
-    from mixloop.evals.tasks import TaskSpec, build_tasks
+    from mixloop.evals.lm_eval_tasks import TaskSpec, build_tasks
 
     rows = load_items("gsm8k", "packages").rows
     stock = "gsm8k/gsm8k.yaml"
@@ -280,11 +282,12 @@ def test_requests_are_those_of_lm_eval_s_own_loop(tmp_path: Path) -> None:
 
 
 def test_a_task_without_a_gold_text_is_generated_all_the_same(lm: Any, tmp_path: Path) -> None:
-    from mixloop.evals.anytask import AnyTask
-    from mixloop.evals.packaged import stock_tasks
-    from mixloop.evals.scorer import make_plan
-    from mixloop.evals.settings import BenchmarkSettings
-    from mixloop.evals.tasks import StockTask, load_tasks, write_task
+    from mixloop.evals import BenchmarkSettings
+    from mixloop.evals.benchmarks import fit_shots
+    from mixloop.evals.benchmarks.any_task import AnyTask
+    from mixloop.evals.items import stock_tasks
+    from mixloop.evals.lm_eval_tasks import StockTask
+    from mixloop.evals.lm_eval_tasks.stock_task import load_tasks, write_task
 
     config = {"doc_to_target": "", "training_split": None, "fewshot_split": None, "num_fewshot": 0}
     rows = [{"question": f"How many are {index}?", "answer": "4"} for index in range(3)]
@@ -293,14 +296,14 @@ def test_a_task_without_a_gold_text_is_generated_all_the_same(lm: Any, tmp_path:
     task = load_tasks(["free"], tmp_path)["free"]
     ids = ("a", "b", "c")
     benchmark = AnyTask([StockTask(task, list(task.eval_docs), ids)])
-    plan = make_plan(benchmark, ids, BenchmarkSettings(max_new_tokens=5), lm)
+    plan = fit_shots(benchmark, ids, BenchmarkSettings(max_new_tokens=5), lm)
     assert plan.questions == {}
     assert list(plan.answered) == list(ids)
     assert plan.answered["b"].prompt.args[0] == "Question: How many are 1?\nAnswer:"
 
 
 def test_lower_may_be_better() -> None:
-    from mixloop.evals.metrics import mean_metrics
+    from mixloop.evals.scoring.metrics import mean_metrics
 
     outcomes = {"a": {"edits": 3.0, "acc": 1.0}, "b": {"edits": 1.0, "acc": 0.0}}
     found = mean_metrics(outcomes, 2, better={"edits": False})

@@ -16,14 +16,15 @@ from typing import Any
 
 import pytest
 
-from mixloop.evals import estimates, hub, items
-from mixloop.evals.scorecard import BenchmarkScore, Scorecard, training_state
-from mixloop.evals.settings import EvalSettings
+from mixloop.common import estimates
+from mixloop.evals import BenchmarkScore, EvalSettings, Scorecard, training_state
+from mixloop.evals.benchmarks import load
+from mixloop.evals.items import hub, item_set
 
 
 @pytest.mark.parametrize(("benchmark", "least"), [("mmlu", 250), ("gsm8k", 8), ("humaneval", 164)])
 def test_packages_carry_real_items(benchmark: str, least: int) -> None:
-    found = items.load_items(benchmark, "packages")
+    found = load.load_items(benchmark, "packages")
     assert len(found.rows) >= least
     assert len({row["id"] for row in found.rows}) == len(found.rows)
     assert all(row["gold"].strip() for row in found.rows)
@@ -31,7 +32,7 @@ def test_packages_carry_real_items(benchmark: str, least: int) -> None:
 
 
 def test_mmlu_items_from_packages_are_whole() -> None:
-    rows = items.load_items("mmlu", "packages").rows
+    rows = load.load_items("mmlu", "packages").rows
     assert len({row["subject"] for row in rows}) == 57
     for row in rows:
         assert len(row["choices"]) == 4
@@ -40,7 +41,7 @@ def test_mmlu_items_from_packages_are_whole() -> None:
 
 
 def test_gsm8k_answers_from_packages_are_in_its_own_form() -> None:
-    for row in items.load_items("gsm8k", "packages").rows:
+    for row in load.load_items("gsm8k", "packages").rows:
         worked, number = row["answer"].split("\n#### ")
         assert re.fullmatch(r"-?[0-9.,]*[0-9]", number)
         assert number in worked
@@ -49,30 +50,30 @@ def test_gsm8k_answers_from_packages_are_in_its_own_form() -> None:
 
 
 def test_stock_shots_among_the_items_are_noticed(tmp_path: Path) -> None:
-    assert items.load_items("gsm8k", "packages").overlaps
-    assert items.load_items("mmlu", "packages").overlaps
+    assert load.load_items("gsm8k", "packages").overlaps
+    assert load.load_items("mmlu", "packages").overlaps
     path = tmp_path / "test.jsonl"
     path.write_text(json.dumps({"question": "How many?", "answer": "Two.\n#### 2"}))
-    assert not items.load_items("gsm8k", (path,)).overlaps
+    assert not load.load_items("gsm8k", (path,)).overlaps
 
 
 def test_an_item_has_one_id_wherever_it_comes_from(tmp_path: Path) -> None:
-    packaged = items.load_items("mmlu", "packages").rows
+    packaged = load.load_items("mmlu", "packages").rows
     shuffled = [{**row, "more": 1} for row in packaged]
     random.Random(5).shuffle(shuffled)
     (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(row) for row in shuffled))
-    filed = items.load_items("mmlu", (tmp_path,)).rows
+    filed = load.load_items("mmlu", (tmp_path,)).rows
     assert {row["id"] for row in filed} == {row["id"] for row in packaged}
-    assert items.choose(filed, 40, 3) == items.choose(packaged, 40, 3)
+    assert item_set.choose(filed, 40, 3) == item_set.choose(packaged, 40, 3)
 
 
 def test_subsets_are_seeded_and_nested() -> None:
-    rows = items.load_items("humaneval", "packages").rows
-    small, large = items.choose(rows, 20, 0), items.choose(rows, 60, 0)
+    rows = load.load_items("humaneval", "packages").rows
+    small, large = item_set.choose(rows, 20, 0), item_set.choose(rows, 60, 0)
     assert small == large[:20]
-    assert small == items.choose(rows[::-1], 20, 0)
-    assert small != items.choose(rows, 20, 1)
-    assert len(items.choose(rows, None, 0)) == len(rows)
+    assert small == item_set.choose(rows[::-1], 20, 0)
+    assert small != item_set.choose(rows, 20, 1)
+    assert len(item_set.choose(rows, None, 0)) == len(rows)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +90,8 @@ def test_subsets_are_seeded_and_nested() -> None:
 def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(text)
-    with pytest.raises(items.ItemsError, match=r"bad\.jsonl") as caught:
-        items.load_items("gsm8k", (path,))
+    with pytest.raises(item_set.ItemsError, match=r"bad\.jsonl") as caught:
+        load.load_items("gsm8k", (path,))
     assert said in str(caught.value)
 
 
@@ -113,10 +114,10 @@ MMLU = {"question": "q", "subject": "anatomy", "choices": ["a", "b", "c", "d"], 
 )
 def test_a_bad_row_is_named(tmp_path: Path, benchmark: str, row: object, said: str) -> None:
     path = tmp_path / "bad.json"
-    good = items.load_items(benchmark, "packages").rows[0]
+    good = load.load_items(benchmark, "packages").rows[0]
     path.write_text(json.dumps([good, row]))
-    with pytest.raises(items.ItemsError) as caught:
-        items.load_items(benchmark, (path,))
+    with pytest.raises(item_set.ItemsError) as caught:
+        load.load_items(benchmark, (path,))
     assert str(caught.value).startswith(f"{benchmark}: {path}: row 2 ")
     assert said in str(caught.value)
 
@@ -125,7 +126,7 @@ def test_mmlu_answers_may_be_letters(tmp_path: Path) -> None:
     letters, numbers = tmp_path / "letters.jsonl", tmp_path / "numbers.jsonl"
     letters.write_text(json.dumps({**MMLU, "answer": "C", "subject": "College Physics"}))
     numbers.write_text(json.dumps({**MMLU, "subject": "college_physics"}))
-    assert items.load_items("mmlu", (letters,)).rows == items.load_items("mmlu", (numbers,)).rows
+    assert load.load_items("mmlu", (letters,)).rows == load.load_items("mmlu", (numbers,)).rows
 
 
 def problems(count: int, first: int = 0) -> list[dict[str, str]]:
@@ -184,7 +185,7 @@ def test_folders_hold_the_items_and_the_pool(tmp_path: Path, write: Any) -> None
     folder = tmp_path / "gsm8k"
     folder.mkdir()
     write(folder, problems(7), problems(6, 100))
-    found = items.load_items("gsm8k", (folder,))
+    found = load.load_items("gsm8k", (folder,))
     assert [(row["question"], row["gold"]) for row in found.rows] == [
         (row["question"], row["answer"]) for row in problems(7)
     ]
@@ -202,16 +203,16 @@ def test_lone_files_of_every_kind_are_the_items(tmp_path: Path, name: str) -> No
         datasets.Dataset.from_list(problems(4)).save_to_disk(path)
     else:
         (write_parquet if name.endswith("parquet") else write_lines)(path, problems(4))
-    found = items.load_items("gsm8k", (path,))
+    found = load.load_items("gsm8k", (path,))
     assert [row["question"] for row in found.rows] == [row["question"] for row in problems(4)]
-    assert found.pool == items.load_items("gsm8k", "packages").rows
+    assert found.pool == load.load_items("gsm8k", "packages").rows
 
 
 def test_a_pool_that_holds_all_items_is_noticed(tmp_path: Path) -> None:
     write_lines(tmp_path / "test.jsonl", problems(4))
     for first, held in ((3, False), (0, True)):
         write_lines(tmp_path / "train.jsonl", problems(5, first))
-        found = items.load_items("gsm8k", (tmp_path,))
+        found = load.load_items("gsm8k", (tmp_path,))
         assert found.overlaps == held
         assert [row["question"] for row in found.pool] == [
             r["question"] for r in problems(5, first)
@@ -219,16 +220,16 @@ def test_a_pool_that_holds_all_items_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_test_items_says_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(items.ItemsError, match=r"no items here; put test\.jsonl"):
-        items.load_items("gsm8k", (tmp_path,))
+    with pytest.raises(item_set.ItemsError, match=r"no items here; put test\.jsonl"):
+        load.load_items("gsm8k", (tmp_path,))
     write_lines(tmp_path / "train.jsonl", problems(2))
-    with pytest.raises(items.ItemsError, match=r"no test split \(there is: train\)"):
-        items.load_items("gsm8k", (tmp_path,))
-    with pytest.raises(items.ItemsError, match=r"gsm8k: .*absent: no such file or folder"):
-        items.load_items("gsm8k", (tmp_path / "absent",))
+    with pytest.raises(item_set.ItemsError, match=r"no test split \(there is: train\)"):
+        load.load_items("gsm8k", (tmp_path,))
+    with pytest.raises(item_set.ItemsError, match=r"gsm8k: .*absent: no such file or folder"):
+        load.load_items("gsm8k", (tmp_path / "absent",))
     (tmp_path / "test.parquet").write_text("no parquet")
-    with pytest.raises(items.ItemsError, match=r"test\.parquet: can't be read as parquet"):
-        items.load_items("gsm8k", (tmp_path,))
+    with pytest.raises(item_set.ItemsError, match=r"test\.parquet: can't be read as parquet"):
+        load.load_items("gsm8k", (tmp_path,))
 
 
 def test_the_hub_is_not_asked_when_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +237,7 @@ def test_the_hub_is_not_asked_when_switched_off(monkeypatch: pytest.MonkeyPatch)
     # an address that would answer, were it asked
     with _answering(monkeypatch):
         assert not hub.hub_reachable()
-        assert items.load_items("gsm8k", "auto").kind == "packages"
+        assert load.load_items("gsm8k", "auto").kind == "packages"
 
 
 def test_the_hub_is_found_when_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +254,7 @@ def test_a_dead_hub_costs_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(hub, "HUB_SECONDS", 0.5)
     began = time.monotonic()
-    assert items.load_items("humaneval", "auto").kind == "packages"
+    assert load.load_items("humaneval", "auto").kind == "packages"
     assert time.monotonic() - began < 3
 
 
@@ -297,7 +298,7 @@ def test_ratio_standard_error_covers_the_truth() -> None:
     for _ in range(400):
         weights = [random_.uniform(20, 400) for _ in range(40)]
         totals = [w * 1.3 + random_.gauss(0, 0.2 * w) for w in weights]
-        value, stderr = estimates.ratio(totals, weights)
+        value, stderr = estimates.ratio_of_totals(totals, weights)
         assert stderr is not None
         covered += abs(value - 1.3) < 2.02 * stderr
     assert 0.90 < covered / 400 < 0.99
@@ -305,11 +306,11 @@ def test_ratio_standard_error_covers_the_truth() -> None:
 
 def test_ratio_of_equal_weights_is_the_mean() -> None:
     totals = [3.0, 4.0, 8.0, 1.0]
-    value, stderr = estimates.ratio(totals, [2.0] * 4)
+    value, stderr = estimates.ratio_of_totals(totals, [2.0] * 4)
     plain = estimates.mean([t / 2 for t in totals])
     assert (value, stderr) == (pytest.approx(plain[0]), pytest.approx(plain[1]))
     with pytest.raises(ValueError, match="no weight"):
-        estimates.ratio([], [])
+        estimates.ratio_of_totals([], [])
 
 
 def test_settings_name_what_is_wrong() -> None:

@@ -20,12 +20,11 @@ from typing import Any
 
 import pytest
 
-from mixloop.evals import estimates
-from mixloop.evals.items import load_items
-from mixloop.evals.outcomes import read_outcomes
-from mixloop.evals.scorecard import Scorecard
-from mixloop.evals.settings import EvalSettings
-from mixloop.evals.worker_client import EvaluationError, Evaluator, Failure, evaluate
+from mixloop.common import estimates
+from mixloop.evals import EvalSettings, Scorecard
+from mixloop.evals.benchmarks import load_items
+from mixloop.evals.scoring.outcomes import read_outcomes
+from mixloop.evals.workers import EvaluationError, Evaluator, Failure, evaluate
 
 CONTEXT = 512
 
@@ -136,7 +135,7 @@ def lm(checkpoint: Path) -> Any:
     """The model in this process, for direct computation."""
     import torch
 
-    from mixloop.evals.loading import load_checkpoint
+    from mixloop.evals.engine import load_checkpoint
 
     torch.set_num_threads(1)
     return load_checkpoint(checkpoint)
@@ -179,7 +178,7 @@ def test_metrics_are_those_of_their_items(card: Scorecard) -> None:
             if name == "bits_per_byte":
                 weights = [item["bytes"] for item in own]
                 totals = [item[name] * item["bytes"] for item in own]
-                expected = estimates.ratio(totals, weights, subjects)
+                expected = estimates.ratio_of_totals(totals, weights, subjects)
             else:
                 expected = estimates.mean([item[name] for item in own], subjects)
             assert len(own) == metric.n
@@ -300,7 +299,7 @@ def test_a_damaged_checkpoint_is_missing_with_the_reason(
 
 
 def test_a_benchmark_without_items_costs_only_itself(checkpoint: Path, tmp_path: Path) -> None:
-    from mixloop.evals.scorer import Scorer
+    from mixloop.evals.scoring import Scorer
 
     empty = tmp_path / "nothing.jsonl"
     benchmarks = {"gsm8k": {"data": [str(empty)]}, "math": {"data": "packages"}}
@@ -321,7 +320,7 @@ def scored(scorer: Any, checkpoint: Path) -> Scorecard:
 
 
 def test_no_sandbox_leaves_bits_per_byte(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mixloop.evals.scorer import Scorer
+    from mixloop.evals.scoring import Scorer
 
     monkeypatch.setenv("PATH", "")
     own = {"items": 6, "data": "packages"}
@@ -335,7 +334,7 @@ def test_no_sandbox_leaves_bits_per_byte(checkpoint: Path, monkeypatch: pytest.M
 
 
 def test_a_context_that_holds_nothing_is_missing(checkpoint: Path) -> None:
-    from mixloop.evals.scorer import Scorer
+    from mixloop.evals.scoring import Scorer
 
     settings = EvalSettings.model_validate(
         {"benchmarks": {"math": {"data": "packages"}}, "max_length": 16, "threads": 1}
@@ -350,21 +349,20 @@ def test_a_context_that_holds_nothing_is_missing(checkpoint: Path) -> None:
 
 
 def plan_of(name: str, lm: Any, tmp_path: Path, **own: Any) -> Any:
-    from mixloop.evals.benchmarks import make_benchmark
+    from mixloop.evals import BenchmarkSettings
+    from mixloop.evals.benchmarks import fit_shots, make_benchmark
     from mixloop.evals.sandbox import Sandbox
-    from mixloop.evals.scorer import make_plan
-    from mixloop.evals.settings import BenchmarkSettings
 
     settings = BenchmarkSettings.model_validate(own)
     items = load_items(name, settings.data)
     benchmark = make_benchmark(name, items, items.rows[: own.get("items")], tmp_path, Sandbox())
     ids = tuple(row["id"] for row in items.rows[: own.get("items")])
-    return make_plan(benchmark, ids, settings, lm)
+    return fit_shots(benchmark, ids, settings, lm)
 
 
 @pytest.mark.parametrize("context", [300, 500, 9000])
 def test_shots_are_the_most_that_fit(lm: Any, tmp_path: Path, context: int) -> None:
-    from mixloop.evals.model import CheckpointLM
+    from mixloop.evals.engine import CheckpointLM
 
     tight = CheckpointLM(lm.model, lm.tokenizer, max_length=context)
     path = tmp_path / "own.jsonl"
@@ -387,7 +385,7 @@ def test_shots_are_the_most_that_fit(lm: Any, tmp_path: Path, context: int) -> N
 
 
 def test_no_item_is_shown_its_own_answer(lm: Any, tmp_path: Path) -> None:
-    from mixloop.evals.model import CheckpointLM
+    from mixloop.evals.engine import CheckpointLM
 
     wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
     rows = {row["id"]: row for row in load_items("mmlu", "packages").rows}
@@ -408,7 +406,7 @@ def test_no_item_is_shown_its_own_answer(lm: Any, tmp_path: Path) -> None:
 
 
 def test_a_subject_of_one_s_own_is_asked_like_mmlu_s(lm: Any, tmp_path: Path) -> None:
-    from mixloop.evals.model import CheckpointLM
+    from mixloop.evals.engine import CheckpointLM
 
     wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
     row = {"subject": "Bee Keeping", "choices": ["1", "2", "3", "4"], "answer": "B"}
@@ -426,7 +424,7 @@ def test_a_subject_of_one_s_own_is_asked_like_mmlu_s(lm: Any, tmp_path: Path) ->
 
 
 def test_a_stray_item_of_the_pool_takes_no_example_from_the_others(lm: Any, tmp_path: Path) -> None:
-    from mixloop.evals.model import CheckpointLM
+    from mixloop.evals.engine import CheckpointLM
 
     wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
     pool = [{"question": f"How many are {i}?", "answer": f"#### {i}"} for i in range(6)]
@@ -467,7 +465,7 @@ def test_generation_is_greedy_and_stops(lm: Any) -> None:
 
 
 def test_nothing_is_truncated(lm: Any) -> None:
-    from mixloop.evals.model import TooLongError
+    from mixloop.evals.engine.checkpoint_lm import TooLongError
 
     long = "word " * 2000
     assert not lm.holds(long, " end")
@@ -536,7 +534,7 @@ def test_a_worker_dies_with_its_parent(checkpoint: Path, tmp_path: Path) -> None
     script = (
         "import os, sys\nfrom pathlib import Path\n"
         "from mixloop.evals.settings import EvalSettings\n"
-        "from mixloop.evals.worker_client import Evaluator\n"
+        "from mixloop.evals.workers.client import Evaluator\n"
         "e = Evaluator(EvalSettings(), Path(sys.argv[2]) / 'worker.log')\n"
         "e.start(Path(sys.argv[1]), Path(sys.argv[2]) / 'card.json')\n"
         "print(e.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
@@ -564,7 +562,7 @@ def test_evaluate_says_why_there_is_no_scorecard(checkpoint: Path) -> None:
 
 def test_the_client_is_light() -> None:
     code = (
-        "import sys, mixloop.evals.worker_client, mixloop.evals.settings\n"
+        "import sys, mixloop.evals.workers.client, mixloop.evals.settings\n"
         "heavy = {'torch', 'lm_eval', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mixloop.evals import estimates
-from mixloop.evals.metrics import cluster_of, mean_metrics, ratio_metric
-from mixloop.evals.outcomes import keep_outcomes, outcomes_path, read_outcomes, write_outcomes
-from mixloop.evals.scorecard import BenchmarkScore, Scorecard
+from mixloop.common import estimates
+from mixloop.evals import BenchmarkScore, Scorecard
+from mixloop.evals.scoring import keep_outcomes
+from mixloop.evals.scoring.metrics import cluster_of, mean_metrics, ratio_metric
+from mixloop.evals.scoring.outcomes import outcomes_path, read_outcomes, write_outcomes
 
 values = st.floats(-5, 5)
 clustered = st.lists(
@@ -40,7 +41,7 @@ def test_clusters_are_summed_before_they_are_squared(rows):
     totals, weights, clusters = columns(rows)
     if len(set(clusters)) < 2:
         clusters[0] = "g"
-    value, stderr = estimates.ratio(totals, weights, clusters)
+    value, stderr = estimates.ratio_of_totals(totals, weights, clusters)
     t, w = np.array(totals), np.array(weights)
     residuals = t - t.sum() / w.sum() * w
     sums = [residuals[np.array(clusters) == c].sum() for c in set(clusters)]
@@ -53,18 +54,21 @@ def test_clusters_are_summed_before_they_are_squared(rows):
 @given(clustered, st.randoms(use_true_random=False))
 def test_order_and_names_of_clusters_do_not_matter(rows, rng):
     totals, weights, clusters = columns(rows)
-    found = estimates.ratio(totals, weights, clusters)
+    found = estimates.ratio_of_totals(totals, weights, clusters)
     renamed = dict(zip("abcdef", rng.sample("uvwxyz", 6), strict=True))
     rng.shuffle(rows)
     totals, weights, clusters = columns(rows)
-    assert estimates.ratio(totals, weights, [renamed[c] for c in clusters]) == found
+    assert estimates.ratio_of_totals(totals, weights, [renamed[c] for c in clusters]) == found
 
 
 @given(clustered)
 def test_own_clusters_and_a_single_one_give_the_plain_formula(rows):
     totals, weights, _ = columns(rows)
     own, one = [str(k) for k in range(len(rows))], ["anatomy"] * len(rows)
-    for estimate in (partial(estimates.ratio, totals, weights), partial(estimates.mean, totals)):
+    for estimate in (
+        partial(estimates.ratio_of_totals, totals, weights),
+        partial(estimates.mean, totals),
+    ):
         assert estimate(own) == estimate(one) == estimate()
 
 
@@ -145,7 +149,7 @@ def test_metrics_are_clustered_over_subjects_of_mmlu_only():
     answers = mean_metrics(outcomes, 12, mmlu)
     totals = [10 * one["bits_per_byte"] for one in outcomes.values()]
     subjects = [item.split("/")[0] for item in outcomes]
-    assert (gold.value, gold.stderr) == estimates.ratio(totals, [10.0] * 12, subjects)
+    assert (gold.value, gold.stderr) == estimates.ratio_of_totals(totals, [10.0] * 12, subjects)
     assert (gold.n, gold.asked, gold.excluded) == (12, 14, 2)
     half = stats.t.ppf(0.975, 3) * gold.stderr
     assert gold.interval == pytest.approx((gold.value - half, gold.value + half))

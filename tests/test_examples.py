@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from mixloop.policies import (
+from mixloop.contract import read_schedule, read_status
+from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
     Hold,
@@ -24,9 +25,8 @@ from mixloop.policies import (
     Source,
     load_policy,
 )
-from mixloop.trainer.contract import read_schedule, read_status
-from mixloop.trainer.saved import read_saved_manifest
-from mixloop.trainer.store import StoreInfo
+from mixloop.trainer.loader import read_saved_manifest
+from mixloop.trainer.sources import StoreInfo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 REF = "./keep_moving.py:KeepMoving"

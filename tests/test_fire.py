@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixloop.controller.audit_command import examine
-from mixloop.trainer.contract import (
+from mixloop.cli.audit import examine
+from mixloop.contract import (
     OpenLine,
     Order,
     RunPaths,
@@ -36,8 +36,8 @@ from mixloop.trainer.contract import (
     read_status,
     write_order,
 )
-from mixloop.trainer.order import MixtureOrder
-from mixloop.trainer.store import SCHEMA as STORE_SCHEMA
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.sources.token_store import SCHEMA as STORE_SCHEMA
 
 LENGTH = 8
 SIZES = {"web": 2003, "code": 769, "books": 401, "maths": 97, "wiki": 1201, "small": 13}

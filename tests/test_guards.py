@@ -9,16 +9,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mixloop.policies.guards import (
-    GuardContext,
-    GuardResult,
-    GuardSettings,
-    GuardSource,
-    apply_guards,
-    nearest_legal,
-    total_variation,
-)
-from mixloop.policies.waterfill import water_fill
+from mixloop.policies.guards import GuardContext, GuardResult, GuardSettings, apply_guards
+from mixloop.policies.guards.pipeline import nearest_legal
+from mixloop.policies.mixture import GuardSource, total_variation, water_fill
 
 T, B = 10**12, 10**9
 SMOLLM2 = {
@@ -245,7 +238,7 @@ def test_notes_are_json():
     ("given_", "message"),
     [
         ({"floor": 0.5, "cap": 0.1}, "floor 0.5 is above cap 0.1"),
-        ({"dwell": "5X"}, "no token count"),
+        ({"dwell": "5X"}, "not a token count"),
         ({"max_chnge": 1}, "Extra inputs"),
         ({"max_epochs": 0}, "greater than 0"),
     ],

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixloop.policies import BenchmarkScore, Evaluation, Goal, Metric, Observation, PastDecision
-from mixloop.policies.evidence import Claim, claims_of, holm, tail
-from mixloop.policies.guards import (
-    GuardContext,
-    GuardResult,
-    GuardSettings,
-    GuardSource,
-    apply_guards,
+from mixloop.policies.evidence import Claim, Veto, claims_of, holm, vetoes
+from mixloop.policies.evidence.significance import tail
+from mixloop.policies.guards import GuardContext, GuardResult, GuardSettings, apply_guards
+from mixloop.policies.interface import (
+    BenchmarkScore,
+    Evaluation,
+    Goal,
+    Metric,
+    Observation,
+    PastDecision,
 )
-from mixloop.policies.vetoes import Veto, vetoes
+from mixloop.policies.mixture import GuardSource
 
 NOW = {"a": 0.5, "b": 0.5}
 NEXT = {"a": 0.4, "b": 0.6}

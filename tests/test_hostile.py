@@ -25,13 +25,10 @@ from hypothesis import strategies as st
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from mixloop.controller import daemon, unread
-from mixloop.controller.cli import app
-from mixloop.controller.config import load_config
-from mixloop.controller.errors import BadInput
-from mixloop.evals.scorecard import Scorecard
-from mixloop.trainer.contract import (
-    Found,
+from mixloop.cli.app import app
+from mixloop.common.errors import BadInput
+from mixloop.common.json_records import ReadResult
+from mixloop.contract import (
     RunPaths,
     Schedule,
     ScheduleError,
@@ -44,8 +41,11 @@ from mixloop.trainer.contract import (
     read_schedule,
     read_status,
 )
-from mixloop.trainer.job import JobError
-from mixloop.trainer.runfile import load_run
+from mixloop.controller.config import load_config
+from mixloop.controller.journal import unreadable_files
+from mixloop.controller.loop import daemon
+from mixloop.evals import Scorecard
+from mixloop.trainer.config import JobError, load_run
 
 _spec = importlib.util.spec_from_file_location(
     "hostile", Path(__file__).parent / "support" / "hostile.py"
@@ -57,7 +57,7 @@ _spec.loader.exec_module(hostile)
 
 Json = dict[str, Any]
 Test = Callable[[random.Random], None]
-Reader = Callable[[Path], Found[Any]]
+Reader = Callable[[Path], ReadResult[Any]]
 
 CONTROLS = {chr(c) for c in range(32)} - {"\n"} | {chr(c) for c in range(127, 160)}
 FRESH = 40  # examples on one run before it begins anew from the template
@@ -138,7 +138,7 @@ class Field:
         Returns whether the controller goes on.
         """
         for _ in range(steps):
-            self._ahead += unread.EXAMINE
+            self._ahead += unreadable_files.EXAMINE
             if not self.run.controller.step():
                 return False
         return True
@@ -207,11 +207,11 @@ class Field:
         """Looks at the file that is sound again, until the daemon has forgotten that it wasn't."""
         before = len(self.run.said)
         told = path in self.run.controller._unread.unread.told
-        went_on = self.step(unread.LOOKS)
+        went_on = self.step(unreadable_files.LOOKS)
         name = str(path.relative_to(self.run.paths.dir))
         again = f"{name} can be read again" in self.run.said[before:]
         assert again == told or not went_on
-        self._ahead += 3 * unread.PAUSE[0]
+        self._ahead += 3 * unreadable_files.PAUSE[0]
 
 
 def unreadable(folder: Path) -> list[str]:
@@ -253,7 +253,7 @@ def field(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> I
     base = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(daemon, "Evaluator", played_run.QuickEvaluator)
-        patch.setattr(unread, "AGAIN", 0.0)
+        patch.setattr(unreadable_files, "AGAIN", 0.0)
         # what Typer makes of the command's signatures, once and not for each of ten thousand files
         patch.setattr("typer.testing._get_command", functools.cache(get_command))
         (base / "template").mkdir()
@@ -481,7 +481,7 @@ def content(journal: Path) -> Any:
 
 def _controls(field: Field, folder: Path, journal: Path, how: str, valid: Any) -> None:
     """A daemon over that journal refuses to start with one line, or goes on in spite of it."""
-    from mixloop.controller.service import start_controller
+    from mixloop.controller.service.service import start_controller
 
     said: list[str] = []
     same = content(journal) == valid

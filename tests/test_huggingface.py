@@ -13,15 +13,13 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from mixloop.contract import Order, RunPaths, read_schedule, read_status, write_order
 from mixloop.trainer.adapters.huggingface import MixtureMixin
-from mixloop.trainer.contract import Order, RunPaths, read_schedule, read_status, write_order
-from mixloop.trainer.dataset import MixtureDataset
-from mixloop.trainer.job import JobError
-from mixloop.trainer.loader import MixtureLoader
-from mixloop.trainer.order import MixtureOrder
-from mixloop.trainer.peers import Alone
-from mixloop.trainer.saved import read_saved_manifest
-from mixloop.trainer.store import StoreInfo
+from mixloop.trainer.config import JobError
+from mixloop.trainer.loader import MixtureDataset, MixtureLoader, read_saved_manifest
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.run import SingleProcess
+from mixloop.trainer.sources import StoreInfo
 
 LENGTH, ROWS, MICROS = 8, 4, 2
 QUANTUM = ROWS * MICROS
@@ -214,7 +212,7 @@ def test_ranks_share_the_order_out(tmp_path: Path, stores: dict[str, Path]) -> N
 
 def test_other_ways_to_go_wrong_are_told(tmp_path: Path, stores: dict[str, Path]) -> None:
     with pytest.raises(JobError, match="1 processes share the batches out, the loader knows of 2"):
-        trainer(loader(tmp_path, stores, world=2, peers=Alone()), arguments(tmp_path))
+        trainer(loader(tmp_path, stores, world=2, peers=SingleProcess()), arguments(tmp_path))
     made = trainer(loader(tmp_path, stores), arguments(tmp_path))
     with pytest.raises(JobError, match=r"no checkpoint-N with mixloop.json"):
         made.train(resume_from_checkpoint=True)

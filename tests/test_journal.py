@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mixloop.controller import records
-from mixloop.controller.journal import FenceLost, Journal, JournalError, pack
+from mixloop.controller.journal import FenceLost, Journal, JournalError, records
+from mixloop.controller.journal.packing import pack
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mixloop.controller.journal import Journal, pack
+from mixloop.controller.journal import Journal
+from mixloop.controller.journal.packing import pack
 
 
 def spoilt(sound_journal: Path, folder: Path, table: str, column: str, value: object) -> Journal:

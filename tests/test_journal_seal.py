@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixloop.controller import journal_seal, records
-from mixloop.controller.journal import TABLES, Journal, add_event
-from mixloop.controller.report import alarms
+from mixloop.controller.journal import Journal, add_event, records, tamper_seal
+from mixloop.controller.journal.schema import TABLES
+from mixloop.controller.report.report_data import alarms
 
 VALUES = st.one_of(
     st.none(),
@@ -155,8 +155,8 @@ def test_a_copy_made_while_a_transaction_was_open_is_told(path: Path, tmp_path: 
 def test_following_rows_gives_the_seal_of_all_rows(steps: list[tuple[Any, ...]]) -> None:
     db = sqlite3.connect(":memory:", isolation_level=None)
     db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, a, b TEXT, c INTEGER)")
-    empty = journal_seal.whole(db, ["t"])
-    seal = journal_seal.Seal(db, ["t"])
+    empty = tamper_seal.whole(db, ["t"])
+    seal = tamper_seal.Seal(db, ["t"])
     seal.begin(empty)
     for what, row, *values in steps:
         if what == "i":
@@ -165,7 +165,7 @@ def test_following_rows_gives_the_seal_of_all_rows(steps: list[tuple[Any, ...]])
             db.execute("UPDATE t SET a = ?, b = ?, c = ? WHERE id >= ?", (*values, row))
         else:
             db.execute("DELETE FROM t WHERE id = ?", (row,))
-        assert seal.now == journal_seal.whole(db, ["t"])
+        assert seal.now == tamper_seal.whole(db, ["t"])
     db.execute("DELETE FROM t")
     assert seal.now == empty
     assert seal.changed is None
@@ -180,7 +180,7 @@ def test_values_that_differ_have_other_seals(pair: list[object]) -> None:
         db = sqlite3.connect(":memory:")
         db.execute("CREATE TABLE t (a, b)")
         db.execute("INSERT INTO t VALUES (?, 'x')", (value,))
-        seals.add(journal_seal.whole(db, ["t"]))
+        seals.add(tamper_seal.whole(db, ["t"]))
         db.close()
     assert len(seals) == 2
 

@@ -20,14 +20,13 @@ import psutil
 import pytest
 import yaml
 
+from mixloop.common.errors import BadInput
 from mixloop.controller.config import load_config
-from mixloop.controller.errors import BadInput
-from mixloop.evals.launchers import launcher_problem, worker_command
-from mixloop.evals.samples import Samples
-from mixloop.evals.scorecard import Scorecard
-from mixloop.evals.settings import EvalSettings
-from mixloop.evals.units import Unit, assemble
-from mixloop.evals.worker_client import Evaluator, Failure
+from mixloop.evals import EvalSettings, Scorecard
+from mixloop.evals.scoring import Samples, WorkUnit
+from mixloop.evals.scoring.work_units import assemble_score
+from mixloop.evals.workers import Evaluator, Failure, launcher_problem
+from mixloop.evals.workers.launchers import worker_command
 
 # says a word of its own among the worker's, and becomes the worker in another session
 WRAPPER = """
@@ -84,7 +83,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_template_takes_the_workers_command_in_its_place() -> None:
     found = settings(launcher=["srun", "-G", 1, "{command}", "--quiet"])
     assert worker_command(found.launcher) == [
-        *("srun", "-G", "1", sys.executable, "-m", "mixloop.evals.worker", "--quiet")
+        *("srun", "-G", "1", sys.executable, "-m", "mixloop.evals.workers.worker", "--quiet")
     ]
     again = EvalSettings.model_validate_json(found.model_dump_json())
     assert again == found
@@ -122,7 +121,7 @@ def run_file(folder: Path, evals: dict[str, Any]) -> Path:
 def test_a_launcher_that_can_not_run_is_told_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mixloop.controller.checks import check_evals
+    from mixloop.controller.service import check_evals
 
     path = run_file(tmp_path, {"launcher": ["./wrap.sh", "{command}"]})
     config = load_config(path)
@@ -254,7 +253,7 @@ def test_a_worker_that_nobody_is_left_to_hear_ends(checkpoint: Path, tmp_path: P
     script = (
         "import os, sys\nfrom pathlib import Path\n"
         "from mixloop.evals.settings import EvalSettings\n"
-        "from mixloop.evals.worker_client import Evaluator\n"
+        "from mixloop.evals.workers.client import Evaluator\n"
         "settings = EvalSettings.model_validate_json(sys.argv[1])\n"
         "e = Evaluator(settings, Path(sys.argv[3]) / 'worker.log')\n"
         "e.start(Path(sys.argv[2]), Path(sys.argv[3]) / 'card.json')\n"
@@ -279,9 +278,9 @@ def test_a_worker_that_nobody_is_left_to_hear_ends(checkpoint: Path, tmp_path: P
 
 
 def test_a_unit_that_is_lost_three_times_costs_its_benchmark_only() -> None:
-    from mixloop.evals.ray_scorer import Backlog
+    from mixloop.evals.workers.ray_scorer import Backlog
 
-    units = [Unit(benchmark=name, part=part, parts=2) for name in "ab" for part in range(2)]
+    units = [WorkUnit(benchmark=name, part=part, parts=2) for name in "ab" for part in range(2)]
     backlog = Backlog(deque(units))
     for _ in range(3):
         unit = backlog.take()
@@ -290,7 +289,7 @@ def test_a_unit_that_is_lost_three_times_costs_its_benchmark_only() -> None:
         backlog.lost(unit, "its worker was silent for 9 s")
     assert [score.unit for score in backlog.scores] == units[:2]
     why = "a: its worker was silent for 9 s, 3 times"
-    assert assemble(backlog.scores).reason == why
+    assert assemble_score(backlog.scores).reason == why
     assert list(backlog.waiting) == units[2:]
     backlog.give_up("no Ray worker can be started")
     assert {score.failed for score in backlog.scores[2:]} == {"b: no Ray worker can be started"}
@@ -313,7 +312,7 @@ def few(**changes: Any) -> EvalSettings:
 def ray_scorer() -> Iterator[Any]:
     """The one Ray of this module; its actors are kept from test to test."""
     pytest.importorskip("ray")
-    from mixloop.evals.ray_scorer import RayScorer
+    from mixloop.evals.workers.ray_scorer import RayScorer
 
     found = RayScorer(few(launcher="ray", workers=3))
     yield found
@@ -323,7 +322,7 @@ def ray_scorer() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def alone(checkpoint: Path) -> str:
     """What is measured here, on one thread."""
-    from mixloop.evals.scorer import Scorer
+    from mixloop.evals.scoring import Scorer
 
     local = Scorer(few())
     found = local.score(checkpoint)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mixloop.common.errors import BadInput
+from mixloop.contract import RunPaths, read_manifest
 from mixloop.controller.config import load_config
-from mixloop.controller.errors import BadInput
-from mixloop.controller.layouts import Layout, LayoutName
-from mixloop.trainer.contract import RunPaths, read_manifest
+from mixloop.controller.config.checkpoint_layouts import Layout, LayoutName
 from mixloop.trainer.loader import MixtureLoader
-from mixloop.trainer.store import StoreInfo
+from mixloop.trainer.sources import StoreInfo
 
 LENGTH = 8
 

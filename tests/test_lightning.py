@@ -17,20 +17,16 @@ import pytest
 import torch
 import yaml
 
-from mixloop.controller.layouts import Layout
-from mixloop.trainer.contract import Order, RunPaths, read_schedule, read_status, write_order
-from mixloop.trainer.dataset import MixtureDataset
-from mixloop.trainer.job import JobError
-from mixloop.trainer.loader import MixtureLoader
-from mixloop.trainer.order import MixtureOrder
-from mixloop.trainer.peers import Alone
-from mixloop.trainer.store import StoreInfo
+from mixloop.contract import Order, RunPaths, read_schedule, read_status, write_order
+from mixloop.controller.config.checkpoint_layouts import Layout
+from mixloop.trainer.config import JobError
+from mixloop.trainer.loader import MixtureDataset, MixtureLoader
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.run import SingleProcess
+from mixloop.trainer.sources import StoreInfo
 
 lightning = pytest.importorskip("lightning.pytorch")
-from mixloop.trainer.adapters.lightning import (  # noqa: E402
-    MixtureCheckpoint,
-    MixtureDataModule,
-)
+from mixloop.trainer.adapters.lightning import MixtureCheckpoint, MixtureDataModule  # noqa: E402
 
 LENGTH, ROWS, MICROS = 8, 4, 2
 QUANTUM = ROWS * MICROS
@@ -197,7 +193,7 @@ def test_a_step_that_is_not_the_loaders_is_refused(
 
 def test_other_ways_to_go_wrong_are_told(tmp_path: Path, stores: dict[str, Path]) -> None:
     module = Module(RunPaths(tmp_path / "run").mixture)
-    shared = MixtureDataModule(mixture(tmp_path, stores, world=2, rank=0, peers=Alone()))
+    shared = MixtureDataModule(mixture(tmp_path, stores, world=2, rank=0, peers=SingleProcess()))
     with pytest.raises(JobError, match="has 1 processes, the mixture is shared among 2"):
         trainer(tmp_path).fit(module, datamodule=shared)
     left = mixture(tmp_path, stores)

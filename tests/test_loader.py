@@ -18,11 +18,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from typer.testing import CliRunner
 
-from mixloop.controller.cli import app
-from mixloop.controller.config import load_config
-from mixloop.controller.launch import job_of
-from mixloop.trainer import checkpoint
-from mixloop.trainer.contract import (
+from mixloop.cli.app import app
+from mixloop.contract import (
     OpenLine,
     Order,
     RunPaths,
@@ -31,18 +28,19 @@ from mixloop.trainer.contract import (
     Stage,
     Status,
     VoidLine,
+    quantise,
     read_schedule,
     read_status,
     write_order,
 )
-from mixloop.trainer.fork import fork_run
-from mixloop.trainer.job import JobError
-from mixloop.trainer.loader import Change, MixtureLoader
-from mixloop.trainer.narrator import Moment
-from mixloop.trainer.order import MixtureOrder, quantise
-from mixloop.trainer.peers import Alone
-from mixloop.trainer.runfile import load_run
-from mixloop.trainer.store import StoreInfo
+from mixloop.controller.config import load_config
+from mixloop.controller.service.launch import job_of
+from mixloop.trainer.config import JobError, load_run
+from mixloop.trainer.loader import MixtureLoader
+from mixloop.trainer.loader.incarnation import Change
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.run import SingleProcess, StepMetrics, checkpoint_store, fork_run
+from mixloop.trainer.sources import StoreInfo
 
 LENGTH, ROWS, MICROS = 8, 4, 2
 QUANTUM = ROWS * MICROS
@@ -526,7 +524,7 @@ def test_what_cannot_work_is_refused(
     with pytest.raises(JobError, match=r"rank 1 of 4, but torch\.distributed is not initialised"):
         next(make(tmp_path, stores, rank=1, world=4))
     with pytest.raises(JobError, match="rank: 4 is not below"):
-        next(make(tmp_path, stores, rank=4, world=4, peers=Alone()))
+        next(make(tmp_path, stores, rank=4, world=4, peers=SingleProcess()))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(JobError, match=r"WORLD_SIZE=2, but torch\.distributed is not initialised"):
         next(make(tmp_path, stores))
@@ -555,7 +553,7 @@ class Wrapped(IterableDataset[Any]):
 
 def test_a_loader_in_workers_is_refused(tmp_path: Path, stores: dict[str, Path]) -> None:
     wrapped = Wrapped(make(tmp_path, stores))
-    with pytest.raises(JobError, match=r"use mixloop\.trainer\.dataset\.MixtureDataset"):
+    with pytest.raises(JobError, match=r"use mixloop\.trainer\.MixtureDataset"):
         next(iter(DataLoader(wrapped, batch_size=None, num_workers=1)))
 
 
@@ -644,7 +642,7 @@ def test_ranks_killed_and_resumed_as_one_are_as_if_never_killed(
     assert len(read_schedule(RunPaths(tmp_path / "run").schedule).segments) > 2
 
 
-class Crowd(Alone):
+class Crowd(SingleProcess):
     """One of very many ranks, which all hear what this one says."""
 
     def __init__(self, rank: int, world: int) -> None:
@@ -714,14 +712,14 @@ def test_a_fork_begins_as_the_run_did(
         order(tmp_path, 2, {"a": 1.0})
         steps(loader, 8)
         assert loader._running is not None
-        moment = Moment(loader.step, loader.sample, None, None, None, None, {})
+        moment = StepMetrics(loader.step, loader.sample, None, None, None, None, {})
         manifest = loader._running.steering.manifest(moment, loader.drawn())
         assert manifest is not None
 
         def write(folder: Path) -> None:
             (folder / "weights").write_bytes(b"w")
 
-        checkpoint.save(RunPaths(run).checkpoints, at, write, manifest)
+        checkpoint_store.save(RunPaths(run).checkpoints, at, write, manifest)
     with pytest.raises(JobError, match="has come to step"):
         fork_run(run, new, "f", step=55)
     with pytest.raises(JobError, match="is inside step 1; fork at a step"):
@@ -731,9 +729,9 @@ def test_a_fork_begins_as_the_run_did(
     )
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)["sample"] == at * QUANTUM
-    found = checkpoint.newest(RunPaths(new).checkpoints)
+    found = checkpoint_store.newest(RunPaths(new).checkpoints)
     assert found is not None
-    assert (found[0].name, found[1].run) == (checkpoint.folder_name(at), "f")
+    assert (found[0].name, found[1].run) == (checkpoint_store.folder_name(at), "f")
     assert (found[0] / "weights").read_bytes() == b"w"
     with pytest.raises(JobError, match="a run lies there already"):
         fork_run(run, new, "f", step=at)

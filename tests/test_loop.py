@@ -16,16 +16,15 @@ from typing import Any
 import pytest
 import yaml
 
-from mixloop.controller.sight import schedule_of
-from mixloop.trainer.contract import RunPaths, Status, read_status
+from mixloop.contract import RunPaths, Status, read_status, schedule_of
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.tokenizer import train_tokenizer
+from mixloop.trainer.sources import train_tokenizer
 
 STEP_TOKENS = 64 * 4
 
 
 def mixloop(*arguments: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mixloop.controller.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "mixloop.cli.app", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mixloop.controller.errors import BadInput
-from mixloop.controller.metrics import CONTENT_TYPE, Family, Timings, families, text
-from mixloop.controller.metrics_server import MetricsServer, check_address
-from mixloop.controller.watching import Watcher
+from mixloop.common.errors import BadInput
+from mixloop.controller.views import Watcher
+from mixloop.controller.watch import MetricsServer, Timings, check_address
+from mixloop.controller.watch.prometheus import CONTENT_TYPE, Family, families, text
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\[\\"n])*"'
@@ -125,7 +125,7 @@ def test_names_from_data_are_escaped_and_what_is_unknown_is_absent() -> None:
 
 
 def test_a_run_that_was_never_started_has_its_metrics_too(tmp_path: Path) -> None:
-    from mixloop.trainer.contract import RunPaths
+    from mixloop.contract import RunPaths
 
     look = Watcher(RunPaths(tmp_path), time.monotonic).look()
     found = parse(text(families(look, {}, {}, Timings())))
@@ -173,7 +173,7 @@ def test_a_taken_port_is_one_line_and_exit_2_before_anything_starts(
         data = yaml.safe_load(path.read_text())
         data["controller"]["metrics"] = {"port": port}
         path.write_text(yaml.safe_dump(data))
-        program = [sys.executable, "-m", "mixloop.controller.cli", "control", str(path)]
+        program = [sys.executable, "-m", "mixloop.cli.app", "control", str(path)]
         done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -183,7 +183,7 @@ def test_a_taken_port_is_one_line_and_exit_2_before_anything_starts(
 
 def test_the_command_serves_them(tmp_path: Path, played_run: Any) -> None:
     path = played_run.make_run(tmp_path)
-    program = [sys.executable, "-m", "mixloop.controller.cli", "control", str(path)]
+    program = [sys.executable, "-m", "mixloop.cli.app", "control", str(path)]
     program += ["--metrics-port", "0"]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

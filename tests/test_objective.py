@@ -6,10 +6,18 @@ import math
 
 import pytest
 
+from mixloop.common.errors import BadInput
 from mixloop.controller.config import load_config
-from mixloop.controller.errors import BadInput
-from mixloop.policies import BenchmarkScore, Evaluation, Goal, Metric, MissingScore, Observation
-from mixloop.policies.objective import objective_weights, weighted_gain
+from mixloop.policies.evidence import objective_weights
+from mixloop.policies.evidence.objective import weighted_gain
+from mixloop.policies.interface import (
+    BenchmarkScore,
+    Evaluation,
+    Goal,
+    Metric,
+    MissingScore,
+    Observation,
+)
 
 
 def score(value: float, *, better: bool = False, metric: str = "bits_per_byte") -> BenchmarkScore:

@@ -13,14 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
+from mixloop.common.errors import BadInput
 from mixloop.controller.config import load_config
-from mixloop.controller.errors import BadInput
-from mixloop.controller.simulation import simulate, uniform_start, virtual_config
-from mixloop.policies import Hold, Observation, PolicyError, Proposal, Source, load_policy
-from mixloop.policies.olmix_plan import best_mixture, filled
-from mixloop.policies.surrogate_law import fit_log_linear
-from mixloop.policies.worlds import Exponential, Power
+from mixloop.policies.baselines.olmix_solver import best_mixture
+from mixloop.policies.interface import Hold, Observation, PolicyError, Proposal, Source, load_policy
+from mixloop.policies.mixture import filled
+from mixloop.policies.surrogates import fit_log_linear
+from mixloop.policies.worlds.families import Exponential, Power
 from mixloop.policies.worlds.proxies import proxies, swarm
+from mixloop.tools.simulate.simulation import simulate
+from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config
 
 LAW = {"maths": np.array([0.2, -1.5, 0.1]), "code": np.array([-1.0, 0.3, 0.4])}
 NAMES = ("code", "maths", "web")

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from mixloop.controller import daemon, requests
-from mixloop.controller import history as views
-from mixloop.controller.cli import app
+from mixloop.cli.app import app
+from mixloop.common.errors import BadInput
+from mixloop.contract import RunPaths, read_schedule, requests
 from mixloop.controller.config import load_config
-from mixloop.controller.errors import BadInput
+from mixloop.controller.core.operator_requests import completed
 from mixloop.controller.journal import Journal
-from mixloop.controller.operate import completed
-from mixloop.trainer.contract import RunPaths, read_schedule
+from mixloop.controller.loop import daemon
+from mixloop.controller.views import run_status as views
 
 
 def test_set_orders_a_mixture_that_the_trainer_applies(play: Any) -> None:
@@ -249,7 +249,7 @@ def test_the_exported_schedule_is_a_policy_another_run_can_follow(play: Any) -> 
     other = run.path.parent / "other.yaml"
     data = yaml.safe_load(run.path.read_text()) | {"policy": section, "budget": 240_000}
     other.write_text(yaml.safe_dump(data))
-    from mixloop.policies import load_policy
+    from mixloop.policies.interface import load_policy
 
     config = load_config(other)
     load_policy(config.policy.use, config.policy.options)

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixloop.trainer.order import SCALE, MixtureOrder, Segment, quantise
-from mixloop.trainer.permutation import Permutations
+from mixloop.contract import SCALE, Segment, quantise
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.mixing.permutation import Permutations
 
 Ints = npt.NDArray[np.int64]
 

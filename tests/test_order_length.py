@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mixloop.trainer.order import SCALE, MixtureOrder, Segment
-from mixloop.trainer.permutation import Permutations
-from mixloop.trainer.quota import Quota
+from mixloop.contract import SCALE, Segment
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.mixing.permutation import Permutations
+from mixloop.trainer.mixing.quota import SourceQuotas
 
 Ints = npt.NDArray[np.int64]
 
@@ -105,7 +106,7 @@ def test_quanta_walked_together_are_those_walked_one_by_one(sources: int, quantu
         # up to a few samples owed or ahead: some quanta hold less than what is due
         carried = random.integers(-1 - trial, 2 + trial, sources) * (SCALE // 3)
         carried[0] -= carried.sum()
-        quota = Quota(weights, quantum, carried)
+        quota = SourceQuotas(weights, quantum, carried)
         ends = np.arange(1, 201) * quantum
         together = quota.walk(0, ends, np.zeros(sources, np.int64))
         given = np.zeros(sources, np.int64)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("controller", "trainer", "evals", "policies")
+ROOMS = ("common", "contract", "policies", "evals", "trainer", "controller", "tools", "cli")
 
 
 def setuptools_table() -> dict[str, Any]:

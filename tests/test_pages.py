@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mixloop.controller.cli import app
+from mixloop.cli.app import app
 
 _spec = importlib.util.spec_from_file_location(
     "browser", Path(__file__).parent / "support" / "browser.py"

@@ -9,7 +9,8 @@ import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from mixloop.controller.picture import _marks, _mixture, _rows, draw
+from mixloop.controller.report import draw
+from mixloop.controller.report.figures import _marks, _mixture, _rows
 
 BUDGET = 2_000_000
 SEGMENTS = [

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixloop.controller.simulation import Track, simulate, uniform_start, virtual_config
-from mixloop.policies import (
+from mixloop.policies.bayes.forecast import Forecast, best_mixture, shrunk
+from mixloop.policies.bayes.optuna_trials import Kind, decode, dimensions, encode
+from mixloop.policies.bayes.posterior import Posterior
+from mixloop.policies.bayes.run_arrays import read_history
+from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
     Goal,
@@ -24,11 +27,9 @@ from mixloop.policies import (
     Source,
     load_policy,
 )
-from mixloop.policies.bayes_fit import Beliefs
-from mixloop.policies.bayes_history import read_history
-from mixloop.policies.bayes_plan import Outlook, best_mixture, shrunk
-from mixloop.policies.simplex import Kind, decode, dimensions, encode
-from mixloop.policies.worlds import Dilution, Exponential, Flat, Power
+from mixloop.policies.worlds.families import Dilution, Exponential, Flat, Power
+from mixloop.tools.simulate.simulation import SimulatedRun, simulate
+from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config
 
 RANDOM = "tests/support/random_mixtures.py:RandomMixtures"
 UNIT = 10**9
@@ -108,7 +109,9 @@ def aim(reply: Proposal | Hold) -> Any:
     return reply.evidence["aim"]
 
 
-def run(world: Power, ref: str = "bayes", guards: Mapping[str, float] | None = None) -> Track:
+def run(
+    world: Power, ref: str = "bayes", guards: Mapping[str, float] | None = None
+) -> SimulatedRun:
     config = virtual_config(world, guards=guards or {"max_epochs": 5, "max_change": 0.2})
     start = uniform_start(world, 5, config.budget)
     return simulate(world, load_policy(ref), config, segments=world.segments, start=start)
@@ -145,8 +148,8 @@ def test_it_goes_as_far_as_the_gain_is_sure(doubt: float) -> None:
     seen = read_history(observe({"x": 1.5}))
     one, centre, shares = np.ones(1), np.full(3, 1 / 3), seen.shares[-1]
     slope, spread = np.array([[-1.0, 0.0, 0.0]]), doubt**2 * np.eye(3)[None]
-    beliefs = Beliefs(np.zeros(1, int), one, 0.5 * one, 0 * one, slope, spread, 99.0)
-    outlook = Outlook(seen, beliefs, 28.0, np.ones(3), centre, shares)
+    beliefs = Posterior(np.zeros(1, int), one, 0.5 * one, 0 * one, slope, spread, 99.0)
+    outlook = Forecast(seen, beliefs, 28.0, np.ones(3), centre, shares)
     best = best_mixture(outlook, 0.0, 0.4, centre)
     kept = shrunk(outlook, best)
     part = max(0.0, 1 - (best.stderr / best.gain) ** 2) if best.gain > 0 else 0.0

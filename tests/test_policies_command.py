@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from mixloop.controller.authoring import type_in_words
-from mixloop.controller.cli import app
-from mixloop.controller.errors import BadInput
-from mixloop.policies import policy_names
+from mixloop.cli.app import app
+from mixloop.common.errors import BadInput
+from mixloop.policies.interface import policy_names
+from mixloop.tools.policy_authoring.listing import type_in_words
 
 INSTALLED = """
 from mixloop.policies import Hold

@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixloop.policies import Hold, Observation, PolicyError, Proposal, load_policy, policy_names
-from mixloop.policies.testing import (
-    BENCHMARKS,
-    SITUATIONS,
-    SOURCES,
-    PolicyConformance,
-    check_policy,
-    conformance_checks,
-    run_so_far,
-    subject,
+from mixloop.policies.interface import (
+    Hold,
+    Observation,
+    PolicyError,
+    Proposal,
+    load_policy,
+    policy_names,
 )
+from mixloop.policies.testing import subject
+from mixloop.policies.testing.edge_cases import SITUATIONS
+from mixloop.policies.testing.sample_runs import BENCHMARKS, SOURCES, run_so_far
+from mixloop.policies.testing.suite import PolicyConformance, check_policy, conformance_checks
 
 
 def proxies(count: int) -> list[dict[str, Any]]:

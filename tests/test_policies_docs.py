@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mixloop.controller.scaffold import write_policy
-from mixloop.policies import observation as seen
-from mixloop.policies.testing import PolicyConformance
+from mixloop.policies.interface import observation as seen
+from mixloop.policies.testing.suite import PolicyConformance
+from mixloop.tools.policy_authoring import write_policy
 
 TEXT = (Path(__file__).parent.parent / "docs" / "policies.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)

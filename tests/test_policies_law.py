@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixloop.controller.simulation import Track, simulate, uniform_start, virtual_config
-from mixloop.policies import (
+from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
     Hold,
@@ -19,15 +18,18 @@ from mixloop.policies import (
     Source,
     load_policy,
 )
-from mixloop.policies.law_explore import contrast, tilted
-from mixloop.policies.law_models import Ahead, Memory, foresee, values
-from mixloop.policies.worlds import Dilution, Exponential, Flat, Power, World
+from mixloop.policies.law.models import Ahead, Memory, foresee, values
+from mixloop.policies.law.policy import contrast, tilted
+from mixloop.policies.worlds import World
+from mixloop.policies.worlds.families import Dilution, Exponential, Flat, Power
+from mixloop.tools.simulate.simulation import SimulatedRun, simulate
+from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config
 
 UNIT = 10**9
 SEGMENTS = 12
 
 
-def run(world: World, ref: str, guards: dict[str, Any]) -> Track:
+def run(world: World, ref: str, guards: dict[str, Any]) -> SimulatedRun:
     config = virtual_config(world, policy=ref, guards=guards, segments=SEGMENTS)
     start = uniform_start(world, 5, config.budget)
     return simulate(world, load_policy(ref), config, segments=SEGMENTS, start=start)

@@ -10,22 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mixloop.policies import (
+from mixloop.common.paired import (
+    mcnemar,
+    paired_difference,
+    pooled_cluster,
+    ratio,
+    t_quantile,
+    unpaired_difference,
+)
+from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
     Metric,
     MissingScore,
     Observation,
     Source,
-    paired_difference,
     pooled_items,
-)
-from mixloop.policies.paired import (
-    mcnemar,
-    pooled_cluster,
-    ratio,
-    t_quantile,
-    unpaired_difference,
 )
 
 values = st.floats(-5, 5)
@@ -184,7 +184,7 @@ def test_an_observation_clusters_mmlu_and_pools_it_with_the_rest():
 
 
 def test_policies_and_evals_know_the_same_clusters():
-    from mixloop.evals.metrics import cluster_of
+    from mixloop.evals.scoring.metrics import cluster_of
 
     for benchmark, item in [("mmlu", "law/1"), ("mmlu", "law/a/b"), ("math", "math/1")]:
         assert pooled_cluster(f"{benchmark}/{item}") == f"{benchmark}/{cluster_of(benchmark, item)}"

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixloop.policies import (
+from mixloop.common.units import format_tokens, parse_tokens
+from mixloop.policies.interface import (
     Hold,
     Observation,
     PastDecision,
@@ -25,7 +26,6 @@ from mixloop.policies import (
     reply_from_json,
     reply_to_json,
 )
-from mixloop.policies.units import format_tokens, parse_tokens
 
 MODULE = """
     from pydantic import BaseModel
@@ -227,7 +227,7 @@ def test_token_units(text, tokens):
     "text", ["", "T", "5X", "-1", "1.5", "0.1k1", "nan", "inf", "1e99", True, None, [1], "1 2"]
 )
 def test_what_is_no_token_count(text):
-    with pytest.raises(ValueError, match="is no token count; write a whole number"):
+    with pytest.raises(ValueError, match="is not a token count: write a whole number"):
         parse_tokens(text)
 
 

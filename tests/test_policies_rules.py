@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixloop.policies import (
+from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
     Hold,
@@ -23,7 +23,7 @@ from mixloop.policies import (
     Source,
     load_policy,
 )
-from mixloop.policies.mixtures import total_variation
+from mixloop.policies.mixture import total_variation
 
 SOURCES = {
     "prose": Source(unique_tokens=9000, tags=("web",)),
@@ -370,7 +370,7 @@ def test_unknown_names_fail_early_and_at_the_decision():
         (one("{trnd: 1}"), "when.0.trnd: unknown option .*did you mean 'trend'?"),
         (one("{trend: {benchmark: b, is: flatt}}"), "trend.is: .*'flat', 'worse'.*'flatt'"),
         (one("{trend: {benchmark: b}}"), "trend.is: missing"),
-        (one("{tokens: {above: 5X}}"), "tokens.above: '5X' is no token count"),
+        (one("{tokens: {above: 5X}}"), "tokens.above: '5X' is not a token count"),
         (one("{tokens: {}}"), "tokens: give above, below or both"),
         (one("{phase: anneal}"), "phase.0: .*'warmup', 'stable' or 'decay'"),
         (one(ABOVE, rest="cooldown: 5 days"), "cooldown: '5 days' is no cooldown"),

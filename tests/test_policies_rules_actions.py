@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixloop.policies import (
+from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
     Hold,

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import yaml
 
-from mixloop.controller.simulation import Track, simulate, uniform_start, virtual_config
-from mixloop.policies import load_policy
-from mixloop.policies.mixtures import total_variation
-from mixloop.policies.response import response
-from mixloop.policies.worlds import Exponential, Flat, Power
+from mixloop.policies.interface import load_policy
+from mixloop.policies.mixture import total_variation
+from mixloop.policies.rules.trials import response
+from mixloop.policies.worlds.families import Exponential, Flat, Power
+from mixloop.tools.simulate.simulation import SimulatedRun, simulate
+from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config
 
 GENERIC = Path(__file__).parent.parent / "bench" / "rules_generic.yaml"
 TO_AND_FRO = [0, 0, 0, 0, 0.2, 0.2, 0, 0, 0.2, 0.2, 0, 0]
 
 
-def run(world: Power | Exponential | Flat, seed: int, **guards: float) -> tuple[Track, dict]:
+def run(world: Power | Exponential | Flat, seed: int, **guards: float) -> tuple[SimulatedRun, dict]:
     options = yaml.safe_load(GENERIC.read_text(encoding="utf-8"))
     config = virtual_config(world, policy="rules", options=options, guards=guards)
     start = uniform_start(world, 5.0, config.budget)

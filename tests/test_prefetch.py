@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mixloop.trainer import feed as feeds
-from mixloop.trainer.feed import Feed, Layout, rows_ahead
-from mixloop.trainer.order import MixtureOrder, Segment
-from mixloop.trainer.prefetch import Once, Parts, Prefetcher
-from mixloop.trainer.slabs import Slabs
-from mixloop.trainer.store import Store, StoreInfo
-from mixloop.trainer.stream import Stream, file_piece
+from mixloop.contract import Segment
+from mixloop.trainer.batches import BatchBuffers, BatchLayout, RankBatches, rows_ahead
+from mixloop.trainer.batches import rank_batches as feeds
+from mixloop.trainer.batches.prefetch import LazyParts, LazyValue, Prefetcher
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.sources import Store, StoreInfo
+from mixloop.trainer.sources.stream import Stream, file_piece
 
 Floats = npt.NDArray[np.float64]
 
@@ -49,7 +49,7 @@ def test_every_part_is_done_once_whoever_does_it() -> None:
                 time.sleep(pauses[number])  # gives the other one the GIL
             done.append(number)
 
-        parts = Parts(6, do)
+        parts = LazyParts(6, do)
         ahead.submit(parts.ahead)
         for number in range(6):
             parts.need(number)
@@ -69,7 +69,7 @@ def test_nobody_waits_for_a_thread_that_has_not_begun() -> None:
     ahead.submit(hold)
     assert held.wait(PATIENCE)
     by = []
-    parts = Parts(3, lambda number: by.append(threading.current_thread()))
+    parts = LazyParts(3, lambda number: by.append(threading.current_thread()))
     ahead.submit(parts.ahead)
     for number in range(3):
         parts.need(number)
@@ -89,7 +89,7 @@ def test_a_part_under_way_is_waited_for_and_the_next_done_meanwhile() -> None:
         else:
             free.set()  # only ever set by the one who found part 0 under way
 
-    parts, ahead = Parts(2, do), Prefetcher("test-way")
+    parts, ahead = LazyParts(2, do), Prefetcher("test-way")
     ahead.submit(parts.ahead)
     assert begun.wait(PATIENCE)
     parts.need(0)
@@ -104,14 +104,14 @@ def test_what_fails_in_the_thread_is_raised_where_it_is_needed() -> None:
         tried.append(threading.current_thread().name)
         raise OSError("gone")
 
-    ahead, parts = Prefetcher("test-fails"), Parts(1, do)
+    ahead, parts = Prefetcher("test-fails"), LazyParts(1, do)
     ahead.submit(parts.ahead)
     while not tried:
         time.sleep(0.001)
     with pytest.raises(OSError, match="gone"):
         parts.need(0)
     assert tried == ["test-fails", threading.current_thread().name]
-    value = Once(lambda: parts.need(0))
+    value = LazyValue(lambda: parts.need(0))
     for _ in range(2):
         with pytest.raises(OSError, match="gone"):
             value.get()
@@ -132,7 +132,7 @@ def test_a_later_part_that_fails_does_not_hold_up_one_that_is_done() -> None:
             tried.set()
             raise OSError("gone")
 
-    parts, ahead = Parts(2, do), Prefetcher("test-later")
+    parts, ahead = LazyParts(2, do), Prefetcher("test-later")
     ahead.submit(parts.ahead)
     assert begun.wait(PATIENCE)
     parts.need(0)
@@ -151,7 +151,7 @@ def test_close_leaves_what_is_not_begun_and_stops_what_is() -> None:
         done.append(number)
 
     ahead = Prefetcher("test-close")
-    ahead.submit(Parts(10_000, do).ahead)
+    ahead.submit(LazyParts(10_000, do).ahead)
     assert begun.wait(PATIENCE)
     ahead.close()
     assert len(done) < 1000
@@ -187,11 +187,11 @@ def stores(tmp_path: Path) -> dict[str, Store]:
     return found
 
 
-def feed_of(stores: dict[str, Store], prefetch: int) -> Feed:
+def feed_of(stores: dict[str, Store], prefetch: int) -> RankBatches:
     weights = dict(zip(stores, (0.4, 0.3, 0.15, 0.1, 0.05), strict=True))
     order = MixtureOrder(dict.fromkeys(stores, 40), 7, [Segment(0, weights, 2 * ROWS)])
-    slabs = Slabs((rows_ahead(prefetch, ROWS, 2), LENGTH), np.int32, 8)
-    return Feed(stores, order, Layout(ROWS, 2, 0, 1, LENGTH), prefetch, slabs=slabs)
+    slabs = BatchBuffers((rows_ahead(prefetch, ROWS, 2), LENGTH), np.int32, 8)
+    return RankBatches(stores, order, BatchLayout(ROWS, 2, 0, 1, LENGTH), prefetch, slabs=slabs)
 
 
 @pytest.fixture

@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixloop.trainer import documents
-from mixloop.trainer.documents import read_texts, resolve_inputs
-from mixloop.trainer.job import JobError
-from mixloop.trainer.prepare import Progress, prepare
-from mixloop.trainer.store import Store, dtype_for, read_header
-from mixloop.trainer.tokenizer import (
-    END_OF_TEXT,
+from mixloop.trainer.config import JobError
+from mixloop.trainer.prepare import documents, prepare
+from mixloop.trainer.prepare.documents import read_texts, resolve_inputs
+from mixloop.trainer.prepare.tokenise import Progress
+from mixloop.trainer.sources import (
+    Store,
+    dtype_for,
     inspect_tokenizer,
     load_raw,
+    read_header,
     resolve_tokenizer,
     train_tokenizer,
 )
+from mixloop.trainer.sources.tokenizer import END_OF_TEXT
 
 TEXTS = [f"Document {n}: {'the cat sat on mat number ' * (n % 5 + 1)}{n * n}.\n" for n in range(40)]
 

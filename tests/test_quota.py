@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mixloop.trainer.quota import Quota
-from mixloop.trainer.segment import SCALE
+from mixloop.contract import SCALE
+from mixloop.trainer.mixing.quota import SourceQuotas
 
 Ints = npt.NDArray[np.int64]
 
@@ -52,7 +52,7 @@ def test_every_quantum_is_what_the_rule_says(sources: int, spread: float) -> Non
         weights = mixture(drawing, sources)
         carried = (drawing.normal(0, spread, sources) * SCALE).astype(np.int64)
         carried[0] -= carried.sum()
-        quota = Quota(weights, quantum, carried)
+        quota = SourceQuotas(weights, quantum, carried)
         owed = np.zeros(sources, np.int64)
         owed[weights > 0] = quota._owed
         quanta = 120 if sources < 100 else 30
@@ -75,7 +75,7 @@ def test_a_walk_from_anywhere_keeps_the_rule() -> None:
     for _ in range(60):
         sources, quantum = int(drawing.choice([3, 46, 260])), int(drawing.choice([8, 64]))
         weights = mixture(drawing, sources)
-        quota = Quota(weights, quantum, np.zeros(sources, np.int64))
+        quota = SourceQuotas(weights, quantum, np.zeros(sources, np.int64))
         owed = [0] * sources
         start = int(drawing.integers(10, 1000)) * quantum
         given = quota.after(start // quantum) + drawing.integers(-1, 2, sources) * (weights > 0)

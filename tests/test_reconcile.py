@@ -7,10 +7,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixloop.controller.reconcile import Action, Applied, FileState, World, next_action
+from mixloop.controller.core import Action, Applied, FileState, RunState, next_action
 
 worlds = st.builds(
-    World,
+    RunState,
     file=st.sampled_from(FileState),
     asked=st.none() | st.integers(1, 9),
     newly_applied=st.sampled_from([(), (Applied(1, 0, 0),)]),
@@ -37,13 +37,13 @@ worlds = st.builds(
 )
 
 
-def calm(**changes: Any) -> World:
-    return World(file=FileState.CURRENT, asked=1, **changes)
+def calm(**changes: Any) -> RunState:
+    return RunState(file=FileState.CURRENT, asked=1, **changes)
 
 
 @given(worlds)
 @settings(max_examples=300, deadline=None)
-def test_a_wrong_shared_file_is_mended_before_anything_else(world: World) -> None:
+def test_a_wrong_shared_file_is_mended_before_anything_else(world: RunState) -> None:
     action = next_action(world)
     if world.file is FileState.STRANGER:
         assert action is Action.RESTORE
@@ -55,7 +55,7 @@ def test_a_wrong_shared_file_is_mended_before_anything_else(world: World) -> Non
 
 @given(worlds)
 @settings(max_examples=300, deadline=None)
-def test_it_never_ends_or_drains_with_a_fact_unrecorded(world: World) -> None:
+def test_it_never_ends_or_drains_with_a_fact_unrecorded(world: RunState) -> None:
     owed = (world.newly_applied or world.newly_rejected or world.unrecorded or world.scored) or (
         world.decided or world.tried or world.to_skip or world.began
     )
@@ -65,7 +65,7 @@ def test_it_never_ends_or_drains_with_a_fact_unrecorded(world: World) -> None:
 
 @given(worlds)
 @settings(max_examples=300, deadline=None)
-def test_it_ends_only_when_told_everything_or_out_of_patience(world: World) -> None:
+def test_it_ends_only_when_told_everything_or_out_of_patience(world: RunState) -> None:
     if next_action(world) is Action.END:
         assert world.finished
         assert world.closed
@@ -78,7 +78,7 @@ def test_it_ends_only_when_told_everything_or_out_of_patience(world: World) -> N
 
 @given(worlds)
 @settings(max_examples=300, deadline=None)
-def test_one_child_of_a_kind(world: World) -> None:
+def test_one_child_of_a_kind(world: RunState) -> None:
     action = next_action(world)
     assert not (action is Action.START_SCORING and world.scoring)
     assert not (action is Action.START_TRIAL and (world.trying or world.scoring))
@@ -92,7 +92,7 @@ def test_deciding_comes_before_scoring_the_next() -> None:
 
 @given(worlds)
 @settings(max_examples=300, deadline=None)
-def test_nothing_is_scored_before_it_is_planned(world: World) -> None:
+def test_nothing_is_scored_before_it_is_planned(world: RunState) -> None:
     if next_action(world) is Action.START_SCORING:
         assert not world.unplanned
         assert not world.trying
@@ -107,7 +107,7 @@ def test_trials_come_before_the_first_score() -> None:
 
 def test_an_idle_world_rests() -> None:
     assert next_action(calm()) is Action.WAIT
-    assert next_action(World()) is Action.WAIT
+    assert next_action(RunState()) is Action.WAIT
 
 
 def test_an_ended_run_is_closed_then_drained_then_left() -> None:

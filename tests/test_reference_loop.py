@@ -16,18 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixloop.controller import history as views
-from mixloop.controller import show
-from mixloop.controller.checks import check_run
-from mixloop.controller.tracking import curves_entry
-from mixloop.trainer import checkpoint
-from mixloop.trainer.contract import RunPaths, Status, read_manifest, read_status
-from mixloop.trainer.health import Watch
-from mixloop.trainer.job import Job, JobError, TrainerSettings
-from mixloop.trainer.lr import Cosine, learning_rate
+from mixloop.cli import output
+from mixloop.contract import RunPaths, Status, read_manifest, read_status
+from mixloop.controller.core import curves_entry
+from mixloop.controller.service import check_run
+from mixloop.controller.views import run_status as views
+from mixloop.trainer.config import Job, JobError, TrainerSettings, learning_rate
+from mixloop.trainer.config.learning_rate import Cosine
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.system import PEAK_BF16, flops_per_token, peak_flops
-from mixloop.trainer.tokenizer import train_tokenizer
+from mixloop.trainer.run import SpikeDetector, checkpoint_store, flops_per_token, peak_flops
+from mixloop.trainer.run.machine import PEAK_BF16
+from mixloop.trainer.sources import train_tokenizer
 from mixloop.trainer.train import main, train
 
 LENGTH = 16
@@ -104,7 +103,7 @@ def status_of(job: Job) -> Status:
 
 
 def step_folder(job: Job, step: int = STEPS) -> Path:
-    return RunPaths(job.dir).checkpoints / checkpoint.folder_name(step)
+    return RunPaths(job.dir).checkpoints / checkpoint_store.folder_name(step)
 
 
 def kept(job: Job, step: int = STEPS) -> dict[str, Any]:
@@ -191,8 +190,8 @@ def test_sharded_training_is_the_same_training_and_moves_between_world_sizes(
     assert {"trainer_state/.metadata", "trainer_state/__3_0.distcp"} <= parts
     assert "optimizer" not in kept(last)
     for name, entry in manifest.files.items():
-        assert checkpoint.entry(step_folder(last) / name) == entry
-    assert not list(RunPaths(last.dir).checkpoints.glob(f"{checkpoint.SCRATCH}*"))
+        assert checkpoint_store.entry(step_folder(last) / name) == entry
+    assert not list(RunPaths(last.dir).checkpoints.glob(f"{checkpoint_store.SCRATCH}*"))
 
     # the same samples at the same steps, whoever drew them
     seen: dict[int, list[tuple[int, int]]] = {}
@@ -287,7 +286,7 @@ def test_sharded_ranks_stop_together_and_go_on(tmp_path: Path, stores: Path, alo
         process.kill()
         process.wait()
     stopped = status_of(job).step
-    assert checkpoint.fault(step_folder(job, stopped)) is None
+    assert checkpoint_store.fault(step_folder(job, stopped)) is None
     end_at = stopped + 4
     longer = make_job(tmp_path / "run", stores, steps=end_at, parallel="fsdp", spike_window=10**5)
     assert train(longer) == 0
@@ -412,7 +411,7 @@ def test_a_gradient_that_is_not_finite_costs_its_step_and_no_more(
     assert health is not None
     assert (health.nan_steps, health.last_nan_step) == (len(broken), broken[-1])
     assert f"step {broken[0]}: the gradient is not finite" in capsys.readouterr().err
-    shown = show.status_lines(views.status(RunPaths(job.dir), None))
+    shown = output.status_lines(views.status(RunPaths(job.dir), None))
     assert f"Trouble    {len(broken)} steps without a finite gradient, 0 loss spikes; " in str(
         shown
     )
@@ -463,12 +462,12 @@ def test_a_jump_is_one_spike_and_noise_is_none(
 ) -> None:
     random = np.random.default_rng(seed)
     series = level * (1 + noise * random.uniform(-1, 1, 200))
-    watch = Watch(threshold=6.0, window=64)
+    watch = SpikeDetector(threshold=6.0, window=64)
     for step, loss in enumerate(series, start=1):
         watch.add(step, float(loss), skipped=False)
     assert watch.health.spikes == 0
     series[at : at + 3] *= 1 + 12 * noise + 0.05
-    watch = Watch(threshold=6.0, window=64)
+    watch = SpikeDetector(threshold=6.0, window=64)
     notes = [watch.add(n, float(x), skipped=False) for n, x in enumerate(series, start=1)]
     assert (watch.health.spikes, watch.health.last_spike_step) == (1, at + 1)
     assert [number for number, note in enumerate(notes) if note] == [at]
@@ -476,17 +475,17 @@ def test_a_jump_is_one_spike_and_noise_is_none(
 
 def test_a_new_mixture_is_no_spike_and_a_restart_forgets_nothing() -> None:
     steady = [2.0 + 0.01 * (n % 5) for n in range(40)]
-    watch, calm = Watch(6.0, 32), Watch(6.0, 32)
+    watch, calm = SpikeDetector(6.0, 32), SpikeDetector(6.0, 32)
     for step, loss in enumerate(steady, start=1):
         watch.add(step, loss, skipped=False)
         calm.add(step, loss, skipped=False)
     calm.forget()
     assert calm.add(41, 3.0, skipped=False) is None
-    resumed = Watch(6.0, 32)
+    resumed = SpikeDetector(6.0, 32)
     resumed.load(json.loads(json.dumps(watch.state())))
     assert resumed.add(41, 3.0, skipped=False) == watch.add(41, 3.0, skipped=False) is not None
     assert resumed.health == watch.health
-    assert Watch(None, 32).add(1, 99.0, skipped=False) is None
+    assert SpikeDetector(None, 32).add(1, 99.0, skipped=False) is None
 
 
 # --- the machine

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mixloop.controller.cli import app
-from mixloop.controller.errors import BadInput
+from mixloop.cli.app import app
+from mixloop.common.errors import BadInput
 from mixloop.controller.report import gather, write_report
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=y>\x1b[31m & more"

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mixloop.controller.cli import app
-from mixloop.controller.errors import BadInput
-from mixloop.controller.reading import read_samples
-from mixloop.evals.samples import PROMPTS, Samples, write_samples
-from mixloop.evals.settings import EvalSettings
+from mixloop.cli.app import app
+from mixloop.common.errors import BadInput
+from mixloop.controller.views import read_samples
+from mixloop.evals import EvalSettings
+from mixloop.evals.scoring import Samples
+from mixloop.evals.scoring.samples import PROMPTS, write_samples
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def lm() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from mixloop.evals.model import CheckpointLM
+    from mixloop.evals.engine import CheckpointLM
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE({"<end>": 0, **{c: i + 1 for i, c in enumerate(letters)}}, []))

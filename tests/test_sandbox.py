@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from mixloop.evals import sandbox_locks, sandbox_server
-from mixloop.evals.items import load_items
-from mixloop.evals.sandbox import MEMORY, Sandbox, SandboxError
+from mixloop.evals.benchmarks import load_items
+from mixloop.evals.sandbox import Sandbox, restrictions, server
+from mixloop.evals.sandbox.sandbox import MEMORY, SandboxError
 
 CONFIG = {"timeout": 1.0, "memory": MEMORY, "locked": True, "landlock": True, "drop": True}
 
@@ -439,16 +439,14 @@ def attack_as(user: int, namespaces: bool, tmp: Path, programs: Sequence[str]) -
     if child == 0:
         # no code of pytest's may run in the copy, whatever happens
         try:
-            sandbox_locks.give_away(str(tmp)) if user == 0 else os.chown(tmp, user, user)
+            restrictions.give_away(str(tmp)) if user == 0 else os.chown(tmp, user, user)
             if user:
                 os.setgroups([])
                 os.setresgid(user, user, user)
                 os.setresuid(user, user, user)
             if not namespaces:
                 refuse(UNSHARE)
-            found = [
-                sandbox_server.run_program(one, {**CONFIG, "tmp": str(tmp)}) for one in programs
-            ]
+            found = [server.run_program(one, {**CONFIG, "tmp": str(tmp)}) for one in programs]
             said = [one["why"] if one["locked"] else f"not locked: {one['why']}" for one in found]
         except BaseException as error:
             said = [repr(error)]
@@ -498,15 +496,15 @@ def test_an_ordinary_user_serves_programs_from_its_own_interpreter(sandbox: Sand
         pytest.skip("no interpreter that another user can start")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        for module in (sandbox_locks, sandbox_server):
+        for module in (restrictions, server):
             shutil.copy(str(module.__file__), folder)
         private = Path(folder) / "private"
         private.mkdir()
         os.chown(private, 12345, 12345)
-        command = [python, "-I", "-S", "-B", f"{folder}/sandbox_server.py"]
+        command = [python, "-I", "-S", "-B", f"{folder}/server.py"]
         programs = [
             "import wave, os; open('a', 'w'); assert os.getuid() == 12345",
-            f"import os; open({folder + '/sandbox_server.py'!r})",
+            f"import os; open({folder + '/server.py'!r})",
             "import os; os.listdir('/tmp')",
             "import os; open(f'/proc/{os.getppid()}/fd/0', 'w')",
             "import os; os.kill(os.getppid(), 9)",
@@ -609,9 +607,9 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filter_allows_the_list_and_nothing_else(machine: str) -> None:
-    audit, allowed = sandbox_locks.ARCHITECTURES[machine]
-    narrowed = sandbox_locks.NARROWED[machine]
-    program = sandbox_locks.seccomp_filter(machine)
+    audit, allowed = restrictions.ARCHITECTURES[machine]
+    narrowed = restrictions.NARROWED[machine]
+    program = restrictions.seccomp_filter(machine)
     verdicts = {number: judge(program, audit, number, 0xFFFF) for number in range(600)}
     assert {n for n, verdict in verdicts.items() if verdict == 0x7FFF0000} == set(allowed)
     assert {v for n, v in verdicts.items() if n not in allowed} == {0x00050001}
@@ -628,4 +626,4 @@ def test_the_filter_allows_the_list_and_nothing_else(machine: str) -> None:
 
 
 def test_this_machine_is_known() -> None:
-    assert platform.machine() in sandbox_locks.ARCHITECTURES
+    assert platform.machine() in restrictions.ARCHITECTURES

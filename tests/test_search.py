@@ -13,25 +13,22 @@ import numpy as np
 import pytest
 import yaml
 
-from mixloop.controller.config import load_config
-from mixloop.controller.errors import BadInput
-from mixloop.controller.search_plan import Wanted, plan_search
-from mixloop.controller.search_prior import conclude
-from mixloop.controller.search_proxy import proxy_job
-from mixloop.controller.search_settings import SearchPlan
-from mixloop.controller.search_study import Trials, mixture_of, params_of
-from mixloop.controller.subsample import subsample
-from mixloop.controller.table_world import build
-from mixloop.policies import load_policy
-from mixloop.policies.starting import Point, ProxyRun, Score, points_of, recommend
-from mixloop.policies.surrogate_gp import fit_process
-from mixloop.policies.worlds import Exponential, Setting
+from mixloop.common.errors import BadInput
+from mixloop.controller.config import SearchPlan, load_config
+from mixloop.policies.interface import load_policy
+from mixloop.policies.surrogates import Point, ProxyRun, Score, fit_process, points_of, recommend
+from mixloop.policies.worlds import RunTable, Setting
+from mixloop.policies.worlds.conformance import check_world
+from mixloop.policies.worlds.families import Exponential
 from mixloop.policies.worlds.proxies import proxies
-from mixloop.policies.worlds.regmix import RunTable, nearest_inside
-from mixloop.policies.worlds.testing import check_world
+from mixloop.policies.worlds.regmix import nearest_inside
+from mixloop.tools.search import SearchArgs, conclude, plan_search
+from mixloop.tools.search.proxy import proxy_job
+from mixloop.tools.search.study import Trials, mixture_of, params_of
+from mixloop.tools.search.subsample import subsample
+from mixloop.tools.simulate.regmix_world import build
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.store import Store
-from mixloop.trainer.tokenizer import train_tokenizer
+from mixloop.trainer.sources import Store, train_tokenizer
 
 FILES = {"code": ["argparse.py", "ast.py"], "prose": ["pydoc_data/topics.py"], "few": ["this.py"]}
 WINDOW = 64
@@ -78,7 +75,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(path: Path, **wanted: Any) -> SearchPlan:
-    return plan_search(path, load_config(path), Wanted(**wanted))
+    return plan_search(path, load_config(path), SearchArgs(**wanted))
 
 
 def test_a_proxy_repeats_every_source_as_often_as_the_run(run_file: Path) -> None:
@@ -292,7 +289,7 @@ def test_a_table_of_runs_is_a_world_that_answers_inside_its_hull(tmp_path: Path)
 
 @pytest.mark.soak
 def test_a_real_search_stops_goes_on_and_concludes(run_file: Path) -> None:
-    command = [sys.executable, "-m", "mixloop.controller.cli", "search", str(run_file), "--json"]
+    command = [sys.executable, "-m", "mixloop.cli.app", "search", str(run_file), "--json"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as first:
         assert first.stderr is not None
         for line in first.stderr:

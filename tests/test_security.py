@@ -21,31 +21,33 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mixloop.controller import pages, requests
-from mixloop.controller.children import Child, read_answer
-from mixloop.controller.cli import app
-from mixloop.controller.config import load_config
-from mixloop.controller.daemon import take_lock
-from mixloop.controller.errors import BadInput
-from mixloop.controller.journal import timestamp, unpack
-from mixloop.controller.report import write_report
-from mixloop.evals.scorecard import Scorecard
-from mixloop.trainer import files, keys
-from mixloop.trainer.contract import (
+from mixloop.cli.app import app
+from mixloop.common import files
+from mixloop.common.errors import BadInput
+from mixloop.common.files import canonical, digest, write_atomic
+from mixloop.common.process import Child
+from mixloop.contract import (
+    KeyFileError,
     Order,
     Rejection,
-    order_json,
+    is_signed,
     read_holds,
     read_manifest,
     read_order,
     read_schedule,
     read_status,
-    write_atomic,
+    requests,
+    signing,
     write_order,
 )
-from mixloop.trainer.files import canonical, digest
-from mixloop.trainer.job import JobError
-from mixloop.trainer.keys import KeyFileError, is_signed, read_key
+from mixloop.contract.orders import order_json
+from mixloop.contract.signing import read_key
+from mixloop.controller.config import load_config
+from mixloop.controller.decisions import read_answer
+from mixloop.controller.journal import take_lock, timestamp, unpack
+from mixloop.controller.report import html, write_report
+from mixloop.evals import Scorecard
+from mixloop.trainer.config import JobError
 from mixloop.trainer.loader import MixtureLoader
 
 ROOT = Path(__file__).parents[1]
@@ -112,8 +114,8 @@ def test_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatc
         compared.append(both)
         return real(*both)
 
-    real = keys.hmac.compare_digest
-    monkeypatch.setattr(keys.hmac, "compare_digest", compare)
+    real = signing.hmac.compare_digest
+    monkeypatch.setattr(signing.hmac, "compare_digest", compare)
     assert is_signed(KEY, order_json(ORDER, KEY))
     assert len(compared) == 1
 
@@ -154,13 +156,13 @@ def test_a_key_file_that_is_none_is_told(
 def test_a_wrong_key_file_ends_a_command_with_code_2(
     tmp_path: Path, played_run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from mixloop.controller import cli
+    from mixloop.cli import app
 
     make_key(tmp_path).chmod(0o644)
     path = played_run.make_run(tmp_path, trainer={"sequence_length": 10, "key_file": "key"})
     monkeypatch.setattr(sys, "argv", ["mixloop", "check", str(path)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "chmod 600" in line
@@ -174,7 +176,7 @@ def test_a_trainer_with_a_key_keeps_its_mixture_and_status_says_why(
     path = played_run.make_run(tmp_path)
     folder = load_config(path).run.dir
     folder.mkdir()
-    monkeypatch.setenv(keys.KEY_FILE, str(make_key(tmp_path)))
+    monkeypatch.setenv(signing.KEY_FILE, str(make_key(tmp_path)))
     asked = {"web": 0.5, "code": 0.3, "maths": 0.2}
     write_order(folder / "mixture.json", Order("r", 1, 1, asked))
     with MixtureLoader.from_config(path, status_every=2) as loader:
@@ -429,8 +431,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_pickle_is_never_loaded(saved: Path, tmp_path: Path) -> None:
     import shutil
 
-    from mixloop.controller.layouts import Layout
-    from mixloop.evals.model import CheckpointError, read_checkpoint
+    from mixloop.controller.config.checkpoint_layouts import Layout
+    from mixloop.evals.engine import CheckpointError
+    from mixloop.evals.engine.checkpoint_lm import read_checkpoint
 
     folder = tmp_path / "checkpoint-10"
     shutil.copytree(saved, folder)
@@ -449,7 +452,8 @@ def test_a_pickle_is_never_loaded(saved: Path, tmp_path: Path) -> None:
 def test_code_in_a_checkpoint_is_never_run(saved: Path, tmp_path: Path) -> None:
     import shutil
 
-    from mixloop.evals.model import CheckpointError, read_checkpoint
+    from mixloop.evals.engine import CheckpointError
+    from mixloop.evals.engine.checkpoint_lm import read_checkpoint
 
     folder = tmp_path / "step-00000010"
     shutil.copytree(saved, folder)
@@ -563,19 +567,20 @@ def test_no_text_runs_in_the_page(poisoned: Any, tmp_path: Path) -> None:
 
 
 def test_every_page_comes_with_the_content_policy() -> None:
-    assert pages.POLICY.startswith("default-src 'none'")
-    assert "script" not in pages.POLICY
-    text = pages.document(HOSTILE, "", [pages.text(HOSTILE)])
-    assert f'<meta http-equiv="Content-Security-Policy" content="{pages.POLICY}">' in text
+    assert html.POLICY.startswith("default-src 'none'")
+    assert "script" not in html.POLICY
+    text = html.document(HOSTILE, "", [html.escaped(HOSTILE)])
+    assert f'<meta http-equiv="Content-Security-Policy" content="{html.POLICY}">' in text
     assert Page(text).wrong == []
     for name, source in _sources():
-        assert "<!doctype" not in source.lower() or name.endswith("controller/pages.py"), name
+        assert "<!doctype" not in source.lower() or name.endswith("controller/report/html.py"), name
 
 
 def test_what_the_daemon_says_is_cleaned(
     played_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from mixloop.controller import cli, service
+    from mixloop.cli import app
+    from mixloop.controller.service import service
 
     def say_it(path: Path, say: Callable[[str], None], port: int | None) -> int:
         say(HOSTILE)
@@ -584,7 +589,7 @@ def test_what_the_daemon_says_is_cleaned(
     monkeypatch.setattr(service, "control_run", say_it)
     monkeypatch.setattr(sys, "argv", ["mixloop", "control", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 2
     shown = capsys.readouterr()
     for stream in (shown.out, shown.err):
@@ -617,8 +622,8 @@ def test_nothing_is_run_by_a_shell() -> None:
 
 
 def test_a_launchers_arguments_arrive_as_they_were_written(tmp_path: Path) -> None:
-    from mixloop.evals.settings import EvalSettings
-    from mixloop.evals.worker_client import Evaluator
+    from mixloop.evals import EvalSettings
+    from mixloop.evals.workers import Evaluator
 
     heard = tmp_path / "heard.json"
     word = f"a b; touch {tmp_path}/x $(touch {tmp_path}/y) `z` | > & * \"'\\ ~"
@@ -661,7 +666,7 @@ def test_a_policy_has_limits(tmp_path: Path, body: str, timeout: float, said: st
         "observation": {"sources": {}, "weights": {}},
     }  # fmt: skip
     child = Child(
-        "mixloop.controller.policy_child",
+        "mixloop.controller.decisions.policy_process",
         stdin=json.dumps(request), log=tmp_path / "log", timeout=timeout,
     )  # fmt: skip
     try:

@@ -18,14 +18,17 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from mixloop.controller import standings
-from mixloop.controller.cli import app, main
+from mixloop.cli.app import app, main
 from mixloop.controller.config import load_config
-from mixloop.controller.simulate_page import page
-from mixloop.controller.simulation import simulate, virtual_config
-from mixloop.policies import Hold, Observation, load_policy
-from mixloop.policies.worlds import Power, Setting, SmolLM2, WorldSource, load_world, world_sources
-from mixloop.policies.worlds.testing import check_world
+from mixloop.policies.interface import Hold, Observation, load_policy
+from mixloop.policies.worlds import Setting, WorldSource, load_world, world_sources
+from mixloop.policies.worlds.conformance import check_world
+from mixloop.policies.worlds.families import Power
+from mixloop.policies.worlds.smollm2 import SmolLM2
+from mixloop.tools.simulate import scores
+from mixloop.tools.simulate.report import page
+from mixloop.tools.simulate.simulation import simulate
+from mixloop.tools.simulate.virtual_run import virtual_config
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "smollm2.yaml"
@@ -140,16 +143,16 @@ def test_processes_don_t_change_the_result() -> None:
 
 
 def test_scores_of_one_run() -> None:
-    assert standings.score(2.0, 1.0, 1.25) == {"gain": 0.75, "regret": 0.25, "gap": 0.75}
-    assert standings.score(2.0, None, 2.5) == {"gain": -0.5, "regret": None, "gap": None}
-    assert standings.score(1.0, 1.0, 1.5)["gap"] is None
+    assert scores.score(2.0, 1.0, 1.25) == {"gain": 0.75, "regret": 0.25, "gap": 0.75}
+    assert scores.score(2.0, None, 2.5) == {"gain": -0.5, "regret": None, "gap": None}
+    assert scores.score(1.0, 1.0, 1.5)["gap"] is None
 
 
 def test_intervals_cover_the_median_as_often_as_they_say() -> None:
     drawing = np.random.default_rng(5)
     covered = 0
     for _ in range(40):
-        found = standings.spread(list(drawing.normal(0, 1, 20)))
+        found = scores.spread(list(drawing.normal(0, 1, 20)))
         assert found is not None
         low, high = found["mean_interval"]
         covered += low <= 0 <= high
@@ -158,7 +161,7 @@ def test_intervals_cover_the_median_as_often_as_they_say() -> None:
 
 def test_tenth_and_worst_look_towards_the_worse() -> None:
     values = [float(n) for n in range(11)]
-    gap, regret = standings.spread(values), standings.spread(values, high=True)
+    gap, regret = scores.spread(values), scores.spread(values, high=True)
     assert gap is not None
     assert regret is not None
     assert (gap["tenth"], gap["worst"]) == (1, 0)
@@ -402,7 +405,7 @@ def test_ctrl_c_ends_every_process_at_once(tmp_path: Path) -> None:
         "class Slow:\n    def decide(self, observation):\n"
         "        time.sleep(60)\n        return Hold('slow')\n"
     )
-    command = [sys.executable, "-m", "mixloop.controller.cli", "simulate"]
+    command = [sys.executable, "-m", "mixloop.cli.app", "simulate"]
     command += ["--policy", f"{tmp_path}/slow.py:Slow", "--seeds", "2", "--jobs", "2"]
     started = subprocess.Popen(
         [*command, "--world", "F"], stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from mixloop.trainer import files
+from mixloop.common import files
 
 HERE = Path(__file__).parent
 SEEDS = range(16)

@@ -19,22 +19,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from mixloop.controller.checks import check_run
-from mixloop.controller.cli import app
+from mixloop.cli.app import app
+from mixloop.common.errors import BadInput
+from mixloop.contract import RunPaths, read_status
 from mixloop.controller.config import load_config
-from mixloop.controller.errors import BadInput
-from mixloop.controller.launch import job_of
-from mixloop.trainer.contract import RunPaths, read_status
-from mixloop.trainer.growth import alone
-from mixloop.trainer.job import Job, JobError
-from mixloop.trainer.mapped import POOL, MappedFile, Pool
+from mixloop.controller.service import check_run
+from mixloop.controller.service.launch import job_of
+from mixloop.trainer.batches import document_ids, document_mask, position_ids
+from mixloop.trainer.batches.document_mask import document_mask_mod
+from mixloop.trainer.config import Job, JobError
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.sources import open_source, source_info, verify_source
-from mixloop.trainer.store import Shard, Store, StoreInfo, open_stores, read_header, verify_store
-from mixloop.trainer.stream import Piece, Stream, file_piece
-from mixloop.trainer.tokenizer import train_tokenizer
+from mixloop.trainer.prepare.append import alone
+from mixloop.trainer.sources import (
+    Shard,
+    Store,
+    StoreInfo,
+    open_source,
+    open_stores,
+    read_header,
+    source_info,
+    train_tokenizer,
+    verify_source,
+)
+from mixloop.trainer.sources.memory_map import POOL, MappedFile, Pool
+from mixloop.trainer.sources.stream import Piece, Stream, file_piece
+from mixloop.trainer.sources.token_store import verify_store
 from mixloop.trainer.train import train
-from mixloop.trainer.windows import document_ids, document_mask, document_mask_mod, position_ids
 
 EOS = 0
 
@@ -172,7 +182,7 @@ def test_files_beyond_the_address_space_take_turns(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from mixloop.trainer.mapped import MappedFile, Pool
+from mixloop.trainer.sources.memory_map import MappedFile, Pool
 files = []
 for number in range(8):
     path = Path(sys.argv[1]) / str(number)

@@ -8,12 +8,20 @@ from pathlib import Path
 import pytest
 
 from mixloop.controller.config import RunConfig, load_config
-from mixloop.controller.simulation import Track, simulate, virtual_config
-from mixloop.policies import Hold, Observation, PastDecision, Proposal, Source, load_policy
-from mixloop.policies.mixtures import total_variation
-from mixloop.policies.rules_options import RulesOptions
-from mixloop.policies.stages import declared_plan
+from mixloop.policies.interface import (
+    Hold,
+    Observation,
+    PastDecision,
+    Proposal,
+    Source,
+    load_policy,
+)
+from mixloop.policies.mixture import total_variation
+from mixloop.policies.rules.options import RulesOptions
+from mixloop.policies.rules.stages import declared_plan
 from mixloop.policies.worlds import WorldSource
+from mixloop.tools.simulate.simulation import SimulatedRun, simulate
+from mixloop.tools.simulate.virtual_run import virtual_config
 
 T, B = 10**12, 10**9
 EXAMPLE = Path(__file__).parent.parent / "examples" / "smollm2.yaml"
@@ -39,7 +47,7 @@ class Still:
         return dict.fromkeys(self.benchmarks, (1.0, 0.01))
 
 
-def replay(max_epochs: float | None) -> tuple[RunConfig, Track]:
+def replay(max_epochs: float | None) -> tuple[RunConfig, SimulatedRun]:
     config = load_config(EXAMPLE)
     guards = config.guards.model_copy(update={"max_epochs": max_epochs})
     config = config.model_copy(update={"guards": guards})
@@ -47,7 +55,7 @@ def replay(max_epochs: float | None) -> tuple[RunConfig, Track]:
     return config, simulate(Still(config), policy, config, segments=110)
 
 
-def epochs_at(track: Track, config: RunConfig, name: str, until: int) -> float:
+def epochs_at(track: SimulatedRun, config: RunConfig, name: str, until: int) -> float:
     """From the mixtures of the moments; a moment at a switch already names the next one."""
     drawn, last, held = 0.0, 0, track.moments[0].weights
     for moment in track.moments:
@@ -58,7 +66,7 @@ def epochs_at(track: Track, config: RunConfig, name: str, until: int) -> float:
     return drawn / (config.sources[name].tokens or 1)
 
 
-def mixture_at(track: Track, tokens: int) -> dict[str, float]:
+def mixture_at(track: SimulatedRun, tokens: int) -> dict[str, float]:
     weights = next(m.weights for m in track.moments if m.tokens == tokens)
     return {name: weight for name, weight in weights.items() if weight > 0}
 
@@ -102,7 +110,7 @@ class Small(Still):
 
 def small(
     options: dict[str, object], use: str = "rules", **guards: object
-) -> tuple[RunConfig, Track]:
+) -> tuple[RunConfig, SimulatedRun]:
     world = Small()
     config = virtual_config(
         world, policy=use, options=options, guards=guards, segments=8, budget=40_000

@@ -9,12 +9,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixloop.controller import history as views
-from mixloop.controller import records, show
-from mixloop.controller.journal import Journal
-from mixloop.controller.steering import CHANCE, HEADLINES, WINDOW, Steering, above_chance, steer
-from mixloop.policies import BenchmarkScore, Evaluation, Metric, Observation
-from mixloop.policies.paired import ratio
+from mixloop.common.paired import ratio
+from mixloop.controller.core import Steering, wording
+from mixloop.controller.core.steering_metric import CHANCE, HEADLINES, WINDOW, above_chance, steer
+from mixloop.controller.journal import Journal, records
+from mixloop.controller.views import run_status as views
+from mixloop.policies.interface import BenchmarkScore, Evaluation, Metric, Observation
 
 ITEMS = 40
 
@@ -162,5 +162,5 @@ def test_a_change_is_journaled_once_and_shown(tmp_path: Path):
     assert records.steering(journal, 50, 500, headline) == {}
     assert [change["step"] for change in views.steering(journal)] == [10, 50]
     assert views.steering_at(journal, 49)["gsm8k"]["metric"] == "bits_per_byte"
-    assert show.steering(views.steering_at(journal, 50)) == "gsm8k by exact_match since step 50"
+    assert wording.steering(views.steering_at(journal, 50)) == "gsm8k by exact_match since step 50"
     journal.close()

@@ -21,11 +21,11 @@ import pytest
 import torch
 import yaml
 
-from mixloop.controller.layouts import Layout
-from mixloop.trainer.contract import RunPaths, read_schedule, read_status
-from mixloop.trainer.job import JobError
-from mixloop.trainer.order import MixtureOrder
-from mixloop.trainer.store import StoreInfo
+from mixloop.contract import RunPaths, read_schedule, read_status
+from mixloop.controller.config.checkpoint_layouts import Layout
+from mixloop.trainer.config import JobError
+from mixloop.trainer.mixing import MixtureOrder
+from mixloop.trainer.sources import StoreInfo
 
 pytest.importorskip("torchtitan.components.dataloader")
 from torchtitan.components.checkpoint import CheckpointManager
@@ -184,7 +184,7 @@ def write_assets(folder: Path) -> None:
     """A tokenizer, and the configuration of torchtitan's debug model with one layer."""
     from transformers import LlamaConfig
 
-    from mixloop.trainer.tokenizer import train_tokenizer
+    from mixloop.trainer.sources import train_tokenizer
 
     train_tokenizer(["a few words of text"] * 3, folder, 300)
     LlamaConfig(

@@ -17,12 +17,8 @@ from typing import Any
 
 import pytest
 
-from mixloop.controller import history as views
-from mixloop.controller import records
-from mixloop.controller.journal import Journal
-from mixloop.controller.reconcile import Applied
-from mixloop.controller.show import explain_lines
-from mixloop.trainer.contract import (
+from mixloop.cli.output import explain_lines
+from mixloop.contract import (
     AcceptedOrder,
     Manifest,
     OrderInForce,
@@ -31,6 +27,9 @@ from mixloop.trainer.contract import (
     Status,
     write_status,
 )
+from mixloop.controller.core import Applied
+from mixloop.controller.journal import Journal, records
+from mixloop.controller.views import run_status as views
 
 EXPERIMENT = "tests"
 
@@ -141,7 +140,7 @@ def drain(journal: Journal, uri: str, *, kill_after: int | None = None) -> list[
     request = {"journal": str(journal.path), "uri": uri, "experiment": EXPERIMENT}
     request |= {"uid": records.run_uid(journal), "artifacts": None}
     process = subprocess.Popen(
-        [sys.executable, "-m", "mixloop.controller.drain", json.dumps(request)],
+        [sys.executable, "-m", "mixloop.controller.tracking.mlflow_sink", json.dumps(request)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

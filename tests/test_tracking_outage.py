@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mixloop.controller import daemon, records
+from mixloop.controller.journal import records
+from mixloop.controller.loop import daemon
 
 ALLOWED = 0.050  # seconds of the loop's time for one decision, from its trace to its outcome
 

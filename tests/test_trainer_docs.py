@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import yaml
 
-from mixloop.trainer.contract import read_schedule, read_status
-from mixloop.trainer.job import TrainerSettings
-from mixloop.trainer.store import StoreInfo
+from mixloop.contract import read_schedule, read_status
+from mixloop.trainer.config import TrainerSettings
+from mixloop.trainer.sources import StoreInfo
 
 TEXT = (Path(__file__).parent.parent / "docs" / "trainer.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)
@@ -61,7 +61,7 @@ def test_the_code_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_room_itself_imports_without_torch() -> None:
     code = (
-        "import sys, mixloop.trainer, mixloop.trainer.contract, mixloop.trainer.order; "
+        "import sys, mixloop.trainer, mixloop.contract.paths, mixloop.trainer.mixing.order; "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

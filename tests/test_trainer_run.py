@@ -21,9 +21,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from mixloop.controller.audit_command import examine
-from mixloop.trainer import checkpoint
-from mixloop.trainer.contract import (
+from mixloop.cli.audit import examine
+from mixloop.contract import (
     OpenLine,
     Order,
     RunPaths,
@@ -38,14 +37,12 @@ from mixloop.trainer.contract import (
     write_order,
     write_status,
 )
-from mixloop.trainer.incarnation import Start, begin, locate
-from mixloop.trainer.job import Job, JobError
-from mixloop.trainer.order import MixtureOrder
-from mixloop.trainer.peers import Alone
+from mixloop.trainer.config import Job, JobError
+from mixloop.trainer.mixing import MixtureOrder
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.session import Session
-from mixloop.trainer.store import open_stores
-from mixloop.trainer.tokenizer import train_tokenizer
+from mixloop.trainer.reference import Session
+from mixloop.trainer.run import Incarnation, SingleProcess, begin, checkpoint_store, plan_resume
+from mixloop.trainer.sources import open_stores, train_tokenizer
 from mixloop.trainer.train import main, train
 
 LENGTH = 16
@@ -203,7 +200,7 @@ def test_a_checkpoint_loads_in_transformers_and_gives_the_loss_we_report(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from mixloop.trainer.model import sequence_losses
+    from mixloop.trainer.reference.model import sequence_losses
 
     job = make_job(tmp_path / "run", stores, steps=10)
     assert train(job) == 0
@@ -562,24 +559,26 @@ def test_a_last_checkpoint_that_failed_is_tried_again(
     tmp_path: Path, stores: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(tmp_path / "run", stores, steps=10)
-    monkeypatch.setattr(checkpoint, "save", Failing(checkpoint.save, times=1))
+    monkeypatch.setattr(checkpoint_store, "save", Failing(checkpoint_store.save, times=1))
     assert train(job) == 0
     assert [path.name for path in RunPaths(job.dir).checkpoints.iterdir()] == ["step-00000010"]
 
 
 def test_no_rank_holds_saved_what_another_could_not(tmp_path: Path, stores: Path) -> None:
-    class Second(Alone):
+    class Second(SingleProcess):
         failed = True
 
         def any(self, flag: bool) -> bool:
             return flag or self.failed
 
     job, peers = make_job(tmp_path / "run", stores), Second()
-    plan = locate(job, open_stores(job), 1, rewind=False)
+    plan = plan_resume(job, open_stores(job), 1, rewind=False)
     trainer: Any = SimpleNamespace(
         peers=peers, recent=list, state=dict, written=dict, release=lambda: None
     )
-    session = Session(plan, Start(1, (), (), {}, ((0, 8),)), trainer, cast(Any, None), tmp_path)
+    session = Session(
+        plan, Incarnation(1, (), (), {}, ((0, 8),)), trainer, cast(Any, None), tmp_path
+    )
     assert not session.save()
     assert not session.save()
     peers.failed = False
@@ -593,7 +592,7 @@ def test_old_checkpoints_that_stay_cost_only_a_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = make_job(tmp_path / "run", stores, steps=20, keep=1)
-    monkeypatch.setattr(checkpoint, "discard", Failing(checkpoint.discard, times=99))
+    monkeypatch.setattr(checkpoint_store, "discard", Failing(checkpoint_store.discard, times=99))
     assert train(job) == 0
     told = capsys.readouterr().err
     assert "step 20: old checkpoints not retired: " in told
@@ -615,16 +614,16 @@ def test_unreadable_holds_retire_nothing(
 def test_lost_checkpoints_are_no_reason_to_begin_again(tmp_path: Path, stores: Path) -> None:
     job = make_job(tmp_path / "run", stores)
     paths, opened = RunPaths(job.dir), open_stores(job)
-    plan = locate(job, opened, 1, rewind=False)  # nothing there: a new run
+    plan = plan_resume(job, opened, 1, rewind=False)  # nothing there: a new run
 
     def refused(trouble: str) -> None:
         with pytest.raises(JobError, match=trouble) as told:
-            locate(job, opened, 1, rewind=False)
+            plan_resume(job, opened, 1, rewind=False)
         assert str(paths.checkpoints) in str(told.value)
         assert len(str(told.value).splitlines()) == 1
 
     begin(plan, None)
-    locate(job, opened, 1, rewind=False)  # it ended before its first checkpoint
+    plan_resume(job, opened, 1, rewind=False)  # it ended before its first checkpoint
     begin(replace(plan, schedule=read_schedule(paths.schedule), parent=Path("step-00000010")), None)
     refused("no checkpoint there, though this run went on from step-00000010; restore it, or")
     paths.checkpoints.symlink_to(tmp_path / "unmounted")
@@ -635,7 +634,7 @@ def test_lost_checkpoints_are_no_reason_to_begin_again(tmp_path: Path, stores: P
     paths.checkpoints.unlink()
     (paths.checkpoints / "step-00000010").mkdir(parents=True)
     refused("none of its 1 checkpoints is complete")
-    assert locate(job, opened, 1, rewind=True).step == 0
+    assert plan_resume(job, opened, 1, rewind=True).step == 0
 
 
 def test_a_run_whose_log_is_full_trains_on(
@@ -655,7 +654,7 @@ def test_a_run_without_room_for_checkpoints_trains_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = make_job(tmp_path / "run", stores, steps=12)
-    monkeypatch.setattr(checkpoint, "save", Failing(checkpoint.save, times=99))
+    monkeypatch.setattr(checkpoint_store, "save", Failing(checkpoint_store.save, times=99))
     assert train(job) == 1
     assert "checkpoint not written" in capsys.readouterr().err
     status = read_status(RunPaths(job.dir).status)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mixloop.trainer.contract import (
+from mixloop.contract import (
     Line,
     OpenLine,
     Order,
@@ -23,8 +23,9 @@ from mixloop.trainer.contract import (
     read_schedule,
     write_order,
 )
-from mixloop.trainer.hotreload import Clock, Desk, Switch
-from mixloop.trainer.sidethread import SideThread
+from mixloop.trainer.run import Switch
+from mixloop.trainer.run.live_mixture import SideThread
+from mixloop.trainer.run.order_inbox import OrderInbox, StepClock
 
 START = {"a": 2**23, "b": 2**23}
 QUANTUM, LENGTH, POLL = 4, 10, 5
@@ -63,8 +64,8 @@ class Stand:
             Switch(s.sample, s.fence, s.generation, (s.weights["a"], s.weights["b"]), s.step)
             for s in read_schedule(self.paths.schedule).segments
         ]
-        clock = Clock(0, 0, QUANTUM, LENGTH, POLL, prefetch=1)
-        self.desk = Desk(
+        clock = StepClock(0, 0, QUANTUM, LENGTH, POLL, prefetch=1)
+        self.desk = OrderInbox(
             self.paths, "r", ("a", "b"), self.writer, incarnation, clock, past,
             now=lambda: self.step, **options,
         )  # fmt: skip

@@ -12,27 +12,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from mixloop.controller import metrics, unread
-from mixloop.controller.cli import app
-from mixloop.controller.layouts import Layout
-from mixloop.controller.unread import EXAMINE, LOOKS, PAUSE, Unread, Word
-from mixloop.controller.watch_screen import plain
-from mixloop.controller.watch_view import build
-from mixloop.controller.watching import Watcher
-from mixloop.trainer.contract import (
-    Problem,
-    find_holds,
-    find_manifest,
-    find_schedule,
-    find_status,
-    read_holds,
+from mixloop.cli.app import app
+from mixloop.common.json_records import Problem
+from mixloop.contract import find_holds, find_manifest, find_schedule, find_status, read_holds
+from mixloop.controller.config.checkpoint_layouts import Layout
+from mixloop.controller.journal import unreadable_files
+from mixloop.controller.journal.unreadable_files import (
+    EXAMINE,
+    LOOKS,
+    PAUSE,
+    Report,
+    UnreadableFiles,
 )
+from mixloop.controller.views import Watcher
+from mixloop.controller.watch import prometheus
+from mixloop.controller.watch.screen import plain
+from mixloop.controller.watch.view import build
 
 FILE, OTHER = Path("/run/status.json"), Path("/run/schedule.jsonl")
 BAD = {key: Problem(key, f"{key} is wrong") for key in "ab"}
 
 
-def said(unread: Unread, kinds: str, every: float = EXAMINE) -> list[tuple[int, Word]]:
+def said(unread: UnreadableFiles, kinds: str, every: float = EXAMINE) -> list[tuple[int, Report]]:
     """What is said of one file: ``a`` and ``b`` are problems, a dot is a sound look."""
     words = []
     for n, kind in enumerate(kinds):
@@ -43,7 +44,7 @@ def said(unread: Unread, kinds: str, every: float = EXAMINE) -> list[tuple[int, 
 
 @given(st.text("ab.", max_size=60))
 def test_only_what_persists_is_said(kinds: str) -> None:
-    words = said(Unread(), kinds)
+    words = said(UnreadableFiles(), kinds)
     for n, word in words:
         state = kinds[n - LOOKS + 1 : n + 1]
         assert (state.count(".") == LOOKS) if word.problem is None else ("." not in state)
@@ -58,17 +59,17 @@ def test_only_what_persists_is_said(kinds: str) -> None:
 
 @given(st.text("ab.", max_size=30), st.sampled_from("ab"))
 def test_what_persists_is_said_in_the_end(before: str, kind: str) -> None:
-    watch = Unread()
+    watch = UnreadableFiles()
     said(watch, before)
     looks = LOOKS + round(40 * PAUSE[0] / EXAMINE)  # the quiet of what came before is over
     words = [w for n in range(looks) for w in watch.see({FILE: BAD[kind]}, (30 + n) * EXAMINE)]
     assert watch.told == [FILE]
     assert len([word for word in words if word.problem is not None]) <= 1
-    assert (words or [w for _, w in said(Unread(), before)])[-1].problem == BAD[kind]
+    assert (words or [w for _, w in said(UnreadableFiles(), before)])[-1].problem == BAD[kind]
 
 
 def test_a_file_that_comes_and_goes_is_spoken_of_less_and_less() -> None:
-    watch = Unread()
+    watch = UnreadableFiles()
     days, flap = 10, ["a"] * LOOKS + ["."] * LOOKS
     count = int(days * 86_400 / EXAMINE)
     kinds = "".join(flap[n % len(flap)] for n in range(count))
@@ -83,13 +84,13 @@ def test_a_file_that_comes_and_goes_is_spoken_of_less_and_less() -> None:
 
 
 def test_files_do_not_mix() -> None:
-    watch = Unread()
+    watch = UnreadableFiles()
     for n in range(LOOKS):
         words = watch.see({FILE: BAD["a"], OTHER: BAD["b"]}, n * EXAMINE)
     assert [(word.path, word.problem) for word in words] == [(OTHER, BAD["b"]), (FILE, BAD["a"])]
     for n in range(LOOKS):
         words = watch.see({FILE: BAD["a"]}, (10 + n) * EXAMINE)
-    assert words == [Word(OTHER, None)]
+    assert words == [Report(OTHER, None)]
 
 
 # -- what is wrong, in words ---------------------------------------------------------------------
@@ -260,7 +261,7 @@ def test_everybody_who_looks_on_sees_it(ahead: Ahead) -> None:
     files = ["checkpoints/step-00009000/manifest.json", "schedule.jsonl"]
     assert [one["file"] for one in found["unreadable"]] == files
     assert found["unreadable"][0]["key"] == "schema"
-    assert found["unreadable"][0]["mend"] == unread.mend(manifest)
+    assert found["unreadable"][0]["mend"] == unreadable_files.remedy(manifest)
     table = CliRunner().invoke(app, ["status", str(paths.dir)]).output
     assert "Unreadable schedule.jsonl: line 1: not JSON" in table
     watcher = Watcher(paths, time.monotonic)
@@ -268,7 +269,7 @@ def test_everybody_who_looks_on_sees_it(ahead: Ahead) -> None:
     look = watcher.look()
     shown = "\n".join(plain(build(look)))
     assert all(f"! {name} can't be read: " in shown for name in files)
-    told = metrics.text(metrics.families(look, {}, {}))
+    told = prometheus.text(prometheus.families(look, {}, {}))
     assert 'mixloop_unreadable_files{file="checkpoint"} 1' in told
     assert 'mixloop_unreadable_files{file="schedule.jsonl"} 1' in told
     assert 'mixloop_unreadable_files{file="status.json"} 0' in told

@@ -23,20 +23,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from mixloop.controller import pulse
-from mixloop.controller.cli import app
-from mixloop.controller.watch_pending import Pending
-from mixloop.controller.watch_screen import ASCII, plain, screen, share, sparkline
-from mixloop.controller.watch_view import (
-    BenchmarkRow,
-    DecisionRow,
-    Look,
-    SourceRow,
-    View,
-    build,
-)
-from mixloop.controller.watching import Watcher
-from mixloop.trainer.contract import read_status, write_status
+from mixloop.cli.app import app
+from mixloop.common import text
+from mixloop.contract import read_status, write_status
+from mixloop.controller.core import heartbeat
+from mixloop.controller.views import RunSnapshot, Watcher
+from mixloop.controller.watch.pending import Pending
+from mixloop.controller.watch.screen import ASCII, plain, screen, share, sparkline
+from mixloop.controller.watch.view import BenchmarkRow, DecisionRow, SourceRow, View, build
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -163,11 +157,11 @@ def test_a_source_that_meets_its_cap_says_when() -> None:
         "operators": {"paused": False, "pins": {}, "awaiting": [], "requests": 0},
         "tracking": {"waiting": 0, "sent": 0, "last_error": None}, "unreadable": [],
     }  # fmt: skip
-    (one,) = build(Look(overview, {"max_epochs": 2.0})).sources
+    (one,) = build(RunSnapshot(overview, {"max_epochs": 2.0})).sources
     assert one.cap_tokens == 2200  # 1.1 epochs of 1000 tokens at half of the tokens
     assert one.cap_seconds == 22
     assert "cap in 22s (2.2k)" in "\n".join(
-        line.plain for line in screen(build(Look(overview, {"max_epochs": 2.0})), 80, 24)
+        line.plain for line in screen(build(RunSnapshot(overview, {"max_epochs": 2.0})), 80, 24)
     )
 
 
@@ -236,7 +230,7 @@ def test_the_watchers_own_clock_tells_a_stall(play: Any) -> None:
     now = [1000.0]
     watcher = Watcher(run.paths, lambda: now[0])
     watcher.look()
-    now[0] += pulse.LEAST + 200
+    now[0] += heartbeat.LEAST + 200
     view = build(watcher.look())
     assert view.state == "stalled: no heartbeat for 4m"
     assert view.seconds_left is None
@@ -251,18 +245,18 @@ def test_a_pulse_is_patient_with_slow_trainers_and_forgets_stalls() -> None:
         incarnation, heartbeat, step, tokens, tokens_per_second = 1, 0, 10, 1000, 1e9
 
     status: Any = Beat()
-    found = pulse.seen(None, status, 0.0)
+    found = heartbeat.update(None, status, 0.0)
     for at in (50.0, 100.0, 150.0):
         status.heartbeat += 1
-        found = pulse.seen(found, status, at)
-    assert pulse.patience(found, status) == 150.0
+        found = heartbeat.update(found, status, at)
+    assert heartbeat.stall_limit(found, status) == 150.0
     status.heartbeat += 1
-    after = pulse.seen(found, status, 5000.0)
+    after = heartbeat.update(found, status, 5000.0)
     assert after is not None
     assert after.gap == 50.0, "a stall is no measure of what is usual"
-    assert pulse.seen(after, None, 9000.0) == after
+    assert heartbeat.update(after, None, 9000.0) == after
     status.tokens_per_second = 10.0  # 10 s a step
-    assert pulse.patience(None, status) == 300.0
+    assert heartbeat.stall_limit(None, status) == 300.0
 
 
 @pytest.mark.parametrize(
@@ -270,7 +264,7 @@ def test_a_pulse_is_patient_with_slow_trainers_and_forgets_stalls() -> None:
     [(0, "0s"), (59.9, "59s"), (60, "1m"), (195, "3m"), (7500, "2h 5m"), (360_000, "4d 4h")],
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert pulse.duration(seconds) == said
+    assert text.duration(seconds) == said
 
 
 def test_the_controller_remembers_the_silence_for_those_who_ask_once(play: Any) -> None:
@@ -321,7 +315,7 @@ def test_finished_and_stopped_trainers_are_told_apart(play: Any) -> None:
 
 
 def command(run: Any, *more: str) -> list[str]:
-    program = [sys.executable, "-m", "mixloop.controller.cli", "status", str(run.paths.dir)]
+    program = [sys.executable, "-m", "mixloop.cli.app", "status", str(run.paths.dir)]
     return [*program, "--watch", "--every", "0.2", *more]
 
 

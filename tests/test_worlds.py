@@ -8,16 +8,19 @@ import math
 import numpy as np
 import pytest
 
-from mixloop.controller.simulation import Track, simulate, uniform_start, virtual_config
-from mixloop.policies import Proposal, load_policy
-from mixloop.policies.worlds import Dilution, Exponential, Flat, Power, World
-from mixloop.policies.worlds.families import R_STAR, effective
+from mixloop.policies.interface import Proposal, load_policy
+from mixloop.policies.worlds import World
+from mixloop.policies.worlds.families import R_STAR, Dilution, Exponential, Flat, Power, effective
+from mixloop.tools.simulate.simulation import SimulatedRun, simulate
+from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config
 
 FAMILIES = [Power, Exponential, Dilution]
 GUARDS = {"max_epochs": 5, "max_change": 0.2}
 
 
-def run(world: World, ref: str = "static", options: dict[str, object] | None = None) -> Track:
+def run(
+    world: World, ref: str = "static", options: dict[str, object] | None = None
+) -> SimulatedRun:
     config = virtual_config(world, policy=ref, options=options, guards=GUARDS, segments=20)
     start = uniform_start(world, 5, config.budget)
     return simulate(world, load_policy(ref, options), config, segments=20, start=start)
@@ -74,7 +77,7 @@ def test_noise_has_the_standard_error_it_claims() -> None:
 def test_a_policy_moves_a_simulated_run_within_the_guards() -> None:
     world = Power(seed=1, segments=20)
     target = world.optimum()
-    control, track = run(world).final, Track()
+    control, track = run(world).final, SimulatedRun()
     world.reset(1)
     track = run(world, "static", {"weights": target})
     assert track.final < control

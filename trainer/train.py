@@ -21,26 +21,26 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mixloop.trainer import checkpoint
-from mixloop.trainer.batches import document_end
-from mixloop.trainer.contract import (
-    RunPaths,
-    ScheduleTaken,
-    ScheduleWriter,
-    read_status,
-    write_status,
+from mixloop.common.log import say
+from mixloop.common.process import follow_launcher
+from mixloop.contract import RunPaths, ScheduleTaken, ScheduleWriter, read_status, write_status
+from mixloop.trainer.batches import BatchLayout, RankBatches, document_end
+from mixloop.trainer.config import Job, JobError, load_job
+from mixloop.trainer.reference import DivergenceError, Session, Trainer, run_ranks
+from mixloop.trainer.run import (
+    Collectives,
+    GlooCollectives,
+    Incarnation,
+    ResumePlan,
+    SampleTrace,
+    SingleProcess,
+    begin,
+    check_job,
+    checkpoint_store,
+    on_first,
+    plan_resume,
 )
-from mixloop.trainer.feed import Feed, Layout
-from mixloop.trainer.incarnation import Plan, Start, begin, check_job, locate
-from mixloop.trainer.job import Job, JobError, load_job
-from mixloop.trainer.learner import Trainer
-from mixloop.trainer.narrator import Trace
-from mixloop.trainer.peers import Alone, GlooPeers, Peers, on_first
-from mixloop.trainer.ranks import follow_launcher, run_ranks
-from mixloop.trainer.session import DivergenceError, Session
-from mixloop.trainer.store import Store, open_stores, tokenizer_folder
-from mixloop.trainer.tokenizer import inspect_tokenizer
-from mixloop.trainer.voice import say
+from mixloop.trainer.sources import Store, inspect_tokenizer, open_stores, tokenizer_folder
 
 _ECHO = 2.0
 """Seconds within which another SIGINT is the same wish, not a person who insists."""
@@ -78,7 +78,7 @@ class Stop:
         self._interrupted = min(self._interrupted, now)
 
 
-def loop(session: Session, stop: Stop, trace: Trace | None) -> bool:
+def loop(session: Session, stop: Stop, trace: SampleTrace | None) -> bool:
     """Train until the budget is spent; False when a signal ended it early."""
     settings, position = session.job.settings, session.position
     session.report()
@@ -101,10 +101,10 @@ def loop(session: Session, stop: Stop, trace: Trace | None) -> bool:
     return True
 
 
-def connect(job: Job) -> Peers:
+def connect(job: Job) -> Collectives:
     """Join the other ranks, if there are any."""
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return Alone()
+        return SingleProcess()
     import torch
     import torch.distributed as dist
 
@@ -113,10 +113,10 @@ def connect(job: Job) -> Peers:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if cuda else "gloo")
-    return GlooPeers()
+    return GlooCollectives()
 
 
-def disconnect(peers: Peers) -> None:
+def disconnect(peers: Collectives) -> None:
     """Leave the other ranks."""
     if peers.world > 1:
         import torch.distributed as dist
@@ -124,11 +124,11 @@ def disconnect(peers: Peers) -> None:
         dist.destroy_process_group()
 
 
-def set_up(job: Job, peers: Peers, rewind: bool) -> Session | None:
+def set_up(job: Job, peers: Collectives, rewind: bool) -> Session | None:
     """Build everything and begin the incarnation; None when the budget is spent already."""
     stores = open_stores(job)
     tokenizer = tokenizer_folder(job, stores)
-    plan: Plan = on_first(peers, lambda: locate(job, stores, peers.world, rewind, say))
+    plan: ResumePlan = on_first(peers, lambda: plan_resume(job, stores, peers.world, rewind, say))
     if plan.finished:
         if peers.rank == 0:
             mark_finished(RunPaths(job.dir).status)
@@ -139,8 +139,8 @@ def set_up(job: Job, peers: Peers, rewind: bool) -> Session | None:
     known = frozenset((s, g) for s, g in kept["switches"]) if kept is not None else None
     writers: list[ScheduleWriter] = []
 
-    def start_here() -> Start:
-        checkpoint.sweep(RunPaths(job.dir).checkpoints)
+    def start_here() -> Incarnation:
+        checkpoint_store.sweep(RunPaths(job.dir).checkpoints)
         try:
             writer, begun = begin(plan, known)
         except ScheduleTaken as error:
@@ -148,7 +148,7 @@ def set_up(job: Job, peers: Peers, rewind: bool) -> Session | None:
         writers.append(writer)
         return begun
 
-    start: Start = on_first(peers, start_here)
+    start: Incarnation = on_first(peers, start_here)
     feed = open_feed(job, stores, start, peers, plan.sample)
     session = Session(plan, start, trainer, feed, tokenizer)
     if kept is not None and "watch" in kept:
@@ -168,11 +168,11 @@ def mark_finished(path: Path) -> None:
 
 
 def open_feed(
-    job: Job, stores: Mapping[str, Store], start: Start, peers: Peers, sample: int
-) -> Feed:
+    job: Job, stores: Mapping[str, Store], start: Incarnation, peers: Collectives, sample: int
+) -> RankBatches:
     """This rank's batches, from `sample` on."""
     settings = job.settings
-    layout = Layout(
+    layout = BatchLayout(
         rows=settings.micro_batch,
         accumulation=settings.accumulation,
         rank=peers.rank,
@@ -180,7 +180,7 @@ def open_feed(
         sequence_length=job.sequence_length,
     )
     order, quanta = start.order(job.seed), start.quanta
-    return Feed(stores, order, layout, settings.prefetch, sample, quanta=quanta)
+    return RankBatches(stores, order, layout, settings.prefetch, sample, quanta=quanta)
 
 
 def train(job: Job, *, rewind: bool = False, trace: Path | None = None) -> int:
@@ -201,13 +201,13 @@ def train(job: Job, *, rewind: bool = False, trace: Path | None = None) -> int:
             if session is None:
                 say(f"the budget of {job.budget:,} tokens is spent already; nothing to do")
                 return 0
-            tracing = Trace(trace, peers.rank, peers.world) if trace else None
+            tracing = SampleTrace(trace, peers.rank, peers.world) if trace else None
             return carry_out(session, stop, tracing)
     finally:
         disconnect(peers)
 
 
-def carry_out(session: Session, stop: Stop, trace: Trace | None) -> int:
+def carry_out(session: Session, stop: Stop, trace: SampleTrace | None) -> int:
     """Train, save, report, close; returns the exit code."""
     try:
         done = loop(session, stop, trace)

@@ -11,38 +11,6 @@ call each with a ``subject(…)``. On the command line: ``mixloop policies test 
 ``run_so_far`` makes observations for tests of one's own. pytest itself isn't needed.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from .checks import Check
-from .hardships import ORDINARY, SITUATIONS, Names
-from .situations import BENCHMARKS, SOURCES, many_sources, run_so_far
-from .subject import Subject, subject
-from .suite import (
-    SLOW,
-    CheckResult,
-    PolicyConformance,
-    Report,
-    check_policy,
-    conformance_checks,
-    report,
-)
-
-__all__ = [
-    "BENCHMARKS",
-    "ORDINARY",
-    "SITUATIONS",
-    "SLOW",
-    "SOURCES",
-    "Check",
-    "CheckResult",
-    "Names",
-    "PolicyConformance",
-    "Report",
-    "Subject",
-    "check_policy",
-    "conformance_checks",
-    "many_sources",
-    "report",
-    "run_so_far",
-    "subject",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,23 +1,37 @@
 """The checks of the conformance suite: what a policy must do, in every situation.
 
 A check raises ``AssertionError`` with one line that names the situation and what was found.
+
+
+What a decision must not depend on: global random generators and the time of day.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import random
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import fsum
+from typing import Any
 
-from ..errors import PolicyError
-from ..guards import GuardContext, GuardSettings, GuardSource, apply_guards, total_variation
-from ..mixtures import in_force
-from ..observation import Observation
-from ..protocol import Hold, Policy, Proposal, reply_from_json, reply_to_json
-from .outside import OTHER, outside_state, shaken
-from .subject import Answered, Subject
+from mixloop.policies.guards import GuardContext, GuardSettings, apply_guards
+from mixloop.policies.interface import (
+    Hold,
+    Observation,
+    Policy,
+    PolicyError,
+    Proposal,
+    reply_from_json,
+    reply_to_json,
+)
+from mixloop.policies.mixture import GuardSource, in_force, total_variation
+
+from .policy_runner import Answered, Subject
 
 ORDINARY = "an ordinary run"
 ITEMS = "per-item outcomes"
@@ -25,7 +39,7 @@ FIRST = "a first evaluation"
 
 
 @dataclass(frozen=True)
-class Check:
+class ConformanceCheck:
     """One thing a policy must do. Call it with a ``Subject``.
 
     ``name`` is short and without spaces, ``title`` one line for people.
@@ -243,3 +257,41 @@ def _guarding(seen: Observation, declared: bool) -> tuple[GuardContext, GuardSet
         declared=declared,
     )
     return context, GuardSettings(**limits)
+
+
+OTHER = 987_654_321.0
+"""Seconds by which the time of day is set forward (31 years)."""
+
+
+def outside_state() -> dict[str, str]:
+    """The state of every global generator that is loaded."""
+    found = {"random": repr(random.getstate())}
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        # the whole state, which repr() of an array would shorten
+        name, keys, *rest = numpy.random.get_state()
+        found["numpy.random"] = repr((name, keys.tolist(), rest))
+    return found
+
+
+@contextmanager
+def shaken(*, seed: int | None = None, clock: float = 0.0) -> Iterator[None]:
+    """Global generators seeded anew, or the time of day set forward; restored at the end."""
+    kept = random.getstate()
+    numpy: Any = sys.modules.get("numpy")
+    kept_numpy = numpy.random.get_state() if numpy is not None else None
+    real, real_ns = time.time, time.time_ns
+    if seed is not None:
+        random.seed(seed)
+        if numpy is not None:
+            numpy.random.seed(seed)
+    if clock:
+        time.time = lambda: real() + clock
+        time.time_ns = lambda: real_ns() + int(clock * 1e9)
+    try:
+        yield
+    finally:
+        time.time, time.time_ns = real, real_ns
+        random.setstate(kept)
+        if numpy is not None:
+            numpy.random.set_state(kept_numpy)

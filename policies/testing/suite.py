@@ -9,37 +9,38 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..protocol import Policy
+from mixloop.policies.interface import Policy
+
 from . import checks
-from .checks import Check
-from .hardships import ORDINARY, SITUATIONS, Names
-from .subject import Subject, subject
+from .checks import ConformanceCheck
+from .edge_cases import ORDINARY, SITUATIONS, SampleNames
+from .policy_runner import Subject, subject
 
 SLOW = 0.05
 """Seconds a decision should stay below; reported, and only asserted where asked for."""
 
 _GENERAL = (
-    Check("ordinary", "answers an ordinary run", checks.fits_an_ordinary_run),
-    Check("sources", "names only the run's sources", checks.known_sources),
-    Check("simplex", "stays on the simplex", checks.on_the_simplex),
-    Check("plan", "plans forward in time", checks.plans_ahead),
-    Check("bounds", "passes the guards", checks.within_bounds),
-    Check("standby", "leaves sources on standby out", checks.standby_stays_out),
-    Check("instances", "two instances answer alike", checks.same_for_two_instances),
-    Check("stateless", "keeps nothing between calls", checks.same_when_asked_again),
-    Check("untouched", "leaves the observation as it is", checks.observation_untouched),
-    Check("json", "travels as JSON", checks.crosses_processes),
-    Check("random", "no global randomness", checks.no_global_randomness),
-    Check("clock", "no time of day", checks.no_clock),
+    ConformanceCheck("ordinary", "answers an ordinary run", checks.fits_an_ordinary_run),
+    ConformanceCheck("sources", "names only the run's sources", checks.known_sources),
+    ConformanceCheck("simplex", "stays on the simplex", checks.on_the_simplex),
+    ConformanceCheck("plan", "plans forward in time", checks.plans_ahead),
+    ConformanceCheck("bounds", "passes the guards", checks.within_bounds),
+    ConformanceCheck("standby", "leaves sources on standby out", checks.standby_stays_out),
+    ConformanceCheck("instances", "two instances answer alike", checks.same_for_two_instances),
+    ConformanceCheck("stateless", "keeps nothing between calls", checks.same_when_asked_again),
+    ConformanceCheck("untouched", "leaves the observation as it is", checks.observation_untouched),
+    ConformanceCheck("json", "travels as JSON", checks.crosses_processes),
+    ConformanceCheck("random", "no global randomness", checks.no_global_randomness),
+    ConformanceCheck("clock", "no time of day", checks.no_clock),
 )
 
 
-def conformance_checks() -> list[Check]:
+def conformance_checks() -> list[ConformanceCheck]:
     """Every check of the suite, in order."""
     return [
         *_GENERAL,
         *(
-            Check(_slug(name), f"survives {name}", partial(checks.survives, name))
+            ConformanceCheck(_slug(name), f"survives {name}", partial(checks.survives, name))
             for name in SITUATIONS
             if name != checks.ORDINARY
         ),
@@ -105,7 +106,7 @@ def check_policy(
     Raises:
         PolicyError: when there is no such policy or its options don't fit.
     """
-    names = Names(sources or ORDINARY.sources, benchmarks or ORDINARY.benchmarks)
+    names = SampleNames(sources or ORDINARY.sources, benchmarks or ORDINARY.benchmarks)
     trial = subject(policy, options, base=base, names=names, clock=clock)
     return report(trial)
 
@@ -119,7 +120,7 @@ def report(trial: Subject) -> Report:
     return Report(results, slowest.seconds, slowest.situation, refused)
 
 
-def _result(check: Check, trial: Subject) -> CheckResult:
+def _result(check: ConformanceCheck, trial: Subject) -> CheckResult:
     try:
         check(trial)
     except AssertionError as failure:
@@ -151,12 +152,14 @@ class PolicyConformance:
     def subject(cls) -> Subject:
         """The policy on trial, made once per class."""
         if "_subject" not in vars(cls) or cls._subject is None:
-            names = Names(cls.sources or ORDINARY.sources, cls.benchmarks or ORDINARY.benchmarks)
+            names = SampleNames(
+                cls.sources or ORDINARY.sources, cls.benchmarks or ORDINARY.benchmarks
+            )
             cls._subject = subject(cls.policy, cls.options, base=cls.base, names=names)
         return cls._subject
 
 
-def _as_test(check: Check) -> Callable[[PolicyConformance], None]:
+def _as_test(check: ConformanceCheck) -> Callable[[PolicyConformance], None]:
     def test(self: PolicyConformance) -> None:
         check(self.subject())
 

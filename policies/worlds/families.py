@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .optimum import best_static
-from .protocol import INFINITE, WorldSource
+from mixloop.policies.mixture import best_static
+
+from .world_protocol import INFINITE, WorldSource
 
 Array = NDArray[np.float64]
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..surrogate_gp import Process, fit_process
-from .protocol import WorldSource
+from mixloop.policies.surrogates import Process, fit_process
+
+from .world_protocol import WorldSource
 
 Array = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .protocol import WorldSource
+from .world_protocol import WorldSource
 
 TRILLION = 10**12
 _BILLION = 10**9

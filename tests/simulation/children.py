@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from mixloop.controller import deciding, drain, policy_child
-from mixloop.policies import PolicyError
+from mixloop.controller.decisions import policy_process, policy_request
+from mixloop.controller.tracking import mlflow_sink
+from mixloop.policies.interface import PolicyError
 
 from .here import sim
 from .tracker import Killed
@@ -25,7 +26,7 @@ NONSENSE: tuple[Json, ...] = (
 
 
 class Child:
-    """Takes the place of :class:`mixloop.controller.children.Child`."""
+    """Takes the place of :class:`mixloop.common.process.Child`."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class Child:
         self._polls = 0
         self._stuck = False
         self._closed = False
-        if module.endswith("policy_child"):
+        if module.endswith("policy_process"):
             self._decide(json.loads(stdin or ""))
         else:
             self._request = json.loads(argument or "")
@@ -95,7 +96,7 @@ class Child:
             self._said = rng.choice([[], [{"kind": "?"}], [{"kind": "hold"}, {"kind": "hold"}]])
             return
         if faults.draw("policy-nonsense", 2):
-            _, observed = deciding.observed(request["history"])
+            _, observed = policy_request.observed(request["history"])
             wanted = faults.rng.choice(NONSENSE)
             payload = {"plan": [], "evidence": {}, "declared": False, **wanted}
             self._said = [observed, {"kind": "proposal", "payload": payload, "digest": "sha256:0"}]
@@ -103,7 +104,7 @@ class Child:
         try:
             if faults.draw("policy-raises"):
                 raise ZeroDivisionError("a policy's own mistake")
-            message = policy_child.decide(request, self._said.append)
+            message = policy_process.decide(request, self._said.append)
             self._said += [json.loads(json.dumps(message, allow_nan=False))]
         except Exception as error:
             ours = isinstance(error, PolicyError)
@@ -116,6 +117,6 @@ class Child:
     def _drain(self) -> None:
         self._begun = True
         try:
-            self.exit_code = drain.drain(self._request, self._said.append)
+            self.exit_code = mlflow_sink.drain(self._request, self._said.append)
         except Killed:
             self._stuck = True  # whatever it still did is done, what it had said is said

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from mixloop.controller.daemon import Controller
+from mixloop.contract import RunPaths
 from mixloop.controller.journal import FenceLost, JournalError
-from mixloop.trainer.contract import RunPaths
+from mixloop.controller.loop import Controller
 
 from .faults import Crash
 from .invariants import Violation

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mixloop.evals.scorecard import BenchmarkScore, Metric, Scorecard
-from mixloop.evals.settings import EvalSettings
-from mixloop.evals.worker_client import Failure
+from mixloop.evals import BenchmarkScore, EvalSettings, Metric, Scorecard
+from mixloop.evals.workers import Failure
 
 from .here import sim
 
@@ -15,7 +14,7 @@ ITEMS = 4
 
 
 class Evaluator:
-    """Takes the place of :class:`mixloop.evals.worker_client.Evaluator`."""
+    """Takes the place of :class:`mixloop.evals.workers.Evaluator`."""
 
     def __init__(self, settings: EvalSettings, log: Any) -> None:
         self._settings = settings

@@ -6,9 +6,9 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from mixloop.controller import journal_seal
-from mixloop.controller.journal import TABLES, unpack
-from mixloop.trainer.contract import read_schedule
+from mixloop.contract import read_schedule
+from mixloop.controller.journal import tamper_seal, unpack
+from mixloop.controller.journal.schema import TABLES
 
 from .invariants import Violation
 
@@ -35,8 +35,8 @@ def _sealed(world: Simulation, db: Any) -> None:
         raise Violation(
             "sealed", f"a start found other rows than were sealed: {list(map(tuple, told))}"
         )
-    seal, rows = db.execute("SELECT seal FROM lease").fetchone()[0], journal_seal.whole(db, TABLES)
-    if seal != rows or journal_seal.counters(db) is not None:
+    seal, rows = db.execute("SELECT seal FROM lease").fetchone()[0], tamper_seal.whole(db, TABLES)
+    if seal != rows or tamper_seal.counters(db) is not None:
         raise Violation("sealed", f"the seal is {seal}, that of the rows {rows}")
 
 

@@ -7,9 +7,9 @@ import math
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from mixloop.controller import propose
+from mixloop.contract import SCALE, quantise
+from mixloop.controller.core import guard_context
 from mixloop.controller.journal import Journal, unpack
-from mixloop.trainer.order import SCALE, quantise
 
 if TYPE_CHECKING:
     from .runner import Simulation
@@ -233,7 +233,7 @@ class Watch:
         """Against what was really drawn, less what the controller could not know yet."""
         world = self._world
         drawn, tokens = world.seen_ledger(row["fence"])
-        lead = min(propose.switching_lead(config, tokens), max(0, config.budget - tokens))
+        lead = min(guard_context.switching_lead(config, tokens), max(0, config.budget - tokens))
         every = config.evals.every or config.trainer.checkpoint_every or config.budget
         ahead = min(every, config.budget - tokens - lead)
         before = unpack(row["weights_before"])

@@ -8,19 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mixloop.controller import (
-    daemon,
-    drain,
-    journal,
-    journal_seal,
-    operate,
-    operations,
-    propose,
-    records,
-    sight,
-)
+from mixloop.common import files
+from mixloop.contract import order_acceptance, orders
+from mixloop.controller.core import decide, operator_requests
+from mixloop.controller.journal import journal, packing, records, schema, tamper_seal
+from mixloop.controller.loop import daemon, observe, operator_inbox
+from mixloop.controller.tracking import mlflow_sink
 from mixloop.policies.guards import GuardResult
-from mixloop.trainer import files, orders
 
 from . import patches
 from .here import sim
@@ -125,7 +119,7 @@ def _or_replace(table: str) -> Callable[..., None]:
             return
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         values = [
-            journal.dumps(v) if name in journal._JSON_COLUMNS else v for name, v in columns.items()
+            packing.dumps(v) if name in packing.JSON_COLUMNS else v for name, v in columns.items()
         ]
         tx.execute(f"INSERT OR REPLACE INTO {into} ({names}) VALUES ({marks})", values)
 
@@ -133,12 +127,12 @@ def _or_replace(table: str) -> Callable[..., None]:
 
 
 def _reuse_generation() -> list[Change]:
-    def next_generation(self: sight.Eyes) -> int:
+    def next_generation(self: observe.RunObserver) -> int:
         known = self._journal.value("SELECT MAX(generation) FROM orders WHERE applied_step > 0")
         return int(known or 0) + 1
 
     return [
-        (sight.Eyes, "next_generation", next_generation),
+        (observe.RunObserver, "next_generation", next_generation),
         (records, "insert", _or_replace("orders")),
     ]
 
@@ -175,7 +169,7 @@ def _fence_not_raised() -> list[Change]:
 
 
 def _not_republished() -> list[Change]:
-    real = sight.Eyes._compare
+    real = observe.RunObserver._compare
 
     def compare(self: Any, data: bytes, newest: Any) -> Any:
         found = real(self, data, newest)
@@ -184,20 +178,20 @@ def _not_republished() -> list[Change]:
             and newest["published_at"]
             and f'"generation": {newest["generation"]},'
         )
-        if found is sight.FileState.STALE and same and same.encode() in data:
-            return sight.FileState.CURRENT
+        if found is observe.FileState.STALE and same and same.encode() in data:
+            return observe.FileState.CURRENT
         return found
 
-    return [(sight.Eyes, "_compare", compare)]
+    return [(observe.RunObserver, "_compare", compare)]
 
 
 def _trainer_ignores_fences() -> list[Change]:
-    real = orders._check_turn
+    real = order_acceptance._check_turn
 
     def check(order: Any, after: Any, in_force: Any) -> None:
         real(replace(order, fence=max(order.fence, after[0])), after, in_force)
 
-    return [(orders, "_check_turn", check)]
+    return [(order_acceptance, "_check_turn", check)]
 
 
 # -- guards and decisions ------------------------------------------------------
@@ -208,15 +202,15 @@ def _passes(weights: Any, plan: Any, context: Any, settings: Any) -> GuardResult
 
 
 def _no_guards() -> list[Change]:
-    return [(propose, "apply_guards", _passes)]
+    return [(decide, "apply_guards", _passes)]
 
 
 def _no_guards_at_approval() -> list[Change]:
-    return [(operate, "apply_guards", _passes)]
+    return [(operator_requests, "apply_guards", _passes)]
 
 
 def _approval_of_old() -> list[Change]:
-    real = operate._approve
+    real = operator_requests._approve
 
     def approve(request: Any, scene: Any) -> Any:
         if scene.decision is None or scene.status is None:
@@ -225,32 +219,32 @@ def _approval_of_old() -> list[Change]:
         return real(request, replace(scene, newest=0, decision={**scene.decision, **against}))
 
     return [
-        (operate, "_VERBS", {**operate._VERBS, "approve": approve}),
+        (operator_requests, "_VERBS", {**operator_requests._VERBS, "approve": approve}),
         (records, "_supersede", lambda tx, by: None),
     ]
 
 
 def _decides_twice() -> list[Change]:
-    def to_decide(self: sight.Eyes) -> int | None:
+    def to_decide(self: observe.RunObserver) -> int | None:
         scored = self._journal.value("SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
         count = self._journal.value("SELECT COUNT(*) FROM decisions WHERE step = ?", scored)
         return scored if count < 2 else None
 
-    tables = journal._TABLES.replace("CREATE UNIQUE INDEX", "CREATE INDEX")
-    return [(sight.Eyes, "_to_decide", to_decide), (journal, "_TABLES", tables)]
+    tables = schema.RUN_TABLES.replace("CREATE UNIQUE INDEX", "CREATE INDEX")
+    return [(observe.RunObserver, "_to_decide", to_decide), (journal, "RUN_TABLES", tables)]
 
 
 # -- what was done must be remembered ------------------------------------------------------
 
 
 def _acknowledges_the_last() -> list[Change]:
-    real = sight.Eyes._newly_applied
+    real = observe.RunObserver._newly_applied
 
-    def newly(self: sight.Eyes) -> Any:
+    def newly(self: observe.RunObserver) -> Any:
         force = self.status.in_force.generation if self.status else 0
         return [found for found in real(self) if found.generation == force]
 
-    return [(sight.Eyes, "_newly_applied", newly)]
+    return [(observe.RunObserver, "_newly_applied", newly)]
 
 
 def _half_transactions() -> list[Change]:
@@ -273,28 +267,28 @@ def _forgets_pause() -> list[Change]:
 
 def _takes_twice() -> list[Change]:
     def take(self: Any, path: Any) -> str:
-        request = operations.requests.read(path, self._owners())
-        reply = operate.reply_to(request, self._scene(request))
+        request = operator_inbox.requests.read(path, self._owners())
+        reply = operator_requests.reply_to(request, self._scene(request))
         answer = self._record(request, reply)
-        operations.requests.put_away(path, "taken")
+        operator_inbox.requests.put_away(path, "taken")
         return str(answer)
 
-    real = operations.Operations.take
+    real = operator_inbox.OperatorInbox.take
 
     def either(self: Any, path: Any) -> str:
         try:
             return take(self, path)
-        except operations.requests.RequestError:
+        except operator_inbox.requests.RequestError:
             return real(self, path)
 
     return [
-        (operations.Operations, "take", either),
+        (operator_inbox.OperatorInbox, "take", either),
         (records, "insert", _or_replace("requests")),
     ]
 
 
 def _request_gone_first() -> list[Change]:
-    real = operations.Operations.take
+    real = operator_inbox.OperatorInbox.take
 
     def take(self: Any, path: Any) -> str:
         fs = sim().fs
@@ -306,11 +300,11 @@ def _request_gone_first() -> list[Change]:
                 fs.unlink(str(path))
             raise
 
-    return [(operations.Operations, "take", take)]
+    return [(operator_inbox.OperatorInbox, "take", take)]
 
 
 def _refuses_unreadable() -> list[Change]:
-    return [(operations.Operations, "_may_pass", lambda self, name, error: False)]
+    return [(operator_inbox.OperatorInbox, "_may_pass", lambda self, name, error: False)]
 
 
 # -- MLflow ------------------------------------------------------
@@ -324,14 +318,14 @@ def _no_keys() -> list[Change]:
             key = entry.key if asked_for else f"{entry.key}#{count}"
             tx.execute(
                 "INSERT OR IGNORE INTO outbox (key, kind, payload, created_ms) VALUES (?, ?, ?, ?)",
-                (key, entry.kind, journal.dumps(entry.payload), records.now_ms()),
+                (key, entry.kind, packing.dumps(entry.payload), records.now_ms()),
             )
 
     return [(records, "enqueue", enqueue)]
 
 
 def _no_lookup() -> list[Change]:
-    real = drain.Sink._trace
+    real = mlflow_sink.Sink._trace
     asked: set[str] = set()
 
     def trace(self: Any, decision: str) -> Any:
@@ -341,7 +335,7 @@ def _no_lookup() -> list[Change]:
         asked.discard(decision)
         return real(self, decision)
 
-    return [(drain.Sink, "_trace", trace)]
+    return [(mlflow_sink.Sink, "_trace", trace)]
 
 
 def _marks_failures() -> list[Change]:
@@ -385,13 +379,13 @@ def _fact_without_entry() -> list[Change]:
 
 
 def _leaves_the_seal() -> list[Change]:
-    real = journal_seal.Seal._follow
+    real = tamper_seal.Seal._follow
 
-    def follow(self: journal_seal.Seal, sign: int, table: str, *cells: Any) -> None:
+    def follow(self: tamper_seal.Seal, sign: int, table: str, *cells: Any) -> None:
         if sign > 0 or table != "outbox":
             real(self, sign, table, *cells)
 
-    return [(journal_seal.Seal, "_follow", follow)]
+    return [(tamper_seal.Seal, "_follow", follow)]
 
 
 MUTATIONS = (

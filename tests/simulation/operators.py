@@ -6,7 +6,7 @@ import json
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from mixloop.controller import requests
+from mixloop.contract import requests
 
 if TYPE_CHECKING:
     from .runner import Simulation

@@ -11,9 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mixloop.controller import daemon, drain, journal, planning, records, report, requests
+from mixloop.common import files
+from mixloop.contract import manifest, order_acceptance, requests, schedule, schedule_writer
+from mixloop.controller import report
+from mixloop.controller.journal import journal, records
+from mixloop.controller.loop import daemon, eval_planner
+from mixloop.controller.tracking import mlflow_sink
 from mixloop.evals import scorecard
-from mixloop.trainer import files, hotreload, orders, schedule, status
+from mixloop.trainer.run import order_inbox
 
 from . import here, tracker
 from .children import Child
@@ -101,7 +106,7 @@ def installed() -> Iterator[None]:
         (daemon, "Path", MemPath),
         (daemon, "take_lock", _lock),
         (daemon, "write_order", lambda path, order, key=None: sim().publish(path, order)),
-        (drain, "_span", tracker.span),
+        (mlflow_sink, "_span", tracker.span),
         (report, "write_artifacts", _report),
         (journal, "datetime", _Datetime),
         (journal, "sqlite3", _Sqlite()),
@@ -112,16 +117,19 @@ def installed() -> Iterator[None]:
         (journal.Journal, "rows", _rows),
         (records, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1000) * 1_000_000)),
         (records, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=sim().token(16)))),
-        (planning, "shutil", SimpleNamespace(rmtree=lambda path, ignore_errors=False: None)),
-        (hotreload, "say", lambda *said: None),
+        (eval_planner, "shutil", SimpleNamespace(rmtree=lambda path, ignore_errors=False: None)),
+        (order_inbox, "say", lambda *said: None),
         (scorecard, "os", memory),
-        (schedule, "fcntl", SimpleNamespace(flock=lambda *a: None, LOCK_EX=0, LOCK_NB=0)),
+        (schedule_writer, "fcntl", SimpleNamespace(flock=lambda *a: None, LOCK_EX=0, LOCK_NB=0)),
         (requests, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
         (requests, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1e9))),
         (requests, "who", lambda: "anna@host"),
         (files, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
-        *((module, "os", memory) for module in (files, schedule)),
-        *((module, "Path", MemPath) for module in (files, orders, schedule, status)),
+        *((module, "os", memory) for module in (files, schedule_writer)),
+        *(
+            (module, "Path", MemPath)
+            for module in (files, manifest, order_acceptance, schedule, schedule_writer)
+        ),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     imported = tracker.install()

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mixloop.contract import Order, RunPaths, write_order
 from mixloop.controller.config import RunConfig
-from mixloop.controller.daemon import Controller
 from mixloop.controller.journal import unpack
-from mixloop.trainer.contract import Order, RunPaths, write_order
+from mixloop.controller.loop import Controller
 
 from . import here
 from .controllers import Controllers

@@ -12,16 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixloop.contract import Order, write_order
+from mixloop.contract.orders import order_json
 from mixloop.controller.config import RunConfig
 from mixloop.controller.journal import Journal
-from mixloop.trainer.contract import Order, order_json, write_order
 
 from .faults import READ_ERRORS, WRITE_ERRORS, Crash, Faults
 from .memfs import MemFS
 from .trainer import STEP_TOKENS, Trainer
 
 if TYPE_CHECKING:
-    from mixloop.controller.daemon import Controller
+    from mixloop.controller.loop import Controller
 
     from .invariants import Watch
 

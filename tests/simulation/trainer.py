@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from mixloop.trainer.contract import (
+from mixloop.contract import (
+    SCALE,
     AcceptedOrder,
     Limits,
     Manifest,
@@ -20,13 +21,14 @@ from mixloop.trainer.contract import (
     SourceLedger,
     SourceStatus,
     Status,
+    quantise,
     read_manifest,
     read_schedule,
     write_manifest,
     write_status,
 )
-from mixloop.trainer.hotreload import Clock, Desk, Switch
-from mixloop.trainer.order import SCALE, quantise
+from mixloop.trainer.run import Switch
+from mixloop.trainer.run.order_inbox import OrderInbox, StepClock
 
 QUANTUM, LENGTH = 8, 10
 STRIDE = 5  # steps between two polls
@@ -77,13 +79,13 @@ class Trainer:
             for s in read_schedule(self.paths.schedule).segments
         ]
         limits = self.config.trainer.limits
-        self.desk = Desk(
+        self.desk = OrderInbox(
             self.paths,
             self.config.run.id,
             self.names,
             writer,
             self.incarnation,
-            Clock(step, sample, QUANTUM, LENGTH, STRIDE, 0),
+            StepClock(step, sample, QUANTUM, LENGTH, STRIDE, 0),
             past,
             lambda: self.step,
             limits=Limits(floor=limits.floor, cap=limits.cap, max_change=limits.max_change),

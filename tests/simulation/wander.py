@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from mixloop.policies import Hold, Observation, Proposal
+from mixloop.policies.interface import Hold, Observation, Proposal
 
 
 class Wander:

@@ -41,12 +41,7 @@ from typing import Any
 
 import numpy as np  # noqa: F401 - the policy's child would import it anew in every fork
 
-from mixloop.controller import daemon, drain, policy_child, requests
-from mixloop.controller import history as views
-from mixloop.controller.config import RunConfig, load_config
-from mixloop.controller.journal import FenceLost, Journal
-from mixloop.evals.worker_client import Failure
-from mixloop.trainer.contract import (
+from mixloop.contract import (
     Order,
     RunPaths,
     SegmentLine,
@@ -54,8 +49,16 @@ from mixloop.trainer.contract import (
     read_order,
     read_schedule,
     read_status,
+    requests,
     write_order,
 )
+from mixloop.controller.config import RunConfig, load_config
+from mixloop.controller.decisions import policy_process
+from mixloop.controller.journal import FenceLost, Journal
+from mixloop.controller.loop import daemon
+from mixloop.controller.tracking import mlflow_sink
+from mixloop.controller.views import run_status as views
+from mixloop.evals.workers import Failure
 
 
 def _support(name: str) -> Any:
@@ -97,7 +100,7 @@ class PlayedEvaluator(played_run.QuickEvaluator):  # type: ignore[misc,name-defi
 
 
 class ForkedChild:
-    """Stands in for :class:`~mixloop.controller.children.Child`: forked, and ended on return."""
+    """Stands in for :class:`~mixloop.common.process.Child`: forked, and ended on return."""
 
     shim: Any = None
     mlflow = False
@@ -135,20 +138,20 @@ class ForkedChild:
         def say(message: dict[str, Any]) -> None:
             _write(sink, json.dumps(message).encode() + b"\n")
 
-        if module.endswith("policy_child"):
-            say(policy_child.decide(json.loads(stdin or ""), say))
+        if module.endswith("policy_process"):
+            say(policy_process.decide(json.loads(stdin or ""), say))
             return
         request = json.loads(argument or "")
         if self.mlflow:
             with log.open("ab") as stream:
                 os.dup2(stream.fileno(), 1)
                 os.dup2(stream.fileno(), 2)
-            drain.drain(request, say)
+            mlflow_sink.drain(request, say)
             return
         journal = Path(request["journal"])
         with journal.with_name(SENT).open("a") as sent:
             database = sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True)
-            for seq, _, _ in drain.pending(journal):
+            for seq, _, _ in mlflow_sink.pending(journal):
                 key = database.execute("SELECT key FROM outbox WHERE seq = ?", (seq,)).fetchone()
                 sent.write(f"{key[0]}\n")
                 sent.flush()

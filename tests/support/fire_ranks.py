@@ -24,8 +24,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mixloop.common.process import follow_launcher
 from mixloop.trainer.loader import MixtureLoader
-from mixloop.trainer.ranks import follow_launcher
 
 Json = dict[str, Any]
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mixloop.evals.settings import EvalSettings
+from mixloop.evals import EvalSettings
 
 SECONDS = 0.1
 

@@ -16,8 +16,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaForCausalLM
 
+from mixloop.contract import Order, RunPaths, write_order
 from mixloop.trainer.adapters.huggingface import MixtureMixin
-from mixloop.trainer.contract import Order, RunPaths, write_order
 from mixloop.trainer.loader import MixtureLoader
 
 LENGTH, ROWS, MICROS, STEPS = 8, 4, 2, 40

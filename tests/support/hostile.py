@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mixloop.controller.journal import SCHEMA_VERSION, unpack
-from mixloop.trainer.files import canonical, digest
+from mixloop.common.files import canonical, digest
+from mixloop.controller.journal import unpack
+from mixloop.controller.journal.schema import SCHEMA_VERSION
 
 Json = Any
 Path_ = tuple[Any, ...]

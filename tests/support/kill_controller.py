@@ -16,11 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mixloop.controller import daemon, planning, records
-from mixloop.controller.config import RunConfig, load_config
-from mixloop.evals.scorecard import BenchmarkScore, Cost, Metric, Scorecard
-from mixloop.evals.settings import EvalSettings
-from mixloop.trainer.contract import (
+from mixloop.contract import (
+    SCALE,
     AcceptedOrder,
     Manifest,
     OpenLine,
@@ -32,13 +29,17 @@ from mixloop.trainer.contract import (
     SourceEntry,
     SourceStatus,
     Status,
+    quantise,
     read_order,
     read_schedule,
     read_status,
     write_manifest,
     write_status,
 )
-from mixloop.trainer.order import SCALE, quantise
+from mixloop.controller.config import RunConfig, load_config
+from mixloop.controller.journal import records
+from mixloop.controller.loop import daemon, eval_planner
+from mixloop.evals import BenchmarkScore, Cost, EvalSettings, Metric, Scorecard
 
 QUANTUM, LENGTH = 8, 10
 STRIDE = 5  # steps between two looks of the played trainer
@@ -250,7 +251,7 @@ def main() -> None:
     for name in WRITES:
         setattr(records, name, killer.around(getattr(records, name)))
     daemon.write_order = killer.around(daemon.write_order)
-    planning.write_atomic = killer.around(planning.write_atomic)
+    eval_planner.write_atomic = killer.around(eval_planner.write_atomic)
     if not real:
         daemon.Evaluator = QuickEvaluator  # type: ignore[assignment,misc]  # scoring by formula
     trainer = FileTrainer(config)

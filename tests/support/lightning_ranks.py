@@ -15,8 +15,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from mixloop.contract import Order, RunPaths, write_order
 from mixloop.trainer.adapters.lightning import MixtureCheckpoint, MixtureDataModule
-from mixloop.trainer.contract import Order, RunPaths, write_order
 
 
 class Module(pl.LightningModule):

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mixloop.trainer.contract import Order, RunPaths, read_schedule, write_atomic, write_order
+from mixloop.common.files import write_atomic
+from mixloop.contract import Order, RunPaths, read_schedule, write_order
 from mixloop.trainer.loader import MixtureLoader
 
 

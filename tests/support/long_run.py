@@ -27,19 +27,19 @@ from typing import Any
 
 import psutil
 
-from mixloop.controller import daemon
-from mixloop.controller.config import load_config
-from mixloop.controller.reconcile import next_action
-from mixloop.trainer.contract import (
+from mixloop.contract import (
     Order,
     RunPaths,
     SegmentLine,
+    encode_line,
+    quantise,
     read_holds,
     read_order,
     read_schedule,
 )
-from mixloop.trainer.order import quantise
-from mixloop.trainer.schedule import encode_line
+from mixloop.controller.config import load_config
+from mixloop.controller.core import next_action
+from mixloop.controller.loop import daemon
 
 _spec = importlib.util.spec_from_file_location(
     "crash_points", Path(__file__).with_name("crash_points.py")

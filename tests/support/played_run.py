@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from typer.testing import CliRunner
 
-from mixloop.controller import daemon
-from mixloop.controller import history as views
-from mixloop.controller.cli import app
+from mixloop.cli.app import app
+from mixloop.contract import RunPaths
 from mixloop.controller.config import load_config
-from mixloop.trainer.contract import RunPaths
+from mixloop.controller.loop import daemon
+from mixloop.controller.views import run_status as views
 
 _spec = importlib.util.spec_from_file_location(
     "kill_controller", Path(__file__).parent / "kill_controller.py"

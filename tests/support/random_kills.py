@@ -36,10 +36,9 @@ from typing import Any
 
 import yaml
 
-from mixloop.controller import requests
+from mixloop.contract import Order, RunPaths, read_order, read_status, requests, write_order
 from mixloop.controller.config import load_config
 from mixloop.controller.journal import Journal
-from mixloop.trainer.contract import Order, RunPaths, read_order, read_status, write_order
 
 _spec = importlib.util.spec_from_file_location(
     "storm_trainers", Path(__file__).with_name("storm_trainers.py")
@@ -120,7 +119,7 @@ class Storm:
         must(isinstance(order, Order) or again, f"mixture.json does not parse: {order}")
 
     def control(self, path: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "mixloop.controller.cli", "control", str(path)]
+        command = [sys.executable, "-m", "mixloop.cli.app", "control", str(path)]
         with self.log.open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mixloop.policies import Observation, Proposal
+from mixloop.policies.interface import Observation, Proposal
 
 
 class RandomMixtures:

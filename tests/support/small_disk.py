@@ -21,9 +21,9 @@ from typing import Any
 
 import random_kills  # beside this file, which is where Python looks first
 
+from mixloop.contract import RunPaths
 from mixloop.controller.config import load_config
 from mixloop.controller.journal import Journal
-from mixloop.trainer.contract import RunPaths
 
 crash_points, must = random_kills.crash_points, random_kills.must
 played = random_kills.played
@@ -96,7 +96,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def control(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "mixloop.controller.cli", "control", str(path)]
+    command = [sys.executable, "-m", "mixloop.cli.app", "control", str(path)]
     with log.open("ab") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:
@@ -108,7 +108,7 @@ def control(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def refused(path: Path) -> str:
     """What a start says that can't be; one line, and the exit code of bad input."""
-    command = [sys.executable, "-m", "mixloop.controller.cli", "control", str(path)]
+    command = [sys.executable, "-m", "mixloop.cli.app", "control", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     must(done.returncode == 2, f"exit code {done.returncode}: {done.stderr}")
     must(done.stderr.count("\n") == 1, f"more than a line: {done.stderr}")

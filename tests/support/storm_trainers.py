@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mixloop.controller import demo
+from mixloop.contract import RunPaths, Status, read_schedule, read_status
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.journal import Journal, timestamp
-from mixloop.trainer.contract import RunPaths, Status, read_schedule, read_status
+from mixloop.tools.demo import demo
 
 
 def support(name: str) -> Any:
@@ -112,7 +112,7 @@ class Real(Played):
         }
 
     def command(self, path: Path) -> list[str]:
-        return [sys.executable, "-m", "mixloop.controller.cli", "train", str(path)]
+        return [sys.executable, "-m", "mixloop.cli.app", "train", str(path)]
 
     def heard(self, status: Status) -> None:
         must(status.step == 0 or status.loss is not None, f"no finite loss at step {status.step}")
@@ -148,7 +148,7 @@ class Real(Played):
         assert last.health is not None
         must(last.health.nan_steps == 0, f"{last.health.nan_steps} steps without a gradient")
         must((last.loss or 99.0) < (first.loss or 0.0), f"loss {first.loss} -> {last.loss}")
-        command = [sys.executable, "-m", "mixloop.controller.cli", "audit", str(path)]
+        command = [sys.executable, "-m", "mixloop.cli.app", "audit", str(path)]
         audit = subprocess.run(command, capture_output=True, text=True, check=False)
         must(audit.returncode == 0, f"audit: {audit.stdout}{audit.stderr}")
         return {

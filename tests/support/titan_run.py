@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import titan_cpu  # noqa: F401 - before torchtitan
 from torchtitan_dataloader import llama3_on_a_mixture
 
-from mixloop.trainer.contract import Order, RunPaths, write_order
+from mixloop.contract import Order, RunPaths, write_order
 
 
 def train(asked: dict[str, Any]) -> None:

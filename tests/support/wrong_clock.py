@@ -14,8 +14,8 @@ _now, _now_ns = time.time, time.time_ns
 time.time = lambda: _now() + off
 time.time_ns = lambda: _now_ns() + off * 10**9
 
-from mixloop.controller import journal  # noqa: E402
-from mixloop.controller.cli import main  # noqa: E402
+from mixloop.cli.app import main  # noqa: E402
+from mixloop.controller.journal import journal  # noqa: E402
 
 
 class Wrong(real.datetime):

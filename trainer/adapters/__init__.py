@@ -1,1 +1,4 @@
-"""mixloop inside other trainers: one module for each, imported only where it is used."""
+"""The mixture under other trainers: transformers, Lightning, torchtitan.
+
+Import the one you need; what an adapter can't do it refuses in one line.
+"""

@@ -19,15 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from mixloop.trainer.batching import steady_accumulation
-from mixloop.trainer.dataset import MixtureDataset
-from mixloop.trainer.job import JobError
-from mixloop.trainer.loader import MixtureLoader
-from mixloop.trainer.saved import SAVED_FILE
-from mixloop.trainer.voice import say
+from mixloop.common.log import say
+from mixloop.trainer.config import JobError, steady_accumulation
+from mixloop.trainer.loader import SAVED_FILE, MixtureDataset, MixtureLoader
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
+
 
 Mixture = MixtureLoader | MixtureDataset
 
@@ -286,6 +284,3 @@ def _warn_unscorable(folder: Path) -> bool:
         "mixloop",
     )
     return True
-
-
-__all__ = ["MixtureCallback", "MixtureMixin", "check_arguments"]

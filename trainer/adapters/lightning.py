@@ -21,10 +21,8 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from mixloop.trainer.batching import steady_accumulation
-from mixloop.trainer.dataset import MixtureDataset
-from mixloop.trainer.job import JobError
-from mixloop.trainer.loader import MixtureLoader
+from mixloop.trainer.config import JobError, steady_accumulation
+from mixloop.trainer.loader import MixtureDataset, MixtureLoader
 
 Mixture = MixtureLoader | MixtureDataset
 
@@ -305,6 +303,3 @@ def _steps(mixture: Mixture) -> int:
 def _accumulation(mixture: Mixture) -> int:
     """Micro-batches of every step."""
     return steady_accumulation(mixture.job, mixture.world, "Lightning")
-
-
-__all__ = ["MixtureCallback", "MixtureCheckpoint", "MixtureDataModule", "check_trainer"]

@@ -24,8 +24,7 @@ from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.metrics import MetricsProcessor
 
-from mixloop.trainer.batching import steady_accumulation
-from mixloop.trainer.job import JobError
+from mixloop.trainer.config import JobError, steady_accumulation
 from mixloop.trainer.loader import MixtureLoader
 
 _TO_SCORE = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json")
@@ -259,12 +258,3 @@ def with_mixture(config: Any, run: str | Path, *, export: bool = False, **option
 
 def _values(config: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(config)}
-
-
-__all__ = [
-    "MixtureCheckpoints",
-    "MixtureDataLoader",
-    "MixtureMetrics",
-    "check_trainer",
-    "with_mixture",
-]

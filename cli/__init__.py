@@ -1,0 +1,1 @@
+"""The `mixloop` command: options in, tables or JSON out; nothing else."""

@@ -1,0 +1,38 @@
+"""Values and durations in words for a person; nothing in them can drive a terminal."""
+
+from __future__ import annotations
+
+import re
+
+from .units import format_tokens
+
+
+def duration(seconds: float) -> str:
+    """``40s``, ``3m``, ``2h 5m``, ``3d 4h``: two units at most."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    units = (("d", 86400), ("h", 3600), ("m", 60))
+    at = next(n for n, (_, size) in enumerate(units) if whole >= size)
+    parts = []
+    for name, size in units[at : at + 2]:
+        count, whole = divmod(whole, size)
+        parts += [f"{count}{name}"] if count else []
+    return " ".join(parts)
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # halves of pairs too
+
+
+def clean(text: object) -> str:
+    """Text from data without control characters, so that it can't drive the terminal."""
+    return _CONTROL.sub("", str(text).replace("\n", " "))
+
+
+def tokens(count: int | None) -> str:
+    """``1.25M`` for 1,250,000."""
+    return "-" if count is None else format_tokens(count)
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,89 @@
+"""`mixture.json`, the shared state file: an order, and the rule by which a trainer accepts it.
+
+Written by the controller alone, read by the trainer alone. Whatever its bytes are, reading it never
+raises: an order is accepted, rejected with a reason, or no news.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mixloop.common.files import canonical, digest, write_atomic
+
+from .signing import sign
+
+ORDER_SCHEMA = "mixloop/order/1"
+SUM_TOLERANCE = 1e-6
+"""How far from 1 weights may sum; also how far a bound on the change may be overstepped."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a plan does later: from `from_tokens` training tokens on, these weights."""
+
+    from_tokens: int
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Order:
+    """One published mixture. `weights` are shares of training tokens; an absent name has none."""
+
+    run: str
+    fence: int
+    generation: int
+    weights: Mapping[str, float]
+    then: tuple[Stage, ...] = ()
+    decision: str = ""
+    policy: str = ""
+    reason: str = ""
+    issued_at: str = ""
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def order_json(order: Order, key: bytes | None = None) -> dict[str, Any]:
+    """The content of `mixture.json`, its checksum over the canonical JSON of the rest.
+
+    With a key it carries `hmac`, over the canonical JSON without `hmac` and `checksum`.
+    """
+    body: dict[str, Any] = {
+        "schema": ORDER_SCHEMA,
+        "run": order.run,
+        "fence": order.fence,
+        "generation": order.generation,
+        "weights": dict(order.weights),
+    }
+    if order.then:
+        body["then"] = [
+            {"from_tokens": stage.from_tokens, "weights": dict(stage.weights)}
+            for stage in order.then
+        ]
+    body |= {
+        "decision": order.decision,
+        "policy": order.policy,
+        "reason": order.reason,
+        "issued_at": order.issued_at,
+    }
+    if key is not None:
+        body["hmac"] = sign(key, body)
+    return {**body, "checksum": digest(canonical(body))}
+
+
+def write_order(path: str | os.PathLike[str], order: Order, key: bytes | None = None) -> None:
+    """Publish an order: the file is replaced as a whole and durable on return.
+
+    Args:
+        key: signs it, for a trainer that asks for that.
+
+    Raises:
+        ValueError: a weight is NaN or infinite.
+        OSError: the disk did not take it; the order before is still there.
+    """
+    text = json.dumps(order_json(order, key), indent=1, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())

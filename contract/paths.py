@@ -1,0 +1,57 @@
+"""The run directory's file contracts, all in one place. Light: standard library only.
+
+`mixture.json` lives in :mod:`orders`, `schedule.jsonl` in :mod:`schedule`, `status.json`,
+`manifest.json` and `holds.json` in :mod:`status`; import them from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where the files of a run lie."""
+
+    dir: Path
+
+    @property
+    def mixture(self) -> Path:
+        """The order in force, written by the controller."""
+        return self.dir / "mixture.json"
+
+    @property
+    def status(self) -> Path:
+        """The trainer's heartbeat."""
+        return self.dir / "status.json"
+
+    @property
+    def schedule(self) -> Path:
+        """Every order as applied, written by the trainer."""
+        return self.dir / "schedule.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.dir / "checkpoints"
+
+    @property
+    def holds(self) -> Path:
+        """Checkpoints in use, written by the controller."""
+        return self.dir / "holds.json"
+
+    @property
+    def requests(self) -> Path:
+        """Folder of operators' requests."""
+        return self.dir / "requests"
+
+    @property
+    def journal(self) -> Path:
+        """The controller's database."""
+        return self.dir / "journal.db"
+
+    @property
+    def job(self) -> Path:
+        """The training job."""
+        return self.dir / "job.json"

@@ -1,0 +1,411 @@
+"""`schedule.jsonl`: every order as applied, at its exact sample, by one trainer process.
+
+Each line carries a CRC and is fsynced before anything relies on it; a torn last line is cut on
+open. The training data order is a pure function of this file.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mixloop.common.files import canonical, parse_json, read_regular
+from mixloop.common.json_records import Problem, ReadResult, RecordError, decode, encode, problem_of
+
+from .batch_schedule import BatchSchedule, Stages
+from .integer_weights import SCALE, Segment
+from .paths import RunPaths
+
+SCHEDULE_SCHEMA = "mixloop/schedule/1"
+_LARGEST = 2**28
+
+
+class ScheduleError(ValueError):
+    """The schedule is damaged other than by a torn last line; the message says where.
+
+    Attributes:
+        problem: the line and what is wrong with it, without the path and the mend.
+    """
+
+    problem: Problem | None = None
+
+
+class ScheduleTaken(RuntimeError):  # noqa: N818 (named for what happened elsewhere)
+    """A newer trainer incarnation writes this schedule."""
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """A source as an incarnation found it: samples of one sequence length, content fingerprint."""
+
+    name: str
+    samples: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class OpenLine:
+    """A trainer incarnation begins at `sample`, from checkpoint `parent` (None: from scratch).
+
+    `sources` are those of the job, in its order: one that earlier lines name and this one doesn't
+    is retired, one that they don't name is added, and one with more samples is extended, from
+    `sample` on. `quantum` and `accumulation` are those of the step at `sample`. If the quantum
+    changes later, `quanta` has (first sample, quantum, accumulation) of every stretch from `sample`
+    on; otherwise the file lacks that key. With `rewind`, or where steps lie otherwise than recorded
+    before, the segments after `sample` are cut.
+    """
+
+    incarnation: int
+    parent: str | None
+    sample: int
+    step: int
+    seed: int
+    sources: tuple[SourceEntry, ...]
+    sequence_length: int
+    quantum: int
+    world_size: int
+    micro_batch: int
+    accumulation: int
+    rewind: bool = False
+    quanta: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def stages(self) -> Stages:
+        """(first sample, quantum) from this line on."""
+        if not self.quanta:
+            return ((self.sample, self.quantum),)
+        return tuple((first, size) for first, size, _ in self.quanta)
+
+    def step_of(self, sample: int) -> int:
+        """The step of this incarnation that takes a sample."""
+        return self.step + BatchSchedule(self.stages).index(sample)
+
+
+@dataclass(frozen=True)
+class SegmentLine:
+    """From `sample` on these integer weights (summing to 2^24) are in force."""
+
+    incarnation: int
+    sample: int
+    step: int
+    weights: Mapping[str, int]
+    fence: int
+    generation: int
+    decision: str = ""
+
+
+@dataclass(frozen=True)
+class VoidLine:
+    """The segment recorded for `sample` did not come into force in time."""
+
+    incarnation: int
+    sample: int
+    fence: int
+    generation: int
+    reason: str = ""
+
+
+Line = OpenLine | SegmentLine | VoidLine
+_KINDS: dict[str, type[Line]] = {"open": OpenLine, "segment": SegmentLine, "void": VoidLine}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def encode_line(line: Line) -> bytes:
+    """One line of the file: JSON with the CRC-32 of the canonical JSON without it, newline."""
+    body = {"schema": SCHEDULE_SCHEMA, "line": _NAMES[type(line)], **encode(line)}
+    if not body.get("quanta", True):
+        del body["quanta"]
+    crc = zlib.crc32(canonical(body))
+    return _in_order({**body, "crc": f"{crc:08x}"}) + b"\n"
+
+
+def _in_order(value: dict[str, Any]) -> bytes:
+    """Compact JSON with the keys as they come, `schema` first, for people's eyes."""
+    parts = (canonical(key) + b":" + canonical(item) for key, item in value.items())
+    return b"{" + b",".join(parts) + b"}"
+
+
+def decode_line(data: bytes) -> Line:
+    """One line, checked.
+
+    Raises:
+        ValueError: it is torn or altered, or of an unknown kind.
+    """
+    value = parse_json(data.decode())
+    if not isinstance(value, dict):
+        raise RecordError("not an object")
+    crc = value.pop("crc", None)
+    if crc != f"{zlib.crc32(canonical(value)):08x}":
+        raise RecordError("its CRC does not match")
+    kind = _KINDS.get(str(value.get("line")))
+    if value.get("schema") != SCHEDULE_SCHEMA or kind is None:
+        raise RecordError(f"unknown schema or kind of line {str(value.get('line'))[:40]!r}")
+    line = decode(kind, value)
+    if isinstance(line, SegmentLine) and sum(line.weights.values()) != SCALE:
+        raise RecordError(f"weights sum to {sum(line.weights.values())}, not {SCALE}")
+    if isinstance(line, OpenLine):
+        _check_quanta(line)
+    return line
+
+
+def _check_quanta(line: OpenLine) -> None:
+    if any(len(stage) != 3 for stage in line.quanta):
+        raise RecordError("quanta: not all are a first sample, a quantum and an accumulation")
+    try:
+        stages = BatchSchedule(line.stages).stages
+    except ValueError as error:
+        raise RecordError(f"quanta: {error}") from error
+    if stages[0] != (line.sample, line.quantum):
+        raise RecordError(f"quanta begin with {stages[0]}, not {(line.sample, line.quantum)}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The lines of a schedule, oldest first, and what they amount to."""
+
+    lines: tuple[Line, ...] = ()
+
+    @property
+    def latest_open(self) -> OpenLine | None:
+        """The newest incarnation's first line."""
+        return next((line for line in reversed(self.lines) if isinstance(line, OpenLine)), None)
+
+    @property
+    def incarnation(self) -> int:
+        """The highest incarnation that ever opened this schedule; 0 for none."""
+        return max((line.incarnation for line in self.lines), default=0)
+
+    @cached_property
+    def _effective(self) -> _Effective:
+        return _replay(self.lines)
+
+    @property
+    def segments(self) -> tuple[SegmentLine, ...]:
+        """Segments that hold, by sample: voids and rewind cuts applied."""
+        return self._effective.segments
+
+    @cached_property
+    def mixture(self) -> tuple[Segment, ...]:
+        """What :class:`mixloop.trainer.mixing.MixtureOrder` needs, quantum changes included."""
+        return tuple(_stretches(self.segments, dict(self.quanta)))
+
+    @property
+    def quanta(self) -> Stages:
+        """(first sample, quantum) of every stretch of steps of one size, past and to come."""
+        return self._effective.quanta
+
+    @property
+    def sources(self) -> Mapping[str, tuple[tuple[int, SourceEntry], ...]]:
+        """Every source the run ever had, the retired too: what it was, and from which sample on.
+
+        In the order in which the lines first name them. It numbers the sources of the data order,
+        so that a job may list them otherwise, and add some, without moving anything.
+        """
+        return self._effective.sources
+
+    @property
+    def cuts(self) -> tuple[OpenLine, ...]:
+        """The incarnations that cut what was recorded beyond their first sample, oldest first."""
+        return self._effective.cuts
+
+    @property
+    def sizes(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """The sources' sizes as :class:`mixloop.trainer.mixing.MixtureOrder` takes them."""
+        found: dict[str, tuple[tuple[int, int], ...]] = {}
+        for name, history in self.sources.items():
+            sizes = [(0, history[0][1].samples)]
+            for sample, entry in history[1:]:
+                if entry.samples != sizes[-1][1]:
+                    sizes.append((sample, entry.samples))
+            found[name] = tuple(sizes)
+        return found
+
+    @property
+    def accepted(self) -> tuple[int, int]:
+        """Highest fence and highest generation of the effective schedule; (0, 0) for none."""
+        found = self.segments
+        return (
+            max((line.fence for line in found), default=0),
+            max((line.generation for line in found), default=0),
+        )
+
+
+@dataclass(frozen=True)
+class _Effective:
+    segments: tuple[SegmentLine, ...]
+    quanta: Stages
+    sources: Mapping[str, tuple[tuple[int, SourceEntry], ...]]
+    cuts: tuple[OpenLine, ...]
+
+
+_Histories = dict[str, list[tuple[int, SourceEntry]]]
+
+
+def _replay(lines: Sequence[Line]) -> _Effective:
+    """What the lines amount to, applied one after the other."""
+    held: dict[int, SegmentLine] = {}
+    quanta: Stages = ()
+    sources: _Histories = {}
+    latest: OpenLine | None = None
+    constant = True
+    cuts: list[OpenLine] = []
+    for line in lines:
+        if isinstance(line, OpenLine):
+            constant = constant and not line.quanta
+            if line.rewind or _other_steps(line, latest, quanta, constant):
+                if latest is not None:
+                    cuts.append(line)
+                held = {at: seg for at, seg in held.items() if at <= line.sample}
+                quanta = (*(stage for stage in quanta if stage[0] < line.sample), *line.stages)
+            _list_sources(sources, line)
+            latest = line
+        elif isinstance(line, SegmentLine):
+            held[line.sample] = line
+        elif _is_same(held.get(line.sample), line):
+            del held[line.sample]
+    segments = tuple(held[at] for at in sorted(held))
+    histories = {name: tuple(own) for name, own in sources.items()}
+    return _Effective(segments, quanta, histories, tuple(cuts))
+
+
+def _other_steps(line: OpenLine, latest: OpenLine | None, quanta: Stages, constant: bool) -> bool:
+    """Whether an incarnation's steps lie otherwise than recorded."""
+    if latest is None:
+        return True
+    if constant:  # also where an earlier rewind had another quantum: as files always meant it
+        return line.quantum != latest.quantum
+    return (
+        BatchSchedule(quanta).since(line.sample).stages != BatchSchedule(line.stages).plain().stages
+    )
+
+
+def _list_sources(sources: _Histories, line: OpenLine) -> None:
+    """Note what an incarnation finds: what is new holds from its sample on."""
+    if line.rewind:
+        for own in sources.values():
+            own[:] = [entry for entry in own if entry[0] < line.sample] or own[:1]
+    for entry in line.sources:
+        own = sources.setdefault(entry.name, [])
+        if own and own[-1][1] == entry:
+            continue
+        own[:] = [(sample, old) for sample, old in own if sample < line.sample]
+        own.append((line.sample, entry))
+
+
+def _is_same(segment: SegmentLine | None, void: VoidLine) -> bool:
+    return segment is not None and (segment.fence, segment.generation) == (
+        void.fence,
+        void.generation,
+    )
+
+
+def _stretches(segments: Sequence[SegmentLine], quanta: Mapping[int, int]) -> Iterator[Segment]:
+    starts = sorted({segment.sample for segment in segments} | set(quanta))
+    by_sample = {segment.sample: segment.weights for segment in segments}
+    weights: Mapping[str, int] | None = None
+    quantum = 0
+    for at in starts:
+        weights = by_sample.get(at, weights)
+        quantum = quanta.get(at, quantum)
+        if weights is not None and quantum > 0:
+            yield Segment(at, dict(weights), quantum)
+
+
+def _scan(data: bytes, path: Path) -> tuple[list[Line], int]:
+    """Lines of the file and the length of its sound part.
+
+    Raises:
+        ScheduleError: a line other than the last is damaged.
+    """
+    lines: list[Line] = []
+    sound = 0
+    while sound < len(data):
+        end = data.find(b"\n", sound)
+        last = end < 0 or end == len(data) - 1
+        try:
+            if end < 0:
+                break
+            lines.append(decode_line(data[sound:end]))
+        except (ValueError, RecursionError) as error:
+            if last:
+                break
+            raise _damaged(path, len(lines) + 1, error) from error
+        sound = end + 1
+    return lines, sound
+
+
+def _damaged(path: Path, line: int, error: Exception) -> ScheduleError:
+    found = problem_of(error)
+    where = f"line {line}"
+    said = f"{where}: {found.said if found is not None else ''}"
+    raised = ScheduleError(
+        f"{path}: {said}; restore the file from a copy, or start a new run from a checkpoint"
+    )
+    raised.problem = Problem(where, said)
+    return raised
+
+
+def read_schedule(path: str | os.PathLike[str]) -> Schedule:
+    """The schedule; empty when there is no file. A torn last line is left out.
+
+    Raises:
+        ScheduleError: a line other than the last is damaged.
+        OSError: the file is there and can't be read.
+    """
+    try:
+        data = read_regular(path, _LARGEST).data
+    except FileNotFoundError:
+        return Schedule()
+    found = _scanned(data, Path(path))
+    if isinstance(found, Schedule):
+        return found
+    raised = ScheduleError(str(found))
+    raised.problem = found.problem
+    raise raised
+
+
+def find_schedule(path: str | os.PathLike[str]) -> ReadResult[Schedule]:
+    """The schedule, empty when there is no file, or what is wrong with the file. Never raises.
+
+    A torn last line is left out; a file with nothing but such a one is no schedule.
+    """
+    try:
+        found = read_schedule(path)
+        empty = not found.lines and bool(read_regular(path, 1).data)
+    except FileNotFoundError:
+        return ReadResult(Schedule())
+    except ScheduleError as error:
+        return ReadResult(problem=error.problem)
+    except (OSError, ValueError) as error:
+        return ReadResult(problem=problem_of(error))
+    return (
+        ReadResult(problem=Problem("line 1", "line 1: torn or damaged"))
+        if empty
+        else ReadResult(found)
+    )
+
+
+@functools.lru_cache(maxsize=1)  # the controller looks at it many times between two lines
+def _scanned(data: bytes, path: Path) -> Schedule | ScheduleError:
+    try:
+        return Schedule(tuple(_scan(data, path)[0]))
+    except ScheduleError as error:
+        error.__cause__ = error.__context__ = None  # their frames would keep what was read
+        return error.with_traceback(None)
+
+
+def schedule_of(paths: RunPaths) -> Schedule:
+    """The trainer's schedule; empty (no news) while it can't be read or is damaged.
+
+    A damaged schedule is the trainer's to report; the controller can do without it for a while.
+    """
+    try:
+        return read_schedule(paths.schedule)
+    except (OSError, ScheduleError):
+        return Schedule()

@@ -1,0 +1,154 @@
+"""Appending to ``schedule.jsonl``: one process at a time, each line fsynced."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mixloop.common.files import fsync_folder, write_all
+
+from .schedule import (
+    Line,
+    OpenLine,
+    Schedule,
+    ScheduleError,
+    ScheduleTaken,
+    _scan,
+    encode_line,
+    read_schedule,
+)
+
+_LOCK_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def _locked(handle: int) -> Iterator[None]:
+    """Hold the file's advisory lock, where the file system has one."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
+                break  # the incarnation check alone must do
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
+                raise
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+    yield  # closing the file ends the lock
+
+
+class ScheduleWriter:
+    """Appends to the schedule for one trainer incarnation.
+
+    The file is opened afresh for every append and looked through first, so that a newer
+    incarnation (on whatever machine) is seen before anything is written. Once this writer has
+    appended, a file that is gone or shorter than it left it is never made anew or written on: a
+    schedule without its beginning could not be resumed from.
+
+    Args:
+        path: the run's `schedule.jsonl`; made if missing. A torn last line is cut.
+
+    Raises:
+        ScheduleError: a line other than the last is damaged.
+        OSError: the disk does not let us.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._own: int | None = None
+        self._end = 0
+        with self._open(make=True) as handle:
+            self._settle(handle)
+
+    def reopen(self) -> Schedule:
+        """Look through the file again and cut a torn last line (one of a failed append, say).
+
+        Raises:
+            ScheduleTaken: a newer incarnation writes here; nothing is cut.
+            ScheduleError: the file is lost or has shrunk.
+        """
+        with self._open() as handle:
+            return self._settle(handle)
+
+    def append(self, line: Line) -> None:
+        """Append a line; on return it is on the disk.
+
+        The first `open` line makes this writer that incarnation's.
+
+        Raises:
+            ScheduleTaken: the file holds a newer incarnation (for an `open` line: or the same).
+            ScheduleError: the file is lost or has shrunk.
+            OSError: the disk did not take it; half a line may be there, `reopen` cuts it.
+        """
+        with self._open() as handle:
+            before = self._settle(handle, line.incarnation)
+            if isinstance(line, OpenLine) and before.incarnation >= line.incarnation:
+                raise ScheduleTaken(self._taken(before.incarnation))
+            data = encode_line(line)
+            write_all(handle, data)
+            self._end += len(data)
+            self._own = line.incarnation
+
+    def check(self) -> None:
+        """See whether a newer incarnation has taken over, or the file was lost.
+
+        Raises:
+            ScheduleTaken: it has.
+            ScheduleError: the file is gone or has shrunk.
+        """
+        with self._open() as handle:
+            size = os.fstat(handle).st_size
+        if size != self._end:
+            schedule = read_schedule(self._path)
+            if self._own is not None and schedule.incarnation > self._own:
+                raise ScheduleTaken(self._taken(schedule.incarnation))
+
+    @contextlib.contextmanager
+    def _open(self, make: bool = False) -> Iterator[int]:
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        fresh = make and not self._path.exists()
+        try:
+            handle = os.open(self._path, flags | (os.O_CREAT if make else 0), 0o644)
+        except FileNotFoundError as error:
+            if self._own is None:
+                raise
+            raise ScheduleError(self._lost("gone")) from error
+        try:
+            if fresh:
+                fsync_folder(self._path.parent)
+            with _locked(handle):
+                if self._own is not None and os.fstat(handle).st_size < self._end:
+                    raise ScheduleError(self._lost("cut short"))
+                yield handle
+        finally:
+            os.close(handle)
+
+    def _lost(self, how: str) -> str:
+        return f"{self._path}: {how} while the run writes it; restore it from a copy"
+
+    def _settle(self, handle: int, own: int | None = None) -> Schedule:
+        """Read the open file, refuse if it is someone else's by now, cut a torn last line."""
+        own = self._own if own is None else own
+        with os.fdopen(os.dup(handle), "rb") as stream:
+            stream.seek(0)
+            data = stream.read()
+        lines, sound = _scan(data, self._path)
+        schedule = Schedule(tuple(lines))
+        if own is not None and schedule.incarnation > own:
+            raise ScheduleTaken(self._taken(schedule.incarnation))
+        if sound < len(data):
+            os.ftruncate(handle, sound)
+            os.fsync(handle)
+        self._end = sound
+        return schedule
+
+    def _taken(self, incarnation: int) -> str:
+        return f"{self._path}: trainer incarnation {incarnation} writes this schedule"

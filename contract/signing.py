@@ -1,0 +1,106 @@
+"""The HMAC key that orders and requests may have to be signed with. Light: standard library only.
+
+A checksum tells a torn file from a whole one; it proves nothing about who wrote it. With a key,
+whoever may write into the run folder but can't read the key can delay a run and not steer it.
+HMAC-SHA256 (RFC 2104) over the canonical JSON, compared in constant time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixloop.common.files import NotRegularError, canonical, read_regular
+
+KEY_FILE = "MIXLOOP_KEY_FILE"
+"""Environment variable that names the key file where run.yaml doesn't (`trainer.key_file`)."""
+
+LEAST, MOST = 16, 4096
+_FORBIDDEN = stat.S_IWGRP | stat.S_IRWXO
+_PREFIX = "hmac-sha256:"
+_OUTSIDE = frozenset({"checksum", "hmac"})
+
+
+class KeyFileError(ValueError):
+    """A key file that can't be used; the message is one line and never shows the key."""
+
+
+def key_place(configured: str | os.PathLike[str] | None) -> Path | None:
+    """Where the key lies: as configured, else as the environment says; None: unsigned."""
+    if configured is not None:
+        return Path(configured)
+    named = os.environ.get(KEY_FILE)
+    return Path(named) if named else None
+
+
+def key_for(configured: str | os.PathLike[str] | None) -> bytes | None:
+    """The key of a run, None where none is configured.
+
+    Raises:
+        KeyFileError: see :func:`read_key`.
+    """
+    place = key_place(configured)
+    return None if place is None else read_key(place)
+
+
+def read_key(path: str | os.PathLike[str]) -> bytes:
+    """A key: the bytes of a regular file, without white space at its ends.
+
+    Raises:
+        KeyFileError: it is missing, a link or no file, others may read it (or the group write
+            it), or it holds fewer than 16 or more than 4096 bytes.
+    """
+    make = f"make one with `(umask 077; openssl rand -hex 32 > {path})`"
+    try:
+        mode = os.lstat(path).st_mode
+        key = read_regular(path, MOST).data.strip()
+    except NotRegularError as error:
+        raise KeyFileError(f"key_file: {path} is {error.strerror}, not a file") from None
+    except FileNotFoundError:
+        raise KeyFileError(f"key_file: {path}: no such file; {make}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise KeyFileError(f"key_file: {path}: {getattr(error, 'strerror', error)}") from None
+    if mode & _FORBIDDEN:
+        raise KeyFileError(
+            f"key_file: {path}: mode {stat.S_IMODE(mode):o} lets others at it; chmod 600 {path}"
+        )
+    if not LEAST <= len(key) <= MOST:
+        size = f"under {LEAST}" if len(key) < LEAST else f"over {MOST}"
+        raise KeyFileError(f"key_file: {path}: {size} bytes; {make}")
+    return key
+
+
+def sign(key: bytes, body: Mapping[str, Any]) -> str:
+    """The value of `hmac`: over the canonical JSON without the keys `checksum` and `hmac`.
+
+    Raises:
+        ValueError: NaN or an infinity is in it.
+    """
+    rest = {name: value for name, value in body.items() if name not in _OUTSIDE}
+    return _PREFIX + hmac.new(key, canonical(rest), hashlib.sha256).hexdigest()
+
+
+def is_signed(key: bytes, body: Mapping[str, Any]) -> bool:
+    """Whether `hmac` is right, in time that doesn't depend on where it is wrong."""
+    given = body.get("hmac")
+    if not isinstance(given, str) or not given.isascii():
+        return False
+    try:
+        return hmac.compare_digest(given, sign(key, body))
+    except (ValueError, RecursionError):  # NaN in it, or a depth that can't be written again
+        return False
+
+
+def unsigned_reason(key: bytes, body: Mapping[str, Any]) -> str | None:
+    """Why a body is not from someone who has the key; None when it is."""
+    if "hmac" not in body:
+        return (
+            "it is not signed, and this run has a key: its writer needs trainer.key_file "
+            f"or {KEY_FILE}"
+        )
+    return None if is_signed(key, body) else "its hmac is wrong: its writer has another key"

@@ -1,0 +1,96 @@
+"""Where checkpoints lie and how whole ones are told: our trainer's, and those of others.
+
+Others keep the mixture a checkpoint was trained on in `mixloop.json`, written last
+(`MixtureLoader.saved`). Weights are read from safetensors alone, never from a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mixloop.common.json_records import Problem, ReadResult
+from mixloop.contract import MANIFEST_FILE, Manifest, find_manifest
+from mixloop.trainer.loader import SAVED_FILE, find_saved_manifest
+
+LayoutName = Literal["mixloop", "hf-trainer", "torchtitan"]
+
+_NAMES = {
+    "mixloop": re.compile(r"step-(\d{8,})"),
+    "hf-trainer": re.compile(r"checkpoint-(\d+)"),
+    "torchtitan": re.compile(r"step-(\d+)"),
+}
+
+
+class CheckpointsSection(BaseModel):
+    """Where the trainer leaves its checkpoints. The reference trainer's need no section."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layout: LayoutName = Field(
+        "mixloop", description="mixloop, hf-trainer (checkpoint-N) or torchtitan (step-N)"
+    )
+    dir: Path | None = Field(
+        None, description="their folder; relative to this file; default: checkpoints in the run"
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One run's checkpoints: ``folder`` holds one folder per checkpoint."""
+
+    name: LayoutName
+    folder: Path
+
+    def step(self, name: str) -> int | None:
+        """The step that a folder's name says, or None for a folder of something else."""
+        match = _NAMES[self.name].fullmatch(name)
+        return int(match[1]) if match else None
+
+    def manifest(self, name: str) -> Manifest | None:
+        """What a checkpoint says of itself; None while it is not whole."""
+        return self.find(name).value
+
+    def find(self, name: str) -> ReadResult[Manifest]:
+        """What a checkpoint says of itself, nothing while it is not whole, or what is wrong."""
+        path = self.folder / name
+        if self.name == "mixloop":
+            return find_manifest(path)
+        found = find_saved_manifest(path)
+        if found.value is None:
+            return found
+        if found.value.step != self.step(name):
+            wrong = f"step is {found.value.step}: must be {self.step(name)}, as its folder says"
+            return ReadResult(problem=Problem("step", wrong))
+        return found if _is_whole(path) else ReadResult()
+
+    def file(self, name: str) -> Path:
+        """The file that says it."""
+        return self.folder / name / (MANIFEST_FILE if self.name == "mixloop" else SAVED_FILE)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a model can be loaded from there: a configuration and weights in safetensors."""
+    try:
+        if not (path / "config.json").is_file():
+            return False
+        index = path / "model.safetensors.index.json"
+        if not index.is_file():
+            return any(path.glob("*.safetensors"))
+        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        return bool(shards) and all(
+            Path(shard).name == shard and (path / shard).is_file() for shard in shards
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def layout_of(config: Any, checkpoints: Path) -> Layout:
+    """The layout of a run; ``checkpoints`` is the run's own folder of them."""
+    section = config.checkpoints
+    return Layout(section.layout, section.dir or checkpoints)

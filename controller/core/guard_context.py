@@ -1,0 +1,126 @@
+"""What the guards judge a proposal by: the ledger, the limits, the learning-rate phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from mixloop.contract import BatchSchedule, Stage
+from mixloop.controller.config import RunConfig
+from mixloop.policies.guards import GuardContext, GuardSettings
+from mixloop.policies.interface import Observation
+from mixloop.policies.mixture import GuardSource, project
+from mixloop.trainer.config import JobError, batch_schedule_of
+
+Weights = Mapping[str, float]
+RECENT = 8  # checkpoints whose training loss is "recent"
+
+
+def guard_settings(config: RunConfig) -> GuardSettings:
+    """The guards, no wider than the trainer's own limits: it would refuse what they let through."""
+    guards, limits = config.guards, config.trainer.limits
+    return guards.model_copy(
+        update={
+            "floor": max(guards.floor, limits.floor),
+            "cap": min(guards.cap, limits.cap),
+            "max_change": min(guards.max_change, limits.max_change),
+        }
+    )
+
+
+def switching_lead(config: RunConfig, tokens: int) -> int:
+    """Tokens that pass before an order published at ``tokens`` is consumed, at most.
+
+    The trainer polls, and starts the segment at least two polls later: three polls in all.
+    """
+    trainer = config.trainer
+    try:
+        quanta = batch_schedule_of(trainer, trainer.processes)
+    except JobError:  # another loop's ranks, which only it knows
+        quanta = BatchSchedule(
+            [(0, trainer.micro_batch * trainer.accumulation * trainer.processes)]
+        )
+    step = quanta.index(tokens // trainer.sequence_length)
+    samples = quanta.first(step + 3 * trainer.poll_every) - quanta.first(step)
+    return samples * trainer.sequence_length
+
+
+def guard_context(
+    seen: Observation, config: RunConfig, status: Any, last_intervention: int | None
+) -> GuardContext:
+    """The run as the guards see it, moved on to where an order could take effect."""
+    trainer = config.trainer
+    lead = min(switching_lead(config, status.tokens), max(0, config.budget - status.tokens))
+    tokens = status.tokens + lead
+    in_force = status.in_force
+    ahead = list(seen.plan) if in_force.generation == seen.generation else []
+    weights, left = remaining(in_force.weights, ahead, tokens)
+    if len(left) == len(ahead):  # no switch of its own meanwhile: exactly what is consumed now
+        weights = dict(in_force.weights)
+        left = [[until, weights if i == 0 else w] for i, (until, w) in enumerate(left)]
+    by_then = project(
+        {
+            name: consumed(status.sources[name], source.unique_tokens)
+            for name, source in seen.sources.items()
+            if name in status.sources
+        },
+        status.tokens,
+        [*((min(until, tokens), w) for until, w in ahead), (tokens, weights)],
+    )
+    every = config.evals.every or trainer.checkpoint_every or config.budget
+    return GuardContext(
+        sources={
+            name: GuardSource(unique_tokens=source.unique_tokens, standby=source.standby)
+            for name, source in seen.sources.items()
+        },
+        weights=weights,
+        drawn={name: by_then[name] if name in status.sources else 0.0 for name in seen.sources},
+        tokens=tokens,
+        budget=config.budget,
+        horizon=every + lead,
+        last_intervention_tokens=last_intervention,
+        order_pending=not seen.in_force,
+        plan=tuple((until, dict(w)) for until, w in left),
+        phase=status.phase,
+        loss_ratio=_loss_ratio(seen, status),
+    )
+
+
+def consumed(entry: Any, unique: int) -> int:
+    """Tokens drawn of a source, by its present size: one that has grown was passed over more often
+    than its tokens say."""
+    return int(max(entry.tokens, round(entry.epochs * unique)))
+
+
+def _loss_ratio(seen: Observation, status: Any) -> float | None:
+    """The training loss now over its median at recent checkpoints, source by source and weighed by
+    the mixture, so that a change of the mixture is no spike; None where it isn't recorded."""
+    ratios = []
+    for name, entry in status.sources.items():
+        past = [e.losses[name] for e in seen.evaluations[-RECENT:] if name in e.losses]
+        weight = status.in_force.weights.get(name, 0.0)
+        if entry.loss is not None and len(past) >= 3 and weight > 0 and median(past) > 0:
+            ratios.append((weight, entry.loss / median(past)))
+    total = sum(weight for weight, _ in ratios)
+    return sum(weight * ratio for weight, ratio in ratios) / total if total > 0 else None
+
+
+def remaining(
+    weights: Weights, plan: Sequence[tuple[int, Weights]], tokens: int
+) -> tuple[dict[str, float], list[list[Any]]]:
+    """What an order with a plan asks for from ``tokens`` on: the weights now, the plan from now."""
+    if not plan:
+        return dict(weights), []
+    left: list[list[Any]] = [[until, dict(stretch)] for until, stretch in plan if until > tokens]
+    now = left[0][1] if left else plan[-1][1]
+    return dict(now), left
+
+
+def stages(plan: Sequence[tuple[int, Weights]]) -> list[Stage]:
+    """A guarded plan (stretches ``until``) as an order's ``then`` (stages ``from``)."""
+    return [
+        Stage(from_tokens=until, weights=dict(weights))
+        for (until, _), (_, weights) in pairwise(plan)
+    ]

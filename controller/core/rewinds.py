@@ -1,0 +1,51 @@
+"""The trainer's incarnations, and what a rewind leaves behind. Pure: schedule lines in, facts out.
+
+A trainer that resumes at another batch size, or is asked to rewind, cuts the recorded future: what
+earlier incarnations made beyond that sample belongs to a branch that nobody trains on any more.
+A plain resume cuts nothing: it sees the same batches again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mixloop.contract import OpenLine, Schedule
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Where an incarnation left the branch of those before it."""
+
+    incarnation: int
+    sample: int
+    step: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"the trainer rewound to step {self.step} (incarnation {self.incarnation})"
+
+
+def opened(schedule: Schedule, above: int = 0) -> tuple[OpenLine, ...]:
+    """The incarnations after number ``above``, oldest first."""
+    lines = (line for line in schedule.lines if isinstance(line, OpenLine))
+    return tuple(line for line in lines if line.incarnation > above)
+
+
+def find_rewinds(schedule: Schedule) -> tuple[Rewind, ...]:
+    """Every rewind, oldest first; the rule is that of the schedule itself."""
+    return tuple(
+        Rewind(line.incarnation, line.sample, line.step, line.sample * line.sequence_length)
+        for line in schedule.cuts
+    )
+
+
+def left_by(made: Iterable[Rewind], sample: int, incarnation: int) -> Rewind | None:
+    """The rewind that left a checkpoint behind, or None.
+
+    Args:
+        incarnation: the one that made it; 0 (recorded by an earlier version, which did not note
+            it) is never taken for abandoned.
+    """
+    later = (cut for cut in made if 0 < incarnation < cut.incarnation and sample > cut.sample)
+    return next(later, None)

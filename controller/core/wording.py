@@ -1,0 +1,141 @@
+"""Decisions and the trainer's state in words: moves, verdicts, outcomes, evidence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from mixloop.common.text import clean, duration, tokens
+from mixloop.common.types import Json
+
+MOVED = 5e-4  # a share that moved less than this is not shown
+
+
+def moves(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """``code 0.05 → 0.15, prose 0.60 → 0.50``: what moved, largest first."""
+    gone = [n for n in after if abs(after[n] - before.get(n, 0.0)) >= MOVED]
+    gone.sort(key=lambda name: -abs(after[name] - before.get(name, 0.0)))
+    return ", ".join(f"{n} {before.get(n, 0.0):.3f} → {after[n]:.3f}" for n in gone) or "-"
+
+
+def mixture(weights: Mapping[str, float]) -> str:
+    """``code 0.100, prose 0.900``."""
+    return ", ".join(f"{clean(name)} {weight:.3f}" for name, weight in weights.items())
+
+
+def outcome_lines(outcome: Json | None) -> list[str]:
+    """One line per benchmark: its paired gain after an intervention, with the standard error."""
+    if outcome is None:
+        return []
+    if not outcome["benchmarks"]:
+        detail = f": {clean(outcome['detail'])}" if outcome.get("detail") else ""
+        return [f"{outcome['state']}{detail}"]
+    return [
+        f"{name} {found['metric']} gain {found['gain']:+.4f} ± {found['stderr']:.4f} "
+        f"(n={found['n']}, step {found['from_step']} → {found['to_step']}){_pace(found)}"
+        for name, found in outcome["benchmarks"].items()
+    ]
+
+
+def _pace(found: Json) -> str:
+    """What the same benchmark gained over the pair of checkpoints before the change."""
+    if found.get("gain_before") is None:
+        return ""
+    return (
+        f"; the {found['steps_before']} steps before: "
+        f"{found['gain_before']:+.4f} ± {found['stderr_before']:.4f}"
+    )
+
+
+def verdict(entry: Json) -> str:
+    """The verdict; of one that waited for a person, also what became of it."""
+    approval = entry.get("approval")
+    said = str(entry["verdict"])
+    if approval is not None and approval["state"] != "waiting":
+        said += f": {approval['state']}"
+    left = entry.get("abandoned_by")
+    return said if left is None else f"{said} (left behind by incarnation {left})"
+
+
+def steering(chosen: Json) -> str:
+    """``mmlu, math by bits_per_byte; gsm8k by exact_match since step 1200``."""
+    groups: dict[str, list[str]] = {}
+    for name, one in chosen.items():
+        since = "" if one["since"] is None else f" since step {one['since']}"
+        groups.setdefault(f"{clean(one['metric'])}{since}", []).append(clean(name))
+    return "; ".join(f"{', '.join(names)} by {metric}" for metric, names in groups.items())
+
+
+def approval(found: Json) -> str:
+    """What became of a decision that waited for a person."""
+    parts = [found["state"]]
+    parts += [f"by {clean(found['by'])}"] if found["by"] else []
+    parts += [f"in {found['made']}"] if found["made"] else []
+    parts += [f"({clean(found['reason'] or found['why'])})"]
+    return " ".join(parts)
+
+
+def assessment(one: Json) -> str:
+    """What a person said of a decision in MLflow: ``good idea: true, by ann (it helped)``."""
+    value = "" if one["value"] is None else f": {clean(json.dumps(one['value']))}"
+    why = f" ({clean(one['rationale'])})" if one["rationale"] else ""
+    return f"{clean(one['name'])}{value}, by {clean(one['by'])}{why}"
+
+
+def applied(entry: Json) -> str:
+    """Where a decision's mixture came into force."""
+    if entry["generation"] is None:
+        return "nothing: the mixture stayed"
+    if entry["applied_step"] is None:
+        return f"generation {entry['generation']}, not in force"
+    return (
+        f"generation {entry['generation']} from step {entry['applied_step']} "
+        f"(sample {entry['applied_sample']:,}, {tokens(entry['applied_tokens'])} tokens)"
+    )
+
+
+def evidence_lines(evidence: Json) -> list[str]:
+    """The evidence, one condition per line where a policy gives a list of them."""
+    conditions = evidence.get("conditions")
+    parts = conditions if isinstance(conditions, list) and conditions else [evidence]
+    shown = [_pairs(part) for part in parts if isinstance(part, dict)]
+    lines = [f"Evidence     {text}" for text in shown if text]
+    return lines or ["Evidence     -"]
+
+
+def _pairs(part: Json) -> str:
+    return ", ".join(
+        f"{clean(key)} {_value(value)}"
+        for key, value in part.items()
+        if key not in ("conditions", "moves", "rules") and value is not None
+    )
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return " → ".join(_value(entry) for entry in value)
+    return clean(value)
+
+
+def origin(trainer: Json) -> str:
+    """``incarnation 2, rewound to step 400``; empty for a trainer's first."""
+    found = trainer["origin"]
+    if found is None:
+        return ""
+    if found["how"] == "forked":
+        return f"forked from {clean(found['run'])} at step {found['step']}"
+    at = "to" if found["how"] == "rewound" else "at"
+    return f"incarnation {trainer['incarnation']}, {found['how']} {at} step {found['step']}"
+
+
+def trainer_in_words(trainer: Json) -> str:
+    """``stalled: no heartbeat for 3m``."""
+    if trainer["state"] == "stalled":
+        return f"stalled: no heartbeat for {duration(trainer['silent'])}"
+    if trainer["state"] == "unknown" and trainer["tokens"] is None:
+        return "not known: its heartbeat can't be read"
+    if trainer["state"] == "unknown":
+        return "on another machine, and no controller watches its heartbeat"
+    return str(trainer["state"])

@@ -1,0 +1,99 @@
+"""One policy decision in a process of its own: request in on stdin, answer out on stdout.
+
+Before a decision of a run it reads the history from the journal and says what it observed.
+
+A policy is the user's code. Whatever it does (raise, hang, print, eat memory, call ``exit``), it
+costs this one decision and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixloop.common.process import die_with_parent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def decide(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Load the policy, ask it, and say what it answered as plain JSON (``children.Answer``).
+
+    Args:
+        request: ``ref``, ``options``, ``base`` (folder for ``./file.py:Class``), and ``history``
+            (:func:`mixloop.controller.decisions.history_request`) or a whole ``observation``;
+            or, to find mistakes before a run starts, ``check`` with ``sources`` and
+            ``benchmarks``.
+        say: is given what was observed, before the policy is loaded.
+    """
+    from mixloop.policies.interface import (
+        Checkable,
+        Observation,
+        load_policy,
+        policy_digest,
+        reply_to_json,
+    )
+
+    seen = None
+    if "history" in request:
+        from .policy_request import UnreadError, observed
+
+        try:
+            seen, message = observed(request["history"])
+        except UnreadError as error:
+            return {"kind": "unread", "payload": {"reason": str(error)}}
+        say(message)
+    elif "observation" in request:
+        seen = Observation.model_validate(request["observation"])
+    base = Path(request["base"])
+    digest = policy_digest(request["ref"], base)
+    policy = load_policy(request["ref"], request["options"], base=base)
+    if seen is None:
+        if isinstance(policy, Checkable):
+            policy.check(request["sources"], request["benchmarks"])
+        return {"kind": "hold", "payload": {}, "digest": digest}
+    answer = policy.decide(seen)
+    payload = json.loads(reply_to_json(answer))
+    return {"kind": payload.pop("kind"), "payload": payload, "digest": digest}
+
+
+def main() -> None:
+    """Entry of ``python -m mixloop.controller.decisions.policy_process``."""
+    die_with_parent()
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a policy that prints must not garble the answer
+    request = json.load(sys.stdin)
+    limit = request["memory"] * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    from mixloop.policies.interface import PolicyError
+
+    def say(message: dict[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    try:
+        message = decide(request, say)
+        text = json.dumps(message, allow_nan=False)
+    except BaseException as error:
+        if not isinstance(error, Exception | SystemExit):
+            raise
+        lines = str(error).splitlines() or [""]
+        ours = isinstance(error, PolicyError)  # its line is complete as it is
+        reason = (lines[0] if ours else f"{type(error).__name__}: {lines[0]}")[:500]
+        # a message may hold half of a surrogate pair (a file name that is no UTF-8)
+        reason = reason.encode("utf-8", "replace").decode()
+        text = json.dumps({"kind": "failed", "payload": {"reason": reason}})
+        import traceback
+
+        traceback.print_exc()
+    channel.write(text + "\n")
+    channel.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""A decision between the daemon and the policy's child: who reads what, and what they tell.
+
+The daemon lives for months and holds only where the run stands (:func:`near`). The history, which
+grows with the run, is read by the child from the journal (:func:`observed`), together with all that
+follows from it: the steering metrics, the vetoes and the observation's digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mixloop.common.process import Child
+from mixloop.common.types import Json
+from mixloop.controller.config import RunConfig
+from mixloop.controller.core import KINDS, RECENT, Answer, Steering, steer_all
+from mixloop.controller.journal import Journal, JournalError
+from mixloop.policies.evidence import Veto, vetoes
+from mixloop.policies.interface import Observation
+
+from . import observation_builder
+
+HISTORY = frozenset({"evaluations", "decisions", "steering"})  # what the child adds
+PATIENCE = 30.0  # seconds that the child waits for a journal that is being written
+
+
+class UnreadError(Exception):
+    """The history could not be read; the same decision is tried again."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the child says of the observation before it asks the policy."""
+
+    digest: str
+    steering: dict[str, Steering]
+    vetoes: tuple[Veto, ...]
+
+
+def near(
+    journal: Journal, config: RunConfig, sizes: Mapping[str, int], status: Any, step: int
+) -> Observation:
+    """Where the run stands when the decision on the checkpoint at ``step`` is due, with no more
+    evaluations than the guards look at."""
+    scored = observation_builder.last_evaluations(journal, RECENT, until=step)
+    return observation_builder.standing(journal, config, sizes, status, scored=scored)
+
+
+def history_request(journal: Journal, config: RunConfig, seen: Observation) -> Json:
+    """What the child has to know to make the whole observation of this one.
+
+    What is scored or decided while the child starts isn't part of it.
+    """
+    newest = journal.value("SELECT COALESCE(MAX(seq), 0) FROM decisions")
+    return {
+        "journal": str(journal.path),
+        "standing": seen.model_dump_json(exclude=set(HISTORY)),
+        "until": seen.evaluations[-1].step,
+        "before": newest + 1,
+        "benchmarks": list(config.evals.benchmarks),
+        "rule": config.evals.steering,
+        "significance": config.guards.significance,
+    }
+
+
+def observed(request: Json) -> tuple[Observation, Json]:
+    """The whole observation, and the message that becomes :class:`Observed`.
+
+    Args:
+        request: :func:`history_request`.
+
+    Raises:
+        UnreadError: when the journal can't be read.
+    """
+    try:
+        with closing(
+            Journal(Path(request["journal"]), read_only=True, patience=PATIENCE)
+        ) as journal:
+            scored = observation_builder.evaluations(journal, until=request["until"])
+            decisions = observation_builder.past_decisions(journal, request["before"])
+    except (JournalError, OSError) as error:
+        raise UnreadError(str(error)) from error
+    standing = Observation.model_validate_json(request["standing"])
+    steers = steer_all(request["benchmarks"], scored, request["rule"])
+    seen = observation_builder.with_history(standing, steers, scored, decisions)
+    message = {
+        "kind": "observed",
+        "digest": observation_builder.digest(seen),
+        "steering": {name: asdict(one) for name, one in steers.items()},
+        "vetoes": [asdict(one) for one in vetoes(seen, request["significance"])],
+    }
+    return seen, message
+
+
+def read_observed(message: Mapping[str, Any]) -> Observed:
+    """The message of :func:`observed`, read back."""
+    return Observed(
+        message["digest"],
+        {name: Steering(**one) for name, one in message["steering"].items()},
+        tuple(Veto(**one) for one in message["vetoes"]),
+    )
+
+
+def read_answer(child: Child) -> Answer:
+    """The answer of a policy child that has ended; anything strange is ``failed``."""
+    messages = child.messages()
+    observed = messages.pop(0) if messages and messages[0].get("kind") == "observed" else None
+    if child.killed is not None:
+        return Answer("failed", {"reason": child.killed}, observed=observed)
+    if len(messages) != 1 or messages[0].get("kind") not in KINDS:
+        reason = f"no answer (exit status {child.exit_code})"
+        return Answer("failed", {"reason": reason}, observed=observed)
+    found = messages[0]
+    return Answer(found["kind"], found["payload"], found.get("digest"), observed)

@@ -1,0 +1,15 @@
+from . import records as records
+from . import unreadable_files as unreadable_files
+from .journal import FenceLost as FenceLost
+from .journal import Journal as Journal
+from .journal import add_event as add_event
+from .journal import damage as damage
+from .journal import timestamp as timestamp
+from .lock import take_lock as take_lock
+from .packing import JournalError as JournalError
+from .packing import Row as Row
+from .packing import unpack as unpack
+from .queries import paused as paused
+from .queries import pins as pins
+from .records import keep as keep
+from .records import skip as skip

@@ -1,0 +1,346 @@
+"""The journal: the controller's memory in one SQLite file, and the answer to every question.
+
+Rollback journal and ``synchronous=FULL`` rather than WAL, because the file may lie on a network
+file system, where WAL's shared memory does not work.
+
+One process writes. Which one is settled by the *fence*: it is raised when a controller starts and
+asserted inside every transaction, so a controller that was paused and replaced can never write
+over its successor (the fencing token of Chubby, Burrows 2006, section 2.4).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import tamper_seal
+from .integrity import wrong_value
+from .packing import JSON_COLUMNS, JournalError, Row, decode, pack, unpack
+from .schema import RUN_TABLES, SCHEMA_VERSION, TABLES, UPGRADES
+
+
+class FenceLost(Exception):  # noqa: N818 - a normal end of a replaced controller
+    """Another controller has taken this run over; this one must stop at once."""
+
+
+def damage(path: Path, error: Exception) -> str:
+    """One line on a journal that can't be read, and the mend."""
+    first = (str(error).splitlines() or [""])[0][:200]
+    return (
+        f"{path}: can't be read whole ({type(error).__name__}: {first}); restore a backup, or move "
+        "it away: the next controller begins a new one from the mixture in force"
+    )
+
+
+def timestamp() -> str:
+    """The wall clock as ISO 8601 in UTC, to the millisecond. For people; never compared."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Journal:
+    """One run's journal. Reads are free for all; writes need the fence that :meth:`claim` gives.
+
+    Args:
+        create: make the file, or bring one of an earlier version up to this one.
+        read_only: for those who look at a run that goes on: such a connection can write nothing,
+            not even roll back what a killed controller left, and waits ``patience`` at most.
+        patience: seconds.
+
+    Raises:
+        JournalError: when the file is no journal, or one of a newer mixloop.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        patience: float = 0.5,
+    ) -> None:
+        if not create and not path.exists():
+            raise JournalError(f"{path}: no journal here; start the run with `mixloop control`")
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.fence: int | None = None
+        self._seal: tamper_seal.Seal | None = None
+        self._unchecked = False  # sealed here for the first time
+        try:
+            self._db = _connect(path, read_only, patience)
+            self._db.row_factory = sqlite3.Row
+            self._prepare(create)
+        except UnicodeDecodeError as error:  # SQLite's message quotes what is damaged
+            raise JournalError(damage(path, error)) from error
+        except sqlite3.DatabaseError as error:
+            raise JournalError(f"{path}: not a usable journal ({error})") from error
+
+    def _prepare(self, create: bool) -> None:
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA foreign_keys=ON")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and create and not self._has_tables():
+            # The tables and their version appear together or not at all.
+            self._db.executescript(
+                f"BEGIN IMMEDIATE;{RUN_TABLES}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
+            )
+        elif version in UPGRADES and create:
+            self._upgrade(version)
+        elif version != SCHEMA_VERSION and version not in UPGRADES:
+            raise JournalError(
+                f"{self.path}: journal version {version}, this mixloop reads {SCHEMA_VERSION}"
+            )
+        elif version == SCHEMA_VERSION:
+            self._check_tables()
+
+    def _check_tables(self) -> None:
+        rows = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        lost = sorted(TABLES - {name for (name,) in rows})
+        if lost:
+            raise JournalError(damage(self.path, LookupError(f"it has no table {lost[0]}")))
+
+    def _upgrade(self, version: int) -> None:
+        # versions 1 to 4 have no seal; an upgrade from 5 on has to check it before it seals anew
+        steps = "".join(UPGRADES[old] for old in range(version, SCHEMA_VERSION))
+        try:
+            self._db.executescript(f"BEGIN IMMEDIATE;{steps}PRAGMA user_version={SCHEMA_VERSION};")
+            self._db.execute("UPDATE lease SET seal = ?", (tamper_seal.whole(self._db, TABLES),))
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        self._unchecked = True
+
+    def _has_tables(self) -> bool:
+        found = self._db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchone()
+        return found is not None
+
+    def check(self) -> str | None:
+        """One line on what is damaged, read or not, or was changed by other hands; else None.
+
+        Needs the fence. Reads the whole file: a start can bear that, a look can't. Damage is told
+        at every start. Other changes are told once: then the rows are sealed as they are, and an
+        event keeps that they were changed.
+
+        Raises:
+            FenceLost: when another controller has taken the run over.
+        """
+        try:
+            found = str(self._db.execute("PRAGMA integrity_check(1)").fetchone()[0])
+            if found != "ok":
+                return damage(self.path, sqlite3.DatabaseError(found.splitlines()[-1]))
+            return self._check_rows()
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
+                # locked, say: that is nobody's damage
+                return f"{self.path}: could not be checked ({error}); the next start checks it"
+            return damage(self.path, error)
+
+    def _check_rows(self) -> str | None:
+        seal = self._watch()
+        with self.transaction() as tx:
+            rows, sealed = tamper_seal.whole(tx, TABLES), seal.now
+            count = tamper_seal.counters(tx)
+            if rows == sealed and count is None and not self._unchecked:
+                return None
+            wrong = wrong_value(tx, TABLES, JSON_COLUMNS, unpack)
+            self._unchecked = False
+            if wrong is not None:
+                return damage(self.path, ValueError(wrong))
+            if rows == sealed and count is None:
+                return None
+            seal.begin(rows)
+            why = count or "rows were added, changed or removed by something other than mixloop"
+            detail = {"reason": why, "sealed": sealed, "found": rows}
+            add_event(tx, self.fence or 0, "journal-altered", detail)
+        return (
+            f"{self.path}: was changed by something other than mixloop since a controller last "
+            f"wrote it{f' ({count})' if count else ''}; it is gone on with as it is: if nobody "
+            "meant to, stop, and restore a backup, or move it away: the next controller begins a "
+            "new one from the mixture in force"
+        )
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        self._db.close()
+
+    # -- the fence ---------------------------------------------------------------------------
+
+    def claim(self, run: str, *, above: int = 0) -> int:
+        """Take the run over: raise the fence past every one seen, here or by the trainer.
+
+        Args:
+            run: The run's id.
+            above: The highest fence in the trainer's schedule, which may be ahead of a journal
+                that was lost or restored from a backup.
+
+        Returns:
+            The new fence.
+
+        Raises:
+            JournalError: when the journal belongs to another run.
+        """
+        seal = self._watch()
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            known = self._db.execute("SELECT value FROM meta WHERE key = 'run'").fetchone()
+            if known is not None and known[0] != run:
+                raise JournalError(
+                    f"{self.path}: belongs to run '{known[0]}', not '{run}'; "
+                    "give this run a folder of its own (run.dir)"
+                )
+            row = self._db.execute("SELECT fence, CAST(seal AS BLOB) FROM lease").fetchone()
+            seal.begin(row[1] if row else tamper_seal.bare(self._db))
+            self._db.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run,))
+            fence = max(row[0] if row else 0, above) + 1
+            holder = f"{socket.gethostname()}:{os.getpid()}"
+            self._db.execute(
+                "INSERT OR REPLACE INTO lease VALUES (1, ?, ?, 0, ?, '')",
+                (fence, holder, timestamp()),
+            )
+            self._commit(seal)
+        except BaseException:
+            self._roll_back()
+            raise
+        self.fence = fence
+        return fence
+
+    def _watch(self) -> tamper_seal.Seal:
+        if self._seal is None:  # those who only read need none
+            self._seal = tamper_seal.Seal(self._db, TABLES)
+        return self._seal
+
+    def _commit(self, seal: tamper_seal.Seal) -> None:
+        if seal.changed is not None:
+            self._db.execute("UPDATE lease SET seal = ?", (seal.changed,))
+        self._db.execute("COMMIT")
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:  # SQLite has done it already on a full disk
+            self._db.execute("ROLLBACK")
+
+    def assert_fence(self) -> None:
+        """Raise :class:`FenceLost` if another controller has taken the run over by now."""
+        with self.transaction():
+            pass
+
+    def raise_fence(self, above: int) -> int:
+        """Pass a fence that a stranger made the trainer accept. Returns the new fence.
+
+        Raises:
+            FenceLost: when the fence was raised by a controller of this journal.
+        """
+        with self.transaction() as tx:
+            fence = max(self.fence or 0, above) + 1
+            tx.execute("UPDATE lease SET fence = ?", (fence,))
+        self.fence = fence
+        return fence
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write that happens wholly or not at all, under this controller's fence.
+
+        Raises:
+            FenceLost: when a later controller holds the run; nothing was written.
+        """
+        seal = self._watch()
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            row = self._db.execute("SELECT fence, CAST(seal AS BLOB) FROM lease").fetchone()
+            if row is None or row[0] != self.fence:
+                raise FenceLost(f"fence {self.fence} was replaced by {row and row[0]}")
+            seal.begin(row[1])
+            yield self._db
+            self._commit(seal)
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def beat(self) -> None:
+        """Move the liveness counter: a peer judges us by whether it changes, never by a clock."""
+        with self.transaction() as tx:
+            tx.execute("UPDATE lease SET counter = counter + 1")
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def rows(self, query: str, *values: object) -> list[Row]:
+        """Rows as dicts, JSON columns decoded."""
+        with self._read():  # all at once: while rows are being fetched the file can't be written
+            return [decode(row) for row in self._db.execute(query, values).fetchall()]
+
+    def each(self, query: str, *values: object) -> Iterator[Row]:
+        """Like :meth:`rows`, unpacked one at a time: a long history never lies there as a whole.
+
+        What is packed is fetched at once all the same: the controller can't write meanwhile.
+        """
+        with self._read():
+            for row in self._db.execute(query, values).fetchall():
+                yield decode(row)
+
+    def row(self, query: str, *values: object) -> Row | None:
+        """The first row, or None."""
+        with self._read():
+            found = self._db.execute(query, values).fetchone()
+            return None if found is None else decode(found)
+
+    def value(self, query: str, *values: object) -> Any:
+        """The first column of the first row, or None."""
+        with self._read():
+            found = self._db.execute(query, values).fetchone()
+            return None if found is None else found[0]
+
+    @contextmanager
+    def _read(self) -> Iterator[None]:
+        """What can't be read is told in one line: a damaged page, a row that is no JSON."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, ValueError, RecursionError) as error:
+            raise JournalError(damage(self.path, error)) from error
+
+    def columns(self, table: str) -> frozenset[str]:
+        """The columns of a table; a file of an earlier version, opened to be read, has fewer."""
+        with self._read():
+            return frozenset(row[1] for row in self._db.execute(f"PRAGMA table_info({table})"))
+
+    @property
+    def knows_operators(self) -> bool:
+        """Whether the file has the tables of requests and approvals: one of an earlier version,
+        opened only to be read, has not."""
+        found = self.value("SELECT 1 FROM sqlite_master WHERE name = 'approvals'")
+        return found is not None
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def event(self, kind: str, **detail: object) -> None:
+        """Note something a person may later ask about (a start, a stranger's file, an alarm)."""
+        with self.transaction() as tx:
+            add_event(tx, self.fence or 0, kind, detail)
+
+
+def _connect(path: Path, read_only: bool, patience: float) -> sqlite3.Connection:
+    if not read_only:
+        return sqlite3.connect(path, isolation_level=None, timeout=30.0)
+    place = f"{path.resolve().as_uri()}?mode=ro"
+    return sqlite3.connect(place, uri=True, isolation_level=None, timeout=patience)
+
+
+def add_event(tx: sqlite3.Connection, fence: int, kind: str, detail: Mapping[str, object]) -> None:
+    """Append an event inside a running transaction."""
+    tx.execute(
+        "INSERT INTO events (at, fence, kind, detail) VALUES (?, ?, ?, ?)",
+        (timestamp(), fence, kind, pack(detail)),
+    )
+
+
+def insert(tx: sqlite3.Connection, table: str, /, **columns: object) -> None:
+    """Insert one row; mappings and sequences become JSON."""
+    names = ", ".join(columns)
+    marks = ", ".join("?" * len(columns))
+    values = [pack(v) if name in JSON_COLUMNS else v for name, v in columns.items()]
+    tx.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", values)

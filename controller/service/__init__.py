@@ -1,0 +1,8 @@
+"""Starting and supervising trainer and controller, and the checks before.
+
+It holds no state of a run.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

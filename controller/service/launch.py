@@ -1,0 +1,103 @@
+"""Starting the parts of a run: the trainer's job file and process, and the policy's check."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from mixloop.common.errors import BadInput
+from mixloop.common.files import write_atomic
+from mixloop.common.process import Child
+from mixloop.contract import RunPaths
+from mixloop.controller.config import RunConfig
+from mixloop.controller.decisions import read_answer
+from mixloop.trainer.config import Job, JobError, job_from
+
+
+def job_of(config: RunConfig) -> Job:
+    """The training job that a run.yaml describes, the same that a foreign loop reads from it."""
+    sections = config.model_dump(include={"run", "budget", "sources", "trainer"})
+    return job_from(sections | {"evals": {"every": config.evals.every}}, Path())
+
+
+def check_training(config: RunConfig, *, rewind: bool = False) -> None:
+    """What the reference trainer would refuse, found before it starts.
+
+    Raises:
+        BadInput: one line naming the key and the mend.
+    """
+    from mixloop.trainer.run import check_job
+
+    try:
+        check_job(job_of(config), rewind=rewind)
+    except JobError as error:
+        raise BadInput(str(error)) from None
+
+
+def write_job(config: RunConfig) -> Path:
+    """Write ``job.json`` into the run folder and return its path."""
+    paths = RunPaths(config.run.dir)
+    paths.dir.mkdir(parents=True, exist_ok=True)
+    write_atomic(paths.job, job_of(config).model_dump_json(indent=1).encode())
+    return paths.job
+
+
+def trainer_command(job: Path, *, rewind: bool = False) -> list[str]:
+    """The command that carries the job out; the trainer starts its ranks by itself."""
+    return [
+        *(sys.executable, "-m", "mixloop.trainer.train", str(job)),
+        *(["--rewind"] if rewind else []),
+    ]
+
+
+def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a part of the run with its output appended to a log file."""
+    stream: IO[bytes]
+    with log.open("ab") as stream:
+        return subprocess.Popen(list(command), stdout=stream, stderr=stream)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log, which is where a part that failed says why."""
+    try:
+        lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1] if lines else ""
+
+
+def check_policy(config: RunConfig, base: Path) -> None:
+    """Load the policy in a child, as the daemon will, and let it check names and options.
+
+    Raises:
+        BadInput: one line saying what is wrong with ``policy.use`` or ``policy.with``.
+    """
+    request = {
+        "check": True,
+        "ref": config.policy.use,
+        "options": config.policy.options,
+        "base": str(base),
+        "memory": config.policy.memory,
+        "sources": {name: list(source.tags) for name, source in config.sources.items()},
+        "benchmarks": list(config.evals.benchmarks),
+    }
+    child = Child(
+        "mixloop.controller.decisions.policy_process",
+        stdin=json.dumps(request),
+        log=Path(os.devnull),
+        timeout=config.policy.timeout,
+    )
+    try:
+        while child.running:
+            time.sleep(0.02)
+        answer = read_answer(child)
+    finally:
+        child.close()
+    if answer.kind == "failed":
+        raise BadInput(str(answer.payload["reason"]))

@@ -1,0 +1,98 @@
+"""``mixloop sync``: everything MLflow has not got, now, whether or not a controller runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from mixloop.common.errors import BadInput
+from mixloop.common.process import Child
+from mixloop.common.types import Json
+from mixloop.contract import RunPaths
+from mixloop.controller.config import load_config
+from mixloop.controller.journal import Journal, records
+from mixloop.controller.views import controller, open_run
+
+PATIENCE = 600.0  # seconds a controller that runs gets, and the most a drain may take
+LOOK = 0.2
+
+
+def sync_run(target: Path) -> Json:
+    """Drain the outbox: by the controller that runs here, else by ourselves.
+
+    Returns:
+        ``sent`` entries, those still ``waiting``, and the last ``error``.
+
+    Raises:
+        BadInput: no controller ever ran here, or tracking is off.
+    """
+    if not target.is_file():
+        raise BadInput(f"{target}: give the run's run.yaml, which says where MLflow is")
+    config = load_config(target)
+    if not config.tracking.enabled:
+        raise BadInput(f"{target}: tracking.enabled is false; there is nothing to tell MLflow")
+    paths, journal = open_run(target)
+    if journal is None:
+        raise BadInput(f"{target}: no controller has run here, so there is nothing to tell")
+    before = _waiting(journal)
+    found = controller(journal)
+    alive = found is not None and found["alive"] is not False
+    error = _wait_for_controller(paths, journal) if alive else _drain(config, paths)
+    left = _waiting(journal)
+    return {"sent": before - left, "waiting": left, "error": error if left else None}
+
+
+def _waiting(journal: Journal) -> int:
+    return int(journal.value("SELECT COUNT(*) FROM outbox WHERE done_at IS NULL"))
+
+
+def _wait_for_controller(paths: RunPaths, journal: Journal) -> str:
+    from mixloop.contract import requests
+    from mixloop.controller.journal import timestamp
+
+    last = int(journal.value("SELECT COALESCE(MAX(seq), 0) FROM outbox"))
+    requests.submit(paths.requests, requests.new_request("sync", timestamp()))
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if not journal.value(
+            "SELECT COUNT(*) FROM outbox WHERE done_at IS NULL AND seq <= ?", last
+        ):
+            return "new entries came meanwhile; the controller sends them"
+        time.sleep(LOOK)
+    return "the controller did not get it through in time"
+
+
+def _drain(config: Any, paths: RunPaths) -> str:
+    """Our own drain, under the run's lock and the fence as it is: nobody is taken over."""
+    from mixloop.controller.journal import take_lock
+
+    from .drain_child import DRAIN_TIMEOUT, drain_request
+
+    lock = take_lock(paths.dir / "controller.lock")
+    journal = Journal(paths.journal, create=True)
+    try:
+        journal.fence = journal.value("SELECT fence FROM lease")
+        child = Child(
+            "mixloop.controller.tracking.mlflow_sink",
+            argument=json.dumps(drain_request(config, paths, records.run_uid(journal))),
+            log=paths.dir / "mlflow.log",
+            timeout=max(DRAIN_TIMEOUT, PATIENCE),
+        )
+        failure: str | None = None
+        try:
+            while True:
+                running = child.running
+                failure = records.drained(journal, child.messages()) or failure
+                if not running:
+                    break
+                time.sleep(LOOK)
+            if failure is None and child.exit_code:
+                failure = child.killed or f"the MLflow child ended with status {child.exit_code}"
+        finally:
+            child.close()
+        return failure or ""
+    finally:
+        journal.close()
+        lock.close()

@@ -1,0 +1,60 @@
+"""Tables and the console they go to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from mixloop.common.text import clean, number
+from mixloop.common.types import Json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def console() -> Console:
+    """A console on stdout; wide enough for a table when stdout is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=False)
+
+
+def table(title: str, columns: Iterable[str]) -> Table:
+    """An empty table in the house style."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def cell(text: object) -> str:
+    """Text safe for a rich cell: no control characters, no markup."""
+    from rich.markup import escape
+
+    return escape(clean(text))
+
+
+def plan_table(plan: Json) -> Table:
+    """An evaluation plan: items of how many, what they cost and how much they tell."""
+    title = f"Evaluations: {100 * plan['budget']:.3g}% of training time, on {clean(plan['device'])}"
+    if plan["seconds"] is not None:
+        title += (
+            f", {number(plan['seconds'])} s of every {number(plan['training_seconds'])} s "
+            f"at {number(plan['tokens_per_second'])} tokens/s"
+        )
+    columns = ("benchmark", "items", "of", "generated", "seconds", "share", "± bits/byte")
+    made = table(title, columns)
+    for name, one in plan["benchmarks"].items():
+        counts = (one["items"], one["available"], one["generate_items"])
+        share = "-" if one["share"] is None else f"{one['share']:.2%}"
+        shown = ("-" if count is None else str(count) for count in counts)
+        made.add_row(cell(name), *shown, number(one["seconds"]), share, number(one["stderr"]))
+    if plan["overhead"] is not None:
+        share = f"{plan['overhead'] / plan['training_seconds']:.2%}"
+        made.add_row("(starting)", "-", "-", "-", number(plan["overhead"]), share, "-")
+    return made

@@ -1,0 +1,13 @@
+from .scorecard import BenchmarkScore as BenchmarkScore
+from .scorecard import Cost as Cost
+from .scorecard import Metric as Metric
+from .scorecard import Scorecard as Scorecard
+from .scorecard import training_state as training_state
+from .settings import BENCHMARKS as BENCHMARKS
+from .settings import COMMAND as COMMAND
+from .settings import BenchmarkSettings as BenchmarkSettings
+from .settings import Data as Data
+from .settings import DataKind as DataKind
+from .settings import EvalSettings as EvalSettings
+from .settings import Launcher as Launcher
+from .settings import SandboxMode as SandboxMode

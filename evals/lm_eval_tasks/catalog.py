@@ -1,0 +1,142 @@
+"""The names of lm-eval's own tasks, groups and tags, found by a glance at its task files.
+
+lm-eval's `TaskManager` parses every file, which takes ten times as long; a name is all that is
+needed here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixloop.evals import BENCHMARKS
+from mixloop.evals.items import ItemsError, read_task_file, stock_tasks
+
+_KEY = re.compile(
+    r"""^["']?(task|group|tag|include)["']?:[ \t]*(.*(?:\n[ \t]*-[ \t].*)*)""", re.MULTILINE
+)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Task and group names with their files, and tags with the names of their tasks."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Every name that can be asked for."""
+        return sorted({*self.files, *self.tags})
+
+
+@functools.cache
+def catalog() -> Catalog:
+    """lm-eval's names, read once per process. Raises ItemsError where lm-eval is missing."""
+    try:
+        root = stock_tasks()
+    except ImportError as error:
+        raise ItemsError(f"{error}: pip install lm-eval") from error
+    files: dict[str, Path] = {}
+    tags: dict[str, list[str]] = {}
+    for path in sorted(root.glob("**/*.yaml"), key=lambda p: p.as_posix()):
+        keys = _keys(path)
+        name = _first(keys.get("group", "")) or _first(keys.get("task", ""))
+        # of two files with one name lm-eval takes the first too
+        if name and files.setdefault(name, path) is path and "group" not in keys:
+            for tag in _tags(path):
+                tags.setdefault(tag, []).append(name)
+    _keys.cache_clear()
+    return Catalog(files, {tag: tuple(sorted(names)) for tag, names in tags.items()})
+
+
+@functools.cache
+def _keys(path: Path) -> dict[str, str]:
+    """The few top-level keys that name things, each with its text."""
+    try:
+        return dict(_KEY.findall(path.read_text(encoding="utf-8", errors="replace")))
+    except OSError:
+        return {}
+
+
+def _tags(path: Path) -> list[str]:
+    """The tags of a task file, or those of what it includes."""
+    keys = _keys(path)
+    if "tag" in keys:
+        return _words(keys["tag"])
+    included = [path.parent / one for one in _words(keys.get("include", ""))]
+    return [tag for one in included for tag in _tags(one)]
+
+
+def _first(text: str) -> str:
+    return next(iter(_words(text.split("\n", maxsplit=1)[0])), "")
+
+
+def _words(text: str) -> list[str]:
+    """The names in a YAML value: one, a list in brackets, or one of lines."""
+    lines = [line.split(" #")[0].strip().removeprefix("- ") for line in text.split("\n")]
+    parts = [part for line in lines for part in line.strip("[]").split(",")]
+    return [word for part in parts if (word := part.strip().strip("\"'"))]
+
+
+def unknown_benchmarks(names: Iterable[str]) -> dict[str, str]:
+    """Which of these are neither one of the four nor lm-eval's, each with what may be meant.
+
+    The suggestion is a clause such as `did you mean 'hellaswag'?`. Reads lm-eval's task files
+    (seconds) only where a name is not one of the four.
+    """
+    further = [name for name in names if name not in BENCHMARKS]
+    known = catalog().names() if further else []
+    there = set(known)
+    return {name: suggestion(name, known) for name in further if name not in there}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'gsm8k'?`, the four first, or what can be named at all."""
+    by_fold = {one.casefold(): one for one in known}
+    for group in (BENCHMARKS, by_fold):
+        close = difflib.get_close_matches(name.casefold(), group, n=1, cutoff=0.7)
+        if close:
+            return f"did you mean {by_fold.get(close[0], close[0])!r}?"
+    return f"name one of {', '.join(BENCHMARKS)} or a task of lm-eval"
+
+
+def members(name: str) -> dict[str, Path]:
+    """The tasks a name stands for, with their files: itself, or those of its group or tag.
+
+    Raises ItemsError for a name lm-eval doesn't have, or a group that changes its tasks.
+    """
+    found = catalog()
+    if name in found.tags and name not in found.files:
+        return {task: found.files[task] for task in found.tags[name]}
+    if name not in found.files:
+        raise ItemsError(f"{name}: lm-eval has no such task; {suggestion(name, found.names())}")
+    content = read_task_file(found.files[name])
+    if "group" not in content:
+        return {name: found.files[name]}
+    tasks: dict[str, Path] = {}
+    for member in content.get("task") or []:
+        tasks |= members(_member_name(name, member))
+    return tasks
+
+
+def _member_name(group: str, member: Any) -> str:
+    if isinstance(member, str):
+        return member
+    if isinstance(member, dict) and list(member) == ["task"]:
+        return str(member["task"])
+    raise ItemsError(f"{group}: this group of lm-eval's changes its tasks; name single tasks of it")
+
+
+def merged_task_file(path: Path) -> dict[str, Any]:
+    """A task file and all it includes, as plain data: nothing in them is imported or run."""
+    content = read_task_file(path)
+    included = content.pop("include", [])
+    merged: dict[str, Any] = {}
+    for one in [included] if isinstance(included, str) else included:
+        merged |= merged_task_file(path.parent / one)
+    return merged | content

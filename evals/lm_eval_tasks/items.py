@@ -1,0 +1,181 @@
+"""Loads benchmarks beyond the four: any task, group or tag of lm-eval's own, by its name.
+
+Their data is the hub's, or local files in the same fields. Few-shot examples are the first of
+the task's own pool instead of a draw that depends on which items are asked (see
+`StockTask.fix_shots`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixloop.evals import Data
+from mixloop.evals.items import (
+    Found,
+    ItemsError,
+    ItemSet,
+    Row,
+    Splits,
+    content_hash,
+    hub_reachable,
+    read_splits,
+    scored_split,
+)
+
+from .catalog import members, merged_task_file
+from .stock_task import StockTask, load_tasks, task_folder, write_task
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+
+# more than anybody shows
+_POOL_ROWS = 65
+
+_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
+
+
+@dataclass(frozen=True)
+class TaskItems(ItemSet):
+    """The items of a benchmark beyond the four; `tasks` are its tasks, already loaded."""
+
+    tasks: tuple[StockTask, ...] = field(repr=False, compare=False)
+
+
+def load_further(name: str, data: Data) -> TaskItems:
+    """All items of a task, group or tag, its tasks loaded.
+
+    Raises ItemsError naming the benchmark and the reason: no such task, one that can't be asked
+    here, or no data.
+    """
+    files = members(name)
+    for task, stock in files.items():
+        if reason := _refusal(merged_task_file(stock)):
+            raise ItemsError(f"{name}: {'' if task == name else f'{task} '}{reason}")
+    if data == "packages":
+        raise ItemsError(f"{name}: no items in the installed packages; name files as its data")
+    if data == "auto" and not hub_reachable():
+        raise ItemsError(f"{name}: the hub can't be reached; name local files as its data")
+    paths = data if isinstance(data, tuple) else None
+    try:
+        tasks = _load(files, paths)
+    # a task file's functions, lm-eval and the hub client raise whatever they like
+    except Exception as error:
+        kind = "" if isinstance(error, ItemsError) else f"{type(error).__name__}: "
+        raise ItemsError(f"{name}: {kind}{error}".splitlines()[0]) from error
+    rows = tuple({"id": one} for task in tasks for one in task.position)
+    if not rows:
+        raise ItemsError(f"{name}: no items")
+    source = ", ".join(str(path) for path in paths) if paths else _datasets(tasks)
+    return TaskItems(rows, (), "files" if paths else "hub", source, overlaps=False, tasks=tasks)
+
+
+def _refusal(content: Mapping[str, Any]) -> str | None:
+    """Why a task can't be asked here, told from its file before anything of it is imported."""
+    kind = content.get("output_type", "generate_until")
+    if "class" in content:
+        return "is written as a Python class, not as a task file"
+    if content.get("unsafe_code"):
+        return "runs generated programs outside the sandbox"
+    if content.get("doc_to_image") or content.get("doc_to_audio"):
+        return "asks about images or sound"
+    if kind not in _TYPES:
+        return f"has output type {kind}; those offered are {', '.join(_TYPES)}"
+    if content.get("repeats", 1) != 1:
+        return f"asks every item {content['repeats']} times, which is not offered"
+    return None
+
+
+def _load(files: Mapping[str, Path], paths: Sequence[Path] | None) -> tuple[StockTask, ...]:
+    with task_folder() as name:
+        folder = Path(name)
+        for task, stock in files.items():
+            content = merged_task_file(stock)
+            if paths is None:
+                write_task(task, stock, folder, {})
+            else:
+                config, splits = _local(content, _own_paths(task, files, paths))
+                write_task(task, stock, folder, config, splits)
+        loaded = load_tasks(list(files), folder)
+        return tuple(_asked(loaded[task]) for task in files)
+
+
+def _own_paths(task: str, files: Mapping[str, Path], paths: Sequence[Path]) -> Sequence[Path]:
+    """A lone task's data, or that of a group's task: the folder of its name."""
+    return paths if len(files) == 1 else [path / task for path in paths]
+
+
+def _local(
+    content: Mapping[str, Any], paths: Sequence[Path]
+) -> tuple[dict[str, Any], dict[str, list[Row]]]:
+    """What the task file is to say of its splits, and their rows from local files.
+
+    The split that is scored is read from the file or split that has it; the few-shot pool is
+    there only if the files have it.
+    """
+    scored = content.get("test_split") or content.get("validation_split") or "test"
+    kinds = ("training_split", "fewshot_split", "validation_split", "test_split")
+    named = {kind: content.get(kind) for kind in kinds}
+    pools = {str(named[kind]) for kind in kinds[:2] if named[kind]} - {scored}
+    rows: dict[str, list[Row]] = {}
+    for path in paths:
+        splits = read_splits(path, (str(content.get("dataset_name")),))
+        _add(rows, scored, scored_split(path, splits, (scored, "test", "", "validation"))())
+        for split in pools:
+            if (found := _named(splits, split)) is not None:
+                _add(rows, split, splits[found]())
+    config = {kind: split if split in rows else None for kind, split in named.items()}
+    if not config["test_split"] and not config["validation_split"]:
+        config["test_split"] = scored
+    return config, rows
+
+
+def _named(splits: Splits, wanted: str) -> str | None:
+    """The split of that name; people and hub datasets say dev and validation of the same one."""
+    same = {"dev": "validation", "validation": "dev"}
+    return next((name for name in (wanted, same.get(wanted)) if name in splits), None)
+
+
+def _add(rows: dict[str, list[Row]], split: str, found: Iterable[Found]) -> None:
+    for where, row in found:
+        if not isinstance(row, Mapping):
+            raise ItemsError(f"{where} is not an object with fields")
+        rows.setdefault(split, []).append(dict(row))
+
+
+def _asked(task: ConfigurableTask) -> StockTask:
+    """The loaded task, its documents named by what is in them; one that is there twice is one."""
+    from lm_eval.api.task import ConfigurableTask
+
+    if not isinstance(task, ConfigurableTask):
+        raise ItemsError("is no task that is made of a task file")
+    name = str(task.config.task)
+    docs = list(task.eval_docs)
+    seen: dict[str, int] = {}
+    for index, doc in enumerate(docs):
+        seen.setdefault(f"{name}/{_content(doc)}", index)
+    at = {index: one for one, index in seen.items()}
+    found = StockTask(task, docs, [at.get(index) for index in range(len(docs))])
+    if found.most_shots:
+        _fix_shots(found)
+    return found
+
+
+def _content(doc: Any) -> str:
+    return content_hash(json.dumps(doc, sort_keys=True, default=str))
+
+
+def _fix_shots(task: StockTask) -> None:
+    """The first examples of the task's own pool; where it holds items, there is one fewer."""
+    asked = {_content(doc) for doc in task.docs}
+    pool = {_content(doc): doc for doc in task.task.sampler.df[:_POOL_ROWS]}
+    task.task.sampler.df = list(pool.values())
+    task.fix_shots(len(pool) - (not asked.isdisjoint(pool)))
+
+
+def _datasets(tasks: Iterable[StockTask]) -> str:
+    return ", ".join(dict.fromkeys(str(task.task.config.dataset_path) for task in tasks))

@@ -1,0 +1,91 @@
+"""Metrics from per-item outcomes: values, cluster-robust standard errors, intervals. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from mixloop.common.estimates import (
+    degrees_of_freedom,
+    mean,
+    proportion_interval,
+    ratio_of_totals,
+    t_interval,
+)
+from mixloop.evals import Metric
+
+Outcomes = Mapping[str, Mapping[str, float]]
+Cluster = Callable[[str], str]
+"""Item id to the cluster it was drawn with."""
+
+
+def cluster_of(benchmark: str, item: str) -> str:
+    """The subject of an MMLU item (its id is `subject/hash`); any other item is its own cluster."""
+    return item.partition("/")[0] if benchmark == "mmlu" else item
+
+
+def ratio_metric(outcomes: Outcomes, asked: int, cluster: Cluster = str) -> Metric:
+    """Bits per byte over the items of `outcomes`, of which `asked` were wanted.
+
+    The interval is Student's with clusters - 1 degrees of freedom.
+    """
+    weights = [one["bytes"] for one in outcomes.values()]
+    totals = [one["bits_per_byte"] * one["bytes"] for one in outcomes.values()]
+    clusters = [cluster(item) for item in outcomes]
+    value, stderr = ratio_of_totals(totals, weights, clusters)
+    return Metric(
+        value=value,
+        stderr=stderr,
+        interval=_t_interval(value, stderr, clusters),
+        n=len(totals),
+        higher_is_better=False,
+        asked=asked,
+        excluded=asked - len(totals),
+    )
+
+
+def mean_metrics(
+    outcomes: Outcomes,
+    asked: int,
+    cluster: Cluster = str,
+    better: Mapping[str, bool] | None = None,
+) -> dict[str, Metric]:
+    """The mean of every outcome named in `outcomes`; each counts the items that have it.
+
+    `better` says whether higher is better of a metric; it is where nothing is said.
+    The interval is exact for 0/1 outcomes (at the effective number of items where they are
+    clustered), else Student's.
+    """
+    names = dict.fromkeys(name for one in outcomes.values() for name in one)
+    higher = better or {}
+    return {
+        name: _mean_metric(name, outcomes, asked, cluster, higher.get(name, True)) for name in names
+    }
+
+
+def _mean_metric(
+    name: str, outcomes: Outcomes, asked: int, cluster: Cluster, higher: bool
+) -> Metric:
+    found = {item: one[name] for item, one in outcomes.items() if name in one}
+    values, clusters = list(found.values()), [cluster(item) for item in found]
+    value, stderr = mean(values, clusters)
+    if set(values) <= {0.0, 1.0}:
+        interval: tuple[float, float] | None = proportion_interval(values, clusters)
+    else:
+        interval = _t_interval(value, stderr, clusters)
+    return Metric(
+        value=value,
+        stderr=stderr,
+        interval=interval,
+        n=len(values),
+        higher_is_better=higher,
+        asked=asked,
+        excluded=asked - len(values),
+    )
+
+
+def _t_interval(
+    value: float, stderr: float | None, clusters: Sequence[str]
+) -> tuple[float, float] | None:
+    if stderr is None:
+        return None
+    return t_interval(value, stderr, degrees_of_freedom(len(clusters), clusters))

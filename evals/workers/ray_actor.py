@@ -1,0 +1,51 @@
+"""What runs inside a Ray actor: a scorer and the newest checkpoint's model. Light to import."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from mixloop.evals import EvalSettings, Scorecard
+from mixloop.evals.scoring import WorkUnit
+
+from .launchers import worker_environment
+from .supervision import watch_memory
+
+
+def _end(reason: str) -> None:
+    """The driver sees the death; the reason goes to the worker's log with what actors print."""
+    logging.getLogger(__name__).error("%s", reason)
+    os._exit(1)
+
+
+class ScoringActor:
+    """Scores units one at a time, in its process's main thread (MATH's scorer needs that)."""
+
+    def __init__(self, settings: str) -> None:
+        own = EvalSettings.model_validate_json(settings)
+        os.environ |= worker_environment(own)
+        watch_memory(own.memory, _end)
+        from mixloop.evals.scoring import Scorer
+
+        from .supervision import quieten
+
+        quieten(own)
+        self._scorer = Scorer(own)
+        self._newest = ""
+
+    def ready(self) -> int:
+        """The process's id, once everything is imported."""
+        return os.getpid()
+
+    def score(self, name: str, checkpoint: str, unit: str) -> str:
+        """The unit's score, as JSON. The model is read once per `name`, the newest is kept."""
+        if name != self._newest:
+            self._scorer.release()
+            self._newest = name
+        lm = self._scorer.load(Path(checkpoint))
+        return self._scorer.run(WorkUnit.model_validate_json(unit), lm).model_dump_json()
+
+    def samples(self, card: str, path: str) -> None:
+        """Writes the samples of the checkpoint scored last beside its scorecard's file."""
+        self._scorer.samples(Scorecard.model_validate_json(card), Path(path))

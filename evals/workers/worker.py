@@ -1,0 +1,190 @@
+"""The evaluation worker: scores checkpoints one after another, keeping imports and tasks warm.
+
+`python -m mixloop.evals.workers.worker [--parent PID]` reads JSON lines on its standard input:
+first the settings, then one request per checkpoint (`checkpoint`, `out`). It answers with JSON
+lines (`event`: ready, progress, done, failed, and dying when it can't go on). The scorecard goes
+to the file `out`, per-item outcomes to a parquet file beside it. It ends when nobody holds the
+other end of its input, its parent dies, it holds more memory than it may, or nothing came for
+`idle_seconds`. Scoring runs in the main thread because lm-eval's MATH scorer uses `signal.alarm`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from mixloop.common.process import die_with
+from mixloop.evals import EvalSettings, Scorecard
+from mixloop.evals.scoring import keep_outcomes
+
+from .launchers import LauncherError, worker_environment
+from .supervision import end_on_request, end_process, quieten, watch_input, watch_memory
+
+# seconds in which whoever starts a worker says what it is to do
+_PATIENCE = 60.0
+
+
+Progress = Callable[[str, str], None]
+
+
+class Scoring(Protocol):
+    """What the worker asks of a scorer, here or spread over Ray."""
+
+    def score(self, checkpoint: Path, progress: Progress) -> Scorecard:
+        """The scorecard of one checkpoint."""
+
+    def samples(self, card: Scorecard, path: Path) -> None:
+        """Writes its texts for a person beside the scorecard's file. Raises OSError."""
+
+    def release(self) -> None:
+        """Lets go of what belongs to the newest checkpoint alone."""
+
+    def close(self) -> None:
+        """Ends what was started."""
+
+
+class Channel:
+    """JSON lines on the real standard output, which nobody else can write to."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    @classmethod
+    def take_stdout(cls) -> Channel:
+        """Keeps standard output for itself and sends everything else printed to the log."""
+        private = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        return cls(os.fdopen(private, "w", encoding="utf-8"))
+
+    def send(self, event: str, **content: Any) -> None:
+        """One event, from any thread. A parent that is gone raises BrokenPipeError."""
+        with self._lock:
+            self._stream.write(json.dumps({"event": event, **content}) + "\n")
+            self._stream.flush()
+
+
+class _Lines:
+    """JSON lines of the standard input as they come."""
+
+    def __init__(self) -> None:
+        self._waiting = b""
+
+    def until_idle(self, seconds: float) -> Iterator[Any]:
+        """Ends at end of input or after so many seconds of silence."""
+        while True:
+            while b"\n" in self._waiting:
+                line, self._waiting = self._waiting.split(b"\n", 1)
+                yield json.loads(line)
+            if not select.select([0], [], [], seconds)[0]:
+                return
+            part = os.read(0, 65536)
+            if not part:
+                return
+            self._waiting += part
+
+
+def serve(settings: EvalSettings, requests: Iterator[dict[str, str]], channel: Channel) -> None:
+    """Answers requests until there are no more."""
+    quieten(settings)
+    try:
+        scorer = _scorer(settings)
+    except LauncherError as error:
+        channel.send("dying", reason=str(error))
+        return
+    channel.send("ready")
+    try:
+        for request in requests:
+            _answer(scorer, request, channel)
+    finally:
+        scorer.close()
+
+
+def _scorer(settings: EvalSettings) -> Scoring:
+    if settings.launcher == "ray":
+        from .ray_scorer import RayScorer
+
+        return RayScorer(settings)
+    from mixloop.evals.scoring import Scorer
+
+    return Scorer(settings)
+
+
+def _answer(scorer: Scoring, request: dict[str, str], channel: Channel) -> None:
+    def progress(name: str, state: str) -> None:
+        channel.send("progress", benchmark=name, state=state)
+
+    out = Path(request["out"])
+    try:
+        card = scorer.score(Path(request["checkpoint"]), progress)
+        card.write(out)
+        keep_outcomes(card, out)
+        _keep_samples(scorer, card, out, progress)
+    except OSError as error:
+        channel.send("failed", reason=f"{out}: {error}")
+        return
+    # whatever else fails is this checkpoint's failure; the worker takes the next one
+    except Exception as error:
+        logging.getLogger(__name__).exception("scoring failed")
+        channel.send("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        return
+    finally:
+        scorer.release()
+    channel.send("done", out=request["out"])
+
+
+def _keep_samples(scorer: Scoring, card: Scorecard, out: Path, progress: Progress) -> None:
+    """Texts for a person; whatever becomes of them, the scorecard is there."""
+    progress("samples", "running")
+    try:
+        scorer.samples(card, out)
+    except OSError as error:
+        logging.getLogger(__name__).warning("no samples are kept: %s", error)
+
+
+def _begin(channel: Channel) -> None:
+    lines = _Lines()
+    said = next(lines.until_idle(_PATIENCE), None)
+    if said is None:
+        return
+    settings = EvalSettings.model_validate(said)
+    os.environ |= worker_environment(settings)
+
+    def give_up(reason: str) -> None:
+        with contextlib.suppress(OSError):
+            channel.send("dying", reason=reason)
+        end_process()
+
+    watch_memory(settings.memory, give_up)
+    serve(settings, lines.until_idle(settings.idle_seconds), channel)
+
+
+def main() -> None:
+    """Entry of `python -m mixloop.evals.workers.worker`."""
+    parser = argparse.ArgumentParser(prog="python -m mixloop.evals.workers.worker")
+    parser.add_argument("--parent", type=int, help="process to die with")
+    options = parser.parse_args()
+    if options.parent is not None:
+        die_with(options.parent)
+    channel = Channel.take_stdout()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    end_on_request()
+    watch_input(0)
+    try:
+        _begin(channel)
+    except BrokenPipeError:
+        # the controller is gone; there is nobody to tell
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Two checkpoints side by side on one metric, over the items that both were scored on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import fsum
+
+from mixloop.common.paired import (
+    Difference,
+    WeightedItems,
+    mcnemar,
+    paired_difference,
+    shared_items,
+)
+from mixloop.policies.interface import BenchmarkScore, MissingScore, weighted_items
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How ``b`` stands to ``a``: their values over the shared items, and the paired difference.
+
+    ``items_a`` and ``items_b`` count what each side scored; ``difference.n`` of them are shared.
+    ``mcnemar`` is the exact two-sided p-value where all outcomes are 0 or 1, else None.
+    """
+
+    a: float
+    b: float
+    items_a: int
+    items_b: int
+    difference: Difference
+    mcnemar: float | None
+
+
+def compare(benchmark: str, metric: str, a: BenchmarkScore, b: BenchmarkScore) -> Comparison:
+    """One metric of one benchmark at two checkpoints.
+
+    Raises:
+        MissingScore: when a side lacks the metric, or no item is scored on both.
+    """
+    old, new = (_items(benchmark, metric, side) for side in (a, b))
+    higher = b.metrics[metric].higher_is_better
+    try:
+        found = paired_difference(old, new, higher, metric=metric, benchmark=benchmark)
+    except ValueError:
+        raise MissingScore(f"{benchmark} {metric}: no item is scored on both sides") from None
+    shared = shared_items(old, new).values()
+    return Comparison(
+        a=_mean((before, weight) for before, _, weight in shared),
+        b=_mean((after, weight) for _, after, weight in shared),
+        items_a=len(old),
+        items_b=len(new),
+        difference=found,
+        mcnemar=mcnemar(old, new),
+    )
+
+
+def _items(benchmark: str, metric: str, score: BenchmarkScore) -> WeightedItems:
+    if metric not in score.metrics:
+        raise MissingScore(f"{benchmark} {metric}: not measured on both sides")
+    items = weighted_items(score.items, metric)
+    return {f"{benchmark}/{item}": outcome for item, outcome in items.items()}
+
+
+def _mean(pairs: Iterable[tuple[float, float]]) -> float:
+    values = list(pairs)
+    return fsum(value * weight for value, weight in values) / fsum(weight for _, weight in values)

@@ -1,0 +1,128 @@
+"""Benchmarks that may forbid a change: those under ``watch``, and floors of the objective.
+
+They never steer: nothing here says where to go, only that it gets worse this way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixloop.common.paired import Difference
+from mixloop.policies.interface import (
+    BITS_PER_BYTE,
+    MissingScore,
+    Observation,
+    PastDecision,
+    find_metric,
+)
+from mixloop.policies.mixture import total_variation
+
+from .significance import holm
+
+
+@dataclass(frozen=True)
+class Veto:
+    """What speaks against going on, and the mixture from before it began, if one is known."""
+
+    why: str
+    back_to: dict[str, float] | None = None
+
+    def retreats(self, current: dict[str, float], proposed: dict[str, float]) -> bool:
+        """Whether a proposal goes back towards that mixture: such a one is let through."""
+        if not self.back_to:
+            return False
+        away, left = (total_variation(one, self.back_to) for one in (current, proposed))
+        return left < away - 1e-9
+
+
+def vetoes(observation: Observation, level: float) -> tuple[Veto, ...]:
+    """Every veto now; ``level`` is the family-wise error over the benchmarks of a kind."""
+    if len(observation.evaluations) < 2:
+        return ()
+    return (*_watched(observation, level), *_floors(observation, level))
+
+
+def _watched(observation: Observation, level: float) -> list[Veto]:
+    """Watched benchmarks that fell since the last intervention, corrected for their number."""
+    last = _last_intervention(observation)
+    if last is None:
+        return []
+    falls: list[tuple[str, Difference]] = []
+    for benchmark in observation.watch:
+        metric = _metric(observation, benchmark)
+        scored = observation.scored(benchmark, metric)
+        before = [i for i in scored if observation.evaluations[i].tokens <= last.tokens]
+        after = [i for i in scored if observation.evaluations[i].tokens > last.tokens]
+        found = _fall(observation, benchmark, before, after, metric)
+        falls += [(benchmark, found)] if found is not None else []
+    stand = holm([-found.z for _, found in falls], level, len(observation.watch))
+    return [
+        Veto(f"watched {benchmark} {_fell(found)} since {last.id}", last.weights_before)
+        for (benchmark, found), stands in zip(falls, stand, strict=True)
+        if stands
+    ]
+
+
+def _floors(observation: Observation, level: float) -> list[Veto]:
+    """Benchmarks that fell below their best by more than ``max_drop``, and not by chance alone."""
+    goals = {n: g for n, g in observation.objective.items() if g.max_drop is not None}
+    found = []
+    for benchmark, goal in goals.items():
+        metric = observation.metric_for(benchmark)
+        scored = observation.scored(benchmark, metric)
+        if len(scored) < 2:
+            continue
+        earlier = scored[:-1]
+        best = max(earlier, key=lambda i: _goodness(observation, benchmark, i, metric))
+        fall = _fall(observation, benchmark, [best], scored[-1:], metric)
+        limit = goal.max_drop or 0.0
+        # the best of many is best by luck in part: the level is shared among them
+        if fall is not None and -fall.gain > limit and all(
+            holm([-fall.z], level, len(goals) * len(earlier))
+        ):  # fmt: skip
+            why = f"{benchmark} {_fell(fall)} from its best, max_drop is {limit:g}"
+            found.append(Veto(why, observation.evaluations[best].weights or None))
+    return found
+
+
+def _fall(
+    observation: Observation,
+    benchmark: str,
+    before: Sequence[int],
+    after: Sequence[int],
+    metric: str,
+) -> Difference | None:
+    if not before or not after:
+        return None
+    try:
+        found = observation.difference(benchmark, before[-1], after[-1], metric)
+    except MissingScore:
+        return None
+    return found if math.isfinite(found.stderr) else None
+
+
+def _metric(observation: Observation, benchmark: str) -> str:
+    """The steering metric, bits per byte, or what there is: lm-eval's own tasks have neither."""
+    wanted = observation.steering.get(benchmark, BITS_PER_BYTE)
+    if observation.scored(benchmark, wanted):
+        return wanted
+    newest = (e.benchmarks[benchmark] for e in reversed(observation.evaluations)
+              if benchmark in e.benchmarks)  # fmt: skip
+    score = next(newest, None)
+    return min(score.metrics, default=wanted) if score is not None else wanted
+
+
+def _goodness(observation: Observation, benchmark: str, index: int, metric: str) -> float:
+    found = find_metric(observation.evaluations[index], benchmark, metric)
+    return found.value if found.higher_is_better else -found.value
+
+
+def _last_intervention(observation: Observation) -> PastDecision | None:
+    changed = [d for d in observation.decisions if d.verdict == "intervene"]
+    return changed[-1] if changed else None
+
+
+def _fell(found: Difference) -> str:
+    return f"fell by {-found.gain:.3g} ±{found.stderr:.2g} {found.metric} (z {-found.z:.2g})"

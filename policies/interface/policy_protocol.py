@@ -1,0 +1,141 @@
+"""The interface of a policy: an observation in, a proposal or a hold out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter
+
+from .observation import Observation
+from .policy_error import PolicyError
+
+
+def jsonable(value: Any) -> Any:
+    """The value as plain JSON data: numpy numbers and arrays unwrapped, NaN and infinity null."""
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays, without importing numpy
+        value = value.tolist()
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(entry) for entry in value]
+    return value
+
+
+Evidence = Annotated[dict[str, JsonValue], BeforeValidator(jsonable)]
+
+
+class Proposal(BaseModel):
+    """A mixture a policy wants, why, and what it saw.
+
+    ``weights`` is the mixture from now on (share of training tokens per source; a source left out
+    gets none). ``plan`` is what the policy intends for the future, as stretches in order: each
+    ``(until_tokens, weights)`` holds from the end of the one before to ``until_tokens``, counted
+    in the run's training tokens; the first starts now and holds ``weights``. Guards project the
+    ledger along it. ``evidence`` is any JSON data; numpy values are unwrapped. ``declared``: the
+    plan is one the run's configuration declares, approved in advance; the controller checks that.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    kind: Literal["proposal"] = "proposal"
+    weights: dict[str, float]
+    reason: str
+    plan: tuple[tuple[int, dict[str, float]], ...] = ()
+    evidence: Evidence = {}
+    declared: bool = False
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        reason: str,
+        plan: Sequence[tuple[int, Mapping[str, float]]] = (),
+        evidence: Mapping[str, Any] | None = None,
+        **extra: Any,
+    ) -> None:
+        fields = {"weights": dict(weights), "reason": reason, "evidence": evidence or {}}
+        super().__init__(**fields, plan=[(until, dict(w)) for until, w in plan], **extra)
+
+
+class Hold(BaseModel):
+    """No change. ``inconclusive``: the evidence may yet call for one but isn't there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["hold"] = "hold"
+    reason: str
+    evidence: Evidence = {}
+    verdict: Literal["hold", "inconclusive"] = "hold"
+
+    def __init__(
+        self,
+        reason: str,
+        evidence: Mapping[str, Any] | None = None,
+        verdict: Literal["hold", "inconclusive"] = "hold",
+        **extra: Any,
+    ) -> None:
+        super().__init__(reason=reason, evidence=evidence or {}, verdict=verdict, **extra)
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Decides from one observation. Pure: the same observation gives the same answer.
+
+    A class may add ``Options``, a pydantic model its options are validated by (it is then built as
+    ``cls(options)``; without one, as ``cls(**options)``), and ``check(sources, benchmarks)``, see
+    ``Checkable``.
+    """
+
+    def decide(self, observation: Observation) -> Proposal | Hold:
+        """What to do next."""
+        ...
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """A policy that can tell before the run starts that it names something unknown."""
+
+    def check(self, sources: Mapping[str, Sequence[str]], benchmarks: Sequence[str]) -> None:
+        """Raise ``PolicyError`` for a name that is neither in ``sources`` (name to tags) nor in
+        ``benchmarks``."""
+        ...
+
+
+class OptionsModel(BaseModel):
+    """Base of the built-in policies' options: immutable, unknown keys refused."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
+    )
+
+
+_REPLY: TypeAdapter[Proposal | Hold] = TypeAdapter(
+    Annotated[Proposal | Hold, Field(discriminator="kind")]
+)
+
+
+def reply_to_json(reply: object) -> str:
+    """A policy's answer as JSON text, to cross a process boundary.
+
+    Raises:
+        PolicyError: when it is neither a ``Proposal`` nor a ``Hold``.
+    """
+    if not isinstance(reply, Proposal | Hold):
+        kind = type(reply).__name__
+        raise PolicyError(f"decide() returned {kind}, not a Proposal or a Hold")
+    return reply.model_dump_json()
+
+
+def reply_from_json(text: str | bytes) -> Proposal | Hold:
+    """The answer that ``reply_to_json`` wrote.
+
+    Raises:
+        PolicyError: when the text is no such answer.
+    """
+    try:
+        return _REPLY.validate_json(text)
+    except (ValueError, TypeError) as error:  # TypeError: a field of the constructor is missing
+        raise PolicyError(f"no policy answer: {str(error).splitlines()[0]}") from None

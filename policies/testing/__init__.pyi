@@ -1,0 +1,17 @@
+from .checks import ConformanceCheck as ConformanceCheck
+from .edge_cases import ORDINARY as ORDINARY
+from .edge_cases import SITUATIONS as SITUATIONS
+from .edge_cases import SampleNames as SampleNames
+from .policy_runner import Subject as Subject
+from .policy_runner import subject as subject
+from .sample_runs import BENCHMARKS as BENCHMARKS
+from .sample_runs import SOURCES as SOURCES
+from .sample_runs import many_sources as many_sources
+from .sample_runs import run_so_far as run_so_far
+from .suite import SLOW as SLOW
+from .suite import CheckResult as CheckResult
+from .suite import PolicyConformance as PolicyConformance
+from .suite import Report as Report
+from .suite import check_policy as check_policy
+from .suite import conformance_checks as conformance_checks
+from .suite import report as report

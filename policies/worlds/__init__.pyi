@@ -1,0 +1,15 @@
+from .families import Dilution as Dilution
+from .families import Exponential as Exponential
+from .families import Flat as Flat
+from .families import Power as Power
+from .regmix import RunTable as RunTable
+from .smollm2 import SmolLM2 as SmolLM2
+from .world_protocol import World as World
+from .world_protocol import WorldSource as WorldSource
+from .world_protocol import world_sources as world_sources
+from .world_registry import SHORT as SHORT
+from .world_registry import Setting as Setting
+from .world_registry import load_world as load_world
+from .world_registry import parse_options as parse_options
+from .world_registry import register_world as register_world
+from .world_registry import world_names as world_names

@@ -1,0 +1,134 @@
+"""Whether a world of one's own keeps to the protocol: ``check_world(MyWorld())`` in a test.
+
+Every check raises ``AssertionError`` with a sentence that says what to mend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mixloop.policies.interface import PolicyError
+
+from .world_protocol import world_sources
+
+SEED, OTHER = 1, 2
+
+
+def check_world(world: Any, *, tokens: int | None = None) -> None:
+    """Run a world through what a simulation does, and check that it answers as one should.
+
+    Args:
+        world: an instance; it is reset.
+        tokens: the budget to spend; without it the world's own, or 40 billion.
+
+    Raises:
+        AssertionError: naming what isn't as it should be.
+    """
+    _check_members(world)
+    try:
+        names = list(world_sources(world))
+    except PolicyError as error:
+        raise AssertionError(str(error)) from None
+    even = dict.fromkeys(names, 1 / len(names))
+    span = max(1, (tokens or int(getattr(world, "budget", 40 * 10**9))) // 10)
+    _check_scores(world, even, span)
+    _check_seeds(world, even, span)
+    _check_mixtures(world, names, span)
+    _check_extras(world, names)
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise AssertionError(problem)
+
+
+def _check_members(world: Any) -> None:
+    for name in ("reset", "advance", "evaluate"):
+        _require(callable(getattr(world, name, None)), f"a world needs {name}(); add it")
+    benchmarks = getattr(world, "benchmarks", None)
+    listed = benchmarks is not None and not isinstance(benchmarks, str) and len(benchmarks) > 0
+    _require(listed, "a world needs benchmarks: a list of at least one name")
+
+
+def _scores(world: Any) -> dict[str, tuple[float, float]]:
+    found = world.evaluate()
+    _require(isinstance(found, Mapping), "evaluate() must return a mapping of benchmarks")
+    scores = {}
+    for name, score in found.items():
+        _require(name in world.benchmarks, f"evaluate() scored {name!r}, which isn't in benchmarks")
+        pair = isinstance(score, tuple | list) and len(score) == 2
+        _require(pair, f"evaluate()[{name!r}] is {score!r}; return (value, standard error)")
+        value, stderr = map(float, score)
+        _require(math.isfinite(value), f"{name} is {value}; leave a missing benchmark out")
+        _require(stderr >= 0, f"{name} has standard error {stderr}; it must be 0 or more")
+        scores[str(name)] = (value, stderr)
+    return scores
+
+
+def _check_scores(world: Any, even: Mapping[str, float], span: int) -> None:
+    world.reset(SEED)
+    seen: set[str] = set()
+    for _ in range(10):
+        world.advance(dict(even), span)
+        seen |= set(_scores(world))
+    never = set(world.benchmarks) - seen
+    _require(not never, f"{', '.join(sorted(never))} was never scored in ten evaluations")
+
+
+def _check_seeds(world: Any, even: Mapping[str, float], span: int) -> None:
+    def run(seed: int) -> list[dict[str, tuple[float, float]]]:
+        world.reset(seed)
+        found = []
+        for _ in range(3):
+            world.advance(dict(even), span)
+            found.append(_scores(world))
+        return found
+
+    first = run(SEED)
+    run(OTHER)
+    _require(run(SEED) == first, "reset(seed) must begin again: the same seed, the same scores")
+
+
+def _check_mixtures(world: Any, names: list[str], span: int) -> None:
+    """One source alone, a source left out, a part of a segment, and input that is left alone."""
+    world.reset(SEED)
+    for name in names:
+        world.advance(dict.fromkeys(names, 0.0) | {name: 1.0}, span)
+    world.advance({names[0]: 1.0}, 1)
+    given = dict.fromkeys(names, 1 / len(names))
+    before = dict(given)
+    world.advance(given, span // 3 or 1)
+    _require(given == before, "advance() changed the mixture it was given; copy it")
+    _scores(world)
+
+
+def _check_extras(world: Any, names: list[str]) -> None:
+    world.reset(SEED)
+    if callable(getattr(world, "truth", None)):
+        truth = world.truth()
+        same = set(truth) == set(world.benchmarks)
+        _require(same, "truth() must give every benchmark, missing or not")
+        _require(all(map(math.isfinite, truth.values())), "truth() must be finite")
+    higher = set(getattr(world, "higher_is_better", ()))
+    strange = ", ".join(sorted(higher - set(world.benchmarks)))
+    _require(not strange, f"higher_is_better names {strange}, which isn't in benchmarks")
+    if callable(getattr(world, "phase", None)):
+        phase = world.phase()
+        known = (None, "warmup", "stable", "decay")
+        _require(phase in known, f"phase() is {phase!r}; return warmup, stable, decay or None")
+    if callable(getattr(world, "optimum", None)):
+        _check_optimum(world.optimum(), names)
+
+
+def _check_optimum(best: Any, names: list[str]) -> None:
+    if best is None:
+        return
+    if isinstance(best, Mapping):
+        _require(set(best) <= set(names), "optimum() names a source that there isn't")
+        sums = abs(math.fsum(best.values()) - 1) <= 1e-6 and min(best.values()) >= -1e-9
+        _require(sums, f"optimum() is no mixture: the shares sum to {math.fsum(best.values()):g}")
+        return
+    number = isinstance(best, int | float) and math.isfinite(best)
+    _require(number, "optimum() must be a mixture, the mean final loss as a number, or None")

@@ -1,0 +1,220 @@
+"""``mixloop doctor``: what this machine offers a run, what is missing, and the mend.
+
+Nothing heavy is imported: versions come from the packages' metadata, GPUs from the driver. The
+sandboxes are tried, not guessed at.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mixloop.controller import views
+from mixloop.evals import BENCHMARKS, SandboxMode
+from mixloop.evals.benchmarks import load_items
+from mixloop.evals.items import ItemsError, hub_reachable
+from mixloop.evals.sandbox import ARCHITECTURES, NOT_COVERED, Sandbox, landlock_abi
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+SCHEMA = "mixloop/doctor/1"
+SHOWN = ("torch", "transformers", "lm-eval", "mlflow")
+OPTIONAL = {
+    "ray": "spreads the scoring of a checkpoint over workers",
+    "reasoning-gym": "the demo's maths source",
+}
+LOW_DISK, LOW_MEMORY = 2 * 2**30, 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finding. `mend` says what to do; empty where there is nothing to do."""
+
+    what: str
+    status: Literal["ok", "warn", "missing"]
+    detail: str
+    mend: str = ""
+
+
+def examine() -> dict[str, Any]:
+    """All findings, as `mixloop doctor --json` prints them."""
+    machine = [_python(), *_packages(), _devices(), _processors(), _memory(), _disk(), _user()]
+    rows = [*machine, *_sandboxes(), _hub(), *(_items(name) for name in BENCHMARKS)]
+    return {
+        "schema": SCHEMA,
+        "ok": all(row.status != "missing" for row in rows),
+        "rows": [asdict(row) for row in rows],
+        "sandbox_does_not_cover": list(NOT_COVERED),
+    }
+
+
+def report_table(report: dict[str, Any]) -> Table:
+    """The findings for a person."""
+    made = views.table("mixloop doctor", ("what", "", "found", "mend"))
+    for row in report["rows"]:
+        made.add_row(*(views.cell(row[key]) for key in ("what", "status", "detail", "mend")))
+    return made
+
+
+def _python() -> Row:
+    detail = f"{platform.python_version()} at {sys.executable}, {platform.platform()}"
+    return Row("python", "ok", detail)
+
+
+def _packages() -> list[Row]:
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(text) for text in metadata.requires("mixloop") or ()]
+    except metadata.PackageNotFoundError:
+        return [Row("mixloop", "warn", "runs, but is not installed", "pip install mixloop")]
+    always = {one.name: one for one in wanted if one.marker is None or one.marker.evaluate()}
+    rows = [_package(one.name, str(one.specifier)) for one in always.values()]
+    shown = [row for row in rows if row.what in SHOWN or row.status != "ok"]
+    if len(shown) < len(rows):
+        shown.append(Row("other packages", "ok", f"{len(rows) - len(shown)} in order"))
+    return shown + [_optional(name, use) for name, use in OPTIONAL.items()]
+
+
+def _package(name: str, wanted: str) -> Row:
+    from packaging.specifiers import SpecifierSet
+
+    mend = f"pip install '{name}{wanted}'"
+    try:
+        found = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Row(name, "missing", "not installed", mend)
+    if not SpecifierSet(wanted).contains(found, prereleases=True):
+        return Row(name, "warn", f"{found}, which is not {wanted}", mend)
+    return Row(name, "ok", found)
+
+
+def _optional(name: str, use: str) -> Row:
+    try:
+        return Row(name, "ok", metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Row(name, "ok", f"not installed (optional: {use})")
+
+
+def _devices() -> Row:
+    """GPUs by the driver's word: importing torch to ask would take seconds."""
+    listed = _output(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"])
+    if not listed:
+        return Row("devices", "ok", "cpu (no NVIDIA driver answers)")
+    found = "; ".join(listed.splitlines())
+    try:
+        build = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        build = ""
+    if build.endswith("+cpu"):
+        return Row(
+            "devices", "warn", f"{found}, but torch {build} can't use it", "install torch with CUDA"
+        )
+    return Row("devices", "ok", f"cpu; {found}")
+
+
+def _output(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _processors() -> Row:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    note = f", OMP_NUM_THREADS={threads}" if threads else ""
+    return Row("cores", "ok", f"{usable} of {os.cpu_count()}, {platform.machine()}{note}")
+
+
+def _memory() -> Row:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    for line in _lines(Path("/sys/fs/cgroup/memory.max")):
+        total = min(total, int(line)) if line.isdigit() else total
+    detail = f"{_gib(free)} of {_gib(total)} available"
+    mend = "close something, or set evals.memory" if free < LOW_MEMORY else ""
+    return Row("memory", "warn" if mend else "ok", detail, mend)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _disk() -> Row:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    mend = "make room, or set TMPDIR" if free < LOW_DISK else ""
+    return Row("disk", "warn" if mend else "ok", f"{_gib(free)} free in {folder}", mend)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _user() -> Row:
+    user = os.getuid()
+    detail = "root: programs are run as a user that owns nothing" if user == 0 else f"user {user}"
+    return Row("user", "ok", detail)
+
+
+def _sandboxes() -> list[Row]:
+    found: dict[str, str | None] = {kind: _probe(kind) for kind in ("landlock", "bwrap")}
+    chosen = next((kind for kind, reason in found.items() if reason is None), None)
+    abi = landlock_abi() if sys.platform == "linux" else 0
+    listed = "a list for" if platform.machine() in ARCHITECTURES else "no list for"
+    kernel = f"landlock ABI {abi}, seccomp: {listed} {platform.machine()}"
+    others = "; ".join(
+        f"{kind}: {reason or 'works too'}" for kind, reason in found.items() if kind != chosen
+    )
+    if chosen is None:
+        mend = "a kernel with landlock (5.13 or later), or bubblewrap: apt install bubblewrap"
+        return [
+            Row("sandbox", "missing", f"none: HumanEval will be missing ({others})", mend),
+            Row("kernel", "warn", kernel),
+        ]
+    return [Row("sandbox", "ok", f"{chosen} ({others})"), Row("kernel", "ok", kernel)]
+
+
+def _probe(kind: SandboxMode) -> str | None:
+    """Why that sandbox can't be used here, after trying it; None when it can."""
+    box = Sandbox(kind)
+    try:
+        reason = box.unusable()
+    finally:
+        box.close()
+    return None if reason is None else reason.partition(f"{kind}: ")[2].rstrip(")")
+
+
+def _hub(reachable: Callable[[], bool] = hub_reachable) -> Row:
+    if reachable():
+        return Row("hub", "ok", "answers: benchmarks are read from it in full")
+    mend = "give evals.benchmarks.NAME.data jsonl files to score full benchmarks"
+    return Row("hub", "warn", "does not answer: items come from installed packages", mend)
+
+
+def _items(name: str) -> Row:
+    """What one benchmark finds without the hub."""
+    try:
+        found = load_items(name, "packages")
+    except ItemsError as error:
+        return Row(f"items: {name}", "missing", str(error), f"evals.benchmarks.{name}.data: FILE")
+    return Row(f"items: {name}", "ok", f"{len(found.rows)} without the hub ({found.source})")

@@ -1,0 +1,8 @@
+"""`mixloop simulate` and `backtest`: policies played in worlds and over recorded runs.
+
+The guards are the real ones; nothing is trained.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,114 @@
+"""Simulated runs as one picture: how far each policy came over tokens, and its mixtures.
+
+One column per world. Above, per policy the median over seeds of what it still loses against the
+best constant mixture at the same token (against the start kept, where a world has no optimum), with
+a band from the 10th to the 90th percentile. Below, each policy's mixture on the first seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mixloop.common.errors import BadInput
+from mixloop.common.types import Json
+from mixloop.controller.report import AREAS, CURVES, HATCHES, STYLE, plain, token_axis
+
+from .contest import Played
+from .scores import quantile
+
+Curve = list[tuple[float, float]]
+
+
+def draw(played: Played, out: Path) -> Path:
+    """Draw what was played; PNG or SVG by ``out``'s suffix.
+
+    Raises:
+        BadInput: the suffix is neither.
+    """
+    if out.suffix.lower() not in {".png", ".svg"}:
+        raise BadInput(f"{out}: a picture is .png or .svg")
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    worlds = list(played.references)
+    policies = list(dict.fromkeys(policy for policy, _ in played.runs))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = 1 + len(policies)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.2 * len(worlds) + 2, 3.4 + 2.1 * rows), layout="constrained")
+        FigureCanvasAgg(figure)
+        heights = [3.0] + [2.0] * len(policies)
+        grid = figure.subplots(rows, len(worlds), squeeze=False, height_ratios=heights)
+        for column, world in enumerate(worlds):
+            _column([line[column] for line in grid], played, world, policies)
+        metadata = {"Date": None} if out.suffix.lower() == ".svg" else {}
+        figure.savefig(out, dpi=130, metadata=metadata)
+    return out
+
+
+def _column(axes: Sequence[Any], played: Played, world: str, policies: Sequence[str]) -> None:
+    references = played.references[world]
+    against = "optimum_curve" if references[0]["optimum_curve"] else "control_curve"
+    base = [one[against] for one in references]
+    if against == "optimum_curve":
+        start = [one["control_curve"] for one in references]
+        _curve(axes[0], "start kept", start, base, "#777777")
+    for number, policy in enumerate(policies):
+        runs = played.runs[policy, world]
+        colour = CURVES[number % len(CURVES)]
+        _curve(axes[0], policy, [run["curve"] for run in runs], base, colour)
+        _mixture(axes[number + 1], policy, runs[0]["stretches"])
+    axes[0].axhline(0, color="#333333", linewidth=0.8)
+    axes[0].set_title(plain(world))
+    name = "the best constant mixture" if against == "optimum_curve" else "the start kept"
+    axes[0].set_ylabel(f"loss above {name}")
+    if all(abs(y) < 1e-9 for line in axes[0].lines for y in line.get_ydata()):
+        said = "in this world mixtures make no difference"
+        axes[0].text(0.5, 0.6, said, transform=axes[0].transAxes, ha="center", fontsize=9)
+    axes[0].legend(fontsize=8, frameon=False)
+    token_axis(axes[0], references[0]["control_curve"][-1][0])
+
+
+def _curve(
+    axes: Any, label: str, curves: Sequence[Curve], base: Sequence[Curve], colour: str
+) -> None:
+    tokens = [at for at, _ in curves[0]]
+    columns = []
+    for n in range(len(tokens)):
+        over = [curve[n][1] - low[n][1] for curve, low in zip(curves, base, strict=True)]
+        columns.append(sorted(over))
+    middle = [quantile(column, 0.5) for column in columns]
+    axes.plot(tokens, middle, color=colour, linewidth=1.6, label=plain(label))
+    if len(curves) > 1:
+        low, high = ([quantile(column, q) for column in columns] for q in (0.1, 0.9))
+        axes.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _mixture(axes: Any, policy: str, stretches: Sequence[Json]) -> None:
+    edges = [stretches[0]["from"], *(one["until"] for one in stretches)]
+    base = [0.0] * len(edges)
+    for number, name in enumerate(stretches[0]["weights"]):
+        shares = [one["weights"][name] for one in stretches]
+        top = [low + share for low, share in zip(base, [*shares, shares[-1]], strict=True)]
+        axes.fill_between(
+            edges,
+            base,
+            top,
+            step="post",
+            facecolor=AREAS[number % len(AREAS)],
+            hatch=HATCHES[number // len(AREAS) % len(HATCHES)],
+            edgecolor="white",
+            linewidth=0.4,
+            label=plain(name) if any(shares) else None,
+        )
+        base = top
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("mixture")
+    axes.set_title(plain(policy), fontsize=10)
+    handles, labels = axes.get_legend_handles_labels()
+    placed = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    axes.legend(handles[::-1], labels[::-1], fontsize=7, frameon=False, **placed)
+    token_axis(axes, edges[-1])

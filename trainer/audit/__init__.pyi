@@ -1,0 +1,11 @@
+from .audit_run import audit as audit
+from .audit_run import courses_of as courses_of
+from .audit_run import gatherer as gatherer
+from .audit_run import read_evidence as read_evidence
+from .facts import Evidence as Evidence
+from .facts import Finding as Finding
+from .facts import Report as Report
+from .facts import SegmentFacts as SegmentFacts
+from .replay import RankBatch as RankBatch
+from .replay import ScheduleReplay as ScheduleReplay
+from .trace_check import TraceCheck as TraceCheck

@@ -1,0 +1,268 @@
+"""Batches from open sources: windows of many sources gathered straight into memory that is kept.
+
+Sources that are mapped files lie in one address space, at distances that are multiples of a page.
+So all of them can be seen as *one* table of equal pieces, most of which is never touched, and a
+batch of any mixture is one `np.take` from it: every token is copied once, from the page cache to
+its place in the batch. A batch in another integer type takes one more pass, through scratch memory
+small enough for the cache. Sources that can't be seen so (in several files, or windows that don't
+fit pages) are gathered one by one.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+_LEAST_PIECE = 512  # bytes; smaller pieces cost more than a gather per source
+_SCRATCH = 1 << 18  # bytes gathered before they are cast, so that they are still in the cache
+_PIECES = 4  # of a window: places of thousands of windows are kept
+
+
+class TokenWindows(Protocol):
+    """What is asked of an open source."""
+
+    def samples(self, sequence_length: int) -> int:
+        """Windows of `sequence_length` tokens."""
+        ...
+
+    def flat(self) -> Array | None:
+        """All tokens as one array, where they are one."""
+        ...
+
+    def gather(
+        self,
+        samples: Ints,
+        sequence_length: int,
+        out: Array | None = None,
+        rows: Ints | None = None,
+    ) -> Array:
+        """``out[rows[i]] = window samples[i]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Some sources' windows as pieces of one array; `first` [sources] is -1 for the others."""
+
+    pieces: Array
+    per_window: int
+    first: Ints
+    dtype: np.dtype[Any]
+
+    def places(self, source: Ints, index: Ints) -> Ints:
+        """Pieces of these windows, in order, shape [windows * per_window]."""
+        first = self.first[source]
+        if self.per_window == 1:
+            first += index
+            return first
+        first += index * self.per_window
+        return (first[:, None] + np.arange(self.per_window)).reshape(-1)
+
+
+class BatchGatherer:
+    """Fills batches with windows of several sources.
+
+    Args:
+        sources: open sources, in the order that `fill` numbers them. They stay open as long as the
+            assembler lives.
+        sequence_length: L, tokens of a window.
+        dtype: the type that `out` mostly has; only sizes memory. None: the sources' own.
+
+    Several threads may fill at once: each has scratch memory of its own.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[TokenWindows],
+        sequence_length: int,
+        dtype: npt.DTypeLike | None = None,
+    ) -> None:
+        self._sources = tuple(sources)
+        self._length = sequence_length
+        self._sizes = np.array([source.samples(sequence_length) for source in sources], np.int64)
+        self._flat = [source.flat() for source in sources]
+        self._tables = _tables(self._flat, sequence_length)
+        covered = np.zeros(len(self._sources), bool)
+        for table in self._tables:
+            covered |= table.first >= 0
+        self._alone = np.flatnonzero(~covered)
+        self._whole = len(self._tables) == 1 and not self._alone.size
+        kinds = {flat.dtype for flat in self._flat if flat is not None}
+        self.dtype = np.dtype(dtype) if dtype is not None else _widest(kinds)
+        self._scratch = threading.local()
+
+    def fill(self, source: Ints, index: Ints, out: Array) -> None:
+        """Write window ``index[i]`` of source ``source[i]`` to ``out[i]``.
+
+        Args:
+            source: indices of sources, any shape.
+            index: windows of them, the same shape.
+            out: that shape and L; C-contiguous, of any integer type that holds the ids. Memory of
+                the sources' own type is filled fastest.
+
+        Raises:
+            IndexError: a source has no such window; `out` is untouched then.
+            ValueError: `out` has another shape, or isn't contiguous.
+        """
+        rows = self._rows(index, out)
+        source, index = source.reshape(-1), index.reshape(-1)
+        self._check(source, index)
+        if self._whole:
+            table = self._tables[0]
+            _take(table, table.places(source, index), rows, None, self._memory)
+            return
+        for table in self._tables:
+            here = np.flatnonzero(table.first[source] >= 0)
+            if here.size:
+                places = table.places(source[here], index[here])
+                _take(table, places, rows, here, self._memory)
+        if self._alone.size:
+            self._one_by_one(source, index, rows)
+
+    def places(self, source: Ints, index: Ints) -> Ints | None:
+        """Where windows lie, to `fill` from again and again without looking them up.
+
+        Args:
+            source, index: as for `fill`, shape [parts, ...].
+
+        Returns:
+            Shape [parts, pieces of a part], for `fill_from`; None: the sources lie in several
+            places, or windows in many pieces, and only `fill` will do.
+
+        Raises:
+            IndexError: a source has no such window.
+        """
+        if not self._whole or self._tables[0].per_window > _PIECES:
+            return None
+        parts = len(source)
+        source, index = source.reshape(-1), index.reshape(-1)
+        self._check(source, index)
+        return self._tables[0].places(source, index).reshape(parts, -1)
+
+    def fill_from(self, places: Ints, out: Array) -> None:
+        """`fill` with what `places` found, of one part or several, in any thread.
+
+        Args:
+            out: memory of as many windows, C-contiguous, any shape that ends in L.
+
+        Raises:
+            ValueError: `out` isn't contiguous, or holds another number of windows.
+        """
+        if not out.flags.c_contiguous:
+            raise ValueError("out: not in contiguous memory")
+        rows = out.reshape(-1, self._length)
+        _take(self._tables[0], places.reshape(-1), rows, None, self._memory)
+
+    def _rows(self, index: Ints, out: Array) -> Array:
+        """`out` as windows, shape [windows, L].
+
+        Raises:
+            ValueError: it has another shape, or isn't contiguous.
+        """
+        rows = out.reshape(-1, self._length) if out.flags.c_contiguous else out
+        if rows.shape != (index.size, self._length) or not rows.flags.c_contiguous:
+            raise ValueError(
+                f"out has shape {out.shape}: {index.size} windows of {self._length} tokens need "
+                "as many rows, in contiguous memory"
+            )
+        return rows
+
+    def _check(self, source: Ints, index: Ints) -> None:
+        limit = self._sizes[source]
+        if bool((index.view(np.uint64) >= limit.view(np.uint64)).any()):
+            raise IndexError(self._outside(source, index))
+
+    def _one_by_one(self, source: Ints, index: Ints, rows: Array) -> None:
+        """Windows of the sources outside every table."""
+        order = np.argsort(source, kind="stable")
+        bounds = np.searchsorted(source[order], np.arange(len(self._sources) + 1))
+        for number in self._alone:
+            here = order[bounds[number] : bounds[number + 1]]
+            if here.size:
+                self._sources[number].gather(index[here], self._length, rows, here)
+
+    def _memory(self, dtype: np.dtype[Any]) -> Array:
+        """Scratch rows [n, L]."""
+        own: dict[str, Array] = self._scratch.__dict__
+        if dtype.str not in own:
+            count = max(1, _SCRATCH // (self._length * dtype.itemsize))
+            own[dtype.str] = np.empty((count, self._length), dtype)
+        return own[dtype.str]
+
+    def _outside(self, source: Ints, index: Ints) -> str:
+        wrong = int(np.flatnonzero((index < 0) | (index >= self._sizes[source]))[0])
+        at = int(source[wrong])
+        return f"window {int(index[wrong])} of source {at}: it has {int(self._sizes[at])}"
+
+
+def _take(
+    table: _Table,
+    places: Ints,
+    rows: Array,
+    here: Ints | None,
+    memory: Callable[[np.dtype[Any]], Array],
+) -> None:
+    """Windows by their pieces to ``rows[here]`` (None: to all, in order)."""
+    kind, width, per = table.pieces.dtype, table.pieces.shape[1], table.per_window
+    if here is None and rows.dtype == table.dtype:
+        # every index was checked; "raise" would go through a buffer of its own
+        table.pieces.take(places, axis=0, out=rows.view(kind).reshape(-1, width), mode="clip")
+        return
+    scratch = memory(table.dtype)
+    step = len(scratch)
+    pieces = scratch.view(kind).reshape(-1, width)
+    for begin in range(0, places.size // per, step):
+        part = places[begin * per : (begin + step) * per]
+        table.pieces.take(part, axis=0, out=pieces[: part.size], mode="clip")
+        found, end = scratch[: part.size // per], begin + part.size // per
+        if here is None:
+            np.copyto(rows[begin:end], found, casting="same_kind")
+        else:
+            rows[here[begin:end]] = found
+
+
+def _widest(kinds: set[np.dtype[Any]]) -> np.dtype[Any]:
+    return max(kinds, key=lambda kind: kind.itemsize) if kinds else np.dtype(np.int64)
+
+
+def _tables(flats: Sequence[Array | None], length: int) -> list[_Table]:
+    """One table for each token type whose sources fit one."""
+    by_type: dict[np.dtype[Any], list[int]] = {}
+    for number, flat in enumerate(flats):
+        if flat is not None and flat.size >= length and flat.flags.c_contiguous:
+            by_type.setdefault(flat.dtype, []).append(number)
+    tables = (_table(flats, members, length) for members in by_type.values())
+    return [table for table in tables if table is not None]
+
+
+def _table(flats: Sequence[Array | None], members: Sequence[int], length: int) -> _Table | None:
+    """The table of these sources, of one type; None if its pieces would be too small."""
+    arrays = {number: flats[number] for number in members}
+    starts = {n: int(a.ctypes.data) for n, a in arrays.items() if a is not None}
+    lowest = min(starts, key=lambda n: starts[n])
+    base = arrays[lowest]
+    assert base is not None
+    row = length * base.dtype.itemsize
+    size = math.gcd(row, *(start - starts[lowest] for start in starts.values()))
+    if size < min(row, _LEAST_PIECE) or size % base.dtype.itemsize:
+        return None
+    first = np.full(len(flats), -1, np.int64)
+    for number, start in starts.items():
+        first[number] = (start - starts[lowest]) // size
+    end = max(starts[n] + a.nbytes for n, a in arrays.items() if a is not None)
+    # Between the sources lies memory that is not ours: `fill` checks every index before it takes.
+    shape = ((end - starts[lowest]) // size, size // base.dtype.itemsize)
+    strides = (size, base.dtype.itemsize)
+    pieces = np.lib.stride_tricks.as_strided(
+        np.asarray(base), shape, strides, subok=False, writeable=False
+    )
+    return _Table(pieces, row // size, first, base.dtype)

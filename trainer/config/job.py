@@ -1,0 +1,149 @@
+"""What a training job is: the reference trainer's settings and `job.json`.
+
+Light on purpose (pydantic only): the controller embeds :class:`TrainerSettings` in `run.yaml` and
+writes the :class:`Job` that ``python -m mixloop.trainer.train JOB.json`` carries out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+
+from mixloop.common.units import parse_tokens
+
+from .trainer_settings import LimitSettings, TrainerSettings, _Strict
+
+Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
+"""A number of tokens; strings may carry a unit (`11T`)."""
+_SHOWN = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
+
+SUM_TOLERANCE = 1e-6
+"""How far from 1 the weights of a mixture may sum."""
+
+
+class JobError(ValueError):
+    """A job that cannot start; the message is one line for a person (exit code 2)."""
+
+
+class JobSource(_Strict):
+    """Where a source lies and its share at the start (`standby` waits at weight 0).
+
+    `format` is found out from the files. `eos_id` is the id that ends a document, `column` the one
+    of an arrow dataset that holds the ids, `dtype` the width of a datatrove folder's ids where it
+    has no metadata.
+    """
+
+    path: Path
+    weight: float | None = Field(None, ge=0.0, le=1.0)
+    standby: bool = False
+    format: Literal["auto", "store", "megatron", "datatrove", "arrow"] = "auto"
+    eos_id: int | None = Field(None, ge=0)
+    column: str | None = None
+    dtype: Literal["uint16", "uint32"] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `open_source` is told besides the path."""
+        return self.model_dump(include={"format", "eos_id", "column", "dtype"})
+
+
+class Job(_Strict):
+    """One training job, `job.json`. Relative paths are relative to the working directory."""
+
+    run: str = Field(min_length=1)
+    dir: Path
+    seed: int = Field(0, ge=0, lt=2**63)
+    budget: Tokens
+    sources: dict[str, JobSource] = Field(min_length=1)
+    limits: LimitSettings = LimitSettings()
+    tokenizer: Path | None = None
+    settings: TrainerSettings = TrainerSettings()
+
+    @field_validator("budget")
+    @classmethod
+    def _some_budget(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("the budget is 0 tokens: give at least one")
+        return value
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a sample."""
+        return self.settings.sequence_length
+
+    def start_weights(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        """The configured first mixture, by source, in the job's order; sums to 1.
+
+        Args:
+            sizes: size of each source's store (any unit), used when no weight is given at all.
+
+        Raises:
+            JobError: weights that don't sum to 1, are missing in part, or a standby with weight.
+        """
+        return start_weights(self.sources, sizes)
+
+
+def start_weights(sources: Mapping[str, JobSource], sizes: Mapping[str, int]) -> dict[str, float]:
+    """See :meth:`Job.start_weights`."""
+    for name, source in sources.items():
+        if source.standby and source.weight:
+            raise JobError(
+                f"sources.{name}: weight {source.weight:g} on a standby source; drop one of the two"
+            )
+    active = {name: source for name, source in sources.items() if not source.standby}
+    if not active:
+        raise JobError("sources: all are standby, so there is nothing to train on")
+    given = {name: s.weight for name, s in active.items() if s.weight is not None}
+    if not given:
+        total = sum(sizes[name] for name in active)
+        return {name: sizes[name] / total if name in active else 0.0 for name in sources}
+    if absent := [name for name in active if name not in given]:
+        raise JobError(
+            f"sources.{absent[0]}: no weight though others have one; "
+            "give every source a weight, or none, or mark it standby"
+        )
+    total_weight = math.fsum(given.values())
+    if abs(total_weight - 1) > SUM_TOLERANCE:
+        listed = ", ".join(f"{name} {weight:g}" for name, weight in given.items())
+        raise JobError(
+            f"sources: the weights sum to {total_weight:.6g}, not 1 ({listed}); "
+            f"change them by {1 - total_weight:+.6g} in all"
+        )
+    return {name: given.get(name, 0.0) / total_weight for name in sources}
+
+
+def one_line(error: ValidationError) -> str:
+    """The first of a pydantic error's findings, as ``key: what is wrong (got value)``."""
+    finding = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in finding["loc"]) or "(top)"
+    message = str(finding["msg"]).removeprefix("Value error, ")
+    if finding["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    value = finding.get("input")
+    if not isinstance(value, (str, int, float)) or _SHOWN.repr(value) in message:
+        return f"{key}: {message}"
+    return f"{key}: {message} (got {_SHOWN.repr(value)})"
+
+
+def load_job(path: Path) -> Job:
+    """Read `job.json`.
+
+    Raises:
+        JobError: one line naming the file, the key, the value and what would be right.
+    """
+    try:
+        raw: Any = json.loads(path.read_text("utf-8"))
+        return Job.model_validate(raw)
+    except OSError as error:
+        raise JobError(f"{path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        raise JobError(f"{path}: {one_line(error)}") from error
+    except ValueError as error:
+        raise JobError(f"{path}: not JSON: {error}") from error

@@ -1,0 +1,113 @@
+"""The training job inside a `run.yaml`, for whoever trains.
+
+The controller validates the whole file; a training loop needs `run`, `budget`, `sources` and
+`trainer` of it. Both go through :func:`job_from`, so that they mean the same job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mixloop.common.yaml import UniqueKeys, read_text
+
+from .job import Job, JobError, JobSource, one_line
+from .trainer_settings import LimitSettings, TrainerSettings
+
+_PLANNING = ("tags", "tokens")
+"""Keys of a source that are the controller's alone."""
+
+
+class _Run(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    dir: Path
+    seed: int = 0
+
+
+class _Trainer(TrainerSettings):
+    limits: LimitSettings = LimitSettings()
+    tokenizer: Path | None = None
+
+
+class _File(BaseModel):
+    """The sections of run.yaml that make a job; others are left alone."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    run: _Run
+    budget: Any
+    sources: dict[str, JobSource]
+    trainer: _Trainer = _Trainer()
+    evals: dict[str, Any] = {}
+
+
+def job_from(sections: Mapping[str, Any], base: Path) -> Job:
+    """The job that the sections of a run file describe; relative paths are seen from `base`.
+
+    Raises:
+        ValidationError: a key is missing, unknown or out of range.
+    """
+    known: dict[str, Any] = dict(sections)
+    if isinstance(sources := known.get("sources"), Mapping):
+        known["sources"] = {
+            name: {k: v for k, v in one.items() if k not in _PLANNING}
+            if isinstance(one, Mapping)
+            else one
+            for name, one in sources.items()
+        }
+    file = _File.model_validate(known)
+    trainer = file.trainer
+    settings = TrainerSettings.model_validate(
+        trainer.model_dump(exclude={"limits", "tokenizer"})
+        | {
+            "init_from": _at(base, trainer.init_from),
+            "key_file": _at(base, trainer.key_file),
+            "checkpoint_every": trainer.checkpoint_every or file.evals.get("every"),
+        }
+    )
+    return Job(
+        run=file.run.id,
+        dir=base / file.run.dir,
+        seed=file.run.seed,
+        budget=file.budget,
+        sources={
+            name: source.model_copy(update={"path": base / source.path})
+            for name, source in file.sources.items()
+        },
+        limits=trainer.limits,
+        tokenizer=_at(base, trainer.tokenizer),
+        settings=settings,
+    )
+
+
+def _at(base: Path, path: Path | None) -> Path | None:
+    return None if path is None else base / path
+
+
+def load_run(path: str | Path) -> Job:
+    """The job of a `run.yaml`; relative paths are relative to the file.
+
+    Raises:
+        JobError: one line naming the file, the key, the value and what would be right.
+    """
+    path = Path(path)
+    try:
+        data = yaml.load(read_text(path), UniqueKeys)
+    except OSError as error:
+        raise JobError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        deep = isinstance(error, RecursionError)
+        first = "nested too deeply" if deep else " ".join(str(error).split())
+        raise JobError(f"{path}: not valid YAML: {first}") from error
+    if not isinstance(data, dict):
+        raise JobError(f"{path}: must be a mapping of sections (run, budget, sources, …)")
+    try:
+        return job_from(data, path.parent.resolve())
+    except ValidationError as error:
+        raise JobError(f"{path}: {one_line(error)}") from error

@@ -1,0 +1,89 @@
+"""`mixloop.json`: what a foreign checkpoint says of the mixture it was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mixloop.common.files import LARGEST, parse_json, read_regular, write_atomic
+from mixloop.common.json_records import ReadResult
+from mixloop.common.log import say
+from mixloop.contract import (
+    LARGEST_MANIFEST,
+    FileEntry,
+    Manifest,
+    RunPaths,
+    find_record,
+    read_status,
+    write_status,
+)
+from mixloop.trainer.config import Job, JobError
+
+from .loader_state import LoaderState
+
+SAVED_FILE = "mixloop.json"
+SAVED_SCHEMA = "mixloop/saved/1"
+
+
+def write_saved_state(
+    folder: Path,
+    state: LoaderState,
+    manifest: Callable[[Mapping[str, FileEntry]], Manifest],
+    files: Sequence[str],
+) -> None:
+    """Write `mixloop.json`: the manifest's keys, and under `state` what a resume needs.
+
+    Raises:
+        OSError: the disk did not take it, or a file is not there.
+    """
+    entries = {name: _entry(folder / name) for name in files}
+    body = manifest(entries).to_json() | {"schema": SAVED_SCHEMA, "state": state.to_json()}
+    write_atomic(folder / SAVED_FILE, (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(bytes=path.stat().st_size, sha256=digest)
+
+
+def read_saved_state(folder: Path) -> dict[str, Any]:
+    """The loader's state in a checkpoint's folder.
+
+    Raises:
+        JobError: there is no `mixloop.json` that can be read.
+    """
+    path = folder / SAVED_FILE
+    try:
+        value = parse_json(read_regular(path, 64 * LARGEST).data.decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise JobError(f"{path}: unreadable: {error}") from error
+    if not isinstance(value, dict) or value.get("schema") != SAVED_SCHEMA:
+        raise JobError(f"{path}: not of schema {SAVED_SCHEMA!r}")
+    state: dict[str, Any] = value.get("state") or {}
+    return state
+
+
+def read_saved_manifest(folder: Path) -> Manifest | None:
+    """What a foreign checkpoint says of its mixture; None where there is nothing to be read."""
+    return find_saved_manifest(folder).value
+
+
+def find_saved_manifest(folder: Path) -> ReadResult[Manifest]:
+    """What a foreign checkpoint says of its mixture, or what is wrong with its `mixloop.json`."""
+    return find_record(folder / SAVED_FILE, SAVED_SCHEMA, Manifest, LARGEST_MANIFEST)
+
+
+def finish_status(job: Job) -> None:
+    """Say in the status that the budget is spent, if the last trainer did not come to it."""
+    path = RunPaths(job.dir).status
+    try:
+        status = read_status(path)
+        if status is not None and not status.finished:
+            write_status(path, replace(status, finished=True, heartbeat=status.heartbeat + 1))
+    except OSError as error:
+        say(f"{path}: not written: {error}", "mixloop")

@@ -1,0 +1,1 @@
+from .tokenise import prepare as prepare

@@ -1,0 +1,77 @@
+"""Start a job's ranks on this machine: what `torchrun --standalone` does, with our exit codes.
+
+`torchrun -m mixloop.trainer.train JOB.json` serves as well, and is the way over several machines.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+_PATIENCE = 30.0
+"""Seconds the other ranks have to end once one has failed."""
+
+
+def run_ranks(processes: int, arguments: Sequence[str]) -> int:
+    """Run the trainer on `processes` ranks; signals go on to all of them.
+
+    Returns:
+        0 when all ranks are done, else the exit code of the first that failed.
+    """
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(processes),
+        "MIXLOOP_LAUNCHER": str(os.getpid()),
+    }
+    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    command = [sys.executable, "-m", "mixloop.trainer.train", *arguments]
+    ranks: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    before = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for number in range(processes):
+            own = {"RANK": str(number), "LOCAL_RANK": str(number)}
+            # sessions of their own: a Ctrl-C reaches each rank once, through us
+            environment = shared | os.environ | common | own
+            ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        return _wait(ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    failed = 0
+    deadline = float("inf")
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
+        codes = [rank.returncode for rank in ranks if rank.returncode]
+        if codes and not failed:
+            failed = codes[0]
+            deadline = time.monotonic() + _PATIENCE
+            if failed != 130:  # those that were asked to stop are writing their checkpoint
+                for rank in ranks:
+                    rank.terminate()
+        time.sleep(0.1)
+    failed = failed or next((rank.returncode for rank in ranks if rank.returncode), 0)
+    return 1 if failed < 0 else failed
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,242 @@
+"""One incarnation at work: polls for switches, reports, saves. Rank 0 leads, the others follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mixloop.common.log import say
+from mixloop.contract import FileEntry, Manifest, RunPaths, ScheduleWriter, read_holds
+from mixloop.trainer.batches import Batch, RankBatches
+from mixloop.trainer.run import (
+    Incarnation,
+    LiveMixture,
+    ResumePlan,
+    SpikeDetector,
+    StepMetrics,
+    checkpoint_store,
+)
+from mixloop.trainer.sources import Store
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+class DivergenceError(RuntimeError):
+    """Too many steps in a row whose gradient was not finite; the message is for a person."""
+
+
+class Session:
+    """A trainer and its feed, in step with the files of the run.
+
+    Methods marked collective are called by every rank at the same step.
+    """
+
+    def __init__(
+        self,
+        plan: ResumePlan,
+        start: Incarnation,
+        trainer: Trainer,
+        feed: RankBatches,
+        tokenizer: Path,
+    ) -> None:
+        self.job = plan.job
+        self.length = plan.job.sequence_length
+        self.peers = trainer.peers
+        self.steering = LiveMixture(plan, start, trainer.peers)
+        self.position = self.steering.position
+        self._paths = RunPaths(plan.job.dir)
+        self._trainer = trainer
+        self._feed = feed
+        self._tokenizer = tokenizer
+        self._saved = plan.step if plan.parent else -1
+        self._last = plan.quantum  # samples of the last step
+        self._loss: float | None = None
+        self._logged = plan.step
+        settings = plan.job.settings
+        self.watch = SpikeDetector(settings.spike_threshold, settings.spike_window)
+        self._watched = plan.step
+        self._switched: set[int] = set()
+        self._limit = settings.nan_limit if settings.on_nan == "skip" else 1
+
+    @property
+    def spent(self) -> bool:
+        """Whether the budget is consumed."""
+        return self.steering.spent
+
+    def take_lead(
+        self,
+        plan: ResumePlan,
+        start: Incarnation,
+        writer: ScheduleWriter,
+        stores: Mapping[str, Store],
+    ) -> None:
+        """Take on rank 0's part: the files of the run."""
+        self.steering.take_lead(plan, start, writer, stores)
+
+    def poll(self) -> None:
+        """At a poll step: hear of a switch, and have rank 0 look for the next. Collective."""
+        heard = self.steering.poll()
+        if heard is not None:
+            self._feed.switch(self.steering.segment(heard))
+
+    def advance(self) -> Batch:
+        """Train one step, and acknowledge a switch whose first sample it consumed."""
+        batch = self._feed.batch(self.position.sample)
+        start = self.position.sample * self.length
+        self._trainer.step(batch, start, start + batch.samples * self.length)
+        self._last = batch.samples
+        switch = self.steering.advance(batch.samples)
+        if self.steering.begins(self.position.sample):
+            self._switched.add(self.position.step)
+        if switch is not None:
+            say(f"step {switch.step}: the mixture of generation {switch.generation} is in force")
+        return batch
+
+    def report(self, finished: bool = False) -> None:
+        """Gather losses from all ranks; rank 0 has the status written. Collective."""
+        self._look()
+        sums, counts = self._trainer.totals.take(self.peers)
+        if counts.sum():
+            mean = float(sums.sum() / counts.sum())
+            self._loss = mean if math.isfinite(mean) else None
+        if self.steering.lead is None:
+            return
+        names = list(self.job.sources)
+        losses = {names[i]: float(sums[i] / counts[i]) for i in np.flatnonzero(counts)}
+        status = self.steering.publish(self._moment(losses, finished), self._feed.drawn())
+        since = status.step - self._logged
+        if since >= self.job.settings.log_every or (finished and since):
+            self._logged = status.step
+            loss = "-" if self._loss is None else f"{self._loss:.4f}"
+            say(
+                f"step {status.step} tokens {status.tokens:,}/{status.budget:,} loss {loss} "
+                f"lr {status.lr:.3g} {status.tokens_per_second or 0:,.0f} tokens/s"
+            )
+
+    def _look(self) -> None:
+        """Take in the steps since the last look. Collective, and the same on every rank."""
+        for loss, skipped in self._trainer.recent():
+            self._watched += 1
+            if self._watched in self._switched:
+                self.watch.forget()
+            note = self.watch.add(self._watched, float(loss), bool(skipped))
+            if note is not None and self.peers.rank == 0:
+                say(note)
+        self._switched.clear()
+
+    def check(self) -> None:
+        """Raise, on every rank, once there is no point in going on.
+
+        Raises:
+            DivergenceError: as many steps in a row as are tolerated were without a finite gradient.
+        """
+        if not self._broken:
+            return
+        saved = f"the checkpoint of step {self._saved} is" if self._saved >= 0 else "none is"
+        raise DivergenceError(
+            f"step {self.position.step}: {self.watch.streak} gradients in a row were not finite, "
+            f"nan_limit is {self._limit}; no checkpoint is made now, {saved} the newest of this "
+            "run. Resume from it with a lower learning_rate or grad_clip, or look at the data"
+        )
+
+    @property
+    def _broken(self) -> bool:
+        return self.watch.streak >= self._limit
+
+    def _moment(self, losses: Mapping[str, float], finished: bool = False) -> StepMetrics:
+        tokens = self.position.sample * self.length
+        before = max(0, tokens - self._last * self.length)
+        schedule = self._trainer.schedule
+        grad_norm = float(self._trainer.grad_norm)
+        return StepMetrics(
+            step=self.position.step,
+            sample=self.position.sample,
+            lr=schedule.rate(before, tokens) if tokens else 0.0,
+            phase=schedule.phase(tokens),
+            loss=self._loss,
+            grad_norm=grad_norm if math.isfinite(grad_norm) else None,
+            losses={name: loss for name, loss in losses.items() if math.isfinite(loss)},
+            finished=finished,
+            health=self.watch.health,
+            system=self._trainer.meter.read,
+        )
+
+    def due(self, before: int) -> bool:
+        """Whether the step since sample `before` crossed a multiple of `checkpoint_every`."""
+        every = self.job.settings.checkpoint_every
+        if not every:
+            return False
+        return self.position.sample * self.length // every > before * self.length // every
+
+    def save(self) -> bool:
+        """Write a checkpoint; False on every rank if there is none. Collective.
+
+        There is none when the disk did not take it, when a newer incarnation writes, and when the
+        run has diverged: the checkpoints from before are worth more.
+        """
+        if self._saved == self.position.step:
+            return True
+        self._look()
+        manifest = None
+        if self.steering.lead is not None:
+            manifest = self.steering.manifest(self._moment({}), self._feed.drawn())
+        superseded = self.steering.lead is not None and manifest is None
+        if self.peers.any(superseded or self._broken):
+            return False
+        # all ranks agree: what one holds saved and another not, only one would save again
+        if self.peers.any(not self._written(manifest)):
+            return False
+        self._saved = self.position.step
+        if not self.watch.streak:  # the model may be broken: older ones stay until it goes on
+            self._retire()
+        return True
+
+    def _written(self, manifest: Callable[[Mapping[str, FileEntry]], Manifest] | None) -> bool:
+        """Whether the checkpoint is on the disk, as far as this rank can tell. Collective."""
+        trainer, step = self._trainer, self.position.step
+        try:
+            state = trainer.state() | {
+                "switches": sorted(self.steering.known),
+                "watch": self.watch.state(),
+            }
+            if manifest is not None:
+                checkpoint_store.save(
+                    self._paths.checkpoints,
+                    step,
+                    lambda folder: trainer.save(folder, state, self._tokenizer),
+                    manifest,
+                    trainer.written(),
+                )
+        except Exception as error:
+            # a full disk costs a checkpoint, not the run
+            if self.peers.rank == 0:
+                say(f"step {step}: checkpoint not written: {error}")
+            return False
+        finally:
+            trainer.release()
+        return True
+
+    def _retire(self) -> None:
+        """Remove old checkpoints; one that stays is no reason to call the new one failed."""
+        keep, step = self.job.settings.keep, self.position.step
+        if self.steering.lead is None or keep is None:
+            return
+        try:
+            held = read_holds(self._paths.holds)
+            if held is None:
+                say(f"step {step}: {self._paths.holds} is unreadable: no checkpoint is retired")
+            else:
+                checkpoint_store.retire(self._paths.checkpoints, keep, held, step)
+        except Exception as error:
+            say(f"step {step}: old checkpoints not retired: {error}")
+
+    def close(self) -> None:
+        """End the threads; what was to be written is."""
+        self._feed.close()
+        if not self.steering.close():
+            say("the disk did not take the last status in time")

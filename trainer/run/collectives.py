@@ -1,0 +1,118 @@
+"""What the ranks of a job say to one another: a few bytes, on a gloo group of their own.
+
+The data order and its switches need only :class:`Peers`; a foreign training loop may bring its
+own (MPI, Ray, a store) instead of :class:`GlooPeers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mixloop.trainer.config import JobError
+
+
+class Collectives(Protocol):
+    """The other ranks. Every method is collective: all ranks call it at the same point."""
+
+    rank: int
+    world: int
+
+    def broadcast(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rank 0's `values` on every rank (same shape everywhere)."""
+
+    def sum(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Element-wise sum over the ranks."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank's flag is set."""
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's picklable `value` on every rank; for the start, not for steps."""
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every rank's picklable `value`, by rank; for checkpoints, not for steps."""
+
+
+class SingleProcess:
+    """A job of one process."""
+
+    rank = 0
+    world = 1
+
+    def broadcast(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return values
+
+    def sum(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return values
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def share(self, value: Any) -> Any:
+        return value
+
+    def collect(self, value: Any) -> list[Any]:
+        return [value]
+
+
+class GlooCollectives:
+    """Ranks under `torchrun`; `torch.distributed` must be initialised."""
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+
+        # its own group: a few bytes never queue behind gradients, and the CPU waits for no GPU
+        self._group = dist.new_group(backend="gloo")
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+
+    def broadcast(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.from_numpy(values.copy())
+        dist.broadcast(tensor, src=0, group=self._group)
+        return tensor.numpy()
+
+    def sum(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.from_numpy(values.copy())
+        dist.all_reduce(tensor, group=self._group)
+        return tensor.numpy()
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.sum(np.array([float(flag)]))[0])
+
+    def share(self, value: Any) -> Any:
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        import torch.distributed as dist
+
+        box: list[Any] = [None] * self.world
+        dist.all_gather_object(box, value, group=self._group)
+        return box
+
+
+def on_first(peers: Collectives, make: Callable[[], Any]) -> Any:
+    """What rank 0 makes, on every rank; its JobError is raised on every rank. Collective."""
+    made: Any = None
+    if peers.rank == 0:
+        try:
+            made = make()
+        except JobError as error:
+            made = error
+    made = peers.share(made)
+    if isinstance(made, JobError):
+        raise made
+    return made
