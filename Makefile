@@ -38,7 +38,7 @@ test: env
 # its Trainer on two ranks is what is slow there: all of it runs
 test-titan: env
 	@$(BIN)/python scripts/titan_env.py
-	@.venv-titan/bin/python -m pytest tests/test_torchtitan.py -m "soak or not soak" $(ARGS)
+	@.venv-titan/bin/python -m pytest tests/trainer/adapters/test_torchtitan.py -m "soak or not soak" $(ARGS)
 
 check: env
 	$(BIN)/ruff check .

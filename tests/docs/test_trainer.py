@@ -1,0 +1,67 @@
+"""docs/trainer.md: its code runs as it stands, on its own run.yaml."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from mixloop.contract import read_schedule, read_status
+from mixloop.trainer.config import TrainerSettings
+from mixloop.trainer.sources import StoreInfo
+
+TEXT = (Path(__file__).parents[2] / "docs" / "trainer.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_the_code_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("web", "code")):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        tokens = np.full(32 * 200, number, "<u2")
+        tokens.tofile(folder / "tokens.bin")
+        info = StoreInfo(tokens.size, 1, "uint16", 2**16, "t", f"sha256:{name}", 0)
+        (folder / "store.json").write_text(json.dumps(info.to_json()))
+    calls = count(1)
+    seen: list[Any] = []
+    names: dict[str, Any] = {
+        "train_on": lambda ids, labels: (
+            seen.append((ids.shape, bool((ids == labels).all()))) or 2.0
+        ),
+        "batch_ends_step": lambda: next(calls) % 2 == 0,
+    }
+    for language, block in BLOCKS:
+        if language == "yaml":
+            body = yaml.safe_load(block)
+            if "run" in body:
+                (tmp_path / "run.yaml").write_text(block)
+            else:  # a part of one
+                TrainerSettings.model_validate(body["trainer"])
+            continue
+        exec(compile(block, "docs/trainer.md", "exec"), names)
+    whole = -(-100_000 // (8 * 32)) * 2
+    assert seen == [((4, 32), True)] * (2 * whole)  # one loop each, both to the budget's end
+    names["dataset"].close()
+    names["loader"].close()
+    status = read_status("run/status.json")
+    assert status is not None
+    assert (status.finished, status.loss) == (True, 2.0)
+    assert read_schedule("run/schedule.jsonl").incarnation >= 2
+
+
+def test_the_room_itself_imports_without_torch() -> None:
+    code = (
+        "import sys, mixloop.trainer, mixloop.contract.paths, mixloop.trainer.mixing.order; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

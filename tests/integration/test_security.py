@@ -1,0 +1,679 @@
+"""What DESIGN promises of security (sections 4, 7, 10), one promise after another.
+
+Promises tested elsewhere are named in docs/security.md beside their tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pickle
+import re
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from mixloop.cli.app import app
+from mixloop.common import files
+from mixloop.common.errors import BadInput
+from mixloop.common.files import canonical, digest, write_atomic
+from mixloop.common.process import Child
+from mixloop.contract import (
+    KeyFileError,
+    Order,
+    Rejection,
+    is_signed,
+    read_holds,
+    read_manifest,
+    read_order,
+    read_schedule,
+    read_status,
+    requests,
+    signing,
+    write_order,
+)
+from mixloop.contract.orders import order_json
+from mixloop.contract.signing import read_key
+from mixloop.controller.config import load_config
+from mixloop.controller.decisions import read_answer
+from mixloop.controller.journal import take_lock, timestamp, unpack
+from mixloop.controller.report import html, write_report
+from mixloop.evals import Scorecard
+from mixloop.trainer.config import JobError
+from mixloop.trainer.loader import MixtureLoader
+
+ROOT = Path(__file__).parents[2]
+KEY = b"0123456789abcdef-the-key-itself"
+OTHER = b"fedcba9876543210-another-one"
+HOSTILE = "\x1b]0;o\x07<script>alert(1)</script>\"'><img src=javascript:x onerror=y>\x9b31m\r\n"
+ORDER = Order("r", 3, 7, {"web": 0.6, "code": 0.4}, decision="d-000001", reason="why")
+
+
+def make_key(folder: Path, key: bytes = KEY, name: str = "key") -> Path:
+    path = folder / name
+    path.write_bytes(key + b"\n")
+    path.chmod(0o600)
+    return path
+
+
+def read(path: Path, key: bytes | None) -> Order | Rejection | None:
+    return read_order(path, run="r", sources=("web", "code"), after=(0, 0), key=key)
+
+
+# --- the HMAC option --------------------------------------------------------------------------
+
+
+def test_an_order_needs_the_key_where_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "mixture.json"
+    write_order(path, ORDER, KEY)
+    assert read(path, KEY) == ORDER
+    assert read(path, None) == ORDER, "a trainer without a key asks for none"
+    refused = read(path, OTHER)
+    assert isinstance(refused, Rejection)
+    assert "another key" in refused.reason
+    assert refused.generation == 7, "so that the controller knows which of its orders it was"
+    write_order(path, ORDER)
+    refused = read(path, KEY)
+    assert isinstance(refused, Rejection)
+    assert "not signed" in refused.reason
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"generation": 8},
+        {"weights": {"web": 0.5, "code": 0.5}},
+        {"then": [{"from_tokens": 9, "weights": {"web": 1.0}}]},
+        {"hmac": None},
+        {"hmac": "hmac-sha256:" + "0" * 64},
+        {"hmac": "\u00e9"},
+        {"schema_note": "also what we don't know is signed"},
+    ],
+)
+def test_nothing_of_a_signed_order_can_be_changed(tmp_path: Path, change: dict[str, Any]) -> None:
+    body = order_json(ORDER, KEY) | change
+    del body["checksum"]
+    body["checksum"] = digest(canonical(body))
+    path = tmp_path / "mixture.json"
+    path.write_text(json.dumps(body))
+    assert isinstance(read(path, KEY), Rejection)
+
+
+def test_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[object] = []
+
+    def compare(*both: Any) -> bool:
+        compared.append(both)
+        return real(*both)
+
+    real = signing.hmac.compare_digest
+    monkeypatch.setattr(signing.hmac, "compare_digest", compare)
+    assert is_signed(KEY, order_json(ORDER, KEY))
+    assert len(compared) == 1
+
+
+def _link(path: Path) -> None:
+    make_key(path.parent, name="real")
+    path.symlink_to(path.parent / "real")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: make_key(path.parent).chmod(0o604), "chmod 600"),
+        (lambda path: make_key(path.parent).chmod(0o620), "chmod 600"),
+        (lambda path: make_key(path.parent, b"short"), "under 16 bytes"),
+        (lambda path: make_key(path.parent, b"x" * 5000), "over 4096 bytes"),
+        (_link, "a symbolic link"),
+        (lambda path: path.mkdir(), "a folder"),
+        (lambda path: os.mkfifo(path, 0o600), "a FIFO"),
+    ],
+)
+def test_a_key_file_that_is_none_is_told(
+    tmp_path: Path, played_run: Any, make: Callable[[Path], None], said: str
+) -> None:
+    make(tmp_path / "key")
+    with pytest.raises(KeyFileError, match=said):
+        read_key(tmp_path / "key")
+    path = played_run.make_run(tmp_path, trainer={"sequence_length": 10, "key_file": "key"})
+    with pytest.raises(BadInput, match=said) as told:
+        load_config(path).key()
+    assert "trainer.key_file: " in str(told.value)
+    assert "\n" not in str(told.value)
+    assert KEY.decode() not in str(told.value)
+
+
+def test_a_wrong_key_file_ends_a_command_with_code_2(
+    tmp_path: Path, played_run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from mixloop.cli import app
+
+    make_key(tmp_path).chmod(0o644)
+    path = played_run.make_run(tmp_path, trainer={"sequence_length": 10, "key_file": "key"})
+    monkeypatch.setattr(sys, "argv", ["mixloop", "check", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "chmod 600" in line
+    with MixtureLoader.from_config(path) as loader, pytest.raises(JobError, match="chmod 600"):
+        next(loader)
+
+
+def test_a_trainer_with_a_key_keeps_its_mixture_and_status_says_why(
+    tmp_path: Path, played_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = played_run.make_run(tmp_path)
+    folder = load_config(path).run.dir
+    folder.mkdir()
+    monkeypatch.setenv(signing.KEY_FILE, str(make_key(tmp_path)))
+    asked = {"web": 0.5, "code": 0.3, "maths": 0.2}
+    write_order(folder / "mixture.json", Order("r", 1, 1, asked))
+    with MixtureLoader.from_config(path, status_every=2) as loader:
+
+        def train(until: Callable[[], bool]) -> None:
+            while not until():
+                next(loader)
+                loader.report(loss=1.0)
+                time.sleep(0.01)
+
+        def beat() -> Any:
+            return read_status(folder / "status.json")
+
+        train(lambda: beat() is not None and bool(beat().rejected))
+        assert loader.weights["code"] == pytest.approx(0.1)
+        assert "not signed" in beat().rejected[0].reason
+        shown = CliRunner().invoke(app, ["status", str(folder)])
+        assert "not signed, and this run has a key" in shown.output
+        write_order(folder / "mixture.json", Order("r", 1, 2, asked), KEY)
+        train(lambda: loader.weights["code"] > 0.2)
+    accepted = json.loads((folder / "accepted.json").read_bytes())
+    assert is_signed(KEY, accepted), "after a restart only what was signed is gone on with"
+
+
+def test_the_controller_signs_and_the_key_stays_in_its_file(
+    play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_key(tmp_path)
+    own = {"sequence_length": 10, "micro_batch": 8, "poll_every": 2, "key_file": "key"}
+    run = play(trainer=own)
+    run.train(8)
+    assert read_order(
+        run.paths.mixture, run="r", sources=("web", "code", "maths"), after=(0, 0), key=KEY
+    )
+    body = json.loads(run.paths.mixture.read_bytes())
+    del body["hmac"], body["checksum"]
+    stripped = json.dumps({**body, "checksum": digest(canonical(body))}).encode()
+    run.paths.mixture.write_bytes(stripped)
+    run.settle()
+    assert is_signed(KEY, json.loads(run.paths.mixture.read_bytes())), "signed again"
+    told = run.tell("set", "code=0.2", "--reason", "signed")
+    assert told.exit_code == 0, told.output
+    assert run.answer()["state"] == "done"
+    report = CliRunner().invoke(app, ["report", str(run.path)])
+    assert report.exit_code == 0
+    held = [p for p in run.paths.dir.rglob("*") if p.is_file()]
+    assert len(held) > 5
+    for path in held:
+        assert KEY not in path.read_bytes(), path
+    assert not any(KEY.decode() in line for line in run.said)
+
+
+def test_requests_need_the_key_where_there_is_one(play: Any, tmp_path: Path) -> None:
+    make_key(tmp_path)
+    run = play(policy={"use": "static"}, trainer={"sequence_length": 10, "key_file": "key"})
+    folder = run.paths.requests
+
+    def refused() -> str:
+        run.settle()
+        rows = run.journal.rows(
+            "SELECT detail FROM events WHERE kind = 'request-refused' ORDER BY seq DESC"
+        )
+        return str(rows[0]["detail"]["reason"])
+
+    requests.submit(folder, requests.new_request("pause", timestamp()), run="r")
+    assert "not signed" in refused()
+    requests.submit(folder, requests.new_request("pause", timestamp()), run="r", key=OTHER)
+    assert "another key" in refused()
+    requests.submit(folder, requests.new_request("pause", timestamp()), run="other", key=KEY)
+    assert "another run" in refused()
+    assert not run.controller.operations.paused
+    told = CliRunner().invoke(app, ["pause", str(run.paths.dir), "--wait", "0"])
+    assert told.exit_code == 0, "a run folder names no key, and the environment has none"
+    assert "not signed" in refused()
+    assert run.tell("pause").exit_code == 0
+    assert run.controller.operations.paused
+
+
+# --- O_EXCL, O_NOFOLLOW, and no waiting -------------------------------------------------------
+
+
+def _card(path: Path) -> None:
+    Scorecard(checkpoint="c", benchmarks={}, seconds=1.0, settings_digest="d").write(path)
+
+
+@pytest.mark.parametrize("write", [lambda path: write_atomic(path, b"new"), _card])
+def test_a_link_at_the_temporary_name_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0" * 12)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    planted = tmp_path / f".file.json.{os.getpid()}.{'0' * 12}.tmp"
+    for target in (victim, tmp_path / "absent"):
+        planted.symlink_to(target)
+        with pytest.raises(FileExistsError):
+            write(tmp_path / "file.json")
+        planted.unlink(missing_ok=True)
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "absent").exists()
+    write(tmp_path / "file.json")
+    assert (tmp_path / "file.json").is_file()
+
+
+def test_a_link_at_the_target_is_replaced_and_not_written_through(
+    play: Any, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    run = play()
+    run.train(4)
+    (run.paths.dir / "report.html").symlink_to(victim)
+    assert not write_report(run.path, None).is_symlink()
+    (tmp_path / "lock").symlink_to(victim)
+    with pytest.raises(BadInput, match="a symbolic link"):
+        take_lock(tmp_path / "lock")
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "look",
+    [
+        read_status,
+        lambda path: read_order(path, run="r", sources=(), after=(0, 0)),
+        read_holds,
+        lambda path: read_manifest(path.parent),
+        read_schedule,
+        Scorecard.read,
+        lambda path: requests.read(path, frozenset({os.getuid()})),
+    ],
+)
+def test_a_fifo_is_not_waited_for(tmp_path: Path, look: Callable[[Path], Any]) -> None:
+    path = tmp_path / "manifest.json"
+    os.mkfifo(path)
+    try:
+        found = look(path)
+    except OSError:
+        return
+    assert found is None or isinstance(found, Rejection)
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_among_the_requests_does_not_stop_the_daemon(play: Any) -> None:
+    """Its verb was looked up by reading whatever lay there, for as long as it took."""
+    run = play(policy={"use": "static"})
+    run.controller._eyes.status = None
+    run.paths.status.unlink()  # only before the first heartbeat are the files looked into
+    run.paths.requests.mkdir()
+    os.mkfifo(run.paths.requests / f"{1:013d}-r-{0:012x}.json")
+    (run.paths.requests / f"{2:013d}-r-{1:012x}.json").write_bytes(b"[" * 100_000)
+    run.settle()
+    assert len(list((run.paths.requests / "refused").iterdir())) == 2
+
+
+# --- numbers, nesting, anchors ----------------------------------------------------------------
+
+
+def test_a_number_without_end_in_a_status_is_no_news(play: Any) -> None:
+    run = play(policy={"use": "static"})
+    valid = run.paths.status.read_text()
+    for key in ("step", "tokens_per_second"):
+        body = json.loads(valid) | {key: 10**400}
+        run.paths.status.write_text(json.dumps(body))
+        assert read_status(run.paths.status) is None
+        run.settle()
+
+
+def test_half_a_surrogate_pair_in_the_journal_is_shown_as_something_else(play: Any) -> None:
+    run = play()
+    run.train(6)
+    run.controller.close()
+    with sqlite3.connect(run.paths.journal) as db:
+        db.execute("UPDATE decisions SET evidence = ?", (json.dumps({"a": "\ud800"}),))
+    db.close()
+    for command in (["explain", "1"], ["explain", "1", "--json"], ["report", "--json"]):
+        done = CliRunner().invoke(app, [command[0], str(run.paths.dir), *command[1:]])
+        assert done.exit_code == 0, (command, done.exception)
+
+
+def test_a_share_without_end_in_a_request_is_refused_once(play: Any) -> None:
+    """The comparison with infinity failed, the file stayed, and so did the daemon."""
+    run = play(policy={"use": "static"})
+    request = requests.new_request("set", timestamp(), weights={"code": 10**400})
+    requests.submit(run.paths.requests, request)
+    run.settle()
+    assert requests.waiting(run.paths.requests) == []
+    assert any("no share from 0 to 1" in line for line in run.said)
+
+
+def test_yaml_that_is_nested_or_multiplied_without_end_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True):
+        bomb += f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
+    for text in ("[" * 1500, '{"a":' * 1000, f"budget: {'9' * 5000}", bomb + "budget: *i\n"):
+        path.write_text(text)
+        with pytest.raises(BadInput) as told:
+            load_config(path)
+        assert len(str(told.value)) < 2000
+        with pytest.raises(JobError):
+            MixtureLoader.from_config(path)
+
+
+def test_a_journal_with_a_damaged_row_is_told(play: Any) -> None:
+    run = play()
+    run.train(6)
+    run.controller.close()
+    for damage in ("evidence = '{'", "weights_before = '[1]'", "tokens = 'x'", "plan = '[[1]]'"):
+        with sqlite3.connect(run.paths.journal) as db:
+            before = db.execute("SELECT evidence, weights_before, tokens, plan FROM decisions")
+            kept = before.fetchall()[0]
+            db.execute(f"UPDATE decisions SET {damage}")
+        told = CliRunner().invoke(app, ["explain", str(run.paths.dir), "1"])
+        assert isinstance(told.exception, BadInput), (damage, told.output, told.exception)
+        assert re.search("can't be (read|shown) whole", str(told.exception))
+        with sqlite3.connect(run.paths.journal) as db:
+            db.execute(
+                "UPDATE decisions SET evidence = ?, weights_before = ?, tokens = ?, plan = ?", kept
+            )
+        db.close()
+
+
+# --- safetensors only, no code from a checkpoint ----------------------------------------------
+
+
+class _Bomb:
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self._marker),))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that can be loaded, weights in safetensors."""
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("saved")
+    raw = Tokenizer(models.WordLevel({"<eos>": 0, "a": 1}, "<eos>"))
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>").save_pretrained(folder)
+    shape = LlamaConfig(
+        vocab_size=2, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, max_position_embeddings=16,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    return folder
+
+
+def test_a_pickle_is_never_loaded(saved: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from mixloop.controller.config.checkpoint_layouts import Layout
+    from mixloop.evals.engine import CheckpointError
+    from mixloop.evals.engine.checkpoint_lm import read_checkpoint
+
+    folder = tmp_path / "checkpoint-10"
+    shutil.copytree(saved, folder)
+    assert read_checkpoint(folder).max_length == 16
+    marker = tmp_path / "was-run"
+    for name in ("pytorch_model.bin", "trainer.pt", "optimizer.pt", "training_args.bin"):
+        (folder / name).write_bytes(pickle.dumps(_Bomb(marker)))
+    read_checkpoint(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="safetensors"):
+        read_checkpoint(folder)
+    assert Layout("hf-trainer", tmp_path).manifest("checkpoint-10") is None
+    assert not marker.exists()
+
+
+def test_code_in_a_checkpoint_is_never_run(saved: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from mixloop.evals.engine import CheckpointError
+    from mixloop.evals.engine.checkpoint_lm import read_checkpoint
+
+    folder = tmp_path / "step-00000010"
+    shutil.copytree(saved, folder)
+    marker = tmp_path / "was-run"
+    (folder / "own.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError):
+        read_checkpoint(folder)
+    assert not marker.exists()
+
+
+# --- what is shown ----------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.wrong: list[object] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "iframe", "object", "embed", "form", "base"):
+            self.wrong.append(tag)
+        for key, value in attrs:
+            asks = key in ("src", "href", "action", "xlink:href", "formaction")
+            if key.startswith("on") or (asks and not str(value).startswith("data:")):
+                self.wrong.append((tag, key, value))
+
+
+def _poison(value: Any) -> Any:
+    """Every text in a JSON value made hostile, names of things included."""
+    if isinstance(value, dict):
+        return {k: _poison(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_poison(v) for v in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+@pytest.fixture
+def poisoned(play: Any) -> Any:
+    """A run in whose journal and status every text that nothing is looked up by is hostile."""
+    run = play()
+    run.train(10)
+    run.controller.close()
+    free = {
+        "decisions": ("verdict", "policy", "reason", "decided_at", "scored_at", "policy_digest"),
+        "orders": ("reason", "policy", "applied_at", "decision"),
+        "events": ("at",),
+        "evaluations": ("finished_at", "started_at"),
+    }
+    with sqlite3.connect(run.paths.journal) as db:
+        for table, columns in free.items():
+            for column in columns:
+                db.execute(
+                    f"UPDATE {table} SET {column} = ? WHERE {column} IS NOT NULL", (HOSTILE,)
+                )
+        for seq, guards in db.execute("SELECT seq, guards FROM decisions").fetchall():
+            new = json.dumps({HOSTILE: HOSTILE, "conditions": [{HOSTILE: [HOSTILE]}]})
+            noted = json.dumps(_poison(unpack(guards)))
+            db.execute(
+                "UPDATE decisions SET evidence = ?, guards = ? WHERE seq = ?", (new, noted, seq)
+            )
+        for table, column, name in (
+            ("orders", "weights", "ma<b>\x1b[2J"),
+            ("decisions", "weights_after", "<script>\x1b[2J"),
+        ):
+            rows = db.execute(f"SELECT rowid, {column} FROM {table}").fetchall()
+            for row, weights in rows:
+                named = {name if n == "maths" else n: w for n, w in unpack(weights).items()}
+                db.execute(
+                    f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (json.dumps(named), row)
+                )
+        db.execute(
+            "INSERT INTO events (at, fence, kind, detail) VALUES ('now', 1, 'trouble', ?)",
+            (json.dumps({"error": HOSTILE}),),
+        )
+        db.execute(
+            "INSERT INTO approvals VALUES ('d-000001', 'approved', ?, ?, ?, ?, ?)", (HOSTILE,) * 5
+        )
+        db.execute(
+            "INSERT INTO assessments VALUES ('a', 'd-000001', ?, ?, ?, ?, ?)",
+            (HOSTILE, json.dumps(HOSTILE), HOSTILE, HOSTILE, HOSTILE),
+        )
+    db.close()
+    beat = json.loads(run.paths.status.read_text())
+    hostile = {"reason": HOSTILE, "digest": HOSTILE}
+    beat |= {"host": HOSTILE, "run": HOSTILE, "rejected": [hostile]}
+    beat["health"] = {"nan_steps": 1, "note": HOSTILE}
+    beat["sources"][HOSTILE] = beat["sources"]["maths"]
+    run.paths.status.write_text(json.dumps(beat))
+    return run
+
+
+def test_no_text_drives_the_terminal(poisoned: Any) -> None:
+    for command in (["status"], ["history"], ["explain"]):
+        more = ["1"] if command == ["explain"] else []
+        done = CliRunner().invoke(app, [*command, str(poisoned.paths.dir), *more])
+        assert done.exit_code == 0, done.exception
+        assert "alert(1)" in done.output, "it is shown, as text"
+        found = {c for c in done.output if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160}
+        assert not found, (command, found)
+
+
+def test_no_text_runs_in_the_page(poisoned: Any, tmp_path: Path) -> None:
+    text = write_report(poisoned.paths.dir, tmp_path / "page.html").read_text()
+    assert "alert(1)" in text
+    assert Page(text).wrong == []
+    assert not {c for c in text if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160}
+
+
+def test_every_page_comes_with_the_content_policy() -> None:
+    assert html.POLICY.startswith("default-src 'none'")
+    assert "script" not in html.POLICY
+    text = html.document(HOSTILE, "", [html.escaped(HOSTILE)])
+    assert f'<meta http-equiv="Content-Security-Policy" content="{html.POLICY}">' in text
+    assert Page(text).wrong == []
+    for name, source in _sources():
+        assert "<!doctype" not in source.lower() or name.endswith("controller/report/html.py"), name
+
+
+def test_what_the_daemon_says_is_cleaned(
+    played_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from mixloop.cli import app
+    from mixloop.controller.service import service
+
+    def say_it(path: Path, say: Callable[[str], None], port: int | None) -> int:
+        say(HOSTILE)
+        raise BadInput(HOSTILE)
+
+    monkeypatch.setattr(service, "control_run", say_it)
+    monkeypatch.setattr(sys, "argv", ["mixloop", "control", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    for stream in (shown.out, shown.err):
+        assert "alert(1)" in stream
+        assert not {c for c in stream if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160}
+
+
+# --- no shell ---------------------------------------------------------------------------------
+
+
+def _sources() -> list[tuple[str, str]]:
+    rooms = ("controller", "evals", "policies", "trainer")
+    paths = [path for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]
+    assert len(paths) > 100
+    return [(str(path), path.read_text("utf-8")) for path in paths]
+
+
+def test_nothing_is_run_by_a_shell() -> None:
+    shells = {"system", "popen", "getoutput", "getstatusoutput", "create_subprocess_shell"}
+    for name, source in _sources():
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.Call):
+                continue
+            shell = [k.value for k in node.keywords if k.arg == "shell"]
+            assert not any(not isinstance(v, ast.Constant) or v.value for v in shell), name
+            called = node.func
+            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+                module = called.value.id in ("os", "subprocess", "asyncio", "commands")
+                assert not (module and called.attr in shells), (name, called.attr)
+
+
+def test_a_launchers_arguments_arrive_as_they_were_written(tmp_path: Path) -> None:
+    from mixloop.evals import EvalSettings
+    from mixloop.evals.workers import Evaluator
+
+    heard = tmp_path / "heard.json"
+    word = f"a b; touch {tmp_path}/x $(touch {tmp_path}/y) `z` | > & * \"'\\ ~"
+    program = f"import json, sys; open({str(heard)!r}, 'w').write(json.dumps(sys.argv[1:]))"
+    settings = EvalSettings.model_validate(
+        {
+            "launcher": [sys.executable, "-c", program, word, "{command}"],
+            "benchmarks": {"gsm8k": {}},
+        }
+    )
+    evaluator = Evaluator(settings, tmp_path / "log")
+    try:
+        evaluator.start(tmp_path, tmp_path / "card.json")
+        deadline = time.monotonic() + 20
+        while not heard.exists() or not heard.read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        evaluator.stop()
+    assert json.loads(heard.read_bytes())[0] == word
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["heard.json", "log"]
+
+
+# --- the policy's child -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "timeout", "said"),
+    [
+        ("b = bytearray(4 * 2**30)", 60.0, "MemoryError"),
+        ("while True: pass", 4.0, "no answer within 4 seconds"),
+        ("import os; os._exit(3)", 60.0, "no answer"),
+        ("raise SystemExit(0)", 60.0, "SystemExit"),
+    ],
+)
+def test_a_policy_has_limits(tmp_path: Path, body: str, timeout: float, said: str) -> None:
+    (tmp_path / "p.py").write_text(f"class P:\n    def decide(self, seen):\n        {body}\n")
+    request = {
+        "ref": "./p.py:P", "options": {}, "base": str(tmp_path), "memory": 1024,
+        "observation": {"sources": {}, "weights": {}},
+    }  # fmt: skip
+    child = Child(
+        "mixloop.controller.decisions.policy_process",
+        stdin=json.dumps(request), log=tmp_path / "log", timeout=timeout,
+    )  # fmt: skip
+    try:
+        while child.running:
+            time.sleep(0.02)
+        answer = read_answer(child)
+    finally:
+        child.close()
+    assert answer.kind == "failed"
+    assert said in answer.payload["reason"]

@@ -1,0 +1,155 @@
+"""Back-tests: a recorded run replayed past policies, from the journal alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from mixloop.cli.app import app, main
+
+SCRIPT = Path(__file__).parents[2] / "support" / "kill_controller.py"
+SWAY = '''
+from mixloop.policies import Hold, Proposal
+
+
+class Sway:
+    """Moves a tenth to and fro, so that every decision asks for something."""
+
+    def decide(self, observation):
+        if not observation.in_force:
+            return Hold("waiting for the last order")
+        now = observation.weights["code"]
+        code = now + 0.1 if now < 0.25 else now - 0.1
+        return Proposal({"web": 1 - code, "code": code}, f"code {now:.2f} -> {code:.2f}")
+
+
+class Grabs:
+    def decide(self, observation):
+        return Proposal({"web": 0.0, "code": 1.0}, "all of it")
+
+
+class Breaks:
+    def decide(self, observation):
+        raise ValueError("no idea")
+'''
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that the real controller has driven to its end, beside a trainer made of files."""
+    folder = tmp_path_factory.mktemp("recorded")
+    for name in ("web", "code"):
+        (folder / name).mkdir()
+        (folder / name / "tokens.bin").write_bytes(b"\0\0" * 10_000)
+        header = {"schema": "mixloop/store/1", "tokens": 10_000, "documents": 1, "dtype": "uint16"}
+        header |= {"vocab_size": 65536, "tokenizer": "t", "fingerprint": "f", "eos_id": 0}
+        (folder / name / "store.json").write_text(json.dumps(header))
+    (folder / "sway.py").write_text(SWAY)
+    data: dict[str, Any] = {
+        "run": {"id": "r", "dir": "run"},
+        "budget": 6_000,
+        "sources": {"web": {"path": "web", "weight": 0.9}, "code": {"path": "code", "weight": 0.1}},
+        "evals": {"benchmarks": {"gsm8k": {"data": "packages"}}},
+        "policy": {"use": "./sway.py:Sway"},
+        "guards": {"max_change": 0.2, "max_epochs": None},
+        "tracking": {"enabled": False},
+        "controller": {"poll": 0.01},
+        "trainer": {"sequence_length": 10, "micro_batch": 8, "poll_every": 2},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(data))
+    command = [sys.executable, str(SCRIPT), str(path), "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def replay(run: Path, policy: str) -> dict[str, Any]:
+    done = CliRunner().invoke(app, ["backtest", str(run), "--policy", policy, "--json"])
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_runs_own_policy_decides_as_it_did_on_what_it_saw(run_file: Path) -> None:
+    report = replay(run_file, "./sway.py:Sway")
+    assert len(report["decisions"]) >= 3
+    assert any(one["was"]["verdict"] == "intervene" for one in report["decisions"])
+    for one in report["decisions"]:
+        assert one["observed"] == "same", one["id"]
+        # the last decision of a run may have come when training had ended meanwhile
+        assert one["agrees"] or one["was"]["verdict"] == "expired", one
+    assert replay(run_file.parent / "run", "./sway.py:Sway") == report
+
+
+def test_another_policy_differs_where_it_would_and_meets_the_guards(run_file: Path) -> None:
+    report = replay(run_file, f"{run_file.parent}/sway.py:Grabs")
+    for one in report["decisions"]:
+        now = one["weights_before"]["code"]
+        if one["would"]["verdict"] == "intervene":
+            assert one["would"]["weights_after"]["code"] == pytest.approx(now + 0.2)
+            said = {note["guard"]: note for note in one["would"]["guards"]}
+            assert "cut to 0.2" in said["trust region"]["detail"]
+    assert report["summary"]["would_intervene"] >= 2
+    assert report["summary"]["agree"] < report["summary"]["decisions"]
+    assert report["summary"]["mean_total_variation"] > 0.05
+
+
+def test_a_policy_that_raises_is_shown_to_hold(run_file: Path) -> None:
+    report = replay(run_file, f"{run_file.parent}/sway.py:Breaks")
+    for one in report["decisions"]:
+        assert one["would"]["verdict"] == "hold"
+        assert "no idea" in one["would"]["reason"]
+
+
+def test_a_journal_that_kept_no_state_is_replayed_from_its_checkpoints(
+    run_file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run_file.parent, tmp_path / "copy")
+    old = tmp_path / "copy" / "run.yaml"
+    with sqlite3.connect(tmp_path / "copy" / "run" / "journal.db") as journal:
+        journal.execute("DELETE FROM events WHERE kind = 'observed'")
+    journal.close()
+    report = replay(old, "./sway.py:Sway")
+    assert {one["observed"] for one in report["decisions"]} == {"approximate"}
+    whole = replay(run_file, "./sway.py:Sway")
+    assert [one["id"] for one in report["decisions"]] == [one["id"] for one in whole["decisions"]]
+
+
+def test_the_table_says_what_and_why(run_file: Path) -> None:
+    done = CliRunner().invoke(app, ["backtest", str(run_file), "--policy", "static"])
+    assert done.exit_code == 0
+    assert "d-000001" in done.stdout
+    assert "decisions agree" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--policy", "static"], "no run here"),
+        (["RUN", "--policy", "statik"], "did you mean 'static'"),
+        (["RUN", "--policy", "static", "--with", "[1]"], "no mapping"),
+    ],
+)
+def test_bad_input_is_one_line(
+    run_file: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [str(run_file) if one == "RUN" else one for one in arguments]
+    monkeypatch.setattr(sys, "argv", ["mixloop", "backtest", *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
