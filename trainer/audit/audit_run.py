@@ -251,7 +251,7 @@ def _ledgers(folder: Path, further: Iterable[Path]) -> tuple[dict[str, Manifest]
         manifest = read_manifest(path)
         trouble = checkpoint_store.fault(path)
         if manifest is None and (path / SAVED_FILE).is_file():
-            manifest = read_saved_manifest(path)
+            manifest = read_saved_manifest(path).value
             trouble = None if manifest is not None else f"no readable {SAVED_FILE}"
         if manifest is not None:
             found[path.name if path.name not in found else str(path)] = manifest

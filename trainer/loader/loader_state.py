@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.contract import Manifest, OrderInForce, Schedule
-from mixloop.trainer.config import JobError
+from mixloop.trainer.config import Job, JobError
 from mixloop.trainer.run import forked_from
 
 STATE_SCHEMA = "mixloop/loader/1"
@@ -39,6 +39,12 @@ class LoaderState:
     def name(self) -> str:
         """What `schedule.jsonl` calls it as a parent."""
         return f"step-{self.step:08d}"
+
+    @staticmethod
+    def beginning(job: Job, quantum: int) -> LoaderState:
+        """The place before the first micro-batch; the first step has `quantum` samples."""
+        length = job.sequence_length
+        return LoaderState(job.run, 0, 0, 0, 0, quantum, length, job.seed, 0, ((0, 0),))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, `schema` first."""
@@ -110,7 +116,7 @@ class LoaderState:
         """(sample, generation) of the last switch whose first sample is consumed, or 0's."""
         return max((s for s in self.switches if s[0] < max(1, self.sample)), default=(0, 0))
 
-    def known(self, schedule: Schedule) -> frozenset[tuple[int, int]]:
+    def valid_segments(self, schedule: Schedule) -> frozenset[tuple[int, int]]:
         """(sample, generation) of the recorded segments that were in this state's order.
 
         One switch is pending at a time, so a segment that begins after the one in force and before

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 from mixloop.contract import Order, RunPaths, read_schedule, read_status, write_order
 from mixloop.controller.config.checkpoint_layouts import Layout
@@ -136,17 +137,13 @@ def pure(folder: Path, samples: int) -> list[int]:
     return [int(token) for token in source * 200 + index]
 
 
-@pytest.mark.parametrize(
-    ("kind", "workers"),
-    [(MixtureLoader, 0), (MixtureDataset, 0), (MixtureDataset, 2)],
-    ids=["loader", "dataset", "workers"],
-)
+@pytest.mark.parametrize("kind", [MixtureLoader, MixtureDataset], ids=["loader", "dataset"])
 def test_it_trains_on_the_order_through_changes_and_a_resume(
-    tmp_path: Path, stores: dict[str, Path], kind: Any, workers: int
+    tmp_path: Path, stores: dict[str, Path], kind: Any
 ) -> None:
     orders = RunPaths(tmp_path / "run").mixture
     first = Module(orders)
-    data = MixtureDataModule(mixture(tmp_path, stores, kind), num_workers=workers)
+    data = MixtureDataModule(mixture(tmp_path, stores, kind))
     trainer(tmp_path, max_steps=20).fit(first, datamodule=data)
     assert first.seen == pure(tmp_path, 20 * QUANTUM)
     layout = Layout("hf-trainer", tmp_path / "out")
@@ -155,7 +152,7 @@ def test_it_trains_on_the_order_through_changes_and_a_resume(
     assert (found.step, found.sample, found.tokens) == (16, 16 * QUANTUM, 16 * QUANTUM * LENGTH)
 
     second = Module(orders)
-    data = MixtureDataModule(mixture(tmp_path, stores, kind), num_workers=workers)
+    data = MixtureDataModule(mixture(tmp_path, stores, kind))
     again = trainer(tmp_path)
     ckpt = tmp_path / "out" / "checkpoint-16" / "lightning.ckpt"
     again.fit(second, datamodule=data, ckpt_path=ckpt)
@@ -208,6 +205,15 @@ def test_other_ways_to_go_wrong_are_told(tmp_path: Path, stores: dict[str, Path]
         given.setup("fit")
 
 
+def test_workers_are_refused(tmp_path: Path, stores: dict[str, Path]) -> None:
+    with pytest.raises(JobError, match=r"^MixtureDataModule: num_workers=2: .*set num_workers=0$"):
+        MixtureDataModule("run.yaml", num_workers=2)
+    with mixture(tmp_path, stores, MixtureDataset) as dataset:
+        loader = DataLoader(dataset, batch_size=None, num_workers=2)
+        with pytest.raises(JobError, match=r"^MixtureDataset: num_workers=2: .*set num_workers=0$"):
+            trainer(tmp_path, callbacks=[]).fit(Module(tmp_path), train_dataloaders=loader)
+
+
 def test_checkpoints_that_are_not_kept_take_their_folder_along(
     tmp_path: Path, stores: dict[str, Path]
 ) -> None:
@@ -222,8 +228,7 @@ def test_checkpoints_that_are_not_kept_take_their_folder_along(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("workers", [0, 2])
-def test_ranks_share_the_order_out(tmp_path: Path, stores: dict[str, Path], workers: int) -> None:
+def test_ranks_share_the_order_out(tmp_path: Path, stores: dict[str, Path]) -> None:
     """Two gloo ranks under DDP: a change in the middle, a resume, and what both saw together."""
     quantum = QUANTUM * 2
     shares = {"a": 0.5, "b": 0.5, "c": 0.0}
@@ -236,7 +241,7 @@ def test_ranks_share_the_order_out(tmp_path: Path, stores: dict[str, Path], work
                     "poll_every": 2},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
-    asked = {"folder": str(tmp_path), "workers": workers}
+    asked = {"folder": str(tmp_path)}
     on_two_ranks(**asked, name="first", steps=12, resume=None)
     last = tmp_path / "out" / "checkpoint-8" / "lightning.ckpt"
     on_two_ranks(**asked, name="second", steps=STEPS, resume=str(last))

@@ -29,7 +29,7 @@ from mixloop.trainer.sources import StoreInfo
 
 pytest.importorskip("torchtitan.components.dataloader")
 from torchtitan.components.checkpoint import CheckpointManager
-from torchtitan.components.dataloader import BaseDataLoader
+from torchtitan.components.dataloader import BaseDataLoader, ParallelAwareDataloader
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.metrics import MetricsProcessor
 
@@ -150,9 +150,13 @@ def test_what_would_not_be_the_runs_steps_is_refused(run_file: Path) -> None:
 
 def test_a_configuration_keeps_what_it_was_set_to() -> None:
     config = SimpleNamespace(
-        metrics=MetricsProcessor.Config(log_freq=3), dataloader=None,
+        metrics=MetricsProcessor.Config(log_freq=3),
+        dataloader=ParallelAwareDataloader.Config(num_workers=2),
         checkpoint=CheckpointManager.Config(enable=True, interval=7, async_mode="async"),
     )  # fmt: skip
+    with pytest.raises(JobError, match=r"^dataloader\.num_workers=2: .*num_workers=0$"):
+        with_mixture(config, "run.yaml")
+    config.dataloader.num_workers = 0
     with_mixture(config, "run.yaml", documents=True)
     assert (config.dataloader.run, config.dataloader.documents) == ("run.yaml", True)
     assert type(config.metrics) is MixtureMetrics.Config

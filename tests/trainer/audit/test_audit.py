@@ -100,7 +100,7 @@ def take(loader: MixtureLoader, until: Callable[[], bool], lines: list[dict[str,
         lines.append(
             {
                 "step": loader.step - 1,
-                "sample": loader.sample - loader.quantum,
+                "sample": loader.sample - loader.step_samples,
                 "rank": 0,
                 "world": 1,
                 "source": [source.tolist() for source, _ in micros],
@@ -118,7 +118,7 @@ def take(loader: MixtureLoader, until: Callable[[], bool], lines: list[dict[str,
 def save(loader: MixtureLoader) -> None:
     folder = loader.job.dir / "checkpoints" / f"step-{loader.step:08d}"
     folder.mkdir(parents=True)
-    assert loader.saved(folder)
+    assert loader.mark_checkpoint(folder)
 
 
 def in_force(loader: MixtureLoader, generation: int) -> Callable[[], bool]:
@@ -127,7 +127,7 @@ def in_force(loader: MixtureLoader, generation: int) -> Callable[[], bool]:
 
     def reached() -> bool:
         found = [s for s in read_schedule(path.schedule).segments if s.generation == generation]
-        return bool(found) and found[0].sample + 3 * loader.quantum <= loader.sample
+        return bool(found) and found[0].sample + 3 * loader.step_samples <= loader.sample
 
     return reached
 
@@ -516,7 +516,7 @@ def test_a_ledger_told_inside_a_step_agrees(ran: Ran) -> None:
         next(loader)
     folder = ran.folder / "elsewhere" / "checkpoint-7"
     folder.mkdir(parents=True)
-    assert loader.saved(folder)
+    assert loader.mark_checkpoint(folder)
     state = loader.state_dict()
     loader.close()
     again = loader_of(ran.folder, 4, 4)

@@ -134,8 +134,8 @@ def heard(folder: Path, loader: MixtureLoader, generation: int, **weights: float
     while recorded(folder) < generation:
         seen += steps(loader, 1)
         time.sleep(0.005)
-    assert loader._running is not None
-    lead = loader._running.steering.lead
+    assert loader._incarnation is not None
+    lead = loader._incarnation.live.lead
     assert lead is not None
     until(lambda: lead.desk.view().pending)  # offered: the next poll announces it
     return seen
@@ -210,7 +210,7 @@ def test_an_order_recorded_but_not_reached_survives_a_crash(
     seen = steps(loader, 3)
     state = loader.state_dict()
     heard(tmp_path, loader, 1, c=1.0)
-    loader._end()  # as a crash would: nothing is written
+    loader._end(publish=False)  # as a crash would: nothing is written
     with make(tmp_path, stores) as again:
         again.load_state_dict(state)
         for batch in again:
@@ -327,9 +327,8 @@ def test_batches_that_are_kept_stay_as_they_are(tmp_path: Path, stores: dict[str
         del kept
         steps(loader, 100)
         assert [int(t) for view in views for t in view] == pure(tmp_path, 50 * QUANTUM)
-        feed = loader._feed
-        assert feed is not None
-        slabs = feed._slabs
+        assert loader._incarnation is not None
+        slabs = loader._incarnation._batches._slabs
         assert slabs is not None
         made = slabs.made
         steps(loader, 40)
@@ -369,7 +368,7 @@ def test_files_that_fail_cost_the_change_not_the_loop(
             loader.report(loss=1.0)
             time.sleep(0.001)
         assert len(seen) == 60 * QUANTUM
-        assert not loader.saved(tmp_path / "nowhere")
+        assert not loader.mark_checkpoint(tmp_path / "nowhere")
     told = capsys.readouterr().err
     assert "status not written" in told
     assert "the mixture in force is kept" in told
@@ -460,7 +459,7 @@ def test_saved_and_restored_from_a_foreign_checkpoint(
     with make(tmp_path, stores) as loader:
         seen = steps(loader, 9)
         loader.report(loss=1.5)
-        assert loader.saved(folder, files=["model.bin"])
+        assert loader.mark_checkpoint(folder, files=["model.bin"])
     left = json.loads((folder / "mixloop.json").read_text())
     assert (left["step"], left["sample"], left["run"]) == (9, 9 * QUANTUM, "r")
     assert left["files"]["model.bin"]["bytes"] == 7
@@ -553,7 +552,7 @@ class Wrapped(IterableDataset[Any]):
 
 def test_a_loader_in_workers_is_refused(tmp_path: Path, stores: dict[str, Path]) -> None:
     wrapped = Wrapped(make(tmp_path, stores))
-    with pytest.raises(JobError, match=r"use mixloop\.trainer\.MixtureDataset"):
+    with pytest.raises(JobError, match=r"^MixtureLoader: num_workers=1: .*; set num_workers=0$"):
         next(iter(DataLoader(wrapped, batch_size=None, num_workers=1)))
 
 
@@ -711,9 +710,9 @@ def test_a_fork_begins_as_the_run_did(
         state, drawn = loader.state_dict(), loader.drawn()
         order(tmp_path, 2, {"a": 1.0})
         steps(loader, 8)
-        assert loader._running is not None
+        assert loader._incarnation is not None
         moment = StepMetrics(loader.step, loader.sample, None, None, None, None, {})
-        manifest = loader._running.steering.manifest(moment, loader.drawn())
+        manifest = loader._incarnation.live.manifest(moment, loader.drawn())
         assert manifest is not None
 
         def write(folder: Path) -> None:
