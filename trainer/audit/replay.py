@@ -252,10 +252,7 @@ class ScheduleReplay:
             )
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank}: step {step} was made by ranks 0 to {world - 1}")
-        layout = BatchLayout(
-            piece.micro_batch, count // (world * piece.micro_batch), rank, world,
-            piece.sequence_length,
-        )  # fmt: skip
+        layout = BatchLayout(piece.micro_batch, rank, world, piece.sequence_length)
         order = self.order(course)
         source, index = order.batch(first, count)
         before = np.array(list(order.drawn(first).values()), np.int64)
@@ -270,7 +267,7 @@ class ScheduleReplay:
         source = numbers[source]
         if (source < 0).any():
             raise ValueError(f"step {step}: draws from one of {', '.join(lost)}, which it lacked")
-        mine = layout.positions()
+        mine = layout.positions(count)
         return RankBatch(
             incarnation=piece.incarnation,
             step=step,

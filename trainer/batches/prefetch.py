@@ -73,15 +73,15 @@ class LazyValue(Generic[T]):
     def __init__(self, make: Callable[[], T]) -> None:
         self._lock = threading.Lock()
         self._make: Callable[[], T] | None = make
-        self._made: list[T] = []
+        self._values: list[T] = []
 
     def get(self) -> T:
         """The value. What `make` raises is raised here, and the next one tries again."""
         with self._lock:
             if self._make is not None:
-                self._made.append(self._make())
+                self._values.append(self._make())
                 self._make = None  # it holds whoever made this
-            return self._made[0]
+            return self._values[0]
 
 
 class Prefetcher:
@@ -91,20 +91,20 @@ class Prefetcher:
     """
 
     def __init__(self, name: str) -> None:
-        self._mail = _Queue()
-        arguments = (self._mail,)
+        self._queue = _Queue()
+        arguments = (self._queue,)
         self._thread = threading.Thread(target=_work, args=arguments, name=name, daemon=True)
         self._thread.start()
-        weakref.finalize(self, self._mail.close)
+        weakref.finalize(self, self._queue.close)
 
     def submit(self, action: Action) -> None:
         """Have something done, in place of what is not begun yet. It is given what is set when it
         had better stop."""
-        self._mail.put(action)
+        self._queue.put(action)
 
     def close(self) -> None:
         """Wait for what is being done; what is not begun is left."""
-        self._mail.close()
+        self._queue.close()
         self._thread.join()
 
 
@@ -139,8 +139,8 @@ class _Queue:
             self._bell.release()
 
 
-def _work(mail: _Queue) -> None:
-    while (action := mail.take()) is not None:
+def _work(queue: _Queue) -> None:
+    while (action := queue.take()) is not None:
         with contextlib.suppress(Exception):  # whoever needs it tries it too, and hears of it
-            action(mail.stop)
+            action(queue.stop)
         del action  # it holds memory that is used again

@@ -12,15 +12,8 @@ import numpy.typing as npt
 
 from mixloop.common.log import say
 from mixloop.contract import SCALE, Phase
-from mixloop.trainer.batches import (
-    Batch,
-    BatchBuffers,
-    BatchLayout,
-    RankBatches,
-    rows_ahead,
-    tensors,
-)
-from mixloop.trainer.mixing import MixtureOrder, passes
+from mixloop.trainer.batches import Batch, BatchLayout, RankBatches, tensors
+from mixloop.trainer.mixing import passes
 from mixloop.trainer.run import Switch
 from mixloop.trainer.sources import Store
 
@@ -28,8 +21,6 @@ from .begin import BegunIncarnation, RankPlace
 from .loader_state import LoaderState
 from .loop_metrics import LoopMetrics
 from .saved_state import write_saved_state
-
-_BUFFERS = 8  # in circulation at most; each holds half of what is drawn ahead
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,11 @@ class LoopIncarnation:
         self._micro_samples = self.job.settings.micro_batch * place.world
         order = begun.start.order(self.job.seed)
         self._versions = order.eras
-        self._batches = self._open_batches(begun, place, stores, order)
+        settings, length = self.job.settings, self.job.sequence_length
+        self._batches = RankBatches(
+            stores, order, BatchLayout(settings.micro_batch, place.rank, place.world, length),
+            self.live.quanta, settings.prefetch, begun.plan.sample, form.dtype, form.pinned,
+        )  # fmt: skip
         self._micro = begun.micro  # micro-batches of the step at hand that are handed out
         self._micros = 0  # of the step that the last one handed out is of
         self._batch: Batch | None = None  # the step at hand
@@ -94,23 +89,6 @@ class LoopIncarnation:
         self._published = -1
         self._finished = False
         self._publish()
-
-    def _open_batches(
-        self,
-        begun: BegunIncarnation,
-        place: RankPlace,
-        stores: Mapping[str, Store],
-        order: MixtureOrder,
-    ) -> RankBatches:
-        settings, length, sample = self.job.settings, self.job.sequence_length, begun.plan.sample
-        schedule = self.live.quanta
-        largest = schedule.since(sample).largest // self._micro_samples
-        rows = rows_ahead(settings.prefetch, settings.micro_batch, largest)
-        buffers = BatchBuffers((rows, length), self._form.dtype, _BUFFERS, self._form.pinned)
-        layout = BatchLayout(
-            settings.micro_batch, settings.accumulation, place.rank, place.world, length
-        )
-        return RankBatches(stores, order, layout, settings.prefetch, sample, buffers, schedule)
 
     # --- where it stands -----------------------------------------------------------------------
 

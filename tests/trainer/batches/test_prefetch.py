@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mixloop.contract import Segment
-from mixloop.trainer.batches import BatchBuffers, BatchLayout, RankBatches, rows_ahead
-from mixloop.trainer.batches import rank_batches as feeds
+from mixloop.contract import BatchSchedule, Segment
+from mixloop.trainer.batches import BatchLayout, RankBatches, rank_batches
 from mixloop.trainer.batches.prefetch import LazyParts, LazyValue, Prefetcher
 from mixloop.trainer.mixing import MixtureOrder
 from mixloop.trainer.sources import Store, StoreInfo
@@ -190,14 +189,14 @@ def stores(tmp_path: Path) -> dict[str, Store]:
 def feed_of(stores: dict[str, Store], prefetch: int) -> RankBatches:
     weights = dict(zip(stores, (0.4, 0.3, 0.15, 0.1, 0.05), strict=True))
     order = MixtureOrder(dict.fromkeys(stores, 40), 7, [Segment(0, weights, 2 * ROWS)])
-    slabs = BatchBuffers((rows_ahead(prefetch, ROWS, 2), LENGTH), np.int32, 8)
-    return RankBatches(stores, order, BatchLayout(ROWS, 2, 0, 1, LENGTH), prefetch, slabs=slabs)
+    layout, schedule = BatchLayout(ROWS, 0, 1, LENGTH), BatchSchedule([(0, 2 * ROWS)])
+    return RankBatches(stores, order, layout, schedule, prefetch, dtype=np.int32)
 
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread is told of every block, however soon its steps are asked for."""
-    monkeypatch.setattr(feeds, "_WORTH", 0.0)
+    monkeypatch.setattr(rank_batches, "_MIN_BUSY", 0.0)
 
 
 @pytest.mark.parametrize(("pause", "who"), [(0.0, "MainThread"), (0.002, "mixloop-prefetch")])
@@ -205,17 +204,17 @@ def test_the_thread_draws_while_the_loop_is_busy_elsewhere(
     stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch, pause: float, who: str
 ) -> None:
     feed, by = feed_of(stores, 4), list[str]()
-    fill = feed._assembler.fill
+    fill = feed._gatherer.fill
 
     def noted(*args: Any) -> None:
         by.append(threading.current_thread().name)
         fill(*args)
 
-    monkeypatch.setattr(feed._assembler, "places", lambda *_: None)
-    monkeypatch.setattr(feed._assembler, "fill", noted)
+    monkeypatch.setattr(feed._gatherer, "offsets", lambda *_: None)
+    monkeypatch.setattr(feed._gatherer, "fill", noted)
     if not pause:  # a loop that takes no time
-        monkeypatch.setattr(feeds, "perf_counter", lambda: 0.0)
-        feed._away = 0.0
+        monkeypatch.setattr(rank_batches, "perf_counter", lambda: 0.0)
+        feed._busy = 0.0
     for step in range(40):
         feed.batch(step * 2 * ROWS)
         time.sleep(pause)
@@ -262,7 +261,7 @@ def test_a_source_that_fails_in_the_thread_is_heard_of(
     def gone(*_: object) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(feed._assembler, "fill_from", gone)
+    monkeypatch.setattr(feed._gatherer, "fill_from", gone)
     steps = iter(range(1, 40))
     with pytest.raises(OSError, match="the disk is gone"):
         deque((feed.batch(step * 2 * ROWS) for step in steps), maxlen=0)

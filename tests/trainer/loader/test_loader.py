@@ -328,11 +328,11 @@ def test_batches_that_are_kept_stay_as_they_are(tmp_path: Path, stores: dict[str
         steps(loader, 100)
         assert [int(t) for view in views for t in view] == pure(tmp_path, 50 * QUANTUM)
         assert loader._incarnation is not None
-        slabs = loader._incarnation._batches._slabs
-        assert slabs is not None
-        made = slabs.made
+        buffers = loader._incarnation._batches._buffers
+        assert buffers is not None
+        allocated = buffers.allocated
         steps(loader, 40)
-        assert slabs.made == made  # nobody keeps these: the same memory again
+        assert buffers.allocated == allocated  # nobody keeps these: the same memory again
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

@@ -307,8 +307,7 @@ def test_loss_per_source_is_the_mean_over_its_sequences() -> None:
 
 
 def test_every_position_of_a_step_is_dealt_once() -> None:
-    layouts = [BatchLayout(3, 2, rank, 4, 16) for rank in range(4)]
-    assert layouts[0].quantum == 24
-    dealt = np.concatenate([layout.positions().ravel() for layout in layouts])
+    layouts = [BatchLayout(3, rank, 4, 16) for rank in range(4)]
+    dealt = np.concatenate([layout.positions(24).ravel() for layout in layouts])
     assert sorted(dealt.tolist()) == list(range(24))
-    assert layouts[1].positions().tolist() == [[3, 4, 5], [15, 16, 17]]
+    assert layouts[1].positions(24).tolist() == [[3, 4, 5], [15, 16, 17]]
