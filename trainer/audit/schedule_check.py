@@ -130,8 +130,8 @@ def _segment(
 
 
 def _void(number: int, line: VoidLine, held: dict[int, SegmentLine]) -> Iterator[Finding]:
-    found = held.get(line.sample)
-    if found is None or (found.fence, found.generation) != (line.fence, line.generation):
+    segment = held.get(line.sample)
+    if segment is None or (segment.fence, segment.generation) != (line.fence, line.generation):
         yield _at(
             number,
             line,

@@ -38,7 +38,7 @@ from mixloop.contract import (
     write_order,
     write_status,
 )
-from mixloop.trainer.audit import Evidence, Report, ScheduleReplay, audit, courses_of
+from mixloop.trainer.audit import Evidence, Report, ScheduleReplay, audit, replay_of
 from mixloop.trainer.audit.ledger_check import check_segments, segment_facts
 from mixloop.trainer.audit.schedule_check import check_lines
 from mixloop.trainer.loader import MixtureLoader
@@ -570,16 +570,16 @@ def test_ranks_of_all_incarnations_share_out_the_order_without_loss() -> None:
         SegmentLine(3, 1000, 110, A, 2, 3),
     ]
     assert list(check_lines(list(enumerate(lines, 1)))) == []
-    courses = ScheduleReplay(lines)
-    sizes = [entry.samples for entry in courses.final.opened.sources]
+    replay = ScheduleReplay(lines)
+    sizes = [entry.samples for entry in replay.final.opened.sources]
     permute = Permutations({f"s{i}": size for i, size in enumerate(sizes)}, 9)
     place = 0
     draws: list[set[int]] = [set() for _ in sizes]
     for step in range(120):
-        world = courses.final.samples_of(step)[0].world_size
+        world = replay.final.samples_of(step)[0].world_size
         assert world == (4 if step < 20 else 2 if step < 80 else 1)
-        seen = [courses.seen(courses.final, step, rank) for rank in range(world)]
-        places = np.sort(np.concatenate([one.place.ravel() for one in seen]))
+        seen = [replay.rank_batch(replay.final, step, rank) for rank in range(world)]
+        places = np.sort(np.concatenate([one.position.ravel() for one in seen]))
         assert places.tolist() == list(range(place, place + places.size))
         assert {one.sample for one in seen} == {place}
         place += places.size
@@ -588,7 +588,7 @@ def test_ranks_of_all_incarnations_share_out_the_order_without_loss() -> None:
             for source, draw in zip(one.source.ravel(), one.draw.ravel(), strict=True):
                 draws[source].add(int(draw))
     assert place == 640 + 40 * 12
-    drawn = courses.order(courses.final).drawn(place)
+    drawn = replay.order(replay.final).drawn(place)
     assert [sorted(one) for one in draws] == [list(range(count)) for count in drawn.values()]
 
 
@@ -639,12 +639,12 @@ def test_long_runs_take_no_longer() -> None:
     begun = time.monotonic()
     evidence = Evidence(tuple(enumerate(lines, 1)), (), None, {}, {}, {})
     assert audit(evidence).ok
-    facts = segment_facts(courses_of(evidence), 10**12 + 10**10)
+    facts = segment_facts(replay_of(evidence), 10**12 + 10**10)
     assert list(check_segments(facts)) == []
     assert len(facts) == 101
     assert all(one.exact for one in facts)
-    courses = courses_of(evidence)
-    seen = courses.seen(courses.final, 10**12 // 1024 + 5, 3)
+    replay = replay_of(evidence)
+    seen = replay.rank_batch(replay.final, 10**12 // 1024 + 5, 3)
     assert seen.epoch.max() > 2000
     assert time.monotonic() - begun < 5
 
