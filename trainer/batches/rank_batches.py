@@ -165,6 +165,8 @@ class RankBatches:
 
     def batch(self, sample: int) -> Batch:
         """This rank's part of the step whose first sample is `sample`."""
+        if self._thread is None:
+            return self._batch_now(sample)
         self._busy += perf_counter() - self._left_at
         block = self._block
         step = (sample - block.first) // block.samples if block is not None else 0
@@ -196,6 +198,18 @@ class RankBatches:
         """End the prefetching thread."""
         if self._thread is not None:
             self._thread.close()
+
+    def _batch_now(self, sample: int) -> Batch:
+        """The same where nothing is drawn ahead."""
+        if self._buffers is not None:
+            self._buffers.settle()
+        steps, number = self._steps_from(sample)
+        source, counts = steps.source[number], steps.counts[number]
+        ids, tensor = self._memory((1, *source.shape, self.layout.sequence_length))
+        _fill(self._gatherer, steps, number, ids, 1, 0)
+        self._drawn += counts
+        held = None if tensor is None else tensor[0]
+        return Batch(sample, steps.samples, ids[0], source, steps.index[number], counts, held)
 
     def _turn(self, sample: int) -> _Block:
         """The block that begins at `sample`; the one after it is begun."""
