@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from mixloop.contract import SCALE, Manifest, OrderInForce, SegmentLine, Status
+from mixloop.trainer.mixing import MixtureOrder
 
 from .facts import Finding, LedgerFacts, SegmentFacts, Share
 from .replay import Branch, ScheduleReplay
@@ -104,31 +104,17 @@ def check_segments(facts: list[SegmentFacts]) -> Iterator[Finding]:
             )
 
 
-@dataclass(frozen=True)
-class _Ledger:
-    """A ledger under comparison with a branch: `status.json` or a checkpoint's manifest."""
-
-    where: str
-    record: Status | Manifest
-    branch: Branch
-
-    def finding(self, detail: str) -> Finding:
-        record = self.record
-        return Finding("ledger", self.where, detail, None, record.step, record.sample)
-
-
 def check_ledger(
     replay: ScheduleReplay, where: str, record: Status | Manifest
 ) -> tuple[LedgerFacts, list[Finding]]:
     """Compare `status.json` or a manifest with the branch of the incarnation that wrote it."""
     if record.incarnation in replay.opens:
-        findings = _compare(replay, where, record, replay.branch(record.incarnation))
-        shorter = replay.branch_without_last(record.incarnation) if findings else None
-        if shorter is not None and not _compare(replay, where, record, shorter):
-            findings = []
+        faults = _faults(replay, replay.branch(record.incarnation), record)
+        shorter = replay.branch_without_last(record.incarnation) if faults else None
+        if shorter is not None and not _faults(replay, shorter, record):
+            faults = []
     else:
-        detail = f"is of incarnation {record.incarnation}, which never opened the schedule"
-        findings = [Finding("ledger", where, detail, None, record.step, record.sample)]
+        faults = [f"is of incarnation {record.incarnation}, which never opened the schedule"]
     later = [opened for n, opened in replay.opens.items() if n > record.incarnation]
     facts = LedgerFacts(
         where=where,
@@ -138,81 +124,80 @@ def check_ledger(
         tokens=record.tokens,
         generation=record.in_force.generation,
         surviving=all(opened.sample >= record.sample for opened in later),
-        agrees=not findings,
+        agrees=not faults,
     )
-    return facts, findings
+    place = {"step": record.step, "sample": record.sample}
+    return facts, [Finding("ledger", where, fault, **place) for fault in faults]
 
 
-def _compare(
-    replay: ScheduleReplay, where: str, record: Status | Manifest, branch: Branch
-) -> list[Finding]:
-    ledger = _Ledger(where, record, branch)
-    return [*_numbers(ledger), *_tokens(ledger, replay), *_mixture(ledger, replay)]
+def _faults(replay: ScheduleReplay, branch: Branch, record: Status | Manifest) -> list[str]:
+    """What of a ledger doesn't agree with a branch."""
+    order = replay.order(branch)
+    faults = [*_numbers(branch, record), *_tokens(branch, order, record), *_order(branch, record)]
+    pending = record.pending if isinstance(record, Status) else None
+    if pending and (pending.sample, pending.fence, pending.generation) not in replay.recorded:
+        faults.append(
+            f"tells generation {pending.generation} pending for sample {pending.sample}, never "
+            "recorded"
+        )
+    return faults
 
 
-def _numbers(ledger: _Ledger) -> Iterator[Finding]:
+def _numbers(branch: Branch, record: Status | Manifest) -> Iterator[str]:
     """Step, sample and tokens belong together."""
-    record, opened = ledger.record, ledger.branch.opened
+    opened = branch.opened
     if record.sample < opened.sample:
-        yield ledger.finding(
-            f"stands at sample {record.sample}, before its incarnation began ({opened.sample})"
-        )
+        yield f"stands at sample {record.sample}, before its incarnation began ({opened.sample})"
         return
-    _, first, _ = ledger.branch.samples_of(record.step)
+    _, first, _ = branch.samples_of(record.step)
     if first != record.sample:
-        yield ledger.finding(
-            f"has sample {record.sample}, where step {record.step} ends at {first}"
-        )
-    if record.tokens != record.sample * opened.sequence_length:
-        yield ledger.finding(
+        yield f"has sample {record.sample}, where step {record.step} ends at {first}"
+    tokens = record.sample * opened.sequence_length
+    if record.tokens != tokens:
+        yield (
             f"has {record.tokens} tokens, where {record.sample} samples of "
-            f"{opened.sequence_length} make {record.sample * opened.sequence_length}"
+            f"{opened.sequence_length} make {tokens}"
         )
-    quantum = ledger.branch.steps.at(record.sample)
-    if isinstance(record, Manifest) and (record.sequence_length, record.quantum) != (
-        opened.sequence_length,
-        quantum,
-    ):
-        yield ledger.finding(
-            f"has samples of {record.sequence_length} and a quantum of {record.quantum}, its "
-            f"incarnation {opened.sequence_length} and {quantum}"
-        )
+    if isinstance(record, Manifest):
+        sizes = (record.sequence_length, record.quantum)
+        right = (opened.sequence_length, branch.steps.at(record.sample))
+        if sizes != right:
+            yield (
+                f"has samples of {sizes[0]} and a quantum of {sizes[1]}, its incarnation "
+                f"{right[0]} and {right[1]}"
+            )
 
 
-def _tokens(ledger: _Ledger, replay: ScheduleReplay) -> Iterator[Finding]:
+def _tokens(branch: Branch, order: MixtureOrder, record: Status | Manifest) -> Iterator[str]:
     """Tokens and epochs of every source: as the order has them, and as the weights ask for."""
-    record, branch = ledger.record, ledger.branch
-    length, order = branch.opened.sequence_length, replay.order(branch)
+    length = branch.opened.sequence_length
     drawn, epochs = order.drawn(record.sample), order.epochs(record.sample)
     stretches = list(branch.stretches(record.sample))
     if set(record.sources) != set(drawn):
         more = ", ".join(sorted(set(record.sources) ^ set(drawn)))
-        yield ledger.finding(f"and its incarnation differ in sources: {more}")
+        yield f"and its incarnation differ in sources: {more}"
     for name in branch.names:
         source = record.sources.get(name)
         if source is None:
             continue
         expected = drawn[name] * length
         if source.tokens != expected:
-            yield ledger.finding(
-                f"{name} has {source.tokens} tokens, where the schedule gives {expected}"
-            )
+            yield f"{name} has {source.tokens} tokens, where the schedule gives {expected}"
         if not math.isclose(
             source.epochs, epochs[name], rel_tol=_EPOCH_TOLERANCE, abs_tol=_EPOCH_TOLERANCE
         ):
-            yield ledger.finding(
+            yield (
                 f"{name} has {source.epochs:.9g} epochs, where the schedule gives "
                 f"{epochs[name]:.9g}"
             )
         due = sum(int(segment.weights.get(name, 0)) * samples for segment, samples in stretches)
         off = due / SCALE - source.tokens / length
         if abs(off) >= _bound(len(drawn), len(stretches)):
-            yield ledger.finding(f"{name} is {off:+.3f} samples off what its weights ask for")
+            yield f"{name} is {off:+.3f} samples off what its weights ask for"
 
 
-def _mixture(ledger: _Ledger, replay: ScheduleReplay) -> Iterator[Finding]:
-    """What the ledger says is in force, accepted and pending was recorded, and holds there."""
-    record, branch = ledger.record, ledger.branch
+def _order(branch: Branch, record: Status | Manifest) -> Iterator[str]:
+    """What the ledger says is in force and accepted was recorded, and holds there."""
     order = record.in_force
     # at a segment's very first sample both it and the one before may be told: before a restart the
     # old one (nothing of the new is consumed), after it the new one
@@ -222,23 +207,13 @@ def _mixture(ledger: _Ledger, replay: ScheduleReplay) -> Iterator[Finding]:
         right = " or ".join(
             dict.fromkeys(f"generation {s.generation} since sample {s.sample}" for s in legal)
         )
-        yield ledger.finding(
+        yield (
             f"tells generation {order.generation} (fence {order.fence}) in force since sample "
             f"{order.sample}, with its weights; durable and in force there: {right or 'nothing'}"
         )
-    if isinstance(record, Manifest):
-        return
-    if record.pending is not None:
-        pending = (record.pending.sample, record.pending.fence, record.pending.generation)
-        if pending not in replay.recorded:
-            yield ledger.finding(
-                f"tells generation {pending[2]} pending for sample {pending[0]}, never recorded"
-            )
     highest = max((s.generation for s in branch.segments if s.sample < record.sample), default=0)
-    if record.accepted.generation < highest:
-        yield ledger.finding(
-            f"accepted generation {record.accepted.generation}, but {highest} came into force"
-        )
+    if isinstance(record, Status) and record.accepted.generation < highest:
+        yield f"accepted generation {record.accepted.generation}, but {highest} came into force"
 
 
 def _is_of(order: OrderInForce, line: SegmentLine) -> bool:
