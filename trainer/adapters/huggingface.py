@@ -40,8 +40,6 @@ class MixtureCallback(TrainerCallback):  # type: ignore[misc]  # transformers ca
 
     def __init__(self, mixture: MixtureLoader) -> None:
         self.mixture = mixture
-        self._logged: dict[str, Any] = {}
-        self._due: int | None = None
         self._warned = False
 
     def on_train_begin(
@@ -63,9 +61,8 @@ class MixtureCallback(TrainerCallback):  # type: ignore[misc]  # transformers ca
         # a resumed Trainer that replays no batches would count its epoch from 0 again
         total = _steps(self.mixture).total
         state.epoch = state.global_step / total
-        self._due = state.global_step
-        if not control.should_log:  # else its loss comes with on_log, before anything is saved
-            self._report()
+        if not control.should_log:  # else on_log tells it, with its loss
+            self.mixture.report(step=state.global_step)
         if state.global_step >= total:
             control.should_training_stop = True
 
@@ -78,15 +75,18 @@ class MixtureCallback(TrainerCallback):  # type: ignore[misc]  # transformers ca
         **_: Any,
     ) -> None:
         """Tell the step with what the Trainer has worked out since it logged last."""
-        reported = ("loss", "grad_norm", "learning_rate")
-        self._logged |= {key: value for key, value in (logs or {}).items() if key in reported}
-        self._report()
+        logs = logs or {}
+        self.mixture.report(
+            step=state.global_step,
+            loss=logs.get("loss"),
+            lr=logs.get("learning_rate"),
+            grad_norm=logs.get("grad_norm"),
+        )
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The checkpoint is whole: say which mixture it was trained on."""
-        self._report()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.mixture.mark_checkpoint(folder) and not self._warned:
             self._warned = _warn_unscorable(folder)
@@ -95,20 +95,7 @@ class MixtureCallback(TrainerCallback):  # type: ignore[misc]  # transformers ca
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The last status, and the end of the loader's threads."""
-        self._report()
         self.mixture.close()
-
-    def _report(self) -> None:
-        """Once a step."""
-        if self._due is None:
-            return
-        step, self._due = self._due, None
-        self.mixture.report(
-            step=step,
-            loss=self._logged.get("loss"),
-            lr=self._logged.get("learning_rate"),
-            grad_norm=self._logged.get("grad_norm"),
-        )
 
 
 class MixtureMixin:
