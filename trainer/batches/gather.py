@@ -14,10 +14,12 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from mixloop.trainer.sources import Store
 
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -25,28 +27,6 @@ Array = npt.NDArray[Any]
 _MIN_PIECE = 512  # bytes; smaller pieces cost more than a gather per source
 _SCRATCH = 1 << 18  # bytes gathered before they are cast, so that they are still in the cache
 _MAX_PIECES = 4  # of a window whose offsets are kept: they are of thousands of windows
-
-
-class TokenWindows(Protocol):
-    """What is asked of an open source."""
-
-    def samples(self, sequence_length: int) -> int:
-        """Windows of `sequence_length` tokens."""
-        ...
-
-    def flat(self) -> Array | None:
-        """All tokens as one array, where they are one."""
-        ...
-
-    def gather(
-        self,
-        samples: Ints,
-        sequence_length: int,
-        out: Array | None = None,
-        rows: Ints | None = None,
-    ) -> Array:
-        """``out[rows[i]] = window samples[i]``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +59,7 @@ class BatchGatherer:
     Several threads may fill at once: each has scratch memory of its own.
     """
 
-    def __init__(self, sources: Sequence[TokenWindows], sequence_length: int) -> None:
+    def __init__(self, sources: Sequence[Store], sequence_length: int) -> None:
         self._sources = tuple(sources)
         self._length = sequence_length
         self._sizes = np.array([source.samples(sequence_length) for source in sources], np.int64)

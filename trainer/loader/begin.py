@@ -58,7 +58,8 @@ def find_place(rank: int | None, world: int | None, peers: Collectives | None) -
     """
     rank, world = find_rank(rank, world, peers)
     if peers is None:
-        peers = GlooCollectives() if process_rank(None)[1] > 1 else SingleProcess()
+        _, processes = _distributed_rank() or (0, 1)
+        peers = GlooCollectives() if processes > 1 else SingleProcess()
     return RankPlace(rank, world, peers)
 
 
@@ -68,7 +69,9 @@ def find_rank(rank: int | None, world: int | None, peers: Collectives | None) ->
     Raises:
         JobError: what was given can't work.
     """
-    if peers is None and _distributed_rank() is None:
+    here = _distributed_rank() if peers is None else (peers.rank, peers.world)
+    if here is None:
+        here = (0, 1)
         processes = world if world is not None else int(os.environ.get("WORLD_SIZE", "1"))
         if processes > 1:
             asked = f"rank {rank} of {world}" if world is not None else f"WORLD_SIZE={processes}"
@@ -76,19 +79,11 @@ def find_rank(rank: int | None, world: int | None, peers: Collectives | None) ->
                 f"{asked}, but torch.distributed is not initialised, so ranks can't hear of a new "
                 "mixture; call torch.distributed.init_process_group first, or give peers="
             )
-    process, processes = process_rank(peers)
-    rank = process if rank is None else rank
-    world = processes if world is None else world
+    rank = here[0] if rank is None else rank
+    world = here[1] if world is None else world
     if not 0 <= rank < world:
         raise JobError(f"rank: {rank} is not below the world of {world}")
     return rank, world
-
-
-def process_rank(peers: Collectives | None) -> tuple[int, int]:
-    """Number of this process among all (0 leads), and how many there are; talks to nobody."""
-    if peers is not None:
-        return peers.rank, peers.world
-    return _distributed_rank() or (0, 1)
 
 
 def _distributed_rank() -> tuple[int, int] | None:

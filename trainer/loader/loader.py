@@ -33,7 +33,7 @@ from mixloop.trainer.config import (
 from mixloop.trainer.run import Collectives
 from mixloop.trainer.sources import open_stores
 
-from .begin import begin_in_loop, find_place, find_rank, process_rank
+from .begin import begin_in_loop, find_place, find_rank
 from .incarnation import BatchForm, Change, LoopIncarnation
 from .loader_state import LoaderState
 from .refusals import check_drawing_process, refuse_pickling
@@ -206,19 +206,9 @@ class MixtureLoader:
         return self.sample * self.job.sequence_length
 
     @property
-    def rank(self) -> int:
-        """This process's number among those that share out the data."""
-        return find_rank(*self._place)[0]
-
-    @property
     def world(self) -> int:
         """How many share out the data."""
         return find_rank(*self._place)[1]
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process has the run's files."""
-        return process_rank(self._place[2])[0] == 0
 
     @property
     def step_samples(self) -> int:

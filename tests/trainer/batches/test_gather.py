@@ -127,9 +127,10 @@ def test_views_that_begin_anywhere_in_a_file(tmp_path: Path) -> None:
             return out
 
     for headers in ((0, 512), (1, 3), (2048, 512)):
-        gatherer = BatchGatherer(
-            [Behind(one, header) for one, header in zip(stores, headers, strict=True)], 1024
-        )
+        sources: list[Any] = [
+            Behind(store, header) for store, header in zip(stores, headers, strict=True)
+        ]
+        gatherer = BatchGatherer(sources, 1024)
         out = np.empty((4, 1024), np.int64)
         gatherer.fill(np.array([0, 1, 1, 0]), np.array([3, 3, 25, 0]), out)
         assert out[:, 0].tolist() == [
