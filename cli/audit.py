@@ -240,9 +240,9 @@ def look(target: Path, wanted: AuditArgs, given: Sequence[str] = ()) -> Json:
     try:
         number = wanted.incarnation
         branch = replay.branch(number) if number is not None else replay.final
-        first = replay.rank_batch(branch, wanted.step, wanted.rank or 0, wanted.world)
+        first = branch.rank_batch(wanted.step, wanted.rank or 0, wanted.world)
         ranks = range(first.world) if wanted.rank is None else [wanted.rank]
-        seen = [replay.rank_batch(branch, wanted.step, one, wanted.world) for one in ranks]
+        seen = [branch.rank_batch(wanted.step, one, wanted.world) for one in ranks]
     except ValueError as error:
         raise BadInput(f"{target}: {error}") from None
     length = branch.opened.sequence_length

@@ -151,7 +151,7 @@ def _sources(
 ) -> tuple[dict[str, SourceFacts], list[Finding]]:
     branch = replay.final
     length = branch.opened.sequence_length
-    order = replay.order(branch)
+    order = branch.order
     drawn, epochs = order.drawn(reached), order.epochs(reached)
     present = {entry.name for entry in branch.opened.sources}
     facts, findings = {}, []

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping
 
 from mixloop.contract import SCALE, Manifest, OrderInForce, SegmentLine, Status
-from mixloop.trainer.mixing import MixtureOrder
 
 from .facts import Finding, LedgerFacts, SegmentFacts, Share
 from .replay import Branch, ScheduleReplay
@@ -19,7 +18,7 @@ _EPOCH_TOLERANCE = 1e-9  # relative: epochs are floats of exact counts
 def segment_facts(replay: ScheduleReplay, reached: int) -> list[SegmentFacts]:
     """The stretches of the run's branch that samples before `reached` were drawn from."""
     branch = replay.final
-    order, names = replay.order(branch), branch.names
+    order, names = branch.order, branch.names
     lines = {line.sample: line for line in branch.segments}
     owed = dict.fromkeys(names, 0)  # in units of 1/SCALE sample
     before = dict.fromkeys(names, 0)
@@ -132,8 +131,7 @@ def check_ledger(
 
 def _faults(replay: ScheduleReplay, branch: Branch, record: Status | Manifest) -> list[str]:
     """What of a ledger doesn't agree with a branch."""
-    order = replay.order(branch)
-    faults = [*_numbers(branch, record), *_tokens(branch, order, record), *_order(branch, record)]
+    faults = [*_numbers(branch, record), *_tokens(branch, record), *_order(branch, record)]
     pending = record.pending if isinstance(record, Status) else None
     if pending and (pending.sample, pending.fence, pending.generation) not in replay.recorded:
         faults.append(
@@ -168,9 +166,9 @@ def _numbers(branch: Branch, record: Status | Manifest) -> Iterator[str]:
             )
 
 
-def _tokens(branch: Branch, order: MixtureOrder, record: Status | Manifest) -> Iterator[str]:
+def _tokens(branch: Branch, record: Status | Manifest) -> Iterator[str]:
     """Tokens and epochs of every source: as the order has them, and as the weights ask for."""
-    length = branch.opened.sequence_length
+    length, order = branch.opened.sequence_length, branch.order
     drawn, epochs = order.drawn(record.sample), order.epochs(record.sample)
     stretches = list(branch.stretches(record.sample))
     if set(record.sources) != set(drawn):

@@ -6,7 +6,7 @@ run's; of those before it counts what they did up to the sample where the next o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,14 +21,36 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class RankBatch:
+    """What one rank saw in one step; arrays have the shape [accumulation, rows].
+
+    `position` is the sample's place in the global order, `source` an index into `names`, which are
+    the sources as the incarnation listed them, `draw` its number among the source's draws since the
+    run began, `epoch` the passes over the source before it, and `index` the sample within the
+    source.
+    """
+
+    incarnation: int
+    step: int
+    sample: int
+    rank: int
+    world: int
+    names: tuple[str, ...]
+    position: Ints
+    source: Ints
+    draw: Ints
+    epoch: Ints
+    index: Ints
+
+
+@dataclass(frozen=True)
 class Branch:
     """The order that one incarnation draws by.
 
-    `key` tells branches of a run apart. `opens` are the first lines of the incarnations that made
-    it, by first sample, this one's last: they say how steps and ranks lay over the samples.
+    `opens` are the first lines of the incarnations that made it, by first sample, this one's last:
+    they say how steps and ranks lay over the samples.
     """
 
-    key: tuple[int, int]
     opens: tuple[OpenLine, ...]
     schedule: Schedule
 
@@ -51,6 +73,11 @@ class Branch:
     def steps(self) -> BatchSchedule:
         """The samples of every step."""
         return BatchSchedule(self.schedule.quanta)
+
+    @cached_property
+    def order(self) -> MixtureOrder:
+        """The data order."""
+        return MixtureOrder(self.schedule.sizes, self.opened.seed, self.mixture)
 
     @property
     def opened(self) -> OpenLine:
@@ -86,32 +113,53 @@ class Branch:
         """The segment that the sample before `sample` was drawn by."""
         return next((s for s in reversed(self.segments) if s.sample < sample), None)
 
+    def rank_batch(self, step: int, rank: int, world: int | None = None) -> RankBatch:
+        """What a rank saw in a step; with `world`, what it would have seen among so many.
 
-@dataclass(frozen=True)
-class RankBatch:
-    """What one rank saw in one step; arrays have the shape [accumulation, rows].
-
-    `position` is the sample's place in the global order, `source` an index into `names`, which are
-    the sources as the incarnation listed them, `draw` its number among the source's draws since the
-    run began, `epoch` the passes over the source before it, and `index` the sample within the
-    source.
-    """
-
-    incarnation: int
-    step: int
-    sample: int
-    rank: int
-    world: int
-    names: tuple[str, ...]
-    position: Ints
-    source: Ints
-    draw: Ints
-    epoch: Ints
-    index: Ints
+        Raises:
+            ValueError: no such step or rank, or a world that the step can't be dealt to.
+        """
+        opened, first, count = self.samples_of(step)
+        world = opened.world_size if world is None else world
+        if world < 1 or count % (world * opened.micro_batch):
+            raise ValueError(
+                f"world {world}: a step of {count} samples can't be dealt to so many ranks in "
+                f"micro-batches of {opened.micro_batch}"
+            )
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank}: step {step} was made by ranks 0 to {world - 1}")
+        order = self.order
+        source, index = order.batch(first, count)
+        before = np.array(list(order.drawn(first).values()), np.int64)
+        draw = before[source] + _occurrence(source)
+        epoch = np.zeros(draw.size, np.int64)
+        for number, name in enumerate(order.names):
+            here = np.flatnonzero(source == number)
+            epoch[here] = epochs_of(order.eras[name], draw[here])
+        names = tuple(entry.name for entry in opened.sources)
+        numbers = np.array([names.index(n) if n in names else -1 for n in order.names], np.int64)
+        source = numbers[source]
+        if (source < 0).any():
+            lacking = ", ".join(name for name in order.names if name not in names)
+            raise ValueError(f"step {step}: draws from one of {lacking}, which it lacked")
+        own = BatchLayout(opened.micro_batch, rank, world, opened.sequence_length).positions(count)
+        return RankBatch(
+            incarnation=opened.incarnation,
+            step=step,
+            sample=first,
+            rank=rank,
+            world=world,
+            names=names,
+            position=first + own,
+            source=source[own],
+            draw=draw[own],
+            epoch=epoch[own],
+            index=index[own],
+        )
 
 
 class ScheduleReplay:
-    """All branches of a run, and the order of each.
+    """All branches of a run.
 
     Raises:
         ValueError: the schedule has no `open` line or no segment at sample 0.
@@ -119,10 +167,7 @@ class ScheduleReplay:
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self._lines = tuple(lines)
-        self._chain: list[tuple[object, MixtureOrder]] = []
-        self._sizes: Mapping[str, Sequence[tuple[int, int]]] = {}
         self._branches: dict[tuple[int, int], Branch] = {}
-        self._orders: dict[tuple[int, int], MixtureOrder] = {}
         if not self.opens:
             raise ValueError("no `open` line: no trainer has begun this run")
         if not self.final.mixture or self.final.mixture[0].sample != 0:
@@ -206,77 +251,8 @@ class ScheduleReplay:
                 opens.append(line)
             if at not in self.unreached and at != without and not isinstance(line, VoidLine):
                 kept.append(line)
-        self._branches[key] = Branch(key, tuple(opens), Schedule(tuple(kept)))
+        self._branches[key] = Branch(tuple(opens), Schedule(tuple(kept)))
         return self._branches[key]
-
-    def order(self, branch: Branch) -> MixtureOrder:
-        """The data order of a branch; orders with a common beginning share its cost."""
-        if branch.key in self._orders:
-            return self._orders[branch.key]
-        keys: list[object] = [
-            (s.sample, s.quantum, tuple(s.weights.items())) for s in branch.mixture
-        ]
-        sizes = branch.schedule.sizes
-        if sizes != self._sizes:
-            self._chain, self._sizes = [], sizes
-        common = 0
-        while common < min(len(keys), len(self._chain)) and self._chain[common][0] == keys[common]:
-            common += 1
-        del self._chain[common:]
-        for key, segment in zip(keys[common:], branch.mixture[common:], strict=True):
-            if self._chain:
-                order = self._chain[-1][1].with_segment(segment)
-            else:
-                order = MixtureOrder(sizes, branch.opened.seed, [segment])
-            self._chain.append((key, order))
-        # an order of its own, whose blocks stay at hand
-        return self._orders.setdefault(branch.key, self._chain[-1][1])
-
-    def rank_batch(
-        self, branch: Branch, step: int, rank: int, world: int | None = None
-    ) -> RankBatch:
-        """What a rank saw in a step; with `world`, what it would have seen among so many.
-
-        Raises:
-            ValueError: no such step or rank, or a world that the step can't be dealt to.
-        """
-        opened, first, count = branch.samples_of(step)
-        world = opened.world_size if world is None else world
-        if world < 1 or count % (world * opened.micro_batch):
-            raise ValueError(
-                f"world {world}: a step of {count} samples can't be dealt to so many ranks in "
-                f"micro-batches of {opened.micro_batch}"
-            )
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank}: step {step} was made by ranks 0 to {world - 1}")
-        order = self.order(branch)
-        source, index = order.batch(first, count)
-        before = np.array(list(order.drawn(first).values()), np.int64)
-        draw = before[source] + _occurrence(source)
-        epoch = np.zeros(draw.size, np.int64)
-        for number, name in enumerate(order.names):
-            here = np.flatnonzero(source == number)
-            epoch[here] = epochs_of(order.eras[name], draw[here])
-        names = tuple(entry.name for entry in opened.sources)
-        numbers = np.array([names.index(n) if n in names else -1 for n in order.names], np.int64)
-        source = numbers[source]
-        if (source < 0).any():
-            lacking = ", ".join(name for name in order.names if name not in names)
-            raise ValueError(f"step {step}: draws from one of {lacking}, which it lacked")
-        own = BatchLayout(opened.micro_batch, rank, world, opened.sequence_length).positions(count)
-        return RankBatch(
-            incarnation=opened.incarnation,
-            step=step,
-            sample=first,
-            rank=rank,
-            world=world,
-            names=names,
-            position=first + own,
-            source=source[own],
-            draw=draw[own],
-            epoch=epoch[own],
-            index=index[own],
-        )
 
 
 def _occurrence(values: Ints) -> Ints:

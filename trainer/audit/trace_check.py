@@ -80,7 +80,7 @@ class TraceCheck:
 
     def _differs(self, branch: Branch, line: Mapping[str, Any]) -> str | None:
         try:
-            batch = self._replay.rank_batch(branch, line["step"], line["rank"], line["world"])
+            batch = branch.rank_batch(line["step"], line["rank"], line["world"])
         except ValueError as error:
             return str(error)
         if batch.sample != line["sample"]:

@@ -578,7 +578,7 @@ def test_ranks_of_all_incarnations_share_out_the_order_without_loss() -> None:
     for step in range(120):
         world = replay.final.samples_of(step)[0].world_size
         assert world == (4 if step < 20 else 2 if step < 80 else 1)
-        seen = [replay.rank_batch(replay.final, step, rank) for rank in range(world)]
+        seen = [replay.final.rank_batch(step, rank) for rank in range(world)]
         places = np.sort(np.concatenate([one.position.ravel() for one in seen]))
         assert places.tolist() == list(range(place, place + places.size))
         assert {one.sample for one in seen} == {place}
@@ -588,7 +588,7 @@ def test_ranks_of_all_incarnations_share_out_the_order_without_loss() -> None:
             for source, draw in zip(one.source.ravel(), one.draw.ravel(), strict=True):
                 draws[source].add(int(draw))
     assert place == 640 + 40 * 12
-    drawn = replay.order(replay.final).drawn(place)
+    drawn = replay.final.order.drawn(place)
     assert [sorted(one) for one in draws] == [list(range(count)) for count in drawn.values()]
 
 
@@ -599,7 +599,7 @@ def test_a_killed_trainers_late_segment_is_no_fault_unless_it_was_kept() -> None
         SegmentLine(1, 80, 10, B, 1, 1),  # durable too late; killed before it could be voided
     ]
     without = ScheduleReplay(start[:2])
-    drawn = without.order(without.final).drawn(160)
+    drawn = without.final.order.drawn(160)
     sizes = {entry.name: entry.samples for entry in without.final.opened.sources}
     status = Status(
         run="r", incarnation=1, pid=1, host="h", step=20, sample=160, tokens=640, budget=10**6,
@@ -644,7 +644,7 @@ def test_long_runs_take_no_longer() -> None:
     assert len(facts) == 101
     assert all(one.exact for one in facts)
     replay = replay_of(evidence)
-    seen = replay.rank_batch(replay.final, 10**12 // 1024 + 5, 3)
+    seen = replay.final.rank_batch(10**12 // 1024 + 5, 3)
     assert seen.epoch.max() > 2000
     assert time.monotonic() - begun < 5
 
