@@ -23,7 +23,7 @@ from mixloop.common.log import say
 from mixloop.trainer.config import JobError
 from mixloop.trainer.loader import SAVED_FILE, MixtureLoader, check_workers
 
-from .steady_steps import SteadySteps, steady_steps
+from .steady_steps import steady_steps
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -59,7 +59,7 @@ class MixtureCallback(TrainerCallback):  # type: ignore[misc]  # transformers ca
     ) -> None:
         """Tell the step; end training when the budget is spent."""
         # a resumed Trainer that replays no batches would count its epoch from 0 again
-        total = _steps(self.mixture).total
+        total = _steps(self.mixture)[1]
         state.epoch = state.global_step / total
         if not control.should_log:  # else on_log tells it, with its loss
             self.mixture.report(step=state.global_step)
@@ -118,7 +118,7 @@ class MixtureMixin:
         check_arguments(arguments, mixture)
         arguments.ignore_data_skip = True  # the loader itself goes on at the exact sample
         if arguments.max_steps <= 0:
-            arguments.max_steps = _steps(mixture).total  # one epoch is the whole budget
+            arguments.max_steps = _steps(mixture)[1]  # one epoch is the whole budget
         super().__init__(*args, **kwargs)
         _refuse_shared_batches(_untyped(self))
         _untyped(self).add_callback(MixtureCallback(mixture))
@@ -173,12 +173,13 @@ def check_arguments(args: TrainingArguments, mixture: MixtureLoader) -> None:
                 f"TrainingArguments.accelerator_config.{name}: True; leave it out (each process "
                 "draws its own batches, and accelerate would deal them out a second time)"
             )
-    micro_batch, steps = mixture.job.settings.micro_batch, _steps(mixture)
+    micro_batch = mixture.job.settings.micro_batch
+    accumulation, steps = _steps(mixture)
     gpus = max(1, args.n_gpu)
     rows = f"trainer.micro_batch is {micro_batch}, for {gpus} device(s) of a process"
     for name, right, why in (
         ("per_device_train_batch_size", micro_batch // gpus, rows),
-        ("gradient_accumulation_steps", steps.accumulation, "as the run's steps"),
+        ("gradient_accumulation_steps", accumulation, "as the run's steps"),
         ("auto_find_batch_size", False, "the order of the data is for one batch size"),
     ):
         value = getattr(args, name)
@@ -189,10 +190,10 @@ def check_arguments(args: TrainingArguments, mixture: MixtureLoader) -> None:
             f"{args.world_size} processes share the batches out, the loader knows of "
             f"{mixture.world}: make it after TrainingArguments, which joins the ranks"
         )
-    if args.max_steps > steps.total:
+    if args.max_steps > steps:
         raise JobError(
             f"TrainingArguments.max_steps: {args.max_steps}, but the budget is spent after "
-            f"{steps.total} steps; leave it out, or raise the run's budget"
+            f"{steps} steps; leave it out, or raise the run's budget"
         )
 
 
@@ -212,7 +213,7 @@ def _untyped(trainer: Any) -> Any:
     return trainer
 
 
-def _steps(mixture: MixtureLoader) -> SteadySteps:
+def _steps(mixture: MixtureLoader) -> tuple[int, int]:
     return steady_steps(mixture, "the Trainer")
 
 

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from mixloop.trainer.config import JobError
 from mixloop.trainer.loader import MixtureLoader, check_workers
 
-from .steady_steps import SteadySteps, steady_steps
+from .steady_steps import steady_steps
 
 _FOLDER = re.compile(r"checkpoint-\d+")
 
@@ -151,13 +151,14 @@ class MixtureCallback(Callback):  # type: ignore[misc]
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep a micro-batch's loss; after the step's last one, tell."""
-        mixture, steps = self._data.mixture, _steps(self._data.mixture)
+        mixture = self._data.mixture
+        accumulation, steps = _steps(mixture)
         outputs = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
         if isinstance(outputs.get("loss"), torch.Tensor):
             self._losses.append(outputs["loss"].detach())
         losses = outputs.get("losses")
         losses = losses.detach() if isinstance(losses, torch.Tensor) else None
-        if (batch_idx + 1) % steps.accumulation:
+        if (batch_idx + 1) % accumulation:
             if losses is not None:
                 mixture.report(losses=losses)
             return
@@ -165,7 +166,7 @@ class MixtureCallback(Callback):  # type: ignore[misc]
         loss = torch.stack(self._losses).sum() if self._losses else None
         self._losses = []
         mixture.report(step=trainer.global_step, loss=loss, lr=self._lr, losses=losses)
-        if mixture.step >= steps.total:
+        if mixture.step >= steps:
             trainer.should_stop = True
 
 
@@ -276,5 +277,5 @@ def check_ranks(trainer: Any, mixture: MixtureLoader) -> None:
         )
 
 
-def _steps(mixture: MixtureLoader) -> SteadySteps:
+def _steps(mixture: MixtureLoader) -> tuple[int, int]:
     return steady_steps(mixture, "Lightning")

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from mixloop.trainer.config import steady_accumulation
 from mixloop.trainer.loader import MixtureLoader
 
 
-class SteadySteps(NamedTuple):
-    """Micro-batches, on each rank, of every step; and steps of the whole budget."""
-
-    accumulation: int
-    total: int
-
-
-def steady_steps(mixture: MixtureLoader, framework: str) -> SteadySteps:
-    """The steps of a mixture's run.
+def steady_steps(mixture: MixtureLoader, framework: str) -> tuple[int, int]:
+    """Micro-batches, on each rank, of every step; and steps of the whole budget.
 
     Args:
         framework: for the message.
@@ -25,4 +16,4 @@ def steady_steps(mixture: MixtureLoader, framework: str) -> SteadySteps:
         JobError: the run changes its batch on the way.
     """
     accumulation = steady_accumulation(mixture.job, mixture.world, framework)
-    return SteadySteps(accumulation, len(mixture) // accumulation)
+    return accumulation, len(mixture) // accumulation

@@ -33,11 +33,11 @@ class TraceCheck:
     """
 
     def __init__(self, replay: ScheduleReplay, gather: Gather) -> None:
-        self._replay = replay
+        self._final = replay.final
         self._gather = gather
         self._left_branches: list[Branch] = []
         for number in reversed(replay.opens):
-            if number != replay.final.opened.incarnation:
+            if number != self._final.opened.incarnation:
                 self._left_branches.append(replay.branch(number))
             shorter = replay.branch_without_last(number)
             if shorter is not None:
@@ -66,7 +66,7 @@ class TraceCheck:
                 yield Finding("trace", where, detail, number, line["step"], line["sample"])
 
     def _line(self, line: Mapping[str, Any]) -> str | None:
-        problem = self._differs(self._replay.final, line)
+        problem = self._differs(self._final, line)
         if problem is None:
             self._verified += 1
             self._ranks.setdefault((line["step"], line["world"]), set()).add(line["rank"])
@@ -112,7 +112,7 @@ class TraceCheck:
 
     def facts(self) -> TraceFacts:
         """What was gone through."""
-        final = self._replay.final
+        final = self._final
         whole = sorted(
             step
             for (step, world), ranks in self._ranks.items()

@@ -35,25 +35,13 @@ class Change:
     fence: int
 
 
-@dataclass(frozen=True)
-class BatchForm:
-    """What a micro-batch is made of.
-
-    Attributes:
-        dtype: of the token ids.
-        pinned: in page-locked memory.
-        eos_id: ends a document, if document and position ids are wanted.
-    """
-
-    dtype: npt.DTypeLike
-    pinned: bool
-    eos_id: int | None
-
-
 class LoopIncarnation:
     """One begun incarnation on one rank.
 
     Args:
+        dtype: of the token ids.
+        pinned: batches in page-locked memory.
+        eos_id: ends a document, if document and position ids are wanted.
         on_change: told of each new mixture before its first sample; its exceptions are the loop's.
     """
 
@@ -62,13 +50,15 @@ class LoopIncarnation:
         begun: BegunIncarnation,
         place: RankPlace,
         stores: Mapping[str, Store],
-        form: BatchForm,
+        dtype: npt.DTypeLike,
+        pinned: bool,
+        eos_id: int | None,
         on_change: Callable[[Change], None],
     ) -> None:
         self.live = begun.live
         self.job = begun.live.job
         self.position = begun.live.position
-        self._form = form
+        self._eos_id = eos_id
         self._on_change = on_change
         self._metrics = LoopMetrics(self.job)
         self._micro_samples = self.job.settings.micro_batch * place.world
@@ -77,7 +67,7 @@ class LoopIncarnation:
         settings, length = self.job.settings, self.job.sequence_length
         self._batches = RankBatches(
             stores, order, BatchLayout(settings.micro_batch, place.rank, place.world, length),
-            self.live.quanta, settings.prefetch, begun.plan.sample, form.dtype, form.pinned,
+            self.live.quanta, settings.prefetch, begun.plan.sample, dtype, pinned,
         )  # fmt: skip
         self._micro = begun.micro  # micro-batches of the step at hand that are handed out
         self._micros = 0  # of the step that the last one handed out is of
@@ -161,7 +151,7 @@ class LoopIncarnation:
                 say(f"step {switch.step}: generation {switch.generation} is in force", "mixloop")
         self._rows = batch.source[micro]
         ids = None if batch.tensor is None else batch.tensor[micro]
-        return tensors(batch.ids[micro], self._rows, self._form.eos_id, ids)
+        return tensors(batch.ids[micro], self._rows, self._eos_id, ids)
 
     def _begin_step(self) -> Batch:
         step, settings = self.position.step, self.job.settings

@@ -34,7 +34,7 @@ from mixloop.trainer.run import Collectives
 from mixloop.trainer.sources import open_stores
 
 from .begin import begin_in_loop, find_place, find_rank
-from .incarnation import BatchForm, Change, LoopIncarnation
+from .incarnation import Change, LoopIncarnation
 from .loader_state import LoaderState
 from .refusals import check_drawing_process, refuse_pickling
 from .saved_state import read_saved_state
@@ -272,7 +272,7 @@ class MixtureLoader:
     def _begin(self) -> None:
         """Begin an incarnation where the state says, or from the start. Collective."""
         check_drawing_process(type(self).__name__)
-        form = BatchForm(self._dtype, self._pinned(), self._eos_id)
+        pinned = self._pinned()
         place = find_place(*self._place)
         self._place = (place.rank, place.world, place.peers)
         begun = begin_in_loop(self.job, self.stores, place, self._state, self.rewind)
@@ -280,7 +280,9 @@ class MixtureLoader:
         if begun is None:
             self._spent = True
         else:
-            self._incarnation = LoopIncarnation(begun, place, self.stores, form, self._changed)
+            self._incarnation = LoopIncarnation(
+                begun, place, self.stores, self._dtype, pinned, self._eos_id, self._changed
+            )
 
     def _changed(self, change: Change) -> None:
         if self.on_change is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,8 @@ class LoaderState:
             pairs = tuple(
                 (int(sample), int(generation)) for sample, generation in value["switches"]
             )
-            numbers = {
-                key: int(value[key])
-                for key in ("step", "sample", "micro", "begun", "quantum", "sequence_length",
-                            "seed", "incarnation")
-            }  # fmt: skip
+            names = {field.name for field in fields(LoaderState)} - {"run", "switches"}
+            numbers = {name: int(value[name]) for name in names}
             return LoaderState(run=str(value["run"]), switches=pairs, **numbers)
         except (KeyError, TypeError, ValueError) as error:
             raise JobError(f"loader state: damaged ({error!r})") from error

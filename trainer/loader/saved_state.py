@@ -10,12 +10,7 @@ from typing import Any
 
 from mixloop.common.files import LARGEST, parse_json, read_regular, write_atomic
 from mixloop.common.json_records import ReadResult
-from mixloop.contract import (
-    LARGEST_MANIFEST,
-    FileEntry,
-    Manifest,
-    find_record,
-)
+from mixloop.contract import LARGEST_MANIFEST, FileEntry, Manifest, find_record
 from mixloop.trainer.config import JobError
 
 from .loader_state import LoaderState

@@ -36,7 +36,6 @@ class Input:
 
     kind: str
     location: str
-    bytes: int | None = None
 
 
 def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
@@ -50,7 +49,7 @@ def _file(path: Path) -> Input:
         kind = "table"
     else:
         kind = "text"
-    return Input(kind, str(path), path.stat().st_size)
+    return Input(kind, str(path))
 
 
 def _folder(path: Path) -> list[Input]:
@@ -111,7 +110,7 @@ def read_pieces(
         return _read_lines(Path(source.location), text_key)
     if source.kind == "table":
         return _read_table(Path(source.location), text_key)
-    return _read_dataset(source, text_key, split, config)
+    return _read_dataset(source, text_key, split or "train", config)
 
 
 def _open(path: Path) -> IO[str]:
@@ -181,20 +180,16 @@ def _read_table(path: Path, key: str) -> Iterator[Piece]:
                     f"{path}: no column {key!r} (there are: {', '.join(names[:12])}); "
                     "choose one with text_key"
                 )
-            row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[key]):
-                for value in batch.column(0).to_pylist():
-                    row += 1
-                    yield Piece(_text_of({key: value}, key, f"{path}, row {row}"))
+            batches = table.iter_batches(batch_size=1024, columns=[key])
+            values = (value for batch in batches for value in batch.column(0).to_pylist())
+            for row, value in enumerate(values, start=1):
+                yield Piece(_text_of({key: value}, key, f"{path}, row {row}"))
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path}: not a readable parquet file: {error}") from error
 
 
-def _read_dataset(
-    source: Input, key: str, split: str | None, config: str | None
-) -> Iterator[Piece]:
-    rows = _open_dataset(source, split or "train", config)
-    for number, record in enumerate(rows, start=1):
+def _read_dataset(source: Input, key: str, split: str, config: str | None) -> Iterator[Piece]:
+    for number, record in enumerate(_open_dataset(source, split, config), start=1):
         yield Piece(_text_of(record, key, f"{source.location}, row {number}"))
 
 
