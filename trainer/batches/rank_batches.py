@@ -255,12 +255,10 @@ class RankBatches:
     def _steps_from(self, sample: int) -> tuple[_DrawnSteps, int]:
         """Steps drawn together, and which of them begins at `sample`."""
         with self._lock:
-            steps = self._steps
-            number = None if steps is None else steps.number(sample)
-            if steps is None or number is None:
-                steps, number = self._draw_steps(sample), 0
-                self._steps = steps
-        return steps, number
+            number = None if self._steps is None else self._steps.number(sample)
+            if self._steps is None or number is None:
+                self._steps, number = self._draw_steps(sample), 0
+            return self._steps, number
 
     def _draw_steps(self, sample: int) -> _DrawnSteps:
         samples = self._schedule.at(sample)

@@ -14,7 +14,7 @@ from mixloop.common.log import say
 from mixloop.contract import SCALE, Phase
 from mixloop.trainer.batches import Batch, BatchLayout, RankBatches, tensors
 from mixloop.trainer.mixing import passes
-from mixloop.trainer.run import Switch
+from mixloop.trainer.run import StepMetrics, Switch
 from mixloop.trainer.sources import Store
 
 from .begin import BegunIncarnation, RankPlace
@@ -76,8 +76,7 @@ class LoopIncarnation:
         if begun.micro:
             self._batch = self._batches.batch(begun.plan.sample)
             self.live.begins(begun.plan.sample + 1)  # was told before its first micro-batch
-        self._published = -1
-        self._finished = False
+        self._published = (-1, False)  # step, and whether the budget was spent
         self._publish()
 
     # --- where it stands -----------------------------------------------------------------------
@@ -155,7 +154,7 @@ class LoopIncarnation:
 
     def _begin_step(self) -> Batch:
         step, settings = self.position.step, self.job.settings
-        if step - self._published >= settings.status_every:
+        if step - self._published[0] >= settings.status_every:
             self._publish()  # a loop that doesn't report is alive all the same
         if step % settings.poll_every == 0:
             switch = self.live.poll()
@@ -202,31 +201,29 @@ class LoopIncarnation:
                 "mixloop",
             )
         every = self.job.settings.status_every
-        due = here // every > self._published // every or self.live.spent
+        due = here // every > self._published[0] // every or self.live.spent
         if due and self._micro == 0:
             self._publish()
 
     def _publish(self) -> None:
         """Rank 0: have the status written, unless the end is told already."""
-        step, finished = self.position.step, self.live.spent
-        again = finished and self._finished and self._published == step
-        self._published, self._finished = step, finished
-        if self.live.lead is None or again:
+        before, self._published = self._published, (self.position.step, self.live.spent)
+        if self.live.lead is None or (self.live.spent and self._published == before):
             return
         try:
-            metrics = self._metrics.at(step, self.position.sample, finished)
-            self.live.publish(metrics, self._ledger())
+            self.live.publish(self._step_metrics(), self._ledger())
         except Exception as error:
             say(f"status not written: {type(error).__name__}: {error}", "mixloop")
+
+    def _step_metrics(self) -> StepMetrics:
+        return self._metrics.at(self.position.step, self.position.sample, self.live.spent)
 
     def mark_checkpoint(self, folder: Path, files: Sequence[str]) -> bool:
         """See :meth:`mixloop.trainer.MixtureLoader.mark_checkpoint`."""
         if self.live.lead is None:
             return False
         try:
-            position = self.position
-            metrics = self._metrics.at(position.step, position.sample, self.live.spent)
-            manifest = self.live.manifest(metrics, self._ledger())
+            manifest = self.live.manifest(self._step_metrics(), self._ledger())
             if manifest is None:
                 return False
             write_saved_state(folder, self.state(), manifest, files)
@@ -238,7 +235,7 @@ class LoopIncarnation:
     def close(self, publish: bool) -> None:
         """End the threads; the status says where it ended, if it is to be published."""
         self._batches.close()
-        if publish and self.position.step != self._published:
+        if publish and self.position.step != self._published[0]:
             self._publish()
         if not self.live.close():
             say("the disk did not take the last status in time", "mixloop")

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
 from mixloop.contract import BatchSchedule, Phase
@@ -36,7 +35,7 @@ from mixloop.trainer.sources import open_stores
 from .begin import begin_in_loop, find_place, find_rank
 from .incarnation import Change, LoopIncarnation
 from .loader_state import LoaderState
-from .refusals import check_drawing_process, refuse_pickling
+from .refusals import DRAWN_HERE, WorkersError, check_drawing_process
 from .saved_state import read_saved_state
 
 
@@ -182,7 +181,8 @@ class MixtureLoader:
         self._spent = False
 
     def __reduce__(self) -> NoReturn:
-        refuse_pickling(type(self).__name__)
+        who = f"{type(self).__name__}: it can't go to another process"
+        raise WorkersError(f"{who}: {DRAWN_HERE}; set num_workers=0")
 
     # --- where it stands ------------------------------------------------------------------
 
@@ -271,8 +271,13 @@ class MixtureLoader:
 
     def _begin(self) -> None:
         """Begin an incarnation where the state says, or from the start. Collective."""
+        import torch
+
         check_drawing_process(type(self).__name__)
-        pinned = self._pinned()
+        available = torch.cuda.is_available()
+        if self._pin_memory and not available:
+            raise JobError("pin_memory: there is no CUDA device to pin memory for; leave it out")
+        pinned = available if self._pin_memory is None else self._pin_memory
         place = find_place(*self._place)
         self._place = (place.rank, place.world, place.peers)
         begun = begin_in_loop(self.job, self.stores, place, self._state, self.rewind)
@@ -288,14 +293,6 @@ class MixtureLoader:
         if self.on_change is not None:
             self.on_change(change)
 
-    def _pinned(self) -> bool:
-        import torch
-
-        available = torch.cuda.is_available()
-        if self._pin_memory and not available:
-            raise JobError("pin_memory: there is no CUDA device to pin memory for; leave it out")
-        return available if self._pin_memory is None else self._pin_memory
-
     def _end(self, publish: bool) -> None:
         if self._incarnation is not None:
             self._incarnation.close(publish)
@@ -310,12 +307,7 @@ class MixtureLoader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     # --- states and reports ----------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +27,11 @@ def phase_at(job: Job, tokens: int) -> Phase | None:
     if begins is None:
         if not (settings.warmup or settings.decay):
             return None
-        begins = {"warmup": 0, "stable": settings.warmup}
-        if settings.decay:
-            begins = {**begins, "decay": job.budget - settings.decay}
-    phases: tuple[Phase, ...] = ("warmup", "stable", "decay")
+        decay = {"decay": job.budget - settings.decay} if settings.decay else {}
+        begins = {"warmup": 0, "stable": settings.warmup, **decay}
     warms = "warmup" in begins or begins.get("stable", 0) > 0
     reached: Phase = "warmup" if warms else "stable"
-    for phase in phases:
+    for phase in get_args(Phase):
         if phase in begins and tokens >= begins[phase]:
             reached = phase
     return reached

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
 
 from mixloop.trainer.config import JobError
 
-_HERE = "batches are drawn in the training process, at thousands of times the rate a GPU consumes"
+DRAWN_HERE = (
+    "batches are drawn in the training process, at thousands of times the rate a GPU consumes them"
+)
 
 
 class WorkersError(JobError):
@@ -32,16 +33,7 @@ def check_workers(option: str, workers: int) -> None:
         JobError: some are.
     """
     if workers:
-        raise WorkersError(f"{option}={workers}: {_HERE} them; set {option.rpartition(' ')[2]}=0")
-
-
-def refuse_pickling(who: str) -> NoReturn:
-    """Refuse to be sent to a worker process.
-
-    Raises:
-        JobError: always.
-    """
-    raise WorkersError(f"{who}: it can't go to another process: {_HERE} them; set num_workers=0")
+        raise WorkersError(f"{option}={workers}: {DRAWN_HERE}; set {option.rpartition(' ')[2]}=0")
 
 
 def check_drawing_process(who: str) -> None:
