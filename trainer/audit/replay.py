@@ -142,7 +142,8 @@ class Branch:
         if (source < 0).any():
             lacking = ", ".join(name for name in order.names if name not in names)
             raise ValueError(f"step {step}: draws from one of {lacking}, which it lacked")
-        own = BatchLayout(opened.micro_batch, rank, world, opened.sequence_length).positions(count)
+        layout = BatchLayout(opened.micro_batch, rank, world, opened.sequence_length)
+        positions = layout.positions(count)
         return RankBatch(
             incarnation=opened.incarnation,
             step=step,
@@ -150,11 +151,11 @@ class Branch:
             rank=rank,
             world=world,
             names=names,
-            position=first + own,
-            source=source[own],
-            draw=draw[own],
-            epoch=epoch[own],
-            index=index[own],
+            position=first + positions,
+            source=source[positions],
+            draw=draw[positions],
+            epoch=epoch[positions],
+            index=index[positions],
         )
 
 

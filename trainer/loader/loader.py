@@ -148,9 +148,9 @@ class MixtureLoader:
             JobError: an option or source can't work.
         """
         names = [field.name for field in fields(_Options)]
-        own = {name: options.pop(name) for name in names if name in options}
+        chosen = {name: options.pop(name) for name in names if name in options}
         loader = cls.__new__(cls)
-        loader._set_up(with_settings(job, options), _Options(**own))
+        loader._set_up(with_settings(job, options), _Options(**chosen))
         return loader
 
     @classmethod

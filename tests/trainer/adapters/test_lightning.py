@@ -43,15 +43,15 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
+    folders = {}
     for number, (name, samples) in enumerate(SIZES.items()):
-        folder = made[name] = tmp_path_factory.mktemp(name)
+        folder = folders[name] = tmp_path_factory.mktemp(name)
         tokens = np.zeros((samples, LENGTH), "<u2")
         tokens[:, 0] = number * 200 + np.arange(samples)
         tokens.tofile(folder / "tokens.bin")
         info = StoreInfo(tokens.size, 1, "uint16", 600, "t", f"sha256:{name}", 0)
         (folder / "store.json").write_text(json.dumps(info.to_json()))
-    return made
+    return folders
 
 
 class Module(lightning.LightningModule):  # type: ignore[misc]
@@ -79,8 +79,8 @@ class Module(lightning.LightningModule):  # type: ignore[misc]
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.awaited:  # steps of this model are over before a disk has taken an order
-            known = read_schedule(self.mixture.with_name("schedule.jsonl")).segments
-            self.awaited *= all(segment.generation < self.awaited for segment in known)
+            segments = read_schedule(self.mixture.with_name("schedule.jsonl")).segments
+            self.awaited *= all(segment.generation < self.awaited for segment in segments)
             time.sleep(0.02)
         for step, share in ((10, 0.5), (25, 0.125)):  # plays the controller
             if self.trainer.global_step == step:
@@ -147,9 +147,13 @@ def test_it_trains_on_the_order_through_changes_and_a_resume(
     trainer(tmp_path, max_steps=20).fit(first, datamodule=data)
     assert first.seen == pure(tmp_path, 20 * QUANTUM)
     layout = Layout("hf-trainer", tmp_path / "out")
-    found = layout.manifest("checkpoint-16")
-    assert found is not None
-    assert (found.step, found.sample, found.tokens) == (16, 16 * QUANTUM, 16 * QUANTUM * LENGTH)
+    manifest = layout.manifest("checkpoint-16")
+    assert manifest is not None
+    assert (manifest.step, manifest.sample, manifest.tokens) == (
+        16,
+        16 * QUANTUM,
+        16 * QUANTUM * LENGTH,
+    )
 
     second = Module(orders)
     data = MixtureDataModule(mixture(tmp_path, stores, kind))
@@ -200,9 +204,9 @@ def test_other_ways_to_go_wrong_are_told(tmp_path: Path, stores: dict[str, Path]
         trainer(tmp_path).fit(module, datamodule=MixtureDataModule(left))
     with pytest.raises(JobError, match="made in setup"):
         _ = MixtureDataModule("run.yaml").mixture
-    given = MixtureDataModule(mixture(tmp_path, stores), seed=4)
+    data = MixtureDataModule(mixture(tmp_path, stores), seed=4)
     with pytest.raises(JobError, match="seed: give them to the loader itself"):
-        given.setup("fit")
+        data.setup("fit")
 
 
 def test_workers_are_refused(tmp_path: Path, stores: dict[str, Path]) -> None:
@@ -218,8 +222,8 @@ def test_checkpoints_that_are_not_kept_take_their_folder_along(
     tmp_path: Path, stores: dict[str, Path]
 ) -> None:
     data = MixtureDataModule(mixture(tmp_path, stores))
-    own = MixtureCheckpoint(tmp_path / "out", every_n_train_steps=8, save_top_k=1)
-    trainer(tmp_path, callbacks=[own]).fit(
+    checkpoints = MixtureCheckpoint(tmp_path / "out", every_n_train_steps=8, save_top_k=1)
+    trainer(tmp_path, callbacks=[checkpoints]).fit(
         Module(RunPaths(tmp_path / "run").mixture), datamodule=data
     )
     [left] = (tmp_path / "out").iterdir()
@@ -259,26 +263,26 @@ def test_ranks_share_the_order_out(tmp_path: Path, stores: dict[str, Path]) -> N
 def on_two_ranks(**asked: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    own |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    own |= {"TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0"}  # as under torchrun
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    environment |= {"TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0"}  # as under torchrun
     ranks = [
         subprocess.Popen(
             [sys.executable, str(RANKS), json.dumps(asked)],
-            env=os.environ | own | {"RANK": rank, "LOCAL_RANK": rank},
+            env=os.environ | environment | {"RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for rank in ("0", "1")
     ]  # fmt: skip
-    told = [rank.communicate(timeout=200)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], told[0][-4000:]
+    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs[0][-4000:]
 
 
 def test_the_example_goes_on_where_it_was(tmp_path: Path) -> None:
     script = [sys.executable, str(EXAMPLE), str(tmp_path)]
     for steps in ("60", "120"):
-        told = subprocess.run(
+        output = subprocess.run(
             [*script, "--steps", steps], check=True, capture_output=True, text=True, timeout=200
         ).stdout
-    assert "from checkpoint-60" in told
+    assert "from checkpoint-60" in output
     assert Layout("hf-trainer", tmp_path / "out").manifest("checkpoint-120") is not None

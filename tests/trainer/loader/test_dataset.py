@@ -92,15 +92,15 @@ def order(folder: Path, generation: int, weights: Mapping[str, float]) -> None:
 
 
 def test_a_change_reaches_the_loop_at_its_sample(tmp_path: Path, stores: dict[str, Path]) -> None:
-    told: list[tuple[int, Change]] = []
+    changes: list[tuple[int, Change]] = []
     with make(tmp_path, stores) as dataset:
-        dataset.on_change = lambda change: told.append((dataset.step, change))
+        dataset.on_change = lambda change: changes.append((dataset.step, change))
         batches = iter(DataLoader(dataset, batch_size=None))
         tokens = train(dataset, batches, steps=3)
         order(tmp_path, 1, {"a": 0.25, "b": 0.25, "c": 0.5})
         tokens += train(dataset, batches, pause=0.01)
         assert tokens == pure(tmp_path, STEPS * QUANTUM)
-        [(step, change)] = told
+        [(step, change)] = changes
         assert change.step == step == change.sample // QUANTUM
         assert dataset.weights["c"] == 0.5
         assert dataset.drawn() == {

@@ -102,13 +102,13 @@ def test_folders_globs_and_order(tmp_path: Path, tokenizer: str) -> None:
 def test_more_workers_give_the_same_bytes(tmp_path: Path, tokenizer: str) -> None:
     many = [{"text": text * 200} for text in TEXTS]
     file = str(write_lines(tmp_path / "a.jsonl", many))
-    seen: list[Progress] = []
+    steps: list[Progress] = []
     one = prepare([file], tmp_path / "one", tokenizer)
-    two = prepare([file], tmp_path / "two", tokenizer, workers=2, progress=seen.append)
+    two = prepare([file], tmp_path / "two", tokenizer, workers=2, progress=steps.append)
     assert one == two
     assert content(tmp_path / "one") == content(tmp_path / "two")
-    assert len(seen) > 1
-    assert seen[-1] == Progress(40, two.tokens, 1, 1)
+    assert len(steps) > 1
+    assert steps[-1] == Progress(40, two.tokens, 1, 1)
 
 
 def test_a_long_text_file_is_one_document_read_in_pieces(
