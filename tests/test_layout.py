@@ -182,6 +182,7 @@ PUBLIC = {
     "mixloop.policies.testing",
     "mixloop.policies.worlds",
     "mixloop.trainer",
+    "mixloop.trainer.loader",
 }
 
 
