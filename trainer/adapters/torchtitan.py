@@ -151,7 +151,7 @@ class MixtureCheckpoints(CheckpointManager):  # type: ignore[misc]
 
     @dataclass(kw_only=True, slots=True)
     class Config(CheckpointManager.Config):  # type: ignore[misc]
-        """As torchtitan's, and:"""
+        """As torchtitan's, and whether to export."""
 
         export: bool = False
         """Write the model as Hugging Face safetensors into every checkpoint, with config.json and

@@ -1,5 +1,7 @@
-"""Realised shares and ledgers against the schedule. Shares are counted in Python's integers, apart
-from the order's own arithmetic, so that an error there shows here.
+"""Realised shares and ledgers against the schedule.
+
+Shares are counted in Python's integers, apart from the order's own arithmetic, so that an error
+there shows here.
 """
 
 from __future__ import annotations

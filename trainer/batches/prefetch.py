@@ -99,8 +99,11 @@ class Prefetcher:
         weakref.finalize(self, _end, *shared)
 
     def submit(self, action: Action) -> None:
-        """Have something done, in place of what is not begun yet. It is given what is set when it
-        had better stop."""
+        """Have something done, in place of what is not begun yet.
+
+        Args:
+            action: is given what is set when it had better stop.
+        """
         self._actions.put(action)
 
     def close(self) -> None:

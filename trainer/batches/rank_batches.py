@@ -190,8 +190,7 @@ class RankBatches:
             self._steps = None
 
     def drawn(self) -> dict[str, int]:
-        """Samples of each source up to and including the last batch handed out, those of sources
-        included that the run no longer has."""
+        """Samples of each source up to the last batch handed out, of sources gone by now too."""
         return {name: int(n) for name, n in zip(self._names, self._drawn, strict=True)}
 
     def close(self) -> None:

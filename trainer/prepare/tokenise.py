@@ -150,7 +150,6 @@ class _Writer:
         self._size = size
         self._number = first
         self._file: IO[bytes] | None = None
-        self._name = ""
         self._held = 0
         self._digest = hashlib.sha256()
 
@@ -173,8 +172,8 @@ class _Writer:
 
     def _open(self) -> None:
         sharded = self._size is not None or self._number
-        self._name = f"tokens-{self._number:05d}.bin" if sharded else "tokens.bin"
-        self._file = (self._folder / self._name).open("wb")
+        name = f"tokens-{self._number:05d}.bin" if sharded else "tokens.bin"
+        self._file = (self._folder / name).open("wb")
 
     def close(self) -> None:
         """End the file being written; on return it is on the disk."""
@@ -183,7 +182,8 @@ class _Writer:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self.shards.append(Shard(self._name, self._held, self._digest.hexdigest()))
+        name = Path(self._file.name).name
+        self.shards.append(Shard(name, self._held, self._digest.hexdigest()))
         self._file, self._held, self._digest = None, 0, hashlib.sha256()
         self._number += 1
 
