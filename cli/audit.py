@@ -135,7 +135,7 @@ def _folder_and_corpus(target: Path, given: Sequence[str]) -> tuple[Path, Corpus
 def _evidence(
     target: Path, given: Sequence[str], checkpoints: Sequence[Path] = ()
 ) -> tuple[Evidence, ScheduleReplay, Corpus]:
-    from mixloop.trainer.audit import courses_of, read_evidence
+    from mixloop.trainer.audit import read_evidence, replay_of
 
     folder, corpus = _folder_and_corpus(target, given)
     if not (folder / "schedule.jsonl").exists():
@@ -145,23 +145,23 @@ def _evidence(
     except OSError as error:
         raise BadInput(f"{folder}: {error}") from None
     try:
-        courses = courses_of(evidence)
+        replay = replay_of(evidence)
     except ValueError as error:
         raise BadInput(f"{folder}/schedule.jsonl: {error}") from None
-    known = courses.final.names
+    known = replay.final.names
     for item in given:
         name = item.partition("=")[0]
         if name not in known:
             raise BadInput(
                 f"--source: {name!r} is no source of this run, which has {', '.join(known)}"
             )
-    return evidence, courses, corpus
+    return evidence, replay, corpus
 
 
-def _gatherer(courses: ScheduleReplay, corpus: Corpus) -> Any:
+def _gatherer(replay: ScheduleReplay, corpus: Corpus) -> Any:
     from mixloop.trainer.audit import gatherer
 
-    return gatherer(corpus.sources, courses.final.opened.sequence_length)
+    return gatherer(corpus.sources, replay.final.opened.sequence_length)
 
 
 def examine(
@@ -186,8 +186,8 @@ def examine(
     from mixloop.trainer.audit import TraceCheck
     from mixloop.trainer.audit import audit as compare
 
-    evidence, courses, corpus = _evidence(target, given, checkpoints)
-    check = TraceCheck(courses, _gatherer(courses, corpus)) if traces else None
+    evidence, replay, corpus = _evidence(target, given, checkpoints)
+    check = TraceCheck(replay, _gatherer(replay, corpus)) if traces else None
     found = [one for path in _all_ranks(traces) for one in _go_through(check, path)]
     report = compare(evidence, check)
     return replace(report, findings=(*report.findings, *found))
@@ -236,18 +236,18 @@ def look(target: Path, wanted: AuditArgs, given: Sequence[str] = ()) -> Json:
     Raises:
         BadInput: no such run, step, rank or layout; text or hashes without the stores.
     """
-    _, courses, corpus = _evidence(target, given)
+    _, replay, corpus = _evidence(target, given)
     try:
         number = wanted.incarnation
-        course = courses.of(number) if number is not None else courses.final
-        first = courses.seen(course, wanted.step, wanted.rank or 0, wanted.world)
+        branch = replay.branch(number) if number is not None else replay.final
+        first = branch.rank_batch(wanted.step, wanted.rank or 0, wanted.world)
         ranks = range(first.world) if wanted.rank is None else [wanted.rank]
-        seen = [courses.seen(course, wanted.step, one, wanted.world) for one in ranks]
+        seen = [branch.rank_batch(wanted.step, one, wanted.world) for one in ranks]
     except ValueError as error:
         raise BadInput(f"{target}: {error}") from None
-    length = course.opened.sequence_length
-    gather = _gatherer(courses, corpus) if wanted.text or wanted.hashes else None
-    line = course.in_force(first.sample + 1)
+    length = branch.opened.sequence_length
+    gather = _gatherer(replay, corpus) if wanted.text or wanted.hashes else None
+    line = branch.in_force(first.sample + 1)
     return {
         "schema": STEP_SCHEMA,
         "step": wanted.step,
@@ -287,7 +287,7 @@ def _rank(
             {
                 "micro": micro,
                 "row": row,
-                "sample": int(seen.place[micro, row]),
+                "sample": int(seen.position[micro, row]),
                 "source": name,
                 "index": index,
                 "epoch": int(seen.epoch[micro, row]),

@@ -85,6 +85,7 @@ PUBLIC = {
     "mixloop.policies.testing",
     "mixloop.policies.worlds",
     "mixloop.trainer",
+    "mixloop.trainer.loader",
 }
 
 

@@ -174,13 +174,12 @@ def open_feed(
     settings = job.settings
     layout = BatchLayout(
         rows=settings.micro_batch,
-        accumulation=settings.accumulation,
         rank=peers.rank,
         world=peers.world,
         sequence_length=job.sequence_length,
     )
-    order, quanta = start.order(job.seed), start.quanta
-    return RankBatches(stores, order, layout, settings.prefetch, sample, quanta=quanta)
+    order = start.order(job.seed)
+    return RankBatches(stores, order, layout, start.quanta, settings.prefetch, sample)
 
 
 def train(job: Job, *, rewind: bool = False, trace: Path | None = None) -> int:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mixloop.common.json_records import Problem, ReadResult
 from mixloop.contract import MANIFEST_FILE, Manifest, find_manifest
-from mixloop.trainer.loader import SAVED_FILE, find_saved_manifest
+from mixloop.trainer.loader import SAVED_FILE, read_saved_manifest
 
 LayoutName = Literal["mixloop", "hf-trainer", "torchtitan"]
 
@@ -61,7 +61,7 @@ class Layout:
         path = self.folder / name
         if self.name == "mixloop":
             return find_manifest(path)
-        found = find_saved_manifest(path)
+        found = read_saved_manifest(path)
         if found.value is None:
             return found
         if found.value.step != self.step(name):

@@ -16,7 +16,7 @@ from pathlib import Path
 from mixloop.common.json_records import Problem
 from mixloop.common.types import Json
 from mixloop.contract import RunPaths, find_holds, find_manifest, find_schedule, find_status
-from mixloop.trainer.loader import SAVED_FILE, find_saved_manifest
+from mixloop.trainer.loader import SAVED_FILE, read_saved_manifest
 
 from .journal import Journal
 
@@ -160,7 +160,7 @@ def problems(paths: RunPaths, journal: Journal | None) -> dict[Path, Problem]:
     }
     for path in _told(paths, journal):
         if path not in found:
-            of = find_saved_manifest if path.name == SAVED_FILE else find_manifest
+            of = read_saved_manifest if path.name == SAVED_FILE else find_manifest
             found[path] = of(path.parent).problem
     return {path: problem for path, problem in found.items() if problem is not None}
 

@@ -94,7 +94,7 @@ def test_the_plain_loop_trains_to_the_end_of_its_budget(
     assert (status.step, status.finished, status.phase, status.lr) == (steps, True, "stable", 1e-3)
     assert status.loss is not None
     folder = tmp_path / "run" / f"checkpoint-{steps}"
-    saved = read_saved_manifest(folder)
+    saved = read_saved_manifest(folder).value
     assert saved is not None
     assert {name: source.tokens for name, source in saved.sources.items()} == {
         "web": length * rows * micros * steps * 3 // 4,

@@ -5,23 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mixloop.common.files import LARGEST, parse_json, read_regular, write_atomic
 from mixloop.common.json_records import ReadResult
-from mixloop.common.log import say
-from mixloop.contract import (
-    LARGEST_MANIFEST,
-    FileEntry,
-    Manifest,
-    RunPaths,
-    find_record,
-    read_status,
-    write_status,
-)
-from mixloop.trainer.config import Job, JobError
+from mixloop.contract import LARGEST_MANIFEST, FileEntry, Manifest, find_record
+from mixloop.trainer.config import JobError
 
 from .loader_state import LoaderState
 
@@ -68,22 +58,6 @@ def read_saved_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def read_saved_manifest(folder: Path) -> Manifest | None:
-    """What a foreign checkpoint says of its mixture; None where there is nothing to be read."""
-    return find_saved_manifest(folder).value
-
-
-def find_saved_manifest(folder: Path) -> ReadResult[Manifest]:
+def read_saved_manifest(folder: Path) -> ReadResult[Manifest]:
     """What a foreign checkpoint says of its mixture, or what is wrong with its `mixloop.json`."""
     return find_record(folder / SAVED_FILE, SAVED_SCHEMA, Manifest, LARGEST_MANIFEST)
-
-
-def finish_status(job: Job) -> None:
-    """Say in the status that the budget is spent, if the last trainer did not come to it."""
-    path = RunPaths(job.dir).status
-    try:
-        status = read_status(path)
-        if status is not None and not status.finished:
-            write_status(path, replace(status, finished=True, heartbeat=status.heartbeat + 1))
-    except OSError as error:
-        say(f"{path}: not written: {error}", "mixloop")

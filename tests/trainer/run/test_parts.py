@@ -18,7 +18,6 @@ import pytest
 from mixloop.common.log import say
 from mixloop.common.units import parse_tokens
 from mixloop.contract import FileEntry, Manifest, OrderInForce
-from mixloop.trainer.batches import BatchLayout
 from mixloop.trainer.config import Job, JobError, load_job
 from mixloop.trainer.config.learning_rate import WarmupStableDecay
 from mixloop.trainer.prepare import prepare
@@ -304,11 +303,3 @@ def test_loss_per_source_is_the_mean_over_its_sequences() -> None:
     sums, counts = totals.take(SingleProcess())
     assert (sums.tolist(), counts.tolist()) == ([4.0, 0.0, 18.0], [2.0, 0.0, 3.0])
     assert totals.take(SingleProcess())[1].tolist() == [0.0, 0.0, 0.0]
-
-
-def test_every_position_of_a_step_is_dealt_once() -> None:
-    layouts = [BatchLayout(3, 2, rank, 4, 16) for rank in range(4)]
-    assert layouts[0].quantum == 24
-    dealt = np.concatenate([layout.positions().ravel() for layout in layouts])
-    assert sorted(dealt.tolist()) == list(range(24))
-    assert layouts[1].positions().tolist() == [[3, 4, 5], [15, 16, 17]]
