@@ -210,7 +210,9 @@ class EvalSettings(BaseModel):
 
     def asking(self, chosen: dict[str, BenchmarkSettings]) -> EvalSettings:
         """These settings with the chosen benchmarks alone, each asked or watched as before."""
-        watched = {name: settings for name, settings in chosen.items() if name not in self.benchmarks}
+        watched = {
+            name: settings for name, settings in chosen.items() if name not in self.benchmarks
+        }
         asked = {name: settings for name, settings in chosen.items() if name in self.benchmarks}
         return self.model_copy(update={"benchmarks": asked, "watch": watched})
 

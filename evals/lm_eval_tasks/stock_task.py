@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 
+_STOCK_NEW_TOKENS = 256
+"""lm-eval's own bound of a generation where a task file names none."""
+
+
 @dataclass(frozen=True)
 class TaskSpec:
     """One generated task: the stock file (relative to lm-eval's tasks), rows and shots.
@@ -73,8 +77,9 @@ def task_folder() -> tempfile.TemporaryDirectory[str]:
 def build_tasks(specs: Sequence[TaskSpec], folder: Path) -> dict[str, StockTask]:
     """Generates the task files in `folder` and loads them.
 
-    Raises ItemsError when lm-eval loads other tasks or another number of rows than asked: a
-    mistaken file would otherwise be scored in silence.
+    Raises:
+        ItemsError: lm-eval loads other tasks or another number of rows than asked: a mistaken
+            file would otherwise be scored in silence.
     """
     for spec in specs:
         _write_spec(spec, folder)
@@ -93,7 +98,11 @@ def build_tasks(specs: Sequence[TaskSpec], folder: Path) -> dict[str, StockTask]
 
 
 def load_tasks(names: Sequence[str], folder: Path) -> dict[str, ConfigurableTask]:
-    """The tasks of generated files, without lm-eval's scan of all its own. Raises ItemsError."""
+    """The tasks of generated files, without lm-eval's scan of all its own.
+
+    Raises:
+        ItemsError: lm-eval loads no task of one of the names.
+    """
     from lm_eval.tasks import TaskManager
 
     _compile_templates_once()
@@ -179,9 +188,11 @@ class StockTask:
     ) -> None:
         self.task = task
         self.docs = docs
-        self.position = {one: index for index, one in enumerate(ids) if one is not None}
-        # as the task file has it, before a run's own number takes its place
+        self.position = {item: index for index, item in enumerate(ids) if item is not None}
+        # as the task file has them, before a run's own numbers take their place
         self.stock_shots = int(task.config.num_fewshot or 0)
+        generation = task.config.generation_kwargs or {}
+        self.stock_max_new_tokens = int(generation.get("max_gen_toks", _STOCK_NEW_TOKENS))
         self.most_shots = len(task.sampler.df) if hasattr(task, "sampler") else 0
 
     @property
@@ -189,12 +200,7 @@ class StockTask:
         """The task's name."""
         return str(self.task.config.task)
 
-    @property
-    def generation(self) -> dict[str, Any]:
-        """lm-eval's generation arguments (`until` and so on)."""
-        return dict(self.task.config.generation_kwargs or {})
-
-    def set_room(self, tokens: int) -> None:
+    def set_max_new_tokens(self, tokens: int) -> None:
         """Bounds generation to this many tokens."""
         self.task.set_config("generation_kwargs", {"max_gen_toks": tokens}, update=True)
 
@@ -215,17 +221,17 @@ class StockTask:
         What `build_all_requests` does, for some documents without a pass over all of them.
         """
         self.task.set_config("num_fewshot", min(shots, self.most_shots))
-        return {one: self._request(self.position[one]) for one in ids}
+        return {item: self._requests(self.position[item]) for item in ids}
 
-    def _request(self, index: int) -> list[Instance]:
+    def _requests(self, index: int) -> list[Instance]:
         task, doc = self.task, self.docs[index]
         context = task.fewshot_context(
             doc, num_fewshot=task.config.num_fewshot, gen_prefix=task.doc_to_prefix(doc)
         )
-        made = task.construct_requests(
+        requests = task.construct_requests(
             doc=doc, ctx=context, metadata=(self.name, index, task.config.repeats)
         )
-        return made if isinstance(made, list) else [made]
+        return requests if isinstance(requests, list) else [requests]
 
     def outcomes(
         self, requests: Mapping[str, Iterable[Instance]]
@@ -235,13 +241,14 @@ class StockTask:
         Every instance has its answer in `resps`; filters and metrics are the task's own.
         """
         ordered = {
-            one: sorted(own, key=lambda instance: instance.idx) for one, own in requests.items()
+            item: sorted(instances, key=lambda instance: instance.idx)
+            for item, instances in requests.items()
         }
-        self.task._instances = [instance for own in ordered.values() for instance in own]
+        self.task._instances = list(chain(*ordered.values()))
         self.task.apply_filters()
-        return {one: self._scored(own) for one, own in ordered.items()}
+        return {item: self._score(instances) for item, instances in ordered.items()}
 
-    def _scored(self, instances: Sequence[Instance]) -> dict[str, dict[str, Any]]:
+    def _score(self, instances: Sequence[Instance]) -> dict[str, dict[str, Any]]:
         return {
             name: self.task.process_results(
                 instances[0].doc, [instance.filtered_resps[name] for instance in instances]

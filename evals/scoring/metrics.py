@@ -11,9 +11,8 @@ from mixloop.common.estimates import (
     ratio_of_totals,
     t_interval,
 )
-from mixloop.evals import Metric
+from mixloop.evals import Metric, Outcomes
 
-Outcomes = Mapping[str, Mapping[str, float]]
 Cluster = Callable[[str], str]
 """Item id to the cluster it was drawn with."""
 
@@ -28,8 +27,8 @@ def ratio_metric(outcomes: Outcomes, asked: int, cluster: Cluster = str) -> Metr
 
     The interval is Student's with clusters - 1 degrees of freedom.
     """
-    weights = [one["bytes"] for one in outcomes.values()]
-    totals = [one["bits_per_byte"] * one["bytes"] for one in outcomes.values()]
+    weights = [outcome["bytes"] for outcome in outcomes.values()]
+    totals = [outcome["bits_per_byte"] * outcome["bytes"] for outcome in outcomes.values()]
     clusters = [cluster(item) for item in outcomes]
     value, stderr = ratio_of_totals(totals, weights, clusters)
     return Metric(
@@ -55,7 +54,7 @@ def mean_metrics(
     The interval is exact for 0/1 outcomes (at the effective number of items where they are
     clustered), else Student's.
     """
-    names = dict.fromkeys(name for one in outcomes.values() for name in one)
+    names = dict.fromkeys(name for outcome in outcomes.values() for name in outcome)
     higher = better or {}
     return {
         name: _mean_metric(name, outcomes, asked, cluster, higher.get(name, True)) for name in names
@@ -65,8 +64,8 @@ def mean_metrics(
 def _mean_metric(
     name: str, outcomes: Outcomes, asked: int, cluster: Cluster, higher: bool
 ) -> Metric:
-    found = {item: one[name] for item, one in outcomes.items() if name in one}
-    values, clusters = list(found.values()), [cluster(item) for item in found]
+    by_item = {item: outcome[name] for item, outcome in outcomes.items() if name in outcome}
+    values, clusters = list(by_item.values()), [cluster(item) for item in by_item]
     value, stderr = mean(values, clusters)
     if set(values) <= {0.0, 1.0}:
         interval: tuple[float, float] | None = proportion_interval(values, clusters)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mixloop.common.files import write_atomic
 from mixloop.evals import Scorecard
 
 from .metrics import cluster_of
@@ -57,7 +57,11 @@ def outcomes_of(card: Scorecard) -> list[Outcome]:
 
 
 def write_outcomes(card: Scorecard, path: Path) -> None:
-    """Writes the file atomically; equal scorecards give equal bytes. Raises OSError."""
+    """Writes the file atomically; equal scorecards give equal bytes.
+
+    Raises:
+        OSError: the disk did not take it; what was there is untouched.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -72,11 +76,17 @@ def write_outcomes(card: Scorecard, path: Path) -> None:
     )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    _replace(path, sink.getvalue().to_pybytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, sink.getvalue().to_pybytes())
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
-    """Reads the file back. Raises OSError, or ValueError naming a file that is none of ours."""
+    """Reads the file back.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is none of ours; names the file.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -125,16 +135,3 @@ def _schema() -> pa.Schema:
 
 def _gold_bytes(measured: dict[str, float]) -> int | None:
     return int(measured["bytes"]) if "bytes" in measured else None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -43,7 +43,11 @@ class _Job:
 class Evaluator:
     """Runs evaluations in a worker process, one at a time, without ever blocking the caller.
 
-    `log` receives what the worker prints (appended). `progress` is the last thing it said.
+    `progress` is the last thing the worker said.
+
+    Args:
+        settings: What is measured, and how the worker is started.
+        log: Receives what the worker prints, appended.
     """
 
     def __init__(self, settings: EvalSettings, log: Path) -> None:
@@ -51,7 +55,7 @@ class Evaluator:
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._job: _Job | None = None
-        self._heard = b""
+        self._unread = b""
         self._scratch: Path | None = None
         self.progress = ""
 
@@ -69,7 +73,9 @@ class Evaluator:
     def start(self, checkpoint: Path, out: Path) -> None:
         """Begins scoring `checkpoint`; the scorecard will be in `out`.
 
-        Raises RuntimeError when one is being scored already, OSError when no process can start.
+        Raises:
+            RuntimeError: one is being scored already.
+            OSError: no process can start.
         """
         if self._job is not None:
             raise RuntimeError(f"{self._job.checkpoint} is still being scored")
@@ -97,7 +103,7 @@ class Evaluator:
                 return self._finish()
             elif event["event"] in ("failed", "dying"):
                 return self._fail(str(event["reason"]), kill=event["event"] == "dying")
-        return self._trouble()
+        return self._check_worker()
 
     def stop(self) -> None:
         """Ends the worker and forgets what it was doing."""
@@ -116,7 +122,7 @@ class Evaluator:
         self._settings = self._settings.pinned(card.data_kinds())
         return card
 
-    def _trouble(self) -> Failure | None:
+    def _check_worker(self) -> Failure | None:
         assert self._job is not None
         if self._process is None:
             return self._fail("the evaluation worker could not be started")
@@ -124,8 +130,8 @@ class Evaluator:
         if code == 0 and not self._job.resent:
             return self._resend()
         if code is not None:
-            words = _exit_words(code)
-            return self._fail(f"the evaluation worker died ({words}): see {self._log}")
+            exit_ = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            return self._fail(f"the evaluation worker died ({exit_}): see {self._log}")
         if time.monotonic() > self._job.deadline:
             return self._fail(f"no scorecard within {self._settings.timeout:g} s")
         return None
@@ -150,7 +156,7 @@ class Evaluator:
     def _spawn(self) -> None:
         self._kill()
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._heard = b""
+        self._unread = b""
         # a worker that is killed can't tidy up, so its temporary files lie where we can
         self._scratch = Path(tempfile.mkdtemp(prefix="mixloop-evals-"))
         with self._log.open("ab") as log:
@@ -180,8 +186,8 @@ class Evaluator:
             return []
         with contextlib.suppress(BlockingIOError):
             while part := os.read(_stream(self._process.stdout).fileno(), 65536):
-                self._heard += part
-        *lines, self._heard = self._heard.split(b"\n")
+                self._unread += part
+        *lines, self._unread = self._unread.split(b"\n")
         return [event for line in lines if (event := _event(line)) is not None]
 
     def _reap_idle(self) -> None:
@@ -215,14 +221,14 @@ def _stream(pipe: IO[bytes] | None) -> IO[bytes]:
 def _event(line: bytes) -> dict[str, Any] | None:
     """What the worker said; None for a line that a launcher's command printed among its."""
     try:
-        said = json.loads(line)
+        content = json.loads(line)
     except ValueError:
         return None
-    return said if isinstance(said, dict) and "event" in said else None
+    return content if isinstance(content, dict) and "event" in content else None
 
 
-def _exit_words(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+class EvaluationError(Exception):
+    """No scorecard: one line with the reason."""
 
 
 def evaluate(
@@ -230,12 +236,19 @@ def evaluate(
     settings: EvalSettings,
     out: Path | None = None,
     log: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] = lambda state: None,
 ) -> Scorecard:
     """Scores one checkpoint and waits for it.
 
-    Writes the scorecard to `out` and the worker's prints to `log` where they are given;
-    `progress` hears what is being run. Raises EvaluationError.
+    Args:
+        checkpoint: Its folder.
+        settings: What is measured, and how the worker is started.
+        out: Where the scorecard is written, if anywhere.
+        log: Where the worker's prints go, if anywhere.
+        progress: Hears what is being run.
+
+    Raises:
+        EvaluationError: there is no scorecard; one line with the reason.
     """
     with tempfile.TemporaryDirectory(prefix="mixloop-eval-") as folder:
         target = out or Path(folder) / "scorecard.json"
@@ -247,19 +260,15 @@ def evaluate(
             evaluator.stop()
 
 
-class EvaluationError(Exception):
-    """No scorecard: one line with the reason."""
-
-
-def _wait(evaluator: Evaluator, progress: Callable[[str], None] | None) -> Scorecard:
+def _wait(evaluator: Evaluator, progress: Callable[[str], None]) -> Scorecard:
     said = ""
     while True:
-        found = evaluator.poll()
-        if isinstance(found, Failure):
-            raise EvaluationError(found.reason)
-        if found is not None:
-            return found
-        if progress is not None and evaluator.progress != said:
+        result = evaluator.poll()
+        if isinstance(result, Failure):
+            raise EvaluationError(result.reason)
+        if result is not None:
+            return result
+        if evaluator.progress != said:
             said = evaluator.progress
             progress(said)
         time.sleep(0.05)

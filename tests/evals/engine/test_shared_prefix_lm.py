@@ -92,14 +92,14 @@ def test_batches_keep_to_their_tokens() -> None:
 
 
 def test_a_guess_continues_what_recurs() -> None:
-    draft = NgramSpeculator(NgramIndex([7, 8, 9, 10, 11, 12]), [1, 2, 3, 4, 1, 2, 3])
-    assert draft.guess(0.1, 10)[:1] == [4]
-    draft.append(5)
-    assert draft.guess(0.1, 10) == []
+    speculator = NgramSpeculator(NgramIndex([7, 8, 9, 10, 11, 12]), [1, 2, 3, 4, 1, 2, 3])
+    assert speculator.guess(0.1, 10)[:1] == [4]
+    speculator.append(5)
+    assert speculator.guess(0.1, 10) == []
     for token in (7, 8, 9):
-        draft.append(token)
-    assert draft.guess(0.1, 2) == [10, 11]
-    assert draft.guess(0.9, 10) == []  # dear tokens are not worth an even chance
+        speculator.append(token)
+    assert speculator.guess(0.1, 2) == [10, 11]
+    assert speculator.guess(0.9, 10) == []  # dear tokens are not worth an even chance
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +185,10 @@ def prompts(number: int, count: int = 9, **options: Any) -> list[Any]:
 
 
 def engine(model: Any, tokenizer: Any, **options: Any) -> Any:
-    from mixloop.evals.engine.checkpoint_lm import Checkpoint
     from mixloop.evals.engine.loading import why_not_shared
     from mixloop.evals.engine.shared_prefix_lm import SharedPrefixLM
 
-    assert why_not_shared(Checkpoint(model, tokenizer, CONTEXT)) is None
+    assert why_not_shared(model, CONTEXT) is None
     return SharedPrefixLM(model, tokenizer, max_length=CONTEXT, **options)
 
 
@@ -247,14 +246,14 @@ def test_half_precision_is_as_good_as_the_stock_models(
 def test_numbers_do_not_depend_on_how_much_fits_a_pass(tokenizer: Any) -> None:
     model = tiny("Llama")
     whole, small = engine(model, tokenizer), engine(model, tokenizer, batch_tokens=24)
-    assert small.pass_tokens == 24
+    assert small.packed.pass_tokens == 24
     for a, b in zip(
         whole.loglikelihood(requests(3), disable_tqdm=True),
         small.loglikelihood(requests(3), disable_tqdm=True),
         strict=True,
     ):
         assert a[0] == pytest.approx(b[0], abs=1e-4)
-    small.most_rows = 2
+    small.max_rows = 2
     assert whole.generate_until(prompts(4)) == small.generate_until(prompts(4))
 
 
@@ -266,11 +265,11 @@ def test_rows_decoded_together_write_the_same(
     from mixloop.evals.engine.kv_cache import RowCaches
 
     lm = engine(tiny("Llama", 2), tokenizer)
-    lm.most_rows = 4
+    lm.max_rows = 4
     asked = prompts(4, until=[])
     apart = lm.generate_until(asked)
     monkeypatch.setattr(
-        generation, "RowCaches", lambda places, together: RowCaches(places, together=True)
+        generation, "RowCaches", lambda places, padded: RowCaches(places, padded=True)
     )
     assert lm.generate_until(asked) == apart
 
@@ -279,7 +278,7 @@ def test_what_is_worth_sharing_changes_no_number(tokenizer: Any) -> None:
     """On a device, a small model's prefix is computed again rather than in a pass of its own."""
     model = tiny("Llama", 2)
     shared, apart = engine(model, tokenizer), engine(model, tokenizer)
-    apart.worth_tokens = 10**9
+    apart.min_shared_tokens = 10**9
     own = [one.loglikelihood(requests(3), disable_tqdm=True) for one in (shared, apart)]
     for a, b in zip(*own, strict=True):
         assert a[0] == pytest.approx(b[0], abs=1e-4)
@@ -288,13 +287,13 @@ def test_what_is_worth_sharing_changes_no_number(tokenizer: Any) -> None:
 
 
 def test_the_smaller_a_model_the_more_a_prefix_has_to_save() -> None:
-    from mixloop.evals.engine.shared_prefix_lm import device_pass, device_worth
+    from mixloop.evals.engine.shared_prefix_lm import device_min_shared, device_pass
 
     sizes = [(135_000_000, 30), (1_700_000_000, 24), (8_000_000_000, 32), (70_000_000_000, 80)]
-    worth = [device_worth(*size) for size in sizes]
-    assert worth == sorted(worth, reverse=True)
-    assert worth[0] > 10_000
-    assert 64 <= worth[-1] < 200
+    least = [device_min_shared(*size) for size in sizes]
+    assert least == sorted(least, reverse=True)
+    assert least[0] > 10_000
+    assert 64 <= least[-1] < 200
     passes = [device_pass(size) for size, _ in sizes]
     assert passes == [32768, 8192, 8192, 8192]
 
@@ -309,16 +308,12 @@ def test_nothing_is_continued_from_the_start_of_a_text(tokenizer: Any) -> None:
     assert nothing == start
 
 
-def test_a_pass_that_runs_out_of_memory_is_halved(tokenizer: Any) -> None:
+def test_a_pass_that_runs_out_of_memory_is_halved(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     from mixloop.evals.engine.shared_prefix_lm import SharedPrefixLM
-
-    class Small(SharedPrefixLM):
-        def forward(self, tokens: Any, *rest: Any) -> Any:
-            if len(tokens) > 120:
-                raise torch.OutOfMemoryError("no more")
-            return super().forward(tokens, *rest)
 
     asked = [r for r in requests(5) if len(r.args[0]) < 100]
     source = random.Random(0)
@@ -326,7 +321,16 @@ def test_a_pass_that_runs_out_of_memory_is_halved(tokenizer: Any) -> None:
         request.arguments = (words(source, 40 + index), request.args[1])
     model = tiny("Llama")
     whole = engine(model, tokenizer).loglikelihood(asked, disable_tqdm=True)
-    halved = Small(model, tokenizer, max_length=CONTEXT).loglikelihood(asked, disable_tqdm=True)
+    small = SharedPrefixLM(model, tokenizer, max_length=CONTEXT)
+    forward = small.packed.forward
+
+    def short(tokens: Any, *rest: Any) -> Any:
+        if len(tokens) > 120:
+            raise torch.OutOfMemoryError("no more")
+        return forward(tokens, *rest)
+
+    monkeypatch.setattr(small.packed, "forward", short)
+    halved = small.loglikelihood(asked, disable_tqdm=True)
     assert [a[0] for a in whole] == pytest.approx([b[0] for b in halved], abs=1e-4)
 
 
@@ -349,9 +353,9 @@ def test_guesses_change_no_text_and_save_passes(tokenizer: Any) -> None:
     text = lm.generate_until(one)[0]
     lm.model.forward = forward
     assert passes < 100
-    from mixloop.evals.engine import CheckpointLM
+    from mixloop.evals.engine.plain_lm import PlainLM
 
-    plain = CheckpointLM(tiny("Llama", 2), tokenizer, max_length=CONTEXT)
+    plain = PlainLM(tiny("Llama", 2), tokenizer, max_length=CONTEXT)
     assert plain.generate_until(one)[0] == text
 
 

@@ -19,7 +19,7 @@ import pytest
 from mixloop.common import estimates
 from mixloop.evals import BenchmarkScore, EvalSettings, Scorecard, training_state
 from mixloop.evals.benchmarks import load
-from mixloop.evals.items import hub, item_set
+from mixloop.evals.items import ItemsError, hub, item_set
 
 
 @pytest.mark.parametrize(("benchmark", "least"), [("mmlu", 250), ("gsm8k", 8), ("humaneval", 164)])
@@ -90,7 +90,7 @@ def test_subsets_are_seeded_and_nested() -> None:
 def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(text)
-    with pytest.raises(item_set.ItemsError, match=r"bad\.jsonl") as caught:
+    with pytest.raises(ItemsError, match=r"bad\.jsonl") as caught:
         load.load_items("gsm8k", (path,))
     assert said in str(caught.value)
 
@@ -116,7 +116,7 @@ def test_a_bad_row_is_named(tmp_path: Path, benchmark: str, row: object, said: s
     path = tmp_path / "bad.json"
     good = load.load_items(benchmark, "packages").rows[0]
     path.write_text(json.dumps([good, row]))
-    with pytest.raises(item_set.ItemsError) as caught:
+    with pytest.raises(ItemsError) as caught:
         load.load_items(benchmark, (path,))
     assert str(caught.value).startswith(f"{benchmark}: {path}: row 2 ")
     assert said in str(caught.value)
@@ -220,15 +220,15 @@ def test_a_pool_that_holds_all_items_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_test_items_says_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(item_set.ItemsError, match=r"no items here; put test\.jsonl"):
+    with pytest.raises(ItemsError, match=r"no items here; put test\.jsonl"):
         load.load_items("gsm8k", (tmp_path,))
     write_lines(tmp_path / "train.jsonl", problems(2))
-    with pytest.raises(item_set.ItemsError, match=r"no test split \(there is: train\)"):
+    with pytest.raises(ItemsError, match=r"no test split \(there is: train\)"):
         load.load_items("gsm8k", (tmp_path,))
-    with pytest.raises(item_set.ItemsError, match=r"gsm8k: .*absent: no such file or folder"):
+    with pytest.raises(ItemsError, match=r"gsm8k: .*absent: no such file or folder"):
         load.load_items("gsm8k", (tmp_path / "absent",))
     (tmp_path / "test.parquet").write_text("no parquet")
-    with pytest.raises(item_set.ItemsError, match=r"test\.parquet: can't be read as parquet"):
+    with pytest.raises(ItemsError, match=r"test\.parquet: can't be read as parquet"):
         load.load_items("gsm8k", (tmp_path,))
 
 
@@ -252,7 +252,7 @@ def test_a_dead_hub_costs_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1:9")  # reserved: nobody is there
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(hub, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(hub, "HUB_TIMEOUT", 0.5)
     began = time.monotonic()
     assert load.load_items("humaneval", "auto").kind == "packages"
     assert time.monotonic() - began < 3

@@ -94,11 +94,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lm(checkpoint: Path) -> Any:
     """The model in this process, for direct computation."""
-    from mixloop.evals.engine import CheckpointLM
-    from mixloop.evals.engine.checkpoint_lm import read_checkpoint
+    from mixloop.evals.engine.loading import read_model
+    from mixloop.evals.engine.plain_lm import PlainLM
+    from mixloop.evals.engine.tokenization import read_tokenizer
 
-    read = read_checkpoint(checkpoint)
-    return CheckpointLM(read.model, read.tokenizer, max_length=read.max_length)
+    model = read_model(checkpoint, "cpu", "auto")
+    return PlainLM(model, read_tokenizer(checkpoint), max_length=1500)
 
 
 @pytest.fixture

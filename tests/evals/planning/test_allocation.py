@@ -21,7 +21,7 @@ from mixloop.controller.views import tables
 from mixloop.evals import BenchmarkScore, Cost, EvalSettings, Metric, Scorecard
 from mixloop.evals.planning import EvalPlan, fallback_plan, make_plan, measure
 from mixloop.evals.planning.allocation import (
-    FLOOR,
+    MIN_ITEMS,
     Candidate,
     Counts,
     Price,
@@ -47,7 +47,7 @@ candidates = st.builds(
     generable=st.integers(0, 3000),
     weight=st.sampled_from([1.0, 0.25]),
 )
-ROUNDING = 1 + 1 / FLOOR  # one item of the fewest is what rounding down can cost
+ROUNDING = 1 + 1 / MIN_ITEMS  # one item of the fewest is what rounding down can cost
 offers = st.dictionaries(st.sampled_from("abcd"), candidates, min_size=1)
 
 
@@ -57,11 +57,11 @@ def test_a_plan_keeps_the_budget_the_bounds_and_nothing_useful_unspent(offer, bu
     plan = allocate(offer, budget)
     spent = seconds(offer, plan)
     for name, one in offer.items():
-        assert one.least.items <= plan[name].items <= one.most.items
-        assert one.least.generate <= plan[name].generate <= one.most.generate
+        assert one.fewest.items <= plan[name].items <= one.most.items
+        assert one.fewest.generate <= plan[name].generate <= one.most.generate
         assert plan[name].generate <= plan[name].items
     if spent > budget:
-        assert plan == {name: one.least for name, one in offer.items()}
+        assert plan == {name: one.fewest for name, one in offer.items()}
         return
     for name, one in offer.items():
         more = plan[name].items + 1
@@ -88,7 +88,7 @@ def test_no_other_plan_under_the_budget_is_notably_better(pair, part, most):
         name: Candidate(one.price, one.spread, most, min(one.generable, most), one.weight)
         for name, one in zip("ab", pair, strict=True)
     }
-    low = seconds(offer, {n: one.least for n, one in offer.items()})
+    low = seconds(offer, {n: one.fewest for n, one in offer.items()})
     high = seconds(offer, {n: one.most for n, one in offer.items()})
     budget = low + part * (high - low)
     best = min(
@@ -102,8 +102,8 @@ def every_plan(offer):
     spaces = [
         [
             Counts(n, m)
-            for n in range(one.least.items, one.most.items + 1)
-            for m in range(one.least.generate, min(n, one.most.generate) + 1)
+            for n in range(one.fewest.items, one.most.items + 1)
+            for m in range(one.fewest.generate, min(n, one.most.generate) + 1)
         ]
         for one in offer.values()
     ]
@@ -134,7 +134,7 @@ def test_reading_and_generating_share_the_time_best(generate):
     budget = 2000.0
     plans = (
         Counts(int((budget - generate * made) / 0.1), made)
-        for made in range(FLOOR, int(budget / (0.1 + generate)) + 1)
+        for made in range(MIN_ITEMS, int(budget / (0.1 + generate)) + 1)
     )
     best = min(loss({"a": one}, {"a": plan}) for plan in plans)
     found = allocate({"a": one}, budget)
@@ -232,7 +232,7 @@ def test_items_in_the_run_file_are_upper_bounds():
 
 def test_a_budget_below_the_floor_is_said_and_the_floor_is_asked():
     plan = plan_for(SETTINGS, training_seconds=100)
-    assert {one.items for one in plan.benchmarks.values()} == {FLOOR}
+    assert {one.items for one in plan.benchmarks.values()} == {MIN_ITEMS}
     assert "more than evals.budget" in plan.notes[0]
     assert "raise evals.every" in plan.notes[0]
 

@@ -362,9 +362,9 @@ def plan_of(name: str, lm: Any, tmp_path: Path, **own: Any) -> Any:
 
 @pytest.mark.parametrize("context", [300, 500, 9000])
 def test_shots_are_the_most_that_fit(lm: Any, tmp_path: Path, context: int) -> None:
-    from mixloop.evals.engine import CheckpointLM
+    from mixloop.evals.engine.plain_lm import PlainLM
 
-    tight = CheckpointLM(lm.model, lm.tokenizer, max_length=context)
+    tight = PlainLM(lm.model, lm.tokenizer, max_length=context)
     path = tmp_path / "own.jsonl"
     question = "Ann has 3 apples and eats 1. How many are left?"
     rows = [{"question": f"{i}. {question}", "answer": "2 #### 2"} for i in range(5)]
@@ -376,7 +376,7 @@ def test_shots_are_the_most_that_fit(lm: Any, tmp_path: Path, context: int) -> N
     longest = max(len(lm.tokenizer.encode(q.prompt.args[0])) for q in plan.answered.values())
     assert longest + 32 <= context
     if plan.shots < 5:
-        wide = CheckpointLM(lm.model, lm.tokenizer, max_length=9000)
+        wide = PlainLM(lm.model, lm.tokenizer, max_length=9000)
         more = plan_of(
             "gsm8k", wide, tmp_path, data=[str(path)], max_new_tokens=32, shots=plan.shots + 1
         )
@@ -385,9 +385,9 @@ def test_shots_are_the_most_that_fit(lm: Any, tmp_path: Path, context: int) -> N
 
 
 def test_no_item_is_shown_its_own_answer(lm: Any, tmp_path: Path) -> None:
-    from mixloop.evals.engine import CheckpointLM
+    from mixloop.evals.engine.plain_lm import PlainLM
 
-    wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
+    wide = PlainLM(lm.model, lm.tokenizer, max_length=20_000)
     rows = {row["id"]: row for row in load_items("mmlu", "packages").rows}
     plan = plan_of("mmlu", wide, tmp_path, data="packages", items=40)
     assert plan.shots == 4
@@ -406,9 +406,9 @@ def test_no_item_is_shown_its_own_answer(lm: Any, tmp_path: Path) -> None:
 
 
 def test_a_subject_of_one_s_own_is_asked_like_mmlu_s(lm: Any, tmp_path: Path) -> None:
-    from mixloop.evals.engine import CheckpointLM
+    from mixloop.evals.engine.plain_lm import PlainLM
 
-    wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
+    wide = PlainLM(lm.model, lm.tokenizer, max_length=20_000)
     row = {"subject": "Bee Keeping", "choices": ["1", "2", "3", "4"], "answer": "B"}
     for name, count in (("dev", 2), ("test", 3)):
         rows = [{**row, "question": f"{name} {i}?"} for i in range(count)]
@@ -424,9 +424,9 @@ def test_a_subject_of_one_s_own_is_asked_like_mmlu_s(lm: Any, tmp_path: Path) ->
 
 
 def test_a_stray_item_of_the_pool_takes_no_example_from_the_others(lm: Any, tmp_path: Path) -> None:
-    from mixloop.evals.engine import CheckpointLM
+    from mixloop.evals.engine.plain_lm import PlainLM
 
-    wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
+    wide = PlainLM(lm.model, lm.tokenizer, max_length=20_000)
     pool = [{"question": f"How many are {i}?", "answer": f"#### {i}"} for i in range(6)]
     rows = [pool[2], {"question": "How many are all?", "answer": "#### 15"}]
     for name, own in (("train", pool), ("test", rows)):

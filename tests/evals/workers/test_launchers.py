@@ -278,22 +278,22 @@ def test_a_worker_that_nobody_is_left_to_hear_ends(checkpoint: Path, tmp_path: P
 
 
 def test_a_unit_that_is_lost_three_times_costs_its_benchmark_only() -> None:
-    from mixloop.evals.workers.ray_scorer import Backlog
+    from mixloop.evals.workers.ray_scorer import UnitQueue
 
     units = [WorkUnit(benchmark=name, part=part, parts=2) for name in "ab" for part in range(2)]
-    backlog = Backlog(deque(units))
+    queue = UnitQueue(deque(units))
     for _ in range(3):
-        unit = backlog.take()
+        unit = queue.take()
         assert unit == units[0]
-        assert backlog.scores == []
-        backlog.lost(unit, "its worker was silent for 9 s")
-    assert [score.unit for score in backlog.scores] == units[:2]
+        assert queue.scores == []
+        queue.lost(unit, "its worker was silent for 9 s")
+    assert [score.unit for score in queue.scores] == units[:2]
     why = "a: its worker was silent for 9 s, 3 times"
-    assert assemble_score(backlog.scores).reason == why
-    assert list(backlog.waiting) == units[2:]
-    backlog.give_up("no Ray worker can be started")
-    assert {score.failed for score in backlog.scores[2:]} == {"b: no Ray worker can be started"}
-    assert backlog.take() is None
+    assert assemble_score("a", queue.scores).reason == why
+    assert list(queue.waiting) == units[2:]
+    queue.give_up("no Ray worker can be started")
+    assert {score.failed for score in queue.scores[2:]} == {"b: no Ray worker can be started"}
+    assert queue.take() is None
 
 
 FEW = {
