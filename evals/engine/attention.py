@@ -100,14 +100,7 @@ def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> t
     """Causal rows of one length: the same model called by others, outside any pass."""
     if k.shape[2] != q.shape[2]:
         raise NotImplementedError("a cache: this model is set up for shared prefixes")
-    return CausalRow().attend(0, q, k, v, scale)[0]
-
-
-def register() -> None:
-    """Makes the attention known to transformers under `NAME`."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, attention)
+    return attend_to(q, k, v, scale, causal=True)[0]
 
 
 def _join(first: Part, second: Part) -> torch.Tensor:
@@ -145,10 +138,12 @@ def attend_to(
     causal: bool = False,
     mask: torch.Tensor | None = None,
 ) -> Part:
-    """Attention and its log-sum-exp; q, k and v have the same number of heads.
+    """Attention and its log-sum-exp; keys and values of grouped queries are repeated.
 
     mask: additive, broadcast to [batch, heads, n, keys].
     """
+    if k.shape[1] != q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     full = None if mask is None else mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
     if q.device.type == "cpu":
         part = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -197,10 +192,6 @@ def dense(
     return torch.cat([out for out, _ in parts], 2), torch.cat([w for _, w in parts], 2)
 
 
-def _repeated(x: torch.Tensor, heads: int) -> torch.Tensor:
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
-
-
 @dataclass(frozen=True)
 class CausalRow:
     """The whole pass is one causal row."""
@@ -209,8 +200,7 @@ class CausalRow:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> Part:
         """See `RowAttention`."""
-        heads = q.shape[1]
-        return attend_to(q, _repeated(k, heads), _repeated(v, heads), scale, causal=True)
+        return attend_to(q, k, v, scale, causal=True)
 
 
 @dataclass(frozen=True)
@@ -229,9 +219,7 @@ class PaddedRows:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> Part:
         """See `RowAttention`."""
-        heads = q.shape[1]
-        q, k, v = self.padded(q), self.padded(k), self.padded(v)
-        k, v = _repeated(k, heads), _repeated(v, heads)
+        q, k, v = (self.padded(x) for x in (q, k, v))
         return self.packed(attend_to(q, k, v, scale, causal=self.mask is None, mask=self.mask))
 
     def padded(self, x: torch.Tensor) -> torch.Tensor:

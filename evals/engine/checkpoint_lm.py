@@ -109,14 +109,11 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
         """Token ids; special tokens as the tokenizer adds them, a leading BOS never twice."""
-        if add_special_tokens is None and self._starts_with_bos(string):
+        begin = self.tokenizer.decode(self.prefix_token_id)
+        if add_special_tokens is None and begin and string.startswith(begin):
             add_special_tokens = False
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return cast(list[int], self.tokenizer.encode(string, **options))
-
-    def _starts_with_bos(self, string: str) -> bool:
-        prefix = self.tokenizer.decode(self.prefix_token_id)
-        return bool(prefix) and string.startswith(prefix)
 
     def holds(self, context: str, continuation: str) -> bool:
         """Whether the context holds all of both (the last token is predicted, never read)."""

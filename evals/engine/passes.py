@@ -71,7 +71,9 @@ class PackedModel:
     """
 
     def __init__(self, model: Any, pass_tokens: int) -> None:
-        attention.register()
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(attention.NAME, attention.attention)
         model.set_attn_implementation(attention.NAME)
         self.model = model
         self.pass_tokens = pass_tokens

@@ -92,21 +92,10 @@ def seconds(candidates: Mapping[str, Candidate], allocation: Mapping[str, Counts
     return math.fsum(candidate.price.of(allocation[name]) for name, candidate in candidates.items())
 
 
-def loss(candidates: Mapping[str, Candidate], allocation: Mapping[str, Counts]) -> float:
-    """The sum of squared relative standard errors that it leads to: what is minimised."""
-    return math.fsum(
-        variance / count
-        for name, candidate in candidates.items()
-        for variance, count in (
-            (candidate.read_variance, allocation[name].items),
-            (candidate.generate_variance, allocation[name].generate),
-        )
-        if variance and count
-    )
-
-
 def allocate(candidates: Mapping[str, Candidate], budget: float) -> Allocation:
-    """The allocation with the least :func:`loss` of those that take at most ``budget`` seconds.
+    """The allocation of least loss of those that take at most ``budget`` seconds.
+
+    The loss is the sum of squared relative standard errors that an allocation leads to.
 
     Where not even the fewest items of every benchmark fit, they are what comes back: the caller
     compares :func:`seconds` with the budget. Integer counts are found by rounding the continuous

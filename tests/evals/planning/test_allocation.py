@@ -26,12 +26,25 @@ from mixloop.evals.planning.allocation import (
     Counts,
     Price,
     allocate,
-    loss,
     seconds,
 )
 from mixloop.evals.planning.eval_plan import FALLBACK
 from mixloop.evals.planning.pilot import find_price
 from mixloop.evals.workers import Failure
+
+
+def loss(offer, allocation):
+    """The sum of squared relative standard errors that an allocation leads to."""
+    return math.fsum(
+        variance / count
+        for name, candidate in offer.items()
+        for variance, count in (
+            (candidate.read_variance, allocation[name].items),
+            (candidate.generate_variance, allocation[name].generate),
+        )
+        if variance and count
+    )
+
 
 prices = st.builds(
     Price,

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 from mixloop.common import estimates
 from mixloop.evals import EvalSettings, Scorecard
 from mixloop.evals.benchmarks import load_items
-from mixloop.evals.scoring.outcomes import read_outcomes
 from mixloop.evals.workers import EvaluationError, Evaluator, Failure, evaluate
 
 CONTEXT = 512
@@ -261,8 +261,8 @@ def test_a_second_scoring_is_identical(
     assert again.benchmarks == card.benchmarks
     assert evaluator.pid == pid is not None
     assert Scorecard.read(tmp_path / "again.json") == again
-    beside = read_outcomes(tmp_path / "again.items.parquet")
-    scored = [(one.benchmark, one.item, one.metric, one.value) for one in beside]
+    beside = parquet.read_table(tmp_path / "again.items.parquet").to_pylist()
+    scored = [(row["benchmark"], row["item"], row["metric"], row["value"]) for row in beside]
     assert scored == [
         (name, item, metric, value)
         for name, benchmark in card.benchmarks.items()
