@@ -93,6 +93,9 @@ class RayScorer:
         self.settings = settings
         self.workers = settings.workers
         self._ours = _start_ray(settings)
+        import ray
+
+        self._ray = ray
         self._scorer = Scorer(settings)
         self._idle: list[Any] = []
         self._tasks: dict[Any, _Task] = {}
@@ -106,11 +109,9 @@ class RayScorer:
 
     def close(self) -> None:
         """Ends the actors, and Ray where it was started here."""
-        import ray
-
         self._dismiss([*self._idle, *(task.actor for task in self._tasks.values())])
         if self._ours:
-            ray.shutdown()
+            self._ray.shutdown()
         self._scorer.close()
 
     def release(self) -> None:
@@ -143,8 +144,6 @@ class RayScorer:
         Raises:
             OSError: they can't be written.
         """
-        import ray
-
         if not (self.settings.samples and self._idle):
             return
         # the items stay here: a sample's file says nothing of them
@@ -152,8 +151,8 @@ class RayScorer:
             card.model_copy(update={"benchmarks": {}}).to_json(), str(path)
         )
         try:
-            ray.get(call, timeout=self._limit)
-        except ray.exceptions.RayError as error:
+            self._ray.get(call, timeout=self._limit)
+        except self._ray.exceptions.RayError as error:
             self._dismiss(self._idle[-1:])
             raise OSError(_line(error)) from error
 
@@ -164,14 +163,12 @@ class RayScorer:
 
     def _staff(self, units: int) -> None:
         """Starts actors up to the number wanted; none after too many failed to start."""
-        import ray
-
         if self._failed_starts >= ATTEMPTS:
             return
         # threads decide how sums are ordered, and an actor has the processors it asked for
         settings = self.settings.pinned(self._scorer.data_kinds())
         settings = settings.model_copy(update={"threads": settings.threads or 1})
-        actors = ray.remote(ScoringActor).options(
+        actors = self._ray.remote(ScoringActor).options(
             num_cpus=settings.worker_cpus, num_gpus=settings.worker_gpus
         )
         while len(self._idle) + len(self._tasks) < min(self.workers, units):
@@ -190,11 +187,9 @@ class RayScorer:
 
     def _collect(self, queue: UnitQueue) -> None:
         """Waits for one task to end, or to be overdue."""
-        import ray
-
         first = min(task.deadline for task in self._tasks.values())
-        ray.wait(list(self._tasks), timeout=max(0.0, first - time.monotonic()))
-        ended, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
+        self._ray.wait(list(self._tasks), timeout=max(0.0, first - time.monotonic()))
+        ended, _ = self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
         for call in ended:
             self._ended(call, self._tasks.pop(call), queue)
         now = time.monotonic()
@@ -203,13 +198,11 @@ class RayScorer:
             self._lost(self._tasks.pop(call), reason, queue)
 
     def _ended(self, call: Any, task: _Task, queue: UnitQueue) -> None:
-        import ray
-
         try:
-            answer = ray.get(call)
+            answer = self._ray.get(call)
             if task.unit is not None:
                 queue.scores.append(UnitScore.model_validate_json(answer))
-        except (ray.exceptions.RayError, ValueError) as error:
+        except (self._ray.exceptions.RayError, ValueError) as error:
             self._lost(task, f"its worker failed: {_line(error)}", queue)
             return
         self._failed_starts = 0
@@ -225,10 +218,8 @@ class RayScorer:
             queue.lost(task.unit, reason)
 
     def _dismiss(self, actors: list[Any]) -> None:
-        import ray
-
         for actor in actors:
-            ray.kill(actor)
+            self._ray.kill(actor)
         self._idle = [actor for actor in self._idle if actor not in actors]
 
 
