@@ -45,7 +45,7 @@ class BenchmarkScore(FrozenModel):
     """One benchmark: `missing` (with the reason) when nothing at all could be measured.
 
     `items` holds per item every metric measured on it, and `bytes`, the weight of its
-    bits_per_byte. `shots` is what the run uses, `max_new_tokens` the room kept for generation.
+    bits_per_byte. `shots` is what the run uses, `max_new_tokens` what a generation may take.
     `data` says where the items come from and how many; `data_kind` is its first word. A metric
     that could not be measured is absent and `reason` says why.
     """

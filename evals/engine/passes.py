@@ -87,13 +87,13 @@ class PackedModel:
 
     @torch.inference_mode()
     def forward(
-        self, tokens: Sequence[int], positions: Sequence[int], own: Pass, wanted: Sequence[int]
+        self, tokens: Sequence[int], positions: Sequence[int], step: Pass, wanted: Sequence[int]
     ) -> torch.Tensor:
         """Runs one pass; logits [len(wanted), vocabulary] of these of its tokens (at least one)."""
         self.tokens += len(tokens)
         keep = torch.tensor(wanted, device=self.device)
         options = {"logits_to_keep": keep} if self._keeps_logits else {}
-        with attention.active(own):
+        with attention.active(step):
             out = self.model(
                 input_ids=torch.tensor([tokens], device=self.device),
                 position_ids=torch.tensor([positions], device=self.device),
@@ -114,11 +114,11 @@ class PackedModel:
         """
         lengths = [len(prompt) for prompt in prompts]
         spans = ranges(lengths)
-        own = Pass(self._rows(lengths), prefix, keep=True)
+        step = Pass(self._rows(lengths), prefix, keep=True)
         tokens = [token for prompt in prompts for token in prompt]
         positions = [depth + i for length in lengths for i in range(length)]
-        logits = self.forward(tokens, positions, own, [end - 1 for _, end in spans])
-        return logits, own.kept, spans
+        logits = self.forward(tokens, positions, step, [end - 1 for _, end in spans])
+        return logits, step.kept, spans
 
     def prefill(
         self, row: Row, prefix: list[KeyValue] | None, logprobs: LogprobCollector | None
@@ -126,9 +126,9 @@ class PackedModel:
         """Runs a chain behind a prefix, some tokens at a time; the prefix with it appended."""
         for begin in range(0, len(row.tokens), self.pass_tokens):
             part = slice(begin, begin + self.pass_tokens)
-            own = Pass(CausalRow(), prefix, keep=True)
-            self._collect(row.tokens[part], row.positions[part], row.slots[part], own, logprobs)
-            prefix = _appended(prefix, own.kept)
+            step = Pass(CausalRow(), prefix, keep=True)
+            self._collect(row.tokens[part], row.positions[part], row.slots[part], step, logprobs)
+            prefix = _appended(prefix, step.kept)
         return prefix
 
     def read_rows(
@@ -139,12 +139,12 @@ class PackedModel:
             self.prefill(rows[0], prefix, logprobs)
             return
         try:
-            own = self._rows([len(row.tokens) for row in rows], rows)
+            attends = self._rows([len(row.tokens) for row in rows], rows)
             self._collect(
                 [token for row in rows for token in row.tokens],
                 [position for row in rows for position in row.positions],
                 [slot for row in rows for slot in row.slots],
-                Pass(own, prefix),
+                Pass(attends, prefix),
                 logprobs,
             )
         except torch.OutOfMemoryError:
@@ -159,12 +159,12 @@ class PackedModel:
         tokens: Sequence[int],
         positions: Sequence[int],
         slots: Sequence[int],
-        own: Pass,
+        step: Pass,
         logprobs: LogprobCollector | None,
     ) -> None:
         """Runs a pass and hands over what is requested of it."""
         places = [] if logprobs is None else logprobs.requested_places(slots)
-        logits = self.forward(tokens, positions, own, places or [len(tokens) - 1])
+        logits = self.forward(tokens, positions, step, places or [len(tokens) - 1])
         if logprobs is not None and places:
             logprobs.add([slots[place] for place in places], logits)
 

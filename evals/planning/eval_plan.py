@@ -93,10 +93,10 @@ class EvalPlan(FrozenModel):
         """The settings with this plan's numbers of items; a benchmark it lacks gets FALLBACK's."""
         benchmarks = {}
         for name in settings.asked:
-            own = settings.of(name)
-            planned = self.benchmarks.get(name) or _fallback(name, own)
+            asked = settings.of(name)
+            planned = self.benchmarks.get(name) or _fallback(name, asked)
             counts = {"items": planned.items, "generate_items": planned.generate_items}
-            benchmarks[name] = own.model_copy(update=counts)
+            benchmarks[name] = asked.model_copy(update=counts)
         kinds = {name: planned.data_kind for name, planned in self.benchmarks.items()}
         return settings.asking(benchmarks).pinned(kinds)
 

@@ -57,13 +57,16 @@ def next_pilot(settings: EvalSettings, done: Sequence[Pilot]) -> EvalSettings | 
         return None
     benchmarks = {}
     for name in generating if step == 2 else settings.asked:
-        own = settings.of(name)
+        asked = settings.of(name)
         small, large = _PILOT_ITEMS.get(name, _OTHER_PILOT_ITEMS)
-        generate: int | None = at_most(large if step == 2 else small, own.generate_items)
+        generate: int | None = at_most(large if step == 2 else small, asked.generate_items)
         if step and name not in generating:
             generate = None
-        counts = {"items": at_most(large if step else small, own.items), "generate_items": generate}
-        benchmarks[name] = own.model_copy(update=counts)
+        counts = {
+            "items": at_most(large if step else small, asked.items),
+            "generate_items": generate,
+        }
+        benchmarks[name] = asked.model_copy(update=counts)
     return settings.asking(benchmarks)
 
 
@@ -195,13 +198,13 @@ def _candidate(
     score: BenchmarkScore,
 ) -> Candidate:
     """What there is to choose for one benchmark that a pilot scored."""
-    own = settings.of(name)
-    available = at_most(_available(score) or _UNKNOWN, own.items)
+    asked = settings.of(name)
+    available = at_most(_available(score) or _UNKNOWN, asked.items)
     generable = 0
     if score.max_new_tokens is not None:
         # answers that could not be scored in the pilot have no known price: no more than a few
         limit = available if points[-1][1] else MIN_ITEMS
-        generable = min(available, at_most(limit, own.generate_items))
+        generable = min(available, at_most(limit, asked.generate_items))
     return Candidate(
         price=_in_units(find_price(points), settings.unit_items),
         spread=_spread(score),

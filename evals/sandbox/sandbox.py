@@ -89,7 +89,11 @@ class Sandbox:
         return self._reason
 
     def run(self, programs: Sequence[str]) -> list[Result]:
-        """Runs the programs one after another. Raises SandboxError."""
+        """Runs the programs one after another.
+
+        Raises:
+            SandboxError: nothing can be said about them.
+        """
         reason = self.unusable()
         if reason is not None:
             raise SandboxError(reason)

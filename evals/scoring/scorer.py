@@ -133,9 +133,9 @@ class Scorer:
             checkpoint=str(checkpoint),
             step=step,
             tokens=tokens,
-            benchmarks={name: assemble_score(name, own) for name, own in by_benchmark.items()},
+            benchmarks={name: assemble_score(name, units) for name, units in by_benchmark.items()},
             seconds=round(seconds, 3),
-            cost={name: total_cost(own) for name, own in by_benchmark.items()},
+            cost={name: total_cost(units) for name, units in by_benchmark.items()},
             settings_digest=self.settings.digest(),
             engine=_engine(self._sandbox),
         )

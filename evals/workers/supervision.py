@@ -56,7 +56,7 @@ def _environment(settings: EvalSettings) -> dict[str, str]:
     }
     if settings.threads is not None:
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(settings.threads)
-    if all(own.data not in ("auto", "hub") for own in settings.asked.values()):
+    if all(asked.data not in ("auto", "hub") for asked in settings.asked.values()):
         environment["HF_HUB_OFFLINE"] = "1"
     return environment
 
