@@ -69,14 +69,14 @@ def stock_model(folder: Path, dtype: str) -> Any:
 
 def count_tokens(model: Any) -> Callable[[], int]:
     """Counts the tokens, padding included, that a model's forward passes compute."""
-    seen = [0]
+    count = [0]
 
     def hook(module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         inputs = kwargs.get("input_ids", args[0] if args else None)
-        seen[0] += inputs.numel()
+        count[0] += inputs.numel()
 
     model.register_forward_pre_hook(hook, with_kwargs=True)
-    return lambda: seen[0]
+    return lambda: count[0]
 
 
 def ask(lm: Any, requests: Sequence[Instance]) -> list[Any]:
@@ -88,11 +88,13 @@ def ask(lm: Any, requests: Sequence[Instance]) -> list[Any]:
 
 def requests_of(questions: Mapping[str, Question]) -> list[Instance]:
     """What the benchmark's headline metric asks: letters, or one generation an item."""
-    found: list[Instance] = []
+    requests: list[Instance] = []
     for question in questions.values():
-        letters = [one for one in question.choices if "continuation" not in str(one.task_name)]
-        found += [question.prompt] if question.prompt is not None else letters
-    return found
+        letters = [
+            choice for choice in question.choices if "continuation" not in str(choice.task_name)
+        ]
+        requests += [question.prompt] if question.prompt is not None else letters
+    return requests
 
 
 def mmlu_shape(items: ItemSet, subjects: int, each: int) -> tuple[list[Row], int]:
@@ -109,11 +111,11 @@ def mmlu_shape(items: ItemSet, subjects: int, each: int) -> tuple[list[Row], int
     rows: list[Row] = []
     borrowed = 0
     for name in chosen:
-        own = by_subject[name][:each]
-        lent = spare[: each - len(own)]
+        questions = by_subject[name][:each]
+        lent = spare[: each - len(questions)]
         spare = spare[len(lent) :]
         borrowed += len(lent)
-        rows += own + [{**row, "subject": name, "id": f"{name}/{row['id']}"} for row in lent]
+        rows += questions + [{**row, "subject": name, "id": f"{name}/{row['id']}"} for row in lent]
     return rows, borrowed
 
 
@@ -156,8 +158,10 @@ def outcomes(
     if isinstance(answers[0], tuple):
         each = len(requests) // len(questions)
         logs = [answer[0] for answer in answers]
-        own = [logs[i : i + each] for i in range(0, len(logs), each)]
-        return {one: max(range(each), key=own[i].__getitem__) for i, one in enumerate(questions)}
+        by_item = [logs[i : i + each] for i in range(0, len(logs), each)]
+        return {
+            item: max(range(each), key=by_item[i].__getitem__) for i, item in enumerate(questions)
+        }
     for request, answer in zip(requests, answers, strict=True):
         request.resps, request.filtered_resps = [answer], {}
     return dict(benchmark.outcomes(questions))
@@ -202,8 +206,8 @@ def bench_one(
     folder.mkdir()
     benchmark = make_benchmark(name, items, subset, folder, Sandbox())
     room = options.room if name == "humaneval" else None
-    own = BenchmarkSettings(shots=options.shots, max_new_tokens=room)
-    plan = fit_shots(benchmark, tuple(row["id"] for row in subset), own, ours)
+    settings = BenchmarkSettings(shots=options.shots, max_new_tokens=room)
+    plan = fit_shots(benchmark, tuple(row["id"] for row in subset), settings, ours)
     questions = plan.answered
     requests = requests_of(questions)
     print(f"{name}: {len(questions)} items, {plan.shots} shots", file=sys.stderr)
@@ -216,7 +220,7 @@ def bench_one(
         if not options.skip_stock and repeat >= len(theirs.seconds):
             run_side(theirs, stock, requests, counts[1])
         run_side(mine, ours, requests, counts[0])
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "benchmark": name,
         "items": len(questions),
         "shots": plan.shots,
@@ -225,17 +229,17 @@ def bench_one(
         "ours_tokens": mine.tokens,
     }
     if options.skip_stock:
-        return found
+        return figures
     different = sum(a != b for a, b in zip(theirs.answers, mine.answers, strict=True))
     scored = [outcomes(benchmark, questions, requests, side.answers) for side in (theirs, mine)]
-    return found | {
+    return figures | {
         "batch": batch,
         "stock_s": theirs.seconds,
         "stock_tokens": theirs.tokens,
         "ratio": theirs.median / mine.median,
         "loglikelihood_difference": largest_difference(theirs.answers, mine.answers),
         "texts_different": None if name == "mmlu" else different,
-        "outcomes_different": sum(scored[0][one] != scored[1][one] for one in scored[0]),
+        "outcomes_different": sum(scored[0][item] != scored[1][item] for item in scored[0]),
     }
 
 
@@ -262,11 +266,11 @@ def half_precision(options: argparse.Namespace, exact: Any, folder: Path) -> str
     wanted = outcomes(benchmark, plan.answered, requests, answers["float32"][0])
     said = []
     for name in ("stock", "ours"):
-        found, seconds = answers[name]
-        pairs = zip(found, answers["float32"][0], strict=True)
+        logs, seconds = answers[name]
+        pairs = zip(logs, answers["float32"][0], strict=True)
         away = statistics.fmean(abs(a[0] - b[0]) for a, b in pairs)
-        letters = outcomes(benchmark, plan.answered, requests, found)
-        changed = sum(letters[one] != wanted[one] for one in wanted)
+        letters = outcomes(benchmark, plan.answered, requests, logs)
+        changed = sum(letters[item] != wanted[item] for item in wanted)
         said.append(f"{name} {away:.4f} ({changed} of {len(wanted)} letters, {seconds:.1f} CPU s)")
     return "bfloat16, mean distance of a log-likelihood from stock float32: " + ", ".join(said)
 
@@ -287,7 +291,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--skip-stock", action="store_true", help="only our side, for tuning")
     parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
     options = parser.parse_args()
-    options.data = {n: Path(p) for n, _, p in (one.partition("=") for one in options.data)}
+    options.data = {
+        n: Path(p) for n, _, p in (argument.partition("=") for argument in options.data)
+    }
     return options
 
 

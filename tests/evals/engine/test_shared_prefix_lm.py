@@ -33,8 +33,8 @@ def every_row(
     family: PrefixFamily, above: Sequence[tuple[int, int]] = ()
 ) -> list[list[tuple[int, int]]]:
     """Per row of a family: (slot, token) from the first token of the prefix on, by branch."""
-    own = [*above, *zip(family.prefix.slots, family.prefix.tokens, strict=True)]
-    paths = [own]
+    prefix = [*above, *zip(family.prefix.slots, family.prefix.tokens, strict=True)]
+    paths = [prefix]
     for row in family.rows:
         for leaf in range(len(row.tokens)):
             chain: list[tuple[int, int]] = []
@@ -42,9 +42,9 @@ def every_row(
             while place >= 0:
                 chain.insert(0, (row.slots[place], row.tokens[place]))
                 place = row.parents[place]
-            paths.append([*own, *chain])
+            paths.append([*prefix, *chain])
     for child in family.families:
-        paths += every_row(child, own)
+        paths += every_row(child, prefix)
     return paths
 
 
@@ -52,13 +52,13 @@ def every_row(
 @settings(max_examples=150, deadline=None)
 def test_a_plan_computes_every_sequence_and_shares(sequences: list[tuple[int, ...]]) -> None:
     unique = list(dict.fromkeys(sequences))
-    made = plan_prefixes(unique)
-    paths = {tuple(slot for slot, _ in path): path for path in every_row(made.family)}
+    plan = plan_prefixes(unique)
+    paths = {tuple(slot for slot, _ in path): path for path in every_row(plan.family)}
     for index, sequence in enumerate(unique):
-        slots = tuple(made.slots(index, len(sequence)))
+        slots = tuple(plan.slots(index, len(sequence)))
         assert tuple(token for _, token in paths[slots]) == sequence
-        assert made.slots(index, 1) == [slots[-1]]
-    assert made.family.tokens() <= sum(map(len, unique))
+        assert plan.slots(index, 1) == [slots[-1]]
+    assert plan.family.tokens() <= sum(map(len, unique))
 
 
 @given(st.integers(1, 5), st.integers(65, 200), st.integers(2, 9), st.integers(0, 99))
@@ -71,16 +71,16 @@ def test_a_long_prefix_is_computed_once(
     for family in range(families):
         prefix = (1000 + family, *source.choices(range(9), k=length))
         for member in range(members):
-            own = source.choices(range(9), k=source.randint(100, 400))
-            sequences.add((*prefix, 100 + member, *own))
+            rest = source.choices(range(9), k=source.randint(100, 400))
+            sequences.add((*prefix, 100 + member, *rest))
     ordered = sorted(sequences)
-    made = plan_prefixes(ordered)
+    plan = plan_prefixes(ordered)
     longest = sum(len(s) for s in ordered) - families * (members - 1) * (length + 1)
-    assert made.family.tokens() <= longest
-    found = prompt_families(ordered)
-    assert sorted(i for _, own in found for i in own) == list(range(len(ordered)))
+    assert plan.family.tokens() <= longest
+    grouped = prompt_families(ordered)
+    assert sorted(i for _, rest in grouped for i in rest) == list(range(len(ordered)))
     if (length + 1) * (members - 1) >= 64:
-        assert [depth for depth, _ in found] == [length + 1] * families
+        assert [depth for depth, _ in grouped] == [length + 1] * families
 
 
 def test_batches_keep_to_their_tokens() -> None:
@@ -218,9 +218,9 @@ def stock(tokenizer: Any) -> Any:
 def test_numbers_and_texts_are_the_stock_models(kind: str, stock: Any, tokenizer: Any) -> None:
     logs, texts = stock(kind)
     lm = engine(tiny(kind), tokenizer)
-    found = lm.loglikelihood(requests(1), disable_tqdm=True)
-    assert max(abs(a[0] - b[0]) for a, b in zip(logs, found, strict=True)) < 1e-4
-    assert [greedy for _, greedy in logs] == [greedy for _, greedy in found]
+    ours = lm.loglikelihood(requests(1), disable_tqdm=True)
+    assert max(abs(a[0] - b[0]) for a, b in zip(logs, ours, strict=True)) < 1e-4
+    assert [greedy for _, greedy in logs] == [greedy for _, greedy in ours]
     assert lm.tokens < 0.6 * lm.asked_tokens
     assert lm.generate_until(prompts(2)) == texts
     assert len(set(texts)) > 3
@@ -235,12 +235,12 @@ def test_half_precision_is_as_good_as_the_stock_models(
 
     exact, _ = stock(kind)
     theirs, _ = stock(kind, torch.bfloat16)
-    found = engine(tiny(kind).bfloat16(), tokenizer).loglikelihood(requests(1), disable_tqdm=True)
+    ours = engine(tiny(kind).bfloat16(), tokenizer).loglikelihood(requests(1), disable_tqdm=True)
 
     def away(answers: list[Any]) -> float:
         return sum(abs(a[0] - b[0]) for a, b in zip(answers, exact, strict=True)) / len(exact)
 
-    assert 0 < away(found) < 1.25 * away(theirs)
+    assert 0 < away(ours) < 1.25 * away(theirs)
 
 
 def test_numbers_do_not_depend_on_how_much_fits_a_pass(tokenizer: Any) -> None:
@@ -279,8 +279,8 @@ def test_what_is_worth_sharing_changes_no_number(tokenizer: Any) -> None:
     model = tiny("Llama", 2)
     shared, apart = engine(model, tokenizer), engine(model, tokenizer)
     apart.min_shared_tokens = 10**9
-    own = [one.loglikelihood(requests(3), disable_tqdm=True) for one in (shared, apart)]
-    for a, b in zip(*own, strict=True):
+    answers = [lm.loglikelihood(requests(3), disable_tqdm=True) for lm in (shared, apart)]
+    for a, b in zip(*answers, strict=True):
         assert a[0] == pytest.approx(b[0], abs=1e-4)
     assert shared.generate_until(prompts(5)) == apart.generate_until(prompts(5))
     assert shared.tokens < apart.tokens
@@ -340,7 +340,7 @@ def test_guesses_change_no_text_and_save_passes(tokenizer: Any) -> None:
 
     lm = engine(tiny("Llama", 2), tokenizer)
     asked = {"until": [], "max_gen_toks": 200}
-    one = [Instance("generate_until", {}, ("abc" * 30, asked), 0)]
+    requests = [Instance("generate_until", {}, ("abc" * 30, asked), 0)]
     passes = 0
     forward = lm.model.forward
 
@@ -350,13 +350,13 @@ def test_guesses_change_no_text_and_save_passes(tokenizer: Any) -> None:
         return forward(*args, **kwargs)
 
     lm.model.forward = counted
-    text = lm.generate_until(one)[0]
+    text = lm.generate_until(requests)[0]
     lm.model.forward = forward
     assert passes < 100
     from mixloop.evals.engine.plain_lm import PlainLM
 
     plain = PlainLM(tiny("Llama", 2), tokenizer, max_length=CONTEXT)
-    assert plain.generate_until(one)[0] == text
+    assert plain.generate_until(requests)[0] == text
 
 
 def test_sampled_texts_depend_on_the_seed_and_nothing_else(tokenizer: Any) -> None:
@@ -409,8 +409,8 @@ def test_dense_attention_is_the_fused_one() -> None:
     for options in ({}, {"causal": True}, {"mask": mask}):
         fused = attention.attend_to(q, k, v, 0.3, **options)
         plain = attention.dense(q, k, v, 0.3, **options)
-        for one, other in zip(fused, plain, strict=True):
-            torch.testing.assert_close(one, other)
+        for expected, actual in zip(fused, plain, strict=True):
+            torch.testing.assert_close(expected, actual)
 
 
 @pytest.fixture(scope="module")

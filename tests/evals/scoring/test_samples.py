@@ -59,13 +59,13 @@ def test_every_prompt_that_fits_is_continued_and_kept(lm: Any, tmp_path: Path) -
     path = write_samples(lm, card(7, 700), beside, SETTINGS)
     assert path == tmp_path / "step-7.samples.json"
     first = path.read_bytes()
-    found = Samples.read(path)
-    assert (found.step, found.tokens, found.max_new_tokens) == (7, 700, 8)
+    samples = Samples.read(path)
+    assert (samples.step, samples.tokens, samples.max_new_tokens) == (7, 700, 8)
     fitting = {p for prompts in PROMPTS.values() for p in prompts if len(p) + 8 <= 96}
     assert len(fitting) > 3
-    assert {one.prompt for one in found.samples} == fitting
-    assert all(one.greedy is not None for one in found.samples)
-    assert all(one.sampled is not None or one.reason for one in found.samples)
+    assert {sample.prompt for sample in samples.samples} == fitting
+    assert all(sample.greedy is not None for sample in samples.samples)
+    assert all(sample.sampled is not None or sample.reason for sample in samples.samples)
     write_samples(lm, card(7, 700), beside, SETTINGS)
     assert path.read_bytes() == first
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-7.samples.json"]
@@ -90,13 +90,13 @@ class Sampler:
 def test_both_ways_of_writing_are_asked_for_with_what_the_file_says(tmp_path: Path) -> None:
     path = write_samples(Sampler(), card(), tmp_path / "card.json", SETTINGS)
     assert path is not None
-    (one,) = Samples.read(path).samples
-    assert one.domain == "code"
-    greedy, sampled = json.loads(one.greedy or ""), json.loads(one.sampled or "")
+    (sample,) = Samples.read(path).samples
+    assert sample.domain == "code"
+    greedy, sampled = json.loads(sample.greedy or ""), json.loads(sample.sampled or "")
     assert greedy == {"do_sample": False, "max_gen_toks": 8, "until": []}
-    assert (sampled["temperature"], sampled["top_p"]) == (one.temperature, one.top_p)
-    assert (sampled["seed"], sampled["do_sample"]) == (one.seed, True)
-    assert one.reason is None
+    assert (sampled["temperature"], sampled["top_p"]) == (sample.temperature, sample.top_p)
+    assert (sampled["seed"], sampled["do_sample"]) == (sample.seed, True)
+    assert sample.reason is None
 
 
 def test_a_run_shows_its_first_and_last_checkpoint_side_by_side(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_run_shows_its_first_and_last_checkpoint_side_by_side(tmp_path: Path) 
     assert "step 2" not in shown.stdout
     assert shown.stdout.count("greedy") == 1
     chosen = CliRunner().invoke(app, ["samples", str(tmp_path), "--step", "2", "--json"])
-    assert [one["step"] for one in json.loads(chosen.stdout)] == [2]
+    assert [samples["step"] for samples in json.loads(chosen.stdout)] == [2]
 
 
 def test_what_is_no_samples_file_is_named(tmp_path: Path) -> None:
