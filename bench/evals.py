@@ -15,7 +15,6 @@ import logging
 import os
 import statistics
 import sys
-import tempfile
 import time
 import warnings
 from collections import defaultdict
@@ -192,7 +191,6 @@ def bench_one(
     ours: CheckpointLM,
     stock: Any,
     counts: tuple[Callable[[], int], Callable[[], int]],
-    folder: Path,
 ) -> dict[str, Any]:
     """Times one benchmark both ways."""
     data = options.data.get(name)
@@ -203,8 +201,7 @@ def bench_one(
         items = replace(items, rows=tuple(subset))
     else:
         subset = choose(items.rows, options.items, 0)
-    folder.mkdir()
-    benchmark = make_benchmark(name, items, subset, folder, Sandbox())
+    benchmark = make_benchmark(name, items, subset, Sandbox())
     room = options.room if name == "humaneval" else None
     settings = BenchmarkSettings(shots=options.shots, max_new_tokens=room)
     plan = fit_shots(benchmark, tuple(row["id"] for row in subset), settings, ours)
@@ -243,15 +240,12 @@ def bench_one(
     }
 
 
-def half_precision(options: argparse.Namespace, exact: Any, folder: Path) -> str:
+def half_precision(options: argparse.Namespace, exact: Any) -> str:
     """How far bfloat16 is from stock float32 on some MMLU questions: stock's, and ours."""
     data = options.data.get("mmlu")
     items = load_items("mmlu", (data,) if data else "auto")
     subset, _ = mmlu_shape(items, 2, options.half // 2)
-    folder.mkdir()
-    benchmark = make_benchmark(
-        "mmlu", replace(items, rows=tuple(subset)), subset, folder, Sandbox()
-    )
+    benchmark = make_benchmark("mmlu", replace(items, rows=tuple(subset)), subset, Sandbox())
     ours = load_checkpoint(options.checkpoint, dtype="bfloat16", max_length=CONTEXT)
     plan = fit_shots(
         benchmark, tuple(row["id"] for row in subset), BenchmarkSettings(shots=options.shots), ours
@@ -341,12 +335,11 @@ def main() -> None:
     stock = None if options.skip_stock else stock_model(options.checkpoint, options.dtype)
     counts = (lambda: ours.tokens, count_tokens(stock.model) if stock else lambda: 0)
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.only or list(BATCHES):
-            rows.append(bench_one(name, options, ours, stock, counts, Path(folder) / name))
-            if options.out is not None:
-                options.out.write_text(json.dumps(rows, indent=1))
-        half = half_precision(options, stock, Path(folder) / "half") if options.half else ""
+    for name in options.only or list(BATCHES):
+        rows.append(bench_one(name, options, ours, stock, counts))
+        if options.out is not None:
+            options.out.write_text(json.dumps(rows, indent=1))
+    half = half_precision(options, stock) if options.half else ""
     report(rows, sum(p.numel() for p in ours.model.parameters()), matmul_rate())
     if half:
         print(f"\n{half}")

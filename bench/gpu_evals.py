@@ -114,8 +114,7 @@ def short(request: Any) -> Any:
 
 
 def compare(
-    name: str, data: Mapping[str, Path], sides: tuple[Side, Side], size: Any, folder: Path,
-    repeats: int,
+    name: str, data: Mapping[str, Path], sides: tuple[Side, Side], size: Any, repeats: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Both sides' times on one benchmark and how far apart their answers are."""
     items = load_items(name, (data[name],) if name in data else "packages")
@@ -124,10 +123,9 @@ def compare(
         items = replace(items, rows=tuple(subset))
     else:
         subset = choose(items.rows, size["items"], 0)
-    folder.mkdir(parents=True)
     theirs, mine = (Side(one.lm, one.tokens, one.passes) for one in sides)
     sandbox = Sandbox()
-    benchmark = make_benchmark(name, items, subset, folder, sandbox)
+    benchmark = make_benchmark(name, items, subset, sandbox)
     asked = BenchmarkSettings(max_new_tokens=None if name == "mmlu" else size["room"])
     plan = fit_shots(benchmark, tuple(row["id"] for row in subset), asked, mine.lm)
     requests = requests_of(plan.answered)
@@ -180,8 +178,7 @@ def beside(
         Side(ours, lambda: ours.tokens, count_passes(ours.model)),
     )
     repeats = 2 if dtype == "bfloat16" and not options.quick else 1
-    scratch = options.scratch / "evals" / dtype
-    rows = [compare(name, data, sides, size, scratch / name, repeats) for name in NAMES]
+    rows = [compare(name, data, sides, size, repeats) for name in NAMES]
     return {
         "problems": unless(log_likelihoods_agree=rows[0]["difference"] < AGREE[dtype]),
         "rows": rows,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from mixloop.evals import Outcomes
 from mixloop.evals.items import ItemSet, Row
@@ -35,14 +34,14 @@ class WorkedSolutions(Benchmark):
 
     scored = "exact_match"
 
-    def __init__(self, name: str, items: ItemSet, subset: Sequence[Row], folder: Path) -> None:
+    def __init__(self, name: str, items: ItemSet, subset: Sequence[Row]) -> None:
         stock, self._names = _WORKED[name]
         self._rows = {row["id"]: row for row in subset}
         # the same fixed examples for every item: a subset's prompts don't depend on the subset
         pool = items.pool[:_MAX_POOL] if items.pool else None
         rows = tuple(subset)
         spec = TaskSpec(name, stock, rows, pool, pool is not None and items.overlaps)
-        self._task = build_tasks([spec], folder)[name]
+        self._task = build_tasks([spec])[name]
         # MATH's examples are part of the task file, which leaves none of them out
         self._shown_in_prompt = pool is None and items.overlaps
 

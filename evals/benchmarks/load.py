@@ -33,17 +33,15 @@ from .humaneval import HumanEval
 from .mmlu import Mmlu
 
 
-def make_benchmark(
-    name: str, items: ItemSet, subset: Sequence[Row], folder: Path, sandbox: Sandbox
-) -> Benchmark:
-    """Loads one benchmark's tasks; `folder` receives the generated task files."""
+def make_benchmark(name: str, items: ItemSet, subset: Sequence[Row], sandbox: Sandbox) -> Benchmark:
+    """One benchmark over a subset of its items; `sandbox` runs what HumanEval is answered."""
     if name == "mmlu":
-        return Mmlu(items, subset, folder)
+        return Mmlu(items, subset)
     if name == "humaneval":
         return HumanEval(subset, sandbox)
     if isinstance(items, TaskItems):
         return AnyTask(items.tasks)
-    return WorkedSolutions(name, items, subset, folder)
+    return WorkedSolutions(name, items, subset)
 
 
 def load_items(benchmark: str, data: Data) -> ItemSet:

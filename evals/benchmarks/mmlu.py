@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixloop.evals import Outcomes
@@ -31,11 +30,11 @@ class Mmlu(Benchmark):
     scored = "accuracy"
     generates = False
 
-    def __init__(self, items: ItemSet, subset: Sequence[Row], folder: Path) -> None:
+    def __init__(self, items: ItemSet, subset: Sequence[Row]) -> None:
         self._rows = {row["id"]: row for row in subset}
         subjects = sorted({row["subject"] for row in subset})
         specs = [_spec(form, subject, subset, items) for subject in subjects for form in _FORMS]
-        self._tasks = build_tasks(specs, folder)
+        self._tasks = build_tasks(specs)
 
     @property
     def stock_shots(self) -> int:

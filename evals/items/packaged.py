@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -46,23 +46,11 @@ def stock_tasks() -> Path:
     return _package_folder("lm_eval") / "tasks"
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Reads a stock task file as data: `!function` becomes its text."""
-
-
-def _as_text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
-    return loader.construct_scalar(node)
-
-
-_PlainLoader.add_constructor("!function", _as_text)
-
-
 def read_task_file(path: Path) -> dict[str, Any]:
-    """A stock task file as plain data; nothing in it is imported or run."""
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a task file")
-    return content
+    """A stock task file and all it includes, as plain data: nothing is imported or run."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return cast(dict[str, Any], load_yaml(path, resolve_func=False))
 
 
 _CHOICES = re.compile(

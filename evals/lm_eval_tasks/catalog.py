@@ -135,13 +135,3 @@ def _member_name(group: str, member: Any) -> str:
     if isinstance(member, dict) and list(member) == ["task"]:
         return str(member["task"])
     raise ItemsError(f"{group}: this group of lm-eval's changes its tasks; name single tasks of it")
-
-
-def merged_task_file(path: Path) -> dict[str, Any]:
-    """A task file and all it includes, as plain data: nothing in them is imported or run."""
-    content = read_task_file(path)
-    included = content.pop("include", [])
-    merged: dict[str, Any] = {}
-    for file in [included] if isinstance(included, str) else included:
-        merged |= merged_task_file(path.parent / file)
-    return merged | content

@@ -22,11 +22,12 @@ from mixloop.evals.items import (
     content_hash,
     hub_reachable,
     read_splits,
+    read_task_file,
     scored_split,
 )
 
-from .catalog import members, merged_task_file
-from .stock_task import StockTask, load_tasks, task_folder, write_task
+from .catalog import members
+from .stock_task import StockTask, load_task
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -53,7 +54,7 @@ def load_further(name: str, data: Data) -> TaskItems:
     """
     files = members(name)
     for task, stock in files.items():
-        if reason := _refusal(merged_task_file(stock)):
+        if reason := _refusal(read_task_file(stock)):
             raise ItemsError(f"{name}: {'' if task == name else f'{task} '}{reason}")
     if data == "packages":
         raise ItemsError(f"{name}: no items in the installed packages; name files as its data")
@@ -90,18 +91,16 @@ def _refusal(content: Mapping[str, Any]) -> str | None:
 
 
 def _load(files: Mapping[str, Path], paths: Sequence[Path] | None) -> tuple[StockTask, ...]:
-    with task_folder() as name:
-        folder = Path(name)
-        for task, stock in files.items():
-            content = merged_task_file(stock)
-            if paths is None:
-                write_task(task, stock, folder, {})
-            else:
-                # the data of a group's task is in the folder of its name
-                own_paths = paths if len(files) == 1 else [path / task for path in paths]
-                write_task(task, stock, folder, *_local_splits(content, own_paths))
-        loaded = load_tasks(list(files), folder)
-        return tuple(_with_ids(loaded[task]) for task in files)
+    tasks = []
+    for name, stock in files.items():
+        config: dict[str, Any] = {}
+        rows = None
+        if paths is not None:
+            # the data of a group's task is in the folder of its name
+            own_paths = paths if len(files) == 1 else [path / name for path in paths]
+            config, rows = _local_splits(read_task_file(stock), own_paths)
+        tasks.append(_with_ids(load_task(name, stock, config, rows)))
+    return tuple(tasks)
 
 
 def _local_splits(
@@ -141,10 +140,6 @@ def _add(rows: dict[str, list[Row]], split: str, raw: Iterable[RawRow]) -> None:
 
 def _with_ids(task: ConfigurableTask) -> StockTask:
     """The loaded task, its documents named by what is in them; one that is there twice is one."""
-    from lm_eval.api.task import ConfigurableTask
-
-    if not isinstance(task, ConfigurableTask):
-        raise ItemsError("is no task that is made of a task file")
     docs = list(task.eval_docs)
     first: dict[str, int] = {}
     for index, doc in enumerate(docs):

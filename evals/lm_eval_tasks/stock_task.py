@@ -1,7 +1,7 @@
 """lm-eval's own tasks over our items.
 
-For each task a small YAML file is generated that includes the stock one by absolute path and
-replaces only where its rows come from, so prompts, stop words, filters and scoring stay stock.
+A task is its stock file's; only where its rows come from is replaced, so prompts, stop words,
+filters and scoring stay stock.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -30,7 +29,7 @@ _STOCK_NEW_TOKENS = 256
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One generated task: the stock file (relative to lm-eval's tasks), rows and shots.
+    """One task: the stock file (relative to lm-eval's tasks), rows and shots.
 
     `pool` are the rows few-shot examples come from, the first ones first; None leaves them to
     the stock file. A row that is asked is never shown in front of itself; where
@@ -45,49 +44,26 @@ class TaskSpec:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load_rows(*, splits: Mapping[str, str], **_: Any) -> Any:
-    """The `custom_dataset` of a generated task: a dataset of the rows in JSON files, by split.
-
-    lm-eval calls it with the task's dataset_kwargs and metadata.
-    """
-    import datasets
-
-    return datasets.DatasetDict({split: _dataset(Path(path)) for split, path in splits.items()})
-
-
-def _dataset(path: Path) -> Any:
-    """The rows of a JSON file, every key a column."""
-    import datasets
-    import pyarrow
-
-    content = path.read_bytes()
-    rows = json.loads(content)
-    columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(chain(*rows))}
-    # `from_list` would hash a pickle of the table, which takes longer than all the rest
-    fingerprint = hashlib.sha256(content).hexdigest()[:16]
-    table = datasets.table.InMemoryTable(pyarrow.table(columns))
-    return datasets.Dataset(table, fingerprint=fingerprint)
-
-
-def task_folder() -> tempfile.TemporaryDirectory[str]:
-    """A private folder for generated task files, removed with the returned object."""
-    return tempfile.TemporaryDirectory(prefix="mixloop-evals-")
-
-
-def build_tasks(specs: Sequence[TaskSpec], folder: Path) -> dict[str, StockTask]:
-    """Generates the task files in `folder` and loads them.
+def build_tasks(specs: Sequence[TaskSpec]) -> dict[str, StockTask]:
+    """The tasks by name.
 
     Raises:
-        ItemsError: lm-eval loads other tasks or another number of rows than asked: a mistaken
-            file would otherwise be scored in silence.
+        ItemsError: lm-eval has no such file, or loads another number of rows than asked: a
+            mistake would otherwise be scored in silence.
     """
-    for spec in specs:
-        _write_spec(spec, folder)
-    loaded = load_tasks([spec.name for spec in specs], folder)
     tasks: dict[str, StockTask] = {}
     for spec in specs:
-        docs = list(loaded[spec.name].eval_docs)
-        task = StockTask(loaded[spec.name], docs, [row["id"] for row in spec.rows])
+        stock = stock_tasks() / spec.stock
+        if not stock.exists():
+            raise ItemsError(f"{spec.name}: lm-eval has no task file {spec.stock}")
+        config: dict[str, Any] = {"test_split": "test", "training_split": None, **spec.overrides}
+        splits = {"test": spec.rows}
+        if spec.pool is not None:
+            splits["dev"] = spec.pool
+            config["fewshot_split"] = "dev"
+        loaded = load_task(spec.name, stock, config, splits)
+        docs = list(loaded.eval_docs)
+        task = StockTask(loaded, docs, [row["id"] for row in spec.rows])
         if len(docs) != len(spec.rows):
             count = f"{len(docs)} of {len(spec.rows)}"
             raise ItemsError(f"{spec.name}: lm-eval loaded {count} items")
@@ -97,21 +73,27 @@ def build_tasks(specs: Sequence[TaskSpec], folder: Path) -> dict[str, StockTask]
     return tasks
 
 
-def load_tasks(names: Sequence[str], folder: Path) -> dict[str, ConfigurableTask]:
-    """The tasks of generated files, without lm-eval's scan of all its own.
+def load_task(
+    name: str,
+    stock: Path,
+    config: Mapping[str, Any],
+    splits: Mapping[str, Sequence[Row]] | None = None,
+) -> ConfigurableTask:
+    """lm-eval's task of a stock file under `config`, over the rows of these splits.
 
-    Raises:
-        ItemsError: lm-eval loads no task of one of the names.
+    Without splits the stock file's dataset stays, which is the hub's.
     """
-    from lm_eval.tasks import TaskManager
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     _compile_templates_once()
-    manager = TaskManager(include_defaults=False, include_path=str(folder))
-    loaded: dict[str, ConfigurableTask] = manager.load(list(names))["tasks"]
-    for name in names:
-        if name not in loaded:
-            raise ItemsError(f"{name}: lm-eval loaded no such task")
-    return loaded
+    content = {**load_yaml(stock), **config, "task": name}
+    for key in ("tag", "group", "task_list"):  # of the catalogue, not of a task
+        content.pop(key, None)
+    if splits is not None:
+        # lm-eval calls it with the task's dataset_kwargs and metadata
+        content |= {"custom_dataset": lambda **_: _dataset(splits), "dataset_kwargs": None}
+    return ConfigurableTask(config=content)
 
 
 def _compile_templates_once() -> None:
@@ -126,40 +108,19 @@ def _compile_templates_once() -> None:
         utils.env.from_string = functools.lru_cache(maxsize=1024)(utils.env.from_string)
 
 
-def _write_spec(spec: TaskSpec, folder: Path) -> None:
-    stock = stock_tasks() / spec.stock
-    if not stock.exists():
-        raise ItemsError(f"{spec.name}: lm-eval has no task file {spec.stock}")
-    config: dict[str, Any] = {"test_split": "test", "training_split": None, **spec.overrides}
-    splits = {"test": spec.rows}
-    if spec.pool is not None:
-        splits["dev"] = spec.pool
-        config["fewshot_split"] = "dev"
-    write_task(spec.name, stock, folder, config, splits)
+def _dataset(splits: Mapping[str, Sequence[Row]]) -> Any:
+    """The rows as a dataset by split, every key of a row a column."""
+    import datasets
+    import pyarrow
 
-
-def write_task(
-    name: str,
-    stock: Path,
-    folder: Path,
-    config: Mapping[str, Any],
-    splits: Mapping[str, Sequence[Row]] | None = None,
-) -> None:
-    """A task file of this name: the stock one under `config`, over the rows of these splits.
-
-    Without splits the stock file's dataset stays, which is the hub's.
-    """
-    content: dict[str, Any] = {**config, "task": name, "tag": [], "include": str(stock)}
-    lines = []
-    if splits is not None:
-        files = {split: folder / f"{name}.{split}.json" for split in splits}
-        for split, path in files.items():
-            path.write_text(json.dumps(list(splits[split])), "utf-8")
-        content["dataset_kwargs"] = {"splits": {split: str(p) for split, p in files.items()}}
-        lines.append(f"custom_dataset: !function {__name__}.load_rows")
-    # JSON is YAML; only the function tag has to be written by hand
-    lines += [f"{key}: {json.dumps(value)}" for key, value in content.items()]
-    (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", "utf-8")
+    parts = {}
+    for split, rows in splits.items():
+        columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(chain(*rows))}
+        # `from_list` would hash a pickle of the table, which takes longer than all the rest
+        fingerprint = hashlib.sha256(json.dumps(columns, default=str).encode()).hexdigest()[:16]
+        table = datasets.table.InMemoryTable(pyarrow.table(columns))
+        parts[split] = datasets.Dataset(table, fingerprint=fingerprint)
+    return datasets.DatasetDict(parts)
 
 
 def _first_of(pool: Iterable[Row]) -> ContextSampler:

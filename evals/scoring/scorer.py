@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from mixloop.evals import EvalSettings, Scorecard, training_state
 from mixloop.evals.benchmarks import BenchmarkPlan, fit_shots, load_items, make_benchmark
 from mixloop.evals.items import ItemsError, choose
-from mixloop.evals.lm_eval_tasks import task_folder
 from mixloop.evals.sandbox import Sandbox
 
 from .model_cache import ModelCache
@@ -36,15 +35,13 @@ class Scorer:
         self.settings = settings
         self._models = ModelCache(settings)
         self._sandbox = Sandbox(settings.sandbox, settings.program_timeout)
-        self._folder = task_folder()
         self._prepared: dict[str, PreparedBenchmark] = {}
         # by benchmark, with the tokenizer and the context it was made for: a run has one of each
         self._plans: dict[str, tuple[Any, int, BenchmarkPlan]] = {}
 
     def close(self) -> None:
-        """Ends the sandbox and removes the generated task files."""
+        """Ends the sandbox."""
         self._sandbox.close()
-        self._folder.cleanup()
 
     def score(self, checkpoint: Path, progress: Progress = lambda name, state: None) -> Scorecard:
         """The scorecard of one checkpoint; a benchmark that fails is missing with the reason.
@@ -148,10 +145,8 @@ class Scorer:
             settings = self.settings.asked[name]
             items = load_items(name, settings.data)
             subset = choose(items.rows, settings.items, self.settings.seed)
-            folder = Path(self._folder.name) / name
-            folder.mkdir(exist_ok=True)
             self._prepared[name] = PreparedBenchmark(
-                make_benchmark(name, items, subset, folder, self._sandbox),
+                make_benchmark(name, items, subset, self._sandbox),
                 tuple(row["id"] for row in subset),
                 items.describe(len(subset)),
                 items.kind,

@@ -438,7 +438,7 @@ def bytes_tokenizer() -> Any:
 @pytest.mark.parametrize("kind", ["Llama", "GPTNeoX"])
 @pytest.mark.parametrize("name", ["mmlu", "gsm8k", "math", "humaneval"])
 def test_real_items_come_out_as_with_the_stock_model(
-    name: str, kind: str, bytes_tokenizer: Any, tmp_path: Path
+    name: str, kind: str, bytes_tokenizer: Any
 ) -> None:
     """Every request of a benchmark, gold answers included, answered by both models."""
     from lm_eval.api.instance import Instance
@@ -453,7 +453,7 @@ def test_real_items_come_out_as_with_the_stock_model(
     size = {"vocab_size": len(bytes_tokenizer), "max_position_embeddings": 6144}
     items = load_items(name, "packages")
     subset = choose(items.rows, 12, 0)
-    benchmark = make_benchmark(name, items, subset, tmp_path, Sandbox())
+    benchmark = make_benchmark(name, items, subset, Sandbox())
     lm = SharedPrefixLM(tiny(kind, **size), bytes_tokenizer, max_length=6144)
     asked = BenchmarkSettings(max_new_tokens=48)
     plan = fit_shots(benchmark, tuple(row["id"] for row in subset), asked, lm)

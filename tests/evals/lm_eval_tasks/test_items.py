@@ -270,14 +270,12 @@ def test_names_are_those_of_lm_eval() -> None:
         members("openllm")
 
 
-def test_requests_are_those_of_lm_eval_s_own_loop(tmp_path: Path) -> None:
+def test_requests_are_those_of_lm_eval_s_own_loop() -> None:
     from mixloop.evals.lm_eval_tasks import TaskSpec, build_tasks
 
     rows = load_items("gsm8k", "packages").rows
     stock = "gsm8k/gsm8k.yaml"
-    task = build_tasks([TaskSpec("gsm8k", stock, rows[:4], rows, leave_one_out=True)], tmp_path)[
-        "gsm8k"
-    ]
+    task = build_tasks([TaskSpec("gsm8k", stock, rows[:4], rows, leave_one_out=True)])["gsm8k"]
     asked = task.requests([row["id"] for row in rows[:4]], 5)
     task.task.build_all_requests()
     theirs = task.task.instances
@@ -286,19 +284,18 @@ def test_requests_are_those_of_lm_eval_s_own_loop(tmp_path: Path) -> None:
     assert theirs[0].args[0].count("Question:") == 6
 
 
-def test_a_task_without_a_gold_text_is_generated_all_the_same(lm: Any, tmp_path: Path) -> None:
+def test_a_task_without_a_gold_text_is_generated_all_the_same(lm: Any) -> None:
     from mixloop.evals import BenchmarkSettings
     from mixloop.evals.benchmarks import fit_shots
     from mixloop.evals.benchmarks.any_task import AnyTask
     from mixloop.evals.items import stock_tasks
     from mixloop.evals.lm_eval_tasks import StockTask
-    from mixloop.evals.lm_eval_tasks.stock_task import load_tasks, write_task
+    from mixloop.evals.lm_eval_tasks.stock_task import load_task
 
     config = {"doc_to_target": "", "training_split": None, "fewshot_split": None, "num_fewshot": 0}
     rows = [{"question": f"How many are {index}?", "answer": "4"} for index in range(3)]
     stock = stock_tasks() / "gsm8k" / "gsm8k.yaml"
-    write_task("free", stock, tmp_path, config, {"test": rows})
-    task = load_tasks(["free"], tmp_path)["free"]
+    task = load_task("free", stock, config, {"test": rows})
     ids = ("a", "b", "c")
     benchmark = AnyTask([StockTask(task, list(task.eval_docs), ids)])
     plan = fit_shots(benchmark, ids, BenchmarkSettings(max_new_tokens=5), lm)

@@ -351,14 +351,14 @@ def test_a_context_that_holds_nothing_is_missing(checkpoint: Path) -> None:
     )
 
 
-def plan_of(name: str, lm: Any, tmp_path: Path, **own: Any) -> Any:
+def plan_of(name: str, lm: Any, **own: Any) -> Any:
     from mixloop.evals import BenchmarkSettings
     from mixloop.evals.benchmarks import fit_shots, make_benchmark
     from mixloop.evals.sandbox import Sandbox
 
     settings = BenchmarkSettings.model_validate(own)
     items = load_items(name, settings.data)
-    benchmark = make_benchmark(name, items, items.rows[: own.get("items")], tmp_path, Sandbox())
+    benchmark = make_benchmark(name, items, items.rows[: own.get("items")], Sandbox())
     ids = tuple(row["id"] for row in items.rows[: own.get("items")])
     return fit_shots(benchmark, ids, settings, lm)
 
@@ -372,7 +372,7 @@ def test_shots_are_the_most_that_fit(lm: Any, tmp_path: Path, context: int) -> N
     question = "Ann has 3 apples and eats 1. How many are left?"
     rows = [{"question": f"{i}. {question}", "answer": "2 #### 2"} for i in range(5)]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    plan = plan_of("gsm8k", tight, tmp_path, data=[str(path)], max_new_tokens=32)
+    plan = plan_of("gsm8k", tight, data=[str(path)], max_new_tokens=32)
     prompt = next(iter(plan.answered.values())).prompt.args[0]
     assert prompt.count("Question:") - 1 == plan.shots
     assert (plan.shots == 5) == (context == 9000)
@@ -380,9 +380,7 @@ def test_shots_are_the_most_that_fit(lm: Any, tmp_path: Path, context: int) -> N
     assert longest + 32 <= context
     if plan.shots < 5:
         wide = PlainLM(lm.model, lm.tokenizer, max_length=9000)
-        more = plan_of(
-            "gsm8k", wide, tmp_path, data=[str(path)], max_new_tokens=32, shots=plan.shots + 1
-        )
+        more = plan_of("gsm8k", wide, data=[str(path)], max_new_tokens=32, shots=plan.shots + 1)
         shortest = min(len(lm.tokenizer.encode(q.prompt.args[0])) for q in more.answered.values())
         assert shortest + 32 > context
 
@@ -392,20 +390,20 @@ def test_no_item_is_shown_its_own_answer(lm: Any, tmp_path: Path) -> None:
 
     wide = PlainLM(lm.model, lm.tokenizer, max_length=20_000)
     rows = {row["id"]: row for row in load_items("mmlu", "packages").rows}
-    plan = plan_of("mmlu", wide, tmp_path, data="packages", items=40)
+    plan = plan_of("mmlu", wide, data="packages", items=40)
     assert plan.shots == 4
     for item, question in plan.answered.items():
         for choice in question.choices:
             assert choice.args[0].count(rows[item]["question"].strip()) == 1
             assert choice.args[0].endswith("Answer:")
-    plan = plan_of("gsm8k", wide, tmp_path, data="packages")
+    plan = plan_of("gsm8k", wide, data="packages")
     assert plan.shots == 5
     rows = {row["id"]: row for row in load_items("gsm8k", "packages").rows}
     for item, question in plan.answered.items():
         assert question.prompt.args[0].count("Question:") == 6
         assert question.prompt.args[0].count(rows[item]["question"]) == 1
         assert rows[item]["answer"] not in question.prompt.args[0]
-    assert plan_of("math", wide, tmp_path, data="packages").shots == 0
+    assert plan_of("math", wide, data="packages").shots == 0
 
 
 def test_a_subject_of_one_s_own_is_asked_like_mmlu_s(lm: Any, tmp_path: Path) -> None:
@@ -416,7 +414,7 @@ def test_a_subject_of_one_s_own_is_asked_like_mmlu_s(lm: Any, tmp_path: Path) ->
     for name, count in (("dev", 2), ("test", 3)):
         rows = [{**row, "question": f"{name} {i}?"} for i in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    plan = plan_of("mmlu", wide, tmp_path, data=[str(tmp_path)])
+    plan = plan_of("mmlu", wide, data=[str(tmp_path)])
     about = "questions (with answers) about bee keeping.\n\n"
     for question in plan.answered.values():
         letters, text = question.choices[0].args[0], question.choices[4].args[0]
@@ -434,7 +432,7 @@ def test_a_stray_item_of_the_pool_takes_no_example_from_the_others(lm: Any, tmp_
     rows = [pool[2], {"question": "How many are all?", "answer": "#### 15"}]
     for name, content in (("train", pool), ("test", rows)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in content))
-    plan = plan_of("gsm8k", wide, tmp_path, data=[str(tmp_path)])
+    plan = plan_of("gsm8k", wide, data=[str(tmp_path)])
     shown = [re.findall(r"How many are (\w+)", q.prompt.args[0]) for q in plan.answered.values()]
     assert sorted(shown) == [["0", "1", "2", "3", "4", "all"], ["0", "1", "3", "4", "5", "2"]]
 
@@ -575,18 +573,17 @@ def test_the_client_is_light() -> None:
 # --- against lm-eval's own model
 
 
-def stock_samples(model: Any, options: dict[str, Any], folder: Path, name: str) -> Any:
-    """lm-eval's own samples of one benchmark's generated tasks, zero-shot, by (item, filter)."""
+def stock_samples(model: Any, options: dict[str, Any], benchmark: Any, name: str) -> Any:
+    """lm-eval's own samples of one benchmark's tasks, zero-shot, by (item, filter)."""
     import lm_eval
-    from lm_eval.tasks import TaskManager
 
+    tasks = [benchmark._task] if name != "mmlu" else benchmark._tasks.values()
     results = lm_eval.simple_evaluate(
         model=model,
-        tasks=[p.stem for p in folder.glob("*.yaml") if "continuation" not in p.stem],
+        tasks=[task.task for task in tasks if "continuation" not in task.name],
         num_fewshot=0,
         bootstrap_iters=0,
         gen_kwargs=None if name == "mmlu" else {"max_gen_toks": 24},
-        task_manager=TaskManager(include_defaults=False, include_path=str(folder)),
         **options,
     )
     samples = [sample for task in results["samples"].values() for sample in task]
@@ -596,7 +593,7 @@ def stock_samples(model: Any, options: dict[str, Any], folder: Path, name: str) 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["mmlu", "gsm8k", "math"])
 def test_scores_are_those_of_the_stock_model(
-    name: str, card: Scorecard, checkpoint: Path, lm: Any, tmp_path: Path
+    name: str, card: Scorecard, checkpoint: Path, lm: Any
 ) -> None:
     """Log-likelihoods, texts and outcomes agree with lm-eval's `hf` model on the same items."""
     pytest.importorskip("accelerate")  # what lm-eval's `hf` model needs
@@ -607,14 +604,15 @@ def test_scores_are_those_of_the_stock_model(
     by_id = {row["id"]: row for row in items.rows}
     outcomes = card.benchmarks[name].items
     asked = [by_id[i] for i, outcome in outcomes.items() if HEADLINE[name] in outcome]
-    make_benchmark(name, replace(items, rows=tuple(asked)), asked, tmp_path, Sandbox())
+    chosen = replace(items, rows=tuple(asked))
+    benchmarks = [make_benchmark(name, chosen, asked, Sandbox()) for _ in range(2)]
     arguments = {"pretrained": str(checkpoint), "max_length": CONTEXT, "dtype": "float32"}
     options = {"model_args": arguments, "device": "cpu", "batch_size": 4}
     with warnings.catch_warnings():
         # transformers and accelerate announce deprecations to lm-eval's code, not to ours
         warnings.simplefilter("ignore")
-        stock = stock_samples("hf", options, tmp_path, name)
-        ours = stock_samples(lm, {}, tmp_path, name)
+        stock = stock_samples("hf", options, benchmarks[0], name)
+        ours = stock_samples(lm, {}, benchmarks[1], name)
     assert stock.keys() == ours.keys()
     assert len(stock) == len(asked) * (2 if name == "gsm8k" else 1)
     for key, theirs in stock.items():
