@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mixloop.evals import Outcomes
 from mixloop.evals.items import ItemSet, Row
-from mixloop.evals.lm_eval_tasks import TaskSpec, build_tasks
+from mixloop.evals.lm_eval_tasks import build_task
 
 from .base import Benchmark, Question, gold_bytes
 
@@ -39,9 +39,8 @@ class WorkedSolutions(Benchmark):
         self._rows = {row["id"]: row for row in subset}
         # the same fixed examples for every item: a subset's prompts don't depend on the subset
         pool = items.pool[:_MAX_POOL] if items.pool else None
-        rows = tuple(subset)
-        spec = TaskSpec(name, stock, rows, pool, pool is not None and items.overlaps)
-        self._task = build_tasks([spec])[name]
+        leave_one_out = pool is not None and items.overlaps
+        self._task = build_task(name, stock, subset, pool, leave_one_out=leave_one_out)
         # MATH's examples are part of the task file, which leaves none of them out
         self._shown_in_prompt = pool is None and items.overlaps
 

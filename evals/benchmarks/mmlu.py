@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mixloop.evals import Outcomes
 from mixloop.evals.items import ItemSet, Row, stock_tasks
-from mixloop.evals.lm_eval_tasks import StockTask, TaskSpec, build_tasks
+from mixloop.evals.lm_eval_tasks import StockTask, build_task
 
 from .base import Benchmark, Question, gold_bytes
 
@@ -33,8 +33,8 @@ class Mmlu(Benchmark):
     def __init__(self, items: ItemSet, subset: Sequence[Row]) -> None:
         self._rows = {row["id"]: row for row in subset}
         subjects = sorted({row["subject"] for row in subset})
-        specs = [_spec(form, subject, subset, items) for subject in subjects for form in _FORMS]
-        self._tasks = build_tasks(specs)
+        tasks = [_task(form, subject, subset, items) for subject in subjects for form in _FORMS]
+        self._tasks = {task.name: task for task in tasks}
 
     @property
     def stock_shots(self) -> int:
@@ -73,19 +73,18 @@ def _asked_by(task: StockTask, question: Question) -> list[Instance]:
     return [choice for choice in question.choices if choice.task_name == task.name]
 
 
-def _spec(form: str, subject: str, subset: Sequence[Row], items: ItemSet) -> TaskSpec:
-    folder, stock = stock_tasks() / "mmlu" / form, f"mmlu_{subject}.yaml"
-    overrides = {}
-    if not (folder / stock).exists():
+def _task(form: str, subject: str, subset: Sequence[Row], items: ItemSet) -> StockTask:
+    stock, overrides = f"mmlu/{form}/mmlu_{subject}.yaml", {}
+    if not (stock_tasks() / stock).exists():
         # a subject MMLU doesn't have is asked as those it has
         kind = "multiple choice questions" if form == "default" else "questions"
         about = f"The following are {kind} (with answers) about {subject.replace('_', ' ')}.\n\n"
-        stock, overrides = f"_{form}_template_yaml", {"description": about}
-    return TaskSpec(
-        name=f"mmlu_{form}_{subject}",
-        stock=f"mmlu/{form}/{stock}",
-        rows=tuple(row for row in subset if row["subject"] == subject),
-        pool=tuple(row for row in items.pool if row["subject"] == subject),
+        stock, overrides = f"mmlu/{form}/_{form}_template_yaml", {"description": about}
+    return build_task(
+        f"mmlu_{form}_{subject}",
+        stock,
+        [row for row in subset if row["subject"] == subject],
+        [row for row in items.pool if row["subject"] == subject],
         leave_one_out=items.overlaps,
         overrides=overrides,
     )

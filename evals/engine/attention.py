@@ -75,7 +75,7 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface; calls come in layer order, one a layer.
+    """The attention interface of transformers; calls come in layer order, one a layer.
 
     Raises:
         NotImplementedError: attention that is more than a softmax over keys.

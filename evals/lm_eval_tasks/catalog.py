@@ -10,7 +10,7 @@ import difflib
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ _KEY = re.compile(
 class Catalog:
     """Task and group names with their files, and tags with the names of their tasks."""
 
-    files: Mapping[str, Path] = field(default_factory=dict)
-    tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    files: Mapping[str, Path]
+    tags: Mapping[str, tuple[str, ...]]
 
     def names(self) -> list[str]:
         """Every name that can be asked for."""

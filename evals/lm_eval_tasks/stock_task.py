@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,50 +26,45 @@ _STOCK_NEW_TOKENS = 256
 """lm-eval's own bound of a generation where a task file names none."""
 
 
-@dataclass(frozen=True)
-class TaskSpec:
-    """One task: the stock file (relative to lm-eval's tasks), rows and shots.
+def build_task(
+    name: str,
+    stock: str,
+    rows: Sequence[Row],
+    pool: Sequence[Row] | None = None,
+    *,
+    leave_one_out: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> StockTask:
+    """A task over our rows. A row that is asked is never shown in front of itself.
 
-    `pool` are the rows few-shot examples come from, the first ones first; None leaves them to
-    the stock file. A row that is asked is never shown in front of itself; where
-    `leave_one_out`, all rows are in the pool, and every one gets one example fewer than it holds.
-    """
-
-    name: str
-    stock: str
-    rows: tuple[Row, ...]
-    pool: tuple[Row, ...] | None = None
-    leave_one_out: bool = False
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
-
-def build_tasks(specs: Sequence[TaskSpec]) -> dict[str, StockTask]:
-    """The tasks by name.
+    Args:
+        name: What it is called.
+        stock: Its task file, relative to lm-eval's tasks.
+        rows: What is asked.
+        pool: Where few-shot examples come from, the first ones first; None: as the file has it.
+        leave_one_out: All rows are in the pool: every one gets one example fewer than it holds.
+        overrides: Replaces keys of the task file.
 
     Raises:
         ItemsError: lm-eval has no such file, or loads another number of rows than asked: a
             mistake would otherwise be scored in silence.
     """
-    tasks: dict[str, StockTask] = {}
-    for spec in specs:
-        stock = stock_tasks() / spec.stock
-        if not stock.exists():
-            raise ItemsError(f"{spec.name}: lm-eval has no task file {spec.stock}")
-        config: dict[str, Any] = {"test_split": "test", "training_split": None, **spec.overrides}
-        splits = {"test": spec.rows}
-        if spec.pool is not None:
-            splits["dev"] = spec.pool
-            config["fewshot_split"] = "dev"
-        loaded = load_task(spec.name, stock, config, splits)
-        docs = list(loaded.eval_docs)
-        task = StockTask(loaded, docs, [row["id"] for row in spec.rows])
-        if len(docs) != len(spec.rows):
-            count = f"{len(docs)} of {len(spec.rows)}"
-            raise ItemsError(f"{spec.name}: lm-eval loaded {count} items")
-        if spec.pool is not None:
-            task.fix_shots(len(spec.pool) - spec.leave_one_out)
-        tasks[spec.name] = task
-    return tasks
+    path = stock_tasks() / stock
+    if not path.exists():
+        raise ItemsError(f"{name}: lm-eval has no task file {stock}")
+    config: dict[str, Any] = {"test_split": "test", "training_split": None, **(overrides or {})}
+    splits = {"test": rows}
+    if pool is not None:
+        splits["dev"] = pool
+        config["fewshot_split"] = "dev"
+    loaded = load_task(name, path, config, splits)
+    docs = list(loaded.eval_docs)
+    if len(docs) != len(rows):
+        raise ItemsError(f"{name}: lm-eval loaded {len(docs)} of {len(rows)} items")
+    task = StockTask(loaded, docs, [row["id"] for row in rows])
+    if pool is not None:
+        task.fix_shots(len(pool) - leave_one_out)
+    return task
 
 
 def load_task(

@@ -271,11 +271,10 @@ def test_names_are_those_of_lm_eval() -> None:
 
 
 def test_requests_are_those_of_lm_eval_s_own_loop() -> None:
-    from mixloop.evals.lm_eval_tasks import TaskSpec, build_tasks
+    from mixloop.evals.lm_eval_tasks import build_task
 
     rows = load_items("gsm8k", "packages").rows
-    stock = "gsm8k/gsm8k.yaml"
-    task = build_tasks([TaskSpec("gsm8k", stock, rows[:4], rows, leave_one_out=True)])["gsm8k"]
+    task = build_task("gsm8k", "gsm8k/gsm8k.yaml", rows[:4], rows, leave_one_out=True)
     asked = task.requests([row["id"] for row in rows[:4]], 5)
     task.task.build_all_requests()
     theirs = task.task.instances
