@@ -349,7 +349,7 @@ def lm_eval(context: typer.Context) -> None:
     """lm-eval's own command line, on mixloop's engine."""
     import os
 
-    arguments = [sys.executable, "-m", "mixloop.evals.engine.lm_eval_command", *context.args]
+    arguments = [sys.executable, "-m", "mixloop.evals.harness", *context.args]
     os.execv(sys.executable, arguments)
 
 

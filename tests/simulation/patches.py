@@ -17,7 +17,6 @@ from mixloop.controller import report
 from mixloop.controller.journal import journal, records
 from mixloop.controller.loop import daemon, eval_planner
 from mixloop.controller.tracking import mlflow_sink
-from mixloop.evals import scorecard
 from mixloop.trainer.run import order_inbox
 
 from . import here, tracker
@@ -119,7 +118,6 @@ def installed() -> Iterator[None]:
         (records, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=sim().token(16)))),
         (eval_planner, "shutil", SimpleNamespace(rmtree=lambda path, ignore_errors=False: None)),
         (order_inbox, "say", lambda *said: None),
-        (scorecard, "os", memory),
         (schedule_writer, "fcntl", SimpleNamespace(flock=lambda *a: None, LOCK_EX=0, LOCK_NB=0)),
         (requests, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
         (requests, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1e9))),
