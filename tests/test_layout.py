@@ -106,7 +106,11 @@ def test_every_package_says_what_it_is_for() -> None:
 
 
 def test_a_module_name_means_one_thing() -> None:
-    counts = Counter(path.stem for path in house.modules().values() if path.name != "__init__.py")
+    counts = Counter(
+        path.stem
+        for module, path in house.modules().items()
+        if path.name != "__init__.py" and module not in house.FORMER
+    )
     assert {name: n for name, n in counts.items() if n > 1} == SHARED
 
 
