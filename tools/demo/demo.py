@@ -98,7 +98,7 @@ def prepare_sources(directory: Path, seed: int) -> dict[str, Path]:
     from mixloop.trainer.prepare import prepare
     from mixloop.trainer.sources import train_tokenizer
 
-    from .corpus import describe, harvest
+    from .corpus import harvest
 
     stores = {name: directory / "stores" / name for name in STARVED}
     if all((path / "store.json").is_file() for path in stores.values()):
@@ -109,8 +109,8 @@ def prepare_sources(directory: Path, seed: int) -> dict[str, Path]:
         harvested = harvest(directory / "text", limit_bytes=SOURCE_BYTES, seed=seed)
     except ModuleNotFoundError as error:
         raise BadInput(f"the demo's word problems: {error}") from None
-    for line in describe(harvested):
-        say(f"harvested {line}")
+    for source in harvested.values():
+        say(f"harvested {source.describe()}")
     texts = (text for source in harvested.values() for text in _head(source.path))
     tokenizer = train_tokenizer(texts, directory / "tokenizer", VOCABULARY)
     for name, source in harvested.items():

@@ -109,7 +109,7 @@ def test_it_moves_through_the_guards_and_then_holds() -> None:
     policy = load_policy("olmix", options)
     track = simulate(world, policy, config, segments=20, start=start)
     assert track.final < held.final
-    decided = [m.decision for m in track.moments if m.decision]
+    decided = [m.decision for m in track.timeline if m.decision]
     verdicts = [d["verdict"] for d in decided]
     moves = verdicts.count("intervene")
     assert 1 <= moves <= 8
