@@ -90,8 +90,8 @@ def evaluation(row: Row) -> Evaluation:
             "phase": row["phase"],
             "generation": row["generation"],
             "weights": row["weights"],
-            "drawn": row.get("drawn", {}),
-            "losses": row.get("losses", {}),
+            "drawn": row["drawn"],
+            "losses": row["losses"],
             "benchmarks": _benchmark_scores(row["scorecard"]),
         }
     )
@@ -174,7 +174,6 @@ def past_decisions(journal: Journal, before: int | None = None) -> tuple[PastDec
 
     Those made on a branch that the trainer has left are not among them.
     """
-    on_branch = "abandoned_by IS NULL" if "abandoned_by" in journal.columns("decisions") else "1"
     return tuple(
         PastDecision(
             id=row["id"],
@@ -189,7 +188,7 @@ def past_decisions(journal: Journal, before: int | None = None) -> tuple[PastDec
         )
         for row in journal.each(
             "SELECT id, step, tokens, verdict, generation, weights_before, weights_after, evidence "
-            f"FROM decisions WHERE seq < ? AND {on_branch} ORDER BY seq",
+            "FROM decisions WHERE seq < ? AND abandoned_by IS NULL ORDER BY seq",
             before if before is not None else 2**62,
         )
     )

@@ -22,7 +22,7 @@ from typing import Any
 from . import tamper_seal
 from .integrity import wrong_value
 from .packing import JSON_COLUMNS, JournalError, Row, decode, pack, unpack
-from .schema import RUN_TABLES, SCHEMA_VERSION, TABLES, UPGRADES
+from .schema import RUN_TABLES, SCHEMA_VERSION, TABLES
 
 
 class FenceLost(Exception):  # noqa: N818 - a normal end of a replaced controller
@@ -47,13 +47,13 @@ class Journal:
     """One run's journal. Reads are free for all; writes need the fence that :meth:`claim` gives.
 
     Args:
-        create: make the file, or bring one of an earlier version up to this one.
+        create: make the file where there is none.
         read_only: for those who look at a run that goes on: such a connection can write nothing,
             not even roll back what a killed controller left, and waits ``patience`` at most.
         patience: seconds.
 
     Raises:
-        JournalError: when the file is no journal, or one of a newer mixloop.
+        JournalError: when the file is no journal, or one of another version.
     """
 
     def __init__(
@@ -71,7 +71,6 @@ class Journal:
         self.path = path
         self.fence: int | None = None
         self._seal: tamper_seal.Seal | None = None
-        self._unchecked = False  # sealed here for the first time
         try:
             self._db = _connect(path, read_only, patience)
             self._db.row_factory = sqlite3.Row
@@ -90,13 +89,11 @@ class Journal:
             self._db.executescript(
                 f"BEGIN IMMEDIATE;{RUN_TABLES}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
             )
-        elif version in UPGRADES and create:
-            self._upgrade(version)
-        elif version != SCHEMA_VERSION and version not in UPGRADES:
+        elif version != SCHEMA_VERSION:
             raise JournalError(
                 f"{self.path}: journal version {version}, this mixloop reads {SCHEMA_VERSION}"
             )
-        elif version == SCHEMA_VERSION:
+        else:
             self._check_tables()
 
     def _check_tables(self) -> None:
@@ -104,18 +101,6 @@ class Journal:
         lost = sorted(TABLES - {name for (name,) in rows})
         if lost:
             raise JournalError(damage(self.path, LookupError(f"it has no table {lost[0]}")))
-
-    def _upgrade(self, version: int) -> None:
-        # versions 1 to 4 have no seal; an upgrade from 5 on has to check it before it seals anew
-        steps = "".join(UPGRADES[old] for old in range(version, SCHEMA_VERSION))
-        try:
-            self._db.executescript(f"BEGIN IMMEDIATE;{steps}PRAGMA user_version={SCHEMA_VERSION};")
-            self._db.execute("UPDATE lease SET seal = ?", (tamper_seal.whole(self._db, TABLES),))
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._roll_back()
-            raise
-        self._unchecked = True
 
     def _has_tables(self) -> bool:
         found = self._db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchone()
@@ -147,14 +132,11 @@ class Journal:
         with self.transaction() as tx:
             rows, sealed = tamper_seal.whole(tx, TABLES), seal.now
             count = tamper_seal.counters(tx)
-            if rows == sealed and count is None and not self._unchecked:
-                return None
-            wrong = wrong_value(tx, TABLES, JSON_COLUMNS, unpack)
-            self._unchecked = False
-            if wrong is not None:
-                return damage(self.path, ValueError(wrong))
             if rows == sealed and count is None:
                 return None
+            wrong = wrong_value(tx, TABLES, JSON_COLUMNS, unpack)
+            if wrong is not None:
+                return damage(self.path, ValueError(wrong))
             seal.begin(rows)
             why = count or "rows were added, changed or removed by something other than mixloop"
             detail = {"reason": why, "sealed": sealed, "found": rows}
@@ -302,18 +284,6 @@ class Journal:
             yield
         except (sqlite3.DatabaseError, ValueError, RecursionError) as error:
             raise JournalError(damage(self.path, error)) from error
-
-    def columns(self, table: str) -> frozenset[str]:
-        """The columns of a table; a file of an earlier version, opened to be read, has fewer."""
-        with self._read():
-            return frozenset(row[1] for row in self._db.execute(f"PRAGMA table_info({table})"))
-
-    @property
-    def knows_operators(self) -> bool:
-        """Whether the file has the tables of requests and approvals: one of an earlier version,
-        opened only to be read, has not."""
-        found = self.value("SELECT 1 FROM sqlite_master WHERE name = 'approvals'")
-        return found is not None
 
     # -- writing -----------------------------------------------------------------------------
 

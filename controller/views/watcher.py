@@ -72,9 +72,7 @@ def params(journal: Journal) -> Json:
 def decisions(journal: Journal) -> list[Json]:
     """The newest decisions, newest first, each with what became of its approval."""
     rows = journal.rows("SELECT * FROM decisions ORDER BY seq DESC LIMIT ?", DECISIONS)
-    known: dict[str, Json] = {}
-    if journal.knows_operators:
-        known = {one["decision"]: one for one in journal.rows("SELECT * FROM approvals")}
+    known = {one["decision"]: one for one in journal.rows("SELECT * FROM approvals")}
     return [{**row, "approval": known.get(row["id"])} for row in rows]
 
 
