@@ -6,6 +6,8 @@ from .decide import Answer as Answer
 from .decide import headline as headline
 from .decide import make_decision as make_decision
 from .decide import scores as scores
+from .decision_record import DecisionRecord as DecisionRecord
+from .decision_record import OrderRecord as OrderRecord
 from .guard_context import RECENT as RECENT
 from .guard_context import guard_settings as guard_settings
 from .guard_context import remaining as remaining

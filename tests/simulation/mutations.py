@@ -98,11 +98,11 @@ def _in_place() -> list[Change]:
 def _publish_first() -> list[Change]:
     real = records.decision
 
-    def decision(journal: Any, fields: Any, *, order: Any, **rest: Any) -> str:
-        if order is not None:
-            made = orders.Order("r", journal.fence, order["generation"], order["weights"])
-            sim().publish(sim().paths.mixture, made)
-        return real(journal, fields, order=order, **rest)
+    def decision(journal: Any, made: Any, **rest: Any) -> str:
+        if made.order is not None:
+            order = orders.Order("r", journal.fence, made.order.generation, made.weights_after)
+            sim().publish(sim().paths.mixture, order)
+        return real(journal, made, **rest)
 
     return [(records, "decision", decision)]
 
@@ -364,11 +364,11 @@ def _fact_without_entry() -> list[Change]:
     real_enqueue = records.enqueue
     real = records.decision
 
-    def decision(journal: Any, fields: Any, **rest: Any) -> str:
+    def decision(journal: Any, made: Any, **rest: Any) -> str:
         kept: list[Any] = []
         records.enqueue = lambda tx, entries: kept.extend(entries)
         try:
-            name = real(journal, fields, **rest)
+            name = real(journal, made, **rest)
         finally:
             records.enqueue = real_enqueue
         with journal.transaction() as tx:
