@@ -224,7 +224,7 @@ def _answer(
     while journal is not None and _alive(journal) is not False:
         row = journal.row("SELECT * FROM requests WHERE id = ?", request.id)
         if row is not None:
-            return {**row, "answer": json.loads(row["answer"])}
+            return row
         if file and (paths.requests / "refused" / file).exists():
             raise BadInput(f"the controller did not take it: {_refusal(journal, file)}")
         if clock() >= deadline:

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import zlib
 from typing import Any
-
-Row = dict[str, Any]
-
-JSON_COLUMNS = frozenset(
-    {"weights", "weights_before", "weights_proposed", "weights_after", "plan", "guards", "evidence"}
-    | {"scorecard", "payload", "detail", "drawn", "losses", "asked"}
-)
 
 
 class JournalError(Exception):
@@ -54,10 +46,3 @@ def unpack(stored: str | bytes) -> Any:
     if not inflate.eof:
         raise ValueError(f"a packed value is torn, or of more than {_LARGEST_VALUE} bytes")
     return json.loads(text)
-
-
-def decode(row: sqlite3.Row) -> Row:
-    return {
-        key: unpack(row[key]) if key in JSON_COLUMNS and row[key] is not None else row[key]
-        for key in row.keys()  # noqa: SIM118 - sqlite3.Row iterates over values, not keys
-    }

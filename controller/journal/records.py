@@ -336,7 +336,7 @@ def operated(
             asked_at=request.at,
             taken_at=timestamp(),
             state="done" if reply.done else "refused",
-            answer=dumps(answer),
+            answer=answer,
             decision=name,
         )
         if reply.approval is not None:

@@ -565,7 +565,7 @@ class Controller:
             order = self.journal.row("SELECT * FROM orders WHERE generation = ?", row["generation"])
             assert order is not None
             scored = observation_builder.around(self.journal, order["applied_tokens"])
-            found = observation_builder.outcome(order, scored)
+            found = observation_builder.outcome(order["applied_tokens"], scored)
             if found is not None:
                 records.outcome(self.journal, row["id"], *found)
 

@@ -121,7 +121,7 @@ class OperatorInbox:
             reply = reply_to(request, self._scene(request))
             answer = self._record(request, reply)
         else:
-            answer = json.loads(known["answer"])["text"]
+            answer = known["answer"]["text"]
         requests.put_away(path, "taken")
         return f"{request.verb} by {request.by}: {answer}"
 

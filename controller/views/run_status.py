@@ -200,7 +200,7 @@ def _outcome(row: Row, order: Row | None, scored: Any) -> Json | None:
         return {"state": "never in force", "detail": order["rejected"], "benchmarks": {}}
     if order["applied_step"] is None:
         return {"state": "not in force yet", "benchmarks": {}}
-    found = observation_builder.outcome(order, scored)
+    found = observation_builder.outcome(order["applied_tokens"], scored)
     if found is None:
         return {"state": "in force, not scored since", "benchmarks": {}}
     step, benchmarks = found

@@ -11,7 +11,7 @@ from typing import Any
 from mixloop.common import files
 from mixloop.contract import order_acceptance, orders
 from mixloop.controller.core import decide, operator_requests
-from mixloop.controller.journal import journal, packing, records, schema, tamper_seal
+from mixloop.controller.journal import journal, packing, records, row_types, schema, tamper_seal
 from mixloop.controller.loop import daemon, observe, operator_inbox
 from mixloop.controller.tracking import mlflow_sink
 from mixloop.policies.guards import GuardResult
@@ -119,7 +119,7 @@ def _or_replace(table: str) -> Callable[..., None]:
             return
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         values = [
-            packing.dumps(v) if name in packing.JSON_COLUMNS else v for name, v in columns.items()
+            packing.dumps(v) if name in row_types.JSON_COLUMNS else v for name, v in columns.items()
         ]
         tx.execute(f"INSERT OR REPLACE INTO {into} ({names}) VALUES ({marks})", values)
 

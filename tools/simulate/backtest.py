@@ -115,7 +115,7 @@ def recorded(journal: Journal, config: RunConfig) -> Iterator[Recorded]:
         known = tuple(one for one in scored if one.step <= row["step"])
         status = status_of(_placed(config, sizes, state))
         seen = observation_builder.observation(
-            journal, config, sizes, status, row["step"], scored=known, before=row["seq"]
+            journal, config, sizes, status, scored=known, before=row["seq"]
         )
         if "in_force" in state:
             seen = seen.model_copy(update={"in_force": state["in_force"]})
