@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixloop.common.errors import BadInput
-from mixloop.common.types import Json
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import (
     NOTHING,
     Answer,
+    DecisionRecord,
     guard_settings,
     make_decision,
     remaining,
@@ -62,7 +62,7 @@ class TimelinePoint:
     weights: Mixture
     truth: dict[str, float]
     loss: float
-    decision: Json | None = None
+    decision: DecisionRecord | None = None
     seconds: float = 0.0
 
 
@@ -89,14 +89,13 @@ class SimulatedRun:
         """The last scores without noise, as a loss; see :func:`loss_of`."""
         return self.timeline[-1].loss
 
-    def decisions(self) -> list[Json]:
+    def decisions(self) -> list[DecisionRecord]:
         """Every decision that was taken."""
         return [point.decision for point in self.timeline if point.decision is not None]
 
     def orders(self) -> list[Mixture]:
         """The mixture asked for by each decision that changed it."""
-        decisions = self.decisions()
-        return [d["weights_after"] for d in decisions if d["verdict"] == "intervene"]
+        return [dict(d.weights_after) for d in self.decisions() if d.verdict == "intervene"]
 
 
 @dataclass(frozen=True)
@@ -267,7 +266,9 @@ def _truth(run: _Run) -> dict[str, float]:
     return last
 
 
-def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) -> tuple[Json, float]:
+def _decide(
+    run: _Run, policy: Policy, seed: int, clock: Callable[[], float]
+) -> tuple[DecisionRecord, float]:
     observation = _observation(run, seed)
     begun = clock()
     answer = answer_of(policy, observation)
@@ -281,26 +282,25 @@ def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) ->
         generation=run.issued + 1,
         against=vetoes(observation, run.config.guards.significance),
     )
-    fields, order = decision.fields, decision.order
-    if order is not None:
+    if decision.order is not None:
         run.issued += 1
-        plan = tuple((until, dict(weights)) for until, weights in order["plan"])
+        plan = tuple((until, dict(w)) for until, w in decision.plan)
         at = min(run.tokens + switching_lead(run.config, run.tokens), run.config.budget)
-        run.pending = _Order(run.issued, at, dict(order["weights"]), plan)
+        run.pending = _Order(run.issued, at, dict(decision.weights_after), plan)
     run.decisions.append(
         PastDecision(
             id=f"d-{len(run.decisions) + 1:06d}",
             step=run.step,
             tokens=run.tokens,
-            verdict=fields["verdict"],
-            generation=run.issued if order is not None else None,
-            weights_before=fields["weights_before"],
-            weights_after=fields["weights_after"],
-            rule=fields["evidence"].get("rule"),
-            evidence=fields["evidence"],
+            verdict=decision.verdict,
+            generation=run.issued if decision.order is not None else None,
+            weights_before=dict(decision.weights_before),
+            weights_after=dict(decision.weights_after),
+            rule=decision.evidence.get("rule"),
+            evidence=decision.evidence,
         )
     )
-    return fields, seconds
+    return decision, seconds
 
 
 def answer_of(policy: Policy, observation: Observation) -> Answer:

@@ -168,7 +168,7 @@ def _policy_run(setup: SimulationSetup, seed: int, entry: PolicyEntry) -> Json:
 
 def _summary(simulated: SimulatedRun, world: World) -> Json:
     decisions = simulated.decisions()
-    verdicts = [decision["verdict"] for decision in decisions]
+    verdicts = [decision.verdict for decision in decisions]
     sizes = {name: source.unique_tokens for name, source in world_sources(world).items()}
     return {
         "final": simulated.final,
@@ -185,7 +185,7 @@ def _summary(simulated: SimulatedRun, world: World) -> Json:
         "scores": simulated.timeline[-1].truth,
         "verdicts": {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)},
         "slowest": max(point.seconds for point in simulated.timeline),
-        "failed": sum("error" in decision["evidence"] for decision in decisions),
+        "failed": sum("error" in decision.evidence for decision in decisions),
     }
 
 

@@ -214,7 +214,7 @@ def strays(seed: int) -> tuple[float, list[str]]:
     track = run(Flat(seed=seed), guards={"max_change": 0.1})
     last = [moment.weights for moment in track.timeline[-5:]]
     start = track.timeline[0].weights
-    verdicts = [m.decision["verdict"] for m in track.timeline if m.decision]
+    verdicts = [m.decision.verdict for m in track.timeline if m.decision]
     means = {name: float(np.mean([weights[name] for weights in last])) for name in start}
     return sum(abs(means[name] - start[name]) for name in start) / 2, verdicts[-5:]
 

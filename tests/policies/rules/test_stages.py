@@ -89,7 +89,7 @@ def test_smollm2_with_a_ledger_that_is_enforced():
         assert drawn <= 5.0 * (config.sources[name].tokens or 0) * (1 + 1e-9), name
     first = track.timeline[0].decision
     assert first is not None
-    said = " ".join(note["detail"] for note in first["guards"])
+    said = " ".join(note.detail for note in first.guards)
     assert "openwebmath 0.05 -> 0.03" in said
 
 
@@ -185,9 +185,9 @@ def test_a_policys_word_for_a_declared_stage_is_not_enough():
     claimed = Proposal(FAR, "trust me", [(40_000, FAR)], declared=True)
     for use, options in [("rules", {"stages": STAGES}), ("static", {})]:
         first = decided(claimed, use, options)
-        change = total_variation(first["weights_after"], SMALL)
+        change = total_variation(first.weights_after, SMALL)
         assert change == pytest.approx(0.10), use  # max_change, as for anybody
     plan = [(20_000, SMALL), (40_000, FAR)]
     honest = decided(Proposal(SMALL, "as declared", plan, declared=True), "rules",
                      {"stages": STAGES})  # fmt: skip
-    assert honest["plan"] == [[until, weights] for until, weights in plan]
+    assert [(until, dict(weights)) for until, weights in honest.plan] == plan

@@ -107,7 +107,7 @@ def test_plans_switch_at_their_exact_token() -> None:
     config = virtual_config(world, guards={"max_change": 1.0, "max_epochs": None}, segments=10)
     track = simulate(world, Planner(), config, segments=10)
     assert track.timeline[0].decision is not None
-    assert track.timeline[0].decision["verdict"] == "intervene"
+    assert track.timeline[0].decision.verdict == "intervene"
     # a fifth of the first segment, then half of the second
     assert track.drawn["source-00"] == pytest.approx(0.7e9)
 
@@ -121,7 +121,7 @@ def test_a_policy_that_raises_costs_its_decisions_only() -> None:
     config = virtual_config(world, segments=5)
     track = simulate(world, Broken(), config, segments=5)
     decisions = [moment.decision for moment in track.timeline[:-1]]
-    assert all(d is not None and "no idea" in d["reason"] for d in decisions)
+    assert all(d is not None and "no idea" in d.reason for d in decisions)
     assert not track.orders()
 
 
