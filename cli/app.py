@@ -480,9 +480,10 @@ def backtest(
     as_json: AsJson = False,
 ) -> None:
     """What another policy would have done on a recorded run."""
-    from mixloop.tools.simulate import backtest, policy_options
+    from mixloop.common.yaml import parse_mapping
+    from mixloop.tools.simulate import backtest
 
-    report = backtest(target, policy, policy_options(options), Path.cwd())
+    report = backtest(target, policy, parse_mapping(options, "--with"), Path.cwd())
     if as_json:
         _print_json(report)
         return

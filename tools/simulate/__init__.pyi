@@ -7,6 +7,5 @@ from .results import run_simulations as run_simulations
 from .results import simulation_report as simulation_report
 from .results import write_outputs as write_outputs
 from .simulate_args import SimulateArgs as SimulateArgs
-from .simulate_args import policy_options as policy_options
 from .simulation import simulate as simulate
 from .virtual_run import virtual_config as virtual_config

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from mixloop.common.errors import BadInput
 from mixloop.common.units import parse_tokens
+from mixloop.common.yaml import parse_mapping, parse_value
 from mixloop.controller.config import RunConfig, explain_error, load_config
 from mixloop.controller.decisions import planned_tokens
 from mixloop.policies.guards import GuardSettings
@@ -100,47 +100,20 @@ def _budget(args: SimulateArgs) -> int | None:
 
 def _guards(base: GuardSettings, changes: Sequence[str]) -> GuardSettings:
     try:
-        return GuardSettings.model_validate(base.model_dump() | _key_values(changes, "--guard"))
+        return GuardSettings.model_validate(base.model_dump() | _key_values(changes))
     except ValidationError as error:
         raise BadInput(f"--guard: {explain_error(error, GuardSettings)}") from None
 
 
-def _key_values(texts: Sequence[str], option: str) -> dict[str, Any]:
-    """``max_epochs=5`` and the like, each value read as YAML."""
+def _key_values(texts: Sequence[str]) -> dict[str, Any]:
+    """``--guard``: ``max_epochs=5`` and the like, each value read as YAML."""
     values = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise BadInput(f"{option}: {text!r}: write key=value")
-        values[key.strip()] = _yaml(value, option)
+            raise BadInput(f"--guard: {text!r}: write key=value")
+        values[key.strip()] = parse_value(value, "--guard")
     return values
-
-
-def policy_options(text: str | None) -> dict[str, Any] | None:
-    """``--with``: a YAML or JSON mapping, or a file that holds one; None when not given.
-
-    Raises:
-        BadInput: when it is neither.
-    """
-    if text is None:
-        return None
-    path = Path(text)
-    if path.suffix in {".yaml", ".yml", ".json"}:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"--with: {path}: can't be read: {error.strerror}") from None
-    options = _yaml(text, "--with")
-    if not isinstance(options, dict):
-        raise BadInput(f"--with: {options!r} is no mapping; write '{{option: value}}' or a file")
-    return options
-
-
-def _yaml(text: str, option: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise BadInput(f"{option}: {text!r} is no YAML value") from None
 
 
 def _absolute(ref: str, base: Path) -> str:
@@ -152,7 +125,7 @@ def _absolute(ref: str, base: Path) -> str:
 
 
 def _policies(args: SimulateArgs, config: RunConfig | None) -> list[PolicyEntry]:
-    options = policy_options(args.options)
+    options = parse_mapping(args.options, "--with")
     refs, base = list(dict.fromkeys(args.policies)), Path.cwd()
     if options is not None and len(refs) > 1:
         raise BadInput("--with: says options of one policy; give one --policy")
