@@ -21,7 +21,9 @@ def main() -> int:
     packages = [word for room in rooms for word in ("-p", f"mixloop.{room}")]
     if not packages:
         return 0
-    return subprocess.run([sys.executable, "-m", "mypy", *packages], cwd=ROOT, check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "mypy", *packages], cwd=ROOT, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

@@ -36,28 +36,28 @@ def objective_parts(config: RunConfig) -> dict[str, float]:
     }
 
 
-def status_of(seen: Observation) -> Status:
+def status_of(observation: Observation) -> Status:
     """The heartbeat a trainer would write where an observation was made."""
     return Status(
-        run=seen.run,
+        run=observation.run,
         incarnation=1,
         pid=0,
         host="",
-        step=seen.step,
-        sample=seen.tokens,
-        tokens=seen.tokens,
-        budget=seen.budget,
+        step=observation.step,
+        sample=observation.tokens,
+        tokens=observation.tokens,
+        budget=observation.budget,
         lr=None,
-        phase=seen.phase,
+        phase=observation.phase,
         loss=None,
         grad_norm=None,
         tokens_per_second=None,
         sources={
             name: SourceStatus(source.drawn, source.epochs, source.unique_tokens)
-            for name, source in seen.sources.items()
+            for name, source in observation.sources.items()
         },
-        accepted=AcceptedOrder(1, seen.generation),
-        in_force=OrderInForce(1, seen.generation, 0, 0, seen.weights),
+        accepted=AcceptedOrder(1, observation.generation),
+        in_force=OrderInForce(1, observation.generation, 0, 0, observation.weights),
     )
 
 
