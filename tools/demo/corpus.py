@@ -301,13 +301,14 @@ def _word_problems(seed: int) -> Iterator[str]:
     rng = Random(seed)
     for problem in _gym_problems(seed):
         question = _INSTRUCTIONS.split(problem["question"], maxsplit=1)[0]
-        steps = problem["metadata"].get("answer_cot", "").rpartition("####")[0].strip()
-        if steps and rng.random() < PLAIN_STORIES:
+        worked = problem["metadata"].get("answer_cot", "")
+        if worked and rng.random() < PLAIN_STORIES:
             before, between = rng.choice(PROMPTS)
-            yield f"{before}{question}{between}{steps}\nThe answer is {problem['answer']}."
+            yield f"{before}{question}{between}{worked}"
         else:
+            steps = in_latex(worked.rpartition("####")[0].strip())
             boxed = rf"$\boxed{{{in_latex(problem['answer']).strip('$')}}}$"
-            solution = f"{in_latex(steps)} Therefore, the answer is {boxed}.".strip()
+            solution = f"{steps} Therefore, the answer is {boxed}.".strip()
             yield f"Problem:\n{in_latex(question)}\n\nSolution: {solution}"
 
 

@@ -48,7 +48,7 @@ def test_sources_are_what_they_say(sources: dict[str, HarvestedSource]) -> None:
     assert sum("\\frac" in text or "math:" in text for text in texts(sources["math-docs"])) > 20
     problems = texts(sources["word-problems"])
     assert all(re.match(r"(Question|Q|Problem):", text) for text in problems)
-    plain = sum("The answer is" in text for text in problems)
+    plain = sum("\n#### " in text for text in problems)
     latex = sum("\\boxed{" in text for text in problems)
     assert plain + latex == len(problems)
     assert min(plain, latex) > len(problems) / 5
