@@ -113,6 +113,7 @@ def importing() -> str:
 
 
 def main() -> None:
+    """Print the tables; exit code 1 where a policy is late."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policy", action="append")
     parser.add_argument("--repeats", type=int, default=10)

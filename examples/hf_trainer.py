@@ -119,6 +119,7 @@ def train(folder: Path, resume: bool = False) -> None:
 
 
 def mixloop(*command: str) -> list[str]:
+    """The command line of a mixloop command."""
     return [sys.executable, "-m", "mixloop.cli.app", *command]
 
 
@@ -149,10 +150,12 @@ def demo(folder: Path, steps: int) -> None:
 
 
 def output(command: list[str]) -> str:
+    """What a command prints."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def wait_for_step(status: Path, step: int, training: subprocess.Popen[bytes]) -> None:
+    """Wait until the trainer says that it has come this far, or has ended."""
     while training.poll() is None:
         if status.exists() and json.loads(status.read_text())["step"] >= step:
             return

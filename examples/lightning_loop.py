@@ -75,13 +75,17 @@ class Llama(pl.LightningModule):
         self.model = LlamaForCausalLM(config)
 
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+        """The loss of a micro-batch."""
         return self.model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW."""
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
 def train(folder: Path, steps: int) -> None:
+    """Train to `steps`, from the newest checkpoint where there is one."""
+
     def export(module: Llama, into: Path) -> None:  # what the controller scores
         module.model.save_pretrained(into)
         AutoTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(into)

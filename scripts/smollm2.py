@@ -42,6 +42,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def main() -> None:
+    """Make the folder, unless it is there."""
     folder = Path(sys.argv[1])
     if (folder / "model.safetensors").exists():
         return

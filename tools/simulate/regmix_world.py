@@ -34,6 +34,7 @@ class Runs:
     losses: Array
 
     def __len__(self) -> int:
+        """How many runs."""
         return len(self.mixtures)
 
     def first(self, count: int) -> Runs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mixloop.contract import AcceptedOrder, OrderInForce, SourceStatus, Status
@@ -69,14 +69,13 @@ def virtual_config(
     guards: Mapping[str, Any] | None = None,
     segments: int = 40,
     budget: int | None = None,
-    tags: Mapping[str, Sequence[str]] | None = None,
 ) -> RunConfig:
     """A run configuration for a world that comes without one."""
     whole = budget or getattr(world, "budget", None) or segments * 10**9
     sources = {
         name: {
             "path": f"data/{name}",
-            "tags": list((tags or {}).get(name, source.tags)),
+            "tags": list(source.tags),
             "standby": source.standby,
             "tokens": source.unique_tokens,
         }
