@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.contract import SCALE, RunPaths, decision_id, schedule_of
+from mixloop.controller.core import DecisionRow, EventRow, OrderRow
 from mixloop.controller.decisions import observation_builder
-from mixloop.controller.journal import DecisionRow, EventRow, Journal, OrderRow, queries
+from mixloop.controller.journal import Journal, queries
 from mixloop.policies.interface import Evaluation
 
 

@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 from mixloop.common.types import Json
 from mixloop.contract import RunPaths, find_status
-from mixloop.controller.journal import CheckpointState, Journal, queries, unreadable_files
+from mixloop.controller.core import CheckpointState
+from mixloop.controller.journal import Journal, queries, unreadable_files
 
 from .run_standing import RunStanding, run_standing, scores_of
 
