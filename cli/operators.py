@@ -268,7 +268,7 @@ def _alive(journal: Journal | None) -> bool | None:
     from mixloop.controller.views import controller
 
     found = controller(journal)
-    return False if found is None else found["alive"]
+    return False if found is None else found.alive
 
 
 def _tell(request: Request, row: Json | None, alive: bool | None) -> None:

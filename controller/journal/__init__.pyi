@@ -9,10 +9,6 @@ from .journal import damage as damage
 from .journal import timestamp as timestamp
 from .lock import take_lock as take_lock
 from .packing import JournalError as JournalError
-from .packing import unpack as unpack
-from .queries import paused as paused
-from .queries import pins as pins
-from .records import keep as keep
+from .records import set_meta as set_meta
 from .records import skip as skip
-from .row_types import DecisionRow as DecisionRow
-from .row_types import ScoredCheckpoint as ScoredCheckpoint
+from .unreadable_files import UnreadableFile as UnreadableFile

@@ -19,10 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import row_types, tamper_seal
+from . import row_reading, tamper_seal
 from .integrity import wrong_value
 from .packing import JournalError, pack, unpack
-from .row_types import JSON_COLUMNS, R
+from .row_reading import JSON_COLUMNS, R
 from .schema import RUN_TABLES, SCHEMA_VERSION, TABLES
 
 Row = dict[str, Any]
@@ -104,7 +104,7 @@ class Journal:
         lost = sorted(TABLES - {name for (name,) in tables})
         if lost:
             raise JournalError(damage(self.path, LookupError(f"it has no table {lost[0]}")))
-        if (column := row_types.missing_column(self._db)) is not None:
+        if (column := row_reading.missing_column(self._db)) is not None:
             raise JournalError(damage(self.path, LookupError(f"it has no column {column}")))
 
     def _has_tables(self) -> bool:
@@ -266,8 +266,8 @@ class Journal:
             clause: all that follows the table in the SELECT.
         """
         with self._read():
-            for cells in self._db.execute(row_types.query(kind, clause), values).fetchall():
-                yield row_types.build(kind, cells)
+            for cells in self._db.execute(row_reading.query(kind, clause), values).fetchall():
+                yield row_reading.build(kind, cells)
 
     def select(self, kind: type[R], clause: str = "", *values: object) -> list[R]:
         """All of :meth:`stream`."""
@@ -276,8 +276,8 @@ class Journal:
     def first(self, kind: type[R], clause: str = "", *values: object) -> R | None:
         """The first of :meth:`stream`, or None."""
         with self._read():
-            cells = self._db.execute(row_types.query(kind, clause), values).fetchone()
-            return None if cells is None else row_types.build(kind, cells)
+            cells = self._db.execute(row_reading.query(kind, clause), values).fetchone()
+            return None if cells is None else row_reading.build(kind, cells)
 
     def rows(self, query: str, *values: object) -> list[Row]:
         """Rows as dicts, JSON columns decoded."""

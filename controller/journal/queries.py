@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixloop.common.types import Json
-
-from .journal import Journal
-from .row_types import (
+from mixloop.controller.core import (
     ApprovalRow,
     AssessmentRow,
     CheckpointRow,
@@ -24,7 +22,10 @@ from .row_types import (
     OutboxRow,
     RequestRow,
     ScoredCheckpoint,
+    Steering,
 )
+
+from .journal import Journal
 
 ALL = 2**62  # above every step, number, generation and count
 
@@ -203,6 +204,13 @@ def steps_around(journal: Journal, tokens: int) -> tuple[int, int] | None:
     return None if last is None else (before[-1]["step"], last)
 
 
+def steering(journal: Journal) -> dict[str, Steering]:
+    """What steers each benchmark now; empty before the first decision."""
+    event = newest_event(journal, "steering")
+    chosen = {} if event is None else event.detail["benchmarks"]
+    return {name: Steering(**steering) for name, steering in chosen.items()}
+
+
 # -- orders ----------------------------------------------------------------------------------------
 
 
@@ -339,10 +347,11 @@ def untold_interventions(journal: Journal) -> list[DecisionRow]:
 # -- events and the outbox -------------------------------------------------------------------------
 
 
-def events(journal: Journal, *kinds: str) -> list[EventRow]:
-    """Every event of these kinds, oldest first."""
+def events(journal: Journal, *kinds: str, after: str = "") -> list[EventRow]:
+    """Every event of these kinds, oldest first; ``after`` a moment of the journal's clock."""
     marks = ", ".join("?" * len(kinds))
-    return journal.select(EventRow, f"WHERE kind IN ({marks}) ORDER BY seq", *kinds)
+    clause = f"WHERE kind IN ({marks}) AND at > ? ORDER BY seq"
+    return journal.select(EventRow, clause, *kinds, after)
 
 
 def newest_event(journal: Journal, *kinds: str) -> EventRow | None:
@@ -361,6 +370,17 @@ def start_params(journal: Journal) -> Json:
 def entry(journal: Journal, key: str) -> OutboxRow | None:
     """An entry for MLflow, sent or not."""
     return journal.first(OutboxRow, "WHERE key = ?", key)
+
+
+def has_entry(journal: Journal, key: str) -> bool:
+    """Whether there is an entry of this key, or of one that it begins, up to a colon."""
+    query = "SELECT 1 FROM outbox WHERE key = ? OR key LIKE ?"
+    return journal.value(query, key, f"{key}:%") is not None
+
+
+def next_entry(journal: Journal, *, after: int) -> OutboxRow | None:
+    """The first entry above a number that MLflow has not got."""
+    return journal.first(OutboxRow, "WHERE done_at IS NULL AND seq > ? ORDER BY seq LIMIT 1", after)
 
 
 def waiting_entries(journal: Journal, *, until: int = ALL) -> int:

@@ -29,8 +29,8 @@ from mixloop.contract import (
 )
 from mixloop.controller.config import load_config
 from mixloop.controller.decisions import observation_builder
-from mixloop.controller.journal import Journal, unpack
-from mixloop.controller.journal.packing import pack
+from mixloop.controller.journal import Journal
+from mixloop.controller.journal.packing import pack, unpack
 from mixloop.controller.loop.mixture_file import AcceptedOrders
 from mixloop.controller.tracking import mlflow_sink
 

@@ -11,7 +11,7 @@ from typing import Any
 from mixloop.common import files
 from mixloop.contract import order_acceptance, orders
 from mixloop.controller.core import decide, operator_requests
-from mixloop.controller.journal import journal, packing, records, row_types, schema, tamper_seal
+from mixloop.controller.journal import journal, packing, records, schema, tamper_seal
 from mixloop.controller.loop import daemon, observe, operator_inbox
 from mixloop.controller.tracking import mlflow_sink
 from mixloop.policies.guards import GuardResult
@@ -119,7 +119,7 @@ def _or_replace(table: str) -> Callable[..., None]:
             return
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         values = [
-            packing.dumps(v) if name in row_types.JSON_COLUMNS else v for name, v in columns.items()
+            packing.dumps(v) if name in journal.JSON_COLUMNS else v for name, v in columns.items()
         ]
         tx.execute(f"INSERT OR REPLACE INTO {into} ({names}) VALUES ({marks})", values)
 
@@ -311,7 +311,7 @@ def _refuses_unreadable() -> list[Change]:
 
 
 def _no_keys() -> list[Change]:
-    def enqueue(tx: sqlite3.Connection, entries: Any) -> None:
+    def enqueue(tx: sqlite3.Connection, *entries: Any) -> None:
         for entry in entries:
             count = tx.execute("SELECT COUNT(*) FROM outbox").fetchone()[0]
             asked_for = entry.key.startswith(("run", "end:", "outcome:"))
@@ -366,13 +366,13 @@ def _fact_without_entry() -> list[Change]:
 
     def decision(journal: Any, made: Any, **rest: Any) -> str:
         kept: list[Any] = []
-        records.enqueue = lambda tx, entries: kept.extend(entries)
+        records.enqueue = lambda tx, *entries: kept.extend(entries)
         try:
             name = real(journal, made, **rest)
         finally:
             records.enqueue = real_enqueue
         with journal.transaction() as tx:
-            real_enqueue(tx, kept)
+            real_enqueue(tx, *kept)
         return name
 
     return [(records, "decision", decision)]
