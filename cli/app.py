@@ -447,8 +447,8 @@ def simulate(
     from mixloop.tools.simulate import (
         SimulateArgs,
         check_outputs,
-        contest_report,
-        play,
+        run_simulations,
+        simulation_report,
         write_outputs,
     )
 
@@ -457,9 +457,9 @@ def simulate(
         jobs,
     )  # fmt: skip
     check_outputs(plot, html)
-    played = play(wanted)
-    report = contest_report(played)
-    write_outputs(played, report, plot, html)
+    results = run_simulations(wanted)
+    report = simulation_report(results)
+    write_outputs(results, report, plot, html)
     if as_json:
         _print_json(report)
         return
@@ -480,9 +480,10 @@ def backtest(
     as_json: AsJson = False,
 ) -> None:
     """What another policy would have done on a recorded run."""
-    from mixloop.tools.simulate import backtest, policy_options
+    from mixloop.common.yaml import parse_mapping
+    from mixloop.tools.simulate import backtest
 
-    report = backtest(target, policy, policy_options(options), Path.cwd())
+    report = backtest(target, policy, parse_mapping(options, "--with"), Path.cwd())
     if as_json:
         _print_json(report)
         return

@@ -222,10 +222,9 @@ def _answer(
     """What the controller answered; None when none runs here, or it took too long."""
     deadline = clock() + wait
     while journal is not None and _alive(journal) is not False:
-        if journal.knows_operators:
-            row = journal.row("SELECT * FROM requests WHERE id = ?", request.id)
-            if row is not None:
-                return {**row, "answer": json.loads(row["answer"])}
+        row = journal.row("SELECT * FROM requests WHERE id = ?", request.id)
+        if row is not None:
+            return row
         if file and (paths.requests / "refused" / file).exists():
             raise BadInput(f"the controller did not take it: {_refusal(journal, file)}")
         if clock() >= deadline:
@@ -269,7 +268,7 @@ def _alive(journal: Journal | None) -> bool | None:
     from mixloop.controller.views import controller
 
     found = controller(journal)
-    return False if found is None else found["alive"]
+    return False if found is None else found.alive
 
 
 def _tell(request: Request, row: Json | None, alive: bool | None) -> None:

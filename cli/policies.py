@@ -86,8 +86,8 @@ def conformance(
         typer.Argument(metavar="REF", help="a name, package.module:Class or ./file.py:Class"),
     ] = None,
     options: Annotated[
-        str, typer.Option("--with", metavar="JSON", help="its options, as JSON or YAML")
-    ] = "",
+        str | None, typer.Option("--with", metavar="JSON", help="its options, as JSON or YAML")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="run.yaml whose sources, benchmarks and policy to test with"),
@@ -96,12 +96,13 @@ def conformance(
 ) -> None:
     """Run the conformance suite on a policy; exit code 1 if a check fails."""
     from mixloop.common import text
+    from mixloop.common.yaml import parse_mapping
     from mixloop.controller import views
     from mixloop.tools.policy_authoring import conformance, report_lines, report_table
 
     if ref is None and config is None:
         raise BadInput("policies test: give a policy (REF), or --config RUN.yaml")
-    report = conformance(ref, options, config)
+    report = conformance(ref, parse_mapping(options, "--with"), config)
     if as_json:
         _print_json(report)
     else:

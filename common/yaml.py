@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from .errors import BadInput
 from .files import LARGEST
 
 
@@ -40,3 +41,38 @@ def read_text(path: Path) -> str:
     if len(data) > LARGEST:
         raise ValueError(f"larger than {LARGEST:,} bytes; is this a run file?")
     return data.decode("utf-8")
+
+
+def parse_value(text: str, option: str) -> Any:
+    """A command-line option's value, read as YAML.
+
+    Raises:
+        BadInput: it isn't any, naming the option.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise BadInput(f"{option}: {text!r} is no YAML value") from None
+
+
+def parse_mapping(text: str | None, option: str) -> dict[str, Any] | None:
+    """A command-line option that is a YAML or JSON mapping, or a file that holds one.
+
+    Raises:
+        BadInput: it is neither, naming the option.
+    """
+    if text is None:
+        return None
+    path = Path(text)
+    if path.suffix in {".yaml", ".yml", ".json"}:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"{option}: {path}: can't be read: {error.strerror}") from None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if not isinstance(value, dict):
+        raise BadInput(f"{option}: {value!r} is no mapping; write '{{option: value}}' or a file")
+    return value

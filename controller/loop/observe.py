@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mixloop.common.files import NotRegularError, read_regular
 from mixloop.common.json_records import Problem
-from mixloop.common.types import Json
 from mixloop.contract import (
     Manifest,
     OpenLine,
@@ -82,7 +81,7 @@ class RunObserver:
         self._settled: tuple[int, int] | None = None
         self._learn_cuts()
         self._curves_at = -1
-        self._told: Json | None = None
+        self._told: Status | None = None
         self._schedule = AcceptedOrders(paths.schedule)
 
     def look(self, *, paused: bool, **facts: Any) -> RunState:
@@ -446,11 +445,11 @@ class RunObserver:
             self.status.finished and self.status.tokens > self._curves_at
         )
 
-    def take_curves(self) -> tuple[Json | None, Json]:
-        """The heartbeat told last (None after a start) and the newest, as JSON, for the curves."""
+    def take_curves(self) -> tuple[Status | None, Status]:
+        """The heartbeat told last (None after a start) and the newest, for the curves."""
         assert self.status is not None
         self._curves_at = self.status.tokens
-        before, self._told = self._told, asdict(self.status)
+        before, self._told = self._told, self.status
         return before, self._told
 
     def outbox(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mixloop.common.types import Json
 from mixloop.contract import OpenLine
 from mixloop.controller.core import Rewind, left_by
-from mixloop.controller.journal import Journal, add_event, keep, skip
+from mixloop.controller.journal import Journal, add_event, set_meta, skip
 
 
 def incarnations(journal: Journal, begun: Sequence[OpenLine], made: Sequence[Rewind]) -> list[int]:
@@ -35,7 +35,7 @@ def incarnations(journal: Journal, begun: Sequence[OpenLine], made: Sequence[Rew
                 detail["applied_before"] = _applied_beyond(journal, cut)
                 left += _abandon(tx, journal, cut)
             add_event(tx, journal.fence or 0, "incarnation", detail)
-        keep(tx, "incarnation", max(line.incarnation for line in begun))
+        set_meta(tx, "incarnation", max(line.incarnation for line in begun))
     return left
 
 

@@ -44,7 +44,8 @@ from mixloop.contract.orders import order_json
 from mixloop.contract.signing import read_key
 from mixloop.controller.config import load_config
 from mixloop.controller.decisions import read_answer
-from mixloop.controller.journal import take_lock, timestamp, unpack
+from mixloop.controller.journal import take_lock, timestamp
+from mixloop.controller.journal.packing import unpack
 from mixloop.controller.report import html, write_report
 from mixloop.evals import Scorecard
 from mixloop.trainer.config import JobError

@@ -98,11 +98,11 @@ def _in_place() -> list[Change]:
 def _publish_first() -> list[Change]:
     real = records.decision
 
-    def decision(journal: Any, fields: Any, *, order: Any, **rest: Any) -> str:
-        if order is not None:
-            made = orders.Order("r", journal.fence, order["generation"], order["weights"])
-            sim().publish(sim().paths.mixture, made)
-        return real(journal, fields, order=order, **rest)
+    def decision(journal: Any, made: Any, **rest: Any) -> str:
+        if made.order is not None:
+            order = orders.Order("r", journal.fence, made.order.generation, made.weights_after)
+            sim().publish(sim().paths.mixture, order)
+        return real(journal, made, **rest)
 
     return [(records, "decision", decision)]
 
@@ -119,7 +119,7 @@ def _or_replace(table: str) -> Callable[..., None]:
             return
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         values = [
-            packing.dumps(v) if name in packing.JSON_COLUMNS else v for name, v in columns.items()
+            packing.dumps(v) if name in journal.JSON_COLUMNS else v for name, v in columns.items()
         ]
         tx.execute(f"INSERT OR REPLACE INTO {into} ({names}) VALUES ({marks})", values)
 
@@ -311,7 +311,7 @@ def _refuses_unreadable() -> list[Change]:
 
 
 def _no_keys() -> list[Change]:
-    def enqueue(tx: sqlite3.Connection, entries: Any) -> None:
+    def enqueue(tx: sqlite3.Connection, *entries: Any) -> None:
         for entry in entries:
             count = tx.execute("SELECT COUNT(*) FROM outbox").fetchone()[0]
             asked_for = entry.key.startswith(("run", "end:", "outcome:"))
@@ -364,15 +364,15 @@ def _fact_without_entry() -> list[Change]:
     real_enqueue = records.enqueue
     real = records.decision
 
-    def decision(journal: Any, fields: Any, **rest: Any) -> str:
+    def decision(journal: Any, made: Any, **rest: Any) -> str:
         kept: list[Any] = []
-        records.enqueue = lambda tx, entries: kept.extend(entries)
+        records.enqueue = lambda tx, *entries: kept.extend(entries)
         try:
-            name = real(journal, fields, **rest)
+            name = real(journal, made, **rest)
         finally:
             records.enqueue = real_enqueue
         with journal.transaction() as tx:
-            real_enqueue(tx, kept)
+            real_enqueue(tx, *kept)
         return name
 
     return [(records, "decision", decision)]

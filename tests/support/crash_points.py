@@ -52,12 +52,12 @@ from mixloop.contract import (
     requests,
     write_order,
 )
+from mixloop.controller import views
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.decisions import policy_process
 from mixloop.controller.journal import FenceLost, Journal
 from mixloop.controller.loop import daemon
 from mixloop.controller.tracking import mlflow_sink
-from mixloop.controller.views import run_status as views
 from mixloop.evals.workers import Failure
 
 
@@ -150,12 +150,10 @@ class ForkedChild:
             return
         journal = Path(request["journal"])
         with journal.with_name(SENT).open("a") as sent:
-            database = sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True)
-            for seq, _, _ in mlflow_sink.pending(journal):
-                key = database.execute("SELECT key FROM outbox WHERE seq = ?", (seq,)).fetchone()
-                sent.write(f"{key[0]}\n")
+            for entry in mlflow_sink.waiting(Journal(journal, read_only=True)):
+                sent.write(f"{entry.key}\n")
                 sent.flush()
-                say({"done": seq})
+                say({"done": entry.seq})
 
     @property
     def running(self) -> bool:
@@ -601,7 +599,7 @@ class Play:
             *(f"model:{step}" for step in self.steps),
         }
         wanted |= {f"decision:{row['id']}" for row in decisions}
-        wanted |= {f"mixture:{row['generation']}" for row in applied}
+        wanted |= {f"applied:{row['generation']}" for row in applied}
         must(wanted <= set(keys), f"not in the outbox: {sorted(wanted - set(keys))}")
         told = sum(key.startswith("decision:") for key in keys)
         must(told == len(decisions), "a trace of no decision")

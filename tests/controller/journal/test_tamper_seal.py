@@ -55,8 +55,8 @@ def test_what_controllers_wrote_is_sealed_over_starts_and_upserts(path: Path) ->
         records.scoring_started(journal, step)
         records.scoring_started(journal, step)  # an upsert
         with journal.transaction() as tx:
-            records.keep(tx, "paused", value=True)
-            records.keep(tx, "paused", value=False)  # a replacement
+            records.set_meta(tx, "paused", value=True)
+            records.set_meta(tx, "paused", value=False)  # a replacement
             tx.execute("DELETE FROM outbox WHERE seq = (SELECT MIN(seq) FROM outbox)")
         journal.close()
     assert at_a_start(path) is None

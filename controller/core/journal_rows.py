@@ -1,0 +1,227 @@
+"""What the journal's tables hold, as typed records. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from mixloop.common.types import Json
+from mixloop.policies.guards import GuardNote
+from mixloop.policies.interface import Phase
+
+from .decision_record import AskedBy, Plan, Weights
+
+Counts = Mapping[str, int]
+Guards = tuple[GuardNote, ...]
+EvaluationState = Literal["running", "scored", "failed", "skipped"]
+ApprovalState = Literal["waiting", "approved", "rejected", "superseded", "expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A row of :attr:`TABLE`, which may be a join; each field is a column."""
+
+    TABLE: ClassVar[str]
+
+    def to_json(self, *, but: Container[str] = ()) -> Json:
+        """Plain JSON values, without those of the columns in ``but``."""
+        names = (field.name for field in fields(self) if field.name not in but)
+        return {name: _plain(getattr(self, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    """Of a plan its stretches, of guards their notes, as JSON has them."""
+    if not isinstance(value, tuple):
+        return value
+    return [part.to_json() if isinstance(part, GuardNote) else list(part) for part in value]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow(TableRow):
+    """Who holds the run. ``counter``: its liveness, which only ever moves."""
+
+    TABLE: ClassVar[str] = "lease"
+    fence: int
+    holder: str
+    counter: int
+    started_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow(TableRow):
+    """A complete checkpoint. ``drawn``: tokens by source; ``losses``: by source, around it."""
+
+    TABLE: ClassVar[str] = "checkpoints"
+    step: int
+    tokens: int
+    sample: int
+    path: str
+    phase: Phase | None
+    generation: int
+    weights: Weights
+    seen_at: str
+    drawn: Counts
+    losses: Weights
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow(TableRow):
+    """What became of scoring a checkpoint; ``scorecard`` is that of ``mixloop eval --out``."""
+
+    TABLE: ClassVar[str] = "evaluations"
+    step: int
+    state: EvaluationState
+    attempts: int
+    reason: str | None
+    scorecard: Json | None
+    started_at: str
+    finished_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredCheckpoint(CheckpointRow):
+    """A checkpoint with its scorecard."""
+
+    TABLE: ClassVar[str] = "checkpoints JOIN evaluations USING (step)"
+    scorecard: Json
+    finished_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointState(TableRow):
+    """A checkpoint, and what became of scoring it; None: it was not begun."""
+
+    TABLE: ClassVar[str] = "checkpoints LEFT JOIN evaluations USING (step)"
+    step: int
+    tokens: int
+    sample: int
+    incarnation: int
+    state: EvaluationState | None
+    reason: str | None
+    finished_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRow(TableRow):
+    """A :class:`~mixloop.controller.core.DecisionRecord` as it was journaled.
+
+    ``generation``: of its order; ``abandoned_by``: the incarnation of the trainer that left the
+    branch it was made on.
+    """
+
+    TABLE: ClassVar[str] = "decisions"
+    seq: int
+    id: str
+    asked_by: AskedBy
+    step: int
+    tokens: int
+    verdict: str
+    policy: str
+    reason: str
+    evidence: Json
+    weights_before: Weights
+    weights_proposed: Weights | None
+    weights_after: Weights
+    plan: Plan
+    guards: Guards
+    against_generation: int
+    generation: int | None
+    observation_digest: str | None
+    policy_digest: str | None
+    fence: int
+    scored_at: str | None
+    decided_at: str
+    abandoned_by: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRow(TableRow):
+    """An order. ``published_*``: when it lay in ``mixture.json``; ``applied_*``: where it came into
+    force; ``rejected``: why it never will; each None before it is so."""
+
+    TABLE: ClassVar[str] = "orders"
+    generation: int
+    decision: str
+    policy: str
+    reason: str
+    weights: Weights
+    plan: Plan
+    issued_at: str
+    published_fence: int | None
+    published_at: str | None
+    applied_sample: int | None
+    applied_step: int | None
+    applied_tokens: int | None
+    applied_at: str | None
+    rejected: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow(TableRow):
+    """Something a person may later ask about."""
+
+    TABLE: ClassVar[str] = "events"
+    seq: int
+    at: str
+    fence: int
+    kind: str
+    detail: Json
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow(TableRow):
+    """An entry for MLflow; ``done_at`` None: it has not arrived."""
+
+    TABLE: ClassVar[str] = "outbox"
+    seq: int
+    key: str
+    kind: str
+    payload: Json
+    created_ms: int
+    done_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRow(TableRow):
+    """An operator's request, and its ``answer``: ``text``, and ``nearest`` of a refused mixture."""
+
+    TABLE: ClassVar[str] = "requests"
+    id: str
+    verb: str
+    asked: Json
+    by: str
+    asked_at: str
+    taken_at: str
+    state: Literal["done", "refused"]
+    answer: Json
+    decision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalRow(TableRow):
+    """What became of a decision that waited for a person; ``made``: the decision that ended it."""
+
+    TABLE: ClassVar[str] = "approvals"
+    decision: str
+    state: ApprovalState
+    why: str
+    by: str | None
+    reason: str | None
+    at: str | None
+    made: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AssessmentRow(TableRow):
+    """What a person said of a decision in MLflow."""
+
+    TABLE: ClassVar[str] = "assessments"
+    id: str
+    decision: str
+    name: str
+    value: object
+    rationale: str | None
+    by: str | None
+    at: str | None
