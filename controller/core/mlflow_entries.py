@@ -233,51 +233,62 @@ def calls(kind: str, payload: Json, decision: DecisionRow | None = None) -> list
     """
     if kind == "decision":
         assert decision is not None, "an entry of no decision"
-        return [_trace(decision.to_json() | payload)]
+        return [_trace(decision, payload)]
     spread = _SPREAD.get(kind)
     return [Call(kind, payload)] if spread is None else spread(payload)
 
 
-def _trace(made: Json) -> Call:
+def _trace(decision: DecisionRow, entry: Json) -> Call:
     """What was observed, what the policy answered, what each guard did.
 
     What follows (publish, applied, outcome) is added when it happens.
     """
-    before, after = _rounded(made["weights_before"]), _rounded(made["weights_after"])
-    request = {key: made[key] for key in ("scores", "step", "tokens")} | {"weights": before}
-    response = {key: made[key] for key in ("verdict", "reason", "generation")}
-    proposed = {"weights_proposed": made["weights_proposed"]}
-    proposal = proposed | {"reason": made["reason"], "evidence": made["evidence"]}
-    guarded = {"verdict": made["verdict"], "weights": after}
+    before, after = _rounded(decision.weights_before), _rounded(decision.weights_after)
+    at = {"step": decision.step, "tokens": decision.tokens}
+    verdict = {"verdict": decision.verdict}
+    reason = {"reason": decision.reason}
+    request = {"scores": entry["scores"], **at, "weights": before}
+    proposed = {"weights_proposed": decision.weights_proposed}
+    proposal = {**proposed, **reason, "evidence": decision.evidence}
     spans: list[tuple[str, str | None, object, object]] = [
-        ("observe", None, {"step": made["step"], "tokens": made["tokens"]}, request),
-        ("decide", None, {"policy": made["policy"], **request}, proposal),
-        ("guard", None, proposed, guarded),
+        ("observe", None, at, request),
+        ("decide", None, {"policy": decision.policy, **request}, proposal),
+        ("guard", None, proposed, {**verdict, "weights": after}),
+        *((f"guard {n.guard}", "guard", n.before, n.to_json()) for n in decision.guards),
     ]
-    spans += [(f"guard {note['guard']}", "guard", note["before"], note) for note in made["guards"]]
     payload = {
-        "id": made["id"],
-        "name": f"{made['id']} {made['verdict']}",
-        "start_ms": made["start_ms"],
-        "end_ms": made["end_ms"],
+        "id": decision.id,
+        "name": f"{decision.id} {decision.verdict}",
+        "start_ms": entry["start_ms"],
+        "end_ms": entry["end_ms"],
         "request": request,
-        "response": response | {"weights_before": before, "weights_after": after},
-        "previews": _previews(made),
+        "response": {
+            **(verdict | reason),
+            "weights_before": before,
+            "weights_after": after,
+            "generation": decision.generation,
+        },
+        "previews": _previews(decision, entry["scores"]),
         "spans": spans,
-        "tags": {key: str(made[key]) for key in ("verdict", "policy", "step", "tokens")},
+        "tags": {
+            **verdict,
+            "policy": decision.policy,
+            "step": str(decision.step),
+            "tokens": str(decision.tokens),
+        },
     }
     return Call("trace", payload)
 
 
-def _previews(made: Json) -> tuple[str, str]:
+def _previews(decision: DecisionRow, scores: Mapping[str, str]) -> tuple[str, str]:
     """What a list of traces shows of a decision: what it looked at, and what came of it."""
-    scores = [f"{name} {value}" for name, value in made["scores"].items()]
-    steering = [score for score in scores if " bits_per_byte " in score] or scores
-    at = f"step {made['step']}, {format_tokens(made['tokens'])} tokens"
-    moved = wording.moves(made["weights_before"], made["weights_after"])
-    came = f"{made['id']} {made['verdict']}" + (f": {moved}" if moved != "-" else "")
-    asked = "; ".join([at, wording.mixture(made["weights_before"]), *steering])
-    return asked, f"{came}; {' '.join(made['reason'].split())}"
+    shown = [f"{name} {value}" for name, value in scores.items()]
+    steering = [score for score in shown if " bits_per_byte " in score] or shown
+    at = f"step {decision.step}, {format_tokens(decision.tokens)} tokens"
+    moved = wording.moves(decision.weights_before, decision.weights_after)
+    came = f"{decision.id} {decision.verdict}" + (f": {moved}" if moved != "-" else "")
+    asked = "; ".join([at, wording.mixture(decision.weights_before), *steering])
+    return asked, f"{came}; {' '.join(decision.reason.split())}"
 
 
 def _published_calls(order: Json) -> list[Call]:

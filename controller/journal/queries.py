@@ -39,13 +39,13 @@ def lease(journal: Journal) -> LeaseRow | None:
 
 def run_id(journal: Journal) -> str | None:
     """The run's id, as run.yaml has it."""
-    found = journal.value("SELECT value FROM meta WHERE key = 'run'")
-    return None if found is None else str(found)
+    value = journal.value("SELECT value FROM meta WHERE key = 'run'")
+    return None if value is None else str(value)
 
 
 def _meta(journal: Journal, key: str) -> Any:
-    found = journal.value("SELECT value FROM meta WHERE key = ?", key)
-    return None if found is None else json.loads(found)
+    value = journal.value("SELECT value FROM meta WHERE key = ?", key)
+    return None if value is None else json.loads(value)
 
 
 def initial_mixture(journal: Journal) -> dict[str, float] | None:
@@ -112,7 +112,7 @@ def waiting_approvals(journal: Journal) -> list[tuple[DecisionRow, ApprovalRow]]
     """Decisions that wait for a person, oldest first."""
     waiting = journal.select(ApprovalRow, "WHERE state = 'waiting' ORDER BY decision")
     pairs = ((decision(journal, row.decision), row) for row in waiting)
-    return [(made, row) for made, row in pairs if made is not None]
+    return [(of, row) for of, row in pairs if of is not None]
 
 
 def assessments(journal: Journal) -> list[AssessmentRow]:
@@ -401,10 +401,10 @@ def newest_entry_number(journal: Journal) -> int:
 
 def last_sent_at(journal: Journal) -> str | None:
     """When an entry last arrived in MLflow, by the journal's clock."""
-    found = journal.value("SELECT MAX(done_at) FROM outbox")
-    return None if found is None else str(found)
+    at = journal.value("SELECT MAX(done_at) FROM outbox")
+    return None if at is None else str(at)
 
 
 def _number(journal: Journal, query: str) -> int | None:
-    found = journal.value(query)
-    return None if found is None else int(found)
+    value = journal.value(query)
+    return None if value is None else int(value)

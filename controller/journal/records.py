@@ -115,9 +115,9 @@ def beat(journal: Journal, trainer: Heartbeat | None, silent: float | None, limi
     with journal.transaction() as tx:
         tx.execute("UPDATE lease SET counter = counter + 1")
         if trainer is not None and silent is not None:
-            seen: Json = {"incarnation": trainer.incarnation, "heartbeat": trainer.heartbeat}
-            seen |= {"silent": round(silent, 1), "limit": round(limit, 1)}
-            set_meta(tx, "pulse", seen)
+            pulse: Json = {"incarnation": trainer.incarnation, "heartbeat": trainer.heartbeat}
+            pulse |= {"silent": round(silent, 1), "limit": round(limit, 1)}
+            set_meta(tx, "pulse", pulse)
 
 
 def unread(journal: Journal, files: UnreadableFiles, folder: Path) -> None:
@@ -258,7 +258,7 @@ def steering(
 
 def decision(
     journal: Journal,
-    made: DecisionRecord,
+    record: DecisionRecord,
     *,
     scores: Json,
     started_ms: int,
@@ -271,11 +271,11 @@ def decision(
     approval.
     """
     with journal.transaction() as tx:
-        name = _insert_decision(tx, journal, made, scores, started_ms)
-        if made.order is not None or made.approval is not None:
+        name = _insert_decision(tx, journal, record, scores, started_ms)
+        if record.order is not None or record.approval is not None:
             _supersede(tx, name)
-        if made.approval is not None:
-            insert(tx, "approvals", decision=name, state="waiting", why=made.approval)
+        if record.approval is not None:
+            insert(tx, "approvals", decision=name, state="waiting", why=record.approval)
         if seen is not None:
             add_event(tx, journal.fence or 0, "observed", {"decision": name, **_observed(seen)})
     return name
@@ -287,12 +287,12 @@ _DECISION_COLUMNS = [
 
 
 def _insert_decision(
-    tx: sqlite3.Connection, journal: Journal, made: DecisionRecord, scores: Json, started_ms: int
+    tx: sqlite3.Connection, journal: Journal, record: DecisionRecord, scores: Json, started_ms: int
 ) -> str:
     name = f"d-{queries.newest_decision_number(journal) + 1:06d}"
-    order = made.order
-    columns = {column: getattr(made, column) for column in _DECISION_COLUMNS}
-    columns["guards"] = [note.to_json() for note in made.guards]
+    order = record.order
+    columns = {column: getattr(record, column) for column in _DECISION_COLUMNS}
+    columns["guards"] = [note.to_json() for note in record.guards]
     insert(
         tx,
         "decisions",
@@ -309,9 +309,9 @@ def _insert_decision(
             generation=order.generation,
             decision=name,
             policy=order.policy,
-            reason=made.reason,
-            weights=made.weights_after,
-            plan=made.plan,
+            reason=record.reason,
+            weights=record.weights_after,
+            plan=record.plan,
             issued_at=timestamp(),
         )
     enqueue(tx, decision_entry(name, scores, started_ms, now_ms()))
@@ -349,13 +349,13 @@ def operated(
     Returns:
         The id of the decision it made, if it made one.
     """
-    made, name = reply.made, None
+    record, name = reply.made, None
     answer: Json = {"text": reply.text}
     if reply.nearest is not None:
         answer["nearest"] = reply.nearest
     with journal.transaction() as tx:
-        if made is not None:
-            name = _insert_decision(tx, journal, made, scores, now_ms())
+        if record is not None:
+            name = _insert_decision(tx, journal, record, scores, now_ms())
         insert(
             tx,
             "requests",
@@ -378,7 +378,7 @@ def operated(
         if reply.approval is not None:
             end = {"by": request.by, "reason": request.reason, "made": name}
             _end_approval(tx, request.decision, reply.approval, **end)
-        if name is not None and made is not None and made.order is not None:
+        if name is not None and record is not None and record.order is not None:
             _supersede(tx, name)
         set_meta(tx, "pins", reply.pins)
         set_meta(tx, "paused", reply.paused)
@@ -489,10 +489,10 @@ def _note(journal: Journal) -> str:
     """The run's description: what it costs doesn't grow with the run."""
     last = queries.last_decisions(journal, NOTE_INTERVENTIONS, verdict="intervene")[::-1]
     interventions = []
-    for made in last:
-        order = None if made.generation is None else queries.order(journal, made.generation)
-        sent = queries.entry(journal, outcome_key(made.id))
-        interventions.append((made, order, {} if sent is None else outcome_gains(sent.payload)))
+    for row in last:
+        order = None if row.generation is None else queries.order(journal, row.generation)
+        sent = queries.entry(journal, outcome_key(row.id))
+        interventions.append((row, order, {} if sent is None else outcome_gains(sent.payload)))
     changed = queries.decision_counts(journal).get("intervene", 0)
     return run_note(interventions, changed, queries.newest_decision_number(journal))
 

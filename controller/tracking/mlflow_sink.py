@@ -64,12 +64,12 @@ class Sink:
         mlflow.set_tracking_uri(uri)
         self.uid = uid
         self.client = mlflow.MlflowClient(tracking_uri=uri)
-        known = self.client.get_experiment_by_name(experiment)
-        if known is None:
+        existing = self.client.get_experiment_by_name(experiment)
+        if existing is None:
             location = artifacts.as_uri() if artifacts is not None else None
             self.experiment = self.client.create_experiment(experiment, artifact_location=location)
         else:
-            self.experiment = known.experiment_id
+            self.experiment = existing.experiment_id
         mlflow.set_experiment(experiment_id=self.experiment)
         self._run: str | None = None
 
@@ -194,8 +194,8 @@ class Sink:
         from mlflow.entities import LoggedModelOutput
 
         outputs = self.client.get_run(self.run).outputs
-        known = {output.model_id for output in (outputs.model_outputs if outputs else [])}
-        if model not in known:
+        listed = {output.model_id for output in (outputs.model_outputs if outputs else [])}
+        if model not in listed:
             self.client.log_outputs(self.run, [LoggedModelOutput(model_id=model, step=tokens)])
 
     def _trace(self, decision: str) -> str | None:

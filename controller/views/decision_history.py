@@ -86,8 +86,8 @@ def find_decision(journal: Journal, name: str) -> Json:
     for entry in entries:
         if entry["id"] == wanted:
             return entry
-    known = f"this run has d-000001 to {entries[-1]['id']}" if entries else "this run has none yet"
-    raise BadInput(f"{name}: no such decision; {known}")
+    there = f"this run has d-000001 to {entries[-1]['id']}" if entries else "this run has none yet"
+    raise BadInput(f"{name}: no such decision; {there}")
 
 
 def segments(paths: RunPaths, sequence_length: int) -> list[Json]:

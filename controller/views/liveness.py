@@ -124,12 +124,12 @@ def _silence(status: Status | None, journal: Journal | None) -> tuple[float | No
 
     What a controller knew that is no longer there says nothing of now.
     """
-    seen = queries.trainer_silence(journal) if journal is not None else None
+    last = queries.trainer_silence(journal) if journal is not None else None
     holder = controller(journal)
-    if status is None or seen is None or holder is None or holder.alive is False:
+    if status is None or last is None or holder is None or holder.alive is False:
         return None, heartbeat.LEAST
-    same = (seen.incarnation, seen.heartbeat) == (status.incarnation, status.heartbeat)
-    return (seen.silent if same else 0.0), seen.limit
+    same = (last.incarnation, last.heartbeat) == (status.incarnation, status.heartbeat)
+    return (last.silent if same else 0.0), last.limit
 
 
 def _origin(paths: RunPaths, status: Status | None) -> Origin | None:
