@@ -276,11 +276,14 @@ class Journal:
             row = self._db.execute(query, values).fetchone()
             return None if row is None else _decode(row)
 
-    def value(self, query: str, *values: object) -> Any:
-        """The first column of the first row, or None."""
+    def cells(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Rows as they are stored."""
         with self._read():
-            row = self._db.execute(query, values).fetchone()
-            return None if row is None else row[0]
+            return [tuple(row) for row in self._db.execute(query, values).fetchall()]
+
+    def value(self, query: str, *values: object) -> Any:
+        """The first cell, or None."""
+        return next((row[0] for row in self.cells(query, *values)), None)
 
     @contextmanager
     def _read(self) -> Iterator[None]:

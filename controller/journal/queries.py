@@ -159,8 +159,7 @@ def evaluation(journal: Journal, step: int) -> EvaluationRow | None:
 
 def evaluation_counts(journal: Journal) -> dict[str, int]:
     """Checkpoints by what became of scoring them."""
-    rows = journal.rows("SELECT state, COUNT(*) AS number FROM evaluations GROUP BY state")
-    return {row["state"]: row["number"] for row in rows}
+    return dict(journal.cells("SELECT state, COUNT(*) FROM evaluations GROUP BY state"))
 
 
 def scored(
@@ -191,17 +190,15 @@ def steps_around(journal: Journal, tokens: int) -> tuple[int, int] | None:
     """The steps from the second scored checkpoint before a change at ``tokens`` to the first that
     is as far behind it as the last one lies before it; None until there is one."""
     scored = "FROM checkpoints JOIN evaluations USING (step) WHERE state = 'scored'"
-    before = journal.rows(
+    before = journal.cells(
         f"SELECT step, tokens {scored} AND tokens <= ? ORDER BY step DESC LIMIT 2", tokens
     )
     if not before:
         return None
-    far = max(tokens + 1, 2 * tokens - before[0]["tokens"])
-    last = journal.value(
-        f"SELECT step {scored} AND step > ? AND tokens >= ? ORDER BY step LIMIT 1",
-        *(before[0]["step"], far),
-    )
-    return None if last is None else (before[-1]["step"], last)
+    step, at = before[0]
+    after = f"SELECT step {scored} AND step > ? AND tokens >= ? ORDER BY step LIMIT 1"
+    last = journal.value(after, step, max(tokens + 1, 2 * tokens - at))
+    return None if last is None else (before[-1][0], last)
 
 
 def steering(journal: Journal) -> dict[str, Steering]:
@@ -236,13 +233,10 @@ def newest_generation(journal: Journal, *, before: int = ALL) -> int:
     Args:
         before: number of a decision; only orders of decisions before it count.
     """
-    query = (
-        "SELECT MAX(generation) FROM orders WHERE rejected IS NULL"
-        if before == ALL
-        else "SELECT MAX(o.generation) FROM orders o JOIN decisions d ON d.id = o.decision "
-        f"WHERE o.rejected IS NULL AND d.seq < {before:d}"
-    )
-    return _number(journal, query) or 0
+    query = "SELECT MAX(generation) FROM orders WHERE rejected IS NULL"
+    if before == ALL:
+        return _number(journal, query) or 0
+    return _number(journal, query + _BEFORE, before) or 0
 
 
 def highest_generation(journal: Journal) -> int:
@@ -280,11 +274,11 @@ def last_applied_tokens(journal: Journal, *, before: int = ALL, until: int = ALL
         before: number of a decision; only orders of decisions before it count.
         until: tokens; only what came into force up to there counts.
     """
-    return _number(
-        journal,
-        "SELECT MAX(o.applied_tokens) FROM orders o JOIN decisions d ON d.id = o.decision "
-        f"WHERE d.seq < {before:d} AND o.applied_tokens <= {until:d}",
-    )
+    query = "SELECT MAX(applied_tokens) FROM orders WHERE applied_tokens <= ?" + _BEFORE
+    return _number(journal, query, until, before)
+
+
+_BEFORE = " AND decision IN (SELECT id FROM decisions WHERE seq < ?)"
 
 
 # -- decisions -------------------------------------------------------------------------------------
@@ -329,8 +323,7 @@ def newest_decided_step(journal: Journal) -> int | None:
 
 def decision_counts(journal: Journal) -> dict[str, int]:
     """Decisions by verdict."""
-    rows = journal.rows("SELECT verdict, COUNT(*) AS number FROM decisions GROUP BY verdict")
-    return {row["verdict"]: row["number"] for row in rows}
+    return dict(journal.cells("SELECT verdict, COUNT(*) FROM decisions GROUP BY verdict"))
 
 
 def untold_interventions(journal: Journal) -> list[DecisionRow]:
@@ -385,8 +378,8 @@ def next_entry(journal: Journal, *, after: int) -> OutboxRow | None:
 
 def waiting_entries(journal: Journal, *, until: int = ALL) -> int:
     """How many entries MLflow has not got; of those up to a number, or of all."""
-    query = f"SELECT COUNT(*) FROM outbox WHERE done_at IS NULL AND seq <= {until:d}"
-    return _number(journal, query) or 0
+    query = "SELECT COUNT(*) FROM outbox WHERE done_at IS NULL AND seq <= ?"
+    return _number(journal, query, until) or 0
 
 
 def sent_entries(journal: Journal) -> int:
@@ -405,6 +398,6 @@ def last_sent_at(journal: Journal) -> str | None:
     return None if at is None else str(at)
 
 
-def _number(journal: Journal, query: str) -> int | None:
-    value = journal.value(query)
+def _number(journal: Journal, query: str, *values: int) -> int | None:
+    value = journal.value(query, *values)
     return None if value is None else int(value)
