@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import reprlib
 from decimal import Decimal, InvalidOperation
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from .errors import shown
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _MOST = 10**18
 _FORMS = "a whole number, or one with a unit as in 400k, 1.5M, 250B, 11T"
-_SHOWN = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
 
 
 def parse_tokens(value: object) -> int:
@@ -25,7 +24,7 @@ def parse_tokens(value: object) -> int:
     """
     count = None if isinstance(value, bool) else _count(value)
     if count is None or not 0 <= count <= _MOST or count != count.to_integral_value():
-        raise ValueError(f"{_SHOWN.repr(value)} is not a token count: write {_FORMS}")
+        raise ValueError(f"{shown(value)} is not a token count: write {_FORMS}")
     return int(count)
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mixloop.common.errors import explain_error
 from mixloop.common.yaml import UniqueKeys, read_text
 
-from .job import Job, JobError, JobSource, one_line
+from .job import Job, JobError, JobSource
 from .trainer_settings import LimitSettings, TrainerSettings
 
 _PLANNING = ("tags", "tokens")
@@ -110,4 +111,4 @@ def load_run(path: str | Path) -> Job:
     try:
         return job_from(data, path.parent.resolve())
     except ValidationError as error:
-        raise JobError(f"{path}: {one_line(error)}") from error
+        raise JobError(f"{path}: {explain_error(error, _File, Job)}") from error
