@@ -300,10 +300,10 @@ def test_a_link_at_the_target_is_replaced_and_not_written_through(
 @pytest.mark.parametrize(
     "look",
     [
-        read_status,
+        lambda path: read_status(path).value,
         lambda path: read_order(path, run="r", sources=(), after=(0, 0)),
-        read_holds,
-        lambda path: read_manifest(path.parent),
+        lambda path: read_holds(path).value,
+        lambda path: read_manifest(path.parent).value,
         read_schedule,
         Scorecard.read,
         lambda path: requests.read(path, frozenset({os.getuid()})),
