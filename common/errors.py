@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -11,6 +12,20 @@ class BadInput(Exception):  # noqa: N818 - says what is wrong, not that we faile
 
     The command prints it without a traceback and ends with exit code 2.
     """
+
+
+def shown(value: object, length: int = 60) -> str:
+    """A value from data for a message, as Python writes it, cut to a readable length.
+
+    A few anchors of YAML can stand for more text than memory holds.
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = length
+    short.maxlevel, short.maxdict, short.maxlist = 2, 3, 3
+    try:
+        return short.repr(value)
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        return f"{type(value).__name__} of thousands of digits"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

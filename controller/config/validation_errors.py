@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import reprlib
 import typing
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-_SHOWN = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
+from mixloop.common.errors import shown
 
 
 def explain_error(error: ValidationError, model: type[BaseModel]) -> str:
@@ -38,7 +36,7 @@ def _describe(problem: Any, loc: Sequence[str], model: type[BaseModel]) -> str:
     message = message[0].lower() + message[1:]
     if not loc:
         return message
-    value = "" if isinstance(problem["input"], dict) else f" {_SHOWN.repr(problem['input'])}:"
+    value = "" if isinstance(problem["input"], dict) else f" {shown(problem['input'], 200)}:"
     return f"{key}:{value} {message}"
 
 

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from mixloop.common.units import parse_tokens
+from mixloop.common.errors import shown
+from mixloop.common.units import Tokens
 
 from .trainer_settings import LimitSettings, TrainerSettings, _Strict
-
-Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
-"""A number of tokens; strings may carry a unit (`11T`)."""
-_SHOWN = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
 
 SUM_TOLERANCE = 1e-6
 """How far from 1 the weights of a mixture may sum."""
@@ -127,9 +122,9 @@ def one_line(error: ValidationError) -> str:
     if finding["type"] == "extra_forbidden":
         return f"{key}: unknown key"
     value = finding.get("input")
-    if not isinstance(value, (str, int, float)) or _SHOWN.repr(value) in message:
+    if not isinstance(value, (str, int, float)) or shown(value, 200) in message:
         return f"{key}: {message}"
-    return f"{key}: {message} (got {_SHOWN.repr(value)})"
+    return f"{key}: {message} (got {shown(value, 200)})"
 
 
 def load_job(path: Path) -> Job:
