@@ -172,7 +172,7 @@ def _sources(target: Path) -> list[str]:
     from mixloop.contract import read_status
 
     paths, journal = views.open_run(target)
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     if status is not None:
         return list(status.sources)
     initial = journal.value("SELECT value FROM meta WHERE key = 'initial'") if journal else None
@@ -233,7 +233,7 @@ def _run_id(paths: RunPaths, journal: Journal | None) -> str:
     from mixloop.contract import read_status
 
     run = journal.value("SELECT value FROM meta WHERE key = 'run'") if journal else None
-    if run is None and (status := read_status(paths.status)) is not None:
+    if run is None and (status := read_status(paths.status).value) is not None:
         run = status.run
     return str(run or "")
 

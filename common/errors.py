@@ -11,16 +11,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-_SHOWN = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
-_SHOWN.maxlevel = 2
-
 
 class BadInput(Exception):  # noqa: N818 - says what is wrong, not that we failed
     """Bad input. The message is one line naming the file, the key, the value and the mend.
 
     The command prints it without a traceback and ends with exit code 2.
     """
+
+
+def shown(value: object, length: int = 60) -> str:
+    """A value from data for a message, as Python writes it, cut to a readable length.
+
+    A few anchors of YAML can stand for more text than memory holds.
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = length
+    short.maxlevel, short.maxdict, short.maxlist = 2, 3, 3
+    try:
+        return short.repr(value)
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        return f"{type(value).__name__} of thousands of digits"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -32,11 +42,6 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {by_fold[close[0]]!r}?"
     return f"; known: {', '.join(names)}" if names else ""
-
-
-def shown(value: object) -> str:
-    """A value as Python writes it, cut where it is long."""
-    return _SHOWN.repr(value)
 
 
 def explain_error(
@@ -67,8 +72,9 @@ def explain_error(
     ours = kind == "value_error"  # most of our own validators name the value
     if not ours:
         message = message[:1].lower() + message[1:]
-    if not isinstance(value, Mapping) and not (ours and str(value) in message):
-        message += f" (value {shown(value)})"
+    text = shown(value, 200)
+    if not isinstance(value, Mapping) and not (ours and text.strip("'") in message):
+        message += f" (value {text})"
     return f"{key}: {message}{more}" if key else f"{message}{more}"
 
 

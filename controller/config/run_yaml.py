@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from mixloop.common.errors import BadInput, explain_error, suggest
-from mixloop.common.yaml import UniqueKeys, read_text
+from mixloop.common.yaml import read_sections
 from mixloop.contract import KeyFileError, key_for
 from mixloop.policies.guards import GuardSettings
 from mixloop.policies.interface import Goal
@@ -179,26 +178,8 @@ def load_config(path: Path) -> RunConfig:
     Raises:
         BadInput: one line naming the file, the key, the value and the mend.
     """
+    sections = read_sections(path)
     try:
-        data = yaml.load(read_text(path), UniqueKeys)
-    except OSError as error:
-        raise BadInput(
-            f"{path}: cannot be read ({error.strerror}); `mixloop init` writes a template"
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise BadInput(f"{path}: not valid YAML: {_yaml_problem(error)}") from None
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}: must be a mapping of sections (run, budget, sources, …)")
-    try:
-        return RunConfig.model_validate(data).at(path.parent)
+        return RunConfig.model_validate(sections).at(path.parent)
     except ValidationError as error:
         raise BadInput(f"{path}: {explain_error(error, RunConfig)}") from None
-
-
-def _yaml_problem(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-    return f"{where}{problem}"

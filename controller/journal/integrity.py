@@ -6,18 +6,16 @@ is wrong. Pages are checked by SQLite itself (``PRAGMA integrity_check``).
 
 from __future__ import annotations
 
-import reprlib
 import sqlite3
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from mixloop.common.errors import shown
 
 LISTS = frozenset({"plan", "guards"})
 SHARES = frozenset(
     {"weights", "weights_before", "weights_proposed", "weights_after", "drawn", "losses"}
 )
-
-_SHOWN = reprlib.Repr()
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
 
 def wrong_value(
@@ -80,4 +78,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return ascii(_SHOWN.repr(value))[1:-1]
+    return ascii(shown(value))[1:-1]

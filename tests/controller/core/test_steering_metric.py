@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixloop.common.paired import ratio
+from mixloop.common.paired import weighted_mean
 from mixloop.controller.core import Steering, wording
 from mixloop.controller.core.steering_metric import CHANCE, HEADLINES, WINDOW, above_chance, steer
 from mixloop.controller.journal import Journal, records
@@ -45,7 +45,7 @@ def evaluation(step: int, right: float, bits: float, seed: int, **kept: str) -> 
 
 
 def measured(metric: str, values: list[float]) -> Metric:
-    value, stderr = ratio([(float(v), 1.0) for v in values])
+    value, stderr = weighted_mean([(float(v), 1.0) for v in values])
     better = metric != "bits_per_byte"
     return Metric(value=value, stderr=stderr, n=len(values), higher_is_better=better)
 
