@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,14 +16,13 @@ import typer
 
 from mixloop.common.errors import BadInput, suggest
 from mixloop.common.text import clean
-from mixloop.common.types import Json
 from mixloop.controller import core, views
 
 from .output import AsJson, Run, print_json
 
 if TYPE_CHECKING:
     from mixloop.contract import Request, RunPaths
-    from mixloop.controller.journal import Journal
+    from mixloop.controller.journal import Journal, RequestRow
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="a decision, such as d-000003")]
 Shares = Annotated[list[str], typer.Argument(metavar="SOURCE=SHARE…", help="such as code=0.2")]
@@ -170,13 +170,13 @@ def _shares(target: Path, arguments: Sequence[str]) -> dict[str, float]:
 
 def _sources(target: Path) -> list[str]:
     from mixloop.contract import read_status
+    from mixloop.controller.journal import queries
 
     paths, journal = views.open_run(target)
     status = read_status(paths.status).value
     if status is not None:
         return list(status.sources)
-    initial = journal.value("SELECT value FROM meta WHERE key = 'initial'") if journal else None
-    return list(json.loads(initial)) if initial else []
+    return list(queries.initial_mixture(journal) or ()) if journal is not None else []
 
 
 def _ask(target: Path, verb: Any, wait: float, as_json: bool, **fields: Any) -> None:
@@ -194,22 +194,24 @@ def _ask(target: Path, verb: Any, wait: float, as_json: bool, **fields: Any) -> 
         raise BadInput(f"{paths.requests}: not writable: {error.strerror or error}") from None
     answer = _answer(paths, journal, request, wait, file.name)
     if as_json:
-        print_json({"request": request.id, "verb": verb, "answer": answer})
+        row = None if answer is None else asdict(answer)
+        print_json({"request": request.id, "verb": verb, "answer": row})
     else:
         _print_answer(request, answer, _alive(journal))
-    raise SystemExit(1 if answer is not None and answer["state"] == "refused" else 0)
+    raise SystemExit(1 if answer is not None and answer.state == "refused" else 0)
 
 
 def _answer(
     paths: RunPaths, journal: Journal | None, request: Request, wait: float, file: str
-) -> Json | None:
+) -> RequestRow | None:
     """What the controller answered; None when none runs here, or it took too long."""
+    from mixloop.controller.journal import queries
+
     deadline = time.monotonic() + wait
     while journal is not None and _alive(journal) is not False:
-        if journal.knows_operators:
-            row = journal.row("SELECT * FROM requests WHERE id = ?", request.id)
-            if row is not None:
-                return {**row, "answer": json.loads(row["answer"])}
+        row = queries.request(journal, request.id)
+        if row is not None:
+            return row
         if (paths.requests / "refused" / file).exists():
             raise BadInput(f"the controller did not take it: {_refusal(journal, file)}")
         if time.monotonic() >= deadline:
@@ -231,20 +233,21 @@ def _key(target: Path) -> bytes | None:
 
 def _run_id(paths: RunPaths, journal: Journal | None) -> str:
     from mixloop.contract import read_status
+    from mixloop.controller.journal import queries
 
-    run = journal.value("SELECT value FROM meta WHERE key = 'run'") if journal else None
+    run = queries.run_id(journal) if journal is not None else None
     if run is None and (status := read_status(paths.status).value) is not None:
         run = status.run
-    return str(run or "")
+    return run or ""
 
 
 def _refusal(journal: Journal, file: str) -> str:
     """Why a request's file was put aside."""
-    rows = journal.rows(
-        "SELECT detail FROM events WHERE kind = 'request-refused' ORDER BY seq DESC"
-    )
-    reasons = [row["detail"]["reason"] for row in rows if row["detail"].get("file") == file]
-    return clean(reasons[0]) if reasons else "it is in requests/refused/"
+    from mixloop.controller.journal import queries
+
+    details = [event.detail for event in queries.events(journal, "request-refused")]
+    reasons = [detail["reason"] for detail in details if detail.get("file") == file]
+    return clean(reasons[-1]) if reasons else "it is in requests/refused/"
 
 
 def _alive(journal: Journal | None) -> bool | None:
@@ -253,13 +256,13 @@ def _alive(journal: Journal | None) -> bool | None:
     return False if controller is None else controller["alive"]
 
 
-def _print_answer(request: Request, answer: Json | None, alive: bool | None) -> None:
+def _print_answer(request: Request, answer: RequestRow | None, alive: bool | None) -> None:
     if answer is None:
         why = "no controller runs here" if alive is False else "the controller has not answered yet"
         typer.echo(f"{why}: the request waits in requests/ ({request.id})")
         return
-    decision = f" ({answer['decision']})" if answer["decision"] else ""
-    typer.echo(f"{clean(answer['answer']['text'])}{decision}")
-    if answer["answer"].get("nearest"):
-        typer.echo(f"the nearest legal mixture: {core.mixture(answer['answer']['nearest'])}")
+    decision = f" ({answer.decision})" if answer.decision else ""
+    typer.echo(f"{clean(answer.answer['text'])}{decision}")
+    if answer.answer.get("nearest"):
+        typer.echo(f"the nearest legal mixture: {core.mixture(answer.answer['nearest'])}")
         typer.echo("take that, or --force")

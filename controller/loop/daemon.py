@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from mixloop.controller.core import (
     NOTHING,
     Action,
     Answer,
+    DecisionRecord,
+    OrderRecord,
     RunState,
     Steering,
     headline,
@@ -390,29 +392,21 @@ class Controller:
             f"the mixture it asked for was published again as generation {generation}"
         )
         changed = total_variation(before, asked) > NOTHING
-        fields = {
-            "asked_by": "controller",
-            "step": status.step if status is not None else 0,
-            "tokens": tokens,
-            "verdict": "intervene" if changed else "hold",
-            "policy": "controller",
-            "reason": reason,
-            "evidence": {},
-            "weights_before": before,
-            "weights_proposed": asked,
-            "weights_after": asked,
-            "plan": plan,
-            "guards": [],
-            "against_generation": status.in_force.generation if status is not None else 0,
-        }
-        order = {
-            "generation": generation,
-            "policy": "controller",
-            "reason": reason,
-            "weights": asked,
-            "plan": plan,
-        }
-        records.decision(self.journal, fields, order=order, scores={}, started_ms=records.now_ms())
+        decision = DecisionRecord(
+            verdict="intervene" if changed else "hold",
+            reason=reason,
+            weights_before=before,
+            weights_proposed=asked,
+            weights_after=asked,
+            plan=tuple((until, weights) for until, weights in plan),
+            against_generation=status.in_force.generation if status is not None else 0,
+            order=OrderRecord(generation, "controller"),
+            asked_by="controller",
+            policy="controller",
+            step=status.step if status is not None else 0,
+            tokens=tokens,
+        )
+        records.decision(self.journal, decision, scores={}, started_ms=records.now_ms())
         self._eyes.stranger = ""
         self.say(reason)
 
@@ -571,7 +565,7 @@ class Controller:
             order = self.journal.row("SELECT * FROM orders WHERE generation = ?", row["generation"])
             assert order is not None
             scored = observation_builder.around(self.journal, order["applied_tokens"])
-            found = observation_builder.outcome(order, scored)
+            found = observation_builder.outcome(order["applied_tokens"], scored)
             if found is not None:
                 records.outcome(self.journal, row["id"], *found)
 
@@ -641,27 +635,25 @@ class Controller:
             overtaken=self._overtaken(running),
             forced=self.operations.forced,
         )
-        fields = made.fields | {
-            "asked_by": "policy",
-            "policy": self.config.policy.use,
-            "step": scored.step,
-            "tokens": scored.tokens,
-            "observation_digest": observed.digest if observed is not None else None,
-            "policy_digest": answer.digest,
-            "scored_at": self.journal.value(
+        decision = replace(
+            made,
+            policy=self.config.policy.use,
+            step=scored.step,
+            tokens=scored.tokens,
+            observation_digest=observed.digest if observed is not None else None,
+            policy_digest=answer.digest,
+            scored_at=self.journal.value(
                 "SELECT finished_at FROM evaluations WHERE step = ?", scored.step
             ),
-        }
+        )
         name = records.decision(
             self.journal,
-            fields,
-            order=made.order,
+            decision,
             scores=scores(scored),
             started_ms=running.started_ms,
             seen=running.seen,
-            approval=made.approval,
         )
-        self.say(f"{name} {fields['verdict']}: {fields['reason']}")
+        self.say(f"{name} {decision.verdict}: {decision.reason}")
 
     # -- MLflow ------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths
-from mixloop.controller.journal import Journal
+from mixloop.controller.journal import Journal, queries
 from mixloop.controller.views import Watcher
 
 from .timings import Timings
@@ -110,8 +110,8 @@ class MetricsServer:
 
         look = self._watcher.look()
         with closing(Journal(self._paths.journal, read_only=True)) as journal:
-            verdicts = _counts(journal, "decisions", "verdict")
-            states = _counts(journal, "evaluations", "state")
+            verdicts = queries.decision_counts(journal)
+            states = queries.evaluation_counts(journal)
         return generate_latest(RunMetrics(look, verdicts, states, self._timings))
 
     def refresh(self) -> None:
@@ -120,11 +120,6 @@ class MetricsServer:
         if now - self._looked > IDLE_INTERVAL:
             self._looked = now
             self._watcher.feel()
-
-
-def _counts(journal: Journal, table: str, column: str) -> dict[str, int]:
-    rows = journal.rows(f"SELECT {column} AS value, COUNT(*) AS n FROM {table} GROUP BY 1")
-    return {row["value"]: row["n"] for row in rows}
 
 
 class _Server(HTTPServer):
