@@ -51,9 +51,9 @@ def simulate(
         jobs,
     )  # fmt: skip
     tool.check_outputs(plot, html)
-    contest = tool.play(args)
-    report = tool.contest_report(contest)
-    tool.write_outputs(contest, report, plot, html)
+    results = tool.run_simulations(args)
+    report = tool.simulation_report(results)
+    tool.write_outputs(results, report, plot, html)
     if as_json:
         print_json(report)
         return
@@ -70,9 +70,10 @@ def backtest(
     as_json: AsJson = False,
 ) -> None:
     """What another policy would have done on a recorded run."""
+    from mixloop.common.yaml import parse_mapping
     from mixloop.tools import simulate as tool
 
-    report = tool.backtest(target, policy, tool.policy_options(options), Path.cwd())
+    report = tool.backtest(target, policy, parse_mapping(options, "--with"), Path.cwd())
     if as_json:
         print_json(report)
         return

@@ -79,8 +79,8 @@ def conformance(
         typer.Argument(metavar="REF", help="a name, package.module:Class or ./file.py:Class"),
     ] = None,
     options: Annotated[
-        str, typer.Option("--with", metavar="JSON", help="its options, as JSON or YAML")
-    ] = "",
+        str | None, typer.Option("--with", metavar="JSON", help="its options, as JSON or YAML")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="run.yaml whose sources, benchmarks and policy to test with"),
@@ -88,11 +88,12 @@ def conformance(
     as_json: AsJson = False,
 ) -> None:
     """Run the conformance suite on a policy; exit code 1 if a check fails."""
+    from mixloop.common.yaml import parse_mapping
     from mixloop.tools.policy_authoring import conformance, report_lines, report_table
 
     if ref is None and config is None:
         raise BadInput("policies test: give a policy (REF), or --config RUN.yaml")
-    report = conformance(ref, options, config)
+    report = conformance(ref, parse_mapping(options, "--with"), config)
     if as_json:
         print_json(report)
     else:

@@ -60,3 +60,38 @@ def _problem(error: Exception) -> str:
     problem = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
     return f"{where}{problem}"
+
+
+def parse_value(text: str, option: str) -> Any:
+    """A command-line option's value, read as YAML.
+
+    Raises:
+        BadInput: it isn't any, naming the option.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise BadInput(f"{option}: {text!r} is no YAML value") from None
+
+
+def parse_mapping(text: str | None, option: str) -> dict[str, Any] | None:
+    """A command-line option that is a YAML or JSON mapping, or a file that holds one.
+
+    Raises:
+        BadInput: it is neither, naming the option.
+    """
+    if text is None:
+        return None
+    path = Path(text)
+    if path.suffix in {".yaml", ".yml", ".json"}:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"{option}: {path}: can't be read: {error.strerror}") from None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if not isinstance(value, dict):
+        raise BadInput(f"{option}: {value!r} is no mapping; write '{{option: value}}' or a file")
+    return value

@@ -14,5 +14,6 @@ from .queries import paused as paused
 from .queries import pins as pins
 from .records import keep as keep
 from .records import skip as skip
+from .row_types import DecisionRow as DecisionRow
 from .row_types import RequestRow as RequestRow
 from .row_types import ScoredCheckpoint as ScoredCheckpoint

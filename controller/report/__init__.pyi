@@ -5,8 +5,7 @@ from .figures import STYLE as STYLE
 from .figures import draw as draw
 from .figures import plain as plain
 from .figures import token_axis as token_axis
-from .html import document as document
-from .html import escaped as escaped
+from .html import render as render
 from .report_data import gather as gather
 from .report_data import write_artifacts as write_artifacts
 from .report_data import write_report as write_report

@@ -26,5 +26,7 @@ def render(template: Path, title: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(template.name)
-    return page.render(title=title, policy=Markup(POLICY), **values)  # noqa: S704 - a constant
+    page: str = environment.get_template(template.name).render(
+        title=title, policy=Markup(POLICY), **values
+    )
+    return page
