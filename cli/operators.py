@@ -253,7 +253,7 @@ def _refusal(journal: Journal, file: str) -> str:
 def _alive(journal: Journal | None) -> bool | None:
     """Whether a controller runs: None where that can't be known from this machine."""
     controller = views.controller(journal)
-    return False if controller is None else controller["alive"]
+    return False if controller is None else controller.alive
 
 
 def _print_answer(request: Request, answer: RequestRow | None, alive: bool | None) -> None:

@@ -10,10 +10,13 @@ from .journal import timestamp as timestamp
 from .lock import take_lock as take_lock
 from .packing import JournalError as JournalError
 from .packing import unpack as unpack
-from .queries import paused as paused
-from .queries import pins as pins
 from .records import keep as keep
 from .records import skip as skip
+from .row_types import ApprovalRow as ApprovalRow
+from .row_types import CheckpointState as CheckpointState
 from .row_types import DecisionRow as DecisionRow
+from .row_types import EventRow as EventRow
+from .row_types import OrderRow as OrderRow
 from .row_types import RequestRow as RequestRow
 from .row_types import ScoredCheckpoint as ScoredCheckpoint
+from .unreadable_files import UnreadableFile as UnreadableFile

@@ -339,10 +339,11 @@ def untold_interventions(journal: Journal) -> list[DecisionRow]:
 # -- events and the outbox -------------------------------------------------------------------------
 
 
-def events(journal: Journal, *kinds: str) -> list[EventRow]:
-    """Every event of these kinds, oldest first."""
+def events(journal: Journal, *kinds: str, after: str = "") -> list[EventRow]:
+    """Every event of these kinds, oldest first; ``after`` a moment of the journal's clock."""
     marks = ", ".join("?" * len(kinds))
-    return journal.select(EventRow, f"WHERE kind IN ({marks}) ORDER BY seq", *kinds)
+    clause = f"WHERE kind IN ({marks}) AND at > ? ORDER BY seq"
+    return journal.select(EventRow, clause, *kinds, after)
 
 
 def newest_event(journal: Journal, *kinds: str) -> EventRow | None:

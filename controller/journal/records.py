@@ -43,7 +43,7 @@ from mixloop.policies.interface import Observation
 
 from .journal import Journal, add_event, insert, timestamp
 from .packing import dumps, pack
-from .unreadable_files import Report, name_of
+from .unreadable_files import UnreadableFiles, name_of
 
 Weights = Mapping[str, float]
 
@@ -360,14 +360,16 @@ def _resolve(tx: sqlite3.Connection, request: Request, state: str, made: str | N
     enqueue(tx, [approval_entry(wanted, state, request.by)])
 
 
-def unread(journal: Journal, words: Sequence[Report], told: Sequence[Path], folder: Path) -> None:
+def unread(journal: Journal, files: UnreadableFiles, folder: Path) -> None:
     """Files that can't be read, or can again, as events; and which they are now."""
     with journal.transaction() as tx:
-        keep(tx, "unread", [name_of(path, folder) for path in told])
-        for word in words:
-            fault = word.problem and {"key": word.problem.key, "problem": word.problem.said}
-            detail = {"file": name_of(word.path, folder), **(fault or {})}
-            add_event(tx, journal.fence or 0, "unread" if fault else "read-again", detail)
+        keep(tx, "unread", [name_of(path, folder) for path in files.reported])
+        for report in files.pending:
+            problem = report.problem
+            detail = {"file": name_of(report.path, folder)}
+            if problem is not None:
+                detail |= {"key": problem.key, "problem": problem.said}
+            add_event(tx, journal.fence or 0, "unread" if problem else "read-again", detail)
 
 
 def keep(tx: sqlite3.Connection, key: str, value: object) -> None:

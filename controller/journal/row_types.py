@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
@@ -25,6 +25,11 @@ class TableRow:
     """A row of :attr:`TABLE`, which may be a join; each field is a column."""
 
     TABLE: ClassVar[str]
+
+    def to_json(self, *, but: Container[str] = ()) -> Json:
+        """Plain JSON values, without those of the columns in ``but``."""
+        names = (name for name in _READERS[type(self)] if name not in but)
+        return {name: _plain(getattr(self, name)) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +261,13 @@ _READERS = {kind: _readers(kind) for kind in (*TABLE_ROWS, ScoredCheckpoint, Che
 JSON_COLUMNS = frozenset(
     name for row in _READERS.values() for name, read in row.items() if read and name != "value"
 )
+
+
+def _plain(value: Any) -> Any:
+    """Of a plan its stretches, of guards their notes, as JSON has them."""
+    if not isinstance(value, tuple):
+        return value
+    return [part.to_json() if isinstance(part, GuardNote) else list(part) for part in value]
 
 
 def query(kind: type[TableRow], clause: str) -> str:

@@ -126,7 +126,7 @@ class Controller:
         )
         self._holds: frozenset[int] | None = None
         self._told_unknown: tuple[str, ...] = ()
-        self._unread = unreadable_files.PendingReports()
+        self._unreadable = unreadable_files.UnreadableFiles()
         self._examined = -1e9
         self._busy = False  # what failed once may fail at the second step of the same thing
         self._troubles = 0  # in a row
@@ -229,19 +229,17 @@ class Controller:
 
     def _tell_unread(self) -> None:
         """Say which files can't be read, and that in the journal too."""
-        now, telling = self.clock(), self._unread
-        if now - self._examined < unreadable_files.EXAMINE:
+        now, files = self.clock(), self._unreadable
+        if now - self._examined < unreadable_files.EXAMINE_SECONDS:
             return
         self._examined = now
         self._eyes.examine()
-        words = telling.unread.see(self._eyes.problems, now)
-        telling.words += words
-        for word in words:
-            self.say(unreadable_files.line(word, self.paths.dir))
-        if telling.unwritten:
-            records.unread(self.journal, telling.words, telling.unread.told, self.paths.dir)
-            telling.done()
-        if self.paths.holds in self._eyes.problems and self.paths.holds in telling.unread.told:
+        for report in files.examine(self._eyes.problems, now):
+            self.say(unreadable_files.report_line(report, self.paths.dir))
+        if files.unwritten:
+            records.unread(self.journal, files, self.paths.dir)
+            files.written()
+        if self.paths.holds in self._eyes.problems and self.paths.holds in files.reported:
             self.journal.assert_fence()
             self._holds = None  # ours: nobody else will mend it
             with contextlib.suppress(OSError):

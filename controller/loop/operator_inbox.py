@@ -13,7 +13,7 @@ from mixloop.contract import RunPaths, requests
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import RequestContext, RequestOutcome, reply_to, scores
 from mixloop.controller.decisions import near, observation_builder
-from mixloop.controller.journal import Journal, Row, paused, pins, records
+from mixloop.controller.journal import Journal, Row, queries, records
 
 from .observe import RunObserver
 
@@ -54,12 +54,12 @@ class OperatorInbox:
     @property
     def paused(self) -> bool:
         """Whether an operator has paused decisions."""
-        return paused(self._journal)
+        return queries.paused(self._journal)
 
     @property
     def pins(self) -> dict[str, float]:
         """Shares that are held fixed, of sources that the run still has."""
-        return {n: w for n, w in pins(self._journal).items() if n in self._config.sources}
+        return {n: w for n, w in queries.pins(self._journal).items() if n in self._config.sources}
 
     @property
     def forced(self) -> bool:

@@ -17,7 +17,7 @@ from mixloop.common.types import Json
 from mixloop.common.units import format_tokens, parse_tokens
 from mixloop.contract import SCALE, ScheduleError, read_schedule, read_status
 
-from .run_status import open_run
+from .opening import open_run
 
 DIGITS = 9  # of a share: finer than the integers over 2^24 that it is
 

@@ -119,7 +119,7 @@ class MetricsServer:
         now = self._clock()
         if now - self._looked > IDLE_INTERVAL:
             self._looked = now
-            self._watcher.feel()
+            self._watcher.read_heartbeat()
 
 
 class _Server(HTTPServer):

@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from mixloop.contract import Order, RunPaths, read_order, read_schedule, read_status, write_order
+from mixloop.controller import views
 from mixloop.controller.config import load_config
 from mixloop.controller.journal import Journal
-from mixloop.controller.views import run_status as views
 
 SCRIPT = Path(__file__).parents[1] / "support" / "kill_controller.py"
 BUDGET = 12_000  # tokens: 150 steps of 80

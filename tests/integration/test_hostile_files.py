@@ -136,7 +136,7 @@ class Field:
         Returns whether the controller goes on.
         """
         for _ in range(steps):
-            self._ahead += unreadable_files.EXAMINE
+            self._ahead += unreadable_files.EXAMINE_SECONDS
             if not self.run.controller.step():
                 return False
         return True
@@ -204,12 +204,12 @@ class Field:
     def _mended(self, path: Path) -> None:
         """Looks at the file that is sound again, until the daemon has forgotten that it wasn't."""
         before = len(self.run.said)
-        told = path in self.run.controller._unread.unread.told
-        went_on = self.step(unreadable_files.LOOKS)
+        told = path in self.run.controller._unreadable.reported
+        went_on = self.step(unreadable_files.PERSISTS)
         name = str(path.relative_to(self.run.paths.dir))
         again = f"{name} can be read again" in self.run.said[before:]
         assert again == told or not went_on
-        self._ahead += 3 * unreadable_files.PAUSE[0]
+        self._ahead += 3 * unreadable_files.PAUSE_SECONDS[0]
 
 
 def unreadable(folder: Path) -> list[str]:
@@ -251,7 +251,7 @@ def field(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> I
     base = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(daemon, "Evaluator", played_run.QuickEvaluator)
-        patch.setattr(unreadable_files, "AGAIN", 0.0)
+        patch.setattr(unreadable_files, "AGAIN_SECONDS", 0.0)
         # what Typer makes of the command's signatures, once and not for each of ten thousand files
         patch.setattr("typer.testing._get_command", functools.cache(get_command))
         (base / "template").mkdir()

@@ -52,12 +52,12 @@ from mixloop.contract import (
     requests,
     write_order,
 )
+from mixloop.controller import views
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.decisions import policy_process
 from mixloop.controller.journal import FenceLost, Journal
 from mixloop.controller.loop import daemon
 from mixloop.controller.tracking import mlflow_sink
-from mixloop.controller.views import run_status as views
 from mixloop.evals.workers import Failure
 
 

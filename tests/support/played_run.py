@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from mixloop.cli.app import app
 from mixloop.contract import RunPaths
+from mixloop.controller import views
 from mixloop.controller.config import load_config
 from mixloop.controller.loop import daemon
-from mixloop.controller.views import run_status as views
 
 _spec = importlib.util.spec_from_file_location(
     "kill_controller", Path(__file__).parent / "kill_controller.py"

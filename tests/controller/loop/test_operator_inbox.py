@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from mixloop.cli.app import app
 from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths, read_schedule, requests
+from mixloop.controller import views
 from mixloop.controller.config import load_config
 from mixloop.controller.core.operator_requests import completed
 from mixloop.controller.loop import daemon
-from mixloop.controller.views import run_status as views
 
 
 def test_set_orders_a_mixture_that_the_trainer_applies(play: Any) -> None:

@@ -27,9 +27,9 @@ from mixloop.contract import (
     Status,
     write_status,
 )
+from mixloop.controller import views
 from mixloop.controller.core import Applied, DecisionRecord, OrderRecord
 from mixloop.controller.journal import Journal, records
-from mixloop.controller.views import run_status as views
 from mixloop.policies.guards import GuardNote
 
 EXPERIMENT = "tests"
@@ -86,7 +86,7 @@ def a_whole_run(path: Path) -> Journal:
         score = {"status": "ok", "reason": None, "metrics": metrics, "items": {}}
         score |= {"data": "packages: 8 of 1000 items", "data_kind": "packages"}
         missing = {"status": "missing", "reason": "no sandbox", "metrics": {}, "items": {}}
-        missing["data"] = None
+        missing["data"] = ""
         records.scored(
             journal, step, {"benchmarks": {"gsm8k": score, "humaneval": missing}, "step": step}
         )
@@ -141,7 +141,8 @@ def heartbeat(tokens: int) -> Status:
 
 
 def metric(value: float) -> dict[str, Any]:
-    return {"value": value, "stderr": 0.1, "n": 8, "higher_is_better": False}
+    counts = {"n": 8, "asked": 8, "excluded": 0}
+    return {"value": value, "stderr": 0.1, "higher_is_better": False, **counts}
 
 
 def drain(journal: Journal, uri: str, *, kill_after: int | None = None) -> list[dict[str, Any]]:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from mixloop.cli import output
 from mixloop.contract import RunPaths, Status, read_manifest, read_status
+from mixloop.controller import views
 from mixloop.controller.core import curves_entry
 from mixloop.controller.service import check_run
-from mixloop.controller.views import run_status as views
 from mixloop.trainer.config import Job, JobError, TrainerSettings, learning_rate
 from mixloop.trainer.config.learning_rate import Cosine
 from mixloop.trainer.prepare import prepare
