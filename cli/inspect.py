@@ -31,10 +31,10 @@ def status(
         raise SystemExit(watch_run(target, every, as_json=as_json))
     with views.reading(target):
         paths, journal = views.open_run(target, new=True)
-        standing = views.status(paths, journal)
-        lines = output.status_lines(standing)
+        standing = views.look(paths, journal)
+        facts, lines = views.status_json(standing), output.status_lines(standing)
     if as_json:
-        print_json(standing)
+        print_json(facts)
     else:
         print_lines(lines)
 
@@ -85,7 +85,7 @@ def report(
     from mixloop.controller.report import gather, write_report
 
     with views.reading(target):
-        written = gather(target) if as_json else write_report(target, out)
+        written = gather(target).to_json() if as_json else write_report(target, out)
     if as_json:
         print_json(written)
     else:

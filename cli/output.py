@@ -22,6 +22,15 @@ from mixloop.controller.views import cell, table
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mixloop.contract import Status
+    from mixloop.controller.journal import CheckpointState
+    from mixloop.controller.views import (
+        CheckpointScores,
+        OperatorStanding,
+        RunStanding,
+        TrainerStanding,
+    )
+
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="the run's configuration")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or its run.yaml")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
@@ -78,10 +87,14 @@ def history_table(entries: Sequence[Json]) -> Table:
             cell(_why(entry)),
             "-" if entry["applied_step"] is None else cell(f"step {entry['applied_step']}"),
         )
-    newest = entries[-1]["steering"] if entries else {}
-    headlines = {name: metric for name, metric in newest.items() if metric["since"] is not None}
+    newest = _steering(entries[-1]) if entries else {}
+    headlines = {name: metric for name, metric in newest.items() if metric.since is not None}
     shown.caption = cell(f"Steered: {core.steering(headlines)}") if headlines else None
     return shown
+
+
+def _steering(entry: Json) -> dict[str, core.Steering]:
+    return {name: core.Steering(**metric) for name, metric in entry["steering"].items()}
 
 
 def _why(entry: Json) -> str:
@@ -100,7 +113,7 @@ def explain_lines(entry: Json) -> list[str]:
         f"Times        scored {entry['scored_at'] or '-'}, decided {entry['decided_at']}, "
         f"in force {entry['applied_at'] or '-'}",
         f"Why          {clean(entry['reason'])}",
-        f"Steered      {core.steering(entry['steering']) or '-'}",
+        f"Steered      {core.steering(_steering(entry)) or '-'}",
         *core.evidence_lines(entry["evidence"]),
         "",
         f"Before       {core.mixture(entry['weights_before'])}",
@@ -136,103 +149,101 @@ def skipped_lines(rows: Iterable[Json]) -> list[str]:
 # -- status ------------------------------------------------------------------------------------
 
 
-def status_lines(standing: Json) -> list[str]:
+def status_lines(run: RunStanding) -> list[str]:
     """How the run stands, in a few lines."""
-    trainer, mix = standing["trainer"], standing["mixture"]
-    lines = [f"Run        {clean(standing['run'] or '-')}", f"Trainer    {_trainer_line(trainer)}"]
-    if trainer["tokens"] is not None:
-        lines.append(
-            f"Progress   step {trainer['step']}, {tokens(trainer['tokens'])} of "
-            f"{tokens(trainer['budget'])} tokens, {trainer['phase']}, "
-            f"loss {number(trainer['loss'])}, {number(trainer['tokens_per_second'])} tokens/s"
-        )
-    lines += _trouble(trainer.get("health"))
+    lines = [f"Run        {clean(run.run or '-')}", f"Trainer    {_trainer_line(run.trainer)}"]
+    if run.status is not None:
+        lines += _progress_lines(run.status)
     lines += [
-        f"Unreadable {clean(file['file'])}: {clean(file['problem'])}; {file['mend']}"
-        for file in standing["unreadable"]
+        f"Unreadable {clean(file.file)}: {clean(file.problem)}; {file.mend}"
+        for file in run.unreadable
     ]
-    for name in ("asked", "applied"):
-        if mix[name] is not None:
-            lines.append(
-                f"{name.capitalize():<10} generation {mix[name]['generation']}: "
-                f"{core.mixture(mix[name]['weights'])}"
-            )
-    lines += [f"Refused    {clean(order['reason'])}" for order in trainer.get("rejected", ())]
+    mixtures = {"Asked": run.asked, "Applied": run.status.in_force if run.status else None}
     lines += [
-        f"Ledger     {name}: {tokens(source['tokens'])} tokens, {source['epochs']:.2f} epochs of "
-        f"{tokens(source['unique_tokens'])}"
-        for name, source in standing["ledger"].items()
+        f"{name:<10} generation {order.generation}: {core.mixture(order.weights)}"
+        for name, order in mixtures.items()
+        if order is not None
     ]
-    lines += [_benchmark_line(name, score) for name, score in standing["benchmarks"].items()]
-    lines += _skipped_line(standing["skipped"])
-    if standing["steering"]:
-        lines.append(f"Steered    {core.steering(standing['steering'])}")
-    lines += _pending_lines(standing["pending"])
-    lines += _operator_lines(standing["operators"])
-    tracking = standing["tracking"]
-    lines.append(f"MLflow     {tracking['sent']} entries sent, {tracking['waiting']} waiting")
-    if tracking["last_error"]:
-        lines.append(f"           last error: {clean(tracking['last_error'].get('error', ''))}")
+    if run.status is not None:
+        lines += [f"Refused    {clean(order.reason)}" for order in run.status.rejected]
+    lines += [
+        f"Ledger     {source.name}: {tokens(source.tokens)} tokens, {source.epochs:.2f} epochs of "
+        f"{tokens(source.unique_tokens)}"
+        for source in run.sources
+    ]
+    if run.scores:
+        lines += _benchmark_lines(run.scores[-1])
+    lines += _skipped_line(run.skipped)
+    if run.steering:
+        lines.append(f"Steered    {core.steering(run.steering)}")
+    lines += _pending_lines(run)
+    lines += _operator_lines(run.operators)
+    tracking = run.tracking
+    lines.append(f"MLflow     {tracking.sent} entries sent, {tracking.waiting} waiting")
+    if tracking.last_error is not None:
+        lines.append(f"           last error: {clean(tracking.last_error.get('error', ''))}")
     return lines
 
 
-def _trainer_line(trainer: Json) -> str:
-    state = core.trainer_in_words(trainer)
-    if trainer["tokens"] is None:
-        return state
-    process = f"process {trainer['pid']} on {clean(trainer['host'])}"
-    return ", ".join(filter(None, (state, process, core.origin(trainer))))
+def _trainer_line(trainer: TrainerStanding) -> str:
+    status = trainer.status
+    if status is None:
+        return trainer.in_words
+    process = f"process {status.pid} on {clean(status.host)}"
+    return ", ".join(filter(None, (trainer.in_words, process, trainer.origin_in_words)))
 
 
-def _trouble(health: Json | None) -> list[str]:
-    """Steps that went wrong, where a trainer tells and there are any."""
-    if not health or not (health["nan_steps"] or health["spikes"]):
-        return []
-    return [
-        f"Trouble    {health['nan_steps']} steps without a finite gradient, "
-        f"{health['spikes']} loss spikes; the last: {clean(health['note'] or '-')}"
+def _progress_lines(status: Status) -> list[str]:
+    lines = [
+        f"Progress   step {status.step}, {tokens(status.tokens)} of {tokens(status.budget)} "
+        f"tokens, {status.phase}, loss {number(status.loss)}, "
+        f"{number(status.tokens_per_second)} tokens/s"
     ]
+    health = status.health
+    if health is not None and (health.nan_steps or health.spikes):
+        lines.append(
+            f"Trouble    {health.nan_steps} steps without a finite gradient, "
+            f"{health.spikes} loss spikes; the last: {clean(health.note or '-')}"
+        )
+    return lines
 
 
-def _skipped_line(rows: Sequence[Json]) -> list[str]:
+def _skipped_line(rows: Sequence[CheckpointState]) -> list[str]:
     if not rows:
         return []
     count = "1 checkpoint" if len(rows) == 1 else f"{len(rows)} checkpoints"
-    last = rows[-1]
-    return [
-        f"Skipped    {count} not scored; the last, at step {last['step']}: {clean(last['reason'])}"
-    ]
+    why = clean(rows[-1].reason)
+    return [f"Skipped    {count} not scored; the last, at step {rows[-1].step}: {why}"]
 
 
-def _benchmark_line(name: str, score: Json) -> str:
-    if score["status"] != "ok":
-        return f"Benchmark  {name}: missing ({clean(score['reason'])})"
-    values = ", ".join(
-        f"{metric} {number(m['value'])} ± {number(m['stderr'])} (n={m['n']})"
-        for metric, m in score["metrics"].items()
-    )
-    return f"Benchmark  {name} at step {score['step']}: {values}"
+def _benchmark_lines(card: CheckpointScores) -> Iterator[str]:
+    for name, score in card.benchmarks.items():
+        if score.status != "ok":
+            yield f"Benchmark  {name}: missing ({clean(score.reason)})"
+            continue
+        values = ", ".join(
+            f"{metric} {number(m.value)} ± {number(m.stderr)} (n={m.n})"
+            for metric, m in score.metrics.items()
+        )
+        yield f"Benchmark  {name} at step {card.step}: {values}"
 
 
-def _pending_lines(pending: Json) -> list[str]:
-    lines = [
-        f"Pending    generation {order['generation']} ({order['decision']}) is not in force yet"
-        for order in pending["orders"]
-    ]
-    if pending["switch"]:
-        lines.append(f"Pending    switch at sample {pending['switch']['sample']:,}")
-    return lines + [f"Pending    scoring the checkpoint at step {s}" for s in pending["scoring"]]
+def _pending_lines(run: RunStanding) -> Iterator[str]:
+    for order in run.orders:
+        yield f"Pending    generation {order.generation} ({order.decision}) is not in force yet"
+    if run.status is not None and run.status.pending is not None:
+        yield f"Pending    switch at sample {run.status.pending.sample:,}"
+    for step in run.scoring:
+        yield f"Pending    scoring the checkpoint at step {step}"
 
 
-def _operator_lines(operators: Json) -> list[str]:
-    lines = ["Paused     nothing is decided until `mixloop resume`"] if operators["paused"] else []
-    if operators["pins"]:
-        lines.append(f"Pinned     {core.mixture(operators['pins'])}")
-    lines += [
-        f"Approval   {waiting['id']} waits for `mixloop approve` or `reject`: "
-        f"{clean(waiting['why'])}"
-        for waiting in operators["awaiting"]
-    ]
-    if operators["requests"]:
-        lines.append(f"Requests   {operators['requests']} not taken by a controller yet")
-    return lines
+def _operator_lines(operators: OperatorStanding) -> Iterator[str]:
+    if operators.paused:
+        yield "Paused     nothing is decided until `mixloop resume`"
+    if operators.pins:
+        yield f"Pinned     {core.mixture(operators.pins)}"
+    for decision, approval in operators.awaiting:
+        why = clean(approval.why)
+        yield f"Approval   {decision.id} waits for `mixloop approve` or `reject`: {why}"
+    if operators.requests:
+        yield f"Requests   {operators.requests} not taken by a controller yet"

@@ -6,6 +6,6 @@ from .figures import draw as draw
 from .figures import plain as plain
 from .figures import token_axis as token_axis
 from .html import render as render
+from .page import write_artifacts as write_artifacts
+from .page import write_report as write_report
 from .report_data import gather as gather
-from .report_data import write_artifacts as write_artifacts
-from .report_data import write_report as write_report

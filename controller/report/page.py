@@ -1,4 +1,4 @@
-"""The report's page: words, tables and pictures out of what :func:`.report_data.gather` gave.
+"""``mixloop report``: a run as one HTML page, in words, tables and pictures.
 
 Self-contained under ``default-src 'none'``: no script, no font, no request. Everything from data is
 escaped and stripped of control characters. Tables and pictures scroll inside themselves on a phone;
@@ -12,41 +12,75 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from mixloop.common.errors import BadInput
+from mixloop.common.files import write_atomic
 from mixloop.common.types import Json
 from mixloop.common.units import format_tokens
 from mixloop.controller import core
 
 from .html import render
+from .report_data import Report, gather
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def page(report: Json) -> str:
+def write_report(target: Path, out: Path | None) -> Path:
+    """Write the report of a run; by default ``report.html`` in its folder.
+
+    Raises:
+        BadInput: no such run, nothing to tell of it yet, or a place that can't be written.
+    """
+    report = gather(target)
+    place = out or report.folder / "report.html"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if out is None:  # in the run folder, where no link is followed
+            write_atomic(place, page(report).encode())
+        else:
+            place.write_text(page(report), encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{place}: not writable: {error.strerror or error}") from None
+    return place
+
+
+def write_artifacts(target: Path, folder: Path) -> list[Path]:
+    """``report.html`` and, once there is something to draw, ``run.png``, in ``folder``.
+
+    Raises:
+        BadInput: no such run, or nothing to tell of it yet.
+    """
+    report = gather(target)
+    out = folder / "report.html"
+    out.write_text(page(report), encoding="utf-8")
+    return [out, *([draw_run(report, folder / "run.png")] if report.segments else [])]
+
+
+def page(report: Report) -> str:
     """The page of a gathered run."""
     return render(
         TEMPLATE,
-        f"Run {report['run']}",
-        run=report,
+        f"Run {report.status.run}",
+        report=report,
+        standing=report.standing,
         story=story(report),
-        facts=_facts(report["status"]),
+        facts=_facts(report),
         figures=_figures(report),
-        decisions=[_decision(entry) for entry in report["decisions"]],
+        decisions=[_decision(entry) for entry in report.decisions],
         tokens=format_tokens,
     )
 
 
-def story(report: Json) -> str:
+def story(report: Report) -> str:
     """The run in a few sentences."""
-    trainer, decisions = report["status"]["trainer"], report["decisions"]
+    status, decisions = report.status, report.decisions
     changed = [entry for entry in decisions if entry["applied_step"] is not None]
     by_people = sum(entry["asked_by"] == "operator" for entry in changed)
-    state = "has ended after" if trainer["finished"] else "is at"
+    state = "has ended after" if status.finished else "is at"
     count = f"{len(decisions)} decision{'' if len(decisions) == 1 else 's'}"
     first = (
-        f"Training {state} {format_tokens(trainer['tokens'])} of "
-        f"{format_tokens(report['budget'])} tokens under the policy {report['policy']}; "
-        f"{len(report['evaluations'])} checkpoints were scored and {count} taken, of which "
-        f"{len(changed)} came into force as a new mixture"
+        f"Training {state} {format_tokens(status.tokens)} of {format_tokens(status.budget)} tokens "
+        f"under the policy {report.policy}; {len(report.evaluations)} checkpoints were scored and "
+        f"{count} taken, of which {len(changed)} came into force as a new mixture"
     )
     first += f" ({by_people} asked for by people)." if by_people else "."
     effects = filter(None, map(_strongest, changed))
@@ -72,30 +106,31 @@ def _strongest(entry: Json) -> str:
     )
 
 
-def _facts(status: Json) -> dict[str, str]:
-    trainer, waiting = status["trainer"], status["tracking"]["waiting"]
-    state = filter(None, (core.trainer_in_words(trainer), core.origin(trainer)))
+def _facts(report: Report) -> dict[str, str]:
+    status, trainer = report.status, report.standing.trainer
+    waiting = report.standing.tracking.waiting
     return {
-        "trainer": ", ".join(state),
-        "step": f"{trainer['step']:,}",
-        "tokens": format_tokens(trainer["tokens"]),
-        "learning-rate phase": trainer["phase"] or "-",
-        "training loss": "-" if trainer["loss"] is None else f"{trainer['loss']:.4f}",
+        "trainer": ", ".join(filter(None, (trainer.in_words, trainer.origin_in_words))),
+        "step": f"{status.step:,}",
+        "tokens": format_tokens(status.tokens),
+        "learning-rate phase": status.phase or "-",
+        "training loss": "-" if status.loss is None else f"{status.loss:.4f}",
         "MLflow": f"{waiting} entries wait" if waiting else "all told",
     }
 
 
-def _figures(report: Json) -> Iterator[tuple[str, str]]:
+def _figures(report: Report) -> Iterator[tuple[str, str]]:
     """What each picture shows, and the SVG in base64."""
     from .figures import draw_epochs
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figure.svg"
-        if report["segments"]:
+        if report.segments:
             what = "benchmarks in bits per byte, and the mixture, by tokens"
             yield what, _base64(draw_run(report, file))
-        if len(report["drawn"]) > 1:
-            draw_epochs(report["drawn"], file, report["budget"], report["max_epochs"])
+        if len(report.drawn) > 1:
+            cap = report.standing.max_epochs
+            draw_epochs(report.drawn, file, report.status.budget, cap)
             yield "epochs of every source by tokens, and the cap", _base64(file)
 
 
@@ -103,17 +138,17 @@ def _base64(file: Path) -> str:
     return base64.b64encode(file.read_bytes()).decode("ascii")
 
 
-def draw_run(report: Json, out: Path) -> Path:
+def draw_run(report: Report, out: Path) -> Path:
     """The run's picture, PNG or SVG by ``out``'s suffix; it needs a segment to draw."""
     from .figures import draw
 
     return draw(
-        report["decisions"],
-        report["evaluations"],
-        report["segments"],
+        report.decisions,
+        report.evaluations,
+        report.segments,
         out,
-        title=report["run"],
-        budget=report["budget"],
+        title=report.status.run,
+        budget=report.status.budget,
     )
 
 

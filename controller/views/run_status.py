@@ -12,11 +12,6 @@ from mixloop.controller.journal import CheckpointState, Journal, queries, unread
 from .run_standing import RunStanding, run_standing, scores_of
 
 
-def status(paths: RunPaths, journal: Journal | None) -> Json:
-    """How a run stands, as ``mixloop status --json`` prints it."""
-    return status_json(look(paths, journal))
-
-
 def look(paths: RunPaths, journal: Journal | None) -> RunStanding:
     """How a run stands, by one look, with the newest scores."""
     newest = queries.scored(journal, newest=1) if journal is not None else ()

@@ -14,14 +14,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import TCPServer
 from typing import Any
 
 from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths
-from mixloop.controller.journal import Journal, queries
+from mixloop.controller.journal import JournalError
 from mixloop.controller.views import Watcher
 
 from .timings import Timings
@@ -66,7 +65,6 @@ class MetricsServer:
         timings: Timings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._paths = paths
         self._timings = timings
         self._clock = clock
         self._watcher = Watcher(paths, clock)
@@ -109,10 +107,9 @@ class MetricsServer:
         from .prometheus import RunMetrics
 
         look = self._watcher.look()
-        with closing(Journal(self._paths.journal, read_only=True)) as journal:
-            verdicts = queries.decision_counts(journal)
-            states = queries.evaluation_counts(journal)
-        return generate_latest(RunMetrics(look, verdicts, states, self._timings))
+        if look.trouble or look.standing.controller is None:  # half of the metrics would be missing
+            raise JournalError(look.trouble or "there is no journal")
+        return generate_latest(RunMetrics(look.standing, self._timings))
 
     def refresh(self) -> None:
         """Look at the heartbeat now and then, so that its silence is known when somebody asks."""

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from mixloop.common.text import clean
-from mixloop.common.types import Json
-from mixloop.controller.views import RunSnapshot
+from mixloop.controller.core import heartbeat
+from mixloop.controller.views import CheckpointScores, RunStanding
 
 from .timings import BUCKETS, Timings
 
@@ -61,7 +61,6 @@ METRICS: dict[str, tuple[str, ...]] = {
     "outbox_sent_total": ("Entries that MLflow has got.",),
     "tracker_failing": ("1 while the last attempt to reach MLflow failed.",),
 }
-STATES = ("never started", "alive", "stalled", "stopped", "finished", "unknown")
 UNREADABLE = ("status.json", "schedule.jsonl", "holds.json", "checkpoint")
 
 
@@ -70,27 +69,18 @@ class RunMetrics(Collector):
     """The metrics of a run, for the client library's exposition.
 
     Attributes:
-        look: the run now.
-        verdicts: decisions so far, by verdict.
-        evaluations: evaluations so far, by state.
+        run: how it stands.
         timings: how long the controller's looks take.
     """
 
-    look: RunSnapshot
-    verdicts: Mapping[str, int]
-    evaluations: Mapping[str, int]
+    run: RunStanding
     timings: Timings
 
     def collect(self) -> Iterator[Metric]:
         """Every metric of which something is known."""
-        values = {
-            **_trainer(self.look.overview["trainer"]),
-            **_sources(self.look),
-            **_scores(self.look.scores),
-            **_controller(self.look),
-            "decisions_total": self.verdicts,
-            "evaluations_total": self.evaluations,
-        }
+        values = {**_trainer(self.run), **_sources(self.run), **_rest(self.run)}
+        if self.run.scores:
+            values |= _scores(self.run.scores[-1])
         for name, (about, *labels) in METRICS.items():
             family = metric(name, about, labels, values.get(name))
             if family.samples:
@@ -114,75 +104,80 @@ def metric(name: str, about: str, labels: Sequence[str], values: Values) -> Metr
     return family
 
 
-def _trainer(trainer: Json) -> dict[str, Values]:
-    state, health = trainer["state"], trainer.get("health") or {}
-    return {
+def _trainer(run: RunStanding) -> dict[str, Values]:
+    state, status = run.trainer.state, run.status
+    values: dict[str, Values] = {
         "trainer_alive": None if state == "unknown" else state == "alive",
-        "trainer_state": {name: name == state for name in STATES},
-        "heartbeat_silent_seconds": trainer.get("silent"),
-        "trainer_incarnation": trainer.get("incarnation"),
-        "step": trainer["step"],
-        "tokens_total": trainer["tokens"],
-        "budget_tokens": trainer.get("budget"),
-        "tokens_per_second": trainer.get("tokens_per_second"),
-        "loss": trainer.get("loss"),
-        "learning_rate": trainer.get("lr"),
-        "nan_steps_total": health.get("nan_steps"),
-        "loss_spikes_total": health.get("spikes"),
+        "trainer_state": {name: name == state for name in get_args(heartbeat.State)},
+        "heartbeat_silent_seconds": run.trainer.silent,
     }
+    if status is not None:
+        values |= {
+            "trainer_incarnation": status.incarnation,
+            "step": status.step,
+            "tokens_total": status.tokens,
+            "budget_tokens": status.budget,
+            "tokens_per_second": status.tokens_per_second,
+            "loss": status.loss,
+            "learning_rate": status.lr,
+        }
+        if status.health is not None:
+            values["nan_steps_total"] = status.health.nan_steps
+            values["loss_spikes_total"] = status.health.spikes
+    return values
 
 
-def _sources(look: RunSnapshot) -> dict[str, Values]:
-    orders = {kind: order for kind, order in look.overview["mixture"].items() if order}
-    ledger = look.overview["ledger"]
-    weights = {
-        (name, kind): weight
-        for kind, order in orders.items()
-        for name, weight in order["weights"].items()
-    }
+def _sources(run: RunStanding) -> dict[str, Values]:
+    orders = {"asked": run.asked, "applied": run.status.in_force if run.status else None}
+    sources = run.sources
     return {
-        "weight": weights,
-        "generation": {kind: order["generation"] for kind, order in orders.items()},
-        "source_tokens_total": {name: entry["tokens"] for name, entry in ledger.items()},
-        "source_unique_tokens": {name: entry["unique_tokens"] for name, entry in ledger.items()},
-        "source_epochs": {name: entry["epochs"] for name, entry in ledger.items()},
-        "source_epochs_cap": dict.fromkeys(ledger, look.params.get("max_epochs")),
-        "source_loss": {name: entry.get("loss") for name, entry in ledger.items()},
+        "weight": {
+            (name, kind): weight
+            for kind, order in orders.items()
+            if order is not None
+            for name, weight in order.weights.items()
+        },
+        "generation": {
+            kind: order.generation for kind, order in orders.items() if order is not None
+        },
+        "source_tokens_total": {source.name: source.tokens for source in sources},
+        "source_unique_tokens": {source.name: source.unique_tokens for source in sources},
+        "source_epochs": {source.name: source.epochs for source in sources},
+        "source_epochs_cap": {source.name: run.max_epochs for source in sources},
+        "source_loss": {source.name: source.loss for source in sources},
     }
 
 
-def _scores(scorecards: Sequence[Json]) -> dict[str, Values]:
-    if not scorecards:
-        return {}
-    newest = scorecards[-1]
+def _scores(newest: CheckpointScores) -> dict[str, Values]:
     scores = {
         (name, metric): score
-        for name, benchmark in newest["benchmarks"].items()
-        for metric, score in (benchmark["metrics"] or {}).items()
+        for name, benchmark in newest.benchmarks.items()
+        for metric, score in benchmark.metrics.items()
     }
     return {
-        "benchmark": {labels: score["value"] for labels, score in scores.items()},
-        "benchmark_standard_error": {labels: score["stderr"] for labels, score in scores.items()},
+        "benchmark": {labels: score.value for labels, score in scores.items()},
+        "benchmark_standard_error": {labels: score.stderr for labels, score in scores.items()},
         "benchmark_missing": {
-            name: benchmark["status"] != "ok" for name, benchmark in newest["benchmarks"].items()
+            name: benchmark.status != "ok" for name, benchmark in newest.benchmarks.items()
         },
-        "scored_tokens": newest["tokens"],
+        "scored_tokens": newest.tokens,
     }
 
 
-def _controller(look: RunSnapshot) -> dict[str, Values]:
-    run = look.overview
+def _rest(run: RunStanding) -> dict[str, Values]:
     unreadable = dict.fromkeys(UNREADABLE, 0)
-    for file in run["unreadable"]:  # by kind: thousands of checkpoints make no thousands of series
-        unreadable[file["file"] if file["file"] in unreadable else "checkpoint"] += 1
+    for file in run.unreadable:  # by kind: thousands of checkpoints make no thousands of series
+        unreadable[file.file if file.file in unreadable else "checkpoint"] += 1
     return {
-        "run_info": {str(run["run"] or ""): 1},
-        "checkpoints_waiting": look.waiting,
+        "run_info": {run.run or "": 1},
+        "decisions_total": run.verdicts,
+        "evaluations_total": run.evaluations,
+        "checkpoints_waiting": run.waiting,
         "unreadable_files": unreadable,
-        "paused": run["operators"]["paused"],
-        "approvals_waiting": len(run["operators"]["awaiting"]),
-        "orders_pending": len(run["pending"]["orders"]),
-        "outbox_rows": run["tracking"]["waiting"],
-        "outbox_sent_total": run["tracking"]["sent"],
-        "tracker_failing": run["tracking"]["last_error"] is not None,
+        "paused": run.operators.paused,
+        "approvals_waiting": len(run.operators.awaiting),
+        "orders_pending": len(run.orders),
+        "outbox_rows": run.tracking.waiting,
+        "outbox_sent_total": run.tracking.sent,
+        "tracker_failing": run.tracking.last_error is not None,
     }

@@ -222,7 +222,7 @@ def report(directory: Path, name: str, budget: int) -> None:
     from mixloop.controller import views
 
     paths, journal = _open(directory, name)
-    _report_scores(views.status(paths, journal))
+    _report_scores(views.status_json(views.look(paths, journal)))
     _report_interventions(views.history(journal))
     say("")
     picture = draw_run(directory, name, budget)

@@ -163,5 +163,8 @@ def test_a_change_is_journaled_once_and_shown(tmp_path: Path):
     changes = queries.events(journal, "steering")
     assert [event.detail["step"] for event in changes] == [10, 50]
     assert steering_at(changes, 49)["gsm8k"]["metric"] == "bits_per_byte"
-    assert wording.steering(steering_at(changes, 50)) == "gsm8k by exact_match since step 50"
+    assert (
+        wording.steering({n: Steering(**s) for n, s in steering_at(changes, 50).items()})
+        == "gsm8k by exact_match since step 50"
+    )
     journal.close()

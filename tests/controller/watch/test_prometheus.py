@@ -132,8 +132,8 @@ def test_names_from_data_are_escaped_and_what_is_unknown_is_absent() -> None:
 def test_a_run_that_was_never_started_has_its_metrics_too(tmp_path: Path) -> None:
     from mixloop.contract import RunPaths
 
-    look = Watcher(RunPaths(tmp_path), time.monotonic).look()
-    found = parse(generate_latest(RunMetrics(look, {}, {}, Timings())).decode())
+    run = Watcher(RunPaths(tmp_path), time.monotonic).look().standing
+    found = parse(generate_latest(RunMetrics(run, Timings())).decode())
     assert found["mixloop_trainer_alive", ()] == 0
     assert found["mixloop_trainer_state", (("state", "never started"),)] == 1
     assert ("mixloop_tokens_total", ()) not in found
