@@ -32,8 +32,7 @@ def report_parts(report: Report) -> Iterator[Table | str]:
             f"derived again bit for bit; {trace.steps:,} steps recorded by all ranks, "
             f"{trace.gaps:,} missing between"
         )
-    for note in report.notes:
-        yield views.cell(note)
+    yield from map(views.cell, report.notes)
     yield from (f"FINDING {_finding(finding)}" for finding in report.findings[:MAX_ROWS])
     if len(report.findings) > MAX_ROWS:
         yield f"… {len(report.findings) - MAX_ROWS} more findings (--json has all)"
@@ -46,46 +45,32 @@ def report_parts(report: Report) -> Iterator[Table | str]:
 
 
 def _finding(finding: Finding) -> str:
-    place = [views.cell(finding.where)]
-    if finding.line is not None:
-        place.append(f"line {finding.line}")
-    if finding.step is not None:
-        place.append(f"step {finding.step}")
-    if finding.sample is not None:
-        place.append(f"sample {finding.sample}")
-    return f"{', '.join(place)}: {views.cell(finding.detail)}"
+    places = {"line": finding.line, "step": finding.step, "sample": finding.sample}
+    numbers = [f"{what} {number}" for what, number in places.items() if number is not None]
+    return views.cell(f"{', '.join([finding.where, *numbers])}: {finding.detail}")
 
 
 def _sources(report: Report) -> Table:
-    title = f"Run {clean(report.run or '(unnamed)')}, seed {report.seed}"
-    table = views.table(title, ("source", "samples", "drawn", "tokens", "epochs", "store"))
-    for name, source in report.sources.items():
-        table.add_row(
-            views.cell(name),
-            f"{source.samples:,}",
-            f"{source.drawn:,}",
-            tokens(source.tokens),
-            f"{source.epochs:.4f}",
-            views.cell(source.store),
-        )
-    return table
+    return views.table(
+        f"Run {clean(report.run or '(unnamed)')}, seed {report.seed}",
+        ("source", "samples", "drawn", "tokens", "epochs", "store"),
+        (
+            (name, f"{s.samples:,}", f"{s.drawn:,}", tokens(s.tokens), f"{s.epochs:.4f}", s.store)
+            for name, s in report.sources.items()
+        ),
+    )
 
 
 def _segments(report: Report) -> Iterator[Table | str]:
+    segments, half = report.segments, MAX_ROWS // 2
     columns = ("from step", "sample", "samples", "generation", "fence", "by", "mixture", "worst")
-    table = views.table("Segments: realised shares", columns)
-    segments = report.segments
-    half = MAX_ROWS // 2
-    crowded = len(segments) > MAX_ROWS
-    before: dict[str, float] = {}
-    for number, segment in enumerate(segments):
-        weights = {name: share.weight for name, share in segment.shares.items()}
-        if not crowded or number < half or number >= len(segments) - half:
-            _add_segment(table, segment, before, weights)
-        before = weights
-    yield table
-    if crowded:
-        yield f"… {len(segments) - 2 * half} segments between (--json has all)"
+    rows = list(map(_segment_row, (None, *segments), segments))
+    hidden = len(rows) - 2 * half
+    if len(rows) > MAX_ROWS:
+        rows[half:-half] = []
+    yield views.table("Segments: realised shares", columns, rows)
+    if len(segments) > MAX_ROWS:
+        yield f"… {hidden} segments between (--json has all)"
     exact = sum(segment.exact for segment in segments)
     worst = max((abs(segment.worst[1]) for segment in segments), default=0.0)
     yield (
@@ -95,54 +80,46 @@ def _segments(report: Report) -> Iterator[Table | str]:
     )
 
 
-def _add_segment(
-    table: Table, segment: SegmentFacts, before: dict[str, float], weights: dict[str, float]
-) -> None:
+def _segment_row(before: SegmentFacts | None, segment: SegmentFacts) -> tuple[object, ...]:
+    weights = {name: share.weight for name, share in segment.shares.items()}
+    mixture = core.mixture(weights)
+    if before is not None:
+        mixture = core.moves({n: share.weight for n, share in before.shares.items()}, weights)
     name, off = segment.worst
-    table.add_row(
-        f"{segment.step:,}",
-        f"{segment.sample:,}",
-        f"{segment.samples:,}",
-        str(segment.generation),
-        str(segment.fence),
-        str(segment.incarnation),
-        views.cell(core.moves(before, weights) if before else core.mixture(weights)),
-        views.cell(f"{name} {off:+.3f}{'' if segment.exact else ' (waited)'}"),
+    return (
+        *(f"{segment.step:,}", f"{segment.sample:,}", f"{segment.samples:,}"),
+        *(segment.generation, segment.fence, segment.incarnation, mixture),
+        f"{name} {off:+.3f}{'' if segment.exact else ' (waited)'}",
     )
 
 
 def _incarnations(report: Report) -> Table:
     columns = ("incarnation", "from", "step", "sample", "until sample", "ranks", "quantum")
-    table = views.table("Trainer incarnations", columns)
-    for start in report.incarnations[-MAX_ROWS:]:
-        until = "left" if start.left else "-" if start.until is None else f"{start.until:,}"
-        table.add_row(
+    rows = (
+        (
             f"{start.incarnation}{' (rewind)' if start.rewind else ''}",
-            views.cell(start.parent or "scratch"),
-            f"{start.step:,}",
-            f"{start.sample:,}",
-            until,
+            start.parent or "scratch",
+            *(f"{start.step:,}", f"{start.sample:,}"),
+            "left" if start.left else "-" if start.until is None else f"{start.until:,}",
             f"{start.world} x {start.micro_batch} x {start.accumulation}",
             " → ".join(f"{size:,}" for _, size in start.stages),
         )
-    return table
+        for start in report.incarnations[-MAX_ROWS:]
+    )
+    return views.table("Trainer incarnations", columns, rows)
 
 
 def _ledgers(report: Report) -> Iterator[Table | str]:
     columns = ("ledger", "step", "sample", "tokens", "generation", "by", "agrees")
-    table = views.table("Ledgers", columns)
-    for ledger in report.ledgers[-MAX_ROWS:]:
-        agrees = "yes" if ledger.agrees else "NO"
-        table.add_row(
-            views.cell(ledger.where),
-            f"{ledger.step:,}",
-            f"{ledger.sample:,}",
-            tokens(ledger.tokens),
-            str(ledger.generation),
-            str(ledger.incarnation),
-            agrees if ledger.surviving else f"{agrees} (course left)",
+    rows = (
+        (
+            *(ledger.where, f"{ledger.step:,}", f"{ledger.sample:,}", tokens(ledger.tokens)),
+            *(ledger.generation, ledger.incarnation),
+            f"{'yes' if ledger.agrees else 'NO'}{'' if ledger.surviving else ' (course left)'}",
         )
-    yield table
+        for ledger in report.ledgers[-MAX_ROWS:]
+    )
+    yield views.table("Ledgers", columns, rows)
     if len(report.ledgers) > MAX_ROWS:
         yield f"… {len(report.ledgers) - MAX_ROWS} ledgers before (--json has all)"
 
@@ -155,20 +132,15 @@ def step_tables(facts: Json) -> Iterator[Table | str]:
             f"{facts['generation']}, incarnation {facts['incarnation']}"
         )
         columns = ["micro", "row", "sample", "source", "index", "epoch", "draw", "first token"]
-        with_text = any("text" in row for row in rank["rows"])
-        table = views.table(title, [*columns, "text"] if with_text else columns)
-        for row in rank["rows"]:
-            table.add_row(
-                str(row["micro"]),
-                str(row["row"]),
-                f"{row['sample']:,}",
-                views.cell(row["source"]),
-                f"{row['index']:,}",
-                str(row["epoch"]),
-                f"{row['draw']:,}",
-                f"{row['token']:,}",
-                *([views.cell(row["text"][:MAX_TEXT])] if with_text else ()),
+        rows = (
+            (
+                *(row["micro"], row["row"], f"{row['sample']:,}", row["source"]),
+                *(f"{row['index']:,}", row["epoch"], f"{row['draw']:,}", f"{row['token']:,}"),
+                *([row["text"][:MAX_TEXT]] if "text" in row else ()),
             )
-        yield table
+            for row in rank["rows"]
+        )
+        with_text = any("text" in row for row in rank["rows"])
+        yield views.table(title, [*columns, "text"] if with_text else columns, rows)
         if "sha256" in rank:
             yield f"sha256 of its token ids: {rank['sha256']}"

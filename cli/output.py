@@ -75,18 +75,17 @@ def progress_bar(title: str) -> Iterator[Show]:
 def history_table(entries: Sequence[Json]) -> Table:
     """The history as a table."""
     columns = ("id", "step", "tokens", "verdict", "policy", "what changed", "why", "applied")
-    shown = table("History", columns)
-    for entry in entries:
-        shown.add_row(
-            cell(entry["id"]),
-            cell(entry["step"]),
-            tokens(entry["tokens"]),
-            cell(core.verdict(entry)),
-            cell(entry["policy"]),
-            cell(core.moves(entry["weights_before"], entry["weights_after"])),
-            cell(_why(entry)),
-            "-" if entry["applied_step"] is None else cell(f"step {entry['applied_step']}"),
+    rows = (
+        (
+            *(entry["id"], entry["step"], tokens(entry["tokens"])),
+            *(core.verdict(entry), entry["policy"]),
+            core.moves(entry["weights_before"], entry["weights_after"]),
+            _why(entry),
+            "-" if entry["applied_step"] is None else f"step {entry['applied_step']}",
         )
+        for entry in entries
+    )
+    shown = table("History", columns, rows)
     newest = _steering(entries[-1]) if entries else {}
     headlines = {name: metric for name, metric in newest.items() if metric.since is not None}
     shown.caption = cell(f"Steered: {core.steering(headlines)}") if headlines else None

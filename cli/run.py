@@ -59,17 +59,15 @@ def check(
         print_json(report)
         return
     console = views.console()
-    columns = ("source", "format", "weight", "unique", "epochs at the end")
-    sources = views.table(f"Run {report['run']}", columns)
-    for name, source in report["sources"].items():
-        sources.add_row(
-            views.cell(name),
-            source["format"],
-            f"{source['weight']:.4f}",
-            tokens(source["unique_tokens"]),
+    rows = (
+        (
+            *(name, source["format"], f"{source['weight']:.4f}", tokens(source["unique_tokens"])),
             f"{source['projected_epochs']:.2f}",
         )
-    console.print(sources)
+        for name, source in report["sources"].items()
+    )
+    columns = ("source", "format", "weight", "unique", "epochs at the end")
+    console.print(views.table(f"Run {report['run']}", columns, rows))
     if report["evals_plan"] is not None:
         console.print(views.plan_table(report["evals_plan"]))
     for line in report["notes"]:

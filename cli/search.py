@@ -145,17 +145,14 @@ def _print_plan(facts: Json) -> None:
     from mixloop.tools.search import eta
 
     columns = ("source", "unique", "subsample", "epochs in the run", "in a proxy", "greatest share")
-    table = views.table(f"Search in {clean(facts['folder'])}", columns)
-    for name, source in facts["sources"].items():
-        table.add_row(
-            views.cell(name),
-            tokens(source["unique_tokens"]),
-            tokens(source["subsample"]),
-            f"{source['epochs']:.2f}",
-            f"{source['proxy_epochs']:.2f}",
-            f"{source['most']:.3f}",
+    rows = (
+        (
+            *(name, tokens(source["unique_tokens"]), tokens(source["subsample"])),
+            *(f"{source['epochs']:.2f}", f"{source['proxy_epochs']:.2f}", f"{source['most']:.3f}"),
         )
-    views.console().print(table)
+        for name, source in facts["sources"].items()
+    )
+    views.console().print(views.table(f"Search in {clean(facts['folder'])}", columns, rows))
     kind = f"anneals from {facts['from']}" if facts["from"] else "proxies from scratch"
     cost = facts["training_tokens"]
     typer.echo(
@@ -172,11 +169,10 @@ def _print_plan(facts: Json) -> None:
 
 
 def _print_prior(prior: Json, file: Path) -> None:
-    table = views.table("Best mixture, by posterior mean", ("source", "share", "±", "before"))
-    for name, weight in prior["best"].items():
-        spread, before = prior["uncertainty"][name], prior["start"][name]
-        table.add_row(views.cell(name), f"{weight:.4f}", f"{spread:.4f}", f"{before:.4f}")
-    views.console().print(table)
+    columns = ("best", "uncertainty", "start")
+    rows = ([name, *(f"{prior[key][name]:.4f}" for key in columns)] for name in prior["best"])
+    title = "Best mixture, by posterior mean"
+    views.console().print(views.table(title, ("source", "share", "±", "before"), rows))
     gain = prior["gain"]
     typer.echo(
         f"{prior['verdict']}: {gain['value']:+.4f} ± {gain['stderr']:.4f} bits per byte better "
