@@ -96,7 +96,7 @@ def run(path: RunFile, rewind: Rewind = False, metrics_port: MetricsPort = None)
     """Train and control, as two processes."""
     from mixloop.controller.service import run_both
 
-    raise SystemExit(run_both(path, rewind=rewind, metrics_port=metrics_port))
+    raise SystemExit(run_both(path, typer.echo, rewind=rewind, metrics_port=metrics_port))
 
 
 def fork(
