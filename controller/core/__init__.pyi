@@ -72,8 +72,6 @@ from .wording import assessment as assessment
 from .wording import evidence_lines as evidence_lines
 from .wording import mixture as mixture
 from .wording import moves as moves
-from .wording import origin as origin
 from .wording import outcome_lines as outcome_lines
 from .wording import steering as steering
-from .wording import trainer_in_words as trainer_in_words
 from .wording import verdict as verdict

@@ -6,9 +6,10 @@ is wrong. Pages are checked by SQLite itself (``PRAGMA integrity_check``).
 
 from __future__ import annotations
 
-import reprlib
 import sqlite3
 from collections.abc import Iterable
+
+from mixloop.common.errors import shown
 
 from .packing import unpack
 from .row_reading import JSON_COLUMNS
@@ -17,9 +18,6 @@ LISTS = frozenset({"plan", "guards"})
 SHARES = frozenset(
     {"weights", "weights_before", "weights_proposed", "weights_after", "drawn", "losses"}
 )
-
-_SHOWN = reprlib.Repr()
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
 
 def wrong_value(db: sqlite3.Connection, tables: Iterable[str]) -> str | None:
@@ -40,8 +38,8 @@ def wrong_value(db: sqlite3.Connection, tables: Iterable[str]) -> str | None:
                     continue
                 wanted = _wrong_json(name, value) if name in JSON_COLUMNS else _wrong(kind, value)
                 if wanted is not None:
-                    shown = ascii(_SHOWN.repr(value))[1:-1]
-                    return f"{table}, row {row[0]}: {name} is {shown}: must be {wanted}"
+                    text = ascii(shown(value))[1:-1]
+                    return f"{table}, row {row[0]}: {name} is {text}: must be {wanted}"
     return None
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixloop.common.json_records import Problem
-from mixloop.contract import RunPaths, find_holds, find_manifest, find_schedule, find_status
-from mixloop.trainer.loader import SAVED_FILE, find_saved_manifest
+from mixloop.contract import RunPaths, read_holds, read_manifest, read_status, schedule_of
+from mixloop.trainer.loader import SAVED_FILE, read_saved_manifest
 
 from . import queries
 from .journal import Journal
@@ -154,15 +154,15 @@ def report_line(report: Report, folder: Path) -> str:
 def problems(paths: RunPaths, journal: Journal | None) -> dict[Path, Problem]:
     """What can't be read now: status, schedule, holds, and the manifests the controller told of."""
     results = {
-        paths.status: find_status(paths.status).problem,
-        paths.schedule: find_schedule(paths.schedule).problem,
-        paths.holds: find_holds(paths.holds).problem,
+        paths.status: read_status(paths.status).problem,
+        paths.schedule: schedule_of(paths.schedule).problem,
+        paths.holds: read_holds(paths.holds).problem,
     }
     for name in queries.unreadable_names(journal) if journal is not None else ():
         path = paths.dir / name
         if path not in results:
-            find = find_saved_manifest if path.name == SAVED_FILE else find_manifest
-            results[path] = find(path.parent).problem
+            read = read_saved_manifest if path.name == SAVED_FILE else read_manifest
+            results[path] = read(path.parent).problem
     return {path: problem for path, problem in results.items() if problem is not None}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
-from mixloop.contract import SCALE, RunPaths, decision_id, schedule_of
+from mixloop.contract import SCALE, RunPaths, Schedule, decision_id, schedule_of
 from mixloop.controller.core import DecisionRow, EventRow, OrderRow
 from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import Journal, queries
@@ -100,7 +100,7 @@ def segments(paths: RunPaths, sequence_length: int) -> list[Json]:
             "generation": segment.generation,
             "weights": {name: units / SCALE for name, units in segment.weights.items()},
         }
-        for segment in schedule_of(paths).segments
+        for segment in (schedule_of(paths.schedule).value or Schedule()).segments
     ]
 
 

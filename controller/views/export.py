@@ -36,7 +36,7 @@ def export_run(target: Path, scale: str | None = None) -> Json:
         schedule = read_schedule(paths.schedule)
     except (ScheduleError, OSError) as error:
         raise BadInput(str(error)) from None
-    opened, status = schedule.latest_open, read_status(paths.status)
+    opened, status = schedule.latest_open, read_status(paths.status).value
     if opened is None or status is None or not schedule.segments:
         raise BadInput(f"{target}: no trainer has run here, so there is no schedule to export")
     reached = [segment for segment in schedule.segments if segment.sample <= status.sample]

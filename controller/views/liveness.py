@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from mixloop.common.text import clean, duration
 from mixloop.common.types import Json
-from mixloop.contract import RunPaths, Status, schedule_of
+from mixloop.contract import RunPaths, Schedule, Status, schedule_of
 from mixloop.controller.core import find_rewinds, heartbeat
 from mixloop.controller.journal import Journal, queries
 
@@ -22,6 +23,13 @@ class Origin:
     how: Literal["forked", "rewound", "resumed"]
     step: int
     run: str | None = None
+
+    def in_words(self, incarnation: int) -> str:
+        """``incarnation 2, rewound to step 400``."""
+        if self.how == "forked":
+            return f"forked from {clean(self.run)} at step {self.step}"
+        at = "to" if self.how == "rewound" else "at"
+        return f"incarnation {incarnation}, {self.how} {at} step {self.step}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,24 @@ class TrainerStanding:
     alive: bool | None
     silent: float | None
     origin: Origin | None
+
+    @property
+    def in_words(self) -> str:
+        """``stalled: no heartbeat for 3m``."""
+        if self.state == "stalled" and self.silent is not None:
+            return f"stalled: no heartbeat for {duration(self.silent)}"
+        if self.state != "unknown":
+            return self.state
+        if self.status is None:
+            return "not known: its heartbeat can't be read"
+        return "on another machine, and no controller watches its heartbeat"
+
+    @property
+    def origin_in_words(self) -> str:
+        """Where its incarnation began; empty for a trainer's first."""
+        if self.origin is None or self.status is None:
+            return ""
+        return self.origin.in_words(self.status.incarnation)
 
     def to_json(self) -> Json:
         """As ``mixloop status --json`` has it: the heartbeat without mixtures and sources."""
@@ -133,7 +159,7 @@ def _silence(status: Status | None, journal: Journal | None) -> tuple[float | No
 
 
 def _origin(paths: RunPaths, status: Status | None) -> Origin | None:
-    schedule = schedule_of(paths)
+    schedule = schedule_of(paths.schedule).value or Schedule()
     opened = schedule.latest_open
     if status is None or opened is None or opened.incarnation != status.incarnation:
         return None

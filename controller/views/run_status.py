@@ -17,7 +17,7 @@ def look(paths: RunPaths, journal: Journal | None) -> RunStanding:
     return run_standing(
         paths,
         journal,
-        read_status(paths.status),
+        read_status(paths.status).value,
         unreadable=unreadable_files.find_unreadable(paths, journal),
         scores=[scores_of(row) for row in newest],
     )

@@ -139,15 +139,8 @@ def _reuse_generation() -> list[Change]:
 
 @contextlib.contextmanager
 def _unfenced(self: journal.Journal) -> Iterator[sqlite3.Connection]:
-    seal = self._watch()
-    self._db.execute("BEGIN IMMEDIATE")
-    try:
-        seal.begin(self._db.execute("SELECT seal FROM lease").fetchone()[0])
+    with self._writing():
         yield self._db
-        self._commit(seal)
-    except BaseException:
-        self._roll_back()
-        raise
 
 
 def _no_fence_check() -> list[Change]:
@@ -248,21 +241,30 @@ def _acknowledges_the_last() -> list[Change]:
 
 
 def _half_transactions() -> list[Change]:
-    def roll_back(self: journal.Journal) -> None:
-        if self._db.in_transaction:
-            self._commit(self._watch())
+    real = journal.Journal._writing
 
-    return [(journal.Journal, "_roll_back", roll_back)]
+    @contextlib.contextmanager
+    def writing(self: journal.Journal) -> Iterator[int | None]:
+        failure: BaseException | None = None
+        with real(self) as fence:
+            try:
+                yield fence
+            except BaseException as error:
+                failure = error  # and what was done so far is committed
+        if failure is not None:
+            raise failure
+
+    return [(journal.Journal, "_writing", writing)]
 
 
 def _forgets_pause() -> list[Change]:
-    real = records.keep
+    real = records.set_meta
 
-    def keep(tx: Any, key: str, value: object) -> None:
+    def set_meta(tx: Any, key: str, value: object) -> None:
         if key != "paused" or value is not False:
             real(tx, key, value)
 
-    return [(records, "keep", keep)]
+    return [(records, "set_meta", set_meta)]
 
 
 def _takes_twice() -> list[Change]:

@@ -63,7 +63,7 @@ def test_paused_runs_score_and_decide_nothing(play: Any) -> None:
     scored = run.journal.value("SELECT COUNT(*) FROM evaluations WHERE state = 'scored'")
     assert scored == 2
     assert run.history() == []
-    assert views.status(run.paths, run.journal)["operators"]["paused"] is True
+    assert views.status_json(views.look(run.paths, run.journal))["operators"]["paused"] is True
     run.tell("resume")
     run.settle()
     assert [e["step"] for e in run.history()] == [40], "the newest is decided on, and it alone"
@@ -82,7 +82,7 @@ def test_pinned_sources_keep_their_share_whatever_the_policy_wants(play: Any) ->
     assert "pinned" in run.answer()["answer"]["text"]
     run.tell("unpin", "maths")
     assert run.answer()["state"] == "done"
-    assert views.status(run.paths, run.journal)["operators"]["pins"] == {}
+    assert views.status_json(views.look(run.paths, run.journal))["operators"]["pins"] == {}
 
 
 def test_a_large_change_waits_for_a_person(play: Any) -> None:
@@ -136,7 +136,7 @@ def test_rollback_restores_the_mixture_before_a_decision(play: Any) -> None:
     run.tell("rollback", changed["id"])
     run.train(4)
     assert run.in_force() == pytest.approx(changed["weights_before"], abs=1e-6)
-    ledger = views.status(run.paths, run.journal)["ledger"]
+    ledger = views.status_json(views.look(run.paths, run.journal))["ledger"]
     assert sum(one["tokens"] for one in ledger.values()) > 0
     run.tell("rollback", "d-000999")
     assert "no decision is called" in run.answer()["answer"]["text"]
