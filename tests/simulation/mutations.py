@@ -461,7 +461,7 @@ MUTATIONS = (
     Mutation(
         "old-approval",
         "an approval ignores against_generation",
-        62,
+        238,
         "approval-current",
         _approval_of_old,
     ),
