@@ -243,8 +243,13 @@ def _fields(
     reason: str,
     notes: list[Json],
 ) -> Json:
-    before = dict(scene.status.in_force.weights)
+    status = scene.status
+    before = dict(status.in_force.weights)
     return {
+        "asked_by": "operator",
+        "policy": "operator",
+        "step": status.step,
+        "tokens": status.tokens,
         "verdict": verdict,
         "reason": reason,
         "evidence": {},
@@ -253,7 +258,7 @@ def _fields(
         "weights_after": dict(after) if after is not None else before,
         "plan": [],
         "guards": notes,
-        "against_generation": scene.status.in_force.generation,
+        "against_generation": status.in_force.generation,
     }
 
 

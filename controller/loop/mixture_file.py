@@ -1,15 +1,163 @@
-"""What the trainer accepted from ``mixture.json`` so far."""
+"""``mixture.json`` as it lies there, and what the journal has asked for."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from mixloop.common.files import read_regular
+from mixloop.common.files import NotRegularError, read_regular
 from mixloop.common.json_records import Problem, problem_of
-from mixloop.contract import SegmentLine, decode_line, find_schedule
+from mixloop.contract import (
+    RunPaths,
+    SegmentLine,
+    Status,
+    decode_line,
+    find_schedule,
+    is_signed,
+)
+from mixloop.controller.config import RunConfig
+from mixloop.controller.core import FileState, remaining
+from mixloop.controller.journal import Journal, Row, pins
 
 LARGEST_SCHEDULE = 2**28  # bytes worth reading
+
+
+class MixtureFile:
+    """Reads the shared state file and the journal's orders.
+
+    Args:
+        paths: The run's.
+        journal: Its journal, claimed.
+        config: The run.
+        key: What orders are signed with; None: nothing.
+
+    Attributes:
+        accepted: What the trainer's schedule says it accepted.
+    """
+
+    def __init__(
+        self, paths: RunPaths, journal: Journal, config: RunConfig, key: bytes | None = None
+    ) -> None:
+        self._path = paths.mixture
+        self._journal = journal
+        self._config = config
+        self._key = key
+        self.accepted = AcceptedOrders(paths.schedule)
+
+    # -- the file ----------------------------------------------------------------------------
+
+    def look(self, status: Status | None, newest: Row | None) -> tuple[FileState, str]:
+        """The file beside the newest order, and what there is that this journal never published
+        (in the file, or followed by the trainer); empty for nothing."""
+        if followed := self._followed(status):
+            return FileState.FOREIGN, followed
+        state, foreign = self._held(newest)
+        if state is FileState.FOREIGN and newest is not None:
+            state = (
+                FileState.STALE
+            )  # the trainer did not take it: our order, as it was, is put back
+        return state, foreign
+
+    def _followed(self, status: Status | None) -> str:
+        """An order that the trainer follows and this journal never published."""
+        accepted = (status.accepted.fence, status.accepted.generation) if status else (0, 0)
+        fence, generation = accepted
+        if generation <= newest_generation(self._journal) and fence <= (self._journal.fence or 0):
+            return ""
+        return f"an order of generation {generation} under fence {fence}"
+
+    def _held(self, newest: Row | None) -> tuple[FileState, str]:
+        try:
+            data = read_regular(self._path).data
+        except (FileNotFoundError, NotRegularError):  # a link, a pipe: replaced by the rename
+            return FileState.ABSENT, ""
+        except OSError:  # unreadable now: no news
+            return FileState.CURRENT, ""
+        return self._compare(data, newest)
+
+    def _compare(self, data: bytes, newest: Row | None) -> tuple[FileState, str]:
+        try:
+            order = json.loads(data)
+            generation, fence = int(order["generation"]), int(order["fence"])
+            weights, decision = order["weights"], order["decision"]
+            if not 0 <= generation < 2**63:
+                raise ValueError("no generation")
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+            return FileState.FOREIGN, f"{len(data)} bytes that are no order"
+        row = self._journal.row("SELECT * FROM orders WHERE generation = ?", generation)
+        if row is None or row["weights"] != weights or row["decision"] != decision:
+            return FileState.FOREIGN, f"an order of generation {generation}"
+        ours = newest is not None and newest["generation"] == generation
+        recorded = newest is not None and newest["published_fence"] == self._journal.fence
+        signed = self._key is None or is_signed(self._key, order)
+        current = ours and recorded and signed and fence == self._journal.fence
+        return (FileState.CURRENT if current else FileState.STALE), ""
+
+    # -- orders ------------------------------------------------------------------------------
+
+    def next_generation(self, status: Status | None) -> int:
+        """Above every generation this journal or the trainer has seen."""
+        accepted = status.accepted.generation if status is not None else 0
+        return max(newest_generation(self._journal), accepted, self.accepted.now()[1]) + 1
+
+    def asked_mixture(
+        self, newest: Row | None, initial: Mapping[str, float], tokens: int
+    ) -> tuple[dict[str, float], list[list[Any]]]:
+        """The mixture last asked for and what is left of its plan; before any order the first."""
+        if newest is None:
+            return by_sources(initial, self._config), []
+        asked, left = remaining(newest["weights"], self.plan_of(newest), tokens)
+        plan = [[until, by_sources(weights, self._config)] for until, weights in left]
+        return by_sources(asked, self._config), plan
+
+    def plan_of(self, order: Row) -> list[tuple[int, dict[str, float]]]:
+        """What is left of an order's plan when it draws from sources that run.yaml no longer has:
+        the stretches up to the first that does."""
+        plan: list[tuple[int, dict[str, float]]] = []
+        for until, weights in order["plan"]:
+            if any(share for name, share in weights.items() if name not in self._config.sources):
+                break
+            plan.append((until, weights))
+        return plan
+
+
+def newest_order(journal: Journal) -> Row | None:
+    """The order last asked for that the trainer did not refuse."""
+    return journal.row(
+        "SELECT * FROM orders WHERE rejected IS NULL ORDER BY generation DESC LIMIT 1"
+    )
+
+
+def newest_generation(journal: Journal) -> int:
+    """The highest number that an order has, a refused one too; 0 before the first."""
+    return int(journal.value("SELECT MAX(generation) FROM orders") or 0)
+
+
+def last_applied_tokens(journal: Journal) -> int | None:
+    """Tokens at which the last intervention came into force, or None."""
+    tokens = journal.value("SELECT MAX(applied_tokens) FROM orders")
+    return None if tokens is None else int(tokens)
+
+
+def is_forced(journal: Journal, order: Row | None) -> bool:
+    """Whether an order is one that a person forced past the hard guards."""
+    if order is None:
+        return False
+    row = journal.row("SELECT evidence FROM decisions WHERE id = ?", order["decision"])
+    return row is not None and row["evidence"].get("forced") is True
+
+
+def pinned_shares(journal: Journal, config: RunConfig) -> dict[str, float]:
+    """Shares that operators hold fixed, of sources that the run still has."""
+    return {name: share for name, share in pins(journal).items() if name in config.sources}
+
+
+def by_sources(weights: Mapping[str, float], config: RunConfig) -> dict[str, float]:
+    """A mixture by run.yaml's sources; one that was retired has no share in it."""
+    return {name: weights.get(name, 0.0) for name in config.sources}
 
 
 class AcceptedOrders:
@@ -24,11 +172,11 @@ class AcceptedOrders:
         self._path = path
         self._read = 0
         self._digest = hashlib.sha256()
-        self._found = (0, 0)
+        self._highest = (0, 0)
         self.problem: Problem | None = None  # of the file, at the last look
 
     def now(self) -> tuple[int, int]:
-        """``(fence, generation)``; what was found last while the file can't be read."""
+        """``(fence, generation)``; those read last while the file can't be read."""
         self.problem = None
         try:
             data = read_regular(self._path, LARGEST_SCHEDULE).data
@@ -36,8 +184,7 @@ class AcceptedOrders:
                 self._start(data)
         except OSError as error:
             self.problem = problem_of(error)
-            return (0, 0) if not self._read else self._found
-        return self._found
+        return self._highest
 
     def _grow(self, data: bytes) -> bool:
         """Whether nothing but segments was appended since."""
@@ -51,21 +198,21 @@ class AcceptedOrders:
             lines = [decode_line(line) for line in new.splitlines()]
         except (ValueError, RecursionError):
             return False
-        if not all(isinstance(line, SegmentLine) for line in lines):
+        segments = [line for line in lines if isinstance(line, SegmentLine)]
+        if len(segments) < len(lines):
             return False
-        for line in lines:
-            if isinstance(line, SegmentLine):
-                fence, generation = self._found
-                self._found = max(fence, line.fence), max(generation, line.generation)
+        for line in segments:
+            fence, generation = self._highest
+            self._highest = max(fence, line.fence), max(generation, line.generation)
         self._read = end
         self._digest.update(new)
         return True
 
     def _start(self, data: bytes) -> None:
-        found = find_schedule(self._path)
-        self.problem = found.problem
-        if found.value is None:
+        result = find_schedule(self._path)
+        self.problem = result.problem
+        if result.value is None:
             return
-        self._found = found.value.accepted
+        self._highest = result.value.accepted
         self._read = data.rfind(b"\n") + 1
         self._digest = hashlib.sha256(data[: self._read])

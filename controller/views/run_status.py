@@ -329,7 +329,7 @@ def _silence(beat: Status | None, journal: Journal | None) -> tuple[float | None
     row = journal.row("SELECT value FROM meta WHERE key = 'pulse'") if journal is not None else None
     lease = controller(journal)
     if beat is None or row is None or lease is None or lease["alive"] is False:
-        return None, heartbeat.LEAST
+        return None, heartbeat.MIN_STALL_LIMIT
     known = json.loads(row["value"])
     same = (known["incarnation"], known["heartbeat"]) == (beat.incarnation, beat.heartbeat)
     return (known["silent"] if same else 0.0), known["limit"]

@@ -164,13 +164,13 @@ def _health(health: Json | None) -> str:
 
 def _controller(found: Json | None, silent: float | None, trainer: str) -> tuple[str, bool]:
     from mixloop.common.text import duration
-    from mixloop.controller.core import LEAST
+    from mixloop.controller.core import MIN_STALL_LIMIT
 
     if found is None:
         return "never started", False
     if found["alive"] is False:
         return "not running", trainer == "finished"
-    if silent is not None and silent > LEAST:
+    if silent is not None and silent > MIN_STALL_LIMIT:
         return f"no sign of it for {duration(silent)}", False
     return f"fence {found['fence']}", True
 

@@ -15,8 +15,8 @@ from mixloop.common import files
 from mixloop.contract import manifest, order_acceptance, requests, schedule, schedule_writer
 from mixloop.controller import report
 from mixloop.controller.journal import journal, records
-from mixloop.controller.loop import daemon, eval_planner
-from mixloop.controller.tracking import mlflow_sink
+from mixloop.controller.loop import daemon, eval_planner, policy_decisions, publishing, scoring
+from mixloop.controller.tracking import drain_child, mlflow_sink
 from mixloop.evals import scorecard
 from mixloop.trainer.run import order_inbox
 
@@ -101,11 +101,11 @@ def installed() -> Iterator[None]:
     memory = MemOs(lambda: sim().fs)
     MemPath.fs = staticmethod(lambda: sim().fs)  # type: ignore[assignment]
     changes: list[tuple[Any, str, Any]] = [
-        (daemon, "Child", Child),
-        (daemon, "Evaluator", Evaluator),
-        (daemon, "Path", MemPath),
+        *((module, "Child", Child) for module in (drain_child, policy_decisions)),
+        (scoring, "Evaluator", Evaluator),
+        (scoring, "Path", MemPath),
         (daemon, "take_lock", _lock),
-        (daemon, "write_order", lambda path, order, key=None: sim().publish(path, order)),
+        (publishing, "write_order", lambda path, order, key=None: sim().publish(path, order)),
         (mlflow_sink, "_span", tracker.span),
         (report, "write_artifacts", _report),
         (journal, "datetime", _Datetime),
@@ -120,6 +120,7 @@ def installed() -> Iterator[None]:
         (eval_planner, "shutil", SimpleNamespace(rmtree=lambda path, ignore_errors=False: None)),
         (order_inbox, "say", lambda *said: None),
         (scorecard, "os", memory),
+        (scorecard, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
         (schedule_writer, "fcntl", SimpleNamespace(flock=lambda *a: None, LOCK_EX=0, LOCK_NB=0)),
         (requests, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
         (requests, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1e9))),

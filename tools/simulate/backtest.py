@@ -174,7 +174,7 @@ def entry(one: Recorded, policy: Policy, config: RunConfig) -> Json:
         status=status_of(one.seen),
         last_intervention=one.last_intervention,
         generation=one.seen.generation + 1,
-        against=vetoes(one.seen, config.guards.significance),
+        vetoes=vetoes(one.seen, config.guards.significance),
     ).fields
     was = {key: one.row[key] for key in ("verdict", "reason", "weights_proposed", "weights_after")}
     would = {

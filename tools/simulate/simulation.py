@@ -270,7 +270,7 @@ def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) ->
         status=status_of(seen),
         last_intervention=run.last_intervention,
         generation=run.issued + 1,
-        against=vetoes(seen, run.config.guards.significance),
+        vetoes=vetoes(seen, run.config.guards.significance),
     )
     fields = made.fields
     if made.order is not None:
