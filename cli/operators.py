@@ -182,7 +182,7 @@ def _sources(target: Path) -> list[str]:
     from mixloop.controller.views import open_run
 
     paths, journal = open_run(target)
-    beat = read_status(paths.status)
+    beat = read_status(paths.status).value
     if beat is not None:
         return list(beat.sources)
     first = journal.value("SELECT value FROM meta WHERE key = 'initial'") if journal else None
@@ -249,7 +249,7 @@ def _run_id(paths: RunPaths, journal: Journal | None) -> str:
     from mixloop.contract import read_status
 
     known = journal.value("SELECT value FROM meta WHERE key = 'run'") if journal else None
-    beat = read_status(paths.status) if known is None else None
+    beat = read_status(paths.status).value if known is None else None
     return str(known or (beat.run if beat is not None else ""))
 
 

@@ -154,7 +154,7 @@ def _write(path: AnyPath, value: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def find_record(path: AnyPath, schema: str, kind: type[T], limit: int = LARGEST) -> ReadResult[T]:
+def read_record(path: AnyPath, schema: str, kind: type[T], limit: int = LARGEST) -> ReadResult[T]:
     """A file of one record: its value, or what is wrong with it. Never raises.
 
     Args:
@@ -194,11 +194,6 @@ def write_status(path: AnyPath, status: Status) -> None:
     _write(path, status.to_json())
 
 
-def read_status(path: AnyPath) -> Status | None:
-    """The newest heartbeat; None when it is missing, unreadable or torn (no news)."""
-    return find_status(path).value
-
-
-def find_status(path: AnyPath) -> ReadResult[Status]:
+def read_status(path: AnyPath) -> ReadResult[Status]:
     """The newest heartbeat, or what is wrong with the file."""
-    return find_record(path, STATUS_SCHEMA, Status, 8 * LARGEST)
+    return read_record(path, STATUS_SCHEMA, Status, 8 * LARGEST)

@@ -162,7 +162,7 @@ def set_up(job: Job, peers: Collectives, rewind: bool) -> Session | None:
 
 def mark_finished(path: Path) -> None:
     """Say so in the status, if the end came between the last checkpoint and the last status."""
-    status = read_status(path)
+    status = read_status(path).value
     if status is not None and not status.finished:
         write_status(path, replace(status, finished=True, heartbeat=status.heartbeat + 1))
 

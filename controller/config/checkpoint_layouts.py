@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mixloop.common.json_records import Problem, ReadResult
-from mixloop.contract import MANIFEST_FILE, Manifest, find_manifest
-from mixloop.trainer.loader import SAVED_FILE, find_saved_manifest
+from mixloop.contract import MANIFEST_FILE, Manifest, read_manifest
+from mixloop.trainer.loader import SAVED_FILE, read_saved_manifest
 
 LayoutName = Literal["mixloop", "hf-trainer", "torchtitan"]
 
@@ -60,8 +60,8 @@ class Layout:
         """What a checkpoint says of itself, nothing while it is not whole, or what is wrong."""
         path = self.folder / name
         if self.name == "mixloop":
-            return find_manifest(path)
-        found = find_saved_manifest(path)
+            return read_manifest(path)
+        found = read_saved_manifest(path)
         if found.value is None:
             return found
         if found.value.step != self.step(name):

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from mixloop.common.json_records import Problem
 from mixloop.common.types import Json
-from mixloop.contract import RunPaths, find_holds, find_manifest, find_schedule, find_status
-from mixloop.trainer.loader import SAVED_FILE, find_saved_manifest
+from mixloop.contract import RunPaths, read_holds, read_manifest, read_status, schedule_of
+from mixloop.trainer.loader import SAVED_FILE, read_saved_manifest
 
 from .journal import Journal
 
@@ -154,13 +154,13 @@ def as_json(path: Path, problem: Problem, folder: Path) -> Json:
 def problems(paths: RunPaths, journal: Journal | None) -> dict[Path, Problem]:
     """What can't be read now: status, schedule, holds, and the manifests the controller told of."""
     found = {
-        paths.status: find_status(paths.status).problem,
-        paths.schedule: find_schedule(paths.schedule).problem,
-        paths.holds: find_holds(paths.holds).problem,
+        paths.status: read_status(paths.status).problem,
+        paths.schedule: schedule_of(paths.schedule).problem,
+        paths.holds: read_holds(paths.holds).problem,
     }
     for path in _told(paths, journal):
         if path not in found:
-            of = find_saved_manifest if path.name == SAVED_FILE else find_manifest
+            of = read_saved_manifest if path.name == SAVED_FILE else read_manifest
             found[path] = of(path.parent).problem
     return {path: problem for path, problem in found.items() if problem is not None}
 

@@ -10,14 +10,7 @@ from typing import Any
 
 from mixloop.common.files import NotRegularError, read_regular
 from mixloop.common.json_records import Problem, problem_of
-from mixloop.contract import (
-    RunPaths,
-    SegmentLine,
-    Status,
-    decode_line,
-    find_schedule,
-    is_signed,
-)
+from mixloop.contract import RunPaths, SegmentLine, Status, decode_line, is_signed, schedule_of
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import FileState, remaining
 from mixloop.controller.journal import Journal, Row, pins
@@ -209,7 +202,7 @@ class AcceptedOrders:
         return True
 
     def _start(self, data: bytes) -> None:
-        result = find_schedule(self._path)
+        result = schedule_of(self._path)
         self.problem = result.problem
         if result.value is None:
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mixloop.common.json_records import Problem
-from mixloop.contract import RunPaths, Status, find_holds
+from mixloop.contract import RunPaths, Status, read_holds
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import JobState, RunState
 from mixloop.controller.journal import Journal, paused
@@ -106,6 +106,6 @@ class RunObserver:
         self._mixture_file.accepted.now()
         problems = {
             self._paths.schedule: self._mixture_file.accepted.problem,
-            self._paths.holds: find_holds(self._paths.holds).problem,
+            self._paths.holds: read_holds(self._paths.holds).problem,
         }
         return {path: problem for path, problem in problems.items() if problem is not None}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mixloop.common.json_records import Problem
-from mixloop.contract import OpenLine, RunPaths, Status, find_status, schedule_of
+from mixloop.contract import OpenLine, RunPaths, Schedule, Status, read_status, schedule_of
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import Applied, Rewind, find_rewinds, open_lines
 from mixloop.controller.journal import Journal
@@ -45,7 +45,7 @@ class TrainerNews:
             self._read_schedule()
 
     def _read_heartbeat(self) -> None:
-        result = find_status(self._paths.status)
+        result = read_status(self._paths.status)
         self.problem, status = result.problem, result.value
         if status is None:
             return
@@ -57,7 +57,7 @@ class TrainerNews:
         self.status = status
 
     def _read_schedule(self) -> None:
-        schedule = schedule_of(self._paths)
+        schedule = schedule_of(self._paths.schedule).value or Schedule()
         if schedule.lines:  # else there is none yet, or it can't be read now: at the next look
             self.rewinds, self._opened = find_rewinds(schedule), open_lines(schedule)
             self._read_until = schedule.incarnation
@@ -91,7 +91,7 @@ class TrainerNews:
             # the only stretch of this order: the heartbeat says itself where it began
             yield Applied(in_force.generation, in_force.sample, in_force.step)
             return
-        segments = schedule_of(self._paths).segments
+        segments = (schedule_of(self._paths.schedule).value or Schedule()).segments
         for row in rows:
             first = next((s for s in segments if s.generation == row["generation"]), None)
             if first is not None and first.sample <= self.status.sample:

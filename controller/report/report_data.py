@@ -65,7 +65,7 @@ def gather(target: Path) -> Json:
         BadInput: no such run, or one in which neither trainer nor controller did anything yet.
     """
     paths, journal = views.open_run(target)
-    beat = read_status(paths.status)
+    beat = read_status(paths.status).value
     if journal is None or beat is None:
         missing = "controller has run" if journal is None else "trainer has started"
         raise BadInput(f"{target}: no {missing} here yet, so there is nothing to report")
@@ -128,7 +128,7 @@ def followed(entry: Json, scored: Sequence[Evaluation]) -> list[Json]:
 def ledger(paths: RunPaths, journal: Journal, limit: float | None) -> list[Json]:
     """Each source now and projected: epochs so far, at the end of the budget on the mixture in
     force, and the tokens of the run at which it reaches the cap (None: not within the budget)."""
-    beat = read_status(paths.status)
+    beat = read_status(paths.status).value
     assert beat is not None
     left = max(0, beat.budget - beat.tokens)
     rows = []

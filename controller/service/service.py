@@ -233,7 +233,7 @@ def _progress(config: RunConfig) -> Iterator[Callable[[], None]]:
         task = progress.add_task("training", total=config.budget, shown="")
 
         def show() -> None:
-            beat = read_status(RunPaths(config.run.dir).status)
+            beat = read_status(RunPaths(config.run.dir).status).value
             if beat is not None:
                 shown = f"step {beat.step}, {beat.tokens / config.budget:.0%}"
                 progress.update(task, completed=beat.tokens, shown=shown)

@@ -36,7 +36,7 @@ def export_run(target: Path, scale: str | None = None) -> Json:
         schedule = read_schedule(paths.schedule)
     except (ScheduleError, OSError) as error:
         raise BadInput(str(error)) from None
-    opened, beat = schedule.latest_open, read_status(paths.status)
+    opened, beat = schedule.latest_open, read_status(paths.status).value
     if opened is None or beat is None or not schedule.segments:
         raise BadInput(f"{target}: no trainer has run here, so there is no schedule to export")
     reached = [one for one in schedule.segments if one.sample <= beat.sample]

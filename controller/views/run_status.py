@@ -18,7 +18,7 @@ from typing import Any
 
 from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
-from mixloop.contract import RunPaths, Status, decision_id, find_status, read_status, schedule_of
+from mixloop.contract import RunPaths, Schedule, Status, decision_id, read_status, schedule_of
 from mixloop.contract import waiting as waiting_requests
 from mixloop.controller.core import find_rewinds, heartbeat
 from mixloop.controller.decisions import observation_builder
@@ -69,7 +69,7 @@ def open_run(run: Path, *, new: bool = False) -> tuple[RunPaths, Journal | None]
     if not run.is_dir():
         raise BadInput(f"{run}: no run here; give a run folder or its run.yaml")
     if not paths.journal.exists():
-        beat = find_status(paths.status)
+        beat = read_status(paths.status)
         if beat.problem is not None:
             raise BadInput(
                 f"{paths.status}: can't be read: {beat.problem.said}; there is no journal either"
@@ -238,7 +238,7 @@ def segments(paths: RunPaths, sequence_length: int) -> list[Json]:
             "generation": segment.generation,
             "weights": {name: units / SCALE for name, units in segment.weights.items()},
         }
-        for segment in schedule_of(paths).segments
+        for segment in (schedule_of(paths.schedule).value or Schedule()).segments
     ]
 
 
@@ -262,7 +262,7 @@ def status(paths: RunPaths, journal: Journal | None) -> Json:
     found = overview(
         paths,
         journal,
-        read_status(paths.status),
+        read_status(paths.status).value,
         unreadable=unreadable_files.unread(paths, journal),
     )
     order = ("run", "trainer", "mixture", "ledger", "benchmarks")
@@ -337,7 +337,7 @@ def _silence(beat: Status | None, journal: Journal | None) -> tuple[float | None
 
 def _origin(paths: RunPaths, beat: Status | None) -> Json | None:
     """Where the trainer's incarnation began; None for the first, which began at the start."""
-    schedule = schedule_of(paths)
+    schedule = schedule_of(paths.schedule).value or Schedule()
     opened = schedule.latest_open
     if beat is None or opened is None or opened.incarnation != beat.incarnation:
         return None

@@ -152,7 +152,7 @@ class Watcher:
 
     def feel(self) -> float:
         """Look at the heartbeat alone. Returns the time on our clock."""
-        self._status = read_status(self.paths.status) or self._status
+        self._status = read_status(self.paths.status).value or self._status
         now = self.clock()
         self._pulse = heartbeat.update(self._pulse, self._status, now)
         return now

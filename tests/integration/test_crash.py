@@ -197,7 +197,7 @@ def test_the_trainer_obeys_one_of_two_controllers(
     read = tmp_path.joinpath
 
     def fence() -> int:
-        status = read_status(paths.status)
+        status = read_status(paths.status).value
         return status.accepted.fence if status is not None else 0
 
     def advanced(to: Callable[[], object]) -> bool:

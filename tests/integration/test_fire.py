@@ -117,7 +117,7 @@ class Fire:
     def _await(self, generation: int) -> None:
         end = time.monotonic() + 30
         while time.monotonic() < end:
-            status = read_status(self.paths.status)
+            status = read_status(self.paths.status).value
             if status is not None and status.accepted.generation >= generation:
                 return
             time.sleep(0.005)

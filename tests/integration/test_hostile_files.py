@@ -32,14 +32,12 @@ from mixloop.contract import (
     RunPaths,
     Schedule,
     ScheduleError,
-    find_holds,
-    find_manifest,
-    find_schedule,
-    find_status,
     read_holds,
+    read_manifest,
     read_order,
     read_schedule,
     read_status,
+    schedule_of,
 )
 from mixloop.controller.config import load_config
 from mixloop.controller.journal import unreadable_files
@@ -281,7 +279,7 @@ def test_statuses(field: Field, count: int) -> None:
 
     def throw(rng: random.Random) -> None:
         data = hostile.made(rng, valid)
-        field.throw("status", lambda run: run.paths.status, data, find=find_status)
+        field.throw("status", lambda run: run.paths.status, data, find=read_status)
 
     thrown(count, throw)
     both_happened(field, "status")
@@ -299,7 +297,7 @@ def test_schedules(field: Field, count: int) -> None:
             path = field.scratch / "schedule.jsonl"
             path.write_bytes(data)
             assert isinstance(read_schedule(path), Schedule)
-        field.throw("schedule", lambda run: run.paths.schedule, data, find=find_schedule)
+        field.throw("schedule", lambda run: run.paths.schedule, data, find=schedule_of)
 
     thrown(count, throw)
     both_happened(field, "schedule")
@@ -351,7 +349,7 @@ def test_manifests(field: Field, count: int) -> None:
             lambda run: run.paths.checkpoints / folder / "manifest.json",
             data,
             steps=8,
-            find=lambda path: find_manifest(path.parent),
+            find=lambda path: read_manifest(path.parent),
         )
 
     thrown(count, throw)
@@ -395,9 +393,9 @@ def test_holds(field: Field, count: int) -> None:
         data = hostile.made(rng, valid)
         path = field.scratch / "holds.json"
         path.write_bytes(data)
-        found = read_holds(path)
+        found = read_holds(path).value
         assert found is None or isinstance(found, frozenset)
-        field.throw("holds", lambda run: run.paths.holds, data, find=find_holds)
+        field.throw("holds", lambda run: run.paths.holds, data, find=read_holds)
 
     thrown(count, throw)
     both_happened(field, "holds")
@@ -556,7 +554,7 @@ def recovers(field: Field) -> None:
     """With every file sound again, the loop closes as before."""
     if field.run is None:
         return
-    beat = read_status(field.run.paths.status)
+    beat = read_status(field.run.paths.status).value
     assert beat is not None
     field.run.settle()
     assert field.run.controller.observer.news.status == beat

@@ -188,7 +188,7 @@ def test_a_trainer_with_a_key_keeps_its_mixture_and_status_says_why(
                 time.sleep(0.01)
 
         def beat() -> Any:
-            return read_status(folder / "status.json")
+            return read_status(folder / "status.json").value
 
         train(lambda: beat() is not None and bool(beat().rejected))
         assert loader.weights["code"] == pytest.approx(0.1)
@@ -300,10 +300,10 @@ def test_a_link_at_the_target_is_replaced_and_not_written_through(
 @pytest.mark.parametrize(
     "look",
     [
-        read_status,
+        lambda path: read_status(path).value,
         lambda path: read_order(path, run="r", sources=(), after=(0, 0)),
-        read_holds,
-        lambda path: read_manifest(path.parent),
+        lambda path: read_holds(path).value,
+        lambda path: read_manifest(path.parent).value,
         read_schedule,
         Scorecard.read,
         lambda path: requests.read(path, frozenset({os.getuid()})),
@@ -341,7 +341,7 @@ def test_a_number_without_end_in_a_status_is_no_news(play: Any) -> None:
     for key in ("step", "tokens_per_second"):
         body = json.loads(valid) | {key: 10**400}
         run.paths.status.write_text(json.dumps(body))
-        assert read_status(run.paths.status) is None
+        assert read_status(run.paths.status).value is None
         run.settle()
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mixloop.cli.app import app
 from mixloop.common.json_records import Problem
-from mixloop.contract import find_holds, find_manifest, find_schedule, find_status, read_holds
+from mixloop.contract import read_holds, read_manifest, read_status, schedule_of
 from mixloop.controller.config.checkpoint_layouts import Layout
 from mixloop.controller.journal import unreadable_files
 from mixloop.controller.journal.unreadable_files import (
@@ -131,7 +131,7 @@ def test_the_place_the_value_and_the_want_are_named(
 ) -> None:
     path = play().paths.status
     path.write_bytes(changed(path, key, value))
-    found = find_status(path).problem
+    found = read_status(path).problem
     if words is None:  # a string is a string
         assert found is None
         return
@@ -156,17 +156,17 @@ def test_the_place_the_value_and_the_want_are_named(
 def test_what_is_no_record_at_all(tmp_path: Path, data: bytes, words: str) -> None:
     path = tmp_path / "holds.json"
     path.write_bytes(data)
-    found = find_holds(path)
+    found = read_holds(path)
     assert found.problem is not None
     assert found.problem.said.startswith(words)
-    assert read_holds(path) is None
+    assert read_holds(path).value is None
 
 
 def test_a_file_that_is_not_there_is_no_problem(tmp_path: Path) -> None:
-    for find in (find_status, find_holds, find_schedule, find_manifest):
+    for find in (read_status, read_holds, schedule_of, read_manifest):
         assert find(tmp_path / "none").problem is None  # type: ignore[operator]
     (tmp_path / "link").symlink_to(tmp_path / "none")
-    found = find_status(tmp_path / "link").problem
+    found = read_status(tmp_path / "link").problem
     assert found is not None
     assert found.said == "a symbolic link"
 
@@ -246,7 +246,7 @@ def test_holds_are_the_controllers_own_and_written_anew(ahead: Ahead) -> None:
     holds.write_text("rubbish")
     said = ahead.look(LOOKS)
     assert [line.split(":")[0] for line in said] == ["holds.json can't be read"]
-    assert read_holds(holds) == frozenset(ahead.run.controller.look().waiting)
+    assert read_holds(holds).value == frozenset(ahead.run.controller.look().waiting)
 
 
 def test_everybody_who_looks_on_sees_it(ahead: Ahead) -> None:

@@ -218,7 +218,7 @@ def test_a_locked_journal_from_the_start_shows_the_trainer(play: Any) -> None:
 
 
 def beat(run: Any, **changed: Any) -> None:
-    status = read_status(run.paths.status)
+    status = read_status(run.paths.status).value
     assert status is not None
     write_status(run.paths.status, type(status)(**{**vars(status), **changed}))
 

@@ -309,7 +309,7 @@ def rewrite(ran: Ran, change: Callable[[list[Line]], list[Line]]) -> None:
 
 
 def status_of(ran: Ran) -> Status:
-    status = read_status(RunPaths(ran.run).status)
+    status = read_status(RunPaths(ran.run).status).value
     assert status is not None
     return status
 
