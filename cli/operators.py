@@ -222,10 +222,9 @@ def _answer(
     """What the controller answered; None when none runs here, or it took too long."""
     deadline = clock() + wait
     while journal is not None and _alive(journal) is not False:
-        if journal.knows_operators:
-            row = journal.row("SELECT * FROM requests WHERE id = ?", request.id)
-            if row is not None:
-                return {**row, "answer": json.loads(row["answer"])}
+        row = journal.row("SELECT * FROM requests WHERE id = ?", request.id)
+        if row is not None:
+            return row
         if file and (paths.requests / "refused" / file).exists():
             raise BadInput(f"the controller did not take it: {_refusal(journal, file)}")
         if clock() >= deadline:

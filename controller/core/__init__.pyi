@@ -6,6 +6,11 @@ from .decide import Answer as Answer
 from .decide import headline as headline
 from .decide import make_decision as make_decision
 from .decide import scores as scores
+from .decision_record import AskedBy as AskedBy
+from .decision_record import DecisionRecord as DecisionRecord
+from .decision_record import OrderRecord as OrderRecord
+from .decision_record import Plan as Plan
+from .decision_record import Weights as Weights
 from .guard_context import RECENT as RECENT
 from .guard_context import guard_settings as guard_settings
 from .guard_context import remaining as remaining

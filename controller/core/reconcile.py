@@ -13,7 +13,6 @@ from enum import Enum
 from pathlib import Path
 
 from mixloop.common.json_records import Problem
-from mixloop.common.types import Json
 from mixloop.contract import Manifest, OpenLine, Status
 
 from .rewinds import Rewind
@@ -69,17 +68,17 @@ class RunState:
     unknown_sources: tuple[str, ...] = ()  # of run.yaml, which it was not started with
     began: tuple[OpenLine, ...] = ()  # incarnations the journal does not know of, oldest first
     rewinds: tuple[Rewind, ...] = ()
-    # the shared state file and the newest order asked for (None: no order yet)
+    # the shared state file, and the generation of the order asked for (None: no order yet)
     file: FileState = FileState.ABSENT
     foreign_order: str = ""  # what lies there, or is followed, that this journal does not have
-    asked: Json | None = None
+    asked: int | None = None
     # orders the trainer has begun to consume, or refused, that the journal does not know of
     newly_applied: tuple[Applied, ...] = ()
     newly_rejected: Mapping[int, str] = field(default_factory=dict)
     # operators
     paused: bool = False
     request: Path | None = None  # the next file to be dealt with
-    expired: Json | None = None  # a decision that waits for an approval that came too late
+    expired: str = ""  # id of a decision whose approval was waited for in vain
     # checkpoints
     unrecorded: Mapping[Path, Manifest] = field(default_factory=dict)  # by folder, oldest first
     waiting: tuple[int, ...] = ()  # steps still to be scored, the next one first
@@ -134,7 +133,7 @@ def next_action(state: RunState) -> Action:
     jobs = state.jobs
     due = (
         (state.file is FileState.FOREIGN, Action.RESTORE),
-        (state.asked and state.file in (FileState.ABSENT, FileState.STALE), Action.PUBLISH),
+        (state.asked and state.file is not FileState.CURRENT, Action.PUBLISH),
         (state.began, Action.NOTE_INCARNATION),  # before anything told of the branch it left
         (state.newly_applied, Action.ACKNOWLEDGE),
         (state.newly_rejected, Action.NOTE_REJECTION),

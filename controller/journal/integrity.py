@@ -29,14 +29,13 @@ def wrong_value(
     """One line on the first value that is wrong: table, row, column, value; None: all are right.
 
     Args:
-        tables: names; those that an earlier version has not are left out.
+        tables: names.
         json_columns: columns that hold JSON, as ``unpack`` reads it.
 
     Raises:
         sqlite3.DatabaseError: the file can't be read.
     """
-    there = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    for table in sorted(there & set(tables)):
+    for table in sorted(tables):
         columns = [
             (row[1], row[2].upper(), bool(row[3]))
             for row in db.execute(f"PRAGMA table_info({table})")

@@ -9,7 +9,7 @@ from mixloop.common.json_records import Problem
 from mixloop.contract import Manifest, RunPaths
 from mixloop.controller.config import RunConfig, layout_of
 from mixloop.controller.core import Rewind, left_by
-from mixloop.controller.journal import Journal, Row
+from mixloop.controller.journal import CheckpointRow, CheckpointState, Journal, queries
 
 BACKLOG = 2  # checkpoints that may wait before evaluation counts as behind
 
@@ -35,8 +35,8 @@ class CheckpointQueue:
         """A step of a branch that the trainer has left may come again."""
         if rewinds != self._rewinds:
             self._rewinds, self._settled = rewinds, None
-            rows = self._journal.rows("SELECT step, sample, incarnation FROM checkpoints")
-            self._recorded = {row["step"] for row in rows if _on_branch(row, rewinds)}
+            rows = queries.checkpoint_states(self._journal)
+            self._recorded = {row.step for row in rows if _on_branch(row, rewinds)}
 
     def unrecorded(self, rewinds: tuple[Rewind, ...]) -> dict[Path, Manifest]:
         """Whole checkpoints that the journal does not have, by folder, oldest first."""
@@ -65,9 +65,7 @@ class CheckpointQueue:
         return result.value
 
     def _is_new(self, manifest: Manifest, rewinds: tuple[Rewind, ...]) -> bool:
-        row = self._journal.row(
-            "SELECT sample, incarnation FROM checkpoints WHERE step = ?", manifest.step
-        )
+        row = queries.checkpoint(self._journal, manifest.step)
         # a step is repeated by a resume, which makes the same checkpoint, or after a rewind
         if row is not None and _on_branch(row, rewinds):
             self._recorded.add(manifest.step)
@@ -83,35 +81,28 @@ class CheckpointQueue:
         last of a training that has ended."""
         self._heed(rewinds)
         step, tokens = self._settled or (-1, None)
-        rows = self._journal.rows(
-            "SELECT c.step, c.tokens, c.sample, c.incarnation, e.state FROM checkpoints c "
-            "LEFT JOIN evaluations e USING (step) WHERE c.step > ? ORDER BY c.step",
-            step,
-        )
+        rows = queries.checkpoint_states(self._journal, after=step)
         rows = [row for row in rows if _on_branch(row, rewinds)]
         every = self._config.evals.every or 0
         waiting: list[int] = []
         for row in rows:
             last = training_ended and row is rows[-1]
-            far_enough = tokens is None or row["tokens"] - tokens >= every
-            if not (row["state"] is not None or far_enough or last):
+            far_enough = tokens is None or row.tokens - tokens >= every
+            if not (row.state is not None or far_enough or last):
                 continue
-            tokens = row["tokens"]
-            if row["state"] in (None, "running"):
-                waiting.append(row["step"])
+            tokens = row.tokens
+            if row.state in (None, "running"):
+                waiting.append(row.step)
             elif not waiting:
-                self._settled = (row["step"], tokens)
+                self._settled = (row.step, tokens)
         return tuple(waiting)
 
     def abandoned(self, rewinds: tuple[Rewind, ...]) -> dict[int, str]:
         """Checkpoints of a branch the trainer has left, recorded only after it had."""
         if not rewinds:
             return {}
-        rows = self._journal.rows(
-            "SELECT c.step, c.sample, c.incarnation FROM checkpoints c "
-            "LEFT JOIN evaluations e USING (step) WHERE e.state IS NULL"
-        )
-        left = {row["step"]: left_by(rewinds, row["sample"], row["incarnation"]) for row in rows}
+        rows = queries.checkpoints_in(self._journal, None)
+        left = {row.step: left_by(rewinds, row.sample, row.incarnation) for row in rows}
         return {step: f"abandoned: {rewind}" for step, rewind in left.items() if rewind is not None}
 
     def behind(self, waiting: tuple[int, ...]) -> dict[int, str]:
@@ -121,8 +112,8 @@ class CheckpointQueue:
         """
         if self._config.evals.backlog == "all" or len(waiting) <= BACKLOG:
             return {}
-        begun = self._journal.rows("SELECT step FROM evaluations WHERE state = 'running'")
-        passed = set(waiting[:-1]) - {row["step"] for row in begun}
+        begun = queries.checkpoints_in(self._journal, "running")
+        passed = set(waiting[:-1]) - {row.step for row in begun}
         why = (
             f"evaluation is behind: {len(waiting)} checkpoints waited, and the newest "
             f"(step {waiting[-1]}) is scored next"
@@ -131,14 +122,12 @@ class CheckpointQueue:
 
     def to_decide(self) -> int | None:
         """The newest scored checkpoint, unless it or a newer one was decided on."""
-        scored = self._journal.value("SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
-        decided = self._journal.value(
-            "SELECT MAX(step) FROM decisions WHERE asked_by = 'policy' AND abandoned_by IS NULL"
-        )
+        scored = queries.newest_scored_step(self._journal)
+        decided = queries.newest_decided_step(self._journal)
         if scored is None or (decided is not None and scored <= decided):
             return None
-        return int(scored)
+        return scored
 
 
-def _on_branch(row: Row, rewinds: Iterable[Rewind]) -> bool:
-    return left_by(rewinds, row["sample"], row["incarnation"]) is None
+def _on_branch(row: CheckpointRow | CheckpointState, rewinds: Iterable[Rewind]) -> bool:
+    return left_by(rewinds, row.sample, row.incarnation) is None

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from mixloop.common.files import NotRegularError, read_regular
 from mixloop.common.json_records import Problem, problem_of
 from mixloop.contract import RunPaths, SegmentLine, Status, decode_line, is_signed, schedule_of
 from mixloop.controller.config import RunConfig
-from mixloop.controller.core import FileState, remaining
-from mixloop.controller.journal import Journal, Row, pins
+from mixloop.controller.core import FileState, Plan, remaining
+from mixloop.controller.journal import Journal, OrderRow, queries
 
 LARGEST_SCHEDULE = 2**28  # bytes worth reading
 
@@ -42,27 +42,27 @@ class MixtureFile:
 
     # -- the file ----------------------------------------------------------------------------
 
-    def look(self, status: Status | None, newest: Row | None) -> tuple[FileState, str]:
+    def look(self, status: Status | None, newest: OrderRow | None) -> tuple[FileState, str]:
         """The file beside the newest order, and what there is that this journal never published
         (in the file, or followed by the trainer); empty for nothing."""
         if followed := self._followed(status):
             return FileState.FOREIGN, followed
         state, foreign = self._held(newest)
         if state is FileState.FOREIGN and newest is not None:
-            state = (
-                FileState.STALE
-            )  # the trainer did not take it: our order, as it was, is put back
+            state = FileState.STALE  # the trainer did not take it: ours, as it was, replaces it
         return state, foreign
 
     def _followed(self, status: Status | None) -> str:
         """An order that the trainer follows and this journal never published."""
-        accepted = (status.accepted.fence, status.accepted.generation) if status else (0, 0)
-        fence, generation = accepted
-        if generation <= newest_generation(self._journal) and fence <= (self._journal.fence or 0):
+        if status is None:
+            return ""
+        fence, generation = status.accepted.fence, status.accepted.generation
+        ours = generation <= queries.highest_generation(self._journal)
+        if ours and fence <= (self._journal.fence or 0):
             return ""
         return f"an order of generation {generation} under fence {fence}"
 
-    def _held(self, newest: Row | None) -> tuple[FileState, str]:
+    def _held(self, newest: OrderRow | None) -> tuple[FileState, str]:
         try:
             data = read_regular(self._path).data
         except (FileNotFoundError, NotRegularError):  # a link, a pipe: replaced by the rename
@@ -71,7 +71,7 @@ class MixtureFile:
             return FileState.CURRENT, ""
         return self._compare(data, newest)
 
-    def _compare(self, data: bytes, newest: Row | None) -> tuple[FileState, str]:
+    def _compare(self, data: bytes, newest: OrderRow | None) -> tuple[FileState, str]:
         try:
             order = json.loads(data)
             generation, fence = int(order["generation"]), int(order["fence"])
@@ -80,11 +80,11 @@ class MixtureFile:
                 raise ValueError("no generation")
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             return FileState.FOREIGN, f"{len(data)} bytes that are no order"
-        row = self._journal.row("SELECT * FROM orders WHERE generation = ?", generation)
-        if row is None or row["weights"] != weights or row["decision"] != decision:
+        row = queries.order(self._journal, generation)
+        if row is None or row.weights != weights or row.decision != decision:
             return FileState.FOREIGN, f"an order of generation {generation}"
-        ours = newest is not None and newest["generation"] == generation
-        recorded = newest is not None and newest["published_fence"] == self._journal.fence
+        ours = newest is not None and newest.generation == generation
+        recorded = newest is not None and newest.published_fence == self._journal.fence
         signed = self._key is None or is_signed(self._key, order)
         current = ours and recorded and signed and fence == self._journal.fence
         return (FileState.CURRENT if current else FileState.STALE), ""
@@ -94,58 +94,39 @@ class MixtureFile:
     def next_generation(self, status: Status | None) -> int:
         """Above every generation this journal or the trainer has seen."""
         accepted = status.accepted.generation if status is not None else 0
-        return max(newest_generation(self._journal), accepted, self.accepted.now()[1]) + 1
+        return max(queries.highest_generation(self._journal), accepted, self.accepted.now()[1]) + 1
 
     def asked_mixture(
-        self, newest: Row | None, initial: Mapping[str, float], tokens: int
-    ) -> tuple[dict[str, float], list[list[Any]]]:
+        self, initial: Mapping[str, float], tokens: int
+    ) -> tuple[dict[str, float], Plan]:
         """The mixture last asked for and what is left of its plan; before any order the first."""
+        newest = queries.newest_order(self._journal)
         if newest is None:
-            return by_sources(initial, self._config), []
-        asked, left = remaining(newest["weights"], self.plan_of(newest), tokens)
-        plan = [[until, by_sources(weights, self._config)] for until, weights in left]
+            return by_sources(initial, self._config), ()
+        asked, left = remaining(newest.weights, self.plan_of(newest), tokens)
+        plan = tuple((until, by_sources(weights, self._config)) for until, weights in left)
         return by_sources(asked, self._config), plan
 
-    def plan_of(self, order: Row) -> list[tuple[int, dict[str, float]]]:
+    def plan_of(self, order: OrderRow) -> Plan:
         """What is left of an order's plan when it draws from sources that run.yaml no longer has:
         the stretches up to the first that does."""
-        plan: list[tuple[int, dict[str, float]]] = []
-        for until, weights in order["plan"]:
-            if any(share for name, share in weights.items() if name not in self._config.sources):
-                break
-            plan.append((until, weights))
-        return plan
+        kept = takewhile(lambda stretch: self._has_sources(stretch[1]), order.plan)
+        return tuple(kept)
+
+    def _has_sources(self, weights: Mapping[str, float]) -> bool:
+        return all(name in self._config.sources for name, share in weights.items() if share)
 
 
-def newest_order(journal: Journal) -> Row | None:
-    """The order last asked for that the trainer did not refuse."""
-    return journal.row(
-        "SELECT * FROM orders WHERE rejected IS NULL ORDER BY generation DESC LIMIT 1"
-    )
-
-
-def newest_generation(journal: Journal) -> int:
-    """The highest number that an order has, a refused one too; 0 before the first."""
-    return int(journal.value("SELECT MAX(generation) FROM orders") or 0)
-
-
-def last_applied_tokens(journal: Journal) -> int | None:
-    """Tokens at which the last intervention came into force, or None."""
-    tokens = journal.value("SELECT MAX(applied_tokens) FROM orders")
-    return None if tokens is None else int(tokens)
-
-
-def is_forced(journal: Journal, order: Row | None) -> bool:
-    """Whether an order is one that a person forced past the hard guards."""
-    if order is None:
-        return False
-    row = journal.row("SELECT evidence FROM decisions WHERE id = ?", order["decision"])
-    return row is not None and row["evidence"].get("forced") is True
+def is_forced(journal: Journal) -> bool:
+    """Whether the newest order is one that a person forced past the hard guards."""
+    order = queries.newest_order(journal)
+    decision = queries.decision(journal, order.decision) if order is not None else None
+    return decision is not None and decision.evidence.get("forced") is True
 
 
 def pinned_shares(journal: Journal, config: RunConfig) -> dict[str, float]:
     """Shares that operators hold fixed, of sources that the run still has."""
-    return {name: share for name, share in pins(journal).items() if name in config.sources}
+    return {name: share for name, share in queries.pins(journal).items() if name in config.sources}
 
 
 def by_sources(weights: Mapping[str, float], config: RunConfig) -> dict[str, float]:

@@ -11,10 +11,10 @@ from mixloop.common.json_records import Problem
 from mixloop.contract import RunPaths, Status, read_holds
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import JobState, RunState
-from mixloop.controller.journal import Journal, paused
+from mixloop.controller.journal import Journal, queries
 
 from .checkpoint_queue import CheckpointQueue
-from .mixture_file import MixtureFile, newest_order
+from .mixture_file import MixtureFile
 from .operator_inbox import expired_approval, next_request
 from .trainer_news import TrainerNews
 
@@ -52,9 +52,9 @@ class RunObserver:
         news, queue = self.news, self._queue
         news.update()
         status, rewinds, ended = news.status, news.rewinds, news.training_ended
-        pausing = paused(self._journal)
-        decides = status is not None and not pausing and not news.unknown_sources
-        asked = newest_order(self._journal)
+        paused = queries.paused(self._journal)
+        decides = status is not None and not paused and not news.unknown_sources
+        asked = queries.newest_order(self._journal)
         file, foreign_order = self._mixture_file.look(status, asked)
         waiting = queue.waiting(rewinds, ended)
         to_skip = queue.abandoned(rewinds)
@@ -70,10 +70,10 @@ class RunObserver:
             rewinds=rewinds,
             file=file,
             foreign_order=foreign_order,
-            asked=asked,
+            asked=asked.generation if asked is not None else None,
             newly_applied=tuple(news.newly_applied()),
             newly_rejected=news.newly_rejected(),
-            paused=pausing,
+            paused=paused,
             request=next_request(self._paths, status),
             expired=expired_approval(self._journal, self._config, status),
             unrecorded=unrecorded,
@@ -81,7 +81,7 @@ class RunObserver:
             to_skip=to_skip,
             to_decide=queue.to_decide() if decides else None,
             curves_due=self._curves_due(status, jobs.curves_at),
-            outbox=self._outbox() if self._config.tracking.enabled else 0,
+            outbox=queries.waiting_entries(self._journal) if self._config.tracking.enabled else 0,
             closed=self._closed(status),
             problems=unread | queue.problems,
             jobs=jobs,
@@ -93,13 +93,10 @@ class RunObserver:
         gap = 0 if status.finished else self._config.budget // CURVE_POINTS
         return status.tokens > curves_at + gap
 
-    def _outbox(self) -> int:
-        return int(self._journal.value("SELECT COUNT(*) FROM outbox WHERE done_at IS NULL"))
-
     def _closed(self, status: Status | None) -> bool:
         """Whether the run's end is told; a run that goes on with a larger budget ends again."""
         key = f"end:{status.tokens if status is not None else 0}"
-        return self._journal.value("SELECT 1 FROM outbox WHERE key = ?", key) is not None
+        return queries.entry(self._journal, key) is not None
 
     def examine(self) -> dict[Path, Problem]:
         """What is wrong with the files that :meth:`observe` need not read."""

@@ -13,11 +13,10 @@ from mixloop.contract import RunPaths, Status, requests
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import RequestContext, RunState, reply_to, scores
 from mixloop.controller.decisions import near, observation_builder
-from mixloop.controller.journal import Journal, Row, records
+from mixloop.controller.journal import Journal, queries, records
 
-from .mixture_file import MixtureFile, last_applied_tokens, pinned_shares
+from .mixture_file import MixtureFile, pinned_shares
 
-_NEVER = 2**62
 READS = 8  # of a request that can't be read, about two minutes, before it is refused
 
 
@@ -40,17 +39,17 @@ def _needs_trainer(path: Path) -> bool:
         return False  # it is refused when it is taken
 
 
-def expired_approval(journal: Journal, config: RunConfig, status: Status | None) -> Row | None:
-    """A decision whose approval was waited for in vain."""
-    row = journal.row(
-        "SELECT d.*, a.state FROM approvals a JOIN decisions d ON d.id = a.decision "
-        "WHERE a.state = 'waiting' ORDER BY d.seq LIMIT 1"
-    )
-    if row is None or status is None:
-        return None
+def expired_approval(journal: Journal, config: RunConfig, status: Status | None) -> str:
+    """The id of a decision whose approval was waited for in vain; empty for none."""
+    if status is None:
+        return ""
     timeout = config.approval.timeout
-    late = timeout is not None and status.tokens - row["tokens"] > timeout
-    return row if late or status.finished else None
+    late = (
+        decision.id
+        for decision, _ in queries.waiting_approvals(journal)
+        if status.finished or (timeout is not None and status.tokens - decision.tokens > timeout)
+    )
+    return next(late, "")
 
 
 class OperatorInbox:
@@ -90,10 +89,9 @@ class OperatorInbox:
 
     def expire(self, state: RunState) -> None:
         """Nobody answered: the mixture is held."""
-        assert state.expired is not None
         why = "nobody approved it in time; the mixture is held"
-        records.resolve(self._journal, state.expired["id"], "expired", reason=why)
-        self._say(f"{state.expired['id']} expired: {why}")
+        records.resolve(self._journal, state.expired, "expired", reason=why)
+        self._say(f"{state.expired} expired: {why}")
 
     def handle(self, state: RunState) -> None:
         """Deal with one request file.
@@ -113,11 +111,8 @@ class OperatorInbox:
             requests.put_away(path, "refused")
             self._say(f"{path.name} refused: {error}")
             return
-        row = self._journal.row("SELECT answer FROM requests WHERE id = ?", request.id)
-        if row is not None:  # an earlier controller died before it moved the file
-            answer = json.loads(row["answer"])["text"]
-        else:
-            answer = self._record(request, state)
+        row = queries.request(self._journal, request.id)
+        answer = self._record(request, state) if row is None else row.answer["text"]
         requests.put_away(path, "taken")
         self._say(f"{request.verb} by {request.by}: {answer}")
 
@@ -136,15 +131,7 @@ class OperatorInbox:
     def _record(self, request: requests.Request, state: RunState) -> str:
         """Answer a request and journal all that it does. Returns the answer."""
         outcome = reply_to(request, self._context(request, state))
-        decision = outcome.made
-        name = records.operated(
-            self._journal,
-            request,
-            outcome,
-            None if decision is None else decision.fields,
-            None if decision is None else decision.order,
-            scores=self._scores(),
-        )
+        name = records.operated(self._journal, request, outcome, scores=self._scores())
         return outcome.text if name is None else f"{outcome.text} ({name})"
 
     def _scores(self) -> Json:
@@ -152,26 +139,24 @@ class OperatorInbox:
         return scores(scored) if scored is not None else {}
 
     def _context(self, request: requests.Request, state: RunState) -> RequestContext:
-        journal, status = self._journal, state.status
-        decision = approval = None
-        if request.decision:
-            decision = journal.row("SELECT * FROM decisions WHERE id = ?", request.decision)
-            approval = journal.row("SELECT * FROM approvals WHERE decision = ?", request.decision)
-        tokens = status.tokens if status is not None else 0
-        asked, _ = self._mixture_file.asked_mixture(state.asked, self._initial, tokens)
-        seen = None
+        journal, config, status = self._journal, self._config, state.status
+        observation = None
         if status is not None:
-            seen = near(journal, self._config, self._sizes, status, _NEVER)
+            observation = near(journal, config, self._sizes, status, queries.ALL)
+        asked, _ = self._mixture_file.asked_mixture(
+            self._initial, status.tokens if status is not None else 0
+        )
+        approval = queries.approval(journal, request.decision)
         return RequestContext(
-            seen=seen,  # type: ignore[arg-type]  # None only for what doesn't look at it
-            config=self._config,
+            config=config,
             status=status,
-            last_intervention=last_applied_tokens(journal),
+            observation=observation,
+            last_intervention=queries.last_applied_tokens(journal),
             generation=self._mixture_file.next_generation(status),
+            newest=state.asked or 0,
             asked=asked,
-            pins=pinned_shares(journal, self._config),
+            pins=pinned_shares(journal, config),
             paused=state.paused,
-            decision=decision,
-            approval=approval,
-            newest=state.asked["generation"] if state.asked is not None else 0,
+            decision=queries.decision(journal, request.decision),
+            approval=approval.state if approval is not None else "",
         )

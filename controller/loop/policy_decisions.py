@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mixloop.common.process import Child
@@ -18,16 +18,10 @@ from mixloop.controller.decisions import (
     read_answer,
     read_observed,
 )
-from mixloop.controller.journal import Journal, records
+from mixloop.controller.journal import Journal, queries, records
 from mixloop.policies.interface import Evaluation, Observation
 
-from .mixture_file import (
-    MixtureFile,
-    is_forced,
-    last_applied_tokens,
-    newest_generation,
-    pinned_shares,
-)
+from .mixture_file import MixtureFile, is_forced, pinned_shares
 
 
 @dataclass
@@ -90,7 +84,7 @@ class PolicyDecisions:
             timeout=self.config.policy.timeout,
             clock=self.clock,
         )
-        newest = newest_generation(self.journal)
+        newest = queries.highest_generation(self.journal)
         self.pending = PendingDecision(child, observation, records.now_ms(), newest)
 
     def take(self, state: RunState) -> None:
@@ -111,45 +105,42 @@ class PolicyDecisions:
             self._note_steering(observed.steering, scored)
         elif answer.kind == "proposal":  # the vetoes would be left out
             answer = Answer("failed", {"reason": "it proposed before it had observed anything"})
-        decision = make_decision(
+        guarded = make_decision(
             answer,
             pending.observation,
             self.config,
             status=status,
-            last_intervention=last_applied_tokens(self.journal),
+            last_intervention=queries.last_applied_tokens(self.journal),
             generation=self.mixture_file.next_generation(status),
             vetoes=observed.vetoes if observed is not None else (),
             pins=pinned_shares(self.journal, self.config),
             overtaken=self._overtaken(state, pending),
-            forced=is_forced(self.journal, state.asked),
+            forced=is_forced(self.journal),
         )
-        fields = decision.fields | {
-            "asked_by": "policy",
-            "policy": self.config.policy.use,
-            "step": scored.step,
-            "tokens": scored.tokens,
-            "observation_digest": observed.digest if observed is not None else None,
-            "policy_digest": answer.digest,
-            "scored_at": self.journal.value(
-                "SELECT finished_at FROM evaluations WHERE step = ?", scored.step
-            ),
-        }
+        evaluation = queries.evaluation(self.journal, scored.step)
+        decision = replace(
+            guarded,
+            policy=self.config.policy.use,
+            step=scored.step,
+            tokens=scored.tokens,
+            observation_digest=observed.digest if observed is not None else None,
+            policy_digest=answer.digest,
+            scored_at=evaluation.finished_at if evaluation is not None else None,
+        )
         name = records.decision(
             self.journal,
-            fields,
-            order=decision.order,
+            decision,
             scores=scores(scored),
             started_ms=pending.started_ms,
             seen=pending.observation,
-            approval=decision.approval,
         )
-        self.say(f"{name} {fields['verdict']}: {fields['reason']}")
+        self.say(f"{name} {decision.verdict}: {decision.reason}")
 
     def _overtaken(self, state: RunState, pending: PendingDecision) -> str:
         """Why the answer no longer counts; empty if it does."""
         if state.paused:
             return "an operator paused decisions meanwhile"
-        if newest_generation(self.journal) > pending.newest:
+        if queries.highest_generation(self.journal) > pending.newest:
             return "another order was given meanwhile"
         return ""
 

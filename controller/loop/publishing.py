@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from mixloop.contract import Order, RunPaths, write_order
 from mixloop.controller.config import RunConfig
-from mixloop.controller.core import NOTHING, RunState, stages
-from mixloop.controller.journal import Journal, records
+from mixloop.controller.core import NOTHING, DecisionRecord, OrderRecord, RunState, stages
+from mixloop.controller.journal import Journal, queries, records
 from mixloop.policies.mixture import total_variation
 
 from .mixture_file import MixtureFile
@@ -38,18 +38,19 @@ class Publishing:
 
     def publish(self, state: RunState) -> None:
         """The order that the journal has, under this controller's fence."""
-        row = state.asked
+        assert state.asked is not None
+        row = queries.order(self.journal, state.asked)
         assert row is not None
         order = Order(
             run=self.config.run.id,
             fence=self.journal.fence or 0,
-            generation=row["generation"],
-            weights=row["weights"],
+            generation=row.generation,
+            weights=row.weights,
             then=tuple(stages(self.mixture_file.plan_of(row))),
-            decision=row["decision"],
-            policy=row["policy"],
-            reason=row["reason"],
-            issued_at=row["issued_at"],
+            decision=row.decision,
+            policy=row.policy,
+            reason=row.reason,
+            issued_at=row.issued_at,
         )
         if state.foreign_order:
             self.journal.event("stranger", found=state.foreign_order, replaced_by=order.generation)
@@ -57,14 +58,14 @@ class Publishing:
         self.journal.assert_fence()
         write_order(self.paths.mixture, order, self.key)
         records.published(self.journal, order.generation)
-        if row["published_at"] is None:
+        if row.published_at is None:
             self.say(f"published generation {order.generation} ({order.decision})")
 
     def restore(self, state: RunState) -> None:
         """A file we did not write: put what was asked for back, above whatever it started."""
         status = state.status
         tokens = status.tokens if status is not None else 0
-        asked, plan = self.mixture_file.asked_mixture(state.asked, self.initial, tokens)
+        asked, plan = self.mixture_file.asked_mixture(self.initial, tokens)
         if status is not None and status.accepted.fence >= (self.journal.fence or 0):
             self.journal.raise_fence(status.accepted.fence)
         before = dict(status.in_force.weights) if status is not None else asked
@@ -74,29 +75,21 @@ class Publishing:
             f"the mixture it asked for was published again as generation {generation}"
         )
         changed = total_variation(before, asked) > NOTHING
-        fields = {
-            "asked_by": "controller",
-            "step": status.step if status is not None else 0,
-            "tokens": tokens,
-            "verdict": "intervene" if changed else "hold",
-            "policy": "controller",
-            "reason": reason,
-            "evidence": {},
-            "weights_before": before,
-            "weights_proposed": asked,
-            "weights_after": asked,
-            "plan": plan,
-            "guards": [],
-            "against_generation": status.in_force.generation if status is not None else 0,
-        }
-        order = {
-            "generation": generation,
-            "policy": "controller",
-            "reason": reason,
-            "weights": asked,
-            "plan": plan,
-        }
-        records.decision(self.journal, fields, order=order, scores={}, started_ms=records.now_ms())
+        decision = DecisionRecord(
+            verdict="intervene" if changed else "hold",
+            reason=reason,
+            weights_before=before,
+            weights_proposed=asked,
+            weights_after=asked,
+            plan=plan,
+            against_generation=status.in_force.generation if status is not None else 0,
+            order=OrderRecord(generation, "controller"),
+            asked_by="controller",
+            policy="controller",
+            step=status.step if status is not None else 0,
+            tokens=tokens,
+        )
+        records.decision(self.journal, decision, scores={}, started_ms=records.now_ms())
         self.say(reason)
 
     def acknowledge(self, state: RunState) -> None:
@@ -107,14 +100,10 @@ class Publishing:
             records.applied(self.journal, applied, tokens, before)
             self.say(f"generation {applied.generation} in force at step {applied.step}")
 
-    def _weights_before(self, generation: int) -> dict[str, float]:
+    def _weights_before(self, generation: int) -> Mapping[str, float]:
         """The mixture that was in force when this order came into force."""
-        row = self.journal.row(
-            "SELECT weights FROM orders WHERE generation < ? AND applied_step IS NOT NULL "
-            "ORDER BY generation DESC LIMIT 1",
-            generation,
-        )
-        return dict(row["weights"] if row else self.initial)
+        row = queries.order_before(self.journal, generation)
+        return row.weights if row is not None else self.initial
 
     def note_rejection(self, state: RunState) -> None:
         """The trainer refused orders."""

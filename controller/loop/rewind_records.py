@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mixloop.common.types import Json
 from mixloop.contract import OpenLine
 from mixloop.controller.core import Rewind, left_by
-from mixloop.controller.journal import Journal, add_event, keep, skip
+from mixloop.controller.journal import Journal, add_event, keep, queries, skip
 
 
 def note_incarnations(
@@ -48,26 +48,22 @@ def note_incarnations(
 
 def _applied_beyond(journal: Journal, rewind: Rewind) -> list[Json]:
     """Orders that a rewind takes back: where they had come into force stays on record here."""
-    rows = journal.rows(
-        "SELECT generation, applied_step, applied_sample FROM orders WHERE applied_sample > ? "
-        "ORDER BY generation",
-        rewind.sample,
-    )
     return [
-        {"generation": r["generation"], "step": r["applied_step"], "sample": r["applied_sample"]}
-        for r in rows
+        {
+            "generation": order.generation,
+            "step": order.applied_step,
+            "sample": order.applied_sample,
+        }
+        for order in queries.orders_applied_after(journal, rewind.sample)
     ]
 
 
 def _abandon(tx: sqlite3.Connection, journal: Journal, rewind: Rewind) -> list[int]:
-    rows = journal.rows(
-        "SELECT c.step, c.sample, c.incarnation, e.state FROM checkpoints c "
-        "LEFT JOIN evaluations e USING (step)"
-    )
-    left = [row for row in rows if left_by((rewind,), row["sample"], row["incarnation"])]
+    rows = queries.checkpoint_states(journal)
+    left = [row for row in rows if left_by((rewind,), row.sample, row.incarnation)]
     for row in left:
-        if row["state"] not in ("failed", "skipped"):
-            skip(tx, journal, row["step"], f"abandoned: {rewind}")
+        if row.state not in ("failed", "skipped"):
+            skip(tx, journal, row.step, f"abandoned: {rewind}")
     tx.execute(
         # an operator's order that comes into force again is as good as it was
         "UPDATE decisions SET abandoned_by = ? WHERE abandoned_by IS NULL AND tokens > ? "
@@ -86,4 +82,4 @@ def _abandon(tx: sqlite3.Connection, journal: Journal, rewind: Rewind) -> list[i
         "AND generation < (SELECT MAX(generation) FROM orders WHERE rejected IS NULL)",
         (f"cut when {rewind}",),
     )
-    return [row["step"] for row in left]
+    return [row.step for row in left]

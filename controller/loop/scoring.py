@@ -11,7 +11,7 @@ from mixloop.contract import RunPaths, write_holds
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import RunState, headline
 from mixloop.controller.decisions import observation_builder
-from mixloop.controller.journal import Journal, records
+from mixloop.controller.journal import Journal, queries, records
 from mixloop.evals import EvalSettings, Scorecard
 from mixloop.evals.workers import Evaluator, Failure
 
@@ -74,11 +74,9 @@ class Scoring:
     def record(self, state: RunState) -> None:
         """A complete checkpoint was seen."""
         folder, manifest = next(iter(state.unrecorded.items()))
-        incarnation = self.journal.value(
-            "SELECT incarnation FROM checkpoints WHERE step = ?", manifest.step
-        )
-        if incarnation is not None:
-            self._set_aside(manifest.step, incarnation)
+        row = queries.checkpoint(self.journal, manifest.step)
+        if row is not None:
+            self._set_aside(row.step, row.incarnation)
         sources = state.status.sources if state.status is not None else {}
         losses = {name: entry.loss for name, entry in sources.items() if entry.loss is not None}
         records.checkpoint(self.journal, manifest, str(folder), losses)
@@ -137,7 +135,7 @@ class Scoring:
     def start(self, state: RunState) -> None:
         """Score the next checkpoint."""
         step = state.waiting[0]
-        begun = self.journal.value("SELECT state FROM evaluations WHERE step = ?", step)
+        earlier = queries.evaluation(self.journal, step)
         records.scoring_started(self.journal, step)
         checkpoint = self._path(step)
         out = self.paths.dir / "scorecards" / f"step-{step:08d}.json"
@@ -146,7 +144,7 @@ class Scoring:
         if not checkpoint.is_dir():
             self.result = Failure("the checkpoint is gone (removed before it was scored)")
             return
-        if begun == "running":
+        if earlier is not None and earlier.state == "running":
             self.result = self._scored_before(checkpoint, out)
         if self.result is not None:
             return
@@ -156,7 +154,9 @@ class Scoring:
             self.result = Failure(f"no worker can be started: {error}")
 
     def _path(self, step: int) -> Path:
-        return Path(self.journal.value("SELECT path FROM checkpoints WHERE step = ?", step))
+        row = queries.checkpoint(self.journal, step)
+        assert row is not None
+        return Path(row.path)
 
     def _scored_before(self, checkpoint: Path, out: Path) -> Scorecard | None:
         """A scorecard that was finished when an earlier controller died before recording it.
@@ -183,8 +183,9 @@ class Scoring:
             self.say(f"step {step}: {headline(result)}")
             return
         assert isinstance(result, Failure)
-        attempts = self.journal.value("SELECT attempts FROM evaluations WHERE step = ?", step)
-        final = not self._path(step).is_dir() or attempts >= SCORING_ATTEMPTS
+        begun = queries.evaluation(self.journal, step)
+        assert begun is not None
+        final = not self._path(step).is_dir() or begun.attempts >= SCORING_ATTEMPTS
         records.scoring_failed(self.journal, step, result.reason, final=final)
         self.step = self.result = None
         self.hold(state)
@@ -192,15 +193,12 @@ class Scoring:
 
     def _note_outcomes(self) -> None:
         """Interventions whose effect this score shows for the first time."""
-        rows = self.journal.rows(
-            "SELECT d.* FROM decisions d JOIN orders o ON o.generation = d.generation "
-            "WHERE d.verdict = 'intervene' AND o.applied_step IS NOT NULL "
-            "AND NOT EXISTS (SELECT 1 FROM outbox WHERE key = 'outcome:' || d.id)"
-        )
-        for row in rows:
-            order = self.journal.row("SELECT * FROM orders WHERE generation = ?", row["generation"])
+        for decision in queries.untold_interventions(self.journal):
+            assert decision.generation is not None
+            order = queries.order(self.journal, decision.generation)
             assert order is not None
-            scored = observation_builder.around(self.journal, order["applied_tokens"])
-            outcome = observation_builder.outcome(order, scored)
+            assert order.applied_tokens is not None
+            scored = observation_builder.around(self.journal, order.applied_tokens)
+            outcome = observation_builder.outcome(order.applied_tokens, scored)
             if outcome is not None:
-                records.outcome(self.journal, row["id"], *outcome)
+                records.outcome(self.journal, decision.id, *outcome)

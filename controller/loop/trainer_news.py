@@ -9,7 +9,7 @@ from mixloop.common.json_records import Problem
 from mixloop.contract import OpenLine, RunPaths, Schedule, Status, read_status, schedule_of
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import Applied, Rewind, find_rewinds, open_lines
-from mixloop.controller.journal import Journal
+from mixloop.controller.journal import Journal, queries
 from mixloop.trainer.config import SUM_TOLERANCE
 
 from .mixture_file import by_sources
@@ -72,7 +72,7 @@ class TrainerNews:
 
     def began(self) -> tuple[OpenLine, ...]:
         """Incarnations that the journal does not know of, oldest first."""
-        noted = int(self._journal.value("SELECT value FROM meta WHERE key = 'incarnation'") or 0)
+        noted = queries.noted_incarnation(self._journal)
         return tuple(line for line in self._opened if line.incarnation > noted)
 
     def newly_applied(self) -> Iterator[Applied]:
@@ -80,22 +80,18 @@ class TrainerNews:
         if self.status is None:
             return
         in_force = self.status.in_force
-        rows = self._journal.rows(
-            "SELECT generation, plan FROM orders WHERE applied_step IS NULL AND generation <= ? "
-            "ORDER BY generation",
-            in_force.generation,
-        )
-        if not rows:
+        orders = queries.unapplied_orders(self._journal, in_force.generation)
+        if not orders:
             return
-        if [(row["generation"], row["plan"]) for row in rows] == [(in_force.generation, [])]:
+        if [(order.generation, order.plan) for order in orders] == [(in_force.generation, ())]:
             # the only stretch of this order: the heartbeat says itself where it began
             yield Applied(in_force.generation, in_force.sample, in_force.step)
             return
         segments = (schedule_of(self._paths.schedule).value or Schedule()).segments
-        for row in rows:
-            first = next((s for s in segments if s.generation == row["generation"]), None)
+        for order in orders:
+            first = next((s for s in segments if s.generation == order.generation), None)
             if first is not None and first.sample <= self.status.sample:
-                yield Applied(row["generation"], first.sample, first.step)
+                yield Applied(order.generation, first.sample, first.step)
 
     def newly_rejected(self) -> dict[int, str]:
         """Published orders that the trainer refused, with its reason, that the journal does not
@@ -107,11 +103,9 @@ class TrainerNews:
             for entry in self.status.rejected
             if entry.generation is not None
         }
-        rows = self._journal.rows(
-            "SELECT generation, published_fence FROM orders "
-            "WHERE rejected IS NULL AND applied_step IS NULL "
-            "AND published_at IS NOT NULL AND generation > ?",
-            self.status.accepted.generation,
+        keys = (
+            (order.published_fence, order.generation)
+            for order in queries.pending_orders(self._journal)
+            if order.published_at and order.generation > self.status.accepted.generation
         )
-        published = {row["generation"]: (row["published_fence"], row["generation"]) for row in rows}
-        return {generation: refused[key] for generation, key in published.items() if key in refused}
+        return {key[1]: refused[key] for key in keys if key in refused}

@@ -141,33 +141,29 @@ def _entry(row: Row, order: Row | None, scored: Any) -> Json:
     entry["observation_digest"] = row["observation_digest"]
     entry["scored_at"], entry["decided_at"] = row["scored_at"], row["decided_at"]
     entry["applied_at"] = order["applied_at"] if order else None
-    entry["abandoned_by"] = row.get("abandoned_by")  # the incarnation that left its branch
+    entry["abandoned_by"] = row["abandoned_by"]  # the incarnation that left its branch
     return entry
 
 
 def _approvals(journal: Journal) -> dict[str, Json]:
     """What became of the decisions that waited for a person."""
-    if not journal.knows_operators:
-        return {}
     return {row.pop("decision"): row for row in journal.rows("SELECT * FROM approvals")}
 
 
 def assessments(journal: Journal) -> dict[str, list[Json]]:
     """What people said of decisions in MLflow, by decision, oldest first."""
     found: dict[str, list[Json]] = {}
-    if journal.knows_operators:
-        for row in journal.rows("SELECT * FROM assessments ORDER BY at"):
-            row["value"] = json.loads(row["value"]) if row["value"] else None
-            found.setdefault(row["decision"], []).append(row)
+    for row in journal.rows("SELECT * FROM assessments ORDER BY at"):
+        row["value"] = json.loads(row["value"]) if row["value"] else None
+        found.setdefault(row["decision"], []).append(row)
     return found
 
 
 def operators(paths: RunPaths, journal: Journal | None) -> Json:
     """What people asked for: ``paused``, ``pins``, decisions that wait for approval, and how many
     requests no controller has taken yet."""
-    known = journal is not None and journal.knows_operators
     found: Json = {"paused": False, "pins": {}, "awaiting": []}
-    if journal is not None and known:
+    if journal is not None:
         rows = journal.rows(
             "SELECT d.id, d.tokens, a.why FROM approvals a JOIN decisions d ON d.id = a.decision "
             "WHERE a.state = 'waiting' ORDER BY d.seq"
@@ -204,7 +200,7 @@ def _outcome(row: Row, order: Row | None, scored: Any) -> Json | None:
         return {"state": "never in force", "detail": order["rejected"], "benchmarks": {}}
     if order["applied_step"] is None:
         return {"state": "not in force yet", "benchmarks": {}}
-    found = observation_builder.outcome(order, scored)
+    found = observation_builder.outcome(order["applied_tokens"], scored)
     if found is None:
         return {"state": "in force, not scored since", "benchmarks": {}}
     step, benchmarks = found

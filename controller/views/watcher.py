@@ -22,7 +22,6 @@ from mixloop.contract import RunPaths, Status, read_status
 from mixloop.controller.core import heartbeat
 from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import Journal, JournalError, unreadable_files
-from mixloop.policies.interface import Evaluation
 
 from . import run_status as views
 
@@ -49,16 +48,6 @@ def _score(journal: Journal, row: Json) -> Json:
     }
 
 
-def _evaluation(journal: Journal, step: int) -> Evaluation:
-    row = journal.row(
-        "SELECT c.*, e.scorecard FROM checkpoints c JOIN evaluations e USING (step) "
-        "WHERE c.step = ?",
-        step,
-    )
-    assert row is not None
-    return observation_builder.evaluation(row)
-
-
 def params(journal: Journal) -> Json:
     """Of the controller's newest start: ``max_epochs``, ``evaluate_every``, ``approval_timeout``
     (both in tokens); None where it has none."""
@@ -72,9 +61,7 @@ def params(journal: Journal) -> Json:
 def decisions(journal: Journal) -> list[Json]:
     """The newest decisions, newest first, each with what became of its approval."""
     rows = journal.rows("SELECT * FROM decisions ORDER BY seq DESC LIMIT ?", DECISIONS)
-    known: dict[str, Json] = {}
-    if journal.knows_operators:
-        known = {one["decision"]: one for one in journal.rows("SELECT * FROM approvals")}
+    known = {one["decision"]: one for one in journal.rows("SELECT * FROM approvals")}
     return [{**row, "approval": known.get(row["id"])} for row in rows]
 
 
@@ -227,8 +214,8 @@ class Watcher:
         if len(scores) < 2:
             return {}
         if key != self._pair[0]:
-            pair = [_evaluation(journal, one["step"]) for one in scores[-2:]]
-            self._pair = (key, observation_builder.effects(pair[0], pair[1]))
+            pair = observation_builder.evaluations(journal, newest=2)
+            self._pair = (key, observation_builder.effects(*pair))
         return self._pair[1]
 
     def _scoring_for(self, journal: Journal, now: float) -> float | None:

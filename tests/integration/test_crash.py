@@ -328,5 +328,6 @@ def test_around_a_change_lie_the_checkpoints_that_tell_its_outcome(play: Any) ->
     assert len(orders) >= 3
     for order in orders:
         few = observation_builder.around(run.journal, order["applied_tokens"])
-        assert observation_builder.outcome(order, few) == observation_builder.outcome(order, every)
+        at, outcome = order["applied_tokens"], observation_builder.outcome
+        assert outcome(at, few) == outcome(at, every)
         assert len(few) <= 4

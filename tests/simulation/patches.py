@@ -60,15 +60,15 @@ def _transaction(self: journal.Journal) -> Iterator[sqlite3.Connection]:
     world.journal_point(self, "crash-after-commit")
 
 
-def _rows(self: journal.Journal, query: str, *values: object) -> list[journal.Row]:
+def _stream(self: journal.Journal, kind: Any, clause: str = "", *values: object) -> Iterator[Any]:
     if sim().journal_fails(self, "journal-read-eio", 0.02):
         raise sqlite3.OperationalError("disk I/O error")
-    return _real_rows(self, query, *values)
+    return _real_stream(self, kind, clause, *values)
 
 
 _real_prepare = journal.Journal._prepare
 _real_transaction = journal.Journal.transaction
-_real_rows = journal.Journal.rows
+_real_stream = journal.Journal.stream
 
 
 def _connect(path: Any, **options: Any) -> sqlite3.Connection:
@@ -114,7 +114,7 @@ def installed() -> Iterator[None]:
         (journal, "socket", SimpleNamespace(gethostname=lambda: "host")),
         (journal.Journal, "_prepare", _prepare),
         (journal.Journal, "transaction", _transaction),
-        (journal.Journal, "rows", _rows),
+        (journal.Journal, "stream", _stream),
         (records, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1000) * 1_000_000)),
         (records, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=sim().token(16)))),
         (eval_planner, "shutil", SimpleNamespace(rmtree=lambda path, ignore_errors=False: None)),

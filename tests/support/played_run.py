@@ -108,7 +108,7 @@ class Run:
     def answer(self) -> dict[str, Any]:
         row = self.journal.row("SELECT * FROM requests ORDER BY taken_at DESC, rowid DESC LIMIT 1")
         assert row is not None
-        return {**row, "answer": json.loads(row["answer"])}
+        return row
 
     def history(self) -> list[dict[str, Any]]:
         return views.history(self.journal)

@@ -115,7 +115,7 @@ def recorded(journal: Journal, config: RunConfig) -> Iterator[Recorded]:
         known = tuple(one for one in scored if one.step <= row["step"])
         status = status_of(_placed(config, sizes, state))
         seen = observation_builder.observation(
-            journal, config, sizes, status, row["step"], scored=known, before=row["seq"]
+            journal, config, sizes, status, scored=known, before=row["seq"]
         )
         if "in_force" in state:
             seen = seen.model_copy(update={"in_force": state["in_force"]})
@@ -175,13 +175,17 @@ def entry(one: Recorded, policy: Policy, config: RunConfig) -> Json:
         last_intervention=one.last_intervention,
         generation=one.seen.generation + 1,
         vetoes=vetoes(one.seen, config.guards.significance),
-    ).fields
+    )
     was = {key: one.row[key] for key in ("verdict", "reason", "weights_proposed", "weights_after")}
     would = {
-        key: made[key]
-        for key in ("verdict", "reason", "weights_proposed", "weights_after", "plan", "guards")
+        "verdict": made.verdict,
+        "reason": made.reason,
+        "weights_proposed": made.weights_proposed,
+        "weights_after": dict(made.weights_after),
+        "plan": [[until, weights] for until, weights in made.plan],
+        "guards": [note.to_json() for note in made.guards],
     }
-    apart = total_variation(was["weights_after"], would["weights_after"])
+    apart = total_variation(was["weights_after"], dict(made.weights_after))
     same = observation_builder.digest(one.seen) == one.row["observation_digest"]
     return {
         "id": one.row["id"],
@@ -192,7 +196,7 @@ def entry(one: Recorded, policy: Policy, config: RunConfig) -> Json:
         "was": was,
         "would": would,
         "total_variation": apart,
-        "agrees": apart < NOTHING and was["verdict"] == would["verdict"],
+        "agrees": apart < NOTHING and was["verdict"] == made.verdict,
         "observed": "same" if same else "different" if one.exact else "approximate",
     }
 

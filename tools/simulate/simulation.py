@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mixloop.common.errors import BadInput
@@ -272,26 +272,25 @@ def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) ->
         generation=run.issued + 1,
         vetoes=vetoes(seen, run.config.guards.significance),
     )
-    fields = made.fields
     if made.order is not None:
         run.issued += 1
-        plan = tuple((until, dict(w)) for until, w in made.order["plan"])
+        plan = tuple((until, dict(w)) for until, w in made.plan)
         at = min(run.tokens + switching_lead(run.config, run.tokens), run.config.budget)
-        run.pending = _Order(run.issued, at, dict(made.order["weights"]), plan)
+        run.pending = _Order(run.issued, at, dict(made.weights_after), plan)
     run.decisions.append(
         PastDecision(
             id=f"d-{len(run.decisions) + 1:06d}",
             step=run.step,
             tokens=run.tokens,
-            verdict=fields["verdict"],
+            verdict=made.verdict,
             generation=run.issued if made.order is not None else None,
-            weights_before=fields["weights_before"],
-            weights_after=fields["weights_after"],
-            rule=fields["evidence"].get("rule"),
-            evidence=fields["evidence"],
+            weights_before=dict(made.weights_before),
+            weights_after=dict(made.weights_after),
+            rule=made.evidence.get("rule"),
+            evidence=made.evidence,
         )
     )
-    return fields, seconds
+    return asdict(made) | {"plan": [[until, dict(w)] for until, w in made.plan]}, seconds
 
 
 def answer_of(policy: Policy, seen: Observation) -> Answer:

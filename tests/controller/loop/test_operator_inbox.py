@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +16,6 @@ from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths, read_schedule, requests
 from mixloop.controller.config import load_config
 from mixloop.controller.core.operator_requests import completed
-from mixloop.controller.journal import Journal
 from mixloop.controller.loop import daemon, scoring
 from mixloop.controller.views import run_status as views
 
@@ -253,31 +251,6 @@ def test_the_exported_schedule_is_a_policy_another_run_can_follow(play: Any) -> 
 
     config = load_config(other)
     load_policy(config.policy.use, config.policy.options)
-
-
-def test_a_journal_of_the_version_before_is_read_and_brought_up(play: Any, tmp_path: Path) -> None:
-    run = play(policy={"use": "static"})
-    run.train(4)
-    old = tmp_path / "old.db"
-    old.write_bytes(run.paths.journal.read_bytes())
-    import sqlite3
-
-    with contextlib.closing(sqlite3.connect(old)) as db:
-        db.executescript(
-            "DROP TABLE requests; DROP TABLE approvals; DROP TABLE assessments;"
-            "DROP INDEX one_policy_decision_per_checkpoint; DROP INDEX orders_not_in_force;"
-            "ALTER TABLE lease DROP COLUMN seal;"
-            "DROP INDEX decisions_by_verdict; DROP INDEX evaluations_by_state;"
-            "ALTER TABLE checkpoints DROP COLUMN incarnation;"
-            "ALTER TABLE decisions DROP COLUMN abandoned_by; CREATE UNIQUE INDEX "
-            "one_policy_decision_per_checkpoint ON decisions(step) WHERE asked_by = 'policy';"
-            "PRAGMA user_version = 2"
-        )
-    with contextlib.closing(Journal(old)) as journal:
-        assert not journal.knows_operators
-        assert views.history(journal)[0]["approval"] is None
-    with contextlib.closing(Journal(old, create=True)) as journal:
-        assert journal.knows_operators
 
 
 def test_shares_not_named_share_the_rest() -> None:
