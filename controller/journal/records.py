@@ -349,7 +349,7 @@ def operated(
     Returns:
         The id of the decision it made, if it made one.
     """
-    record, name = reply.made, None
+    record, name = reply.decision, None
     answer: Json = {"text": reply.text}
     if reply.nearest is not None:
         answer["nearest"] = reply.nearest

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from mixloop.common.errors import BadInput
-from mixloop.common.process import Child
 from mixloop.common.types import Json
 from mixloop.contract import RunPaths
 from mixloop.controller.config import load_config
@@ -62,19 +60,15 @@ def _drain(config: Any, paths: RunPaths) -> str:
     """Our own drain, under the run's lock and the fence as it is: nobody is taken over."""
     from mixloop.controller.journal import take_lock
 
-    from .drain_child import DRAIN_TIMEOUT, drain_request
+    from .drain_child import start_drain
 
     lock = take_lock(paths.dir / "controller.lock")
     journal = Journal(paths.journal, create=True)
     try:
         holder = queries.lease(journal)
         journal.fence = holder.fence if holder is not None else None
-        child = Child(
-            "mixloop.controller.tracking.mlflow_sink",
-            argument=json.dumps(drain_request(config, paths, records.run_uid(journal))),
-            log=paths.dir / "mlflow.log",
-            timeout=max(DRAIN_TIMEOUT, TIMEOUT),
-        )
+        uid = records.run_uid(journal)
+        child = start_drain(config, paths, uid, timeout=TIMEOUT, clock=time.monotonic)
         failure: str | None = None
         try:
             while True:

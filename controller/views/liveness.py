@@ -153,7 +153,7 @@ def _silence(status: Status | None, journal: Journal | None) -> tuple[float | No
     last = queries.trainer_silence(journal) if journal is not None else None
     holder = controller(journal)
     if status is None or last is None or holder is None or holder.alive is False:
-        return None, heartbeat.LEAST
+        return None, heartbeat.MIN_STALL_LIMIT
     same = (last.incarnation, last.heartbeat) == (status.incarnation, status.heartbeat)
     return (last.silent if same else 0.0), last.limit
 

@@ -56,8 +56,8 @@ from mixloop.controller import views
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.decisions import policy_process
 from mixloop.controller.journal import FenceLost, Journal
-from mixloop.controller.loop import daemon
-from mixloop.controller.tracking import mlflow_sink
+from mixloop.controller.loop import daemon, policy_decisions, scoring
+from mixloop.controller.tracking import drain_child, mlflow_sink
 from mixloop.evals.workers import Failure
 
 
@@ -202,9 +202,10 @@ class Link:
 def serve(config: RunConfig, base: Path, shim: Any, link: Link) -> int:
     """One controller's life, step by step as the conductor lets it. Returns the exit code."""
     ticks = iter(range(10**9))
-    daemon.Evaluator = PlayedEvaluator  # type: ignore[misc]
-    daemon.Child = ForkedChild  # type: ignore[misc,assignment]
-    daemon.TROUBLE = (0.001, 0.002)
+    scoring.Evaluator = PlayedEvaluator  # type: ignore[misc]
+    for asks in (policy_decisions, drain_child):
+        asks.Child = ForkedChild  # type: ignore[misc,assignment]
+    daemon.RETRY = (0.001, 0.002)
     logging.getLogger("mixloop").addHandler(logging.NullHandler())
     ForkedChild.shim = shim
     gc.disable()  # a collection inside of a call from SQLite could come back to SQLite
@@ -239,7 +240,7 @@ def serve(config: RunConfig, base: Path, shim: Any, link: Link) -> int:
         except Exception as error:
             ask({"trouble": f"{type(error).__name__}: {error}"})
             raise
-        busy = controller.running is not None or controller.scoring is not None
+        busy = controller.job_state().working
         ask({"action": acted[0], "busy": busy})
         return more
 

@@ -88,7 +88,7 @@ class Run:
     def settle(self, limit: int = 4000) -> None:
         """Until there is nothing to do but wait for the trainer."""
         for _ in range(limit):
-            busy = self.controller.running is not None or self.controller.scoring is not None
+            busy = self.controller.job_state().working
             more = self.controller.step()
             if not more or (not self.controller._busy and not busy):
                 return
@@ -114,6 +114,6 @@ class Run:
         return views.history(self.journal)
 
     def in_force(self) -> dict[str, float]:
-        status = self.controller._eyes.status
+        status = self.controller.observer.news.status
         assert status is not None
         return dict(status.in_force.weights)

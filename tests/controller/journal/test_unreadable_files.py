@@ -250,7 +250,7 @@ def test_holds_are_the_controllers_own_and_written_anew(ahead: Ahead) -> None:
     holds.write_text("rubbish")
     said = ahead.look(PERSISTS)
     assert [line.split(":")[0] for line in said] == ["holds.json can't be read"]
-    assert read_holds(holds).value == frozenset(ahead.run.controller._eyes.waiting())
+    assert read_holds(holds).value == frozenset(ahead.run.controller.look().waiting)
 
 
 def test_everybody_who_looks_on_sees_it(ahead: Ahead) -> None:

@@ -234,7 +234,7 @@ def test_the_watchers_own_clock_tells_a_stall(play: Any) -> None:
     now = [1000.0]
     watcher = Watcher(run.paths, lambda: now[0])
     watcher.look()
-    now[0] += heartbeat.LEAST + 200
+    now[0] += heartbeat.MIN_STALL_LIMIT + 200
     view = build(watcher.look())
     assert view.state == "stalled: no heartbeat for 4m"
     assert view.seconds_left is None
