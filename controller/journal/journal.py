@@ -21,11 +21,9 @@ from typing import Any
 
 from . import row_reading, tamper_seal
 from .integrity import wrong_value
-from .packing import JournalError, pack, unpack
+from .packing import JournalError, pack
 from .row_reading import JSON_COLUMNS, R
 from .schema import RUN_TABLES, SCHEMA_VERSION, TABLES
-
-Row = dict[str, Any]
 
 
 class FenceLost(Exception):  # noqa: N818 - a normal end of a replaced controller
@@ -76,7 +74,6 @@ class Journal:
         self._seal: tamper_seal.Seal | None = None
         try:
             self._db = _connect(path, read_only, timeout)
-            self._db.row_factory = sqlite3.Row
             self._prepare(create)
         except UnicodeDecodeError as error:  # SQLite's message quotes what is damaged
             raise JournalError(damage(path, error)) from error
@@ -260,26 +257,10 @@ class Journal:
             cells = self._db.execute(row_reading.query(kind, clause), values).fetchone()
             return None if cells is None else row_reading.build(kind, cells)
 
-    def rows(self, query: str, *values: object) -> list[Row]:
-        """Rows as dicts, JSON columns decoded."""
-        return list(self.each(query, *values))
-
-    def each(self, query: str, *values: object) -> Iterator[Row]:
-        """Like :meth:`rows`, unpacked one at a time."""
-        with self._read():
-            for row in self._db.execute(query, values).fetchall():
-                yield _decode(row)
-
-    def row(self, query: str, *values: object) -> Row | None:
-        """The first row, or None."""
-        with self._read():
-            row = self._db.execute(query, values).fetchone()
-            return None if row is None else _decode(row)
-
     def cells(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """Rows as they are stored."""
         with self._read():
-            return [tuple(row) for row in self._db.execute(query, values).fetchall()]
+            return self._db.execute(query, values).fetchall()
 
     def value(self, query: str, *values: object) -> Any:
         """The first cell, or None."""
@@ -299,13 +280,6 @@ class Journal:
         """Note something a person may later ask about (a start, a stranger's file, an alarm)."""
         with self.transaction() as tx:
             add_event(tx, self.fence or 0, kind, detail)
-
-
-def _decode(row: sqlite3.Row) -> Row:
-    return {
-        key: unpack(row[key]) if key in JSON_COLUMNS and row[key] is not None else row[key]
-        for key in row.keys()  # noqa: SIM118 - sqlite3.Row iterates over values, not keys
-    }
 
 
 def _connect(path: Path, read_only: bool, timeout: float) -> sqlite3.Connection:

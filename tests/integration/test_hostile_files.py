@@ -40,7 +40,7 @@ from mixloop.contract import (
     schedule_of,
 )
 from mixloop.controller.config import load_config
-from mixloop.controller.journal import unreadable_files
+from mixloop.controller.journal import queries, unreadable_files
 from mixloop.controller.loop import scoring
 from mixloop.evals import Scorecard
 from mixloop.trainer.config import JobError, load_run
@@ -317,11 +317,9 @@ def test_orders(field: Field, count: int) -> None:
             if any("which this controller did not write" in line for line in said):
                 return
             found = json.loads(data)
-            row = field.run.journal.row(
-                "SELECT * FROM orders WHERE generation = ?", int(found["generation"])
-            )
-            assert row is not None, said
-            assert (row["weights"], row["decision"]) == (found["weights"], found["decision"])
+            order = queries.order(field.run.journal, int(found["generation"]))
+            assert order is not None, said
+            assert (order.weights, order.decision) == (found["weights"], found["decision"])
 
         return check
 

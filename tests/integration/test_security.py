@@ -237,10 +237,9 @@ def test_requests_need_the_key_where_there_is_one(play: Any, tmp_path: Path) -> 
 
     def refused() -> str:
         run.settle()
-        rows = run.journal.rows(
-            "SELECT detail FROM events WHERE kind = 'request-refused' ORDER BY seq DESC"
-        )
-        return str(rows[0]["detail"]["reason"])
+        event = queries.newest_event(run.journal, "request-refused")
+        assert event is not None
+        return str(event.detail["reason"])
 
     requests.submit(folder, requests.new_request("pause", timestamp()), run="r")
     assert "not signed" in refused()
