@@ -41,6 +41,7 @@ def _prepare(self: journal.Journal, create: bool) -> None:
     # what a simulated crash loses is what was not committed; the file needs no disk
     self._db.execute("PRAGMA synchronous=OFF")
     self._db.execute("PRAGMA journal_mode=MEMORY")
+    self._db.row_factory = sqlite3.Row  # for the invariants, which look through this connection
 
 
 @contextlib.contextmanager
