@@ -48,9 +48,11 @@ def build(work: Path) -> Path:
 
 
 def wanted() -> set[str]:
-    """The wheel's names for every module, face and marker in the rooms."""
+    """The wheel's names for every module, face, template and marker in the rooms."""
     paths = (path for room in ROOMS for path in (ROOT / room).rglob("*"))
-    kept = (path for path in paths if path.suffix in (".py", ".pyi") or path.name == "py.typed")
+    kept = (
+        path for path in paths if path.suffix in (".py", ".pyi", ".html") or path.name == "py.typed"
+    )
     return {f"mixloop/{path.relative_to(ROOT).as_posix()}" for path in kept}
 
 

@@ -15,7 +15,7 @@ from .guard_context import guard_settings as guard_settings
 from .guard_context import remaining as remaining
 from .guard_context import stages as stages
 from .guard_context import switching_lead as switching_lead
-from .heartbeat import LEAST as LEAST
+from .heartbeat import MIN_STALL_LIMIT as MIN_STALL_LIMIT
 from .heartbeat import Heartbeat as Heartbeat
 from .journal_rows import ApprovalRow as ApprovalRow
 from .journal_rows import AssessmentRow as AssessmentRow
@@ -58,12 +58,13 @@ from .operator_requests import reply_to as reply_to
 from .reconcile import Action as Action
 from .reconcile import Applied as Applied
 from .reconcile import FileState as FileState
+from .reconcile import JobState as JobState
 from .reconcile import RunState as RunState
 from .reconcile import next_action as next_action
 from .rewinds import Rewind as Rewind
 from .rewinds import find_rewinds as find_rewinds
 from .rewinds import left_by as left_by
-from .rewinds import opened as opened
+from .rewinds import open_lines as open_lines
 from .steering_metric import Steering as Steering
 from .steering_metric import steer_all as steer_all
 from .wording import applied as applied
@@ -72,8 +73,6 @@ from .wording import assessment as assessment
 from .wording import evidence_lines as evidence_lines
 from .wording import mixture as mixture
 from .wording import moves as moves
-from .wording import origin as origin
 from .wording import outcome_lines as outcome_lines
 from .wording import steering as steering
-from .wording import trainer_in_words as trainer_in_words
 from .wording import verdict as verdict

@@ -3,7 +3,6 @@ from . import records as records
 from . import unreadable_files as unreadable_files
 from .journal import FenceLost as FenceLost
 from .journal import Journal as Journal
-from .journal import Row as Row
 from .journal import add_event as add_event
 from .journal import damage as damage
 from .journal import timestamp as timestamp

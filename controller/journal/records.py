@@ -108,16 +108,15 @@ def start(journal: Journal, run: str, params: Json, initial: Weights) -> None:
 def beat(journal: Journal, trainer: Heartbeat | None, silent: float | None, limit: float) -> None:
     """Our own liveness counter moves; with it what we know of the trainer's.
 
-    Args:
-        silent: seconds on our monotonic clock since its heartbeat moved; above ``limit`` it has
-            stalled.
+    ``silent`` are the seconds on our monotonic clock since its heartbeat moved; above ``limit`` it
+    has stalled.
     """
     with journal.transaction() as tx:
         tx.execute("UPDATE lease SET counter = counter + 1")
         if trainer is not None and silent is not None:
-            seen: Json = {"incarnation": trainer.incarnation, "heartbeat": trainer.heartbeat}
-            seen |= {"silent": round(silent, 1), "limit": round(limit, 1)}
-            set_meta(tx, "pulse", seen)
+            pulse: Json = {"incarnation": trainer.incarnation, "heartbeat": trainer.heartbeat}
+            pulse |= {"silent": round(silent, 1), "limit": round(limit, 1)}
+            set_meta(tx, "pulse", pulse)
 
 
 def unread(journal: Journal, files: UnreadableFiles, folder: Path) -> None:
@@ -139,10 +138,8 @@ def checkpoint(journal: Journal, manifest: Manifest, path: str, losses: Weights)
     """A complete checkpoint was seen.
 
     One that has the step of another, made on a branch that the trainer has left, replaces it; the
-    scores of that one are kept as an event.
-
-    Args:
-        losses: the training loss per source around it.
+    scores of that one are kept as an event. ``losses`` are the training losses per source around
+    it.
     """
     with journal.transaction() as tx:
         _archive(tx, journal, manifest.step)
@@ -213,8 +210,10 @@ def scored(journal: Journal, step: int, scorecard: Json) -> None:
 
 
 def _of_branch(journal: Journal, entry: Entry, incarnation: int) -> Entry:
-    """A checkpoint's entry under a name of its own, if there is one of its step already: of a
-    branch that the trainer has left."""
+    """A checkpoint's entry, under a name of its own if there is one of its step already.
+
+    That one is of a branch that the trainer has left.
+    """
     payload = entry.payload
     if queries.has_entry(journal, entry.key):
         payload = payload | {"name": f"{payload['name']}.{incarnation}"}
@@ -258,7 +257,7 @@ def steering(
 
 def decision(
     journal: Journal,
-    made: DecisionRecord,
+    record: DecisionRecord,
     *,
     scores: Json,
     started_ms: int,
@@ -271,11 +270,11 @@ def decision(
     approval.
     """
     with journal.transaction() as tx:
-        name = _insert_decision(tx, journal, made, scores, started_ms)
-        if made.order is not None or made.approval is not None:
+        name = _insert_decision(tx, journal, record, scores, started_ms)
+        if record.order is not None or record.approval is not None:
             _supersede(tx, name)
-        if made.approval is not None:
-            insert(tx, "approvals", decision=name, state="waiting", why=made.approval)
+        if record.approval is not None:
+            insert(tx, "approvals", decision=name, state="waiting", why=record.approval)
         if seen is not None:
             add_event(tx, journal.fence or 0, "observed", {"decision": name, **_observed(seen)})
     return name
@@ -287,12 +286,12 @@ _DECISION_COLUMNS = [
 
 
 def _insert_decision(
-    tx: sqlite3.Connection, journal: Journal, made: DecisionRecord, scores: Json, started_ms: int
+    tx: sqlite3.Connection, journal: Journal, record: DecisionRecord, scores: Json, started_ms: int
 ) -> str:
     name = f"d-{queries.newest_decision_number(journal) + 1:06d}"
-    order = made.order
-    columns = {column: getattr(made, column) for column in _DECISION_COLUMNS}
-    columns["guards"] = [note.to_json() for note in made.guards]
+    order = record.order
+    columns = {column: getattr(record, column) for column in _DECISION_COLUMNS}
+    columns["guards"] = [note.to_json() for note in record.guards]
     insert(
         tx,
         "decisions",
@@ -309,9 +308,9 @@ def _insert_decision(
             generation=order.generation,
             decision=name,
             policy=order.policy,
-            reason=made.reason,
-            weights=made.weights_after,
-            plan=made.plan,
+            reason=record.reason,
+            weights=record.weights_after,
+            plan=record.plan,
             issued_at=timestamp(),
         )
     enqueue(tx, decision_entry(name, scores, started_ms, now_ms()))
@@ -328,17 +327,15 @@ def _supersede(tx: sqlite3.Connection, by: str) -> None:
 
 def _observed(seen: Observation) -> Json:
     """Where the trainer was when an observation was made."""
-    return {
-        "step": seen.step,
-        "tokens": seen.tokens,
-        "phase": seen.phase,
-        "generation": seen.generation,
-        "in_force": seen.in_force,
-        "weights": seen.weights,
+    names = ("step", "tokens", "phase", "generation", "in_force", "weights")
+    return {name: getattr(seen, name) for name in names} | {
         "drawn": {name: source.drawn for name, source in seen.sources.items()},
         "epochs": {name: source.epochs for name, source in seen.sources.items()},
         "unique": {name: source.unique_tokens for name, source in seen.sources.items()},
     }
+
+
+_ASKED = ("weights", "sources", "decision", "reason", "force")  # of a request
 
 
 def operated(
@@ -349,25 +346,19 @@ def operated(
     Returns:
         The id of the decision it made, if it made one.
     """
-    made, name = reply.made, None
+    record, name = reply.decision, None
     answer: Json = {"text": reply.text}
     if reply.nearest is not None:
         answer["nearest"] = reply.nearest
     with journal.transaction() as tx:
-        if made is not None:
-            name = _insert_decision(tx, journal, made, scores, now_ms())
+        if record is not None:
+            name = _insert_decision(tx, journal, record, scores, now_ms())
         insert(
             tx,
             "requests",
             id=request.id,
             verb=request.verb,
-            asked={
-                "weights": dict(request.weights),
-                "sources": list(request.sources),
-                "decision": request.decision,
-                "reason": request.reason,
-                "force": request.force,
-            },
+            asked={name: getattr(request, name) for name in _ASKED},
             by=request.by,
             asked_at=request.at,
             taken_at=timestamp(),
@@ -378,7 +369,7 @@ def operated(
         if reply.approval is not None:
             end = {"by": request.by, "reason": request.reason, "made": name}
             _end_approval(tx, request.decision, reply.approval, **end)
-        if name is not None and made is not None and made.order is not None:
+        if name is not None and record is not None and record.order is not None:
             _supersede(tx, name)
         set_meta(tx, "pins", reply.pins)
         set_meta(tx, "paused", reply.paused)
@@ -428,8 +419,7 @@ def published(journal: Journal, generation: int) -> None:
 
 
 def applied(journal: Journal, at: Applied, tokens: int, before: Weights) -> None:
-    """The trainer has consumed the first sample under this order; ``before``: the mixture until
-    then."""
+    """The trainer has consumed the first sample under this order, and ``before`` until then."""
     with journal.transaction() as tx:
         tx.execute(
             "UPDATE orders SET applied_sample = ?, applied_step = ?, applied_tokens = ?, "
@@ -489,10 +479,10 @@ def _note(journal: Journal) -> str:
     """The run's description: what it costs doesn't grow with the run."""
     last = queries.last_decisions(journal, NOTE_INTERVENTIONS, verdict="intervene")[::-1]
     interventions = []
-    for made in last:
-        order = None if made.generation is None else queries.order(journal, made.generation)
-        sent = queries.entry(journal, outcome_key(made.id))
-        interventions.append((made, order, {} if sent is None else outcome_gains(sent.payload)))
+    for row in last:
+        order = None if row.generation is None else queries.order(journal, row.generation)
+        sent = queries.entry(journal, outcome_key(row.id))
+        interventions.append((row, order, {} if sent is None else outcome_gains(sent.payload)))
     changed = queries.decision_counts(journal).get("intervene", 0)
     return run_note(interventions, changed, queries.newest_decision_number(journal))
 

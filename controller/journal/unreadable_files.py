@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixloop.common.json_records import Problem
-from mixloop.contract import RunPaths, find_holds, find_manifest, find_schedule, find_status
+from mixloop.contract import RunPaths, read_holds, read_manifest, read_status, schedule_of
 from mixloop.trainer.loader import SAVED_FILE, read_saved_manifest
 
 from . import queries
@@ -62,11 +62,11 @@ class _State:
 
 
 class UnreadableFiles:
-    """Reports of each file once that it can't be read, and again when another place in it is
-    wrong, or after it could be read in between.
+    """Reports of each file once that it can't be read.
 
-    A file that goes bad again and again is reported less and less often, a day apart in the end:
-    neither log nor journal grows without bound.
+    And again when another place in it is wrong, or after it could be read in between. A file that
+    goes bad again and again is reported less and less often, a day apart in the end: neither log
+    nor journal grows without bound.
 
     Attributes:
         pending: reports that the journal does not have yet.
@@ -154,14 +154,14 @@ def report_line(report: Report, folder: Path) -> str:
 def problems(paths: RunPaths, journal: Journal | None) -> dict[Path, Problem]:
     """What can't be read now: status, schedule, holds, and the manifests the controller told of."""
     results = {
-        paths.status: find_status(paths.status).problem,
-        paths.schedule: find_schedule(paths.schedule).problem,
-        paths.holds: find_holds(paths.holds).problem,
+        paths.status: read_status(paths.status).problem,
+        paths.schedule: schedule_of(paths.schedule).problem,
+        paths.holds: read_holds(paths.holds).problem,
     }
     for name in queries.unreadable_names(journal) if journal is not None else ():
         path = paths.dir / name
         if path not in results:
-            read = read_saved_manifest if path.name == SAVED_FILE else find_manifest
+            read = read_saved_manifest if path.name == SAVED_FILE else read_manifest
             results[path] = read(path.parent).problem
     return {path: problem for path, problem in results.items() if problem is not None}
 

@@ -67,7 +67,7 @@ def _plan(
         return kept, kept is not None
     if config.evals.budget is None:
         raise BadInput("--checkpoint: evals.budget is not set, so there is nothing to plan")
-    status = read_status(RunPaths(config.run.dir).status)
+    status = read_status(RunPaths(config.run.dir).status).value
     rate = speed or (status.tokens_per_second if status is not None else None)
     if not rate:
         raise BadInput("--checkpoint: the run has not trained yet; give --speed TOKENS_PER_SECOND")

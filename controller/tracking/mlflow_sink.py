@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mixloop.common.process import die_with_parent
+from mixloop.common.process import end_with_parent
 from mixloop.common.types import Json
 from mixloop.controller.core import LOWER, UPPER, OutboxRow, calls
 from mixloop.controller.journal import Journal, queries
@@ -64,12 +64,12 @@ class Sink:
         mlflow.set_tracking_uri(uri)
         self.uid = uid
         self.client = mlflow.MlflowClient(tracking_uri=uri)
-        known = self.client.get_experiment_by_name(experiment)
-        if known is None:
+        existing = self.client.get_experiment_by_name(experiment)
+        if existing is None:
             location = artifacts.as_uri() if artifacts is not None else None
             self.experiment = self.client.create_experiment(experiment, artifact_location=location)
         else:
-            self.experiment = known.experiment_id
+            self.experiment = existing.experiment_id
         mlflow.set_experiment(experiment_id=self.experiment)
         self._run: str | None = None
 
@@ -98,9 +98,9 @@ class Sink:
         decision = None
         if entry.kind == "decision":
             decision = queries.decision(journal, entry.payload["id"])
-        for call in calls(entry.kind, entry.payload, decision):
+        for kind, payload in calls(entry.kind, entry.payload, decision):
             try:
-                self._call(call.kind, call.payload)
+                self._call(kind, payload)
             except Refused as refusal:
                 refusals.append(refusal)
         if refusals:
@@ -194,8 +194,8 @@ class Sink:
         from mlflow.entities import LoggedModelOutput
 
         outputs = self.client.get_run(self.run).outputs
-        known = {output.model_id for output in (outputs.model_outputs if outputs else [])}
-        if model not in known:
+        listed = {output.model_id for output in (outputs.model_outputs if outputs else [])}
+        if model not in listed:
             self.client.log_outputs(self.run, [LoggedModelOutput(model_id=model, step=tokens)])
 
     def _trace(self, decision: str) -> str | None:
@@ -464,7 +464,7 @@ def drain(request: Json, say: Callable[[Json], object]) -> int:
 
 def main() -> None:
     """Entry of ``python -m mixloop.controller.tracking.mlflow_sink REQUEST`` (a JSON object)."""
-    die_with_parent()
+    end_with_parent()
     os.environ.update(LIMITS)
     del os.environ["MLFLOW_TRACKING_URI"]
     channel = os.fdopen(os.dup(1), "w", buffering=1)

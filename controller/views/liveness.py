@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from mixloop.common.text import clean, duration
 from mixloop.common.types import Json
-from mixloop.contract import RunPaths, Status, schedule_of
+from mixloop.contract import RunPaths, Schedule, Status, schedule_of
 from mixloop.controller.core import find_rewinds, heartbeat
 from mixloop.controller.journal import Journal, queries
 
@@ -22,6 +23,13 @@ class Origin:
     how: Literal["forked", "rewound", "resumed"]
     step: int
     run: str | None = None
+
+    def in_words(self, incarnation: int) -> str:
+        """``incarnation 2, rewound to step 400``."""
+        if self.how == "forked":
+            return f"forked from {clean(self.run)} at step {self.step}"
+        at = "to" if self.how == "rewound" else "at"
+        return f"incarnation {incarnation}, {self.how} {at} step {self.step}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,24 @@ class TrainerStanding:
     alive: bool | None
     silent: float | None
     origin: Origin | None
+
+    @property
+    def in_words(self) -> str:
+        """``stalled: no heartbeat for 3m``."""
+        if self.state == "stalled" and self.silent is not None:
+            return f"stalled: no heartbeat for {duration(self.silent)}"
+        if self.state != "unknown":
+            return self.state
+        if self.status is None:
+            return "not known: its heartbeat can't be read"
+        return "on another machine, and no controller watches its heartbeat"
+
+    @property
+    def origin_in_words(self) -> str:
+        """Where its incarnation began; empty for a trainer's first."""
+        if self.origin is None or self.status is None:
+            return ""
+        return self.origin.in_words(self.status.incarnation)
 
     def to_json(self) -> Json:
         """As ``mixloop status --json`` has it: the heartbeat without mixtures and sources."""
@@ -78,10 +104,9 @@ def trainer(
 ) -> TrainerStanding:
     """The trainer of a run.
 
-    Args:
-        watched: seconds the heartbeat has stood still as the caller saw it, and from when on that
-            is a stall; otherwise what the controller saw.
-        readable: False: there is a heartbeat, which can't be read.
+    ``watched`` are the seconds for which the heartbeat has stood still as the caller saw it, and
+    from when on that is a stall; otherwise what the controller saw counts. It may be there and
+    not ``readable``.
     """
     process = _process(status) if status is not None else False
     silent, limit = watched or _silence(status, journal)
@@ -124,16 +149,16 @@ def _silence(status: Status | None, journal: Journal | None) -> tuple[float | No
 
     What a controller knew that is no longer there says nothing of now.
     """
-    seen = queries.trainer_silence(journal) if journal is not None else None
+    last = queries.trainer_silence(journal) if journal is not None else None
     holder = controller(journal)
-    if status is None or seen is None or holder is None or holder.alive is False:
-        return None, heartbeat.LEAST
-    same = (seen.incarnation, seen.heartbeat) == (status.incarnation, status.heartbeat)
-    return (seen.silent if same else 0.0), seen.limit
+    if status is None or last is None or holder is None or holder.alive is False:
+        return None, heartbeat.MIN_STALL_LIMIT
+    same = (last.incarnation, last.heartbeat) == (status.incarnation, status.heartbeat)
+    return (last.silent if same else 0.0), last.limit
 
 
 def _origin(paths: RunPaths, status: Status | None) -> Origin | None:
-    schedule = schedule_of(paths)
+    schedule = schedule_of(paths.schedule).value or Schedule()
     opened = schedule.latest_open
     if status is None or opened is None or opened.incarnation != status.incarnation:
         return None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mixloop.common.errors import BadInput
-from mixloop.contract import RunPaths, find_status
+from mixloop.contract import RunPaths, read_status
 from mixloop.controller.journal import Journal, JournalError, damage
 
 _STRANGE = (  # what values that nobody expected lead to
@@ -36,8 +36,7 @@ def run_folder(run: Path) -> RunPaths:
 def open_run(run: Path, *, new: bool = False) -> tuple[RunPaths, Journal | None]:
     """The run folder that RUN names (a folder, or a run.yaml) and its journal, if it has one.
 
-    Args:
-        new: a run.yaml whose run was never started will do.
+    With ``new``, a run.yaml whose run was never started will do.
 
     Raises:
         BadInput: when there is no such run.
@@ -52,7 +51,7 @@ def open_run(run: Path, *, new: bool = False) -> tuple[RunPaths, Journal | None]
         return paths, None
     if not paths.dir.is_dir():
         raise _no_run(paths.dir)
-    heartbeat = find_status(paths.status)
+    heartbeat = read_status(paths.status)
     if heartbeat.problem is not None:
         raise BadInput(
             f"{paths.status}: can't be read: {heartbeat.problem.said}; there is no journal either"

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from mixloop.common import text
 from mixloop.common.json_records import Problem
@@ -23,7 +22,6 @@ from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import Journal, JournalError, queries, unreadable_files
 
 from .run_standing import CheckpointScores, RunStanding, run_standing, scores_of
-from .run_status import status_json
 
 PAST = 48  # evaluations of a curve
 
@@ -45,53 +43,6 @@ class RunSnapshot:
     scoring: float | None = None
     controller_silent: float | None = None
     trouble: str | None = None
-
-    # what watch/ reads until it reads the standing itself
-
-    @property
-    def overview(self) -> Json:
-        return status_json(self.standing)
-
-    @property
-    def params(self) -> Mapping[str, Any]:
-        standing = self.standing
-        cadence = {key: getattr(standing, key) for key in ("evaluate_every", "approval_timeout")}
-        return {"max_epochs": standing.max_epochs, **cadence}
-
-    @property
-    def scores(self) -> Sequence[Json]:
-        kept = {"status", "reason", "metrics"}
-        return [
-            {
-                "step": card.step,
-                "tokens": card.tokens,
-                "seconds": card.seconds,
-                "benchmarks": {
-                    name: score.model_dump(mode="json", include=kept)
-                    for name, score in card.benchmarks.items()
-                },
-            }
-            for card in self.standing.scores
-        ]
-
-    @property
-    def decisions(self) -> Sequence[Json]:
-        return [
-            {**made.to_json(), "approval": None if approval is None else approval.to_json()}
-            for made, approval in self.standing.decisions
-        ]
-
-    @property
-    def checkpoints(self) -> Sequence[int]:
-        return self.standing.checkpoints
-
-    @property
-    def waiting(self) -> int:
-        return self.standing.waiting
-
-    @property
-    def failing_since(self) -> str | None:
-        return self.standing.tracking.failing_since
 
 
 @dataclass
@@ -125,7 +76,7 @@ class Watcher:
 
     def read_heartbeat(self) -> float:
         """Look at the heartbeat alone. Returns the time on our clock."""
-        self._status = read_status(self.paths.status) or self._status
+        self._status = read_status(self.paths.status).value or self._status
         now = self.clock()
         self._trainer = heartbeat.update(self._trainer, self._status, now)
         return now
@@ -158,11 +109,12 @@ class Watcher:
     def _standing(
         self, journal: Journal | None, now: float, scores: Sequence[CheckpointScores] = ()
     ) -> RunStanding:
-        seen = self._trainer
-        limit = heartbeat.stall_limit(seen, self._status)
+        limit = heartbeat.stall_limit(self._trainer, self._status)
         watched = None
-        if seen is not None and (seen.moved or now - seen.since > limit):
-            watched = (now - seen.since, limit)
+        if self._trainer is not None:
+            silent = now - self._trainer.since
+            if self._trainer.moved or silent > limit:
+                watched = (silent, limit)
         problems = unreadable_files.problems(self.paths, journal)
         unreadable = unreadable_files.persisting(self._problems, problems, self.paths.dir)
         self._problems = problems
@@ -207,10 +159,10 @@ class Watcher:
         return now - self._scoring[1]
 
     def _controller_silence(self, standing: RunStanding, now: float) -> float | None:
-        holder, seen = standing.controller, self._controller
+        holder, last = standing.controller, self._controller
         if holder is None:
             return None
-        if seen is None or (seen.incarnation, seen.heartbeat) != (holder.fence, holder.counter):
-            seen = heartbeat.Heartbeat(holder.fence, holder.counter, now)
-        self._controller = seen
-        return now - seen.since
+        if last is None or (last.incarnation, last.heartbeat) != (holder.fence, holder.counter):
+            last = heartbeat.Heartbeat(holder.fence, holder.counter, now)
+        self._controller = last
+        return now - last.since

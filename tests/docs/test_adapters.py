@@ -42,7 +42,7 @@ def test_the_hugging_face_section_runs_as_it_stands(
     assert language == "python"
     (tmp_path / "run.yaml").write_text(configuration)
     exec(compile(block, "docs/adapters.md", "exec"), names)
-    status = read_status("run/status.json")
+    status = read_status("run/status.json").value
     assert status is not None
     assert (status.step, status.finished) == (8192 // (32 * 8), True)
     run = load_config(tmp_path / "run.yaml")

@@ -32,18 +32,16 @@ from mixloop.contract import (
     RunPaths,
     Schedule,
     ScheduleError,
-    find_holds,
-    find_manifest,
-    find_schedule,
-    find_status,
     read_holds,
+    read_manifest,
     read_order,
     read_schedule,
     read_status,
+    schedule_of,
 )
 from mixloop.controller.config import load_config
-from mixloop.controller.journal import unreadable_files
-from mixloop.controller.loop import daemon
+from mixloop.controller.journal import queries, unreadable_files
+from mixloop.controller.loop import scoring
 from mixloop.evals import Scorecard
 from mixloop.trainer.config import JobError, load_run
 
@@ -252,7 +250,7 @@ def commands(target: Path, *names: str) -> None:
 def field(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> Iterator[Field]:
     base = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(daemon, "Evaluator", played_run.QuickEvaluator)
+        patch.setattr(scoring, "Evaluator", played_run.QuickEvaluator)
         patch.setattr(unreadable_files, "AGAIN_SECONDS", 0.0)
         # what Typer makes of the command's signatures, once and not for each of ten thousand files
         patch.setattr("typer.testing._get_command", functools.cache(get_command))
@@ -281,7 +279,7 @@ def test_statuses(field: Field, count: int) -> None:
 
     def throw(rng: random.Random) -> None:
         data = hostile.made(rng, valid)
-        field.throw("status", lambda run: run.paths.status, data, find=find_status)
+        field.throw("status", lambda run: run.paths.status, data, find=read_status)
 
     thrown(count, throw)
     both_happened(field, "status")
@@ -299,7 +297,7 @@ def test_schedules(field: Field, count: int) -> None:
             path = field.scratch / "schedule.jsonl"
             path.write_bytes(data)
             assert isinstance(read_schedule(path), Schedule)
-        field.throw("schedule", lambda run: run.paths.schedule, data, find=find_schedule)
+        field.throw("schedule", lambda run: run.paths.schedule, data, find=schedule_of)
 
     thrown(count, throw)
     both_happened(field, "schedule")
@@ -319,11 +317,9 @@ def test_orders(field: Field, count: int) -> None:
             if any("which this controller did not write" in line for line in said):
                 return
             found = json.loads(data)
-            row = field.run.journal.row(
-                "SELECT * FROM orders WHERE generation = ?", int(found["generation"])
-            )
-            assert row is not None, said
-            assert (row["weights"], row["decision"]) == (found["weights"], found["decision"])
+            order = queries.order(field.run.journal, int(found["generation"]))
+            assert order is not None, said
+            assert (order.weights, order.decision) == (found["weights"], found["decision"])
 
         return check
 
@@ -351,7 +347,7 @@ def test_manifests(field: Field, count: int) -> None:
             lambda run: run.paths.checkpoints / folder / "manifest.json",
             data,
             steps=8,
-            find=lambda path: find_manifest(path.parent),
+            find=lambda path: read_manifest(path.parent),
         )
 
     thrown(count, throw)
@@ -395,9 +391,9 @@ def test_holds(field: Field, count: int) -> None:
         data = hostile.made(rng, valid)
         path = field.scratch / "holds.json"
         path.write_bytes(data)
-        found = read_holds(path)
+        found = read_holds(path).value
         assert found is None or isinstance(found, frozenset)
-        field.throw("holds", lambda run: run.paths.holds, data, find=find_holds)
+        field.throw("holds", lambda run: run.paths.holds, data, find=read_holds)
 
     thrown(count, throw)
     both_happened(field, "holds")
@@ -497,7 +493,7 @@ def _controls(field: Field, folder: Path, journal: Path, how: str, valid: Any) -
                 controller.step()
             except Exception as error:  # what `run` does of it, without the pause
                 controller.stop()
-                controller._trouble(error, attempt)
+                controller._retry_later(error, attempt)
                 assert any("trouble" in line for line in said)
                 field.count(f"journal {how}: trouble")
                 return
@@ -556,7 +552,7 @@ def recovers(field: Field) -> None:
     """With every file sound again, the loop closes as before."""
     if field.run is None:
         return
-    beat = read_status(field.run.paths.status)
+    beat = read_status(field.run.paths.status).value
     assert beat is not None
     field.run.settle()
-    assert field.run.controller._eyes.status == beat
+    assert field.run.controller.observer.news.status == beat

@@ -55,7 +55,7 @@ def run_demo(directory: Path, *, control: bool, seed: int, budget: str | None) -
     file.write_text(yaml.safe_dump(demo_config(name, stores, seed, tokens), sort_keys=False))
     say(f"training {text.tokens(tokens)} tokens from {wording.mixture(STARVED)}")
     say("the mixture is left alone" if control else "rules policy: see " + str(file))
-    code = run_both(file, say=say)
+    code = run_both(file, say)
     if code == 0:
         report(directory, name, tokens)
         say(f"done in {time.monotonic() - began:.0f} seconds")
@@ -222,7 +222,7 @@ def report(directory: Path, name: str, budget: int) -> None:
     from mixloop.controller import views
 
     paths, journal = _open(directory, name)
-    _report_scores(views.status(paths, journal))
+    _report_scores(views.status_json(views.look(paths, journal)))
     _report_interventions(views.history(journal))
     say("")
     picture = draw_run(directory, name, budget)

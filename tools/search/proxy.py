@@ -120,14 +120,14 @@ class Proxy:
     def checkpoint(self, rung: int) -> Path | None:
         """The checkpoint of a rung: the first that has consumed its tokens; None before that."""
         for folder in list_steps(self.paths.checkpoints).values():
-            manifest = read_manifest(folder)
+            manifest = read_manifest(folder).value
             if manifest is not None and manifest.tokens >= self.rungs[rung]:
                 return folder
         return None
 
     def progress(self) -> float:
         """Share of its tokens that are trained."""
-        status = read_status(self.paths.status)
+        status = read_status(self.paths.status).value
         return min(1.0, status.tokens / self.job.budget) if status is not None else 0.0
 
     def stop(self) -> None:

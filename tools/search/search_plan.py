@@ -89,7 +89,7 @@ def _target(config: RunConfig, checkpoint: Path | None) -> int:
             f"--from {checkpoint}: no checkpoint here (config.json is missing); "
             "give a folder in Hugging Face format"
         )
-    manifest = read_manifest(checkpoint)
+    manifest = read_manifest(checkpoint).value
     left = config.budget - (manifest.tokens if manifest is not None else 0)
     if left <= 0:
         raise BadInput(f"--from {checkpoint}: the budget is spent there; nothing is left to plan")

@@ -139,7 +139,7 @@ def _replay(
         status=status_of(observation),
         last_intervention=last_intervention,
         generation=observation.generation + 1,
-        against=vetoes(observation, config.guards.significance),
+        vetoes=vetoes(observation, config.guards.significance),
     )
     fields = ("verdict", "reason", "weights_proposed", "weights_after")
     apart = total_variation(was.weights_after, would.weights_after)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.common.types import Json
-from mixloop.controller.report import AREAS, CURVES, HATCHES, STYLE, plain, token_axis
+from mixloop.controller.report import CURVES, canvas, plain, stack_shares, token_axis
 
 from .scores import quantile
 
@@ -30,23 +30,14 @@ def draw(runs: Runs, references: Mapping[str, Sequence[Json]], out: Path) -> Pat
         references: the same for the tasks without a policy.
         out: the file; its folder is made.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     policies = list(dict.fromkeys(policy for policy, _ in runs))
-    out.parent.mkdir(parents=True, exist_ok=True)
     rows = 1 + len(policies)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * len(references) + 2, 3.4 + 2.1 * rows), layout="constrained")
-        FigureCanvasAgg(figure)
+    with canvas(out, 5.2 * len(references) + 2, 3.4 + 2.1 * rows, dpi=130) as figure:
         heights = [3.0] + [2.0] * len(policies)
         grid = figure.subplots(rows, len(references), squeeze=False, height_ratios=heights)
         for column, world in enumerate(references):
             by_policy = {policy: runs[policy, world] for policy in policies}
             _column([line[column] for line in grid], world, by_policy, references[world])
-        metadata = {"Date": None} if out.suffix.lower() == ".svg" else {}
-        figure.savefig(out, dpi=130, metadata=metadata)
     return out
 
 
@@ -90,26 +81,9 @@ def _curve(
 
 def _mixture(axes: Any, policy: str, spans: Sequence[Json]) -> None:
     edges = [spans[0]["from"], *(span["until"] for span in spans)]
-    base = [0.0] * len(edges)
-    for number, name in enumerate(spans[0]["weights"]):
-        shares = [span["weights"][name] for span in spans]
-        top = [low + share for low, share in zip(base, [*shares, shares[-1]], strict=True)]
-        axes.fill_between(
-            edges,
-            base,
-            top,
-            step="post",
-            facecolor=AREAS[number % len(AREAS)],
-            hatch=HATCHES[number // len(AREAS) % len(HATCHES)],
-            edgecolor="white",
-            linewidth=0.4,
-            label=plain(name) if any(shares) else None,
-        )
-        base = top
-    axes.set_ylim(0, 1)
+    shares = {name: [span["weights"][name] for span in spans] for name in spans[0]["weights"]}
+    beside = {"bbox_to_anchor": (1.0, 1.0), "fontsize": 7}
+    stack_shares(axes, edges, shares, unused=False, linewidth=0.4, **beside)
     axes.set_ylabel("mixture")
     axes.set_title(plain(policy), fontsize=10)
-    handles, labels = axes.get_legend_handles_labels()
-    placed = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-    axes.legend(handles[::-1], labels[::-1], fontsize=7, frameon=False, **placed)
     token_axis(axes, edges[-1])

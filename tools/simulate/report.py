@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mixloop.common import text
 from mixloop.common.types import Json
 from mixloop.controller import views
-from mixloop.controller.report import document, escaped
+from mixloop.controller.report import render
 
 from .epoch_caps import shown_sources
 
@@ -120,48 +120,22 @@ def changed_lines(ledger: Json) -> list[str]:
     return lines
 
 
-CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
-table { border-collapse: collapse; margin: .5em 0 1.5em; }
-th, td { text-align: right; padding: .2em .7em; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; }
-"""
-
-
 def page(report: Json, picture: Path) -> str:
     """The page, with the picture (PNG) inside it; all text from data is escaped."""
     run = report["run"]
-    title = f"Simulation of {run}" if run else "Simulation"
-    parts = [f"<h1>{escaped(title)}</h1>", "<h2>Scores</h2>"]
-    parts.append(_table(COLUMNS, score_rows(report)))
-    parts.append(
-        f"<p>Over {report['seeds']} seed{'s' * (report['seeds'] != 1)}: "
-        "median, in brackets its 95% bootstrap interval. "
-        "Gap closed: 0 is the mixture left as it started, 1 the best constant mixture under the "
-        "cap on epochs. Regret: the loss above that one at the end.</p>"
+    ledgers = [
+        (
+            [(ledger_title(ledger, side), *ledger_rows(ledger, side)) for side in SIDES],
+            changed_lines(ledger),
+        )
+        for ledger in report["ledgers"]
+    ]
+    return render(
+        Path(__file__).with_name("simulation.html"),
+        f"Simulation of {run}" if run else "Simulation",
+        report=report,
+        columns=COLUMNS,
+        scores=score_rows(report),
+        ledgers=ledgers,
+        png=base64.b64encode(picture.read_bytes()).decode("ascii"),
     )
-    for ledger in report["ledgers"]:
-        parts += _ledger(ledger)
-    parts += [f"<p>{escaped(note)}</p>" for note in report["notes"]]
-    png = base64.b64encode(picture.read_bytes()).decode("ascii")
-    parts.append(f'<img alt="losses and mixtures" src="data:image/png;base64,{png}">')
-    return document(title, CSS, parts)
-
-
-def _ledger(ledger: Json) -> list[str]:
-    parts = []
-    for side in SIDES:
-        heads, rows = ledger_rows(ledger, side)
-        parts += [f"<h2>{escaped(ledger_title(ledger, side))}</h2>", _table(heads, rows)]
-    first, *rest = changed_lines(ledger)
-    items = "".join(f"<li>{escaped(line.strip())}</li>" for line in rest)
-    return [*parts, f"<p>{escaped(first)}</p>", f"<ul>{items}</ul>" if rest else ""]
-
-
-def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escaped(name)}</th>" for name in heads)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in row)}</tr>\n" for row in rows
-    )
-    return f"<table><tr>{head}</tr>\n{body}</table>"

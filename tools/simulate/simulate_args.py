@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mixloop.common.errors import BadInput
+from mixloop.common.errors import BadInput, explain_error
 from mixloop.common.units import parse_tokens
 from mixloop.common.yaml import parse_mapping, parse_value
-from mixloop.controller.config import RunConfig, explain_error, load_config
+from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.decisions import planned_tokens
 from mixloop.policies.guards import GuardSettings
 from mixloop.policies.interface import PolicyError, is_file, load_policy

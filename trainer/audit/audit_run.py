@@ -216,7 +216,7 @@ def read_evidence(
         OSError: there is no schedule that can be read, or no checkpoint where one was asked for.
     """
     paths = RunPaths(folder)
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     manifests, broken = _ledgers(folder, further)
     lines, damaged, torn = read_lines(paths.schedule)
     length = next((line.sequence_length for _, line in lines if isinstance(line, OpenLine)), 1)
@@ -241,7 +241,7 @@ def _ledgers(folder: Path, further: Iterable[Path]) -> tuple[dict[str, Manifest]
             raise FileNotFoundError(f"{asked}: no {SAVED_FILE} there, nor in its folders")
         folders += marked
     for path in dict.fromkeys(folders):
-        manifest = read_manifest(path)
+        manifest = read_manifest(path).value
         fault = checkpoint_store.fault(path)
         if manifest is None and (path / SAVED_FILE).is_file():
             manifest = read_saved_manifest(path).value

@@ -195,7 +195,7 @@ def _check_fresh_start(plan: ResumePlan) -> None:
             f"{plan.job.dir}: this run went on from {opened.parent}, and no state was loaded; "
             "load_state_dict first, or pass rewind=True to begin again at step 0"
         )
-    status = read_status(RunPaths(plan.job.dir).status)
+    status = read_status(RunPaths(plan.job.dir).status).value
     if status is not None and status.step:
         say(
             f"{plan.job.dir}: this run was at step {status.step} and no state was loaded: it "
@@ -208,7 +208,7 @@ def _finish_status(job: Job) -> None:
     """Say in the status that the budget is spent, if the last trainer did not come to it."""
     path = RunPaths(job.dir).status
     try:
-        status = read_status(path)
+        status = read_status(path).value
         if status is not None and not status.finished:
             write_status(path, replace(status, finished=True, heartbeat=status.heartbeat + 1))
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mixloop.common.files import LARGEST, parse_json, read_regular, write_atomic
 from mixloop.common.json_records import ReadResult
-from mixloop.contract import LARGEST_MANIFEST, FileEntry, Manifest, find_record
+from mixloop.contract import LARGEST_MANIFEST, FileEntry, Manifest, read_record
 from mixloop.trainer.config import JobError
 
 from .loader_state import LoaderState
@@ -60,4 +60,4 @@ def read_saved_state(folder: Path) -> dict[str, Any]:
 
 def read_saved_manifest(folder: Path) -> ReadResult[Manifest]:
     """What a foreign checkpoint says of its mixture, or what is wrong with its `mixloop.json`."""
-    return find_record(folder / SAVED_FILE, SAVED_SCHEMA, Manifest, LARGEST_MANIFEST)
+    return read_record(folder / SAVED_FILE, SAVED_SCHEMA, Manifest, LARGEST_MANIFEST)

@@ -28,7 +28,7 @@ from mixloop.contract import (
 )
 from mixloop.controller import views
 from mixloop.controller.core import Applied, DecisionRecord, OrderRecord
-from mixloop.controller.journal import Journal, records
+from mixloop.controller.journal import Journal, queries, records
 from mixloop.policies.guards import GuardNote
 
 EXPERIMENT = "tests"
@@ -308,10 +308,7 @@ def test_an_entry_the_server_refuses_does_not_block_the_others(server: str, tmp_
     said = drain(journal, server)
     assert sum("refused" in message for message in said) == 1
     assert pending(journal) == 0
-    events = [row["detail"] for row in journal.rows("SELECT * FROM events WHERE kind = ?", KIND)]
-    assert "a|b@c" in events[0]["error"]
+    (refused,) = queries.events(journal, "tracking-refused")
+    assert "a|b@c" in refused.detail["error"]
     assert what_is_there(server, records.run_uid(journal))["status"] == "FINISHED"
     journal.close()
-
-
-KIND = "tracking-refused"

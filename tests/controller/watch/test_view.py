@@ -34,9 +34,8 @@ from mixloop.contract import (
     write_status,
 )
 from mixloop.controller.core import heartbeat
-from mixloop.controller.views import RunSnapshot, Watcher
-from mixloop.controller.views.liveness import TrainerStanding
-from mixloop.controller.views.run_standing import RunStanding
+from mixloop.controller.journal import queries
+from mixloop.controller.views import RunSnapshot, RunStanding, TrainerStanding, Watcher
 from mixloop.controller.watch.pending import Pending
 from mixloop.controller.watch.screen import ASCII, plain, screen, share, sparkline
 from mixloop.controller.watch.view import BenchmarkRow, DecisionRow, SourceRow, View, build
@@ -159,16 +158,16 @@ def test_a_source_that_meets_its_cap_says_when() -> None:
     status = Status(
         run="r", incarnation=1, pid=1, host="h", step=10, sample=100, tokens=1000, budget=9000,
         lr=None, phase=None, loss=None, grad_norm=None, tokens_per_second=100.0,
-        sources={"a": SourceStatus(900, 0.9, 1000, None)}, accepted=AcceptedOrder(0, 0),
+        sources={"a": SourceStatus(900, 0.9, 1000)}, accepted=AcceptedOrder(0, 0),
         in_force=OrderInForce(0, 0, 0, 0, {"a": 0.5}),
     )  # fmt: skip
     trainer = TrainerStanding(status, "alive", alive=True, silent=1.0, origin=None)
-    params = {"guards": '{"max_epochs": 2.0}'}
-    snapshot = RunSnapshot(RunStanding("r", trainer, params=params))
-    (one,) = build(snapshot).sources
-    assert one.cap_tokens == 2200  # 1.1 epochs of 1000 tokens at half of the tokens
-    assert one.cap_seconds == 22
-    assert "cap in 22s (2.2k)" in "\n".join(line.plain for line in screen(build(snapshot), 80, 24))
+    run = RunStanding("r", trainer, params={"guards": '{"max_epochs": 2.0}'})
+    view = build(RunSnapshot(run))
+    (row,) = view.sources
+    assert row.cap_tokens == 2200  # 1.1 epochs of 1000 tokens at half of the tokens
+    assert row.cap_seconds == 22
+    assert "cap in 22s (2.2k)" in "\n".join(line.plain for line in screen(view, 80, 24))
 
 
 def test_holds_for_the_same_reason_are_told_once(play: Any) -> None:
@@ -224,7 +223,7 @@ def test_a_locked_journal_from_the_start_shows_the_trainer(play: Any) -> None:
 
 
 def beat(run: Any, **changed: Any) -> None:
-    status = read_status(run.paths.status)
+    status = read_status(run.paths.status).value
     assert status is not None
     write_status(run.paths.status, type(status)(**{**vars(status), **changed}))
 
@@ -236,7 +235,7 @@ def test_the_watchers_own_clock_tells_a_stall(play: Any) -> None:
     now = [1000.0]
     watcher = Watcher(run.paths, lambda: now[0])
     watcher.look()
-    now[0] += heartbeat.LEAST + 200
+    now[0] += heartbeat.MIN_STALL_LIMIT + 200
     view = build(watcher.look())
     assert view.state == "stalled: no heartbeat for 4m"
     assert view.seconds_left is None
@@ -290,8 +289,8 @@ def test_the_controller_remembers_the_silence_for_those_who_ask_once(play: Any) 
     run.settle()
     assert "Trainer    alive, process" in CliRunner().invoke(app, ["status", str(run.path)]).output
     assert run.said[-1] == "the trainer goes on"
-    kinds = run.journal.rows("SELECT detail FROM events WHERE kind = 'trainer' ORDER BY seq")
-    assert [row["detail"]["stalled"] for row in kinds] == [True, False]
+    events = queries.events(run.journal, "trainer")
+    assert [event.detail["stalled"] for event in events] == [True, False]
 
 
 def test_a_run_that_was_never_started_says_so(tmp_path: Path, played_run: Any) -> None:

@@ -146,7 +146,7 @@ def test_it_trains_on_the_order_through_changes_and_a_resume(
     assert begun == 16 * QUANTUM
     assert second.seen == pure(tmp_path, STEPS * QUANTUM)[begun:]
 
-    status = read_status(RunPaths(tmp_path / "run").status)
+    status = read_status(RunPaths(tmp_path / "run").status).value
     assert status is not None
     assert (status.step, status.finished, status.in_force.generation) == (STEPS, True, 25)
     logged = [entry for entry in second.state.log_history if "loss" in entry][-1]

@@ -109,7 +109,7 @@ def test_a_change_reaches_the_loop_at_its_sample(tmp_path: Path, stores: dict[st
         }
         assert len(dataset) == STEPS * MICROS
         assert list(DataLoader(dataset, batch_size=None)) == []
-    status = read_status(RunPaths(tmp_path / "run").status)
+    status = read_status(RunPaths(tmp_path / "run").status).value
     assert status is not None
     assert (status.finished, status.step, status.in_force.sample) == (True, STEPS, change.sample)
     assert status.sources["c"].loss == 2.0
