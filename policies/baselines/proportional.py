@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mixloop.policies.interface import Hold, Observation, OptionsModel, Proposal
-from mixloop.policies.mixture import in_force, still_reaching, total_variation
+
+from .one_target import move_once
 
 
 class ProportionalOptions(OptionsModel):
@@ -30,9 +31,10 @@ class Proportional:
         whole = sum(sizes.values())
         if whole <= 0:
             return Hold("proportional: no active source has tokens", {"rule": "proportional"})
-        target = {name: size / whole for name, size in sizes.items()}
-        if not still_reaching(observation, target, "proportional"):
-            return Hold("proportional: the mixture by size was reached", {"rule": "proportional"})
-        left = total_variation(in_force(observation), target)
-        reason = f"proportional: shares by unique tokens, {left:.3g} of the tokens to move"
-        return Proposal(target, reason, evidence={"rule": "proportional", "distance": left})
+        return move_once(
+            observation,
+            {name: size / whole for name, size in sizes.items()},
+            "proportional",
+            moving="shares by unique tokens",
+            reached="the mixture by size was reached",
+        )

@@ -41,7 +41,7 @@ def compare(benchmark: str, metric: str, a: BenchmarkScore, b: BenchmarkScore) -
     old, new = (_items(benchmark, metric, side) for side in (a, b))
     higher = b.metrics[metric].higher_is_better
     try:
-        found = paired_difference(old, new, higher, metric=metric, benchmark=benchmark)
+        difference = paired_difference(old, new, higher, metric=metric, benchmark=benchmark)
     except ValueError:
         raise MissingScore(f"{benchmark} {metric}: no item is scored on both sides") from None
     shared = shared_items(old, new).values()
@@ -50,7 +50,7 @@ def compare(benchmark: str, metric: str, a: BenchmarkScore, b: BenchmarkScore) -
         b=_mean((after, weight) for _, after, weight in shared),
         items_a=len(old),
         items_b=len(new),
-        difference=found,
+        difference=difference,
         mcnemar=mcnemar(old, new),
     )
 
@@ -58,8 +58,7 @@ def compare(benchmark: str, metric: str, a: BenchmarkScore, b: BenchmarkScore) -
 def _items(benchmark: str, metric: str, score: BenchmarkScore) -> WeightedItems:
     if metric not in score.metrics:
         raise MissingScore(f"{benchmark} {metric}: not measured on both sides")
-    items = weighted_items(score.items, metric)
-    return {f"{benchmark}/{item}": outcome for item, outcome in items.items()}
+    return weighted_items(score.items, metric, f"{benchmark}/")
 
 
 def _mean(pairs: Iterable[tuple[float, float]]) -> float:

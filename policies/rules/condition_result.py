@@ -1,4 +1,4 @@
-"""What a test of ``rules`` answers, and what the tests share."""
+"""What a condition of ``rules`` answers, and what the conditions share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Outcome = Literal["holds", "fails", "inconclusive"]
 
 @dataclass(frozen=True)
 class ConditionResult:
-    """What a test gave: ``text`` is readable either way, ``gap`` how far from holding it is.
+    """What a condition gave: ``text`` is readable either way, ``gap`` how far from holding it is.
 
     The gap is in standard errors where there are any; infinite when nothing could be measured.
     """
@@ -32,6 +32,19 @@ def directed(score: float, z: float) -> tuple[Outcome, float]:
     return ("fails" if score <= -z else "inconclusive"), z - score
 
 
+def one_side(above: float | None, below: float | None) -> tuple[Literal["above", "below"], float]:
+    """The side of a threshold that is asked for, and the threshold.
+
+    Raises:
+        ValueError: for both sides, or none.
+    """
+    if above is not None and below is None:
+        return "above", above
+    if below is not None and above is None:
+        return "below", below
+    raise ValueError("give one of above and below")
+
+
 def span(
     observation: Observation, benchmarks: Sequence[str], metric: str | None, over: int
 ) -> tuple[int, int]:
@@ -41,8 +54,8 @@ def span(
         MissingScore: when the newest has none, or there are too few.
     """
     name = "+".join(benchmarks)
-    found = [set(observation.scored(benchmark, metric)) for benchmark in benchmarks]
-    scored = sorted(set.intersection(*found))
+    each = [set(observation.scored(benchmark, metric)) for benchmark in benchmarks]
+    scored = sorted(set.intersection(*each))
     newest = len(observation.evaluations) - 1
     if not scored or scored[-1] != newest:
         at = f" at step {observation.evaluations[-1].step}" if observation.evaluations else ""
@@ -52,17 +65,32 @@ def span(
     return scored[-1 - over], newest
 
 
+def difference_of(
+    observation: Observation, benchmarks: Sequence[str], older: int, newer: int, metric: str
+) -> Difference:
+    """The difference on one benchmark, or over the items of several together.
+
+    Raises:
+        MissingScore: when a side lacks a score, or (to pool) its items.
+    """
+    if len(benchmarks) == 1:
+        return observation.difference(benchmarks[0], older, newer, metric)
+    return observation.pooled_difference(benchmarks, older, newer, metric)
+
+
 def tokens_of(observation: Observation, *indices: int) -> list[int]:
+    """Tokens at evaluations."""
     return [observation.evaluations[index].tokens for index in indices]
 
 
-def measured(found: Difference) -> dict[str, Any]:
+def measured(difference: Difference) -> dict[str, Any]:
+    """A difference as evidence."""
     return {
-        "benchmark": found.benchmark,
-        "metric": found.metric,
-        "gain": found.gain,
-        "stderr": found.stderr,
-        "z": found.z,
-        "n": found.n,
-        "paired": found.paired,
+        "benchmark": difference.benchmark,
+        "metric": difference.metric,
+        "gain": difference.gain,
+        "stderr": difference.stderr,
+        "z": difference.z,
+        "n": difference.n,
+        "paired": difference.paired,
     }

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from mixloop.common.units import Tokens, format_tokens
-from mixloop.policies.interface import Observation, OptionsModel, PastDecision, Phases, Proposal
+from mixloop.policies.interface import Observation, OptionsModel, Phases, Proposal
 from mixloop.policies.mixture import REACHED, Mixture, in_force, total_variation
 
 Stretch = tuple[int, dict[str, float]]
@@ -82,23 +82,23 @@ def declared_stages(stages: Sequence[Stage], observation: Observation) -> list[t
     A stage by phase has an end only where that is known: decay lasts to the budget, and of the
     others only the tokens to the next evaluation are declared.
     """
-    known = list(observation.sources)
+    names = list(observation.sources)
     for name, stage in named(stages):
         if stage.phase and observation.phase in stage.phase:
             until = observation.budget
             if observation.phase != "decay":
                 until = min(until, observation.tokens + max(observation.every, 1))
-            return [(name, (until, _over(stage.weights, known)))]
-    found = []
+            return [(name, (until, _over(stage.weights, names)))]
+    declared = []
     spans = [(name, stage) for name, stage in named(stages) if stage.phase is None]
     start = 0
     for place, (name, stage) in enumerate(spans):
         end = observation.budget if place == len(spans) - 1 else int(stage.until or 0)
         end = min(end, observation.budget)
         if end > max(start, observation.tokens):
-            found.append((name, (end, _over(stage.weights, known))))
+            declared.append((name, (end, _over(stage.weights, names))))
         start = max(start, end)
-    return found
+    return declared
 
 
 def declared_plan(
@@ -120,13 +120,13 @@ def is_declared(
     the mixture in force.
     """
     declared = declared_plan(stages, observation)
-    if not declared or [until for until, _ in plan] != [until for until, _ in declared]:
+    if not declared or _untils(plan) != _untils(declared):
         return False
     rest = zip(plan[1:], declared[1:], strict=True)
-    if any(not _same(asked, stage) for (_, asked), (_, stage) in rest) or not plan:
+    if any(not _same(asked, stage) for (_, asked), (_, stage) in rest):
         return False
-    first = [declared[0][1], in_force(observation)]
-    return _same(plan[0][1], weights) and any(_same(weights, one) for one in first)
+    allowed = [declared[0][1], in_force(observation)]
+    return _same(plan[0][1], weights) and any(_same(weights, mixture) for mixture in allowed)
 
 
 def stage_due(stages: Sequence[Stage], observation: Observation) -> Proposal | None:
@@ -163,15 +163,13 @@ def stage_names(stages: Sequence[Stage], observation: Observation) -> list[str]:
 
 def _entered(name: str, start: int, observation: Observation) -> bool:
     """Whether the order in force was made in this stage or carried it."""
-    last: PastDecision | None = None
-    for decision in observation.decisions:
-        last = decision if decision.verdict == "intervene" else last
-    if last is None:
+    orders = [d for d in observation.decisions if d.verdict == "intervene"]
+    if not orders:
         return False
-    carried = last.evidence.get("stages")
+    carried = orders[-1].evidence.get("stages")
     if isinstance(carried, list):
         return name in carried
-    return last.tokens >= start > 0
+    return orders[-1].tokens >= start > 0
 
 
 def _start(stages: Sequence[Stage], name: str) -> int:
@@ -199,8 +197,8 @@ def _over(weights: Mapping[str, float], sources: Iterable[str]) -> dict[str, flo
     return {name: weights.get(name, 0.0) for name in sources}
 
 
-def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    return total_variation(one, other) <= 1e-6
+def _same(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
+    return total_variation(first, second) <= 1e-6
 
 
 def _untils(plan: Sequence[tuple[int, Mapping[str, float]]]) -> list[int]:

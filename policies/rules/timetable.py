@@ -13,14 +13,15 @@ from mixloop.common.units import format_tokens
 from mixloop.policies.interface import Observation, PastDecision, Proposal
 from mixloop.policies.mixture import REACHED, check_names, in_force, rules_of
 
-from .moves import CannotMove, Move, carry_out, check_places, resolve
+from .interventions import FIRED
+from .moves import CannotMove, Move, Tags, check_places, resolve
 from .options import Annealing, Introduction, RulesOptions
 
 # a step that moved less than this met a hard limit: the rest isn't asked for again
-PROGRESS = 1e-3
+MIN_STEP = 1e-3
 
 
-def check_schedule(options: RulesOptions, sources: Mapping[str, Sequence[str]]) -> None:
+def check_schedule(options: RulesOptions, sources: Tags) -> None:
     """Raise ``PolicyError`` for a source or tag (name to tags) that the run doesn't have."""
     for index, entry in enumerate(options.introduce):
         where = f"policy.with.introduce.{index}"
@@ -32,18 +33,13 @@ def check_schedule(options: RulesOptions, sources: Mapping[str, Sequence[str]]) 
 
 def scheduled(options: RulesOptions, observation: Observation) -> Proposal | None:
     """The first thing that is due by schedule and isn't there yet."""
-    for introduction in options.introduce:
-        due = _introduced(introduction, observation)
-        if due is not None:
-            return due
+    due = [_introduced(entry, observation) for entry in options.introduce]
     for place, annealing in enumerate(options.anneal, 1):
-        due = _annealed(f"anneal {place}", annealing, observation)
-        if due is not None:
-            return due
-    return None
+        due.append(_annealed(f"anneal {place}", annealing, observation))
+    return next((proposal for proposal in due if proposal is not None), None)
 
 
-def introduction_share(spec: Introduction, observation: Observation) -> float:
+def _introduction_share(spec: Introduction, observation: Observation) -> float:
     """The share at which the source lasts to the end of the budget:
     ``max_epochs * unique - drawn`` over the tokens left, at most ``share``."""
     source = observation.sources[spec.source]
@@ -58,7 +54,7 @@ def _introduced(spec: Introduction, observation: Observation) -> Proposal | None
     rule = f"introduce {spec.source}"
     if observation.tokens < spec.after:
         return None
-    share = introduction_share(spec, observation)
+    share = _introduction_share(spec, observation)
     why = f"{spec.source} enters after {format_tokens(spec.after)}, to last to the end"
     return _raised(rule, (spec.source,), share, spec.from_, 0.0, observation, why)
 
@@ -86,10 +82,10 @@ def _raised(
     """The sources raised to a share in steps as large as the guards let through; never lowered."""
     weights, fired = in_force(observation), _firings(rule, observation)
     missing = share - _together(to, weights, observation)
-    if missing <= max(REACHED, PROGRESS) or _given_up(fired, to, observation):
+    if missing <= max(REACHED, MIN_STEP) or _given_up(fired, to, observation):
         return None
     move = Move(to=to, from_=from_, step=min(1.0, missing), floor=floor)
-    done = carry_out(move, weights, observation.sources)
+    done = move.carry_out(weights, observation.sources)
     if isinstance(done, CannotMove):
         return None
     evidence = {"rule": rule, "rules": [rule], "share": share}
@@ -106,12 +102,11 @@ def _given_up(fired: Sequence[PastDecision], to: tuple[str, ...], observation: O
     reached = float(last.evidence.get("share") or 0.0)
     before = _together(to, last.weights_before, observation)
     after = _together(to, last.weights_after or {}, observation)
-    return after - before < PROGRESS or after >= reached - PROGRESS
+    return after - before < MIN_STEP or after >= reached - MIN_STEP
 
 
 def _firings(rule: str, observation: Observation) -> list[PastDecision]:
-    asked = ("intervene", "awaiting-approval", "rejected", "expired")
-    return [d for d in observation.decisions if rule in rules_of(d) and d.verdict in asked]
+    return [d for d in observation.decisions if rule in rules_of(d) and d.verdict in FIRED]
 
 
 def _together(

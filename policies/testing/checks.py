@@ -29,7 +29,7 @@ from mixloop.policies.interface import (
     reply_from_json,
     reply_to_json,
 )
-from mixloop.policies.mixture import GuardSource, in_force, total_variation
+from mixloop.policies.mixture import in_force, total_variation
 
 from .policy_runner import Answered, Subject
 
@@ -248,7 +248,7 @@ def _guarding(seen: Observation, declared: bool) -> tuple[GuardContext, GuardSet
     limits = seen.limits.model_dump()
     limits["dwell"] = 0  # whether it is time for a change is the guards' business
     context = GuardContext(
-        sources={n: GuardSource(s.unique_tokens, s.standby) for n, s in seen.sources.items()},
+        sources=seen.sources,
         weights=in_force(seen),
         drawn={n: float(s.drawn) for n, s in seen.sources.items()},
         tokens=seen.tokens,

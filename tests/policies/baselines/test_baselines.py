@@ -10,7 +10,7 @@ import pytest
 
 from mixloop.policies.baselines.ado import AdoOptions, fit_laws, mixture
 from mixloop.policies.baselines.odm import distribution, exploration
-from mixloop.policies.baselines.source_losses import consumed, source_losses
+from mixloop.policies.baselines.source_losses import consumption, source_losses
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
@@ -86,10 +86,9 @@ def test_the_share_that_was_consumed_comes_from_the_ledger() -> None:
         evaluation(2, drawn={"web": 3.0, "maths": 4.0}),
         evaluation(3, weights={"web": 0.2, "maths": 0.2}),
     )
-    names = ["web", "maths"]
-    assert consumed(seen, 0, names) == {"web": 0.75, "maths": 0.25}
-    assert consumed(seen, 1, names) == {"web": 0.0, "maths": 1.0}
-    assert consumed(seen, 2, names) == {"web": 0.5, "maths": 0.5}
+    drawn, shares = consumption(seen, ["web", "maths"])
+    assert shares == pytest.approx(np.array([[0.75, 0.25], [0.0, 1.0], [0.5, 0.5]]))
+    assert drawn[:2] == pytest.approx(np.array([[3.0, 1.0], [3.0, 4.0]]))
 
 
 def test_odm_follows_exp3_by_hand() -> None:
@@ -133,7 +132,7 @@ def test_ado_finds_a_planted_law(unit: float) -> None:
     alpha = np.array([0.3, 0.5, 0.15])
     losses = floor + scale * (tokens / unit) ** -alpha
     law = fit_laws(tokens, losses, least=4)
-    assert law.known.all()
+    assert law.fitted.all()
     assert law.alpha == pytest.approx(alpha)
     assert law.floor == pytest.approx(floor, abs=1e-6)
     true_slopes = alpha * (losses - floor)[-1] / tokens[-1]
@@ -145,7 +144,7 @@ def test_ado_gives_a_loss_that_rises_no_slope_and_an_unknown_one_the_mean() -> N
     losses = np.stack([2 + tokens[:, 0] ** -0.4, 2 + 0.1 * tokens[:, 1], np.full(10, np.nan)], 1)
     law = fit_laws(tokens, losses, least=4)
     slopes = law.slopes(tokens[-1])
-    assert list(law.known) == [True, True, False]
+    assert list(law.fitted) == [True, True, False]
     assert slopes[1] == 0
     assert slopes[0] > 0
     assert slopes[2] == pytest.approx(slopes[0] / 2)

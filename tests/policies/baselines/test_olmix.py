@@ -17,7 +17,7 @@ from mixloop.common.errors import BadInput
 from mixloop.controller.config import load_config
 from mixloop.policies.baselines.olmix_solver import best_mixture
 from mixloop.policies.interface import Hold, Observation, PolicyError, Proposal, Source, load_policy
-from mixloop.policies.mixture import filled
+from mixloop.policies.mixture import confine, fill
 from mixloop.policies.surrogates import fit_log_linear
 from mixloop.policies.worlds.families import Exponential, Power
 from mixloop.policies.worlds.proxies import proxies, swarm
@@ -189,15 +189,15 @@ def test_the_dual_finds_what_a_general_solver_finds(seed: int, k: int, count: in
     assert (found <= most + 1e-12).all()
     other = optimize.minimize(
         cost,
-        filled(np.log(start), most),
+        fill(np.log(start), np.zeros(k), most),
         method="SLSQP",
         bounds=[(0.0, float(top)) for top in most],
         constraints=[{"type": "eq", "fun": lambda p: p.sum() - 1}],
         options={"maxiter": 500, "ftol": 1e-12},
     )
-    legal = filled(np.log(np.maximum(other.x, 1e-12)), most)
+    legal = confine(np.maximum(other.x, 1e-12), most)
     assert cost(found) <= cost(legal) + 1e-9 * max(1.0, abs(cost(legal)))
-    near = filled(np.log(np.maximum(found + 1e-3 * drawing.normal(size=k), 1e-12)), most)
+    near = confine(np.maximum(found + 1e-3 * drawing.normal(size=k), 1e-12), most)
     assert cost(found) <= cost(near) + 1e-9
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mixloop.policies.bayes.forecast import Forecast, best_mixture, shrunk
-from mixloop.policies.bayes.optuna_trials import Kind, decode, dimensions, encode
+from mixloop.policies.bayes.optuna_trials import decode, encode
 from mixloop.policies.bayes.posterior import Posterior
-from mixloop.policies.bayes.run_arrays import read_history
+from mixloop.policies.bayes.trial_data import trial_data
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
@@ -143,19 +143,19 @@ def test_it_goes_where_the_losses_fall() -> None:
     assert aim(decide(observe({"x": -1.5, "y": -1.0})))["a"] < 0.1
 
 
-@pytest.mark.parametrize("doubt", [0.05, 0.3, 0.6, 0.9, 2.0])
-def test_it_goes_as_far_as_the_gain_is_sure(doubt: float) -> None:
-    seen = read_history(observe({"x": 1.5}))
-    one, centre, shares = np.ones(1), np.full(3, 1 / 3), seen.shares[-1]
-    slope, spread = np.array([[-1.0, 0.0, 0.0]]), doubt**2 * np.eye(3)[None]
-    beliefs = Posterior(np.zeros(1, int), one, 0.5 * one, 0 * one, slope, spread, 99.0)
-    outlook = Forecast(seen, beliefs, 28.0, np.ones(3), centre, shares)
-    best = best_mixture(outlook, 0.0, 0.4, centre)
-    kept = shrunk(outlook, best)
+@pytest.mark.parametrize("spread", [0.05, 0.3, 0.6, 0.9, 2.0])
+def test_it_goes_as_far_as_the_gain_is_sure(spread: float) -> None:
+    data = trial_data(observe({"x": 1.5}))
+    one, centre, shares = np.ones(1), np.full(3, 1 / 3), data.shares[-1]
+    slope, covariance = np.array([[-1.0, 0.0, 0.0]]), spread**2 * np.eye(3)[None]
+    posterior = Posterior(np.zeros(1, int), one, 0.5 * one, 0 * one, slope, covariance, 99.0)
+    forecast = Forecast(data, posterior, 28.0, np.ones(3), centre, shares)
+    best = best_mixture(forecast, 0.0, 0.4, centre)
+    kept = shrunk(forecast, best)
     part = max(0.0, 1 - (best.stderr / best.gain) ** 2) if best.gain > 0 else 0.0
     assert kept.weights - centre == pytest.approx(part * (best.weights - centre), abs=1e-12)
-    assert (part > 0.9) == (doubt == 0.05)
-    assert (part == 0) == (doubt >= 0.9)
+    assert (part > 0.9) == (spread == 0.05)
+    assert (part == 0) == (spread >= 0.9)
     assert kept.gain >= part * best.gain - 1e-9  # the first steps gain most
 
 
@@ -410,22 +410,19 @@ def test_the_trials_raise_every_source(seed: int) -> None:
 # --- the simplex as a box ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["gammas", "sticks", "ratios"])
-def test_every_point_of_the_box_is_a_mixture_and_comes_back(kind: Kind) -> None:
-    drawing = np.random.default_rng(1)
-    for box in drawing.random((50, dimensions(kind, 5))):
-        mixture = decode(kind, box)
+def test_every_point_of_the_box_is_a_mixture_and_comes_back() -> None:
+    for box in np.random.default_rng(1).random((50, 5)):
+        mixture = decode(box)
         assert mixture.sum() == pytest.approx(1)
         assert mixture.min() >= 0
-        assert decode(kind, encode(kind, mixture)) == pytest.approx(mixture, abs=1e-6)
-    for corner in (np.zeros(dimensions(kind, 5)), np.ones(dimensions(kind, 5))):
-        assert decode(kind, corner).sum() == pytest.approx(1)
+        assert decode(encode(mixture)) == pytest.approx(mixture, abs=1e-6)
+    for corner in (np.zeros(5), np.ones(5)):
+        assert decode(corner).sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("kind", ["gammas", "sticks"])
-def test_uniform_points_are_uniform_mixtures(kind: Kind) -> None:
-    boxes = np.random.default_rng(1).random((4000, dimensions(kind, 4)))
-    mixtures = np.array([decode(kind, box) for box in boxes])
+def test_uniform_points_are_uniform_mixtures() -> None:
+    boxes = np.random.default_rng(1).random((4000, 4))
+    mixtures = np.array([decode(box) for box in boxes])
     assert mixtures.mean(axis=0) == pytest.approx(0.25, abs=0.015)
     # the variance of a share under the flat Dirichlet distribution
     assert mixtures.var(axis=0) == pytest.approx(3 / 16 / 5, abs=0.004)

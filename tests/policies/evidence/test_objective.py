@@ -1,21 +1,17 @@
-"""The objective: weights, targets, gains with their standard errors, names checked at load."""
+"""The objective: weights, targets, names checked at load."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 
 from mixloop.common.errors import BadInput
 from mixloop.controller.config import load_config
 from mixloop.policies.evidence import objective_weights
-from mixloop.policies.evidence.objective import weighted_gain
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
     Goal,
     Metric,
-    MissingScore,
     Observation,
 )
 
@@ -61,24 +57,6 @@ def test_a_target_of_an_accuracy_is_reached_from_below():
 def test_watched_benchmarks_have_no_part():
     seen = observe({"a": score(1), "w": score(1)}, steering={}, watch=("w",))
     assert objective_weights(seen) == {"a": 1.0}
-
-
-def test_the_gain_is_weighed_and_its_variances_add():
-    seen = observe(
-        {"a": score(1.0), "b": score(1.0)},
-        {"a": score(0.9), "b": score(1.1)},
-        objective={"a": Goal(weight=3)},
-    )
-    found = weighted_gain(seen, 0, 1)
-    assert found.gain == pytest.approx(0.75 * 0.1 - 0.25 * 0.1)
-    assert found.stderr == pytest.approx(0.01 * math.sqrt(2) * math.hypot(0.75, 0.25))
-
-
-def test_a_missing_benchmark_leaves_its_part_to_the_others():
-    seen = observe({"a": score(1.0), "b": score(1.0)}, {"a": score(0.9)})
-    assert weighted_gain(seen, 0, 1).weights == {"a": 1.0}
-    with pytest.raises(MissingScore, match="no benchmark of the objective"):
-        weighted_gain(observe({"a": score(1.0)}, {"b": score(1.0)}), 0, 1)
 
 
 RUN = """

@@ -19,8 +19,8 @@ from mixloop.policies.interface import (
     Metric,
     Observation,
     PastDecision,
+    Source,
 )
-from mixloop.policies.mixture import GuardSource
 
 NOW = {"a": 0.5, "b": 0.5}
 NEXT = {"a": 0.4, "b": 0.6}
@@ -31,7 +31,7 @@ def guarded(
     weights: dict[str, float] = NEXT, settings: GuardSettings = SETTINGS, **changes: object
 ) -> GuardResult:
     context = GuardContext(
-        sources={name: GuardSource(1000) for name in NOW},
+        sources={name: Source(unique_tokens=1000) for name in NOW},
         weights=NOW,
         drawn=dict.fromkeys(NOW, 0),
         tokens=1000,

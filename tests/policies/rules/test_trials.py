@@ -10,7 +10,7 @@ import yaml
 
 from mixloop.policies.interface import load_policy
 from mixloop.policies.mixture import total_variation
-from mixloop.policies.rules.trials import response
+from mixloop.policies.rules.response import response
 from mixloop.policies.worlds.families import Exponential, Flat, Power
 from mixloop.tools.simulate.simulation import SimulatedRun, simulate
 from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config

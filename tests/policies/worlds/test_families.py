@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from mixloop.policies.interface import Proposal, load_policy
+from mixloop.policies.mixture import effective
+from mixloop.policies.mixture.repetition import R_STAR
 from mixloop.policies.worlds import World
-from mixloop.policies.worlds.families import R_STAR, Dilution, Exponential, Flat, Power, effective
+from mixloop.policies.worlds.families import Dilution, Exponential, Flat, Power
 from mixloop.tools.simulate.simulation import SimulatedRun, simulate
 from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config
 

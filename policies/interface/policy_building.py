@@ -1,37 +1,17 @@
-"""Field types that the options of ``rules`` share.
-
-Options of a policy: validated by its model, refused in one line with the key and a mend.
-"""
+"""A policy built from its options; wrong ones are refused in one line with key and mend."""
 
 from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mixloop.common.errors import suggest
 
-from .observation import Phase
 from .policy_error import PolicyError
-
-
-def listed(value: object) -> object:
-    """One of a thing may be written without the list around it."""
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def nonempty(value: tuple[str, ...]) -> tuple[str, ...]:
-    if not value or any(not name for name in value):
-        raise ValueError("name at least one")
-    return value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(nonempty)]
-Phases = Annotated[tuple[Phase, ...], BeforeValidator(listed)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 PREFIX = "policy.with"
 
@@ -42,56 +22,23 @@ def build_policy(cls: type[Any], options: Mapping[str, Any], label: str) -> Any:
     Raises:
         PolicyError: for an option that is unknown, missing or wrong, or a constructor that raises.
     """
-    model = options_model(cls)
-    arguments: tuple[Any, ...] = ()
-    keywords: dict[str, Any] = {}
-    if model is not None:
-        arguments = (validate(model, options),)
-    else:
-        check_keywords(cls, options)
-        keywords = dict(options)
+    model = _options_model(cls)
+    if model is None:
+        _check_keywords(cls, options)
+    arguments = [_validated(model, options)] if model is not None else []
     try:
-        return cls(*arguments, **keywords)
+        return cls(*arguments, **({} if arguments else options))
     except PolicyError:
         raise
     except Exception as error:
-        raise PolicyError(f"policy {label}: {_said(error)} while it was built") from error
+        lines = str(error).strip().splitlines()
+        cause = ": ".join([type(error).__name__, *lines[:1]])
+        raise PolicyError(f"policy {label}: {cause} while it was built") from error
 
 
-def options_model(cls: type[Any]) -> type[BaseModel] | None:
-    """The class's ``Options`` model, if it has one."""
-    model = getattr(cls, "Options", None)
-    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
-
-
-def validate(model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
-    """The options as the model; also refuses keys a lenient user model would ignore.
-
-    Raises:
-        PolicyError: one line for the first thing wrong.
-    """
-    if model.model_config.get("extra") != "allow":
-        _refuse_unknown(options, _keys(model))
-    try:
-        return model.model_validate(dict(options))
-    except ValidationError as error:
-        raise PolicyError(_first_line(model, error)) from None
-
-
-def check_keywords(cls: type[Any], options: Mapping[str, Any]) -> None:
-    """Refuse options the constructor has no keyword for, and name the ones it misses."""
-    parameters = _parameters(cls)
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    _refuse_unknown(options, parameters)
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in options:
-            raise PolicyError(f"{PREFIX}.{name}: missing; {cls.__name__} needs it")
-
-
-def schema(cls: type[Any]) -> dict[str, Any]:
+def options_schema(cls: type[Any]) -> dict[str, Any]:
     """JSON schema of the options; for keyword constructors, their names and defaults."""
-    model = options_model(cls)
+    model = _options_model(cls)
     if model is not None:
         return model.model_json_schema(by_alias=True)
     parameters = _parameters(cls)
@@ -106,6 +53,32 @@ def schema(cls: type[Any]) -> dict[str, Any]:
     }
 
 
+def _options_model(cls: type[Any]) -> type[BaseModel] | None:
+    model = getattr(cls, "Options", None)
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+
+
+def _validated(model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
+    """The options as the model; also refuses keys a lenient user model would ignore."""
+    if model.model_config.get("extra") != "allow":
+        _refuse_unknown(options, _keys(model))
+    try:
+        return model.model_validate(dict(options))
+    except ValidationError as error:
+        raise PolicyError(_first_line(model, error)) from None
+
+
+def _check_keywords(cls: type[Any], options: Mapping[str, Any]) -> None:
+    """Refuse options the constructor has no keyword for, and name the ones it misses."""
+    parameters = _parameters(cls)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    _refuse_unknown(options, parameters)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise PolicyError(f"{PREFIX}.{name}: missing; {cls.__name__} needs it")
+
+
 def _parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
     # a class without __init__ has object's, whose signature says *args, **kwargs and means none
     if not {"__init__", "__new__"} & {name for base in cls.__mro__[:-1] for name in vars(base)}:
@@ -115,11 +88,11 @@ def _parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if p.kind not in positional}
 
 
-def _refuse_unknown(options: Mapping[str, Any], known: typing.Iterable[str]) -> None:
-    names = list(known)
+def _refuse_unknown(options: Mapping[str, Any], names: Iterable[str]) -> None:
+    keys = list(names)
     for key, value in options.items():
-        if key not in names:
-            mend = suggest(str(key), names) or "; this policy takes no options"
+        if key not in keys:
+            mend = suggest(str(key), keys) or "; this policy takes no options"
             raise PolicyError(f"{PREFIX}.{key}: unknown option (value {_short(value)}){mend}")
 
 
@@ -165,8 +138,3 @@ def _keys(model: type[BaseModel] | None) -> list[str]:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _said(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
