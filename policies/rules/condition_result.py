@@ -32,19 +32,6 @@ def directed(score: float, z: float) -> tuple[Outcome, float]:
     return ("fails" if score <= -z else "inconclusive"), z - score
 
 
-def one_side(above: float | None, below: float | None) -> tuple[Literal["above", "below"], float]:
-    """The side of a threshold that is asked for, and the threshold.
-
-    Raises:
-        ValueError: for both sides, or none.
-    """
-    if above is not None and below is None:
-        return "above", above
-    if below is not None and above is None:
-        return "below", below
-    raise ValueError("give one of above and below")
-
-
 def span(
     observation: Observation, benchmarks: Sequence[str], metric: str | None, over: int
 ) -> tuple[int, int]:
@@ -83,14 +70,12 @@ def tokens_of(observation: Observation, *indices: int) -> list[int]:
     return [observation.evaluations[index].tokens for index in indices]
 
 
-def measured(difference: Difference) -> dict[str, Any]:
-    """A difference as evidence."""
-    return {
-        "benchmark": difference.benchmark,
-        "metric": difference.metric,
-        "gain": difference.gain,
-        "stderr": difference.stderr,
-        "z": difference.z,
-        "n": difference.n,
-        "paired": difference.paired,
-    }
+def measured(condition: str, benchmark: str, metric: str, **values: Any) -> dict[str, Any]:
+    """What a condition measured, as evidence."""
+    return {"condition": condition, "benchmark": benchmark, "metric": metric, **values}
+
+
+def changed(condition: str, change: Difference, **values: Any) -> dict[str, Any]:
+    """A difference that a condition measured, as evidence."""
+    numbers = {key: getattr(change, key) for key in ("gain", "stderr", "z", "n", "paired")}
+    return measured(condition, change.benchmark, change.metric, **numbers, **values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,10 +20,10 @@ from mixloop.policies.interface import (
 from .condition_result import (
     ConditionResult,
     Outcome,
+    changed,
     difference_of,
     directed,
     measured,
-    one_side,
     span,
     tokens_of,
 )
@@ -32,7 +32,29 @@ Z = Annotated[float, Field(ge=0)]
 Over = Annotated[int, Field(ge=1)]
 
 
-class Level(OptionsModel):
+class _Threshold(OptionsModel):
+    """A value above or below a threshold, which belongs to one metric."""
+
+    metric: str = BITS_PER_BYTE
+    above: float | None = None
+    below: float | None = None
+    z: Z = 0.0
+
+    @model_validator(mode="after")
+    def _one_side(self) -> Self:
+        if (self.above is None) == (self.below is None):
+            raise ValueError("give one of above and below")
+        return self
+
+    def _beyond(self, value: float) -> tuple[str, float, float]:
+        """The side that is asked for, the threshold, and how far the value is beyond it."""
+        if self.above is not None:
+            return "above", self.above, value - self.above
+        limit = self.below or 0.0
+        return "below", limit, limit - value
+
+
+class Level(_Threshold):
     """The newest value of a benchmark is above or below a threshold.
 
     Several benchmarks are pooled over their items. The metric is bits per byte unless one is
@@ -41,47 +63,28 @@ class Level(OptionsModel):
     """
 
     benchmark: Names
-    metric: str = BITS_PER_BYTE
-    above: float | None = None
-    below: float | None = None
-    z: Z = 0.0
-
-    @model_validator(mode="after")
-    def _one_side(self) -> Level:
-        one_side(self.above, self.below)
-        return self
 
     def check(self, observation: Observation) -> ConditionResult:
         """Is the newest value beyond the threshold, by ``z`` standard errors?"""
         newest = observation.evaluation(span(observation, self.benchmark, self.metric, 0)[1])
         metric = observation.pooled_metric(self.benchmark, newest, self.metric)
-        side, limit = one_side(self.above, self.below)
-        beyond = metric.value - limit if side == "above" else limit - metric.value
+        side, limit, beyond = self._beyond(metric.value)
         stderr = metric.stderr if metric.stderr and math.isfinite(metric.stderr) else None
         outcome: Outcome = "fails" if beyond <= 0 else "holds"
         z = beyond / stderr if stderr else None
         if beyond > 0 and self.z > 0 and (z is None or z < self.z):
             outcome = "inconclusive"
-        name = f"{'+'.join(self.benchmark)} {self.metric}"
+        name = "+".join(self.benchmark)
         spread = f", ±{stderr:.2g}" if stderr else ""
         shown = side if outcome != "fails" else f"not {side}"
         weak = f", needs z {self.z:g}" if outcome == "inconclusive" else ""
-        text = f"{name} {metric.value:.4g} {shown} {limit:g} (n={metric.n}{spread}{weak})"
-        claim = {"claim": z} if self.z > 0 and z is not None else {}
-        scale = stderr or max(abs(limit), 1e-9)
-        gap = 0.0 if outcome == "holds" else self.z - beyond / scale
-        evidence = {
-            "condition": "level",
-            "benchmark": "+".join(self.benchmark),
-            "metric": self.metric,
-            "values": [metric.value],
-            "stderr": stderr,
-            "z": z,
-            "n": metric.n,
-            "tokens": [newest.tokens],
-            side: limit,
-        }
-        return ConditionResult(outcome, text, gap, evidence | claim)
+        value, n, tokens = metric.value, metric.n, [newest.tokens]
+        text = f"{name} {self.metric} {value:.4g} {shown} {limit:g} (n={n}{spread}{weak})"
+        gap = 0.0 if outcome == "holds" else self.z - beyond / (stderr or max(abs(limit), 1e-9))
+        evidence = measured("level", name, self.metric, values=[value], stderr=stderr, z=z, n=n)
+        evidence |= {"tokens": tokens, side: limit}
+        evidence |= {"claim": z} if self.z > 0 and z is not None else {}
+        return ConditionResult(outcome, text, gap, evidence)
 
 
 class Trend(OptionsModel):
@@ -118,15 +121,9 @@ class Trend(OptionsModel):
             f" ({old.value:.4g} to {new.value:.4g}, gain {change.gain:.2g} ±{change.stderr:.2g},"
             f" z {change.z:.2g}, n={change.n})"
         )
-        evidence = {
-            "condition": "trend",
-            **measured(change),
-            "values": [old.value, new.value],
-            "tokens": tokens_of(observation, older, newer),
-            **self._claim(change),
-            "is": self.is_,
-            "over": self.over,
-        }
+        tokens = tokens_of(observation, older, newer)
+        evidence = changed("trend", change, values=[old.value, new.value], tokens=tokens)
+        evidence |= {**self._claim(change), "is": self.is_, "over": self.over}
         return ConditionResult(outcome, text, gap, evidence)
 
     def _scores(self, change: Difference) -> tuple[float, float]:
@@ -154,9 +151,8 @@ class Trend(OptionsModel):
 
     def _claim(self, change: Difference) -> dict[str, float]:
         """The normal score of what the trend says; none where it says that nothing was seen."""
-        if not math.isfinite(change.stderr):
-            return {}
-        if self.margin == 0 and self.is_ in ("flat", "not-better"):
+        nothing_seen = self.margin == 0 and self.is_ in ("flat", "not-better")
+        if nothing_seen or not math.isfinite(change.stderr):
             return {}
         up, down = self._scores(change)
         said = {"better": up, "worse": -down, "not-better": -up, "flat": min(-up, down)}
@@ -196,17 +192,9 @@ class Lag(OptionsModel):
             f"{self.benchmark} {verb} {', '.join(self.than)}"
             f" (relative gain {gains[0][0]:.2g} against {others:.2g}, z {z:.2g})"
         )
-        evidence = {
-            "condition": "lag",
-            "benchmark": self.benchmark,
-            "metric": metric,
-            "than": list(self.than),
-            "values": [gains[0][0], others],
-            "stderr": spread,
-            "z": z,
-            "claim": z,
-            "tokens": tokens_of(observation, older, newer),
-        }
+        evidence = measured("lag", self.benchmark, metric, than=list(self.than), z=z, claim=z)
+        evidence |= {"values": [gains[0][0], others], "stderr": spread}
+        evidence |= {"tokens": tokens_of(observation, older, newer)}
         return ConditionResult(outcome, text, gap, evidence)
 
 
@@ -254,16 +242,9 @@ class Plateau(OptionsModel):
             f"{name} {metric} {shown.get(outcome, 'may level off')}"
             f" (gain per doubling {after[0]:.2g} after {before[0]:.2g}, z {z:.2g})"
         )
-        evidence = {
-            "condition": "plateau",
-            "benchmark": name,
-            "metric": metric,
-            "values": [before[0], after[0]],
-            "stderr": spread,
-            "z": z,
-            "claim": z,
-            "tokens": tokens_of(observation, older, middle, newer),
-        }
+        evidence = measured("plateau", name, metric, stderr=spread, z=z, claim=z)
+        evidence |= {"values": [before[0], after[0]]}
+        evidence |= {"tokens": tokens_of(observation, older, middle, newer)}
         return ConditionResult(outcome, text, gap, evidence)
 
     def _pace(
@@ -311,18 +292,14 @@ class Regression(OptionsModel):
             f"{name} {metric} {shown[outcome]} from its best by {-change.gain:.2g}"
             f" ±{change.stderr:.2g} (z {lost.z:.2g} of {needed:.2g}, n={change.n})"
         )
-        evidence: dict[str, Any] = {
-            "condition": "regression",
-            **measured(change),
-            "needed": needed,
-            # as one test of one hypothesis, the choice of the best paid for
-            "claim": -float(ndtri(min(0.5, float(ndtr(-lost.z)) * len(earlier)))),
-            "tokens": tokens_of(observation, best, newest),
-        }
+        # as one test of one hypothesis, the choice of the best paid for
+        claim = -float(ndtri(min(0.5, float(ndtr(-lost.z)) * len(earlier))))
+        tokens = tokens_of(observation, best, newest)
+        evidence = changed("regression", change, needed=needed, claim=claim, tokens=tokens)
         return ConditionResult(outcome, text, gap, evidence)
 
 
-class Ratio(OptionsModel):
+class Ratio(_Threshold):
     """The newest value of ``benchmark`` over that of ``to`` is above or below a threshold.
 
     ``z`` is the distance in standard errors of the ratio (delta method).
@@ -330,15 +307,6 @@ class Ratio(OptionsModel):
 
     benchmark: str
     to: str
-    metric: str = BITS_PER_BYTE
-    above: float | None = None
-    below: float | None = None
-    z: Z = 0.0
-
-    @model_validator(mode="after")
-    def _one_side(self) -> Ratio:
-        one_side(self.above, self.below)
-        return self
 
     def check(self, observation: Observation) -> ConditionResult:
         """Is one benchmark's newest value over another's beyond the threshold?"""
@@ -349,24 +317,15 @@ class Ratio(OptionsModel):
             raise MissingScore(f"{self.to} is 0: nothing has a ratio to it")
         ratio = over.value / under.value
         spread = math.hypot(over.stderr or 0.0, ratio * (under.stderr or 0.0)) / abs(under.value)
-        side, limit = one_side(self.above, self.below)
-        beyond = ratio - limit if side == "above" else limit - ratio
+        side, limit, beyond = self._beyond(ratio)
         z = beyond / spread if spread > 0 else math.copysign(math.inf, beyond)
         outcome: Outcome = "inconclusive" if beyond > 0 else "fails"
         if z > 0 and z >= self.z:
             outcome = "holds"
         shown = side if beyond > 0 else f"not {side}"
-        text = f"{self.benchmark}/{self.to} {self.metric} {ratio:.4g} {shown} {limit:g} (z {z:.2g})"
-        evidence = {
-            "condition": "ratio",
-            "benchmark": self.benchmark,
-            "to": self.to,
-            "metric": self.metric,
-            "values": [ratio],
-            "stderr": spread,
-            "z": z,
-            "tokens": [newest.tokens],
-            side: limit,
-        }
+        name = f"{self.benchmark}/{self.to} {self.metric}"
+        text = f"{name} {ratio:.4g} {shown} {limit:g} (z {z:.2g})"
+        evidence = measured("ratio", self.benchmark, self.metric, to=self.to, values=[ratio])
+        evidence |= {"stderr": spread, "z": z, "tokens": [newest.tokens], side: limit}
         evidence |= {"claim": z} if self.z > 0 else {}
         return ConditionResult(outcome, text, 0.0 if outcome == "holds" else self.z - z, evidence)

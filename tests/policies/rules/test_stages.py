@@ -139,9 +139,9 @@ def test_a_stage_by_phase_takes_precedence_while_it_lasts():
         sources={n: Source(unique_tokens=10**9) for n in SMALL}, weights=SMALL, tokens=30_000,
         budget=40_000, phase="stable",
     )  # fmt: skip
-    assert declared_plan(options.stages, seen) == ((40_000, {"a": 0.1, "b": 0.9}),)
+    assert declared_plan(options.stages, seen) == [(40_000, {"a": 0.1, "b": 0.9})]
     cooling = seen.model_copy(update={"phase": "decay"})
-    assert declared_plan(options.stages, cooling) == ((40_000, {"a": 1.0, "b": 0.0}),)
+    assert declared_plan(options.stages, cooling) == [(40_000, {"a": 1.0, "b": 0.0})]
 
 
 def test_after_an_operators_order_the_later_stages_still_come():
