@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mixloop.policies.interface import Hold, Observation, OptionsModel, Proposal
-from mixloop.policies.mixture import Array, in_force
+from mixloop.policies.mixture import Array, first_mixture
 
 from .source_losses import active_sources, consumption, source_losses
 
@@ -78,8 +78,7 @@ class Ado:
         if self.options.prior == "size":
             amounts = [float(observation.sources[name].unique_tokens) for name in names]
         else:
-            first = next((e.weights for e in observation.evaluations if e.weights), {})
-            begun = first if any(first.get(n, 0) > 0 for n in names) else in_force(observation)
+            begun = first_mixture(observation)
             amounts = [begun.get(name, 0.0) for name in names]
         prior = np.array(amounts)
         # a source that came later starts from the least of the others

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from mixloop.policies.interface import Hold, Observation, OptionsModel, PolicyError, Proposal
-from mixloop.policies.mixture import Mixture, check_names, in_force
+from mixloop.policies.mixture import Mixture, check_names, first_mixture
 
 from .one_target import move_once
 
@@ -134,7 +134,7 @@ class _Problem:
     def __init__(self, policy: Olmix, observation: Observation) -> None:
         options = policy.options
         self.points, self.kl = policy.points, options.kl
-        begun = options.start or _began(observation)
+        begun = options.start or first_mixture(observation)
         self.start = {name: begun.get(name, 0.0) for name in observation.sources}
         budget = max(1, observation.budget)
         # the divergence from a share of nothing is infinite: such a source stays out
@@ -183,12 +183,3 @@ class _Problem:
         points = [point for point in self.points if benchmark in point.benchmarks]
         mixtures = np.array([[p.weights.get(name, 0.0) for name in names] for p in points])
         return fit_log_linear(mixtures, np.array([p.benchmarks[benchmark].value for p in points]))
-
-
-def _began(observation: Observation) -> Mapping[str, float]:
-    """The mixture the run began with, as far as the observation tells."""
-    if observation.evaluations and observation.evaluations[0].weights:
-        return observation.evaluations[0].weights
-    if observation.decisions and observation.decisions[0].weights_before:
-        return observation.decisions[0].weights_before
-    return in_force(observation)

@@ -22,6 +22,7 @@ from mixloop.policies.mixture import (
     Array,
     check_names,
     confine,
+    first_mixture,
     in_force,
     total_variation,
     towards,
@@ -112,12 +113,8 @@ class BayesPolicy:
 
     def _centre(self, observation: Observation, names: Sequence[str]) -> Array:
         """The run's first mixture, drawn towards the prior's."""
-        first = observation.decisions[0].weights_before if observation.decisions else {}
-        first = first or (observation.evaluations[0].weights if observation.evaluations else {})
+        first = first_mixture(observation)
         begin = np.array([max(0.0, first.get(name, 0.0)) for name in names])
-        if begin.sum() <= 0:
-            weights = in_force(observation)
-            begin = np.array([weights.get(name, 0.0) for name in names])
         start = begin / begin.sum()
         prior = self.options.prior
         if prior.weights is None:

@@ -14,7 +14,6 @@ from mixloop.policies.interface import (
     BITS_PER_BYTE,
     MissingScore,
     Observation,
-    PastDecision,
     find_metric,
 )
 from mixloop.policies.mixture import total_variation
@@ -46,9 +45,10 @@ def vetoes(observation: Observation, level: float) -> tuple[Veto, ...]:
 
 def _watched(observation: Observation, level: float) -> list[Veto]:
     """Watched benchmarks that fell since the last intervention, corrected for their number."""
-    last = _last_intervention(observation)
-    if last is None:
+    interventions = observation.interventions()
+    if not interventions:
         return []
+    last = interventions[-1]
     falls: list[tuple[str, Difference]] = []
     for benchmark in observation.watch:
         metric = _metric(observation, benchmark)
@@ -113,11 +113,6 @@ def _metric(observation: Observation, benchmark: str) -> str:
     scores = (e.benchmarks.get(benchmark) for e in reversed(observation.evaluations))
     newest = next((score for score in scores if score is not None), None)
     return min(newest.metrics, default=wanted) if newest is not None else wanted
-
-
-def _last_intervention(observation: Observation) -> PastDecision | None:
-    changed = [d for d in observation.decisions if d.verdict == "intervene"]
-    return changed[-1] if changed else None
 
 
 def _fell(fall: Difference) -> str:

@@ -173,6 +173,10 @@ class Observation(_Frozen):
         """The goal set for a benchmark; weight 1 without target and floor where none is."""
         return self.objective.get(benchmark) or Goal()
 
+    def interventions(self) -> list[PastDecision]:
+        """The decisions that changed the mixture."""
+        return [decision for decision in self.decisions if decision.verdict == "intervene"]
+
     def evaluation(self, which: int | Evaluation) -> Evaluation:
         """An evaluation by index (negative from the newest), or the one given.
 

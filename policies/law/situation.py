@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixloop.policies.interface import Observation
-from mixloop.policies.mixture import Array
+from mixloop.policies.mixture import Array, first_mixture
 
 from .law_data import LawData
 from .models import Ahead
@@ -59,17 +59,14 @@ def situation(
     """The run as it stands; ``allowed`` may be drawn from, ``decay`` is the decay's part of it."""
     live = np.array([name in allowed for name in data.names])
     stretches = _stretches(observation, decay)
-    mixtures = (evaluation.weights for evaluation in observation.evaluations)
-    first = next((m for m in mixtures if any(weight > 0 for weight in m.values())), None)
-    now = _row(observation.weights, data, live)
     return Situation(
         observation=observation,
         data=data,
         ahead=Ahead(data.drawn[-1], data.unique, stretches),
         limits=_limits(observation, data, live, stretches),
         terms=_terms(data),
-        now=now,
-        start=now if first is None else _row(first, data, live),
+        now=_row(observation.weights, data, live),
+        start=_row(first_mixture(observation), data, live),
         live=live,
     )
 

@@ -24,6 +24,7 @@ from .run_arrays import run_arrays as run_arrays
 from .weights import REACHED as REACHED
 from .weights import Mixture as Mixture
 from .weights import check_names as check_names
+from .weights import first_mixture as first_mixture
 from .weights import in_force as in_force
 from .weights import rules_of as rules_of
 from .weights import still_reaching as still_reaching

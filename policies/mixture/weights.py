@@ -56,6 +56,14 @@ def in_force(observation: Observation) -> dict[str, float]:
     return {n: w / total for n, w in weights.items()} if abs(total - 1) > 1e-9 else weights
 
 
+def first_mixture(observation: Observation) -> Mapping[str, float]:
+    """The mixture that the run began with, as far as the observation tells."""
+    evaluated = (evaluation.weights for evaluation in observation.evaluations)
+    decided = (decision.weights_before for decision in observation.decisions[:1])
+    recorded = (m for m in (*evaluated, *decided) if any(weight > 0 for weight in m.values()))
+    return next(recorded, None) or in_force(observation)
+
+
 def rules_of(decision: PastDecision) -> frozenset[str]:
     """Names of the rules behind a decision."""
     listed = decision.evidence.get("rules")
@@ -72,9 +80,7 @@ def still_reaching(observation: Observation, target: Mapping[str, float], rule: 
     """
     mixtures = [observation.weights]
     last: PastDecision | None = None
-    for decision in observation.decisions:
-        if decision.verdict != "intervene":
-            continue
+    for decision in observation.interventions():
         if rule not in rules_of(decision):
             return False
         last = decision

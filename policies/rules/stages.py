@@ -170,7 +170,7 @@ def stage_names(stages: Sequence[Stage], observation: Observation) -> list[str]:
 
 def _entered(stages: Sequence[Stage], name: str, observation: Observation) -> bool:
     """Whether the order in force was made in this stage or carried it."""
-    orders = [d for d in observation.decisions if d.verdict == "intervene"]
+    orders = observation.interventions()
     if not orders:
         return False
     carried = orders[-1].evidence.get("stages")

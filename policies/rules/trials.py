@@ -102,9 +102,8 @@ def _confirmed(decision: PastDecision) -> list[Any]:
 
 def _periods(rule: Intervention, observation: Observation) -> list[_TrialPeriod]:
     """The rule's firings up to now, each with the next order of anybody."""
-    ordered = [d for d in observation.decisions if d.verdict == "intervene"]
-    following = [*ordered[1:], None]
-    pairs = zip(ordered, following, strict=False)
+    orders = observation.interventions()
+    pairs = zip(orders, [*orders[1:], None], strict=False)
     return [_TrialPeriod(fired, ended) for fired, ended in pairs if rule.name in rules_of(fired)]
 
 
