@@ -63,17 +63,12 @@ class Change:
         """
         raise NotImplementedError
 
-    def receivers(self, weights: Weights, sources: Sources) -> set[str]:
-        """The sources it gives to."""
+    def ends(self, weights: Weights, sources: Sources) -> tuple[set[str], set[str]]:
+        """The sources it gives to, and those it takes from by name (none: from the rest)."""
         moved = self.carry_out(weights, sources)
         gains = moved.gains if isinstance(moved, Moved) else {}
-        return {name for name, gain in gains.items() if gain > 0}
-
-    def givers(self, weights: Weights, sources: Sources) -> set[str]:
-        """The sources it takes from by name; none where it takes from the rest."""
-        moved = self.carry_out(weights, sources)
-        gains = moved.gains if isinstance(moved, Moved) and not self.takes_rest else {}
-        return {name for name, gain in gains.items() if gain < 0}
+        to, origin = ({n for n, gain in gains.items() if sign * gain > 0} for sign in (1, -1))
+        return to, set() if self.takes_rest else origin
 
     def check_places(self, tags: Tags, where: str) -> None:
         """Raise ``PolicyError`` for a name that is neither a source nor a tag."""
@@ -117,13 +112,10 @@ class Move(OptionsModel, Change):
         gains |= {n: -amount * part / available for n, part in spare.items() if part > 0}
         return _moved(weights, gains)
 
-    def receivers(self, weights: Weights, sources: Sources) -> set[str]:
-        """The sources it gives to, or would."""
-        return set(resolve(self.to, weights, sources))
-
-    def givers(self, weights: Weights, sources: Sources) -> set[str]:
-        """The sources it takes from by name, or would."""
-        return set() if self.takes_rest else set(_giving(self.from_, weights, sources))
+    def ends(self, weights: Weights, sources: Sources) -> tuple[set[str], set[str]]:
+        """The sources it gives to and takes from, or would if there were anything to give."""
+        origin = () if self.takes_rest else _giving(self.from_, weights, sources)
+        return set(resolve(self.to, weights, sources)), set(origin)
 
 
 class Scale(OptionsModel, Change):

@@ -106,10 +106,10 @@ class RulesPolicy:
         spared: set[str] = set()
         if self.options.combine:
             # "rest" spares every source that some move of this decision gives to
-            spared = {n for s in firing for n in s.rule.change.receivers(weights, sources)}
+            spared = {n for s in firing for n in s.rule.change.ends(weights, sources)[0]}
         for status in firing:
             change = status.rule.change
-            to, origin = change.receivers(weights, sources), change.givers(weights, sources)
+            to, origin = change.ends(weights, sources)
             if to & lowered or (origin - to) & raised:
                 stuck.append((status, "another rule's move goes the other way"))
                 continue
