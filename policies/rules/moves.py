@@ -213,8 +213,9 @@ class Action(OptionsModel):
     def _one_action(self) -> Action:
         kinds = [key for key in Action.model_fields if getattr(self, key) is not None]
         if len(kinds) != 1:
-            found = " and ".join(kinds) or "none"
-            raise ValueError(f"give one of move, scale, set and swap, not {found}")
+            raise ValueError(
+                f"give one of move, scale, set and swap, not {' and '.join(kinds) or 'none'}"
+            )
         return self
 
     @property

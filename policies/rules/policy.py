@@ -81,8 +81,8 @@ class RulesPolicy:
         return {name for name in named if "{" not in name}
 
     def _intervene(self, observation: Observation) -> Proposal | Hold:
-        steering, known = observation.steering_benchmarks(), places(_tags(observation))
-        rules = expand(self.options.interventions, steering, known)
+        steering = observation.steering_benchmarks()
+        rules = expand(self.options.interventions, steering, places(_tags(observation)))
         statuses = [check_rule(rule, observation) for rule in rules]
         ending = next((status for status in statuses if status.in_trial("ending")), None)
         if ending is not None:
