@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from mixloop.policies.interface import Hold, Observation, OptionsModel, Proposal
+from mixloop.policies.interface import Hold, Observation, Proposal
 
 from .one_target import move_once
-
-
-class ProportionalOptions(OptionsModel):
-    """None: the mixture follows from the sources' sizes."""
 
 
 class Proportional:
@@ -16,11 +12,6 @@ class Proportional:
 
     At these shares every source is repeated equally often.
     """
-
-    Options = ProportionalOptions
-
-    def __init__(self, options: ProportionalOptions | None = None) -> None:
-        self.options = options or ProportionalOptions()
 
     def decide(self, observation: Observation) -> Proposal | Hold:
         """The mixture by size, until it is reached; else hold."""

@@ -148,20 +148,17 @@ class BayesPolicy:
         return Forecast(data, posterior, at.left, at.most, at.centre, shares)
 
     def _explore(self, at: _Situation, forecast: Forecast | None) -> Proposal:
-        weights = self._trial(at, forecast)
-        reason = f"bayes: trial {at.data.trials + 1}, where the model learns most"
-        return Proposal(at.named(weights), reason, evidence=_evidence("explore"))
-
-    def _trial(self, at: _Situation, forecast: Forecast | None) -> Array:
-        region = TrustRegion(
-            at.current, at.centre, at.most, at.observation.limits.max_change, self.options.radius
-        )
+        seed, change = at.observation.seed, at.observation.limits.max_change
+        region = TrustRegion(at.current, at.centre, at.most, change, self.options.radius)
         if self.options.proposals == "optuna":
             from .optuna_trials import ask
 
-            return region.inside(ask(at.data, at.most > 0, at.observation.seed))
-        drawing = np.random.default_rng([at.observation.seed, at.data.trials])
-        return next_trial(drawing, region, at.data, forecast)
+            weights = region.inside(ask(at.data, at.most > 0, seed))
+        else:
+            drawing = np.random.default_rng([seed, at.data.trials])
+            weights = next_trial(drawing, region, at.data, forecast)
+        reason = f"bayes: trial {at.data.trials + 1}, where the model learns most"
+        return Proposal(at.named(weights), reason, evidence=_evidence("explore"))
 
     def _exploit(self, at: _Situation, forecast: Forecast | None) -> Proposal | Hold:
         if forecast is None:

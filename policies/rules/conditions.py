@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from mixloop.policies.interface import MissingScore, Observation, OptionsModel, listed
+from mixloop.policies.interface import MissingScore, Observation, OptionsModel, Phases, listed
 
 from .condition_result import ConditionResult
 from .run_conditions import LedgerSpan, PhaseIn, TokenSpan
@@ -20,12 +20,12 @@ class Condition(OptionsModel):
     level: Level | None = None
     trend: Trend | None = None
     lag: Lag | None = None
-    tokens: TokenSpan | None = None
-    phase: PhaseIn | None = None
     plateau: Plateau | None = None
     regression: Regression | None = None
     ratio: Ratio | None = None
     ledger: LedgerSpan | None = None
+    tokens: TokenSpan | None = None
+    phase: Phases | None = None
 
     @model_validator(mode="after")
     def _not_empty(self) -> Condition:
@@ -36,7 +36,11 @@ class Condition(OptionsModel):
         return self
 
     def _tests(self) -> list[Any]:
-        tests = (getattr(self, name) for name in type(self).model_fields)
+        phase = PhaseIn(self.phase) if self.phase is not None else None
+        tests = (
+            *(self.level, self.trend, self.lag, self.tokens, phase),
+            *(self.plateau, self.regression, self.ratio, self.ledger),
+        )
         return [test for test in tests if test is not None]
 
     def benchmarks(self) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, RootModel, model_validator
+from pydantic import Field, model_validator
 
 from mixloop.common.errors import suggest
 from mixloop.policies.interface import Names, OptionsModel, PolicyError, Share, Source
@@ -157,16 +157,17 @@ class Scale(OptionsModel, Change):
         return move.carry_out(weights, sources, spared)
 
 
-class SetMixture(RootModel[Mixture], Change):
+@dataclass(frozen=True)
+class SetMixture(Change):
     """A whole mixture."""
 
-    model_config = ConfigDict(frozen=True)
+    mixture: Mixture
 
     def carry_out(
         self, weights: Weights, sources: Sources, spared: Collection[str] = ()
     ) -> Moved | CannotMove:
         """The mixture asked for."""
-        target = {name: self.root.get(name, 0.0) for name in sources}
+        target = {name: self.mixture.get(name, 0.0) for name in sources}
         if total_variation(target, weights) < MIN_MOVE:
             return CannotMove("the mixture is already as set")
         gains = {name: share - weights[name] for name, share in target.items()}
@@ -174,7 +175,7 @@ class SetMixture(RootModel[Mixture], Change):
 
     def check_places(self, tags: Tags, where: str) -> None:
         """Raise ``PolicyError`` for a name that is no source."""
-        check_names("source", self.root, tags, where)
+        check_names("source", self.mixture, tags, where)
 
 
 class Swap(OptionsModel, Change):
@@ -206,7 +207,7 @@ class Action(OptionsModel):
 
     move: Move | None = None
     scale: Scale | None = None
-    set: SetMixture | None = None
+    set: Mixture | None = None
     swap: Swap | None = None
 
     @model_validator(mode="after")
@@ -221,7 +222,8 @@ class Action(OptionsModel):
     @property
     def change(self) -> Change:
         """The one that is given."""
-        changes = (self.move, self.scale, self.set, self.swap)
+        set_mixture = SetMixture(self.set) if self.set is not None else None
+        changes = (self.move, self.scale, set_mixture, self.swap)
         return next(change for change in changes if change is not None)
 
     def check_places(self, tags: Tags, where: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, RootModel, model_validator
+from pydantic import Field, model_validator
 
 from mixloop.common.errors import suggest
 from mixloop.common.units import Tokens, format_tokens
-from mixloop.policies.interface import Names, Observation, OptionsModel, Phases, PolicyError
+from mixloop.policies.interface import Names, Observation, OptionsModel, PolicyError
 from mixloop.policies.mixture import epochs, in_force, project
 
 from .condition_result import ConditionResult
@@ -40,10 +41,11 @@ class TokenSpan(OptionsModel):
         return ConditionResult("holds", f"at {format_tokens(now)} tokens", 0.0, evidence)
 
 
-class PhaseIn(RootModel[Phases]):
+@dataclass(frozen=True)
+class PhaseIn:
     """The learning rate is in one of these phases."""
 
-    model_config = ConfigDict(frozen=True)
+    phases: tuple[str, ...]
 
     def check(self, observation: Observation) -> ConditionResult:
         """Is the learning rate in one of these phases?"""
@@ -52,9 +54,9 @@ class PhaseIn(RootModel[Phases]):
         if phase is None:
             text = "the learning-rate phase is unknown"
             return ConditionResult("inconclusive", text, math.inf, evidence)
-        if phase in self.root:
+        if phase in self.phases:
             return ConditionResult("holds", f"in {phase}", 0.0, evidence)
-        text = f"in {phase}, not {' or '.join(self.root)}"
+        text = f"in {phase}, not {' or '.join(self.phases)}"
         return ConditionResult("fails", text, math.inf, evidence)
 
 

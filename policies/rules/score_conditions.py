@@ -33,25 +33,24 @@ Over = Annotated[int, Field(ge=1)]
 
 
 class _Threshold(OptionsModel):
-    """A value above or below a threshold, which belongs to one metric."""
-
-    metric: str = BITS_PER_BYTE
-    above: float | None = None
-    below: float | None = None
-    z: Z = 0.0
+    """A value above or below a threshold: one of its fields ``above`` and ``below`` is given."""
 
     @model_validator(mode="after")
     def _one_side(self) -> Self:
-        if (self.above is None) == (self.below is None):
+        if (self._limit("above") is None) == (self._limit("below") is None):
             raise ValueError("give one of above and below")
         return self
 
+    def _limit(self, side: str) -> float | None:
+        limit: float | None = getattr(self, side)
+        return limit
+
     def _beyond(self, value: float) -> tuple[str, float, float]:
         """The side that is asked for, the threshold, and how far the value is beyond it."""
-        if self.above is not None:
-            return "above", self.above, value - self.above
-        limit = self.below or 0.0
-        return "below", limit, limit - value
+        above, below = self._limit("above"), self._limit("below") or 0.0
+        if above is not None:
+            return "above", above, value - above
+        return "below", below, below - value
 
 
 class Level(_Threshold):
@@ -63,6 +62,10 @@ class Level(_Threshold):
     """
 
     benchmark: Names
+    metric: str = BITS_PER_BYTE
+    above: float | None = None
+    below: float | None = None
+    z: Z = 0.0
 
     def check(self, observation: Observation) -> ConditionResult:
         """Is the newest value beyond the threshold, by ``z`` standard errors?"""
@@ -307,6 +310,10 @@ class Ratio(_Threshold):
 
     benchmark: str
     to: str
+    metric: str = BITS_PER_BYTE
+    above: float | None = None
+    below: float | None = None
+    z: Z = 0.0
 
     def check(self, observation: Observation) -> ConditionResult:
         """Is one benchmark's newest value over another's beyond the threshold?"""
