@@ -149,7 +149,7 @@ def checked(
     seen = train(config, device)
     seconds = time.perf_counter() - began
     paths = RunPaths(config.parent / "run")
-    schedule, status = read_schedule(paths.schedule), read_status(paths.status)
+    schedule, status = read_schedule(paths.schedule), read_status(paths.status).value
     opened = schedule.latest_open
     if opened is None or status is None:
         raise RuntimeError(f"{paths.dir}: no schedule or no status")

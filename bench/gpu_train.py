@@ -76,7 +76,7 @@ class Running:
     def until(self, there: Callable[[Status], bool]) -> Status:
         """Wait for a status of this process. AssertionError: it ended before."""
         while True:
-            status = read_status(self.paths.status)
+            status = read_status(self.paths.status).value
             if status is not None and status.pid == self.process.pid:
                 if not self.heard or self.heard[-1].heartbeat != status.heartbeat:
                     self.heard.append(status)
@@ -94,7 +94,7 @@ class Running:
         """Follow it to its end; its exit code. The last of `heard` is then its last status."""
         while True:
             code = self.process.poll()
-            status = read_status(self.paths.status)  # after the end once more
+            status = read_status(self.paths.status).value  # after the end once more
             if status is not None and (not self.heard or self.heard[-1] != status):
                 self.heard.append(status)
             if code is not None:

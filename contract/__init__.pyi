@@ -12,8 +12,6 @@ from .manifest import MANIFEST_FILE as MANIFEST_FILE
 from .manifest import FileEntry as FileEntry
 from .manifest import Manifest as Manifest
 from .manifest import SourceLedger as SourceLedger
-from .manifest import find_holds as find_holds
-from .manifest import find_manifest as find_manifest
 from .manifest import read_holds as read_holds
 from .manifest import read_manifest as read_manifest
 from .manifest import write_holds as write_holds
@@ -38,7 +36,6 @@ from .schedule import SourceEntry as SourceEntry
 from .schedule import VoidLine as VoidLine
 from .schedule import decode_line as decode_line
 from .schedule import encode_line as encode_line
-from .schedule import find_schedule as find_schedule
 from .schedule import read_schedule as read_schedule
 from .schedule import schedule_of as schedule_of
 from .schedule_writer import ScheduleWriter as ScheduleWriter
@@ -54,7 +51,6 @@ from .status import RejectedOrder as RejectedOrder
 from .status import SourceStatus as SourceStatus
 from .status import Status as Status
 from .status import System as System
-from .status import find_record as find_record
-from .status import find_status as find_status
+from .status import read_record as read_record
 from .status import read_status as read_status
 from .status import write_status as write_status

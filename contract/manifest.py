@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mixloop.common.files import LARGEST
 from mixloop.common.json_records import ReadResult, encode
 
-from .status import AnyPath, OrderInForce, _write, find_record
+from .status import AnyPath, OrderInForce, _write, read_record
 
 Phase = Literal["warmup", "stable", "decay"]
 MANIFEST_SCHEMA = "mixloop/checkpoint/1"
@@ -67,15 +67,10 @@ def write_manifest(folder: AnyPath, manifest: Manifest) -> None:
     _write(Path(folder) / MANIFEST_FILE, manifest.to_json())
 
 
-def read_manifest(folder: AnyPath) -> Manifest | None:
-    """A checkpoint's manifest; None when the folder has none that can be read."""
-    return find_manifest(folder).value
-
-
-def find_manifest(folder: AnyPath) -> ReadResult[Manifest]:
+def read_manifest(folder: AnyPath) -> ReadResult[Manifest]:
     """A checkpoint's manifest, or what is wrong with the file."""
     path = Path(folder) / MANIFEST_FILE
-    return find_record(path, MANIFEST_SCHEMA, Manifest, LARGEST_MANIFEST)
+    return read_record(path, MANIFEST_SCHEMA, Manifest, LARGEST_MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -92,14 +87,9 @@ def write_holds(path: AnyPath, steps: Iterable[int]) -> None:
     _write(path, {"schema": HOLDS_SCHEMA, "steps": sorted(set(steps))})
 
 
-def read_holds(path: AnyPath) -> frozenset[int] | None:
-    """Steps of the checkpoints in use: none when there is no file, None when it can't be read."""
-    return find_holds(path).value
-
-
-def find_holds(path: AnyPath) -> ReadResult[frozenset[int]]:
+def read_holds(path: AnyPath) -> ReadResult[frozenset[int]]:
     """Steps of the checkpoints in use (none where there is no file), or what is wrong with it."""
-    found = find_record(path, HOLDS_SCHEMA, _Holds)
-    if found.problem is not None:
-        return ReadResult(problem=found.problem)
-    return ReadResult(frozenset(found.value.steps if found.value is not None else ()))
+    holds = read_record(path, HOLDS_SCHEMA, _Holds)
+    if holds.problem is not None:
+        return ReadResult(problem=holds.problem)
+    return ReadResult(frozenset(holds.value.steps if holds.value is not None else ()))

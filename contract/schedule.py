@@ -20,7 +20,6 @@ from mixloop.common.json_records import Problem, ReadResult, RecordError, decode
 
 from .batch_schedule import BatchSchedule, Stages
 from .integer_weights import SCALE, Segment
-from .paths import RunPaths
 
 SCHEDULE_SCHEMA = "mixloop/schedule/1"
 _LARGEST = 2**28
@@ -354,6 +353,9 @@ def _damaged(path: Path, line: int, error: Exception) -> ScheduleError:
 def read_schedule(path: str | os.PathLike[str]) -> Schedule:
     """The schedule; empty when there is no file. A torn last line is left out.
 
+    It raises where the other readers report: a run that went on from a damaged schedule would
+    train on other data. :func:`schedule_of` is for those who only look on.
+
     Raises:
         ScheduleError: a line other than the last is damaged.
         OSError: the file is there and can't be read.
@@ -370,25 +372,23 @@ def read_schedule(path: str | os.PathLike[str]) -> Schedule:
     raise raised
 
 
-def find_schedule(path: str | os.PathLike[str]) -> ReadResult[Schedule]:
-    """The schedule, empty when there is no file, or what is wrong with the file. Never raises.
+def schedule_of(path: str | os.PathLike[str]) -> ReadResult[Schedule]:
+    """What who looks on can say of the schedule: :func:`read_schedule` that never raises.
 
-    A torn last line is left out; a file with nothing but such a one is no schedule.
+    A file with nothing but a torn line is no schedule.
     """
     try:
-        found = read_schedule(path)
-        empty = not found.lines and bool(read_regular(path, 1).data)
+        schedule = read_schedule(path)
+        torn = not schedule.lines and bool(read_regular(path, 1).data)
     except FileNotFoundError:
         return ReadResult(Schedule())
     except ScheduleError as error:
         return ReadResult(problem=error.problem)
     except (OSError, ValueError) as error:
         return ReadResult(problem=problem_of(error))
-    return (
-        ReadResult(problem=Problem("line 1", "line 1: torn or damaged"))
-        if empty
-        else ReadResult(found)
-    )
+    if torn:
+        return ReadResult(problem=Problem("line 1", "line 1: torn or damaged"))
+    return ReadResult(schedule)
 
 
 @functools.lru_cache(maxsize=1)  # the controller looks at it many times between two lines
@@ -398,14 +398,3 @@ def _scanned(data: bytes, path: Path) -> Schedule | ScheduleError:
     except ScheduleError as error:
         error.__cause__ = error.__context__ = None  # their frames would keep what was read
         return error.with_traceback(None)
-
-
-def schedule_of(paths: RunPaths) -> Schedule:
-    """The trainer's schedule; empty (no news) while it can't be read or is damaged.
-
-    A damaged schedule is the trainer's to report; the controller can do without it for a while.
-    """
-    try:
-        return read_schedule(paths.schedule)
-    except (OSError, ScheduleError):
-        return Schedule()

@@ -16,8 +16,8 @@ from mixloop.common.json_records import (
     RecordError,
     decode,
     encode,
+    json_shown,
     problem_of,
-    shown,
 )
 
 STATUS_SCHEMA = "mixloop/status/1"
@@ -154,7 +154,7 @@ def _write(path: AnyPath, value: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def find_record(path: AnyPath, schema: str, kind: type[T], limit: int = LARGEST) -> ReadResult[T]:
+def read_record(path: AnyPath, schema: str, kind: type[T], limit: int = LARGEST) -> ReadResult[T]:
     """A file of one record: its value, or what is wrong with it. Never raises.
 
     Args:
@@ -175,10 +175,10 @@ def _parsed(data: bytes, schema: str, kind: type[Any]) -> ReadResult[Any]:
     try:
         value = parse_json(data.decode())
         if not isinstance(value, dict):
-            raise RecordError(f"it is {shown(value)}: must be an object")
+            raise RecordError(f"it is {json_shown(value)}: must be an object")
         if value.get("schema") != schema:
             raise RecordError(
-                f"schema is {shown(value.get('schema'))}: must be {schema!r}", "schema"
+                f"schema is {json_shown(value.get('schema'))}: must be {schema!r}", "schema"
             )
         return ReadResult(decode(kind, value))
     except (ValueError, RecursionError) as error:  # RecordError and decoding errors are ValueErrors
@@ -194,11 +194,6 @@ def write_status(path: AnyPath, status: Status) -> None:
     _write(path, status.to_json())
 
 
-def read_status(path: AnyPath) -> Status | None:
-    """The newest heartbeat; None when it is missing, unreadable or torn (no news)."""
-    return find_status(path).value
-
-
-def find_status(path: AnyPath) -> ReadResult[Status]:
+def read_status(path: AnyPath) -> ReadResult[Status]:
     """The newest heartbeat, or what is wrong with the file."""
-    return find_record(path, STATUS_SCHEMA, Status, 8 * LARGEST)
+    return read_record(path, STATUS_SCHEMA, Status, 8 * LARGEST)

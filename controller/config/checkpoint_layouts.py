@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from mixloop.common.json_records import Problem, ReadResult
-from mixloop.contract import MANIFEST_FILE, Manifest, find_manifest
-from mixloop.trainer.loader import SAVED_FILE, find_saved_manifest
+from mixloop.contract import MANIFEST_FILE, Manifest, read_manifest
+from mixloop.trainer.loader import SAVED_FILE, read_saved_manifest
 
 LayoutName = Literal["mixloop", "hf-trainer", "torchtitan"]
 
@@ -25,19 +23,6 @@ _NAMES = {
     "hf-trainer": re.compile(r"checkpoint-(\d+)"),
     "torchtitan": re.compile(r"step-(\d+)"),
 }
-
-
-class CheckpointsSection(BaseModel):
-    """Where the trainer leaves its checkpoints. The reference trainer's need no section."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    layout: LayoutName = Field(
-        "mixloop", description="mixloop, hf-trainer (checkpoint-N) or torchtitan (step-N)"
-    )
-    dir: Path | None = Field(
-        None, description="their folder; relative to this file; default: checkpoints in the run"
-    )
 
 
 @dataclass(frozen=True)
@@ -60,14 +45,15 @@ class Layout:
         """What a checkpoint says of itself, nothing while it is not whole, or what is wrong."""
         path = self.folder / name
         if self.name == "mixloop":
-            return find_manifest(path)
-        found = find_saved_manifest(path)
-        if found.value is None:
-            return found
-        if found.value.step != self.step(name):
-            wrong = f"step is {found.value.step}: must be {self.step(name)}, as its folder says"
+            return read_manifest(path)
+        result = read_saved_manifest(path)
+        manifest = result.value
+        if manifest is None:
+            return result
+        if manifest.step != self.step(name):
+            wrong = f"step is {manifest.step}: must be {self.step(name)}, as its folder says"
             return ReadResult(problem=Problem("step", wrong))
-        return found if _is_whole(path) else ReadResult()
+        return result if _is_whole(path) else ReadResult()
 
     def file(self, name: str) -> Path:
         """The file that says it."""

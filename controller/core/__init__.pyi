@@ -6,6 +6,11 @@ from .decide import Answer as Answer
 from .decide import headline as headline
 from .decide import make_decision as make_decision
 from .decide import scores as scores
+from .decision_record import AskedBy as AskedBy
+from .decision_record import DecisionRecord as DecisionRecord
+from .decision_record import OrderRecord as OrderRecord
+from .decision_record import Plan as Plan
+from .decision_record import Weights as Weights
 from .guard_context import RECENT as RECENT
 from .guard_context import guard_settings as guard_settings
 from .guard_context import remaining as remaining
@@ -51,8 +56,6 @@ from .wording import assessment as assessment
 from .wording import evidence_lines as evidence_lines
 from .wording import mixture as mixture
 from .wording import moves as moves
-from .wording import origin as origin
 from .wording import outcome_lines as outcome_lines
 from .wording import steering as steering
-from .wording import trainer_in_words as trainer_in_words
 from .wording import verdict as verdict

@@ -10,26 +10,16 @@ from mixloop.common.types import Json
 from mixloop.controller.config import ApprovalSection, RunConfig
 from mixloop.evals import Scorecard
 from mixloop.policies.evidence import Veto, claims_of
-from mixloop.policies.guards import GuardResult, apply_guards
+from mixloop.policies.guards import GuardNote, GuardResult, apply_guards
 from mixloop.policies.interface import Evaluation, Observation, load_policy
 from mixloop.policies.mixture import total_variation
 
+from .decision_record import DecisionRecord, OrderRecord, Plan, Weights
 from .guard_context import guard_context, guard_settings, remaining
-
-Weights = Mapping[str, float]
 
 NOTHING = 1e-6  # total variation below which two mixtures are the same order
 ENDED = "training has ended, nothing can be changed any more"
 HEADLINES = ("accuracy", "exact_match", "pass_at_1")
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A decision's columns in the journal, and the order it asks for, if any."""
-
-    fields: Json
-    order: Json | None = None
-    approval: str | None = None  # why a person has to approve it first
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ def make_decision(
     pins: Weights | None = None,
     overtaken: str = "",
     forced: bool = False,
-) -> Decision:
+) -> DecisionRecord:
     """Guard the answer and name the verdict.
 
     Args:
@@ -79,23 +69,19 @@ def make_decision(
     if status.finished or status.tokens >= config.budget:
         verdict = "expired" if asked.proposed else asked.verdict
         reason = f"{asked.reason}; {ENDED}" if asked.proposed else asked.reason
-        return Decision(_fields(asked, seen, before, before, [], verdict=verdict, reason=reason))
+        return _record(asked, seen, before, verdict=verdict, reason=reason)
     if asked.proposed and status.in_force.generation != seen.generation:
         reason = (
             f"{asked.reason}; another mixture came into force meanwhile, decided anew next time"
         )
-        return Decision(
-            _fields(asked, seen, before, before, [], verdict="superseded", reason=reason)
-        )
+        return _record(asked, seen, before, verdict="superseded", reason=reason)
     if asked.proposed and overtaken:
         reason = f"{asked.reason}; {overtaken}"
-        return Decision(
-            _fields(asked, seen, before, before, [], verdict="superseded", reason=reason)
-        )
+        return _record(asked, seen, before, verdict="superseded", reason=reason)
     if forced and not asked.proposed:
         said = "a person forced the mixture in force past the hard guards; it is kept"
-        note = {"guard": "operator", "action": "flagged", "detail": said}
-        return Decision(_fields(asked, seen, before, before, [note]))
+        note = GuardNote("operator", "flagged", said)
+        return _record(asked, seen, before, guards=(note,))
     context = replace(guard_context(seen, config, status, last_intervention), pins=pins or {})
     # A hold keeps what is in force *now*; what the policy saw may be over already.
     weights, plan = dict(context.weights), [(u, dict(w)) for u, w in context.plan]
@@ -113,24 +99,17 @@ def make_decision(
     if result.verdict == "pass" and asked.proposed and not context.declared:
         why = needed(config.approval, before, weights)
         if why is not None:
-            return Decision(_awaiting(asked, seen, before, result, plan, why), approval=why)
+            return _record(
+                asked,
+                seen,
+                before,
+                verdict="awaiting-approval",
+                reason=f"{asked.reason}; waits for approval: {why}",
+                guards=result.notes,
+                plan=tuple(plan),  # the one asked for
+                approval=why,
+            )
     return _guarded(asked, seen, before, result, generation, config.policy.use)
-
-
-def _awaiting(
-    asked: PolicyAnswer,
-    seen: Observation,
-    before: Weights,
-    result: GuardResult,
-    plan: Any,
-    why: str,
-) -> Json:
-    """The columns of a decision that waits for a person; its plan is the one asked for."""
-    reason = f"{asked.reason}; waits for approval: {why}"
-    notes = result.notes_json()
-    fields = _fields(asked, seen, before, before, notes, verdict="awaiting-approval", reason=reason)
-    fields["plan"] = [[until, dict(weights)] for until, weights in plan]
-    return fields
 
 
 def _from_then_on(asked: PolicyAnswer, tokens: int) -> tuple[dict[str, float], list[Any]]:
@@ -180,59 +159,65 @@ def _guarded(
     result: GuardResult,
     generation: int,
     config_policy: str,
-) -> Decision:
-    notes = result.notes_json()
+) -> DecisionRecord:
     if result.verdict != "pass" or result.weights is None:
-        return Decision(_kept(asked, seen, before, result, notes))
+        return _kept(asked, seen, before, result)
     reason = asked.reason
     if not asked.proposed:
         # Going on as before would break a hard guard: that alone is a reason to change.
-        changed = [note["detail"] for note in notes if note["action"] == "changed"]
+        changed = [note.detail for note in result.notes if note.action == "changed"]
         reason = f"{asked.reason}; but {'; '.join(changed)}"
-    fields = _fields(asked, seen, before, result.weights, notes, verdict="intervene", reason=reason)
-    fields["plan"] = [[until, weights] for until, weights in result.plan]
-    order = {
-        "generation": generation,
-        "policy": config_policy if asked.proposed else "guards",
-        "reason": reason,
-        "weights": result.weights,
-        "plan": fields["plan"],
-    }
-    return Decision(fields, order)
+    return _record(
+        asked,
+        seen,
+        before,
+        result.weights,
+        verdict="intervene",
+        reason=reason,
+        guards=result.notes,
+        plan=result.plan,
+        order=OrderRecord(generation, config_policy if asked.proposed else "guards"),
+    )
 
 
 def _kept(
-    asked: PolicyAnswer, seen: Observation, before: Weights, result: GuardResult, notes: list[Json]
-) -> Json:
-    """The columns of a decision that changes nothing, and whether policy or guard said so."""
+    asked: PolicyAnswer, seen: Observation, before: Weights, result: GuardResult
+) -> DecisionRecord:
+    """A decision that changes nothing, and whether policy or guard said so."""
     if not asked.proposed and result.verdict == "hold":
-        return _fields(asked, seen, before, before, notes)
-    blocked = [note["detail"] for note in notes if note["action"] == "blocked"]
+        return _record(asked, seen, before, guards=result.notes)
+    blocked = [note.detail for note in result.notes if note.action == "blocked"]
     reason = f"{asked.reason}; kept: {'; '.join(blocked)}"
-    return _fields(asked, seen, before, before, notes, verdict=result.verdict, reason=reason)
+    return _record(asked, seen, before, verdict=result.verdict, reason=reason, guards=result.notes)
 
 
-def _fields(
+def _record(
     asked: PolicyAnswer,
     seen: Observation,
     before: Weights,
-    after: Weights,
-    notes: list[Json],
+    after: Weights | None = None,
     *,
-    verdict: str | None = None,
-    reason: str | None = None,
-) -> Json:
-    return {
-        "verdict": verdict or asked.verdict,
-        "reason": reason or asked.reason,
-        "evidence": asked.evidence,
-        "weights_before": dict(before),
-        "weights_proposed": asked.weights if asked.proposed else None,
-        "weights_after": dict(after),
-        "plan": [],
-        "guards": notes,
-        "against_generation": seen.generation,
-    }
+    verdict: str = "",
+    reason: str = "",
+    guards: tuple[GuardNote, ...] = (),
+    plan: Plan = (),
+    order: OrderRecord | None = None,
+    approval: str | None = None,
+) -> DecisionRecord:
+    """The record; ``after``, ``verdict`` and ``reason`` where they aren't those that were asked."""
+    return DecisionRecord(
+        verdict=verdict or asked.verdict,
+        reason=reason or asked.reason,
+        evidence=asked.evidence,
+        weights_before=dict(before),
+        weights_proposed=asked.weights if asked.proposed else None,
+        weights_after=dict(before if after is None else after),
+        plan=plan,
+        guards=guards,
+        against_generation=seen.generation,
+        order=order,
+        approval=approval,
+    )
 
 
 def scores(scored: Evaluation) -> Json:

@@ -16,13 +16,12 @@ from mixloop.common.types import Json
 from mixloop.contract import Request
 from mixloop.controller.config import RunConfig
 from mixloop.policies.evidence import claims_of
-from mixloop.policies.guards import apply_guards
+from mixloop.policies.guards import GuardNote, apply_guards
 from mixloop.policies.interface import Observation
 from mixloop.policies.mixture import total_variation
 
 from . import decide, guard_context
-
-Weights = Mapping[str, float]
+from .decision_record import DecisionRecord, OrderRecord, Plan, Weights
 
 SUM_TOLERANCE = 1e-6
 
@@ -59,7 +58,7 @@ class RequestOutcome:
 
     text: str
     done: bool = True
-    made: decide.Decision | None = None
+    made: DecisionRecord | None = None
     pins: dict[str, float] | None = None
     paused: bool | None = None
     approval: str | None = None
@@ -70,8 +69,8 @@ def reply_to(request: Request, scene: RequestContext) -> RequestOutcome:
     """Deal with one request."""
     reply = _VERBS[request.verb](request, scene)
     if reply.made is not None:
-        fields = {"evidence": {**reply.made.fields["evidence"], "operator": _who(request)}}
-        reply = replace(reply, made=replace(reply.made, fields=reply.made.fields | fields))
+        evidence = {**reply.made.evidence, "operator": _who(request)}
+        reply = replace(reply, made=replace(reply.made, evidence=evidence))
     return reply
 
 
@@ -184,25 +183,19 @@ def _order(
     reason = f"{what}: {request.reason}" if request.reason else what
     context = replace(_context(scene), operator=True, order_pending=False, pins=pins)
     result = apply_guards(weights, [], context, guard_context.guard_settings(scene.config))
-    notes = result.notes_json()
     settled = _settled(scene, weights)
     if result.verdict == "pass" or (result.verdict == "hold" and not settled):
-        return _issue(scene, result.weights or weights, reason, notes)
+        return _issue(scene, result.weights or weights, reason, result.notes)
     if result.verdict == "hold":
-        made = decide.Decision(_fields(scene, weights, None, "hold", f"{reason}; in force", notes))
+        made = _record(scene, weights, "hold", f"{reason}; in force", result.notes)
         return RequestOutcome("that mixture is in force already", made=made)
-    why = "; ".join(n["detail"] for n in notes if n["action"] in ("changed", "blocked"))
+    why = "; ".join(n.detail for n in result.notes if n.action in ("changed", "blocked"))
     legal_names = set(weights) <= set(scene.config.sources)
     if request.force and legal_names:
-        note = f"forced by {request.by} past: {why}"
-        notes.append({"guard": "operator", "action": "flagged", "detail": note})
-        forced = _issue(scene, weights, f"{reason} (forced past the hard guards)", notes)
-        assert forced.made is not None
-        forced.made.fields["evidence"] = {"forced": True}
-        return forced
-    made = decide.Decision(
-        _fields(scene, weights, None, "refused", f"{reason}; refused: {why}", notes)
-    )
+        note = GuardNote("operator", "flagged", f"forced by {request.by} past: {why}")
+        forced = f"{reason} (forced past the hard guards)"
+        return _issue(scene, weights, forced, (*result.notes, note), {"forced": True})
+    made = _record(scene, weights, "refused", f"{reason}; refused: {why}", result.notes)
     return RequestOutcome(f"refused: {why}", done=False, made=made, nearest=result.nearest)
 
 
@@ -220,41 +213,54 @@ def _context(scene: RequestContext) -> Any:
 
 
 def _issue(
-    scene: RequestContext, weights: dict[str, float], reason: str, notes: list[Json]
+    scene: RequestContext,
+    weights: dict[str, float],
+    reason: str,
+    notes: tuple[GuardNote, ...],
+    evidence: Json | None = None,
 ) -> RequestOutcome:
-    fields = _fields(scene, weights, weights, "intervene", reason, notes)
-    order = {
-        "generation": scene.generation,
-        "policy": "operator",
-        "reason": reason,
-        "weights": weights,
-        "plan": [],
-    }
-    return RequestOutcome(
-        f"generation {scene.generation} is ordered", made=decide.Decision(fields, order)
+    made = _record(
+        scene,
+        weights,
+        "intervene",
+        reason,
+        notes,
+        after=weights,
+        evidence=evidence,
+        order=OrderRecord(scene.generation, "operator"),
     )
+    return RequestOutcome(f"generation {scene.generation} is ordered", made=made)
 
 
-def _fields(
+def _record(
     scene: RequestContext,
     asked: Weights,
-    after: Weights | None,
     verdict: str,
     reason: str,
-    notes: list[Json],
-) -> Json:
-    before = dict(scene.status.in_force.weights)
-    return {
-        "verdict": verdict,
-        "reason": reason,
-        "evidence": {},
-        "weights_before": before,
-        "weights_proposed": dict(asked),
-        "weights_after": dict(after) if after is not None else before,
-        "plan": [],
-        "guards": notes,
-        "against_generation": scene.status.in_force.generation,
-    }
+    notes: tuple[GuardNote, ...],
+    *,
+    after: Weights | None = None,
+    plan: Plan = (),
+    evidence: Json | None = None,
+    order: OrderRecord | None = None,
+) -> DecisionRecord:
+    in_force = scene.status.in_force
+    return DecisionRecord(
+        verdict=verdict,
+        reason=reason,
+        evidence=evidence or {},
+        weights_before=dict(in_force.weights),
+        weights_proposed=dict(asked),
+        weights_after=dict(in_force.weights if after is None else after),
+        plan=plan,
+        guards=notes,
+        against_generation=in_force.generation,
+        order=order,
+        asked_by="operator",
+        policy="operator",
+        step=scene.status.step,
+        tokens=scene.status.tokens,
+    )
 
 
 # -- approvals -------------------------------------------------------------------------------------
@@ -279,24 +285,24 @@ def _approve(request: Request, scene: RequestContext) -> RequestOutcome:
     result = apply_guards(weights, stretches, context, guard_context.guard_settings(scene.config))
     said = f": {request.reason}" if request.reason else ""
     reason = f"{row['id']} approved by {request.by}{said}"
-    notes = result.notes_json()
     if result.verdict != "pass" or result.weights is None:
-        blocked = "; ".join(n["detail"] for n in notes if n["action"] == "blocked")
-        fields = _fields(scene, weights, None, result.verdict, f"{reason}; kept: {blocked}", notes)
+        blocked = "; ".join(n.detail for n in result.notes if n.action == "blocked")
+        made = _record(scene, weights, result.verdict, f"{reason}; kept: {blocked}", result.notes)
         text = f"approved, but the guards now say: {blocked}"
-        return RequestOutcome(text, done=False, made=decide.Decision(fields), approval="approved")
-    fields = _fields(scene, weights, result.weights, "intervene", reason, notes)
-    fields["plan"] = [[until, w] for until, w in result.plan]
-    fields["evidence"] = {"approves": row["id"], "rule": row["evidence"].get("rule")}
-    order = {
-        "generation": scene.generation,
-        "policy": row["policy"],
-        "reason": reason,
-        "weights": result.weights,
-        "plan": fields["plan"],
-    }
+        return RequestOutcome(text, done=False, made=made, approval="approved")
+    made = _record(
+        scene,
+        weights,
+        "intervene",
+        reason,
+        result.notes,
+        after=result.weights,
+        plan=result.plan,
+        evidence={"approves": row["id"], "rule": row["evidence"].get("rule")},
+        order=OrderRecord(scene.generation, row["policy"]),
+    )
     text = f"{row['id']} is approved: generation {scene.generation} is ordered"
-    return RequestOutcome(text, made=decide.Decision(fields, order), approval="approved")
+    return RequestOutcome(text, made=made, approval="approved")
 
 
 def _reject(request: Request, scene: RequestContext) -> RequestOutcome:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from mixloop.common.text import clean, duration, tokens
+from mixloop.common.text import clean, tokens
 from mixloop.common.types import Json
+
+from .steering_metric import Steering
 
 MOVED = 5e-4  # a share that moved less than this is not shown
 
@@ -57,12 +59,12 @@ def verdict(entry: Json) -> str:
     return said if left is None else f"{said} (left behind by incarnation {left})"
 
 
-def steering(chosen: Json) -> str:
+def steering(chosen: Mapping[str, Steering]) -> str:
     """``mmlu, math by bits_per_byte; gsm8k by exact_match since step 1200``."""
     groups: dict[str, list[str]] = {}
-    for name, one in chosen.items():
-        since = "" if one["since"] is None else f" since step {one['since']}"
-        groups.setdefault(f"{clean(one['metric'])}{since}", []).append(clean(name))
+    for name, metric in chosen.items():
+        since = "" if metric.since is None else f" since step {metric.since}"
+        groups.setdefault(f"{clean(metric.metric)}{since}", []).append(clean(name))
     return "; ".join(f"{', '.join(names)} by {metric}" for metric, names in groups.items())
 
 
@@ -117,25 +119,3 @@ def _value(value: object) -> str:
     if isinstance(value, list):
         return " → ".join(_value(entry) for entry in value)
     return clean(value)
-
-
-def origin(trainer: Json) -> str:
-    """``incarnation 2, rewound to step 400``; empty for a trainer's first."""
-    found = trainer["origin"]
-    if found is None:
-        return ""
-    if found["how"] == "forked":
-        return f"forked from {clean(found['run'])} at step {found['step']}"
-    at = "to" if found["how"] == "rewound" else "at"
-    return f"incarnation {trainer['incarnation']}, {found['how']} {at} step {found['step']}"
-
-
-def trainer_in_words(trainer: Json) -> str:
-    """``stalled: no heartbeat for 3m``."""
-    if trainer["state"] == "stalled":
-        return f"stalled: no heartbeat for {duration(trainer['silent'])}"
-    if trainer["state"] == "unknown" and trainer["tokens"] is None:
-        return "not known: its heartbeat can't be read"
-    if trainer["state"] == "unknown":
-        return "on another machine, and no controller watches its heartbeat"
-    return str(trainer["state"])

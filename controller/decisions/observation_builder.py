@@ -12,7 +12,7 @@ from mixloop.common.paired import Difference
 from mixloop.common.types import Json
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import Steering, guard_settings, remaining, steer_all
-from mixloop.controller.journal import Journal, Row
+from mixloop.controller.journal import Journal, ScoredCheckpoint, queries
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
@@ -40,8 +40,8 @@ def planned_tokens(config: RunConfig) -> dict[str, int]:
         BadInput: for a source that has neither, naming source and path.
     """
     stated = {name: source.tokens for name, source in config.sources.items() if source.tokens}
-    found = source_infos(config, missing=stated)
-    return {name: found[name].tokens if name in found else stated[name] for name in config.sources}
+    infos = source_infos(config, missing=stated)
+    return {name: infos[name].tokens if name in infos else stated[name] for name in config.sources}
 
 
 def source_infos(config: RunConfig, missing: Container[str] = ()) -> dict[str, Any]:
@@ -56,97 +56,65 @@ def source_infos(config: RunConfig, missing: Container[str] = ()) -> dict[str, A
     from mixloop.trainer.config import JobError
     from mixloop.trainer.sources import source_info
 
-    found = {}
+    infos = {}
     for name, source in config.sources.items():
         try:
-            found[name] = source_info(source.path, source.options)
+            infos[name] = source_info(source.path, source.options)
         except JobError as error:
             if name not in missing:
                 mend = f"prepare it, or plan with `sources.{name}.tokens: 250B`"
                 raise BadInput(f"sources.{name}.path: {error}; {mend}") from None
-    return found
+    return infos
 
 
-def evaluations(
-    journal: Journal, *, since: int = 0, until: int | None = None
-) -> tuple[Evaluation, ...]:
-    """Every scored checkpoint, oldest first, of the steps from ``since`` up to ``until``."""
-    rows = journal.each(
-        "SELECT c.*, e.scorecard FROM checkpoints c JOIN evaluations e USING (step) "
-        "WHERE e.state = 'scored' AND c.step BETWEEN ? AND ? ORDER BY c.step",
-        since,
-        until if until is not None else 2**62,
-    )
-    return tuple(evaluation(row) for row in rows)
+def evaluations(journal: Journal, **which: int) -> tuple[Evaluation, ...]:
+    """Scored checkpoints as policies see them, oldest first; ``which`` of them as
+    :func:`~mixloop.controller.journal.queries.scored` takes it."""
+    return tuple(evaluation(row) for row in queries.scored(journal, **which))
 
 
-def evaluation(row: Row) -> Evaluation:
-    """A row of checkpoints with its scorecard, as policies see it."""
+def evaluation(row: ScoredCheckpoint) -> Evaluation:
+    """A scored checkpoint as policies see it."""
     # validated as a whole: thousands of these are made for a decision late in a long run
     return Evaluation.model_validate(
         {
-            "step": row["step"],
-            "tokens": row["tokens"],
-            "phase": row["phase"],
-            "generation": row["generation"],
-            "weights": row["weights"],
-            "drawn": row.get("drawn", {}),
-            "losses": row.get("losses", {}),
-            "benchmarks": _benchmark_scores(row["scorecard"]),
+            "step": row.step,
+            "tokens": row.tokens,
+            "phase": row.phase,
+            "generation": row.generation,
+            "weights": row.weights,
+            "drawn": row.drawn,
+            "losses": row.losses,
+            "benchmarks": _benchmark_scores(row.scorecard),
         }
     )
 
 
-def last_evaluations(journal: Journal, number: int, *, until: int) -> tuple[Evaluation, ...]:
-    """The newest scored checkpoints up to the step ``until``, so many at most, oldest first."""
-    first = journal.value(
-        "SELECT MIN(step) FROM (SELECT step FROM evaluations WHERE state = 'scored' "
-        "AND step <= ? ORDER BY step DESC LIMIT ?)",
-        until,
-        number,
-    )
-    return () if first is None else evaluations(journal, since=first, until=until)
-
-
 def newest_evaluation(journal: Journal) -> Evaluation | None:
     """The scored checkpoint of the greatest step."""
-    newest = journal.value("SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
-    return None if newest is None else evaluations(journal, since=newest)[-1]
+    return next(iter(evaluations(journal, newest=1)), None)
 
 
 def around(journal: Journal, tokens: int) -> tuple[Evaluation, ...]:
     """The scored checkpoints that :func:`outcome` looks at for a change at ``tokens``: the two
     before it and those up to the first that is far enough after it; none until there is one."""
-    scored = "FROM checkpoints c JOIN evaluations e USING (step) WHERE e.state = 'scored'"
-    before = journal.rows(
-        f"SELECT c.step, c.tokens {scored} AND c.tokens <= ? ORDER BY c.step DESC LIMIT 2", tokens
-    )
-    if not before:
-        return ()
-    far = max(tokens + 1, 2 * tokens - before[0]["tokens"])
-    last = journal.value(
-        f"SELECT c.step {scored} AND c.step > ? AND c.tokens >= ? ORDER BY c.step LIMIT 1",
-        before[0]["step"],
-        far,
-    )
-    return () if last is None else evaluations(journal, since=before[-1]["step"], until=last)
+    steps = queries.steps_around(journal, tokens)
+    return () if steps is None else evaluations(journal, since=steps[0], until=steps[1])
 
 
 def data_kinds(journal: Journal) -> dict[str, str]:
     """Where each benchmark's items came from at the newest scored checkpoint."""
-    row = journal.row(
-        "SELECT scorecard FROM evaluations WHERE state = 'scored' ORDER BY step DESC LIMIT 1"
-    )
-    if row is None:
+    newest = next(queries.scored(journal, newest=1), None)
+    if newest is None:
         return {}
-    benchmarks = row["scorecard"]["benchmarks"].items()
+    benchmarks = newest.scorecard["benchmarks"].items()
     return {name: score["data_kind"] for name, score in benchmarks if score["data_kind"]}
 
 
 def benchmark_scores(scorecard: Json) -> dict[str, BenchmarkScore]:
     """A scorecard's benchmarks as policies see them; a missing one is absent."""
-    found = _benchmark_scores(scorecard)
-    return {name: BenchmarkScore.model_validate(score) for name, score in found.items()}
+    scores = _benchmark_scores(scorecard).items()
+    return {name: BenchmarkScore.model_validate(score) for name, score in scores}
 
 
 def _benchmark_scores(scorecard: Json) -> Json:
@@ -154,8 +122,8 @@ def _benchmark_scores(scorecard: Json) -> Json:
     return {
         name: {
             "metrics": {
-                metric: {key: found[key] for key in kept}
-                for metric, found in score["metrics"].items()
+                metric: {key: value[key] for key in kept}
+                for metric, value in score["metrics"].items()
             },
             "items": score["items"],
         }
@@ -164,34 +132,22 @@ def _benchmark_scores(scorecard: Json) -> Json:
     }
 
 
-def steering(config: RunConfig, scored: Sequence[Evaluation]) -> dict[str, Steering]:
-    """What steers each configured benchmark after these evaluations; see ``steering.py``."""
-    return steer_all(config.evals.benchmarks, scored, config.evals.steering)
-
-
-def past_decisions(journal: Journal, before: int | None = None) -> tuple[PastDecision, ...]:
-    """Every decision so far, oldest first; with ``before``, those of a lower sequence number.
-
-    Those made on a branch that the trainer has left are not among them.
-    """
-    on_branch = "abandoned_by IS NULL" if "abandoned_by" in journal.columns("decisions") else "1"
+def past_decisions(journal: Journal, **which: int) -> tuple[PastDecision, ...]:
+    """Every decision so far, oldest first; ``which`` of them as
+    :func:`~mixloop.controller.journal.queries.decisions_on_branch` takes it."""
     return tuple(
         PastDecision(
-            id=row["id"],
-            step=row["step"],
-            tokens=row["tokens"],
-            verdict=row["verdict"],
-            generation=row["generation"],
-            weights_before=row["weights_before"],
-            weights_after=row["weights_after"],
-            rule=row["evidence"].get("rule"),
-            evidence=row["evidence"],
+            id=row.id,
+            step=row.step,
+            tokens=row.tokens,
+            verdict=row.verdict,
+            generation=row.generation,
+            weights_before=dict(row.weights_before),
+            weights_after=dict(row.weights_after),
+            rule=row.evidence.get("rule"),
+            evidence=row.evidence,
         )
-        for row in journal.each(
-            "SELECT id, step, tokens, verdict, generation, weights_before, weights_after, evidence "
-            f"FROM decisions WHERE seq < ? AND {on_branch} ORDER BY seq",
-            before if before is not None else 2**62,
-        )
+        for row in queries.decisions_on_branch(journal, **which)
     )
 
 
@@ -200,34 +156,32 @@ def observation(
     config: RunConfig,
     sizes: Mapping[str, int],
     status: Any,
-    step: int,
     *,
-    scored: tuple[Evaluation, ...] | None = None,
-    before: int | None = None,
+    scored: tuple[Evaluation, ...],
+    before: int,
 ) -> Observation:
-    """Everything known when the decision on the checkpoint at ``step`` is due.
+    """Everything that was known when a decision was due.
 
     Args:
-        scored: the evaluations up to ``step``, where they have been read already.
-        before: sequence number of a decision; only what was decided before it is known.
+        scored: the evaluations up to then.
+        before: number of the decision; only what was decided before it is known.
     """
-    near = standing(journal, config, sizes, status, before=before)
-    if scored is None:
-        scored = evaluations(journal, until=step)
-    return with_history(near, steering(config, scored), scored, past_decisions(journal, before))
+    now = standing(journal, config, sizes, status, before=before)
+    steers = steer_all(config.evals.benchmarks, scored, config.evals.steering)
+    return with_history(now, steers, scored, past_decisions(journal, before=before))
 
 
 def with_history(
-    near: Observation,
+    now: Observation,
     steers: Mapping[str, Steering],
     scored: tuple[Evaluation, ...],
     decisions: tuple[PastDecision, ...],
 ) -> Observation:
     """A :func:`standing`, with all that was scored and decided until then."""
-    return near.model_copy(
+    return now.model_copy(
         update={
             "evaluations": scored,
-            "steering": {name: one.metric for name, one in steers.items()},
+            "steering": {name: steering.metric for name, steering in steers.items()},
             "decisions": decisions,
         }
     )
@@ -240,7 +194,7 @@ def standing(
     status: Any,
     *,
     scored: tuple[Evaluation, ...] = (),
-    before: int | None = None,
+    before: int = queries.ALL,
 ) -> Observation:
     """Where the run stands, without its history: an observation whose size doesn't grow.
 
@@ -273,7 +227,7 @@ def standing(
         phase=status.phase,
         seed=config.run.seed,
         generation=status.in_force.generation,
-        in_force=status.in_force.generation >= _newest_order(journal, before),
+        in_force=status.in_force.generation >= queries.newest_generation(journal, before=before),
         sources=sources,
         weights={name: status.in_force.weights.get(name, 0.0) for name in config.sources},
         plan=_plan_ahead(journal, status),
@@ -285,70 +239,55 @@ def standing(
     )
 
 
-def _newest_order(journal: Journal, before: int | None) -> int:
-    if before is None:
-        found = journal.value("SELECT MAX(generation) FROM orders WHERE rejected IS NULL")
-    else:
-        found = journal.value(
-            "SELECT MAX(o.generation) FROM orders o JOIN decisions d ON d.id = o.decision "
-            "WHERE o.rejected IS NULL AND d.seq < ?",
-            before,
-        )
-    return int(found or 0)
-
-
 def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, float]], ...]:
     """What the order in force does later, as the trainer will carry it out."""
-    row = journal.row(
-        "SELECT weights, plan FROM orders WHERE generation = ?", status.in_force.generation
-    )
-    if row is None or not row["plan"]:
+    order = queries.order(journal, status.in_force.generation)
+    if order is None:
         return ()
-    _, left = remaining(row["weights"], row["plan"], status.tokens)
+    _, left = remaining(order.weights, order.plan, status.tokens)
     return tuple((until, weights) for until, weights in left)
 
 
 def digest(seen: Observation) -> str:
     """Identity of an observation, to tell later whether a replay saw the same."""
-    return digest_of(seen.model_dump_json())
+    return "sha256:" + hashlib.sha256(seen.model_dump_json().encode()).hexdigest()
 
 
-def digest_of(text: str) -> str:
-    """:func:`digest` of an observation that is JSON already."""
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-
-def outcome(order: Json | None, scored: Sequence[Evaluation]) -> tuple[int, dict[str, Json]] | None:
-    """What the benchmarks did next: the last checkpoint before the change against one after.
+def outcome(
+    applied_tokens: int | None, scored: Sequence[Evaluation]
+) -> tuple[int, dict[str, Json]] | None:
+    """What the benchmarks did next: the last checkpoint before a change against one after.
 
     The one after is the first that has spent at least half of the tokens between the two under
     the new mixture; a checkpoint taken right after a change says nothing about it.
+
+    Args:
+        applied_tokens: where the change came into force; None: it has not.
 
     Returns:
         The step of the later checkpoint and, per benchmark, the paired gain (positive is better)
         in bits per byte with its standard error, and the same over the pair before (the pace it
         had without the change); None until there is such a pair.
     """
-    if order is None or order["applied_tokens"] is None:
+    if applied_tokens is None:
         return None
-    before = [e for e in scored if e.tokens <= order["applied_tokens"]]
+    before = [e for e in scored if e.tokens <= applied_tokens]
     if not before:
         return None
-    change, start = order["applied_tokens"], before[-1].tokens
+    change, start = applied_tokens, before[-1].tokens
     after = [e for e in scored if e.tokens > change and 2 * (e.tokens - change) >= e.tokens - start]
     if not after:
         return None
     new = after[0]
-    lens = Observation(sources={}, weights={}, evaluations=(*before[-2:], new))
-    found = {benchmark: _effect(lens, benchmark) for benchmark in new.benchmarks}
-    return new.step, {name: effect for name, effect in found.items() if effect is not None}
+    return new.step, effects(*before[-2:], new)
 
 
-def effects(before: Evaluation, after: Evaluation) -> dict[str, Json]:
-    """Per benchmark the paired gain between two checkpoints, as :func:`outcome` tells it."""
-    lens = Observation(sources={}, weights={}, evaluations=(before, after))
-    found = {benchmark: _effect(lens, benchmark) for benchmark in after.benchmarks}
-    return {name: effect for name, effect in found.items() if effect is not None}
+def effects(*evaluations: Evaluation) -> dict[str, Json]:
+    """Per benchmark the paired gain of the last of two or three evaluations, as :func:`outcome`
+    tells it."""
+    lens = Observation(sources={}, weights={}, evaluations=evaluations)
+    gains = {benchmark: _effect(lens, benchmark) for benchmark in evaluations[-1].benchmarks}
+    return {benchmark: gain for benchmark, gain in gains.items() if gain is not None}
 
 
 def _effect(lens: Observation, benchmark: str) -> Json | None:

@@ -17,14 +17,14 @@ from mixloop.common.process import Child
 from mixloop.common.types import Json
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import KINDS, RECENT, Answer, Steering, steer_all
-from mixloop.controller.journal import Journal, JournalError
+from mixloop.controller.journal import Journal, JournalError, queries
 from mixloop.policies.evidence import Veto, vetoes
 from mixloop.policies.interface import Observation
 
 from . import observation_builder
 
 HISTORY = frozenset({"evaluations", "decisions", "steering"})  # what the child adds
-PATIENCE = 30.0  # seconds that the child waits for a journal that is being written
+JOURNAL_TIMEOUT = 30.0  # seconds that the child waits for a journal that is being written
 
 
 class UnreadError(Exception):
@@ -45,7 +45,7 @@ def near(
 ) -> Observation:
     """Where the run stands when the decision on the checkpoint at ``step`` is due, with no more
     evaluations than the guards look at."""
-    scored = observation_builder.last_evaluations(journal, RECENT, until=step)
+    scored = observation_builder.evaluations(journal, until=step, newest=RECENT)
     return observation_builder.standing(journal, config, sizes, status, scored=scored)
 
 
@@ -54,12 +54,11 @@ def history_request(journal: Journal, config: RunConfig, seen: Observation) -> J
 
     What is scored or decided while the child starts isn't part of it.
     """
-    newest = journal.value("SELECT COALESCE(MAX(seq), 0) FROM decisions")
     return {
         "journal": str(journal.path),
         "standing": seen.model_dump_json(exclude=set(HISTORY)),
         "until": seen.evaluations[-1].step,
-        "before": newest + 1,
+        "before": queries.newest_decision_number(journal) + 1,
         "benchmarks": list(config.evals.benchmarks),
         "rule": config.evals.steering,
         "significance": config.guards.significance,
@@ -76,11 +75,10 @@ def observed(request: Json) -> tuple[Observation, Json]:
         UnreadError: when the journal can't be read.
     """
     try:
-        with closing(
-            Journal(Path(request["journal"]), read_only=True, patience=PATIENCE)
-        ) as journal:
+        path = Path(request["journal"])
+        with closing(Journal(path, read_only=True, timeout=JOURNAL_TIMEOUT)) as journal:
             scored = observation_builder.evaluations(journal, until=request["until"])
-            decisions = observation_builder.past_decisions(journal, request["before"])
+            decisions = observation_builder.past_decisions(journal, before=request["before"])
     except (JournalError, OSError) as error:
         raise UnreadError(str(error)) from error
     standing = Observation.model_validate_json(request["standing"])
@@ -89,8 +87,8 @@ def observed(request: Json) -> tuple[Observation, Json]:
     message = {
         "kind": "observed",
         "digest": observation_builder.digest(seen),
-        "steering": {name: asdict(one) for name, one in steers.items()},
-        "vetoes": [asdict(one) for one in vetoes(seen, request["significance"])],
+        "steering": {name: asdict(steering) for name, steering in steers.items()},
+        "vetoes": [asdict(veto) for veto in vetoes(seen, request["significance"])],
     }
     return seen, message
 
@@ -99,8 +97,8 @@ def read_observed(message: Mapping[str, Any]) -> Observed:
     """The message of :func:`observed`, read back."""
     return Observed(
         message["digest"],
-        {name: Steering(**one) for name, one in message["steering"].items()},
-        tuple(Veto(**one) for one in message["vetoes"]),
+        {name: Steering(**steering) for name, steering in message["steering"].items()},
+        tuple(Veto(**veto) for veto in message["vetoes"]),
     )
 
 
@@ -113,5 +111,5 @@ def read_answer(child: Child) -> Answer:
     if len(messages) != 1 or messages[0].get("kind") not in KINDS:
         reason = f"no answer (exit status {child.exit_code})"
         return Answer("failed", {"reason": reason}, observed=observed)
-    found = messages[0]
-    return Answer(found["kind"], found["payload"], found.get("digest"), observed)
+    answer = messages[0]
+    return Answer(answer["kind"], answer["payload"], answer.get("digest"), observed)

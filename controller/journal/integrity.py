@@ -6,18 +6,16 @@ is wrong. Pages are checked by SQLite itself (``PRAGMA integrity_check``).
 
 from __future__ import annotations
 
-import reprlib
 import sqlite3
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from mixloop.common.errors import shown
 
 LISTS = frozenset({"plan", "guards"})
 SHARES = frozenset(
     {"weights", "weights_before", "weights_proposed", "weights_after", "drawn", "losses"}
 )
-
-_SHOWN = reprlib.Repr()
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
 
 def wrong_value(
@@ -29,14 +27,13 @@ def wrong_value(
     """One line on the first value that is wrong: table, row, column, value; None: all are right.
 
     Args:
-        tables: names; those that an earlier version has not are left out.
+        tables: names.
         json_columns: columns that hold JSON, as ``unpack`` reads it.
 
     Raises:
         sqlite3.DatabaseError: the file can't be read.
     """
-    there = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    for table in sorted(there & set(tables)):
+    for table in sorted(tables):
         columns = [
             (row[1], row[2].upper(), bool(row[3]))
             for row in db.execute(f"PRAGMA table_info({table})")
@@ -80,4 +77,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return ascii(_SHOWN.repr(value))[1:-1]
+    return ascii(shown(value))[1:-1]

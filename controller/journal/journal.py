@@ -19,10 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import tamper_seal
+from . import row_types, tamper_seal
 from .integrity import wrong_value
-from .packing import JSON_COLUMNS, JournalError, Row, decode, pack, unpack
-from .schema import RUN_TABLES, SCHEMA_VERSION, TABLES, UPGRADES
+from .packing import JournalError, pack, unpack
+from .row_types import JSON_COLUMNS, R
+from .schema import RUN_TABLES, SCHEMA_VERSION, TABLES
+
+Row = dict[str, Any]
 
 
 class FenceLost(Exception):  # noqa: N818 - a normal end of a replaced controller
@@ -47,13 +50,13 @@ class Journal:
     """One run's journal. Reads are free for all; writes need the fence that :meth:`claim` gives.
 
     Args:
-        create: make the file, or bring one of an earlier version up to this one.
+        create: make the file where there is none.
         read_only: for those who look at a run that goes on: such a connection can write nothing,
-            not even roll back what a killed controller left, and waits ``patience`` at most.
-        patience: seconds.
+            not even roll back what a killed controller left, and waits ``timeout`` at most.
+        timeout: seconds.
 
     Raises:
-        JournalError: when the file is no journal, or one of a newer mixloop.
+        JournalError: when the file is no journal, or one of another version.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class Journal:
         *,
         create: bool = False,
         read_only: bool = False,
-        patience: float = 0.5,
+        timeout: float = 0.5,
     ) -> None:
         if not create and not path.exists():
             raise JournalError(f"{path}: no journal here; start the run with `mixloop control`")
@@ -71,9 +74,8 @@ class Journal:
         self.path = path
         self.fence: int | None = None
         self._seal: tamper_seal.Seal | None = None
-        self._unchecked = False  # sealed here for the first time
         try:
-            self._db = _connect(path, read_only, patience)
+            self._db = _connect(path, read_only, timeout)
             self._db.row_factory = sqlite3.Row
             self._prepare(create)
         except UnicodeDecodeError as error:  # SQLite's message quotes what is damaged
@@ -90,32 +92,20 @@ class Journal:
             self._db.executescript(
                 f"BEGIN IMMEDIATE;{RUN_TABLES}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
             )
-        elif version in UPGRADES and create:
-            self._upgrade(version)
-        elif version != SCHEMA_VERSION and version not in UPGRADES:
+        elif version != SCHEMA_VERSION:
             raise JournalError(
                 f"{self.path}: journal version {version}, this mixloop reads {SCHEMA_VERSION}"
             )
-        elif version == SCHEMA_VERSION:
+        else:
             self._check_tables()
 
     def _check_tables(self) -> None:
-        rows = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        lost = sorted(TABLES - {name for (name,) in rows})
+        tables = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        lost = sorted(TABLES - {name for (name,) in tables})
         if lost:
             raise JournalError(damage(self.path, LookupError(f"it has no table {lost[0]}")))
-
-    def _upgrade(self, version: int) -> None:
-        # versions 1 to 4 have no seal; an upgrade from 5 on has to check it before it seals anew
-        steps = "".join(UPGRADES[old] for old in range(version, SCHEMA_VERSION))
-        try:
-            self._db.executescript(f"BEGIN IMMEDIATE;{steps}PRAGMA user_version={SCHEMA_VERSION};")
-            self._db.execute("UPDATE lease SET seal = ?", (tamper_seal.whole(self._db, TABLES),))
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._roll_back()
-            raise
-        self._unchecked = True
+        if (column := row_types.missing_column(self._db)) is not None:
+            raise JournalError(damage(self.path, LookupError(f"it has no column {column}")))
 
     def _has_tables(self) -> bool:
         found = self._db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchone()
@@ -145,19 +135,16 @@ class Journal:
     def _check_rows(self) -> str | None:
         seal = self._watch()
         with self.transaction() as tx:
-            rows, sealed = tamper_seal.whole(tx, TABLES), seal.now
+            whole, sealed = tamper_seal.whole(tx, TABLES), seal.now
             count = tamper_seal.counters(tx)
-            if rows == sealed and count is None and not self._unchecked:
+            if whole == sealed and count is None:
                 return None
             wrong = wrong_value(tx, TABLES, JSON_COLUMNS, unpack)
-            self._unchecked = False
             if wrong is not None:
                 return damage(self.path, ValueError(wrong))
-            if rows == sealed and count is None:
-                return None
-            seal.begin(rows)
+            seal.begin(whole)
             why = count or "rows were added, changed or removed by something other than mixloop"
-            detail = {"reason": why, "sealed": sealed, "found": rows}
+            detail = {"reason": why, "sealed": sealed, "found": whole}
             add_event(tx, self.fence or 0, "journal-altered", detail)
         return (
             f"{self.path}: was changed by something other than mixloop since a controller last "
@@ -269,25 +256,44 @@ class Journal:
 
     # -- reading -----------------------------------------------------------------------------
 
-    def rows(self, query: str, *values: object) -> list[Row]:
-        """Rows as dicts, JSON columns decoded."""
-        with self._read():  # all at once: while rows are being fetched the file can't be written
-            return [decode(row) for row in self._db.execute(query, values).fetchall()]
+    def stream(self, kind: type[R], clause: str = "", *values: object) -> Iterator[R]:
+        """Rows as records, unpacked one at a time: a long history never lies there as a whole.
 
-    def each(self, query: str, *values: object) -> Iterator[Row]:
-        """Like :meth:`rows`, unpacked one at a time: a long history never lies there as a whole.
+        What is packed is fetched at once all the same: while rows are being fetched the file
+        can't be written.
 
-        What is packed is fetched at once all the same: the controller can't write meanwhile.
+        Args:
+            clause: all that follows the table in the SELECT.
         """
         with self._read():
+            for cells in self._db.execute(row_types.query(kind, clause), values).fetchall():
+                yield row_types.build(kind, cells)
+
+    def select(self, kind: type[R], clause: str = "", *values: object) -> list[R]:
+        """All of :meth:`stream`."""
+        return list(self.stream(kind, clause, *values))
+
+    def first(self, kind: type[R], clause: str = "", *values: object) -> R | None:
+        """The first of :meth:`stream`, or None."""
+        with self._read():
+            cells = self._db.execute(row_types.query(kind, clause), values).fetchone()
+            return None if cells is None else row_types.build(kind, cells)
+
+    def rows(self, query: str, *values: object) -> list[Row]:
+        """Rows as dicts, JSON columns decoded."""
+        return list(self.each(query, *values))
+
+    def each(self, query: str, *values: object) -> Iterator[Row]:
+        """Like :meth:`rows`, unpacked one at a time."""
+        with self._read():
             for row in self._db.execute(query, values).fetchall():
-                yield decode(row)
+                yield _decode(row)
 
     def row(self, query: str, *values: object) -> Row | None:
         """The first row, or None."""
         with self._read():
             found = self._db.execute(query, values).fetchone()
-            return None if found is None else decode(found)
+            return None if found is None else _decode(found)
 
     def value(self, query: str, *values: object) -> Any:
         """The first column of the first row, or None."""
@@ -300,20 +306,8 @@ class Journal:
         """What can't be read is told in one line: a damaged page, a row that is no JSON."""
         try:
             yield
-        except (sqlite3.DatabaseError, ValueError, RecursionError) as error:
+        except (sqlite3.DatabaseError, ValueError, TypeError, RecursionError) as error:
             raise JournalError(damage(self.path, error)) from error
-
-    def columns(self, table: str) -> frozenset[str]:
-        """The columns of a table; a file of an earlier version, opened to be read, has fewer."""
-        with self._read():
-            return frozenset(row[1] for row in self._db.execute(f"PRAGMA table_info({table})"))
-
-    @property
-    def knows_operators(self) -> bool:
-        """Whether the file has the tables of requests and approvals: one of an earlier version,
-        opened only to be read, has not."""
-        found = self.value("SELECT 1 FROM sqlite_master WHERE name = 'approvals'")
-        return found is not None
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -323,11 +317,18 @@ class Journal:
             add_event(tx, self.fence or 0, kind, detail)
 
 
-def _connect(path: Path, read_only: bool, patience: float) -> sqlite3.Connection:
+def _decode(row: sqlite3.Row) -> Row:
+    return {
+        key: unpack(row[key]) if key in JSON_COLUMNS and row[key] is not None else row[key]
+        for key in row.keys()  # noqa: SIM118 - sqlite3.Row iterates over values, not keys
+    }
+
+
+def _connect(path: Path, read_only: bool, timeout: float) -> sqlite3.Connection:
     if not read_only:
         return sqlite3.connect(path, isolation_level=None, timeout=30.0)
     place = f"{path.resolve().as_uri()}?mode=ro"
-    return sqlite3.connect(place, uri=True, isolation_level=None, timeout=patience)
+    return sqlite3.connect(place, uri=True, isolation_level=None, timeout=timeout)
 
 
 def add_event(tx: sqlite3.Connection, fence: int, kind: str, detail: Mapping[str, object]) -> None:

@@ -1,18 +1,391 @@
-"""Questions that several rooms ask the journal."""
+"""What is asked of a journal: typed rows and counts. Every SELECT of the controller is here."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mixloop.common.types import Json
 
 from .journal import Journal
+from .row_types import (
+    ApprovalRow,
+    AssessmentRow,
+    CheckpointRow,
+    CheckpointState,
+    DecisionRow,
+    EvaluationRow,
+    EvaluationState,
+    EventRow,
+    LeaseRow,
+    OrderRow,
+    OutboxRow,
+    RequestRow,
+    ScoredCheckpoint,
+)
+
+ALL = 2**62  # above every step, number, generation and count
+
+# -- the run and its operators ---------------------------------------------------------------------
+
+
+def lease(journal: Journal) -> LeaseRow | None:
+    """Who holds the run; None before the first controller."""
+    return journal.first(LeaseRow)
+
+
+def run_id(journal: Journal) -> str | None:
+    """The run's id, as run.yaml has it."""
+    found = journal.value("SELECT value FROM meta WHERE key = 'run'")
+    return None if found is None else str(found)
+
+
+def _meta(journal: Journal, key: str) -> Any:
+    found = journal.value("SELECT value FROM meta WHERE key = ?", key)
+    return None if found is None else json.loads(found)
+
+
+def initial_mixture(journal: Journal) -> dict[str, float] | None:
+    """The mixture before any order; None before the first start."""
+    return _meta(journal, "initial")  # type: ignore[no-any-return]
 
 
 def paused(journal: Journal) -> bool:
     """Whether an operator has paused decisions."""
-    return bool(journal.value("SELECT value FROM meta WHERE key = 'paused'") == "true")
+    return bool(_meta(journal, "paused"))
 
 
 def pins(journal: Journal) -> dict[str, float]:
     """Shares that operators hold fixed."""
-    found = journal.value("SELECT value FROM meta WHERE key = 'pins'")
-    return dict(json.loads(found)) if found else {}
+    return dict(_meta(journal, "pins") or {})
+
+
+def noted_incarnation(journal: Journal) -> int:
+    """The newest incarnation of the trainer that the journal knows of; 0: none."""
+    return int(_meta(journal, "incarnation") or 0)
+
+
+def unreadable_names(journal: Journal) -> list[str]:
+    """Files that the controller can't read, as it told last: relative to the run folder."""
+    return [str(name) for name in _meta(journal, "unread") or ()]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSilence:
+    """The trainer's heartbeat as the controller saw it last.
+
+    Attributes:
+        silent: seconds for which it had stood still; above ``limit`` the trainer has stalled.
+    """
+
+    incarnation: int
+    heartbeat: int
+    silent: float
+    limit: float
+
+
+def trainer_silence(journal: Journal) -> TrainerSilence | None:
+    """What the controller keeps of the trainer's heartbeat."""
+    kept = _meta(journal, "pulse")
+    return None if kept is None else TrainerSilence(**kept)
+
+
+def request(journal: Journal, request_id: str) -> RequestRow | None:
+    """A request that was dealt with."""
+    return journal.first(RequestRow, "WHERE id = ?", request_id)
+
+
+def approval(journal: Journal, decision_id: str) -> ApprovalRow | None:
+    """The approval that a decision asked for."""
+    return journal.first(ApprovalRow, "WHERE decision = ?", decision_id)
+
+
+def approvals(journal: Journal) -> list[ApprovalRow]:
+    """All of them, by decision."""
+    return journal.select(ApprovalRow, "ORDER BY decision")
+
+
+def waiting_approvals(journal: Journal) -> list[tuple[DecisionRow, ApprovalRow]]:
+    """Decisions that wait for a person, oldest first."""
+    waiting = journal.select(ApprovalRow, "WHERE state = 'waiting' ORDER BY decision")
+    pairs = ((decision(journal, row.decision), row) for row in waiting)
+    return [(made, row) for made, row in pairs if made is not None]
+
+
+def assessments(journal: Journal) -> list[AssessmentRow]:
+    """What people said of decisions in MLflow, oldest first."""
+    return journal.select(AssessmentRow, "ORDER BY at")
+
+
+# -- checkpoints and their scores ------------------------------------------------------------------
+
+
+def checkpoint(journal: Journal, step: int) -> CheckpointRow | None:
+    """The checkpoint of a step."""
+    return journal.first(CheckpointRow, "WHERE step = ?", step)
+
+
+def checkpoints(journal: Journal) -> list[CheckpointRow]:
+    """Every checkpoint, oldest first."""
+    return journal.select(CheckpointRow, "ORDER BY step")
+
+
+def checkpoint_states(journal: Journal, *, after: int = -1) -> list[CheckpointState]:
+    """Every checkpoint of a step above ``after``, oldest first, and what became of scoring it."""
+    return journal.select(CheckpointState, "WHERE step > ? ORDER BY step", after)
+
+
+def checkpoints_in(
+    journal: Journal, state: EvaluationState | None, *, newest: int = ALL
+) -> list[CheckpointState]:
+    """The ``newest`` checkpoints in a state, oldest first; None: scoring was not begun."""
+    wanted = "state IS NULL" if state is None else f"state = '{state}'"  # that by its index
+    clause = f"WHERE {wanted} ORDER BY step DESC LIMIT ?"
+    return journal.select(CheckpointState, clause, newest)[::-1]
+
+
+def last_checkpoints(journal: Journal, number: int) -> list[CheckpointRow]:
+    """The newest ones, newest first."""
+    return journal.select(CheckpointRow, "ORDER BY step DESC LIMIT ?", number)
+
+
+def evaluation(journal: Journal, step: int) -> EvaluationRow | None:
+    """What became of scoring the checkpoint of a step; None: it was not begun."""
+    return journal.first(EvaluationRow, "WHERE step = ?", step)
+
+
+def evaluation_counts(journal: Journal) -> dict[str, int]:
+    """Checkpoints by what became of scoring them."""
+    rows = journal.rows("SELECT state, COUNT(*) AS number FROM evaluations GROUP BY state")
+    return {row["state"]: row["number"] for row in rows}
+
+
+def scored(
+    journal: Journal, *, since: int = 0, until: int = ALL, newest: int = ALL
+) -> Iterator[ScoredCheckpoint]:
+    """Scored checkpoints of the steps from ``since`` to ``until``, oldest first.
+
+    Args:
+        newest: so many at most, the last ones.
+    """
+    if newest < ALL:
+        first = journal.value(
+            "SELECT MIN(step) FROM (SELECT step FROM evaluations WHERE state = 'scored' "
+            "AND step BETWEEN ? AND ? ORDER BY step DESC LIMIT ?)",
+            *(since, until, newest),
+        )
+        since = ALL if first is None else first
+    clause = "WHERE state = 'scored' AND step BETWEEN ? AND ? ORDER BY step"
+    return journal.stream(ScoredCheckpoint, clause, since, until)
+
+
+def newest_scored_step(journal: Journal) -> int | None:
+    """The greatest step that was scored."""
+    return _number(journal, "SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
+
+
+def steps_around(journal: Journal, tokens: int) -> tuple[int, int] | None:
+    """The steps from the second scored checkpoint before a change at ``tokens`` to the first that
+    is as far behind it as the last one lies before it; None until there is one."""
+    scored = "FROM checkpoints JOIN evaluations USING (step) WHERE state = 'scored'"
+    before = journal.rows(
+        f"SELECT step, tokens {scored} AND tokens <= ? ORDER BY step DESC LIMIT 2", tokens
+    )
+    if not before:
+        return None
+    far = max(tokens + 1, 2 * tokens - before[0]["tokens"])
+    last = journal.value(
+        f"SELECT step {scored} AND step > ? AND tokens >= ? ORDER BY step LIMIT 1",
+        *(before[0]["step"], far),
+    )
+    return None if last is None else (before[-1]["step"], last)
+
+
+# -- orders ----------------------------------------------------------------------------------------
+
+
+def order(journal: Journal, generation: int) -> OrderRow | None:
+    """The order of a generation."""
+    return journal.first(OrderRow, "WHERE generation = ?", generation)
+
+
+def orders(journal: Journal) -> list[OrderRow]:
+    """Every order, oldest first."""
+    return journal.select(OrderRow, "ORDER BY generation")
+
+
+def newest_order(journal: Journal) -> OrderRow | None:
+    """The mixture asked for: the newest order that was not rejected."""
+    clause = "WHERE rejected IS NULL ORDER BY generation DESC LIMIT 1"
+    return journal.first(OrderRow, clause)
+
+
+def newest_generation(journal: Journal, *, before: int = ALL) -> int:
+    """The generation of :func:`newest_order`, 0 without one.
+
+    Args:
+        before: number of a decision; only orders of decisions before it count.
+    """
+    query = (
+        "SELECT MAX(generation) FROM orders WHERE rejected IS NULL"
+        if before == ALL
+        else "SELECT MAX(o.generation) FROM orders o JOIN decisions d ON d.id = o.decision "
+        f"WHERE o.rejected IS NULL AND d.seq < {before:d}"
+    )
+    return _number(journal, query) or 0
+
+
+def highest_generation(journal: Journal) -> int:
+    """The highest generation ever given, whatever became of it; 0 without one."""
+    return _number(journal, "SELECT MAX(generation) FROM orders") or 0
+
+
+def order_before(journal: Journal, generation: int) -> OrderRow | None:
+    """The last order in force before one of this generation."""
+    clause = "WHERE generation < ? AND applied_step IS NOT NULL ORDER BY generation DESC LIMIT 1"
+    return journal.first(OrderRow, clause, generation)
+
+
+def pending_orders(journal: Journal) -> list[OrderRow]:
+    """Orders that are neither in force nor rejected, oldest first."""
+    clause = "WHERE applied_step IS NULL AND rejected IS NULL ORDER BY generation"
+    return journal.select(OrderRow, clause)
+
+
+def unapplied_orders(journal: Journal, until: int) -> list[OrderRow]:
+    """Orders that came not into force, rejected ones too, up to a generation, oldest first."""
+    clause = "WHERE applied_step IS NULL AND generation <= ? ORDER BY generation"
+    return journal.select(OrderRow, clause, until)
+
+
+def orders_applied_after(journal: Journal, sample: int) -> list[OrderRow]:
+    """Orders that came into force beyond a sample, oldest first."""
+    return journal.select(OrderRow, "WHERE applied_sample > ? ORDER BY generation", sample)
+
+
+def last_applied_tokens(journal: Journal, *, before: int = ALL, until: int = ALL) -> int | None:
+    """Tokens at which the last order came into force.
+
+    Args:
+        before: number of a decision; only orders of decisions before it count.
+        until: tokens; only what came into force up to there counts.
+    """
+    return _number(
+        journal,
+        "SELECT MAX(o.applied_tokens) FROM orders o JOIN decisions d ON d.id = o.decision "
+        f"WHERE d.seq < {before:d} AND o.applied_tokens <= {until:d}",
+    )
+
+
+# -- decisions -------------------------------------------------------------------------------------
+
+
+def decision(journal: Journal, decision_id: str) -> DecisionRow | None:
+    """The decision of an id."""
+    return journal.first(DecisionRow, "WHERE id = ?", decision_id)
+
+
+def decisions(journal: Journal) -> list[DecisionRow]:
+    """Every decision, oldest first."""
+    return journal.select(DecisionRow, "ORDER BY seq")
+
+
+def last_decisions(
+    journal: Journal, number: int, *, verdict: str | None = None
+) -> list[DecisionRow]:
+    """The newest ones, of a verdict or of any, newest first."""
+    if verdict is None:
+        return journal.select(DecisionRow, "ORDER BY seq DESC LIMIT ?", number)
+    clause = "WHERE verdict = ? ORDER BY seq DESC LIMIT ?"
+    return journal.select(DecisionRow, clause, verdict, number)
+
+
+def decisions_on_branch(journal: Journal, *, before: int = ALL) -> Iterator[DecisionRow]:
+    """Those of a lower number, oldest first, but for those on a branch that the trainer left."""
+    clause = "WHERE seq < ? AND abandoned_by IS NULL ORDER BY seq"
+    return journal.stream(DecisionRow, clause, before)
+
+
+def newest_decision_number(journal: Journal) -> int:
+    """The number of the newest decision, which is how many there are; 0: none."""
+    return _number(journal, "SELECT MAX(seq) FROM decisions") or 0
+
+
+def newest_decided_step(journal: Journal) -> int | None:
+    """The step of the newest checkpoint that a policy decided on, on the branch that goes on."""
+    query = "SELECT MAX(step) FROM decisions WHERE asked_by = 'policy' AND abandoned_by IS NULL"
+    return _number(journal, query)
+
+
+def decision_counts(journal: Journal) -> dict[str, int]:
+    """Decisions by verdict."""
+    rows = journal.rows("SELECT verdict, COUNT(*) AS number FROM decisions GROUP BY verdict")
+    return {row["verdict"]: row["number"] for row in rows}
+
+
+def untold_interventions(journal: Journal) -> list[DecisionRow]:
+    """Interventions in force whose outcome MLflow has not been told, oldest first."""
+    return journal.select(
+        DecisionRow,
+        "WHERE verdict = 'intervene' AND generation IN "
+        "(SELECT generation FROM orders WHERE applied_step IS NOT NULL) "
+        "AND NOT EXISTS (SELECT 1 FROM outbox WHERE key = 'outcome:' || decisions.id) "
+        "ORDER BY seq",
+    )
+
+
+# -- events and the outbox -------------------------------------------------------------------------
+
+
+def events(journal: Journal, *kinds: str, after: str = "") -> list[EventRow]:
+    """Every event of these kinds, oldest first; ``after`` a moment of the journal's clock."""
+    marks = ", ".join("?" * len(kinds))
+    clause = f"WHERE kind IN ({marks}) AND at > ? ORDER BY seq"
+    return journal.select(EventRow, clause, *kinds, after)
+
+
+def newest_event(journal: Journal, *kinds: str) -> EventRow | None:
+    """The newest event of these kinds."""
+    marks = ", ".join("?" * len(kinds))
+    clause = f"WHERE kind IN ({marks}) ORDER BY seq DESC LIMIT 1"
+    return journal.first(EventRow, clause, *kinds)
+
+
+def start_params(journal: Journal) -> Json:
+    """What the newest start of a controller told of the run; empty without one."""
+    started = newest_event(journal, "started")
+    return {} if started is None else dict(started.detail.get("params", {}))
+
+
+def entry(journal: Journal, key: str) -> OutboxRow | None:
+    """An entry for MLflow, sent or not."""
+    return journal.first(OutboxRow, "WHERE key = ?", key)
+
+
+def waiting_entries(journal: Journal, *, until: int = ALL) -> int:
+    """How many entries MLflow has not got; of those up to a number, or of all."""
+    query = f"SELECT COUNT(*) FROM outbox WHERE done_at IS NULL AND seq <= {until:d}"
+    return _number(journal, query) or 0
+
+
+def sent_entries(journal: Journal) -> int:
+    """How many entries MLflow has got."""
+    return _number(journal, "SELECT COUNT(*) FROM outbox WHERE done_at IS NOT NULL") or 0
+
+
+def newest_entry_number(journal: Journal) -> int:
+    """The number of the newest entry; 0 without one."""
+    return _number(journal, "SELECT MAX(seq) FROM outbox") or 0
+
+
+def last_sent_at(journal: Journal) -> str | None:
+    """When an entry last arrived in MLflow, by the journal's clock."""
+    found = journal.value("SELECT MAX(done_at) FROM outbox")
+    return None if found is None else str(found)
+
+
+def _number(journal: Journal, query: str) -> int | None:
+    found = journal.value(query)
+    return None if found is None else int(found)

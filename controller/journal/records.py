@@ -10,7 +10,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mixloop.contract import Request
 from mixloop.controller.core import (
     TOLD,
     Applied,
+    DecisionRecord,
     Entry,
     Heartbeat,
     RequestOutcome,
@@ -42,7 +43,7 @@ from mixloop.policies.interface import Observation
 
 from .journal import Journal, add_event, insert, timestamp
 from .packing import dumps, pack
-from .unreadable_files import Report, name_of
+from .unreadable_files import UnreadableFiles, name_of
 
 Weights = Mapping[str, float]
 
@@ -231,43 +232,55 @@ def steering(
 
 def decision(
     journal: Journal,
-    fields: Json,
+    made: DecisionRecord,
     *,
-    order: Json | None,
     scores: Json,
     started_ms: int,
     seen: Observation | None = None,
-    approval: str | None = None,
 ) -> str:
     """A decision, and with it the order it asks for (intent before effect). Returns its id.
 
     Of what a policy had seen, the trainer's state is kept too: nothing else tells it later, and a
-    back-test needs it. ``approval``: why a person has to approve it first. One that asks for a
-    change supersedes an earlier one that still waits for approval.
+    back-test needs it. One that asks for a change supersedes an earlier one that still waits for
+    approval.
     """
     with journal.transaction() as tx:
-        name = _insert_decision(tx, journal, fields, order)
-        row = {**fields, "id": name, "generation": order["generation"] if order else None}
-        if order or approval is not None:
+        name = _insert_decision(tx, journal, made, scores, started_ms)
+        if made.order is not None or made.approval is not None:
             _supersede(tx, name)
-        if approval is not None:
-            insert(tx, "approvals", decision=name, state="waiting", why=approval)
+        if made.approval is not None:
+            insert(tx, "approvals", decision=name, state="waiting", why=made.approval)
         if seen is not None:
             add_event(tx, journal.fence or 0, "observed", {"decision": name, **observed(seen)})
-        enqueue(tx, [decision_entry(row, scores, started_ms, now_ms())])
     return name
 
 
+_OF_DECISION = tuple(f.name for f in fields(DecisionRecord) if f.name not in ("order", "approval"))
+
+
 def _insert_decision(
-    tx: sqlite3.Connection, journal: Journal, fields: Json, order: Json | None
+    tx: sqlite3.Connection, journal: Journal, made: DecisionRecord, scores: Json, started_ms: int
 ) -> str:
     last = tx.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()[0]
     name = f"d-{last + 1:06d}"
-    row = {**fields, "id": name, "fence": journal.fence, "decided_at": timestamp()}
-    row["generation"] = order["generation"] if order else None
-    insert(tx, "decisions", **row)
-    if order:
-        insert(tx, "orders", **order, decision=name, issued_at=timestamp())
+    order = made.order
+    columns = {column: getattr(made, column) for column in _OF_DECISION}
+    columns["guards"] = [note.to_json() for note in made.guards]
+    columns |= {"id": name, "generation": order.generation if order is not None else None}
+    insert(tx, "decisions", **columns, fence=journal.fence, decided_at=timestamp())
+    if order is not None:
+        insert(
+            tx,
+            "orders",
+            generation=order.generation,
+            decision=name,
+            policy=order.policy,
+            reason=made.reason,
+            weights=made.weights_after,
+            plan=made.plan,
+            issued_at=timestamp(),
+        )
+    enqueue(tx, [decision_entry(columns, scores, started_ms, now_ms())])
     return name
 
 
@@ -292,13 +305,7 @@ def resolve(journal: Journal, decision_id: str, state: str, *, reason: str) -> N
 
 
 def operated(
-    journal: Journal,
-    request: Request,
-    reply: RequestOutcome,
-    fields: Json | None,
-    order: Json | None,
-    *,
-    scores: Json,
+    journal: Journal, request: Request, reply: RequestOutcome, *, scores: Json
 ) -> str | None:
     """A request was dealt with: it, its answer and all that it does, at once.
 
@@ -317,10 +324,8 @@ def operated(
     if reply.nearest is not None:
         answer["nearest"] = reply.nearest
     with journal.transaction() as tx:
-        if fields is not None:
-            name = _insert_decision(tx, journal, fields, order)
-            row = {**fields, "id": name, "generation": order["generation"] if order else None}
-            enqueue(tx, [decision_entry(row, scores, now_ms(), now_ms())])
+        if reply.made is not None:
+            name = _insert_decision(tx, journal, reply.made, scores, now_ms())
         insert(
             tx,
             "requests",
@@ -331,13 +336,13 @@ def operated(
             asked_at=request.at,
             taken_at=timestamp(),
             state="done" if reply.done else "refused",
-            answer=dumps(answer),
+            answer=answer,
             decision=name,
         )
         if reply.approval is not None:
             _resolve(tx, request, reply.approval, name)
-        if order is not None:
-            _supersede(tx, name or "")
+        if name is not None and reply.made is not None and reply.made.order is not None:
+            _supersede(tx, name)
         keep(tx, "pins", reply.pins)
         keep(tx, "paused", reply.paused)
         detail = {"verb": request.verb, "by": request.by, "answer": reply.text, "decision": name}
@@ -355,14 +360,16 @@ def _resolve(tx: sqlite3.Connection, request: Request, state: str, made: str | N
     enqueue(tx, [approval_entry(wanted, state, request.by)])
 
 
-def unread(journal: Journal, words: Sequence[Report], told: Sequence[Path], folder: Path) -> None:
+def unread(journal: Journal, files: UnreadableFiles, folder: Path) -> None:
     """Files that can't be read, or can again, as events; and which they are now."""
     with journal.transaction() as tx:
-        keep(tx, "unread", [name_of(path, folder) for path in told])
-        for word in words:
-            fault = word.problem and {"key": word.problem.key, "problem": word.problem.said}
-            detail = {"file": name_of(word.path, folder), **(fault or {})}
-            add_event(tx, journal.fence or 0, "unread" if fault else "read-again", detail)
+        keep(tx, "unread", [name_of(path, folder) for path in files.reported])
+        for report in files.pending:
+            problem = report.problem
+            detail = {"file": name_of(report.path, folder)}
+            if problem is not None:
+                detail |= {"key": problem.key, "problem": problem.said}
+            add_event(tx, journal.fence or 0, "unread" if problem else "read-again", detail)
 
 
 def keep(tx: sqlite3.Connection, key: str, value: object) -> None:

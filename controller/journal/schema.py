@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import re
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 1
 
 RUN_TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE lease (
   id INTEGER PRIMARY KEY CHECK (id = 1), fence INTEGER NOT NULL, holder TEXT NOT NULL,
-  counter INTEGER NOT NULL, started_at TEXT NOT NULL, seal TEXT NOT NULL DEFAULT '');
+  counter INTEGER NOT NULL, started_at TEXT NOT NULL, seal TEXT NOT NULL);
 CREATE TABLE checkpoints (
   step INTEGER PRIMARY KEY, tokens INTEGER NOT NULL, sample INTEGER NOT NULL, path TEXT NOT NULL,
   phase TEXT, generation INTEGER NOT NULL, weights TEXT NOT NULL, seen_at TEXT NOT NULL,
-  drawn TEXT NOT NULL DEFAULT '{}', losses TEXT NOT NULL DEFAULT '{}',
-  incarnation INTEGER NOT NULL DEFAULT 0);
-"""
-
-_EVALUATIONS = """
+  drawn TEXT NOT NULL, losses TEXT NOT NULL, incarnation INTEGER NOT NULL);
 CREATE TABLE evaluations (
   step INTEGER PRIMARY KEY REFERENCES checkpoints(step), state TEXT NOT NULL
     CHECK (state IN ('running', 'scored', 'failed', 'skipped')),
   attempts INTEGER NOT NULL, reason TEXT, scorecard TEXT, started_at TEXT NOT NULL,
   finished_at TEXT);
-"""
-
-_DECISIONS = """
 CREATE TABLE decisions (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, asked_by TEXT NOT NULL
     CHECK (asked_by IN ('policy', 'controller', 'operator')),
@@ -36,15 +29,6 @@ CREATE TABLE decisions (
   against_generation INTEGER NOT NULL, generation INTEGER, observation_digest TEXT,
   policy_digest TEXT, fence INTEGER NOT NULL, scored_at TEXT, decided_at TEXT NOT NULL,
   abandoned_by INTEGER);
-"""
-
-# of a branch that the trainer abandoned by a rewind, another may be made at the same step
-_ONE_DECISION = """
-CREATE UNIQUE INDEX one_policy_decision_per_checkpoint
-  ON decisions(step) WHERE asked_by = 'policy' AND abandoned_by IS NULL;
-"""
-
-_ORDERS = """
 CREATE TABLE orders (
   generation INTEGER PRIMARY KEY, decision TEXT NOT NULL, policy TEXT NOT NULL,
   reason TEXT NOT NULL, weights TEXT NOT NULL, plan TEXT NOT NULL, issued_at TEXT NOT NULL,
@@ -57,10 +41,6 @@ CREATE TABLE events (
 CREATE TABLE outbox (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE NOT NULL, kind TEXT NOT NULL,
   payload TEXT NOT NULL, created_ms INTEGER NOT NULL, done_at TEXT);
-CREATE INDEX outbox_pending ON outbox(seq) WHERE done_at IS NULL;
-"""
-
-_OPERATORS = """
 CREATE TABLE requests (
   id TEXT PRIMARY KEY, verb TEXT NOT NULL, asked TEXT NOT NULL, by TEXT NOT NULL,
   asked_at TEXT NOT NULL, taken_at TEXT NOT NULL, state TEXT NOT NULL
@@ -72,36 +52,15 @@ CREATE TABLE approvals (
 CREATE TABLE assessments (
   id TEXT PRIMARY KEY, decision TEXT NOT NULL, name TEXT NOT NULL, value TEXT,
   rationale TEXT, by TEXT, at TEXT);
-"""
 
-# for what is asked at every look or score, so that its cost doesn't grow with the run
-_INDEXES = """
-CREATE INDEX IF NOT EXISTS decisions_by_verdict ON decisions(verdict, seq);
-CREATE INDEX IF NOT EXISTS evaluations_by_state ON evaluations(state, step);
-CREATE INDEX IF NOT EXISTS orders_not_in_force ON orders(generation) WHERE applied_step IS NULL;
+-- of a branch that the trainer abandoned by a rewind, another may be made at the same step
+CREATE UNIQUE INDEX one_policy_decision_per_checkpoint
+  ON decisions(step) WHERE asked_by = 'policy' AND abandoned_by IS NULL;
+-- for what is asked at every look or score, so that its cost doesn't grow with the run
+CREATE INDEX outbox_pending ON outbox(seq) WHERE done_at IS NULL;
+CREATE INDEX decisions_by_verdict ON decisions(verdict, seq);
+CREATE INDEX evaluations_by_state ON evaluations(state, step);
+CREATE INDEX orders_not_in_force ON orders(generation) WHERE applied_step IS NULL;
 """
-
-RUN_TABLES += _EVALUATIONS + _DECISIONS + _ONE_DECISION + _ORDERS + _OPERATORS + _INDEXES
 
 TABLES = frozenset(re.findall(r"CREATE TABLE (\w+)", RUN_TABLES))
-
-# SQLite can't change a CHECK: the table is made anew
-SKIPPED = f"""
-ALTER TABLE checkpoints ADD COLUMN incarnation INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE decisions ADD COLUMN abandoned_by INTEGER;
-DROP INDEX one_policy_decision_per_checkpoint;
-{_ONE_DECISION}
-ALTER TABLE evaluations RENAME TO evaluations_3;
-{_EVALUATIONS}
-INSERT INTO evaluations SELECT * FROM evaluations_3;
-DROP TABLE evaluations_3;
-"""
-
-# what brings a journal of an earlier version up to the next one
-UPGRADES = {
-    1: "ALTER TABLE checkpoints ADD COLUMN drawn TEXT NOT NULL DEFAULT '{}';"
-    "ALTER TABLE checkpoints ADD COLUMN losses TEXT NOT NULL DEFAULT '{}';",
-    2: _OPERATORS,
-    3: SKIPPED + _INDEXES,  # and JSON may be packed from here on
-    4: "ALTER TABLE lease ADD COLUMN seal TEXT NOT NULL DEFAULT '';",
-}

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from mixloop.controller.core import (
     NOTHING,
     Action,
     Answer,
+    DecisionRecord,
+    OrderRecord,
     RunState,
     Steering,
     headline,
@@ -124,7 +126,7 @@ class Controller:
         )
         self._holds: frozenset[int] | None = None
         self._told_unknown: tuple[str, ...] = ()
-        self._unread = unreadable_files.PendingReports()
+        self._unreadable = unreadable_files.UnreadableFiles()
         self._examined = -1e9
         self._busy = False  # what failed once may fail at the second step of the same thing
         self._troubles = 0  # in a row
@@ -227,19 +229,17 @@ class Controller:
 
     def _tell_unread(self) -> None:
         """Say which files can't be read, and that in the journal too."""
-        now, telling = self.clock(), self._unread
-        if now - self._examined < unreadable_files.EXAMINE:
+        now, files = self.clock(), self._unreadable
+        if now - self._examined < unreadable_files.EXAMINE_SECONDS:
             return
         self._examined = now
         self._eyes.examine()
-        words = telling.unread.see(self._eyes.problems, now)
-        telling.words += words
-        for word in words:
-            self.say(unreadable_files.line(word, self.paths.dir))
-        if telling.unwritten:
-            records.unread(self.journal, telling.words, telling.unread.told, self.paths.dir)
-            telling.done()
-        if self.paths.holds in self._eyes.problems and self.paths.holds in telling.unread.told:
+        for report in files.examine(self._eyes.problems, now):
+            self.say(unreadable_files.report_line(report, self.paths.dir))
+        if files.unwritten:
+            records.unread(self.journal, files, self.paths.dir)
+            files.written()
+        if self.paths.holds in self._eyes.problems and self.paths.holds in files.reported:
             self.journal.assert_fence()
             self._holds = None  # ours: nobody else will mend it
             with contextlib.suppress(OSError):
@@ -390,29 +390,21 @@ class Controller:
             f"the mixture it asked for was published again as generation {generation}"
         )
         changed = total_variation(before, asked) > NOTHING
-        fields = {
-            "asked_by": "controller",
-            "step": status.step if status is not None else 0,
-            "tokens": tokens,
-            "verdict": "intervene" if changed else "hold",
-            "policy": "controller",
-            "reason": reason,
-            "evidence": {},
-            "weights_before": before,
-            "weights_proposed": asked,
-            "weights_after": asked,
-            "plan": plan,
-            "guards": [],
-            "against_generation": status.in_force.generation if status is not None else 0,
-        }
-        order = {
-            "generation": generation,
-            "policy": "controller",
-            "reason": reason,
-            "weights": asked,
-            "plan": plan,
-        }
-        records.decision(self.journal, fields, order=order, scores={}, started_ms=records.now_ms())
+        decision = DecisionRecord(
+            verdict="intervene" if changed else "hold",
+            reason=reason,
+            weights_before=before,
+            weights_proposed=asked,
+            weights_after=asked,
+            plan=tuple((until, weights) for until, weights in plan),
+            against_generation=status.in_force.generation if status is not None else 0,
+            order=OrderRecord(generation, "controller"),
+            asked_by="controller",
+            policy="controller",
+            step=status.step if status is not None else 0,
+            tokens=tokens,
+        )
+        records.decision(self.journal, decision, scores={}, started_ms=records.now_ms())
         self._eyes.stranger = ""
         self.say(reason)
 
@@ -571,7 +563,7 @@ class Controller:
             order = self.journal.row("SELECT * FROM orders WHERE generation = ?", row["generation"])
             assert order is not None
             scored = observation_builder.around(self.journal, order["applied_tokens"])
-            found = observation_builder.outcome(order, scored)
+            found = observation_builder.outcome(order["applied_tokens"], scored)
             if found is not None:
                 records.outcome(self.journal, row["id"], *found)
 
@@ -641,27 +633,25 @@ class Controller:
             overtaken=self._overtaken(running),
             forced=self.operations.forced,
         )
-        fields = made.fields | {
-            "asked_by": "policy",
-            "policy": self.config.policy.use,
-            "step": scored.step,
-            "tokens": scored.tokens,
-            "observation_digest": observed.digest if observed is not None else None,
-            "policy_digest": answer.digest,
-            "scored_at": self.journal.value(
+        decision = replace(
+            made,
+            policy=self.config.policy.use,
+            step=scored.step,
+            tokens=scored.tokens,
+            observation_digest=observed.digest if observed is not None else None,
+            policy_digest=answer.digest,
+            scored_at=self.journal.value(
                 "SELECT finished_at FROM evaluations WHERE step = ?", scored.step
             ),
-        }
+        )
         name = records.decision(
             self.journal,
-            fields,
-            order=made.order,
+            decision,
             scores=scores(scored),
             started_ms=running.started_ms,
             seen=running.seen,
-            approval=made.approval,
         )
-        self.say(f"{name} {fields['verdict']}: {fields['reason']}")
+        self.say(f"{name} {decision.verdict}: {decision.reason}")
 
     # -- MLflow ------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mixloop.common.files import read_regular
 from mixloop.common.json_records import Problem, problem_of
-from mixloop.contract import SegmentLine, decode_line, find_schedule
+from mixloop.contract import SegmentLine, decode_line, schedule_of
 
 LARGEST_SCHEDULE = 2**28  # bytes worth reading
 
@@ -62,7 +62,7 @@ class AcceptedOrders:
         return True
 
     def _start(self, data: bytes) -> None:
-        found = find_schedule(self._path)
+        found = schedule_of(self._path)
         self.problem = found.problem
         if found.value is None:
             return

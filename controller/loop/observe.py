@@ -18,10 +18,11 @@ from mixloop.contract import (
     Manifest,
     OpenLine,
     RunPaths,
+    Schedule,
     Status,
-    find_holds,
-    find_status,
     is_signed,
+    read_holds,
+    read_status,
     schedule_of,
 )
 from mixloop.controller.config import RunConfig, layout_of
@@ -117,7 +118,7 @@ class RunObserver:
         """Look at what :meth:`look` need not read, for the sake of :attr:`problems` alone."""
         self._schedule.now()
         self._note(self._paths.schedule, self._schedule.problem)
-        self._note(self._paths.holds, find_holds(self._paths.holds).problem)
+        self._note(self._paths.holds, read_holds(self._paths.holds).problem)
 
     def _note(self, path: Path, problem: Problem | None) -> None:
         if problem is not None:
@@ -125,7 +126,7 @@ class RunObserver:
 
     def _take_heartbeat(self) -> None:
         """Read the heartbeat; its mixture is told by run.yaml's sources, if the rest has none."""
-        found = find_status(self._paths.status)
+        found = read_status(self._paths.status)
         self._note(self._paths.status, found.problem)
         status = found.value
         if status is None:
@@ -141,7 +142,7 @@ class RunObserver:
 
     def _learn_cuts(self) -> None:
         """Read where the trainer left branches; a step of such a one may come again."""
-        schedule = schedule_of(self._paths)
+        schedule = schedule_of(self._paths.schedule).value or Schedule()
         if not schedule.lines:
             return  # there is none yet, or it can't be read now: at the next look
         self.cuts, self._cuts_until = find_rewinds(schedule), schedule.incarnation
@@ -291,7 +292,7 @@ class RunObserver:
             # the only stretch of this order: the heartbeat says itself where it began
             yield Applied(in_force.generation, in_force.sample, in_force.step)
             return
-        segments = schedule_of(self._paths).segments
+        segments = (schedule_of(self._paths.schedule).value or Schedule()).segments
         for row in rows:
             first = next((s for s in segments if s.generation == row["generation"]), None)
             if first is not None and first.sample <= self.status.sample:

@@ -13,7 +13,7 @@ from mixloop.contract import RunPaths, requests
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import RequestContext, RequestOutcome, reply_to, scores
 from mixloop.controller.decisions import near, observation_builder
-from mixloop.controller.journal import Journal, Row, paused, pins, records
+from mixloop.controller.journal import Journal, Row, queries, records
 
 from .observe import RunObserver
 
@@ -54,12 +54,12 @@ class OperatorInbox:
     @property
     def paused(self) -> bool:
         """Whether an operator has paused decisions."""
-        return paused(self._journal)
+        return queries.paused(self._journal)
 
     @property
     def pins(self) -> dict[str, float]:
         """Shares that are held fixed, of sources that the run still has."""
-        return {n: w for n, w in pins(self._journal).items() if n in self._config.sources}
+        return {n: w for n, w in queries.pins(self._journal).items() if n in self._config.sources}
 
     @property
     def forced(self) -> bool:
@@ -121,7 +121,7 @@ class OperatorInbox:
             reply = reply_to(request, self._scene(request))
             answer = self._record(request, reply)
         else:
-            answer = json.loads(known["answer"])["text"]
+            answer = known["answer"]["text"]
         requests.put_away(path, "taken")
         return f"{request.verb} by {request.by}: {answer}"
 
@@ -138,25 +138,8 @@ class OperatorInbox:
         return frozenset({owner} if also is None else {owner, also})
 
     def _record(self, request: requests.Request, reply: RequestOutcome) -> str:
-        made = reply.made
-        name = records.operated(
-            self._journal,
-            request,
-            reply,
-            None if made is None else made.fields | self._standing(),
-            None if made is None else made.order,
-            scores=self._scores(),
-        )
+        name = records.operated(self._journal, request, reply, scores=self._scores())
         return reply.text if name is None else f"{reply.text} ({name})"
-
-    def _standing(self) -> Json:
-        status = self._eyes.status
-        return {
-            "asked_by": "operator",
-            "policy": "operator",
-            "step": status.step if status is not None else 0,
-            "tokens": status.tokens if status is not None else 0,
-        }
 
     def _scores(self) -> Json:
         scored = observation_builder.newest_evaluation(self._journal)

@@ -6,16 +6,16 @@ import json
 from collections.abc import Mapping
 
 from mixloop.common.errors import BadInput
-from mixloop.contract import RunPaths, read_status, schedule_of
+from mixloop.contract import RunPaths, Schedule, read_status, schedule_of
 from mixloop.controller.config import RunConfig
 from mixloop.controller.journal import Journal
 
 
 def highest_fence(paths: RunPaths) -> int:
     """The highest fence the trainer has ever seen, so that a lost journal can't go back."""
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     seen = status.accepted.fence if status is not None else 0
-    return max(seen, schedule_of(paths).accepted[0])
+    return max(seen, (schedule_of(paths.schedule).value or Schedule()).accepted[0])
 
 
 def check_sources(paths: RunPaths, config: RunConfig) -> None:
@@ -27,7 +27,7 @@ def check_sources(paths: RunPaths, config: RunConfig) -> None:
     Raises:
         BadInput: naming the source and the mend.
     """
-    schedule = schedule_of(paths)
+    schedule = schedule_of(paths.schedule).value or Schedule()
     opened = schedule.latest_open
     if opened is None:
         return
@@ -37,7 +37,7 @@ def check_sources(paths: RunPaths, config: RunConfig) -> None:
             f"sources: none of those of the run in {paths.dir} ({', '.join(theirs)}); is it "
             "another run's run.yaml?"
         )
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     drawn = [dict(status.in_force.weights)] if status is not None else []
     drawn += [dict(line.weights) for line in schedule.segments[-1:]]
     for name in theirs:
@@ -64,6 +64,6 @@ def first_mixture(
     recorded = journal.value("SELECT value FROM meta WHERE key = 'initial'")
     if recorded is not None:
         return dict(json.loads(recorded))
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     followed = status is not None and status.accepted.generation > 0
     return dict(status.in_force.weights if status is not None and followed else configured)

@@ -67,7 +67,7 @@ def _plan(
         return kept, kept is not None
     if config.evals.budget is None:
         raise BadInput("--checkpoint: evals.budget is not set, so there is nothing to plan")
-    status = read_status(RunPaths(config.run.dir).status)
+    status = read_status(RunPaths(config.run.dir).status).value
     rate = speed or (status.tokens_per_second if status is not None else None)
     if not rate:
         raise BadInput("--checkpoint: the run has not trained yet; give --speed TOKENS_PER_SECOND")
@@ -153,7 +153,7 @@ def _sandbox(config: RunConfig) -> str:
     sandbox = Sandbox(config.evals.sandbox)
     try:
         reason = sandbox.unusable()
-        found = f"will not run: {reason}" if reason else f"run under {sandbox.kind}"
-        return f"humaneval: programs {found}"
+        how = f"will not run: {reason}" if reason else f"run under {sandbox.kind}"
+        return f"humaneval: programs {how}"
     finally:
         sandbox.close()

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mixloop.common.process import die_with_parent
+from mixloop.common.process import end_with_parent
 from mixloop.controller.core import LOWER, UPPER
 from mixloop.controller.journal import unpack
 
@@ -448,7 +448,7 @@ def drain(request: dict[str, Any], say: Any) -> int:
 
 def main() -> None:
     """Entry of ``python -m mixloop.controller.tracking.mlflow_sink REQUEST`` (a JSON object)."""
-    die_with_parent()
+    end_with_parent()
     os.environ.update(LIMITS)
     del os.environ["MLFLOW_TRACKING_URI"]
     channel = os.fdopen(os.dup(1), "w", buffering=1)

@@ -37,8 +37,8 @@ def sync_run(target: Path) -> Json:
     if journal is None:
         raise BadInput(f"{target}: no controller has run here, so there is nothing to tell")
     before = _waiting(journal)
-    found = controller(journal)
-    alive = found is not None and found["alive"] is not False
+    holder = controller(journal)
+    alive = holder is not None and holder.alive is not False
     error = _wait_for_controller(paths, journal) if alive else _drain(config, paths)
     left = _waiting(journal)
     return {"sent": before - left, "waiting": left, "error": error if left else None}

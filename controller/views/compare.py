@@ -48,7 +48,7 @@ def run_cards(run: Path, steps: str) -> tuple[Scorecard, Scorecard]:
     Raises:
         BadInput: when there is no such run, or no scored checkpoint at a step.
     """
-    from .run_status import open_run
+    from .opening import open_run
 
     try:
         first, second = (int(step) for step in steps.split(","))

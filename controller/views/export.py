@@ -17,7 +17,7 @@ from mixloop.common.types import Json
 from mixloop.common.units import format_tokens, parse_tokens
 from mixloop.contract import SCALE, ScheduleError, read_schedule, read_status
 
-from .run_status import open_run
+from .opening import open_run
 
 DIGITS = 9  # of a share: finer than the integers over 2^24 that it is
 
@@ -36,7 +36,7 @@ def export_run(target: Path, scale: str | None = None) -> Json:
         schedule = read_schedule(paths.schedule)
     except (ScheduleError, OSError) as error:
         raise BadInput(str(error)) from None
-    opened, beat = schedule.latest_open, read_status(paths.status)
+    opened, beat = schedule.latest_open, read_status(paths.status).value
     if opened is None or beat is None or not schedule.segments:
         raise BadInput(f"{target}: no trainer has run here, so there is no schedule to export")
     reached = [one for one in schedule.segments if one.sample <= beat.sample]

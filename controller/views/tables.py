@@ -21,14 +21,22 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=False)
 
 
-def table(title: str, columns: Iterable[str]) -> Table:
-    """An empty table in the house style."""
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]] = ()) -> Table:
+    """A table in the house style.
+
+    Args:
+        title: safe already; it may hold markup.
+        columns: their heads.
+        rows: their cells, in which nothing can drive the terminal.
+    """
     from rich import box
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*map(cell, row))
     return made
 
 

@@ -105,6 +105,10 @@ class GuardNote:
     before: dict[str, float] | None = None
     after: dict[str, float] | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """The note as JSON data."""
+        return dict(vars(self))
+
 
 @dataclass(frozen=True)
 class GuardResult:
@@ -122,7 +126,3 @@ class GuardResult:
     notes: tuple[GuardNote, ...]
     plan: tuple[tuple[int, dict[str, float]], ...] = ()
     nearest: dict[str, float] | None = None
-
-    def notes_json(self) -> list[dict[str, Any]]:
-        """The notes as JSON data."""
-        return [dict(vars(note)) for note in self.notes]

@@ -634,11 +634,11 @@ MANIFEST = Manifest(
 def test_status_manifest_and_holds_come_back(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     write_status(paths.status, STATUS)
-    assert read_status(paths.status) == STATUS
+    assert read_status(paths.status).value == STATUS
     write_manifest(tmp_path, MANIFEST)
-    assert read_manifest(tmp_path) == MANIFEST
+    assert read_manifest(tmp_path).value == MANIFEST
     write_holds(paths.holds, [1200, 600, 600])
-    assert read_holds(paths.holds) == frozenset({600, 1200})
+    assert read_holds(paths.holds).value == frozenset({600, 1200})
     for name in ("status.json", "manifest.json", "holds.json"):
         assert next(iter(json.loads((tmp_path / name).read_text()))) == "schema"
 
@@ -646,14 +646,14 @@ def test_status_manifest_and_holds_come_back(tmp_path: Path) -> None:
 def test_a_diverged_run_still_has_a_status(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
     write_status(path, replace(STATUS, loss=float("nan"), grad_norm=float("inf")))
-    found = read_status(path)
+    found = read_status(path).value
     assert found == replace(STATUS, loss=None, grad_norm=None)
 
 
 def test_what_cannot_be_read_is_no_news(tmp_path: Path) -> None:
-    assert read_status(tmp_path / "status.json") is None
-    assert read_manifest(tmp_path) is None
-    assert read_holds(tmp_path / "holds.json") == frozenset()
+    assert read_status(tmp_path / "status.json").value is None
+    assert read_manifest(tmp_path).value is None
+    assert read_holds(tmp_path / "holds.json").value == frozenset()
     write_status(tmp_path / "status.json", STATUS)
     write_holds(tmp_path / "holds.json", [1])
     good = json.loads((tmp_path / "status.json").read_text())
@@ -662,7 +662,7 @@ def test_what_cannot_be_read_is_no_news(tmp_path: Path) -> None:
     spoilt += [None, [], {}, good | {"step": True}, good | {"phase": "cooldown"}]
     for value in spoilt:
         (tmp_path / "status.json").write_text(json.dumps(value))
-        assert read_status(tmp_path / "status.json") is None, value
+        assert read_status(tmp_path / "status.json").value is None, value
     for data in (
         b"",
         b"{",
@@ -671,14 +671,14 @@ def test_what_cannot_be_read_is_no_news(tmp_path: Path) -> None:
         b'{"schema": "mixloop/holds/1", "steps": [0.5]}',
     ):
         (tmp_path / "holds.json").write_bytes(data)
-        assert read_holds(tmp_path / "holds.json") is None  # who knows what is held
+        assert read_holds(tmp_path / "holds.json").value is None  # who knows what is held
     (tmp_path / "holds.json").unlink()
     (tmp_path / "holds.json").symlink_to(tmp_path / "nowhere")
-    assert read_holds(tmp_path / "holds.json") is None
-    assert read_holds(tmp_path / "nul\0.json") is None
+    assert read_holds(tmp_path / "holds.json").value is None
+    assert read_holds(tmp_path / "nul\0.json").value is None
 
 
 def test_a_newer_version_may_say_more(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
     path.write_text(json.dumps(STATUS.to_json() | {"new": 1}))
-    assert read_status(path) == STATUS
+    assert read_status(path).value == STATUS

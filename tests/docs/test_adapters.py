@@ -44,7 +44,7 @@ def test_the_hugging_face_section_runs_as_it_stands(
             (tmp_path / "run.yaml").write_text(block)
             continue
         exec(compile(block, "docs/adapters.md", "exec"), names)
-        status = read_status("run/status.json")
+        status = read_status("run/status.json").value
         assert status is not None
         begun += 1
         assert (status.step, status.finished) == (8192 // (32 * 8), True)

@@ -89,12 +89,12 @@ def test_the_plain_loop_trains_to_the_end_of_its_budget(
     assert len(script.read_text().splitlines()) < 40
     monkeypatch.setattr(sys, "argv", [str(script), str(path)])
     runpy.run_path(str(script), run_name="__main__")
-    status = read_status(tmp_path / "run" / "status.json")
+    status = read_status(tmp_path / "run" / "status.json").value
     assert status is not None
     assert (status.step, status.finished, status.phase, status.lr) == (steps, True, "stable", 1e-3)
     assert status.loss is not None
     folder = tmp_path / "run" / f"checkpoint-{steps}"
-    saved = read_saved_manifest(folder)
+    saved = read_saved_manifest(folder).value
     assert saved is not None
     assert {name: source.tokens for name, source in saved.sources.items()} == {
         "web": length * rows * micros * steps * 3 // 4,

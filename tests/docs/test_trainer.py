@@ -53,7 +53,7 @@ def test_the_code_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert seen == [((4, 32), True)] * (2 * whole)  # one loop each, both to the budget's end
     names["dataset"].close()
     names["loader"].close()
-    status = read_status("run/status.json")
+    status = read_status("run/status.json").value
     assert status is not None
     assert (status.finished, status.loss) == (True, 2.0)
     assert read_schedule("run/schedule.jsonl").incarnation >= 2

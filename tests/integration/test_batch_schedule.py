@@ -146,7 +146,7 @@ def test_steps_grow_at_the_step_boundary_there_or_next(
         counts = Counter(token // 1000 for token in handed[:done])
         for number, weight in enumerate(WEIGHTS.values()):
             assert abs(counts[number] - weight * done) < 1 + 1e-6 * done
-    status = read_status(RunPaths(tmp_path / "run").status)
+    status = read_status(RunPaths(tmp_path / "run").status).value
     assert status is not None
     assert (status.step, status.sample, status.finished) == (len(STEPS), sum(STEPS), True)
     opened = read_schedule(RunPaths(tmp_path / "run").schedule).latest_open

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mixloop.contract import RunPaths, Status, read_status, schedule_of
+from mixloop.contract import RunPaths, Status, read_schedule, read_status
 from mixloop.trainer.prepare import prepare
 from mixloop.trainer.sources import train_tokenizer
 
@@ -117,15 +117,15 @@ def finished(run_file: Path) -> dict[str, Any]:
 def wait_for(paths: RunPaths, holds: Callable[[Status], bool], seconds: float = 150) -> Status:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        status = read_status(paths.status)
+        status = read_status(paths.status).value
         if status is not None and holds(status):
             return status
         time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} seconds: {read_status(paths.status)}")
+    raise AssertionError(f"not within {seconds} seconds: {read_status(paths.status).value}")
 
 
 def test_the_trainer_went_on_as_one_process(finished: dict[str, Any]) -> None:
-    status = read_status(finished["paths"].status)
+    status = read_status(finished["paths"].status).value
     assert status is not None
     assert status.finished
     assert status.incarnation == 1
@@ -139,9 +139,10 @@ def test_schedule_status_journal_and_mlflow_agree_on_where_orders_took_effect(
     paths: RunPaths = finished["paths"]
     history = ask("history", paths.dir)
     journal = {e["generation"]: e["applied_step"] for e in history if e["generation"]}
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     assert status is not None
-    recorded = {s.generation: s.step for s in schedule_of(paths).segments if s.generation}
+    segments = read_schedule(paths.schedule).segments
+    recorded = {s.generation: s.step for s in segments if s.generation}
     # on a slow machine the last order can fall behind the last step: it never takes effect
     schedule = {generation: step for generation, step in recorded.items() if step <= status.step}
     assert len(schedule) >= 1

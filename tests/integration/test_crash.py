@@ -197,7 +197,7 @@ def test_the_trainer_obeys_one_of_two_controllers(
     read = tmp_path.joinpath
 
     def fence() -> int:
-        status = read_status(paths.status)
+        status = read_status(paths.status).value
         return status.accepted.fence if status is not None else 0
 
     def advanced(to: Callable[[], object]) -> bool:
@@ -328,5 +328,6 @@ def test_around_a_change_lie_the_checkpoints_that_tell_its_outcome(play: Any) ->
     assert len(orders) >= 3
     for order in orders:
         few = observation_builder.around(run.journal, order["applied_tokens"])
-        assert observation_builder.outcome(order, few) == observation_builder.outcome(order, every)
+        at, outcome = order["applied_tokens"], observation_builder.outcome
+        assert outcome(at, few) == outcome(at, every)
         assert len(few) <= 4

@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from mixloop.contract import Order, RunPaths, read_order, read_schedule, read_status, write_order
+from mixloop.controller import views
 from mixloop.controller.config import load_config
 from mixloop.controller.journal import Journal
-from mixloop.controller.views import run_status as views
 
 SCRIPT = Path(__file__).parents[1] / "support" / "kill_controller.py"
 BUDGET = 12_000  # tokens: 150 steps of 80
@@ -196,7 +196,7 @@ def test_a_strangers_order_that_the_trainer_follows_is_undone(run_file: Path) ->
     assert controller(run_file, 30).returncode == -signal.SIGKILL
     write_order(paths.mixture, STRANGER)
     assert controller(run_file, "advance").returncode == 0
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     assert status is not None
     assert (status.accepted.fence, status.accepted.generation) == (99, 50)
     done = controller(run_file)
@@ -215,7 +215,7 @@ def test_a_lost_journal_does_not_send_the_run_back_to_its_start(run_file: Path) 
     paths = RunPaths(load_config(run_file).run.dir)
     assert controller(run_file, 40).returncode == -signal.SIGKILL
     assert controller(run_file, "advance").returncode == 0
-    before = read_status(paths.status)
+    before = read_status(paths.status).value
     assert before is not None
     assert before.in_force.generation >= 1
     paths.journal.unlink()

@@ -32,14 +32,12 @@ from mixloop.contract import (
     RunPaths,
     Schedule,
     ScheduleError,
-    find_holds,
-    find_manifest,
-    find_schedule,
-    find_status,
     read_holds,
+    read_manifest,
     read_order,
     read_schedule,
     read_status,
+    schedule_of,
 )
 from mixloop.controller.config import load_config
 from mixloop.controller.journal import unreadable_files
@@ -138,7 +136,7 @@ class Field:
         Returns whether the controller goes on.
         """
         for _ in range(steps):
-            self._ahead += unreadable_files.EXAMINE
+            self._ahead += unreadable_files.EXAMINE_SECONDS
             if not self.run.controller.step():
                 return False
         return True
@@ -206,12 +204,12 @@ class Field:
     def _mended(self, path: Path) -> None:
         """Looks at the file that is sound again, until the daemon has forgotten that it wasn't."""
         before = len(self.run.said)
-        told = path in self.run.controller._unread.unread.told
-        went_on = self.step(unreadable_files.LOOKS)
+        told = path in self.run.controller._unreadable.reported
+        went_on = self.step(unreadable_files.PERSISTS)
         name = str(path.relative_to(self.run.paths.dir))
         again = f"{name} can be read again" in self.run.said[before:]
         assert again == told or not went_on
-        self._ahead += 3 * unreadable_files.PAUSE[0]
+        self._ahead += 3 * unreadable_files.PAUSE_SECONDS[0]
 
 
 def unreadable(folder: Path) -> list[str]:
@@ -253,7 +251,7 @@ def field(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> I
     base = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(daemon, "Evaluator", played_run.QuickEvaluator)
-        patch.setattr(unreadable_files, "AGAIN", 0.0)
+        patch.setattr(unreadable_files, "AGAIN_SECONDS", 0.0)
         # what Typer makes of the command's signatures, once and not for each of ten thousand files
         patch.setattr("typer.testing._get_command", functools.cache(get_command))
         (base / "template").mkdir()
@@ -281,7 +279,7 @@ def test_statuses(field: Field, count: int) -> None:
 
     def throw(rng: random.Random) -> None:
         data = hostile.made(rng, valid)
-        field.throw("status", lambda run: run.paths.status, data, find=find_status)
+        field.throw("status", lambda run: run.paths.status, data, find=read_status)
 
     thrown(count, throw)
     both_happened(field, "status")
@@ -299,7 +297,7 @@ def test_schedules(field: Field, count: int) -> None:
             path = field.scratch / "schedule.jsonl"
             path.write_bytes(data)
             assert isinstance(read_schedule(path), Schedule)
-        field.throw("schedule", lambda run: run.paths.schedule, data, find=find_schedule)
+        field.throw("schedule", lambda run: run.paths.schedule, data, find=schedule_of)
 
     thrown(count, throw)
     both_happened(field, "schedule")
@@ -351,7 +349,7 @@ def test_manifests(field: Field, count: int) -> None:
             lambda run: run.paths.checkpoints / folder / "manifest.json",
             data,
             steps=8,
-            find=lambda path: find_manifest(path.parent),
+            find=lambda path: read_manifest(path.parent),
         )
 
     thrown(count, throw)
@@ -395,9 +393,9 @@ def test_holds(field: Field, count: int) -> None:
         data = hostile.made(rng, valid)
         path = field.scratch / "holds.json"
         path.write_bytes(data)
-        found = read_holds(path)
+        found = read_holds(path).value
         assert found is None or isinstance(found, frozenset)
-        field.throw("holds", lambda run: run.paths.holds, data, find=find_holds)
+        field.throw("holds", lambda run: run.paths.holds, data, find=read_holds)
 
     thrown(count, throw)
     both_happened(field, "holds")
@@ -556,7 +554,7 @@ def recovers(field: Field) -> None:
     """With every file sound again, the loop closes as before."""
     if field.run is None:
         return
-    beat = read_status(field.run.paths.status)
+    beat = read_status(field.run.paths.status).value
     assert beat is not None
     field.run.settle()
     assert field.run.controller._eyes.status == beat

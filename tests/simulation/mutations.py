@@ -11,7 +11,7 @@ from typing import Any
 from mixloop.common import files
 from mixloop.contract import order_acceptance, orders
 from mixloop.controller.core import decide, operator_requests
-from mixloop.controller.journal import journal, packing, records, schema, tamper_seal
+from mixloop.controller.journal import journal, packing, records, row_types, schema, tamper_seal
 from mixloop.controller.loop import daemon, observe, operator_inbox
 from mixloop.controller.tracking import mlflow_sink
 from mixloop.policies.guards import GuardResult
@@ -98,11 +98,11 @@ def _in_place() -> list[Change]:
 def _publish_first() -> list[Change]:
     real = records.decision
 
-    def decision(journal: Any, fields: Any, *, order: Any, **rest: Any) -> str:
-        if order is not None:
-            made = orders.Order("r", journal.fence, order["generation"], order["weights"])
-            sim().publish(sim().paths.mixture, made)
-        return real(journal, fields, order=order, **rest)
+    def decision(journal: Any, made: Any, **rest: Any) -> str:
+        if made.order is not None:
+            order = orders.Order("r", journal.fence, made.order.generation, made.weights_after)
+            sim().publish(sim().paths.mixture, order)
+        return real(journal, made, **rest)
 
     return [(records, "decision", decision)]
 
@@ -119,7 +119,7 @@ def _or_replace(table: str) -> Callable[..., None]:
             return
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         values = [
-            packing.dumps(v) if name in packing.JSON_COLUMNS else v for name, v in columns.items()
+            packing.dumps(v) if name in row_types.JSON_COLUMNS else v for name, v in columns.items()
         ]
         tx.execute(f"INSERT OR REPLACE INTO {into} ({names}) VALUES ({marks})", values)
 
@@ -364,11 +364,11 @@ def _fact_without_entry() -> list[Change]:
     real_enqueue = records.enqueue
     real = records.decision
 
-    def decision(journal: Any, fields: Any, **rest: Any) -> str:
+    def decision(journal: Any, made: Any, **rest: Any) -> str:
         kept: list[Any] = []
         records.enqueue = lambda tx, entries: kept.extend(entries)
         try:
-            name = real(journal, fields, **rest)
+            name = real(journal, made, **rest)
         finally:
             records.enqueue = real_enqueue
         with journal.transaction() as tx:

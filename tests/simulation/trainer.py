@@ -179,7 +179,7 @@ class Trainer:
 
     def restart(self, rng: random.Random, *, rewind: bool) -> bool:
         """Go on from one of the last checkpoints. Returns whether there was one."""
-        usable = [s for s in self.made if read_manifest(self.folder(s)) is not None]
+        usable = [s for s in self.made if read_manifest(self.folder(s)).value is not None]
         usable = [s for s in usable if s <= self.step][-3:]
         if not usable:
             return False

@@ -52,12 +52,12 @@ from mixloop.contract import (
     requests,
     write_order,
 )
+from mixloop.controller import views
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.decisions import policy_process
 from mixloop.controller.journal import FenceLost, Journal
 from mixloop.controller.loop import daemon
 from mixloop.controller.tracking import mlflow_sink
-from mixloop.controller.views import run_status as views
 from mixloop.evals.workers import Failure
 
 
@@ -382,7 +382,7 @@ class Play:
     def turn(self) -> None:
         """The trainer goes on a few steps, and who else acts at this point does so."""
         self.trainer.advance()
-        status = read_status(self.paths.status)
+        status = read_status(self.paths.status).value
         assert status is not None
         self.beats.append(status.heartbeat)
         while self.script and status.step >= self.script[0][0]:
@@ -552,7 +552,7 @@ class Play:
         must(generations == sorted(set(generations)), f"generations went back: {generations}")
         fences = [s.fence for s in segments]
         must(fences == sorted(fences), f"fences went back: {fences}")
-        status = read_status(self.paths.status)
+        status = read_status(self.paths.status).value
         assert status is not None
         for line in segments:
             if line.generation in {0, *self.strange, *self.excused} or line.sample > status.sample:

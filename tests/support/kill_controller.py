@@ -121,7 +121,7 @@ class FileTrainer:
 
     def restart(self, config: RunConfig) -> None:
         """Begin another incarnation, with the sources that run.yaml has now."""
-        before = read_status(self.paths.status)
+        before = read_status(self.paths.status).value
         assert before is not None
         self.names = list(config.sources)
         entries = tuple(SourceEntry(name, 1000, "f") for name in self.names)
@@ -135,7 +135,7 @@ class FileTrainer:
 
     def advance(self) -> None:
         """A few steps: take a new order, move the heartbeat, leave a checkpoint when due."""
-        before = read_status(self.paths.status)
+        before = read_status(self.paths.status).value
         step = 0 if before is None else min(before.step + STRIDE, self.budget // (QUANTUM * LENGTH))
         segments = read_schedule(self.paths.schedule).segments
         force = [s for s in segments if s.sample <= step * QUANTUM][-1]

@@ -101,7 +101,7 @@ class LongTrainer(played.FileTrainer):  # type: ignore[misc,name-defined]
         self._report(self.step, self.force, self.accepted)
 
     def _retire(self) -> None:
-        held = read_holds(self.paths.holds)
+        held = read_holds(self.paths.holds).value
         for folder in sorted(self.paths.checkpoints.iterdir())[:-KEPT]:
             if int(folder.name.rpartition("-")[2]) not in held:
                 shutil.rmtree(folder)

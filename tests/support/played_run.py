@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from mixloop.cli.app import app
 from mixloop.contract import RunPaths
+from mixloop.controller import views
 from mixloop.controller.config import load_config
 from mixloop.controller.loop import daemon
-from mixloop.controller.views import run_status as views
 
 _spec = importlib.util.spec_from_file_location(
     "kill_controller", Path(__file__).parent / "kill_controller.py"
@@ -108,7 +108,7 @@ class Run:
     def answer(self) -> dict[str, Any]:
         row = self.journal.row("SELECT * FROM requests ORDER BY taken_at DESC, rowid DESC LIMIT 1")
         assert row is not None
-        return {**row, "answer": json.loads(row["answer"])}
+        return row
 
     def history(self) -> list[dict[str, Any]]:
         return views.history(self.journal)

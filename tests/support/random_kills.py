@@ -95,7 +95,7 @@ class Storm:
         """The shared file is whole, and the trainer's heart beats."""
         self.looks += 1
         ended = self.trainer.poll()
-        status = read_status(self.paths.status)
+        status = read_status(self.paths.status).value
         now = time.monotonic()
         if status is not None and status.heartbeat != self.last[0]:
             must(status.heartbeat > self.last[0], "the heartbeat went back")
@@ -174,7 +174,7 @@ class Storm:
         self.asked.append(request.id)
 
     def _strange(self) -> None:
-        status = read_status(self.paths.status)
+        status = read_status(self.paths.status).value
         accepted = status.accepted if status is not None else None
         fence, generation = (accepted.fence, accepted.generation) if accepted else (0, 0)
         names = dict.fromkeys(self.config.sources, 0.0) | {"web": 0.5, "code": 0.5}

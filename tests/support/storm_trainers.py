@@ -139,7 +139,7 @@ class Real(Played):
 
     def verify(self, path: Path, config: RunConfig) -> dict[str, Any]:
         paths = RunPaths(config.run.dir)
-        first, last = self.first, read_status(paths.status)
+        first, last = self.first, read_status(paths.status).value
         must(first is not None and last is not None and last.finished, "the trainer did not finish")
         assert first is not None
         assert last is not None
@@ -170,7 +170,7 @@ def train(path: Path) -> None:
         if (config.run.dir / FINISH).exists():
             played.STRIDE = config.budget // STEP_TOKENS
         trainer.advance()
-        status = read_status(trainer.paths.status)
+        status = read_status(trainer.paths.status).value
         if status is not None and status.finished:
             return
         time.sleep(PACE)

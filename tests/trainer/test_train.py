@@ -123,11 +123,11 @@ def final_weights(folder: Path) -> bytes:
 def wait_for(path: Path, wanted: Callable[[Status], bool], seconds: float = 60) -> Status:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        status = read_status(path)
+        status = read_status(path).value
         if status is not None and wanted(status):
             return status
         time.sleep(0.005)
-    raise AssertionError(f"not seen in {path} in {seconds} s: {read_status(path)}")
+    raise AssertionError(f"not seen in {path} in {seconds} s: {read_status(path).value}")
 
 
 @contextmanager
@@ -161,7 +161,7 @@ def test_a_run_reports_and_saves_what_it_did(tmp_path: Path, stores: Path) -> No
     job = make_job(tmp_path / "run", stores, decay=160 * LENGTH, keep=2)
     assert train(job, trace=tmp_path / "trace") == 0
     paths = RunPaths(job.dir)
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     assert status is not None
     assert (status.step, status.sample, status.tokens) == (40, 320, job.budget)
     assert status.finished
@@ -177,7 +177,7 @@ def test_a_run_reports_and_saves_what_it_did(tmp_path: Path, stores: Path) -> No
         assert 0 < source.loss < 7
     names = sorted(path.name for path in paths.checkpoints.iterdir())
     assert names == ["step-00000030", "step-00000040"]
-    manifest = read_manifest(paths.checkpoints / names[-1])
+    manifest = read_manifest(paths.checkpoints / names[-1]).value
     assert manifest is not None
     assert {name: s.tokens for name, s in manifest.sources.items()} == {
         name: s.tokens for name, s in status.sources.items()
@@ -186,10 +186,10 @@ def test_a_run_reports_and_saves_what_it_did(tmp_path: Path, stores: Path) -> No
         manifest.files
     )
     assert train(job) == 0  # spent: nothing to do, nothing written
-    assert read_status(paths.status) == status
+    assert read_status(paths.status).value == status
     write_status(paths.status, replace(status, finished=False))  # killed just before the end
     assert train(job) == 0
-    ended = read_status(paths.status)
+    ended = read_status(paths.status).value
     assert ended is not None
     assert ended.finished
 
@@ -263,7 +263,7 @@ def test_killed_and_resumed_is_bit_identical_to_never_killed(tmp_path: Path, sto
     for step, line in uninterrupted.items():
         assert line == resumed.get(step, crashed.get(step))
     assert final_weights(calm.dir) == final_weights(job.dir)
-    status = read_status(RunPaths(calm.dir).status)
+    status = read_status(RunPaths(calm.dir).status).value
     assert status is not None
     assert (status.in_force.generation, status.in_force.sample) == (1, switch.sample)
 
@@ -287,7 +287,7 @@ def test_two_ranks_switch_together_and_draw_the_single_rank_order(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     assert status is not None
     assert (status.world_size, status.step, status.in_force.generation) == (2, 120, 1)
     ranks = [read_trace(tmp_path / "trace"), read_trace(tmp_path / "trace.rank1")]
@@ -307,7 +307,7 @@ def test_two_ranks_switch_together_and_draw_the_single_rank_order(
     assert train(alone, trace=tmp_path / "single") == 0
     for step, line in read_trace(tmp_path / "single").items():
         assert np.ravel(line["index"]).tolist() == order.batch(step * 8, 8)[1].tolist()
-    one = read_status(RunPaths(alone.dir).status)
+    one = read_status(RunPaths(alone.dir).status).value
     assert one is not None
     for name, source_status in one.sources.items():
         theirs = status.sources[name]
@@ -388,7 +388,7 @@ def test_no_malformed_order_stops_or_changes_a_run(
     assert [s.generation for s in read_schedule(paths.schedule).segments] == [0, 1]
     assert "order rejected: " in capfd.readouterr().err
     # SIGTERM left a checkpoint to go on from
-    last = read_status(paths.status)
+    last = read_status(paths.status).value
     assert last is not None
     assert not last.finished
     assert [path.name for path in paths.checkpoints.iterdir()] == [f"step-{last.step:08d}"]
@@ -408,7 +408,7 @@ def test_a_plan_and_a_new_fence_survive_a_restart(tmp_path: Path, stores: Path) 
 
     with beside(steer):
         assert train(job) == 130
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     assert status is not None
     stage = (status.step + 30) * 8 * LENGTH - 5
     plan = (Stage(stage, {"maths": 1.0}),)
@@ -421,7 +421,7 @@ def test_a_plan_and_a_new_fence_survive_a_restart(tmp_path: Path, stores: Path) 
     assert (second.generation, third.generation, third.fence) == (1, 1, 4)
     assert third.sample == (status.step + 30) * 8
     assert third.weights["maths"] == 2**24
-    last = read_status(paths.status)
+    last = read_status(paths.status).value
     assert last is not None
     assert last.in_force.sample == third.sample
     assert (last.accepted.fence, last.accepted.generation) == (4, 1)
@@ -452,7 +452,7 @@ def test_another_quantum_needs_rewind(
         assert np.ravel(line["source"]).tolist() == source.tolist()
         assert np.ravel(line["index"]).tolist() == index.tolist()
     assert [s.sample for s in read_schedule(paths.schedule).segments] == [0]  # the later is cut
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     assert status is not None
     assert (status.sample, status.step) == (80 + 12 * 20, 30)
 
@@ -499,7 +499,7 @@ def test_larger_steps_and_changed_sources_in_the_reference_loop(
     assert not report.findings
     assert report.trace is not None
     assert report.trace.verified == report.trace.lines > 24
-    status = read_status(RunPaths(job.dir).status)
+    status = read_status(RunPaths(job.dir).status).value
     assert status is not None
     assert status.sources["new"].tokens == 0
     assert status.sources["maths"].unique_tokens == open_stores(changed)["maths"].info.tokens
@@ -657,7 +657,7 @@ def test_a_run_without_room_for_checkpoints_trains_on(
     monkeypatch.setattr(checkpoint_store, "save", Failing(checkpoint_store.save, times=99))
     assert train(job) == 1
     assert "checkpoint not written" in capsys.readouterr().err
-    status = read_status(RunPaths(job.dir).status)
+    status = read_status(RunPaths(job.dir).status).value
     assert status is not None
     assert status.step == 12
 

@@ -223,7 +223,7 @@ def read_evidence(
         OSError: there is no schedule that can be read, or no checkpoint where one was asked for.
     """
     paths = RunPaths(folder)
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     found, broken = _ledgers(folder, further)
     lines, damaged, torn = read_lines(paths.schedule)
     length = next((line.sequence_length for _, line in lines if isinstance(line, OpenLine)), 1)
@@ -248,10 +248,10 @@ def _ledgers(folder: Path, further: Iterable[Path]) -> tuple[dict[str, Manifest]
             raise FileNotFoundError(f"{asked}: no {SAVED_FILE} there, nor in its folders")
         foreign += here
     for path in dict.fromkeys((*own, *foreign)):
-        manifest = read_manifest(path)
+        manifest = read_manifest(path).value
         trouble = checkpoint_store.fault(path)
         if manifest is None and (path / SAVED_FILE).is_file():
-            manifest = read_saved_manifest(path)
+            manifest = read_saved_manifest(path).value
             trouble = None if manifest is not None else f"no readable {SAVED_FILE}"
         if manifest is not None:
             found[path.name if path.name not in found else str(path)] = manifest

@@ -1,5 +1,4 @@
 from .dataset import MixtureDataset as MixtureDataset
 from .loader import MixtureLoader as MixtureLoader
 from .saved_state import SAVED_FILE as SAVED_FILE
-from .saved_state import find_saved_manifest as find_saved_manifest
 from .saved_state import read_saved_manifest as read_saved_manifest

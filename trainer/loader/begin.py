@@ -195,7 +195,7 @@ def _begins(plan: ResumePlan) -> None:
             f"{plan.job.dir}: this run went on from {opened.parent}, and no state was loaded; "
             "load_state_dict first, or pass rewind=True to begin again at step 0"
         )
-    status = read_status(RunPaths(plan.job.dir).status)
+    status = read_status(RunPaths(plan.job.dir).status).value
     if status is not None and status.step:
         say(
             f"{plan.job.dir}: this run was at step {status.step} and no state was loaded: it "

@@ -17,7 +17,7 @@ from mixloop.contract import (
     FileEntry,
     Manifest,
     RunPaths,
-    find_record,
+    read_record,
     read_status,
     write_status,
 )
@@ -68,21 +68,16 @@ def read_saved_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def read_saved_manifest(folder: Path) -> Manifest | None:
-    """What a foreign checkpoint says of its mixture; None where there is nothing to be read."""
-    return find_saved_manifest(folder).value
-
-
-def find_saved_manifest(folder: Path) -> ReadResult[Manifest]:
+def read_saved_manifest(folder: Path) -> ReadResult[Manifest]:
     """What a foreign checkpoint says of its mixture, or what is wrong with its `mixloop.json`."""
-    return find_record(folder / SAVED_FILE, SAVED_SCHEMA, Manifest, LARGEST_MANIFEST)
+    return read_record(folder / SAVED_FILE, SAVED_SCHEMA, Manifest, LARGEST_MANIFEST)
 
 
 def finish_status(job: Job) -> None:
     """Say in the status that the budget is spent, if the last trainer did not come to it."""
     path = RunPaths(job.dir).status
     try:
-        status = read_status(path)
+        status = read_status(path).value
         if status is not None and not status.finished:
             write_status(path, replace(status, finished=True, heartbeat=status.heartbeat + 1))
     except OSError as error:

@@ -227,7 +227,7 @@ class Session:
         if self.steering.lead is None or keep is None:
             return
         try:
-            held = read_holds(self._paths.holds)
+            held = read_holds(self._paths.holds).value
             if held is None:
                 say(f"step {step}: {self._paths.holds} is unreadable: no checkpoint is retired")
             else:

@@ -54,7 +54,7 @@ def fault(folder: Path) -> str | None:
     Sizes are checked, hashes are not: a torn write changes the size, and hashing a large model
     at every start costs minutes.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder).value
     if manifest is None:
         return "no readable manifest.json"
     for name, entry in manifest.files.items():
@@ -77,7 +77,7 @@ def newest(
     """
     for folder in reversed(list_steps(checkpoints).values()):
         trouble = fault(folder)
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder).value
         if trouble is None and manifest is not None:
             return folder, manifest
         say(f"checkpoint {folder.name} skipped: {trouble}")

@@ -88,7 +88,7 @@ def fork_run(
         raise JobError(str(error)) from error
     if not schedule.mixture:
         raise JobError(f"{paths.schedule}: no schedule there; give the folder of a run")
-    status = read_status(paths.status)
+    status = read_status(paths.status).value
     step, sample = _place(schedule, step, sample)
     if status is not None and sample > status.sample:
         raise JobError(
@@ -159,7 +159,7 @@ def _copy_checkpoint(paths: RunPaths, made: RunPaths, step: int, run: str) -> st
     folder = paths.checkpoints / name
     if not folder.is_dir() or checkpoint_store.fault(folder) is not None:
         return None
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder).value
     if manifest is None:
         return None
     made.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ def test_the_controller_scores_what_the_hugging_face_trainer_leaves(
 ) -> None:
     run = play(checkpoints={"layout": "hf-trainer", "dir": "out"})
     for step in (20, 40):
-        while (manifest := read_manifest(run.paths.checkpoints / f"step-{step:08d}")) is None:
+        while (manifest := read_manifest(run.paths.checkpoints / f"step-{step:08d}").value) is None:
             run.trainer.advance()
         folder = tmp_path / "out" / f"checkpoint-{step}"
         write_model(folder)

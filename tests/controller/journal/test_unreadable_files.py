@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from mixloop.cli.app import app
 from mixloop.common.json_records import Problem
-from mixloop.contract import find_holds, find_manifest, find_schedule, find_status, read_holds
+from mixloop.contract import read_holds, read_manifest, read_status, schedule_of
 from mixloop.controller.config.checkpoint_layouts import Layout
 from mixloop.controller.journal import unreadable_files
 from mixloop.controller.journal.unreadable_files import (
-    EXAMINE,
-    LOOKS,
-    PAUSE,
+    EXAMINE_SECONDS,
+    PAUSE_SECONDS,
+    PERSISTS,
     Report,
     UnreadableFiles,
 )
@@ -33,64 +33,68 @@ FILE, OTHER = Path("/run/status.json"), Path("/run/schedule.jsonl")
 BAD = {key: Problem(key, f"{key} is wrong") for key in "ab"}
 
 
-def said(unread: UnreadableFiles, kinds: str, every: float = EXAMINE) -> list[tuple[int, Report]]:
+def reports(
+    files: UnreadableFiles, kinds: str, every: float = EXAMINE_SECONDS
+) -> list[tuple[int, Report]]:
     """What is said of one file: ``a`` and ``b`` are problems, a dot is a sound look."""
-    words = []
+    numbered = []
     for n, kind in enumerate(kinds):
         problems = {FILE: BAD[kind]} if kind in BAD else {}
-        words += [(n, word) for word in unread.see(problems, n * every)]
-    return words
+        numbered += [(n, report) for report in files.examine(problems, n * every)]
+    return numbered
 
 
 @given(st.text("ab.", max_size=60))
 def test_only_what_persists_is_said(kinds: str) -> None:
-    words = said(UnreadableFiles(), kinds)
-    for n, word in words:
-        state = kinds[n - LOOKS + 1 : n + 1]
-        assert (state.count(".") == LOOKS) if word.problem is None else ("." not in state)
-    told = [word.problem for _, word in words]
-    assert all(
-        one is None or one != before for before, one in zip([None, *told], told, strict=False)
-    )
-    assert all(
-        before is not None for before, one in zip([None, *told], told, strict=False) if one is None
-    )
+    numbered = reports(UnreadableFiles(), kinds)
+    for n, report in numbered:
+        state = kinds[n - PERSISTS + 1 : n + 1]
+        assert (state.count(".") == PERSISTS) if report.problem is None else ("." not in state)
+    problems = [report.problem for _, report in numbered]
+    for before, problem in zip([None, *problems], problems, strict=False):
+        assert problem is None or problem != before
+        assert problem is not None or before is not None
 
 
 @given(st.text("ab.", max_size=30), st.sampled_from("ab"))
 def test_what_persists_is_said_in_the_end(before: str, kind: str) -> None:
-    watch = UnreadableFiles()
-    said(watch, before)
-    looks = LOOKS + round(40 * PAUSE[0] / EXAMINE)  # the quiet of what came before is over
-    words = [w for n in range(looks) for w in watch.see({FILE: BAD[kind]}, (30 + n) * EXAMINE)]
-    assert watch.told == [FILE]
-    assert len([word for word in words if word.problem is not None]) <= 1
-    assert (words or [w for _, w in said(UnreadableFiles(), before)])[-1].problem == BAD[kind]
+    files = UnreadableFiles()
+    earlier = [report for _, report in reports(files, before)]
+    looks = PERSISTS + round(40 * PAUSE_SECONDS[0] / EXAMINE_SECONDS)  # the quiet before is over
+    later = [
+        report
+        for n in range(looks)
+        for report in files.examine({FILE: BAD[kind]}, (30 + n) * EXAMINE_SECONDS)
+    ]
+    assert files.reported == [FILE]
+    assert len([report for report in later if report.problem is not None]) <= 1
+    assert (later or earlier)[-1].problem == BAD[kind]
 
 
 def test_a_file_that_comes_and_goes_is_spoken_of_less_and_less() -> None:
-    watch = UnreadableFiles()
-    days, flap = 10, ["a"] * LOOKS + ["."] * LOOKS
-    count = int(days * 86_400 / EXAMINE)
+    files = UnreadableFiles()
+    days, flap = 10, ["a"] * PERSISTS + ["."] * PERSISTS
+    count = int(days * 86_400 / EXAMINE_SECONDS)
     kinds = "".join(flap[n % len(flap)] for n in range(count))
-    words = said(watch, kinds)
-    first = [word for n, word in words if n * EXAMINE < 86_400]
-    last = [word for n, word in words if n * EXAMINE > (days - 2) * 86_400]
+    numbered = reports(files, kinds)
+    first = [report for n, report in numbered if n * EXAMINE_SECONDS < 86_400]
+    last = [report for n, report in numbered if n * EXAMINE_SECONDS > (days - 2) * 86_400]
     assert 10 < len(first) < 30
     assert 2 <= len(last) <= 6  # of 2,880 times that it went bad in a day
-    calm = watch.see({}, 20 * 86_400) + watch.see({}, 20 * 86_400) + watch.see({}, 20 * 86_400)
-    assert [word for word in calm if word.problem is not None] == []
-    assert watch._states == {}, "nothing is kept of a file that is well again"
+    calm = [report for _ in range(3) for report in files.examine({}, 20 * 86_400)]
+    assert [report for report in calm if report.problem is not None] == []
+    assert files._states == {}, "nothing is kept of a file that is well again"
 
 
 def test_files_do_not_mix() -> None:
-    watch = UnreadableFiles()
-    for n in range(LOOKS):
-        words = watch.see({FILE: BAD["a"], OTHER: BAD["b"]}, n * EXAMINE)
-    assert [(word.path, word.problem) for word in words] == [(OTHER, BAD["b"]), (FILE, BAD["a"])]
-    for n in range(LOOKS):
-        words = watch.see({FILE: BAD["a"]}, (10 + n) * EXAMINE)
-    assert words == [Report(OTHER, None)]
+    files = UnreadableFiles()
+    for n in range(PERSISTS):
+        found = files.examine({FILE: BAD["a"], OTHER: BAD["b"]}, n * EXAMINE_SECONDS)
+    pairs = [(report.path, report.problem) for report in found]
+    assert pairs == [(OTHER, BAD["b"]), (FILE, BAD["a"])]
+    for n in range(PERSISTS):
+        found = files.examine({FILE: BAD["a"]}, (10 + n) * EXAMINE_SECONDS)
+    assert found == [Report(OTHER, None)]
 
 
 # -- what is wrong, in words ---------------------------------------------------------------------
@@ -131,7 +135,7 @@ def test_the_place_the_value_and_the_want_are_named(
 ) -> None:
     path = play().paths.status
     path.write_bytes(changed(path, key, value))
-    found = find_status(path).problem
+    found = read_status(path).problem
     if words is None:  # a string is a string
         assert found is None
         return
@@ -156,17 +160,17 @@ def test_the_place_the_value_and_the_want_are_named(
 def test_what_is_no_record_at_all(tmp_path: Path, data: bytes, words: str) -> None:
     path = tmp_path / "holds.json"
     path.write_bytes(data)
-    found = find_holds(path)
+    found = read_holds(path)
     assert found.problem is not None
     assert found.problem.said.startswith(words)
-    assert read_holds(path) is None
+    assert read_holds(path).value is None
 
 
 def test_a_file_that_is_not_there_is_no_problem(tmp_path: Path) -> None:
-    for find in (find_status, find_holds, find_schedule, find_manifest):
+    for find in (read_status, read_holds, schedule_of, read_manifest):
         assert find(tmp_path / "none").problem is None  # type: ignore[operator]
     (tmp_path / "link").symlink_to(tmp_path / "none")
-    found = find_status(tmp_path / "link").problem
+    found = read_status(tmp_path / "link").problem
     assert found is not None
     assert found.said == "a symbolic link"
 
@@ -195,7 +199,7 @@ class Ahead:
         """What is said at so many looks, an examination apart."""
         before = len(self.run.said)
         for _ in range(times):
-            self.ahead += EXAMINE
+            self.ahead += EXAMINE_SECONDS
             assert self.run.controller.step()
         return list(self.run.said[before:])
 
@@ -222,7 +226,7 @@ def test_the_daemon_says_it_once_and_journals_it(ahead: Ahead) -> None:
     (line,) = [one for one in said if "status.json" in one]
     assert line.startswith(f"status.json can't be read: {words}; the last heartbeat")
     paths.status.write_bytes(sound)
-    assert ahead.look(LOOKS) == ["status.json can be read again"]
+    assert ahead.look(PERSISTS) == ["status.json can be read again"]
     assert ahead.events() == [
         ("unread", {"file": "status.json", "key": "loss", "problem": words}),
         ("read-again", {"file": "status.json"}),
@@ -234,7 +238,7 @@ def test_a_torn_look_is_nothing_to_say(ahead: Ahead) -> None:
     sound = path.read_bytes()
     for cut in (0, 10, 200, len(sound) - 5):
         path.write_bytes(sound[:cut])
-        assert ahead.look(LOOKS - 1) == []
+        assert ahead.look(PERSISTS - 1) == []
         path.write_bytes(sound)
         assert ahead.look(1) == []
     path.unlink()
@@ -244,9 +248,9 @@ def test_a_torn_look_is_nothing_to_say(ahead: Ahead) -> None:
 def test_holds_are_the_controllers_own_and_written_anew(ahead: Ahead) -> None:
     holds = ahead.run.paths.holds
     holds.write_text("rubbish")
-    said = ahead.look(LOOKS)
+    said = ahead.look(PERSISTS)
     assert [line.split(":")[0] for line in said] == ["holds.json can't be read"]
-    assert read_holds(holds) == frozenset(ahead.run.controller._eyes.waiting())
+    assert read_holds(holds).value == frozenset(ahead.run.controller._eyes.waiting())
 
 
 def test_everybody_who_looks_on_sees_it(ahead: Ahead) -> None:
@@ -256,7 +260,7 @@ def test_everybody_who_looks_on_sees_it(ahead: Ahead) -> None:
     manifest.write_text("{}")
     lines = paths.schedule.read_bytes().splitlines(keepends=True)
     paths.schedule.write_bytes(b"x" + b"".join(lines) + lines[-1])
-    assert len(ahead.look(LOOKS)) == 2
+    assert len(ahead.look(PERSISTS)) == 2
     found = json.loads(CliRunner().invoke(app, ["status", str(paths.dir), "--json"]).output)
     files = ["checkpoints/step-00009000/manifest.json", "schedule.jsonl"]
     assert [one["file"] for one in found["unreadable"]] == files

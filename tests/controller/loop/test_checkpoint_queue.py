@@ -108,7 +108,7 @@ def test_one_that_is_half_written_is_waited_for(play: Any) -> None:
     run.train(3)
     half = run.paths.checkpoints / "step-00000020"
     race_ahead(run, 1)
-    manifest = read_manifest(half)
+    manifest = read_manifest(half).value
     assert manifest is not None
     (half / "manifest.json").write_text('{"schema": "mixloop/ch')
     run.settle()
@@ -121,7 +121,7 @@ def test_one_that_is_half_written_is_waited_for(play: Any) -> None:
 def again(run: Any, step: int, *, rewind: bool) -> None:
     """A new incarnation of the trainer from the checkpoint at ``step``; later ones are removed."""
     opened = read_schedule(run.paths.schedule).latest_open
-    status = read_status(run.paths.status)
+    status = read_status(run.paths.status).value
     assert opened is not None
     assert status is not None
     number, sample = opened.incarnation + 1, step * opened.quantum

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from types import ModuleType
@@ -15,11 +14,10 @@ from typer.testing import CliRunner
 from mixloop.cli.app import app
 from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths, read_schedule, requests
+from mixloop.controller import views
 from mixloop.controller.config import load_config
 from mixloop.controller.core.operator_requests import completed
-from mixloop.controller.journal import Journal
 from mixloop.controller.loop import daemon
-from mixloop.controller.views import run_status as views
 
 
 def test_set_orders_a_mixture_that_the_trainer_applies(play: Any) -> None:
@@ -65,7 +63,7 @@ def test_paused_runs_score_and_decide_nothing(play: Any) -> None:
     scored = run.journal.value("SELECT COUNT(*) FROM evaluations WHERE state = 'scored'")
     assert scored == 2
     assert run.history() == []
-    assert views.status(run.paths, run.journal)["operators"]["paused"] is True
+    assert views.status_json(views.look(run.paths, run.journal))["operators"]["paused"] is True
     run.tell("resume")
     run.settle()
     assert [e["step"] for e in run.history()] == [40], "the newest is decided on, and it alone"
@@ -84,7 +82,7 @@ def test_pinned_sources_keep_their_share_whatever_the_policy_wants(play: Any) ->
     assert "pinned" in run.answer()["answer"]["text"]
     run.tell("unpin", "maths")
     assert run.answer()["state"] == "done"
-    assert views.status(run.paths, run.journal)["operators"]["pins"] == {}
+    assert views.status_json(views.look(run.paths, run.journal))["operators"]["pins"] == {}
 
 
 def test_a_large_change_waits_for_a_person(play: Any) -> None:
@@ -138,7 +136,7 @@ def test_rollback_restores_the_mixture_before_a_decision(play: Any) -> None:
     run.tell("rollback", changed["id"])
     run.train(4)
     assert run.in_force() == pytest.approx(changed["weights_before"], abs=1e-6)
-    ledger = views.status(run.paths, run.journal)["ledger"]
+    ledger = views.status_json(views.look(run.paths, run.journal))["ledger"]
     assert sum(one["tokens"] for one in ledger.values()) > 0
     run.tell("rollback", "d-000999")
     assert "no decision is called" in run.answer()["answer"]["text"]
@@ -253,31 +251,6 @@ def test_the_exported_schedule_is_a_policy_another_run_can_follow(play: Any) -> 
 
     config = load_config(other)
     load_policy(config.policy.use, config.policy.options)
-
-
-def test_a_journal_of_the_version_before_is_read_and_brought_up(play: Any, tmp_path: Path) -> None:
-    run = play(policy={"use": "static"})
-    run.train(4)
-    old = tmp_path / "old.db"
-    old.write_bytes(run.paths.journal.read_bytes())
-    import sqlite3
-
-    with contextlib.closing(sqlite3.connect(old)) as db:
-        db.executescript(
-            "DROP TABLE requests; DROP TABLE approvals; DROP TABLE assessments;"
-            "DROP INDEX one_policy_decision_per_checkpoint; DROP INDEX orders_not_in_force;"
-            "ALTER TABLE lease DROP COLUMN seal;"
-            "DROP INDEX decisions_by_verdict; DROP INDEX evaluations_by_state;"
-            "ALTER TABLE checkpoints DROP COLUMN incarnation;"
-            "ALTER TABLE decisions DROP COLUMN abandoned_by; CREATE UNIQUE INDEX "
-            "one_policy_decision_per_checkpoint ON decisions(step) WHERE asked_by = 'policy';"
-            "PRAGMA user_version = 2"
-        )
-    with contextlib.closing(Journal(old)) as journal:
-        assert not journal.knows_operators
-        assert views.history(journal)[0]["approval"] is None
-    with contextlib.closing(Journal(old, create=True)) as journal:
-        assert journal.knows_operators
 
 
 def test_shares_not_named_share_the_rest() -> None:

@@ -27,9 +27,10 @@ from mixloop.contract import (
     Status,
     write_status,
 )
-from mixloop.controller.core import Applied
+from mixloop.controller import views
+from mixloop.controller.core import Applied, DecisionRecord, OrderRecord
 from mixloop.controller.journal import Journal, records
-from mixloop.controller.views import run_status as views
+from mixloop.policies.guards import GuardNote
 
 EXPERIMENT = "tests"
 
@@ -85,18 +86,26 @@ def a_whole_run(path: Path) -> Journal:
         score = {"status": "ok", "reason": None, "metrics": metrics, "items": {}}
         score |= {"data": "packages: 8 of 1000 items", "data_kind": "packages"}
         missing = {"status": "missing", "reason": "no sandbox", "metrics": {}, "items": {}}
-        missing["data"] = None
+        missing["data"] = ""
         records.scored(
             journal, step, {"benchmarks": {"gsm8k": score, "humaneval": missing}, "step": step}
         )
     after = {"web": 0.8, "code": 0.2}
-    order = {"generation": 1, "policy": "rules", "reason": "why", "weights": after, "plan": []}
-    fields = {"asked_by": "policy", "step": 10, "tokens": 800, "verdict": "intervene"}
-    fields |= {"policy": "rules", "reason": "gsm8k is flat", "evidence": {"rule": "flat"}}
-    fields |= {"weights_before": initial, "weights_proposed": after, "weights_after": after}
-    fields |= {"plan": [], "against_generation": 0}
-    fields["guards"] = [{"guard": "dwell", "action": "passed", "detail": "fine"}]
-    records.decision(journal, fields, order=order, scores={}, started_ms=records.now_ms())
+    made = DecisionRecord(
+        verdict="intervene",
+        reason="gsm8k is flat",
+        evidence={"rule": "flat"},
+        weights_before=initial,
+        weights_proposed=after,
+        weights_after=after,
+        guards=(GuardNote("dwell", "passed", "fine"),),
+        against_generation=0,
+        order=OrderRecord(1, "rules"),
+        policy="rules",
+        step=10,
+        tokens=800,
+    )
+    records.decision(journal, made, scores={}, started_ms=records.now_ms())
     records.published(journal, 1)
     records.published(journal, 1)  # by the next controller: the first time counts
     records.curves(journal, asdict(heartbeat(800)), None, 5.0)
@@ -132,7 +141,8 @@ def heartbeat(tokens: int) -> Status:
 
 
 def metric(value: float) -> dict[str, Any]:
-    return {"value": value, "stderr": 0.1, "n": 8, "higher_is_better": False}
+    counts = {"n": 8, "asked": 8, "excluded": 0}
+    return {"value": value, "stderr": 0.1, "higher_is_better": False, **counts}
 
 
 def drain(journal: Journal, uri: str, *, kill_after: int | None = None) -> list[dict[str, Any]]:

@@ -224,7 +224,8 @@ def test_no_change_is_a_hold():
 
 def test_notes_are_json():
     result = apply_guards(STAGE2, (), smollm2(), GuardSettings())
-    assert json.loads(json.dumps(result.notes_json())) == result.notes_json()
+    notes = [note.to_json() for note in result.notes]
+    assert json.loads(json.dumps(notes)) == notes
 
 
 @pytest.mark.parametrize(

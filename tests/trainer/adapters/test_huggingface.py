@@ -134,7 +134,7 @@ def test_it_trains_on_the_order_through_changes_and_a_resume(
     first.add_callback(_Stop(20))
     first.train()
     assert first.seen == pure(tmp_path, 20 * QUANTUM)
-    found = read_saved_manifest(tmp_path / "out" / "checkpoint-16")
+    found = read_saved_manifest(tmp_path / "out" / "checkpoint-16").value
     assert found is not None
     assert (found.step, found.sample, found.tokens) == (16, 16 * QUANTUM, 16 * QUANTUM * LENGTH)
 
@@ -146,7 +146,7 @@ def test_it_trains_on_the_order_through_changes_and_a_resume(
     assert begun == 16 * QUANTUM
     assert second.seen == pure(tmp_path, STEPS * QUANTUM)[begun:]
 
-    status = read_status(RunPaths(tmp_path / "run").status)
+    status = read_status(RunPaths(tmp_path / "run").status).value
     assert status is not None
     assert (status.step, status.finished, status.in_force.generation) == (STEPS, True, 25)
     logged = [entry for entry in second.state.log_history if "loss" in entry][-1]
@@ -236,7 +236,7 @@ def test_checkpoints_by_epoch_are_marked_before_the_end(
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == [
         f"checkpoint-{STEPS}"
     ]
-    found = read_saved_manifest(tmp_path / "out" / f"checkpoint-{STEPS}")
+    found = read_saved_manifest(tmp_path / "out" / f"checkpoint-{STEPS}").value
     assert found is not None
     assert found.step == STEPS
 

@@ -165,7 +165,7 @@ def test_it_trains_on_the_order_through_changes_and_a_resume(
     segments = read_schedule(RunPaths(tmp_path / "run").schedule).segments
     assert [segment.generation for segment in segments if segment.generation][-2:] == [10, 25]
 
-    status = read_status(RunPaths(tmp_path / "run").status)
+    status = read_status(RunPaths(tmp_path / "run").status).value
     assert status is not None
     assert (status.step, status.finished, status.in_force.generation) == (STEPS, True, 25)
     assert status.loss == pytest.approx(sum(second.losses[-MICROS:]) / MICROS, rel=1e-5)

@@ -236,7 +236,7 @@ def test_the_trainer_trains_on_the_order_through_a_change_and_a_resume(
         assert together == [sorted(order[at : at + size]) for at in range(0, len(order), size)]
     segments = read_schedule(RunPaths(folder / "run").schedule).segments
     assert any(segment.generation == 1 for segment in segments)
-    status = read_status(RunPaths(folder / "run").status)
+    status = read_status(RunPaths(folder / "run").status).value
     assert status is not None
     assert (status.step, status.finished, status.in_force.generation) == (STEPS, True, 1)
     assert status.loss is not None

@@ -116,7 +116,7 @@ def test_a_change_reaches_the_workers_at_its_sample(
         }
         assert len(dataset) == STEPS * MICROS
         del batches
-    found = read_status(RunPaths(tmp_path / "run").status)
+    found = read_status(RunPaths(tmp_path / "run").status).value
     assert found is not None
     assert (found.finished, found.step, found.in_force.sample) == (True, STEPS, change.sample)
     assert found.sources["c"].loss == 2.0

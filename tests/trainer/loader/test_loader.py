@@ -122,7 +122,7 @@ def steps(loader: MixtureLoader, count: int) -> list[int]:
 def status(folder: Path) -> Status:
     path = RunPaths(folder / "run").status
     until(path.exists)  # the side thread writes it
-    found = read_status(path)
+    found = read_status(path).value
     assert found is not None
     return found
 

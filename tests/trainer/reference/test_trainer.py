@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from mixloop.cli import output
 from mixloop.contract import RunPaths, Status, read_manifest, read_status
+from mixloop.controller import views
 from mixloop.controller.core import curves_entry
 from mixloop.controller.service import check_run
-from mixloop.controller.views import run_status as views
 from mixloop.trainer.config import Job, JobError, TrainerSettings, learning_rate
 from mixloop.trainer.config.learning_rate import Cosine
 from mixloop.trainer.prepare import prepare
@@ -97,7 +97,7 @@ def make_job(folder: Path, stores: Path, *, steps: int = STEPS, bad: float = 0.0
 
 
 def status_of(job: Job) -> Status:
-    status = read_status(RunPaths(job.dir).status)
+    status = read_status(RunPaths(job.dir).status).value
     assert status is not None
     return status
 
@@ -184,7 +184,7 @@ def test_sharded_training_is_the_same_training_and_moves_between_world_sizes(
     traces = on_ranks(tmp_path, moving, traces=True)
     last = moving[-1][1]
     same_training(last, alone)
-    manifest = read_manifest(step_folder(last))
+    manifest = read_manifest(step_folder(last)).value
     assert manifest is not None
     parts = {name for name in manifest.files if name.startswith("trainer_state/")}
     assert {"trainer_state/.metadata", "trainer_state/__3_0.distcp"} <= parts
@@ -276,7 +276,7 @@ def test_sharded_ranks_stop_together_and_go_on(tmp_path: Path, stores: Path, alo
     try:
         end = time.monotonic() + 120
         while time.monotonic() < end:
-            status = read_status(RunPaths(job.dir).status)
+            status = read_status(RunPaths(job.dir).status).value
             if status is not None and status.step >= 3:
                 break
             time.sleep(0.02)
@@ -411,7 +411,7 @@ def test_a_gradient_that_is_not_finite_costs_its_step_and_no_more(
     assert health is not None
     assert (health.nan_steps, health.last_nan_step) == (len(broken), broken[-1])
     assert f"step {broken[0]}: the gradient is not finite" in capsys.readouterr().err
-    shown = output.status_lines(views.status(RunPaths(job.dir), None))
+    shown = output.status_lines(views.look(RunPaths(job.dir), None))
     assert f"Trouble    {len(broken)} steps without a finite gradient, 0 loss spikes; " in str(
         shown
     )

@@ -179,7 +179,7 @@ class Job:
         assert not report.findings, report.findings[0]
 
     def ledger(self) -> dict[str, int]:
-        status = read_status(self.paths.status)
+        status = read_status(self.paths.status).value
         assert status is not None
         return {name: one.tokens // LENGTH for name, one in status.sources.items()}
 
@@ -231,7 +231,7 @@ def test_a_source_grows_at_its_next_epoch(job: Job) -> None:
     assert sorted(draws[:23]) == sorted(draws[23:46]) == list(range(23))
     assert sorted(draws[46:86]) == sorted(draws[86:126]) == list(range(40))
     assert len(set(draws[126:171])) == 45
-    status = read_status(job.paths.status)
+    status = read_status(job.paths.status).value
     assert status is not None
     a = status.sources["a"]
     assert a.epochs == pytest.approx(4 + (len(draws) - 126) / 45)
@@ -308,7 +308,7 @@ def test_orders_may_mention_a_retired_source_without_weight(job: Job) -> None:
 
 
 def rejected(job: Job) -> str:
-    status = read_status(job.paths.status)
+    status = read_status(job.paths.status).value
     assert status is not None
     return "; ".join(one.reason for one in status.rejected)
 
@@ -319,7 +319,7 @@ def test_a_fork_has_the_sources_of_its_past(job: Job) -> None:
     job.train({"b": 0.5, "a": 0.5, "c": 0.0}, 30)
     fork_run(job.folder / "run", job.folder / "new", "n", step=40)
     ledger = job.ledger()
-    again = read_status(RunPaths(job.folder / "new").status)
+    again = read_status(RunPaths(job.folder / "new").status).value
     assert again is not None
     assert {name: one.tokens // LENGTH for name, one in again.sources.items()} == ledger
     options = job.options({"b": 0.5, "a": 0.5, "c": 0.0}, run="n")

@@ -642,7 +642,7 @@ def test_a_run_on_sources_of_all_formats(run: Path) -> None:
         settings = job.settings.model_copy(update={"document_mask": masked})
         one = job.model_copy(update={"dir": run.parent / name, "settings": settings})
         assert train(one) == 0
-        status = read_status(RunPaths(one.dir).status)
+        status = read_status(RunPaths(one.dir).status).value
         assert status is not None
         assert status.loss is not None
         assert {source.tokens for source in status.sources.values()} == {16 * 10}

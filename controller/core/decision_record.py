@@ -1,0 +1,61 @@
+"""A decision and the order it asks for, as the journal keeps them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mixloop.common.types import Json
+from mixloop.policies.guards import GuardNote
+
+Weights = Mapping[str, float]
+Plan = tuple[tuple[int, Weights], ...]
+"""Stretches ``(until_tokens, weights)``, one after the other."""
+AskedBy = Literal["policy", "controller", "operator"]
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRecord:
+    """The order of a decision: its ``weights_after`` and its ``plan``, under a number of its own.
+
+    Attributes:
+        policy: who made the mixture; not who decided, where guards or an approval did.
+    """
+
+    generation: int
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """One decision.
+
+    Attributes:
+        weights_before: the mixture in force; ``weights_proposed``: the one that was asked for, None
+            where nothing was; ``weights_after``: the one that is asked for now.
+        plan: what the order does later, or, of a decision that waits for approval, would do.
+        against_generation: of the order in force when it was made.
+        order: None for a decision that changes nothing.
+        approval: why a person has to approve it first; None: nobody has to.
+        step: of the checkpoint that was decided on, or the trainer's; ``tokens`` likewise.
+    """
+
+    verdict: str
+    reason: str
+    weights_before: Weights
+    weights_after: Weights
+    against_generation: int
+    weights_proposed: Weights | None = None
+    evidence: Json = field(default_factory=dict)
+    plan: Plan = ()
+    guards: tuple[GuardNote, ...] = ()
+    order: OrderRecord | None = None
+    approval: str | None = None
+    asked_by: AskedBy = "policy"
+    policy: str = ""
+    step: int = 0
+    tokens: int = 0
+    observation_digest: str | None = None
+    policy_digest: str | None = None
+    scored_at: str | None = None
