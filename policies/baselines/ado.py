@@ -25,10 +25,13 @@ RECENT = 0.9  # what the average of a source's recent shares keeps
 
 
 class AdoOptions(OptionsModel):
-    """``prior``: mu, the mixture that the method starts from and weighs sources by: the run's own
+    """What the paper leaves open, at its authors' values.
+
+    ``prior``: mu, the mixture that the method starts from and weighs sources by: the run's own
     first one (``start``) or shares by unique tokens (``size``). ``credit``: the power s of the
     share a source had lately. ``smoothing``: what is kept of the running mean of past mixtures.
-    ``floor``: least share of a source. ``warmup``: evaluations before the first fit."""
+    ``floor``: least share of a source. ``warmup``: evaluations before the first fit.
+    """
 
     prior: Literal["start", "size"] = "start"
     credit: Annotated[float, Field(ge=0, le=1)] = 0.5

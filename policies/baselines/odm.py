@@ -17,10 +17,13 @@ from .source_losses import active_sources, consumption, source_losses
 
 
 class OdmOptions(OptionsModel):
-    """``updates``: how many of the method's updates one evaluation stands for (the authors update
+    """How an evaluation counts.
+
+    ``updates``: how many of the method's updates one evaluation stands for (the authors update
     at every training step; at one per evaluation the mixture stays uniform for the first K ln K
     evaluations). ``smoothing``: keep this part of the estimated reward at an update and take the
-    rest from the new one, in place of the sum."""
+    rest from the new one, in place of the sum.
+    """
 
     updates: Annotated[int, Field(ge=1)] = 1
     smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None

@@ -21,7 +21,7 @@ MIN_KL = 1e-4
 
 
 def best_mixture(laws: Array, importance: Array, start: Array, most: Array, kl: float) -> Array:
-    """argmin (k,) of the problem above.
+    """The mixture (k,) that solves the problem above.
 
     Args:
         laws: A, (benchmarks, k).

@@ -55,9 +55,10 @@ class Forecast:
         return self.left / self.until * effective_slope(drawn, self.data.unique)
 
     def loss(self, moved: Array) -> tuple[float, Array]:
-        """Expected objective at the end of the budget with the effective shares s0 + moved (k,),
-        and its gradient by them. Uncertainty costs: the mean of exp of a Gaussian is more than
-        exp of its mean."""
+        """Expected objective at the end under the effective shares s0 + moved (k,); its gradient.
+
+        Uncertainty costs: the mean of exp of a Gaussian is more than exp of its mean.
+        """
         post = self.posterior
         risk = post.covariance @ moved
         shift, rate = _bounded(post.slope @ moved + 0.5 * risk @ moved)
@@ -67,8 +68,7 @@ class Forecast:
 
     @cached_property
     def slope_covariance(self) -> Array:
-        """Covariance (k, k) of the objective's slope by the shares at s0, benchmarks taken as
-        independent."""
+        """Covariance (k, k) of the objective's slope at s0, benchmarks taken as independent."""
         post, k = self.posterior, len(self.centre)
         total = np.zeros((k, k))
         for index in np.unique(post.owner):
@@ -94,8 +94,10 @@ def _bounded(shift: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Best:
-    """A mixture for the rest of the budget, the gain expected from it over holding the centre, and
-    the gain's standard error (objective's unit)."""
+    """A mixture for the rest of the budget, and its gain over holding the centre.
+
+    The gain and its standard error are in the objective's unit.
+    """
 
     weights: Array
     gain: float
@@ -103,8 +105,10 @@ class Best:
 
 
 def best_mixture(forecast: Forecast, caution: float, trust: float, begin: Array) -> Best:
-    """The mixture with the best posterior mean, less ``caution`` standard errors, or as much of
-    the way there as lies within total variation ``trust`` of the centre."""
+    """The mixture with the best posterior mean, less ``caution`` standard errors.
+
+    Or as much of the way there as lies within total variation ``trust`` of the centre.
+    """
     base = forecast.ahead(forecast.centre)
 
     def cost(weights: Array) -> tuple[float, Array]:
@@ -118,10 +122,10 @@ def best_mixture(forecast: Forecast, caution: float, trust: float, begin: Array)
 
 
 def shrunk(forecast: Forecast, best: Best) -> Best:
-    """As much of the way from the centre as the gain is sure of: ``1 - (stderr / gain)^2``, none
-    at a standard error or less.
+    """As much of the way from the centre as the gain is sure of: ``1 - (stderr / gain)^2``.
 
-    The positive part of a shrinkage estimator (James & Stein 1961), with the gain for the signal.
+    None at a standard error or less. The positive part of a shrinkage estimator (James & Stein
+    1961), with the gain for the signal.
     """
     part = 1 - (best.stderr / best.gain) ** 2 if best.gain > best.stderr else 0.0
     return _gain(forecast, forecast.centre + part * (best.weights - forecast.centre))

@@ -17,8 +17,11 @@ SLACK = 1.5  # a trial lasts one segment: it may pass what the rest of the budge
 
 @dataclass(frozen=True)
 class TrustRegion:
-    """Where a trial may lie: within ``change`` (total variation) of the mixture in force,
-    ``radius`` of the centre, and the caps ``most``, all over sources (k,)."""
+    """Where a trial may lie.
+
+    Within ``change`` (total variation) of the mixture in force, ``radius`` of the centre, and the
+    caps ``most``, all over sources (k,).
+    """
 
     current: Array
     centre: Array

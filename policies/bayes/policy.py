@@ -123,8 +123,10 @@ class BayesPolicy:
         return np.asarray(start + prior.strength * (aim - start))
 
     def _exploring(self, at: _Situation, sure: bool) -> bool:
-        """Whether to try something: a given number of times, and as often again as long as it
-        isn't known that mixtures matter."""
+        """Whether to try something.
+
+        A given number of times, and as often again as long as it isn't known that mixtures matter.
+        """
         observation = at.observation
         limit = self.options.explore
         if limit is None:
@@ -203,11 +205,11 @@ def _evidence(rule: str, **facts: float) -> dict[str, Any]:
 def expected_slopes(
     prior: Prior, names: Sequence[str], benchmarks: Sequence[str]
 ) -> dict[str, Array]:
-    """What mixtures measured elsewhere let one expect: per benchmark, the slope (k,) of log loss
-    by the shares of the sources ``names``.
+    """Per benchmark, the slope (k,) of log loss that mixtures measured elsewhere let one expect.
 
-    Bayesian linear regression on the points, times the prior's strength. Nothing with fewer than
-    two points, or for losses that aren't positive: they have no logarithm.
+    By the shares of the sources ``names``. Bayesian linear regression on the points, times the
+    prior's strength. Nothing with fewer than two points, or for losses that aren't positive: they
+    have no logarithm.
     """
     if len(prior.points) < 2:
         return {}

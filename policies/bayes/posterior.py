@@ -108,9 +108,11 @@ def fit(
 
 @dataclass(frozen=True)
 class _Regression:
-    """One benchmark under h pairs of eps and scale of t: ``kernel`` (h, n, n), ``weighed`` (h, n)
-    the kernel's inverse times what the prior mean leaves of the log loss, ``about`` (h,) the level
-    that the prior of c is about."""
+    """One benchmark under h pairs of eps and scale of t.
+
+    ``kernel`` (h, n, n), ``weighed`` (h, n) its inverse times what the prior mean leaves of the log
+    loss, ``about`` (h,) the level that the prior of c is about.
+    """
 
     floor: Array
     scale: Array

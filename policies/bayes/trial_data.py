@@ -23,8 +23,7 @@ MIN_NOISE = 1e-5
 
 @dataclass(frozen=True)
 class TrialScores:
-    """One benchmark's losses (lower is better) with standard errors, each (rows,); ``rows`` index
-    the trials'."""
+    """One benchmark's losses (lower is better) and their standard errors at the trials ``rows``."""
 
     name: str
     weight: float

@@ -36,7 +36,6 @@ def _target_reached(observation: Observation, benchmark: str) -> bool:
 
 
 def objective_metric(observation: Observation) -> str:
-    """The one metric that gains are added up in: what all steering benchmarks share, else bits
-    per byte."""
+    """The metric that gains are added up in: what the benchmarks share, else bits per byte."""
     names = observation.steering_benchmarks()
     return observation.common_metric(names) if names else BITS_PER_BYTE

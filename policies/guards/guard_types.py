@@ -112,9 +112,11 @@ class GuardNote:
 
 @dataclass(frozen=True)
 class GuardResult:
-    """``pass``: ``weights`` may be published. ``hold``: keep what is in force, for now.
-    ``inconclusive``: keep it, because what the proposal rests on may be chance.
-    ``refused``: nothing legal in this direction; keep, and raise an alarm.
+    """What the guards made of a proposal.
+
+    ``pass``: ``weights`` may be published. ``hold``: keep what is in force, for now.
+    ``inconclusive``: keep it, because what the proposal rests on may be chance. ``refused``:
+    nothing legal in this direction; keep, and raise an alarm.
 
     ``weights`` (every source named) and ``plan`` are as the guards left them, None and empty
     unless the verdict is ``pass``. ``nearest`` is the nearest legal mixture when an operator's

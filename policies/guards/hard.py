@@ -23,8 +23,10 @@ from .guard_state import TOLERANCE, GuardState, bounds_of, first_length, moves
 
 
 def simplex(state: GuardState) -> None:
-    """Names and simplex. Nothing else can be computed on a mixture that is none, so it is looked
-    at first; it keeps holding because every later guard stays on the simplex."""
+    """Names and simplex: nothing else can be computed on a mixture that is none.
+
+    It keeps holding because every later guard stays on the simplex.
+    """
     problem = state.problem
     if not problem and state.plan and total_variation(state.plan[0][1], state.weights) > TOLERANCE:
         problem = "the plan's first stretch starts now and must hold the proposed weights"

@@ -307,8 +307,7 @@ def _has_items(items: Mapping[str, Mapping[str, float]], metric: str) -> bool:
 def weighted_items(
     items: Mapping[str, Mapping[str, float]], metric: str, prefix: str = ""
 ) -> WeightedItems:
-    """Item id, after ``prefix``, to (value, weight): weighed by gold bytes for bits per byte, else
-    equally."""
+    """Item id, after ``prefix``, to (value, weight): gold bytes for bits per byte, else equal."""
     weigh = metric == BITS_PER_BYTE
     return {
         prefix + item: (outcome[metric], float(outcome.get("bytes", 1)) if weigh else 1.0)

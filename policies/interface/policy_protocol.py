@@ -99,8 +99,7 @@ class Checkable(Protocol):
     """A policy that can tell before the run starts that it names something unknown."""
 
     def check(self, sources: Mapping[str, Sequence[str]], benchmarks: Sequence[str]) -> None:
-        """Raise ``PolicyError`` for a name that is neither in ``sources`` (name to tags) nor in
-        ``benchmarks``."""
+        """Raise ``PolicyError`` for a name in neither ``sources`` (name to tags) nor benchmarks."""
         ...
 
 

@@ -63,8 +63,10 @@ def priors(link: Link, data: LawData) -> tuple[Array, Array]:
 
 
 def fit_with_null(data: LawData, laws: Sequence[MixingLaw], ends: Sequence[int]) -> list[Fit]:
-    """The laws and, last, the one by which mixtures don't matter; each fitted to the evaluations
-    before each end."""
+    """The laws and, last, the one by which mixtures don't matter.
+
+    Each is fitted to the evaluations before each end.
+    """
     fits: list[Fit] = []
     for link in ("power", "exponential", "none"):
         fits += _fit_link(data, link, [law for law in (*laws, NULL) if law.link == link], ends)

@@ -142,9 +142,11 @@ def values(link: Link, p: Array, z: Array, x: Array, u: Array) -> tuple[Array, A
     """Losses of a link and their derivatives by its parameters.
 
     Args:
+        link: what losses make of what is remembered.
         p: (b, 6 + k) parameters of b fits.
         z: (b, n, k) what is remembered, times k.
-        x, u: (n,) everything drawn, and progress of the decay.
+        x: (n,) everything drawn.
+        u: (n,) progress of the decay.
 
     Returns:
         (b, n) losses and (b, n, 6 + k) derivatives.

@@ -26,8 +26,11 @@ TINY = 1e-10
 
 @dataclass(frozen=True)
 class ObjectiveTerms:
-    """What the losses at the end are worth, all (m,): ``weight`` sums to 1; below ``enough``
-    nothing more counts, above ``bound`` every loss counts much more."""
+    """What the losses at the end are worth, all (m,).
+
+    ``weight`` sums to 1; below ``enough`` nothing more counts, above ``bound`` every loss counts
+    much more.
+    """
 
     weight: Array
     enough: Array
@@ -45,8 +48,11 @@ class WeightedFit:
 
 @dataclass(frozen=True)
 class TokenLimits:
-    """What a plan may do: (s, k) lowest and highest shares, the tokens left per source (k,), and
-    how far (Euclidean) one stretch's mixture may be from the one before."""
+    """What a plan may do.
+
+    (s, k) lowest and highest shares, the tokens left per source (k,), and how far (Euclidean) one
+    stretch's mixture may be from the one before.
+    """
 
     lowest: Array
     highest: Array
@@ -56,8 +62,11 @@ class TokenLimits:
 
 @dataclass(frozen=True)
 class PlanningProblem:
-    """The planner's task: draws (d) of the ensemble's laws have ``chances``, and say that the plan
-    gains are counted from ends at ``reference``."""
+    """The planner's task.
+
+    Draws (d) of the ensemble's laws have ``chances``, and say that the plan gains are counted from
+    ends at ``reference``.
+    """
 
     ensemble: Sequence[WeightedFit]
     ahead: Ahead

@@ -21,9 +21,11 @@ TURN = 1.8  # of max_change, Euclidean: what the decay's few decisions can still
 
 @dataclass(frozen=True)
 class Situation:
-    """An observation over the data's sources (k): what lies ahead, the limits for it, what the
-    losses at the end are worth, the mixture in force, that of the start, and which sources may be
-    drawn from."""
+    """An observation over the data's sources (k).
+
+    What lies ahead, the limits for it, what the losses at the end are worth, the mixture in force,
+    that of the start, and which sources may be drawn from.
+    """
 
     observation: Observation
     data: LawData

@@ -11,8 +11,10 @@ R_STAR = 15.39
 
 
 def effective(drawn: Array, unique: Array) -> Array:
-    """Worth of ``drawn`` tokens in unique ones: ``U + U R* (1 - exp(-(D/U - 1)/R*))`` past an
-    epoch."""
+    """Worth of ``drawn`` tokens in unique ones.
+
+    ``U + U R* (1 - exp(-(D/U - 1)/R*))`` past an epoch.
+    """
     repeats = np.maximum(drawn / unique - 1, 0)
     return np.where(drawn <= unique, drawn, unique * (1 + R_STAR * -np.expm1(-repeats / R_STAR)))
 

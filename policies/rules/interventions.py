@@ -52,8 +52,10 @@ class RuleStatus:
         return [result for result in self.results if "claim" in result.evidence]
 
     def claims(self) -> list[dict[str, Any]]:
-        """What its firing rests on, in the form that ``evidence`` documents. A trial was judged
-        when it ended, by its own z."""
+        """What its firing rests on, as ``evidence.significance`` documents it.
+
+        A trial was judged when it ended, by its own z.
+        """
         return [{"what": r.text.split(" (")[0], "z": r.evidence["claim"]} for r in self.tested()]
 
     def evidence(self) -> dict[str, Any]:

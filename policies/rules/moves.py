@@ -179,8 +179,10 @@ class SetMixture(Change):
 
 
 class Swap(OptionsModel, Change):
-    """A source on standby in for one that underperforms: ``part`` of the share of ``out`` (sources
-    or tags) goes to the source ``in``."""
+    """A source on standby in for one that underperforms.
+
+    ``part`` of the share of ``out`` (sources or tags) goes to the source ``in``.
+    """
 
     in_: Annotated[str, Field(min_length=1, alias="in")]
     out: Names

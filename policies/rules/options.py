@@ -130,8 +130,11 @@ class Introduction(OptionsModel):
 
 
 class Annealing(OptionsModel):
-    """Up-sampling in the decay phase: ``to`` (sources or tags) together to ``share``, or to
-    ``by`` times what they had, from ``from`` in proportion. Once; ``cap`` bounds ``by``."""
+    """Up-sampling in the decay phase, once.
+
+    ``to`` (sources or tags) together to ``share``, or to ``by`` times what they had (at most
+    ``cap``), from ``from`` in proportion.
+    """
 
     to: Names
     share: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -148,10 +151,12 @@ class Annealing(OptionsModel):
 
 
 class RulesOptions(OptionsModel):
-    """``initial``: a mixture to move to first. ``stages``: mixtures declared in advance, instead.
+    """What is done, and when.
+
+    ``initial``: a mixture to move to first. ``stages``: mixtures declared in advance, instead.
     ``introduce``: sources that enter late. ``anneal``: up-sampling in the decay phase.
-    ``combine``: all rules that hold fire together, except where one would take what another
-    gives."""
+    ``combine``: all rules that hold fire together, except where one would take what another gives.
+    """
 
     initial: Mixture | None = None
     stages: tuple[Stage, ...] = ()

@@ -31,8 +31,7 @@ class RulesPolicy:
         self.options = options or RulesOptions()
 
     def check(self, sources: Tags, benchmarks: Sequence[str]) -> None:
-        """Raise ``PolicyError`` for a source, tag (``sources``: name to tags) or benchmark that
-        the run doesn't have."""
+        """Raise ``PolicyError`` for a source, tag or benchmark that the run doesn't have."""
         check_names("source", self.options.initial or {}, sources, "policy.with.initial")
         for index, stage in enumerate(self.options.stages):
             check_names("source", stage.weights, sources, f"policy.with.stages.{index}.weights")
@@ -42,8 +41,7 @@ class RulesPolicy:
                 _check_names(expanded, sources, benchmarks, f"policy.with.interventions.{index}")
 
     def decide(self, observation: Observation) -> Proposal | Hold:
-        """The move of the first rule that holds, with its evidence; or a hold that says which
-        rule was nearest."""
+        """The move of the first rule that holds; or a hold that says which rule was nearest."""
         # before the first score nobody knows which benchmarks there are
         benchmarks = observation.benchmarks() or self._named_benchmarks()
         self.check(_tags(observation), sorted(benchmarks))

@@ -213,8 +213,11 @@ def _relative_gain(
 
 
 class Plateau(OptionsModel):
-    """A benchmark has slowed down: over ``over`` evaluations it gained less than ``part`` of what
-    it did over as many before, as a gain per doubling of the tokens. ``z`` is the normal score."""
+    """A benchmark has slowed down.
+
+    Over ``over`` evaluations it gained less than ``part`` of what it did over as many before, as a
+    gain per doubling of the tokens. ``z`` is the normal score.
+    """
 
     benchmark: Names
     metric: str | None = None

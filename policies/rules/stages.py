@@ -21,11 +21,11 @@ Stretch = tuple[int, dict[str, float]]
 
 
 class Stage(OptionsModel):
-    """A mixture for a stretch of the run: to ``until`` tokens, or while the learning rate is in
-    ``phase``. The last stage of the ones by tokens may leave ``until`` out: to the end.
+    """A mixture for a stretch of the run.
 
-    Stages by tokens follow one another from the start of the run; while a stage's phase lasts it
-    takes precedence over them.
+    To ``until`` tokens, or while the learning rate is in ``phase``. The last stage of the ones by
+    tokens may leave ``until`` out: to the end. Stages by tokens follow one another from the start
+    of the run; while a stage's phase lasts it takes precedence over them.
     """
 
     name: Annotated[str, Field(min_length=1)] | None = None

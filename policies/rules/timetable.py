@@ -68,8 +68,7 @@ def _annealed(rule: str, spec: Annealing, observation: Observation) -> Proposal 
 def _raised(
     rule: str, move: Move, share: float, observation: Observation, why: str
 ) -> Proposal | None:
-    """The move's sources raised to a share in steps as large as the guards let through; never
-    lowered."""
+    """The move's sources raised to a share, in steps as large as the guards let through."""
     weights = in_force(observation)
     missing = share - _together(move.to, weights, observation)
     if missing <= MIN_STEP or _given_up(rule, move.to, observation):

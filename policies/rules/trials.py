@@ -52,8 +52,7 @@ class TrialStatus:
 
 @dataclass(frozen=True)
 class TrialVerdict:
-    """What an exposure of 1 would have gained on the trend, and whether that is told apart from
-    nothing: positive is better."""
+    """What an exposure of 1 would have gained on the trend: positive is better."""
 
     gain: float
     stderr: float
@@ -195,8 +194,11 @@ def _exposures(
 def _noise(
     observation: Observation, benchmark: str, metric: str, evaluations: Sequence[Evaluation]
 ) -> float:
-    """Standard deviation of one evaluation's noise: what makes an item hard is in all of them and
-    cancels, so it is taken from paired differences of neighbours."""
+    """Standard deviation of one evaluation's noise.
+
+    What makes an item hard is in all of them and cancels: it is taken from paired differences of
+    neighbours.
+    """
     spreads = []
     for older, newer in pairwise(evaluations):
         try:

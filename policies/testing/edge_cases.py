@@ -48,8 +48,7 @@ def _changed(
 
 
 def _missing_benchmarks(names: SampleNames) -> Observation:
-    """Scores are missing here and there, the newest of the first benchmark among them, and all
-    of one evaluation."""
+    """Scores are missing here and there, the first benchmark's newest and a whole evaluation."""
     last = 11
 
     def thinned(index: int, name: str, score: BenchmarkScore) -> BenchmarkScore | None:

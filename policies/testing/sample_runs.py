@@ -211,8 +211,10 @@ def _decision(step: int, before: Mapping[str, float], after: Mapping[str, float]
 
 
 def rescored(run: Observation, change: Callable[[int, str, BenchmarkScore], Any]) -> Observation:
-    """The observation with ``change(evaluation's index, benchmark, score)`` in every score's
-    place; None takes the score away."""
+    """The run with ``change(evaluation's index, benchmark, score)`` in every score's place.
+
+    None takes the score away.
+    """
     evaluations = []
     for index, evaluation in enumerate(run.evaluations):
         changed = {n: change(index, n, score) for n, score in evaluation.benchmarks.items()}

@@ -74,7 +74,10 @@ objective: {objective}
         ("{gsm9k: {weight: 1}}", "objective.gsm9k: no such benchmark .*did you mean 'gsm8k'?"),
         ("{hellaswag: {weight: 2}}", "objective.hellaswag: a watch benchmark never steers"),
         ("{mmlu: {weight: 0}, gsm8k: {weight: 0}}", "every weight is 0"),
-        ("{mmlu: {weight: -1}}", "objective.mmlu.weight: -1"),
+        (
+            "{mmlu: {weight: -1}}",
+            "objective.mmlu.weight: input should be greater",
+        ),
     ],
 )
 def test_objective_mistakes_in_a_run_file(tmp_path, objective, message):
