@@ -87,10 +87,7 @@ def still_reaching(observation: Observation, target: Mapping[str, float], rule: 
         mixtures += [decision.weights_before, decision.weights_after or {}]
     if any(total_variation(weights, target) <= REACHED for weights in mixtures if weights):
         return False
-    return last is None or _came_closer(last, target)
-
-
-def _came_closer(decision: PastDecision, target: Mapping[str, float]) -> bool:
-    before = total_variation(decision.weights_before, target)
-    after = total_variation(decision.weights_after or decision.weights_before, target)
-    return before - after > REACHED
+    if last is None:
+        return True
+    before = total_variation(last.weights_before, target)
+    return before - total_variation(last.weights_after or last.weights_before, target) > REACHED

@@ -80,7 +80,8 @@ def trial_status(rule: Intervention, observation: Observation) -> TrialStatus:
     trial = rule.trial
     assert trial is not None
     periods = _periods(rule, observation)
-    if any(rule.name in _confirmed(period.fired) for period in periods):
+    confirmed = [period.fired.evidence.get("confirmed") for period in periods]
+    if any(isinstance(names, list) and rule.name in names for names in confirmed):
         return TrialStatus("confirmed")
     if not periods:
         have = len(observation.evaluations)
@@ -91,12 +92,6 @@ def trial_status(rule: Intervention, observation: Observation) -> TrialStatus:
     if last.state == "over" and len(periods) < trial.times:
         return TrialStatus("ready", last.text, answered=False)
     return last
-
-
-def _confirmed(decision: PastDecision) -> list[Any]:
-    """The rules that had been confirmed when a decision was made."""
-    names = decision.evidence.get("confirmed")
-    return names if isinstance(names, list) else []
 
 
 def _periods(rule: Intervention, observation: Observation) -> list[_TrialPeriod]:

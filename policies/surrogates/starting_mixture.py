@@ -6,7 +6,7 @@ fitted to all of them is asked instead, and says how sure it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -159,7 +159,9 @@ def recommend(
     def cost(rows: Array) -> Array:
         return surrogate.predict(rows)[0] + KL * _divergence(rows, begun[0])
 
-    best = _least(cost, candidates, caps)
+    # the cheaper of the best candidate and what gradients lead to
+    ends = np.stack([candidates[int(cost(candidates).argmin())], best_static(cost, caps, starts=4)])
+    best = ends[int(cost(ends).argmin())]
     rows = np.concatenate([begun, best[None], candidates])
     draws = surrogate.sample(rows, DRAWS, drawing)
     chosen = rows[(draws + KL * _divergence(rows, begun[0])).argmin(axis=1)]
@@ -194,10 +196,3 @@ def _candidates(mixtures: Array, most: Array, drawing: np.random.Generator) -> A
     share = drawing.random((len(pairs), 1))
     between = share * mixtures[pairs[:, 0]] + (1 - share) * mixtures[pairs[:, 1]]
     return confine(np.concatenate([mixtures, broad, between]), most)
-
-
-def _least(cost: Callable[[Array], Array], candidates: Array, most: Array) -> Array:
-    """The cheaper of the best candidate and what gradients lead to."""
-    best = candidates[int(cost(candidates).argmin())]
-    rows = np.stack([best, best_static(cost, most, starts=4)])
-    return np.asarray(rows[int(cost(rows).argmin())])

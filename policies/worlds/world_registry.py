@@ -81,18 +81,12 @@ def load_world(
         forms = "name:key=value,…, package.module:Class or ./file.py:Class"
         mend = suggest(ref, world_names())
         raise PolicyError(f"{KEY}: no world is called {ref!r}{mend} (or write {forms})")
-    where, options = _split_options(ref)
+    where, _, last = ref.rpartition(":")
+    where, options = (where, parse_options(last, ref)) if "=" in last else (ref, {})
     cls = find_class(where, key=KEY, verb="evaluate", base=base)
     world: World = _built(lambda: cls(**options), ref)
     _check_members(world, ref)
     return world
-
-
-def _split_options(ref: str) -> tuple[str, dict[str, Any]]:
-    where, _, last = ref.rpartition(":")
-    if "=" in last:
-        return where, parse_options(last, ref)
-    return ref, {}
 
 
 def parse_options(text: str, ref: str) -> dict[str, Any]:
