@@ -81,7 +81,7 @@ class Prior(_SearchAnswer):
 
 
 class BayesOptions(OptionsModel):
-    """Options of ``Bayes``.
+    """What is tried, how far it goes, and what is known before the run.
 
     ``explore`` None: two more than there are sources, at most fourteen. ``proposals`` says who
     picks the mixtures to try: ``design`` (those from which the model learns most) or ``optuna``
