@@ -53,7 +53,7 @@ def load_guard(name: str) -> Guard:
         guard = entry.load()
         if isinstance(guard, type) or not hasattr(guard, "apply"):
             guard = guard()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PolicyError(f"guard {label} doesn't load: {type(error).__name__}: {error}") from error
     if not callable(getattr(guard, "apply", None)) or not getattr(guard, "name", ""):
         raise PolicyError(f"guard {label} needs a name and apply(state); add them")
