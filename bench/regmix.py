@@ -151,11 +151,11 @@ def study(proxies: Runs, large: Runs, options: argparse.Namespace) -> dict[str, 
     for kind in options.kinds:
         begun = time.perf_counter()
         error = float(errors(kind, proxies).mean())
-        found = ranks(predict(kind, proxies, large.mixtures), large)
+        targets = ranks(predict(kind, proxies, large.mixtures), large)
         seconds = time.perf_counter() - begun
-        report["kinds"][kind] = {"error": error, "targets": found, "seconds": seconds}
+        report["kinds"][kind] = {"error": error, "targets": targets, "seconds": seconds}
         if not options.json:
-            _say(kind, len(proxies), error, found, options.top, seconds)
+            _say(kind, len(proxies), error, targets, options.top, seconds)
     report["chosen"] = min(report["kinds"], key=lambda kind: report["kinds"][kind]["error"])
     if not options.json:
         print(f"chosen on {len(proxies)} proxies alone: {report['chosen']}")
@@ -164,24 +164,24 @@ def study(proxies: Runs, large: Runs, options: argparse.Namespace) -> dict[str, 
 
 
 def _say(
-    kind: str, count: int, error: float, found: dict[str, Any], top: float, seconds: float
+    kind: str, count: int, error: float, targets: dict[str, Any], top: float, seconds: float
 ) -> None:
-    domains = {name: one for name, one in found.items() if name != MEAN}
-    inside = sum(one["rank"] <= top * one["of"] for one in domains.values())
-    order = sorted(one["rank"] for one in domains.values())
+    domains = {name: score for name, score in targets.items() if name != MEAN}
+    inside = sum(score["rank"] <= top * score["of"] for score in domains.values())
+    order = sorted(score["rank"] for score in domains.values())
     print(
-        f"{kind:10} {count:4} proxies  error {error:.3f} sd  mean: rank {found[MEAN]['rank']:3} "
-        f"(Spearman {found[MEAN]['spearman']:.3f})  domains in the top {100 * top:g}%: "
+        f"{kind:10} {count:4} proxies  error {error:.3f} sd  mean: rank {targets[MEAN]['rank']:3} "
+        f"(Spearman {targets[MEAN]['spearman']:.3f})  domains in the top {100 * top:g}%: "
         f"{inside}/{len(domains)}, median rank {order[len(order) // 2]}  {seconds:.0f} s",
         flush=True,
     )
 
 
-def _show(found: dict[str, Any]) -> None:
-    for name, one in found.items():
+def _show(targets: dict[str, Any]) -> None:
+    for name, score in targets.items():
         print(
-            f"  {name:22} rank {one['rank']:3} of {one['of']}  loss {one['loss']:.3f} (best "
-            f"{one['best']:.3f}, median {one['median']:.3f})  Spearman {one['spearman']:.3f}"
+            f"  {name:22} rank {score['rank']:3} of {score['of']}  loss {score['loss']:.3f} (best "
+            f"{score['best']:.3f}, median {score['median']:.3f})  Spearman {score['spearman']:.3f}"
         )
 
 

@@ -17,16 +17,16 @@ from mixloop.policies.interface import (
 
 
 def score(value: float, *, better: bool = False, metric: str = "bits_per_byte") -> BenchmarkScore:
-    found = Metric(value=value, stderr=0.01, n=100, higher_is_better=better)
-    return BenchmarkScore(metrics={metric: found})
+    entry = Metric(value=value, stderr=0.01, n=100, higher_is_better=better)
+    return BenchmarkScore(metrics={metric: entry})
 
 
 def observe(*scores: dict[str, BenchmarkScore], **changes: object) -> Observation:
     evaluations = tuple(
-        Evaluation(step=k, tokens=k, benchmarks=found) for k, found in enumerate(scores, 1)
+        Evaluation(step=k, tokens=k, benchmarks=scored) for k, scored in enumerate(scores, 1)
     )
-    given: dict[str, object] = {"steering": dict.fromkeys(["a", "b"], "bits_per_byte")}
-    return Observation(sources={}, weights={}, evaluations=evaluations, **given | changes)
+    fields: dict[str, object] = {"steering": dict.fromkeys(["a", "b"], "bits_per_byte")}
+    return Observation(sources={}, weights={}, evaluations=evaluations, **fields | changes)
 
 
 @pytest.mark.parametrize(
@@ -41,22 +41,22 @@ def observe(*scores: dict[str, BenchmarkScore], **changes: object) -> Observatio
     ],
 )
 def test_weights(objective, weights):
-    seen = observe({"a": score(0.9), "b": score(2.0)}, objective=objective)
-    assert objective_weights(seen) == pytest.approx(weights)
+    observation = observe({"a": score(0.9), "b": score(2.0)}, objective=objective)
+    assert objective_weights(observation) == pytest.approx(weights)
 
 
 def test_a_target_of_an_accuracy_is_reached_from_below():
     steering = {"a": "accuracy", "b": "bits_per_byte"}
     scored = {"a": score(0.6, better=True, metric="accuracy")}
-    seen = observe(scored, objective={"a": Goal(target=0.7)}, steering=steering)
-    assert objective_weights(seen)["a"] == 0.5
+    observation = observe(scored, objective={"a": Goal(target=0.7)}, steering=steering)
+    assert objective_weights(observation)["a"] == 0.5
     reached = observe(scored, objective={"a": Goal(target=0.6)}, steering=steering)
     assert objective_weights(reached) == {"a": 0.0, "b": 1.0}
 
 
 def test_watched_benchmarks_have_no_part():
-    seen = observe({"a": score(1), "w": score(1)}, steering={}, watch=("w",))
-    assert objective_weights(seen) == {"a": 1.0}
+    observation = observe({"a": score(1), "w": score(1)}, steering={}, watch=("w",))
+    assert objective_weights(observation) == {"a": 1.0}
 
 
 RUN = """

@@ -52,9 +52,9 @@ FREE = GuardSettings(max_epochs=None, max_change=1.0)
 
 
 def note(result: GuardResult, guard: str, action: str) -> str:
-    found = [n.detail for n in result.notes if n.guard == guard and n.action == action]
-    assert found, [(n.guard, n.action, n.detail) for n in result.notes]
-    return found[0]
+    details = [n.detail for n in result.notes if n.guard == guard and n.action == action]
+    assert details, [(n.guard, n.action, n.detail) for n in result.notes]
+    return details[0]
 
 
 def test_smollm2s_openwebmath_is_caught_as_a_declared_stage():

@@ -39,12 +39,12 @@ def test_repetition_follows_the_data_constrained_law() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_world_is_a_function_of_its_seed(family: type[Power]) -> None:
-    one, same, other = family(seed=3), family(seed=4), family(seed=5)
+    first, same, other = family(seed=3), family(seed=4), family(seed=5)
     same.reset(3)
-    for world in (one, same, other):
+    for world in (first, same, other):
         world.advance(dict.fromkeys(world.sources, 0.2), world.unit)
-    assert one.evaluate() == same.evaluate()
-    assert one.evaluate() != other.evaluate()
+    assert first.evaluate() == same.evaluate()
+    assert first.evaluate() != other.evaluate()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
