@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -266,23 +267,21 @@ def _rank(batch: RankBatch, length: int, gather: Any, corpus: Corpus, args: Audi
                 "run.yaml, or --source NAME=PATH"
             )
     rows = []
-    for micro, row in (
-        (m, r) for m in range(len(batch.source)) for r in range(batch.source.shape[1])
-    ):
-        name, index = names[int(batch.source[micro, row])], int(batch.index[micro, row])
-        rows.append(
-            {
-                "micro": micro,
-                "row": row,
-                "sample": int(batch.position[micro, row]),
-                "source": name,
-                "index": index,
-                "epoch": int(batch.epoch[micro, row]),
-                "draw": int(batch.draw[micro, row]),
-                "token": index * length,
-            }
-            | ({"text": _decode(corpus.tokenizer_of(name), ids[micro, row])} if args.text else {})
-        )
+    for place in product(*map(range, batch.source.shape)):
+        name, index = names[int(batch.source[place])], int(batch.index[place])
+        row: Json = {
+            "micro": place[0],
+            "row": place[1],
+            "sample": int(batch.position[place]),
+            "source": name,
+            "index": index,
+            "epoch": int(batch.epoch[place]),
+            "draw": int(batch.draw[place]),
+            "token": index * length,
+        }
+        if args.text:
+            row["text"] = _decode(corpus.tokenizer_of(name), ids[place])
+        rows.append(row)
     rank: Json = {"rank": batch.rank, "rows": rows}
     return rank | {"sha256": ids_hash(ids)} if args.hashes else rank
 

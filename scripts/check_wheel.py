@@ -51,7 +51,9 @@ def wanted() -> set[str]:
     """The wheel's names for every module, face, template and marker in the rooms."""
     paths = (path for room in ROOMS for path in (ROOT / room).rglob("*"))
     kept = (
-        path for path in paths if path.suffix in (".py", ".pyi", ".html") or path.name == "py.typed"
+        path
+        for path in paths
+        if path.suffix in (".py", ".pyi", ".html", ".yaml") or path.name == "py.typed"
     )
     return {f"mixloop/{path.relative_to(ROOT).as_posix()}" for path in kept}
 

@@ -82,6 +82,7 @@ def test_faces_offer_what_others_use_and_nothing_else() -> None:
 # faces that people import, whole, by the README and the docs
 PUBLIC = {
     "mixloop.policies",
+    "mixloop.policies.guards",
     "mixloop.policies.testing",
     "mixloop.policies.worlds",
     "mixloop.trainer",

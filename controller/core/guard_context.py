@@ -11,7 +11,7 @@ from mixloop.contract import BatchSchedule, Stage
 from mixloop.controller.config import RunConfig
 from mixloop.policies.guards import GuardContext, GuardSettings
 from mixloop.policies.interface import Observation
-from mixloop.policies.mixture import GuardSource, project
+from mixloop.policies.mixture import project
 from mixloop.trainer.config import JobError, batch_schedule_of
 
 Weights = Mapping[str, float]
@@ -71,10 +71,7 @@ def guard_context(
     )
     every = config.evals.every or trainer.checkpoint_every or config.budget
     return GuardContext(
-        sources={
-            name: GuardSource(unique_tokens=source.unique_tokens, standby=source.standby)
-            for name, source in seen.sources.items()
-        },
+        sources=seen.sources,
         weights=weights,
         drawn={name: by_then[name] if name in status.sources else 0.0 for name in seen.sources},
         tokens=tokens,
