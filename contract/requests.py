@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mixloop.common.files import parse_json, read_regular, write_atomic
+from mixloop.common.files import parse_json, read_regular, write_json
 from mixloop.common.types import Json
 
 from .signing import sign, unsigned_reason
@@ -87,7 +87,7 @@ def submit(folder: Path, request: Request, *, run: str = "", key: bytes | None =
     body: Json = {"schema": SCHEMA, "run": run, **asdict(request)}
     if key is not None:
         body["hmac"] = sign(key, json.loads(json.dumps(body)))
-    write_atomic(path, (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
+    write_json(path, body)
     return path
 
 

@@ -18,9 +18,9 @@ from .schedule import (
     Schedule,
     ScheduleError,
     ScheduleTaken,
-    _scan,
     encode_line,
     read_schedule,
+    scan,
 )
 
 _LOCK_SECONDS = 10.0
@@ -140,7 +140,7 @@ class ScheduleWriter:
         with os.fdopen(os.dup(handle), "rb") as stream:
             stream.seek(0)
             data = stream.read()
-        lines, sound = _scan(data, self._path)
+        lines, sound = scan(data, self._path)
         schedule = Schedule(tuple(lines))
         if own is not None and schedule.incarnation > own:
             raise ScheduleTaken(self._taken(schedule.incarnation))

@@ -360,7 +360,7 @@ def unread(journal: Journal, words: Sequence[Report], told: Sequence[Path], fold
     with journal.transaction() as tx:
         keep(tx, "unread", [name_of(path, folder) for path in told])
         for word in words:
-            fault = word.problem and {"key": word.problem.key, "problem": word.problem.said}
+            fault = word.problem and {"key": word.problem.key, "problem": word.problem.text}
             detail = {"file": name_of(word.path, folder), **(fault or {})}
             add_event(tx, journal.fence or 0, "unread" if fault else "read-again", detail)
 

@@ -142,13 +142,13 @@ def line(word: Report, folder: Path) -> str:
     name = name_of(word.path, folder)
     if word.problem is None:
         return f"{name} can be read again"
-    return f"{name} can't be read: {word.problem.said}; {remedy(word.path)}"
+    return f"{name} can't be read: {word.problem.text}; {remedy(word.path)}"
 
 
 def as_json(path: Path, problem: Problem, folder: Path) -> Json:
     """``file``, ``key`` (empty: all of it), ``problem`` and ``mend``."""
     name = name_of(path, folder)
-    return {"file": name, "key": problem.key, "problem": problem.said, "mend": remedy(path)}
+    return {"file": name, "key": problem.key, "problem": problem.text, "mend": remedy(path)}
 
 
 def problems(paths: RunPaths, journal: Journal | None) -> dict[Path, Problem]:

@@ -72,7 +72,7 @@ def open_run(run: Path, *, new: bool = False) -> tuple[RunPaths, Journal | None]
         beat = read_status(paths.status)
         if beat.problem is not None:
             raise BadInput(
-                f"{paths.status}: can't be read: {beat.problem.said}; there is no journal either"
+                f"{paths.status}: can't be read: {beat.problem.text}; there is no journal either"
             )
         if beat.value is None:
             raise BadInput(f"{run}: neither a journal nor a heartbeat here; is this a run folder?")

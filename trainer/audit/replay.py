@@ -49,7 +49,7 @@ class Branch:
 
     def quantum(self, sample: int) -> int:
         """Samples of a step that begins at `sample`."""
-        return BatchSchedule(self.schedule.quanta).at(sample)
+        return BatchSchedule(self.schedule.batch_stages).at(sample)
 
     @property
     def opened(self) -> OpenLine:
@@ -75,13 +75,13 @@ class Branch:
         for segment, end in zip(self.mixture, ends, strict=True):
             if end is not None and end <= at:
                 continue
-            steps = None if end is None else -(-(end - at) // segment.quantum)
+            steps = None if end is None else -(-(end - at) // segment.step_samples)
             if steps is None or step - done < steps:
-                first = at + (step - done) * segment.quantum
+                first = at + (step - done) * segment.step_samples
                 return (
                     piece,
                     first,
-                    segment.quantum if end is None else min(segment.quantum, end - first),
+                    segment.step_samples if end is None else min(segment.step_samples, end - first),
                 )
             assert end is not None
             at, done = end, done + steps
@@ -218,7 +218,7 @@ class ScheduleReplay:
         if course.key in self._orders:
             return self._orders[course.key]
         keys: list[object] = [
-            (s.sample, s.quantum, tuple(s.weights.items())) for s in course.mixture
+            (s.sample, s.step_samples, tuple(s.weights.items())) for s in course.mixture
         ]
         sizes = course.schedule.sizes
         if self._chain and sizes != self._sizes:

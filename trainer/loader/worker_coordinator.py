@@ -181,7 +181,7 @@ class Office:
 
     def _recorded(self, sample: int) -> BatchSchedule:
         """The samples of every step of the run so far; of one not begun, from `sample` on."""
-        stages = read_schedule(RunPaths(self._job.dir).schedule).quanta
+        stages = read_schedule(RunPaths(self._job.dir).schedule).batch_stages
         return (
             BatchSchedule(stages)
             if stages

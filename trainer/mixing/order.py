@@ -222,7 +222,7 @@ class MixtureOrder:
             given = _given(last.quota, length)
             before = last.before + given
             carried = _remainder(last, length, given)
-        quota = SourceQuotas(weights, segment.quantum, carried)
+        quota = SourceQuotas(weights, segment.step_samples, carried)
         stretch = _Stretch(segment.sample, weights, quota, before, carried)
         self._stretches = (*self._stretches, stretch)
 
@@ -231,8 +231,8 @@ class MixtureOrder:
         unknown = sorted(set(segment.weights) - set(self._names))
         if unknown:
             raise ValueError(f"the segment at sample {segment.sample}: no source {unknown[0]!r}")
-        if segment.quantum < 1:
-            raise ValueError(f"quantum is {segment.quantum}: it is at least 1 sample")
+        if segment.step_samples < 1:
+            raise ValueError(f"quantum is {segment.step_samples}: it is at least 1 sample")
         units = quantise(segment.weights)
         return np.array([units.get(name, 0) for name in self._names], np.int64)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mixloop.common.files import parse_json, read_regular, write_atomic
+from mixloop.common.files import read_json, write_atomic, write_json
 from mixloop.contract import (
     SCALE,
     AcceptedOrder,
@@ -110,7 +109,7 @@ def fork_run(
         tokens=sample * opened.sequence_length,
         checkpoint=copied,
     )
-    write_atomic(new / FORK_FILE, (json.dumps(fork.to_json(), indent=1) + "\n").encode())
+    write_json(new / FORK_FILE, fork.to_json())
     write_status(made.status, _ledger(fork, prefix, opened, status))
     write_atomic(made.schedule, b"".join(encode_line(line) for line in lines))
     return fork
@@ -118,7 +117,7 @@ def fork_run(
 
 def _opened_at(prefix: Schedule, last: OpenLine, step: int, sample: int) -> OpenLine:
     """The line with which the new run goes on at a step, in the steps of the old one."""
-    stages = BatchSchedule(prefix.quanta).since(sample).stages
+    stages = BatchSchedule(prefix.batch_stages).since(sample).stages
     each = last.micro_batch * last.world_size
     return replace(
         last,
@@ -139,11 +138,11 @@ def _place(schedule: Schedule, step: int | None, sample: int | None) -> tuple[in
     before = 0
     for number, stretch in enumerate(stretches):
         later = stretches[number + 1].sample if number + 1 < len(stretches) else None
-        steps = None if later is None else -(-(later - stretch.sample) // stretch.quantum)
+        steps = None if later is None else -(-(later - stretch.sample) // stretch.step_samples)
         if step is not None and step >= 0 and (steps is None or step < before + steps):
-            return step, stretch.sample + (step - before) * stretch.quantum
+            return step, stretch.sample + (step - before) * stretch.step_samples
         if sample is not None and sample >= 0 and (later is None or sample < later):
-            whole, rest = divmod(sample - stretch.sample, stretch.quantum)
+            whole, rest = divmod(sample - stretch.sample, stretch.step_samples)
             if rest:
                 raise JobError(
                     f"fork: sample {sample} is inside step {before + whole}; fork at a step"
@@ -219,7 +218,7 @@ def _ledger(fork: Fork, prefix: Schedule, opened: OpenLine, status: Status | Non
 def forked_from(folder: Path) -> tuple[str, int] | None:
     """Name of the run that a run folder was forked from, and at which sample."""
     try:
-        value = parse_json(read_regular(folder / FORK_FILE).data.decode())
+        value = read_json(folder / FORK_FILE)
         if value["schema"] != FORK_SCHEMA:
             return None
         return str(value["parent"]), int(value["sample"])

@@ -213,7 +213,7 @@ def _continues(plan: ResumePlan) -> None:
 
 def _same_steps(plan: ResumePlan) -> None:
     """Refuse steps that lie otherwise than recorded, from the resume point on."""
-    recorded = BatchSchedule(plan.schedule.quanta or plan.stages).since(plan.sample).stages
+    recorded = BatchSchedule(plan.schedule.batch_stages or plan.stages).since(plan.sample).stages
     if recorded == plan.stages:
         return
     cut = f"restore that, or pass --rewind to cut what is recorded beyond sample {plan.sample}"
@@ -330,7 +330,7 @@ def begin(
     schedule = read_schedule(path)
     begun = switches(schedule, plan.sources)
     return writer, Incarnation(
-        incarnation, schedule.mixture, begun, schedule.sizes, schedule.quanta
+        incarnation, schedule.mixture, begun, schedule.sizes, schedule.batch_stages
     )
 
 
