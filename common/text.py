@@ -30,9 +30,10 @@ def clean(text: object) -> str:
 
 
 def tokens(count: int | None) -> str:
-    """``1.25M`` for 1,250,000."""
+    """``1.25M`` for 1,250,000; ``-`` for None."""
     return "-" if count is None else format_tokens(count)
 
 
 def number(value: float | None) -> str:
+    """A number with four significant digits; ``-`` for None."""
     return "-" if value is None else f"{value:.4g}"

@@ -22,11 +22,11 @@ def batch_schedule_of(settings: TrainerSettings, world: int, sample: int = 0) ->
     return BatchSchedule(stages_from(_wanted(settings, world), sample))
 
 
-def micro_batches(quanta: BatchSchedule, job: Job, world: int) -> int:
+def micro_batches(schedule: BatchSchedule, job: Job, world: int) -> int:
     """Micro-batches of a job's whole budget on one rank."""
     samples, each = -(-job.budget // job.sequence_length), job.settings.micro_batch * world
-    ends = [first for first, _ in quanta.stages[1:] if first < samples] + [samples]
-    stages = zip(quanta.stages, ends, strict=False)
+    ends = [first for first, _ in schedule.stages[1:] if first < samples] + [samples]
+    stages = zip(schedule.stages, ends, strict=False)
     return sum(-(-(end - first) // size) * (size // each) for (first, size), end in stages)
 
 
@@ -57,14 +57,14 @@ def _wanted(settings: TrainerSettings, world: int) -> Stages:
         size = settings.accumulation * each
     else:
         size = _dealt(settings, settings.batch, world, "batch")
-    found = {0: size}
+    stages = {0: size}
     for number, stage in enumerate(settings.batch_schedule):
         if stage.batch is None:
             size = (stage.accumulation or 1) * each
         else:
             size = _dealt(settings, stage.batch, world, f"batch_schedule.{number}.batch")
-        found[-(-stage.from_tokens // length)] = size  # the later of two inside one sample
-    return tuple(found.items())
+        stages[-(-stage.from_tokens // length)] = size  # the later of two inside one sample
+    return tuple(stages.items())
 
 
 def _dealt(settings: TrainerSettings, batch: int | str, world: int, key: str) -> int:

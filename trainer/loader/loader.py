@@ -39,6 +39,7 @@ from mixloop.trainer.config import (
     load_run,
     make_job,
     micro_batches,
+    start_weights,
     with_settings,
 )
 from mixloop.trainer.mixing import SourceVersions, passes
@@ -196,7 +197,7 @@ class MixtureLoader:
         self._eos = end_of_text(self.stores) if documents else None
         length = job.sequence_length
         self.sizes = {name: store.samples(length) for name, store in self.stores.items()}
-        self._start = job.start_weights(self.sizes)
+        self._start = start_weights(job.sources, self.sizes)
         self._eras: Mapping[str, SourceVersions] = {}
         self._reports = Reports(job, self.names, None)
         self._state: LoaderState | None = None

@@ -13,7 +13,7 @@ from typing import Any
 
 from mixloop.common.log import say
 from mixloop.contract import BatchSchedule, Phase, RunPaths, Segment, Stages, read_schedule
-from mixloop.trainer.config import Job, JobError, batch_schedule_of, micro_batches
+from mixloop.trainer.config import Job, JobError, batch_schedule_of, micro_batches, start_weights
 from mixloop.trainer.mixing import MixtureOrder
 from mixloop.trainer.sources import open_stores
 
@@ -49,7 +49,7 @@ class Office:
         length = job.sequence_length
         self.stores = open_stores(job)
         sizes = {name: store.samples(length) for name, store in self.stores.items()}
-        self._start = job.start_weights(sizes)
+        self._start = start_weights(job.sources, sizes)
         self._sizes: Mapping[str, Sequence[tuple[int, int]]] = {}
         self._stages: Stages = ()
         self._reports = Reports(job, tuple(job.sources), None)

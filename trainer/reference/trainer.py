@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mixloop.contract import FileEntry, RunPaths
 from mixloop.trainer.batches import Batch
-from mixloop.trainer.config import Job, JobError, learning_rate_of
+from mixloop.trainer.config import Job, JobError, learning_rate
 from mixloop.trainer.run import (
     Collectives,
     LossPerSource,
@@ -65,7 +65,7 @@ class Trainer:
             betas=settings.betas,
             fused=True,
         )
-        self.schedule = learning_rate_of(job)
+        self.schedule = learning_rate(settings, job.budget)
         self.totals = LossPerSource(sources, self.device)
         self.meter = Meter(self.device, flops, self._peak(), peers.world)
         self.grad_norm: float | torch.Tensor = math.nan

@@ -31,7 +31,7 @@ from mixloop.contract import (
     with_accumulation,
 )
 from mixloop.trainer.batches import document_end
-from mixloop.trainer.config import Job, JobError, batch_schedule_of, learning_rate_of
+from mixloop.trainer.config import Job, JobError, batch_schedule_of, learning_rate, start_weights
 from mixloop.trainer.mixing import MixtureOrder
 from mixloop.trainer.sources import Store, open_stores, tokenizer_folder
 
@@ -152,7 +152,7 @@ def continue_from(
     plan = ResumePlan(
         job=job,
         sources=entries,
-        start=job.start_weights(sizes),
+        start=start_weights(job.sources, sizes),
         schedule=schedule,
         parent=found[0] if found else None,
         manifest=found[1] if found else None,
@@ -379,7 +379,7 @@ def check_job(job: Job, rewind: bool = False) -> ResumePlan:
         JobError: one line naming the key and the mend.
     """
     stores = open_stores(job)
-    learning_rate_of(job)
+    learning_rate(job.settings, job.budget)
     check_vocabulary(job, stores)
     document_end(job, stores)
     return plan_resume(job, stores, world_of(job), rewind)
