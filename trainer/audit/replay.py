@@ -263,7 +263,7 @@ class ScheduleReplay:
         epoch = np.zeros(draw.size, np.int64)
         for number, name in enumerate(order.names):
             here = np.flatnonzero(source == number)
-            epoch[here] = epochs_of(order.eras[name], draw[here])
+            epoch[here] = epochs_of(order.versions[name], draw[here])
         own = tuple(entry.name for entry in piece.sources)
         lost = [name for name in order.names if name not in own]
         numbers = np.array([own.index(n) if n in own else -1 for n in order.names], np.int64)

@@ -345,7 +345,7 @@ class MixtureLoader:
             settings.micro_batch, settings.accumulation, place.rank, place.world, length
         )
         order, quanta = begun.start.order(self.job.seed), begun.start.quanta
-        self._eras = order.eras
+        self._eras = order.versions
         most = quanta.since(begun.plan.sample).largest // (settings.micro_batch * place.world)
         rows = rows_ahead(settings.prefetch, settings.micro_batch, most)
         kind = native(self.stores) if self._dtype == "native" else self._dtype

@@ -187,7 +187,7 @@ class LiveMixture:
             sizes={name: store.samples(length) for name, store in stores.items()},
             unique={name: store.info.tokens for name, store in stores.items()},
             sample=plan.sample,
-            eras=start.order(job.seed).eras,
+            versions=start.order(job.seed).versions,
         )
         self.lead = LeaderFiles(desk, narrator, SideThread(desk))
 

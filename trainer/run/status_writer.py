@@ -92,7 +92,7 @@ class StatusBuilder:
     Args:
         quantum: samples of a step by its first sample.
         sizes: samples of each source's store; unique tokens are `unique`.
-        eras: where the epochs of every source begin, also of those that the job no longer has.
+        versions: where the epochs of every source begin, also of those that the job no longer has.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class StatusBuilder:
         sizes: Mapping[str, int],
         unique: Mapping[str, int],
         sample: int,
-        eras: Mapping[str, SourceVersions],
+        versions: Mapping[str, SourceVersions],
     ) -> None:
         self._run = run
         self._budget = budget
@@ -116,7 +116,7 @@ class StatusBuilder:
         self._world = world
         self._sizes = sizes
         self._unique = unique
-        self._eras = eras
+        self._versions = versions
         self._losses: dict[str, float] = {}
         self._heartbeat = 0
         self._last = (time.monotonic(), sample)
@@ -190,7 +190,7 @@ class StatusBuilder:
         return {
             name: SourceStatus(
                 tokens=count * self._length,
-                epochs=passes(self._eras[name], count),
+                epochs=passes(self._versions[name], count),
                 unique_tokens=self._unique_tokens(name),
                 loss=self._losses.get(name),
             )
@@ -199,7 +199,7 @@ class StatusBuilder:
 
     def _unique_tokens(self, name: str) -> int:
         """Of a source that the job no longer has, as far as it was ever drawn from."""
-        return self._unique.get(name, self._eras[name][-1].size * self._length)
+        return self._unique.get(name, self._versions[name][-1].size * self._length)
 
     def _in_force(self, switch: Switch) -> OrderInForce:
         shares = {n: w / SCALE for n, w in zip(self._sizes, switch.weights, strict=True)}
