@@ -179,7 +179,7 @@ def open_feed(
         world=peers.world,
         sequence_length=job.sequence_length,
     )
-    order, quanta = start.order(job.seed), start.quanta
+    order, quanta = start.order(job.seed), start.batch_schedule
     return RankBatches(stores, order, layout, settings.prefetch, sample, quanta=quanta)
 
 

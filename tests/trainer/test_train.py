@@ -23,6 +23,7 @@ import pytest
 
 from mixloop.cli.audit import examine
 from mixloop.contract import (
+    BatchSchedule,
     OpenLine,
     Order,
     RunPaths,
@@ -577,7 +578,11 @@ def test_no_rank_holds_saved_what_another_could_not(tmp_path: Path, stores: Path
         peers=peers, recent=list, state=dict, written=dict, release=lambda: None
     )
     session = Session(
-        plan, Incarnation(1, (), (), {}, ((0, 8),)), trainer, cast(Any, None), tmp_path
+        plan,
+        Incarnation(1, (), (), {}, BatchSchedule(((0, 8),))),
+        trainer,
+        cast(Any, None),
+        tmp_path,
     )
     assert not session.save()
     assert not session.save()

@@ -87,7 +87,7 @@ class LoopIncarnation:
 
     def tell(self) -> None:
         """Tell of the mixtures that begin with the step about to be drawn."""
-        end = self.position.sample + self.steering.quantum
+        end = self.position.sample + self.steering.step_samples
         if not self.steering.ahead or self.steering.ahead[0].sample >= end:
             return  # at nearly every step
         before = self.weights
@@ -100,7 +100,7 @@ class LoopIncarnation:
 
     def advance(self) -> None:
         """A step is handed out in full."""
-        switch = self.steering.advance(self.steering.quantum)
+        switch = self.steering.advance(self.steering.step_samples)
         if switch is not None:
             say(f"step {switch.step}: generation {switch.generation} is in force", "mixloop")
 
@@ -158,7 +158,7 @@ class LoopIncarnation:
             sample=self.position.sample,
             micro=micro,
             begun=micro * settings.micro_batch * self._place.world,
-            quantum=steering.quantum,
+            quantum=steering.step_samples,
             sequence_length=self.job.sequence_length,
             seed=self.job.seed,
             incarnation=steering.incarnation,

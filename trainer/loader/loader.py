@@ -253,7 +253,7 @@ class MixtureLoader:
     def _quanta(self) -> BatchSchedule:
         """The samples of every step; before the first micro-batch as the job has them."""
         if self._running is not None:
-            return self._running.steering.quanta
+            return self._running.steering.batch_schedule
         return batch_schedule_of(self.job.settings, self.world)
 
     @property
@@ -344,7 +344,7 @@ class MixtureLoader:
         layout = BatchLayout(
             settings.micro_batch, settings.accumulation, place.rank, place.world, length
         )
-        order, quanta = begun.start.order(self.job.seed), begun.start.quanta
+        order, quanta = begun.start.order(self.job.seed), begun.start.batch_schedule
         self._eras = order.versions
         most = quanta.since(begun.plan.sample).largest // (settings.micro_batch * place.world)
         rows = rows_ahead(settings.prefetch, settings.micro_batch, most)

@@ -73,7 +73,7 @@ class Office:
     def _quanta(self) -> BatchSchedule:
         """The samples of every step; before the first micro-batch as the job has them."""
         if self.running is not None:
-            return self.running.steering.quanta
+            return self.running.steering.batch_schedule
         return batch_schedule_of(self._job.settings, self._place.world)
 
     @property
@@ -200,7 +200,7 @@ class Office:
             return False
         self._micro = begun.micro
         self._segments = list(begun.start.segments)
-        self._sizes, self._stages = begun.start.sizes, begun.start.stages
+        self._sizes, self._stages = begun.start.sizes, begun.start.batch_schedule.stages
         self._order = begun.start.order(job.seed)
         self.running = LoopIncarnation(begun, self._place, self._reports, self.drawn, self.changed)
         self.state = None

@@ -54,7 +54,7 @@ class Session:
         self._feed = feed
         self._tokenizer = tokenizer
         self._saved = plan.step if plan.parent else -1
-        self._last = plan.quantum  # samples of the last step
+        self._last = plan.batch_schedule.at(plan.sample)  # samples of the last step
         self._loss: float | None = None
         self._logged = plan.step
         settings = plan.job.settings

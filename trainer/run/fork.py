@@ -78,8 +78,8 @@ def fork_run(
     """
     if (step is None) == (sample is None):
         raise JobError("fork: give a step or a sample, one of the two")
-    paths, made = RunPaths(old), RunPaths(new)
-    if made.schedule.exists() or made.status.exists():
+    paths, target = RunPaths(old), RunPaths(new)
+    if target.schedule.exists() or target.status.exists():
         raise JobError(f"{new}: a run lies there already; give another folder")
     try:
         schedule = read_schedule(paths.schedule)
@@ -99,7 +99,6 @@ def fork_run(
     prefix = Schedule(tuple(lines))
     lines.append(_opened_at(prefix, opened, step, sample))
     new.mkdir(parents=True, exist_ok=True)
-    copied = _copy_checkpoint(paths, made, step, run)
     fork = Fork(
         run=run,
         parent=status.run if status is not None else "",
@@ -107,11 +106,11 @@ def fork_run(
         step=step,
         sample=sample,
         tokens=sample * opened.sequence_length,
-        checkpoint=copied,
+        checkpoint=_copy_checkpoint(paths, target, step, run),
     )
     write_json(new / FORK_FILE, fork.to_json())
-    write_status(made.status, _ledger(fork, prefix, opened, status))
-    write_atomic(made.schedule, b"".join(encode_line(line) for line in lines))
+    write_status(target.status, _ledger(fork, prefix, opened, status))
+    write_atomic(target.schedule, b"".join(encode_line(line) for line in lines))
     return fork
 
 
@@ -152,21 +151,19 @@ def _place(schedule: Schedule, step: int | None, sample: int | None) -> tuple[in
     raise JobError(f"fork: no step {step} and no sample {sample}: they count from 0")
 
 
-def _copy_checkpoint(paths: RunPaths, made: RunPaths, step: int, run: str) -> str | None:
+def _copy_checkpoint(paths: RunPaths, target: RunPaths, step: int, run: str) -> str | None:
     """Copy the checkpoint of that step, if there is a sound one, and give it the new run's name."""
     name = checkpoint_store.folder_name(step)
     folder = paths.checkpoints / name
-    if not folder.is_dir() or checkpoint_store.fault(folder) is not None:
-        return None
     manifest = read_manifest(folder).value
-    if manifest is None:
+    if manifest is None or checkpoint_store.fault(folder) is not None:
         return None
-    made.checkpoints.mkdir(parents=True, exist_ok=True)
-    work = made.checkpoints / f".writing-{name}-{os.getpid()}"
+    target.checkpoints.mkdir(parents=True, exist_ok=True)
+    work = target.checkpoints / f"{checkpoint_store.SCRATCH}{name}-{os.getpid()}"
     try:
         shutil.copytree(folder, work)
         write_manifest(work, replace(manifest, run=run))
-        work.rename(made.checkpoints / name)
+        work.rename(target.checkpoints / name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return name
@@ -178,7 +175,7 @@ def _ledger(fork: Fork, prefix: Schedule, opened: OpenLine, status: Status | Non
     drawn, epochs = order.drawn(fork.sample), order.epochs(fork.sample)
     latest = {name: history[-1][1].samples for name, history in prefix.sources.items()}
     length = opened.sequence_length
-    known: Mapping[str, SourceStatus] = status.sources if status is not None else {}
+    sources: Mapping[str, SourceStatus] = status.sources if status is not None else {}
     force = prefix.segments[-1]
     return Status(
         run=fork.run,
@@ -198,7 +195,9 @@ def _ledger(fork: Fork, prefix: Schedule, opened: OpenLine, status: Status | Non
             name: SourceStatus(
                 tokens=count * length,
                 epochs=epochs[name],
-                unique_tokens=known[name].unique_tokens if name in known else latest[name] * length,
+                unique_tokens=sources[name].unique_tokens
+                if name in sources
+                else latest[name] * length,
             )
             for name, count in drawn.items()
         },

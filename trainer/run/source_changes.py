@@ -19,7 +19,7 @@ Versions = frozenset[tuple[int, str]]
 def earlier(history: Sequence[Mapping[str, Any]], sequence_length: int) -> Versions:
     """What a source was before, from its header's `history` of tokens and fingerprint."""
     return frozenset(
-        (int(one["tokens"]) // sequence_length, str(one["fingerprint"])) for one in history
+        (int(entry["tokens"]) // sequence_length, str(entry["fingerprint"])) for entry in history
     )
 
 
@@ -41,19 +41,19 @@ def check_sources(
     Raises:
         JobError: a source is no longer what was drawn from, and no extension of it.
     """
-    known = schedule.sources
+    recorded = schedule.sources
     for entry in asked:
-        versions = known.get(entry.name, ())
+        history = recorded.get(entry.name, ())
         if rewind:
-            versions = tuple(one for one in versions if one[0] < sample)
-        if not versions:
-            if known and entry.name not in known:
+            history = tuple(version for version in history if version[0] < sample)
+        if not history:
+            if recorded and entry.name not in recorded:
                 yield (
                     f"sources.{entry.name}: new to this run; it waits at weight 0 until an order "
                     "gives it some"
                 )
             continue
-        last = versions[-1][1]
+        last = history[-1][1]
         if entry == last:
             continue
         _extends(entry, last, before.get(entry.name, frozenset()))
