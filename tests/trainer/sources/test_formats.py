@@ -266,12 +266,12 @@ def test_a_store_grows_and_says_what_it_was(
     first = text_file(tmp_path / "a.jsonl", range(200))
     second = text_file(tmp_path / "b.jsonl", range(200, 300))
     before = prepare([str(first)], out, str(tokenizer), shard_size=shard_size)
-    old = Store.open(out).tokens.copy()
+    old = Store.open(out).stream.read(0, before.tokens)
     grown = prepare([str(second)], out, str(tokenizer), shard_size=shard_size, append=True)
     assert grown.documents == 300
     assert list(grown.history) == [{"tokens": before.tokens, "fingerprint": before.fingerprint}]
     assert read_header(out) == grown
-    np.testing.assert_array_equal(Store.open(out).tokens[: before.tokens], old)
+    np.testing.assert_array_equal(Store.open(out).stream.read(0, before.tokens), old)
     assert verify_store(out) == []
     again = prepare([str(first)], out, str(tokenizer), append=True)
     assert [one["tokens"] for one in again.history] == [before.tokens, grown.tokens]
@@ -457,7 +457,7 @@ def test_datatrove_folders_in_folders(tmp_path: Path) -> None:
     write_datatrove(tmp_path / "ds" / "b", {"0": DOCUMENTS[2:]})
     write_datatrove(tmp_path / "ds" / "a", {"0": DOCUMENTS[:2]})
     store = open_source(tmp_path / "ds")
-    np.testing.assert_array_equal(store.tokens, WHOLE)
+    np.testing.assert_array_equal(store.stream.read(0, store.info.tokens), WHOLE)
 
 
 @pytest.mark.parametrize("kind", ["list", "large_list", "fixed"])
@@ -593,7 +593,8 @@ def run(tmp_path: Path) -> Path:
     tokenizer = train_tokenizer(texts, tmp_path / "tokenizer", 280)
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
     info = prepare([str(tmp_path / "a.jsonl")], tmp_path / "own", str(tokenizer), shard_size=500)
-    ids = Store.open(tmp_path / "own").tokens
+    own = Store.open(tmp_path / "own")
+    ids = own.stream.read(0, own.info.tokens)
     documents = np.split(ids, np.flatnonzero(ids == info.eos_id)[:-1] + 1)
     write_megatron(tmp_path / "meg", documents)
     write_datatrove(tmp_path / "ds", {"0": documents[:9], "1": documents[9:]})
