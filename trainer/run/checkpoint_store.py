@@ -1,7 +1,7 @@
 """Checkpoints: written beside their place, manifest last, renamed; found, verified and retired.
 
 A folder `step-00001200` is complete or absent. It holds the model and tokenizer in Hugging Face
-format, `trainer_state.pt` (and `trainer_state/`, see :mod:`sharded_state`) for resume, and
+format, `trainer_state.pt` (and `trainer_state/`, which `trainer.reference` writes) for resume, and
 `manifest.json` with every file's size and hash.
 """
 

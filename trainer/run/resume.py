@@ -33,7 +33,7 @@ from mixloop.contract import (
 from mixloop.trainer.batches import document_end
 from mixloop.trainer.config import Job, JobError, batch_schedule_of, learning_rate, start_weights
 from mixloop.trainer.mixing import MixtureOrder
-from mixloop.trainer.sources import Store, open_stores, tokenizer_folder
+from mixloop.trainer.sources import Store, check_vocabulary, open_stores
 
 from . import checkpoint_store
 from .order_inbox import Switch
@@ -344,34 +344,6 @@ def _is_lost(line: SegmentLine, plan: ResumePlan, known: frozenset[tuple[int, in
 def world_of(job: Job) -> int:
     """Ranks the job runs on: what torchrun says, else what the settings ask for."""
     return int(os.environ.get("WORLD_SIZE", job.settings.processes))
-
-
-def check_vocabulary(job: Job, stores: Mapping[str, Store]) -> None:
-    """That the run's tokenizer is the one its sources were made with, as far as they tell.
-
-    Raises:
-        JobError: no tokenizer, another one, or ids beyond its vocabulary.
-    """
-    folder = tokenizer_folder(job, stores)
-    silent = [name for name, store in stores.items() if not store.info.tokenizer]
-    if job.tokenizer is None and not silent:
-        return
-    from mixloop.trainer.sources import id_range, inspect_tokenizer
-
-    facts = inspect_tokenizer(folder)
-    for name, store in stores.items():
-        if store.info.tokenizer and store.info.tokenizer != facts.fingerprint:
-            raise JobError(
-                f"tokenizer: {folder} is not the tokenizer sources.{name} was prepared with"
-            )
-    for name in silent:
-        lowest, highest = id_range(stores[name].stream)
-        if lowest < 0 or highest >= facts.vocab_size:
-            raise JobError(
-                f"sources.{name}: holds the id {lowest if lowest < 0 else highest}, the tokenizer "
-                f"{folder} has {facts.vocab_size}; name the one it was made with "
-                "(trainer.tokenizer)"
-            )
 
 
 def check_job(job: Job, rewind: bool = False) -> ResumePlan:

@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 from mixloop.trainer.config import Job, JobError
 
 from .datatrove import open_datatrove, verify_datatrove
+from .fingerprints import id_range
 from .hf_datasets import open_arrow, verify_arrow
 from .megatron import index_of, open_megatron, verify_megatron
 from .token_store import HEADER, Store, StoreInfo, read_header, verify_store
+from .tokenizer import inspect_tokenizer
 
 
 class _Format(NamedTuple):
@@ -165,3 +167,29 @@ def tokenizer_folder(job: Job, stores: Mapping[str, Store]) -> Path:
         f"tokenizer: no source carries one ({formats} don't); name its folder "
         "(run.yaml: trainer.tokenizer)"
     )
+
+
+def check_vocabulary(job: Job, stores: Mapping[str, Store]) -> None:
+    """That the run's tokenizer is the one its sources were made with, as far as they tell.
+
+    Raises:
+        JobError: no tokenizer, another one, or ids beyond its vocabulary.
+    """
+    folder = tokenizer_folder(job, stores)
+    silent = [name for name, store in stores.items() if not store.info.tokenizer]
+    if job.tokenizer is None and not silent:
+        return
+    facts = inspect_tokenizer(folder)
+    for name, store in stores.items():
+        if store.info.tokenizer and store.info.tokenizer != facts.fingerprint:
+            raise JobError(
+                f"tokenizer: {folder} is not the tokenizer sources.{name} was prepared with"
+            )
+    for name in silent:
+        lowest, highest = id_range(stores[name].stream)
+        if lowest < 0 or highest >= facts.vocab_size:
+            raise JobError(
+                f"sources.{name}: holds the id {lowest if lowest < 0 else highest}, the tokenizer "
+                f"{folder} has {facts.vocab_size}; name the one it was made with "
+                "(trainer.tokenizer)"
+            )
