@@ -115,8 +115,8 @@ def read_order(
         before = None if order.generation == after[1] else in_force
         _check_mixtures(order, sources, retired, limits, before)
     except Exception as error:  # the last line of defence of the training loop
-        known = isinstance(error, _Refused)
-        reason = str(error) if known else f"{path}: {type(error).__name__} while it was read"
+        foreseen = isinstance(error, _Refused)
+        reason = str(error) if foreseen else f"{path}: {type(error).__name__} while it was read"
         return Rejection(reason, digest(content.data), fence, generation)
     return order
 

@@ -136,13 +136,13 @@ def set_up(job: Job, peers: Collectives, rewind: bool) -> Session | None:
     eos_id = document_end(job, stores)
     trainer = Trainer(job, inspect_tokenizer(tokenizer), len(stores), peers, eos_id)
     kept = trainer.load(plan.parent) if plan.parent else None
-    known = frozenset((s, g) for s, g in kept["switches"]) if kept is not None else None
+    announced = frozenset((s, g) for s, g in kept["switches"]) if kept else None
     writers: list[ScheduleWriter] = []
 
     def start_here() -> Incarnation:
         checkpoint_store.sweep(RunPaths(job.dir).checkpoints)
         try:
-            writer, begun = begin(plan, known)
+            writer, begun = begin(plan, announced)
         except ScheduleTaken as error:
             raise JobError(str(error)) from error
         writers.append(writer)

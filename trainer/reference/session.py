@@ -196,7 +196,7 @@ class Session:
         trainer, step = self._trainer, self.position.step
         try:
             state = trainer.state() | {
-                "switches": sorted(self.live.known),
+                "switches": sorted(self.live.announced),
                 "watch": self._spikes.state(),
             }
             if manifest is not None:

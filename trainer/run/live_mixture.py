@@ -113,7 +113,7 @@ class LiveMixture:
         self.batch_schedule = start.batch_schedule
         self.incarnation = start.incarnation
         self.position = Position(plan.step, plan.sample)
-        self.known = {(switch.sample, switch.generation) for switch in start.switches}
+        self.announced = {(switch.sample, switch.generation) for switch in start.switches}
         self.lead: LeaderFiles | None = None
         # one whose first sample is the next is still to be told
         begun = [switch for switch in start.switches if switch.sample < max(1, plan.sample)]
@@ -172,7 +172,7 @@ class LiveMixture:
         nothing = np.zeros(4 + len(self.job.sources), np.int64)
         heard = Switch.unpack(self.peers.broadcast(offer.pack() if offer else nothing))
         if heard is not None:
-            self.known.add((heard.sample, heard.generation))
+            self.announced.add((heard.sample, heard.generation))
             self.ahead.append(heard)
         return heard
 

@@ -280,23 +280,24 @@ def switches(schedule: Schedule, sources: tuple[SourceEntry, ...]) -> tuple[Swit
 
 
 def begin(
-    plan: ResumePlan, known: frozenset[tuple[int, int]] | None
+    plan: ResumePlan, announced: frozenset[tuple[int, int]] | None
 ) -> tuple[ScheduleWriter, Incarnation]:
     """Write the incarnation's `open` line and what else the schedule needs; rank 0 only.
 
     Args:
-        known: (sample, generation) of the switches that were in the order when the checkpoint was
-            made. A recorded segment before the checkpoint that is not among them never came into
-            force (the trainer died before it could say so) and is voided.
+        plan: the checked start.
+        announced: (sample, generation) of the switches that were in the order when the checkpoint
+            was made. A recorded segment before the checkpoint that is not among them never came
+            into force (the trainer died before it could say so) and is voided. None: no checkpoint.
 
     Raises:
         ScheduleTaken: a newer incarnation began at the same time.
         JobError: what came into force draws from a source that the job no longer has.
     """
     job = plan.job
-    if known is not None:
+    if announced is not None:
         held = plan.schedule.segments
-        _source_changes(plan, [s for s in held if not _is_lost(s, plan, known)])
+        _source_changes(plan, [s for s in held if not _is_lost(s, plan, announced)])
     incarnation = plan.schedule.incarnation + 1
     path = RunPaths(job.dir).schedule
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -320,7 +321,7 @@ def begin(
         )
     )
     for line in read_schedule(path).segments:
-        if known is not None and _is_lost(line, plan, known):
+        if announced is not None and _is_lost(line, plan, announced):
             reason = "the trainer ended before it came into force"
             writer.append(VoidLine(incarnation, line.sample, line.fence, line.generation, reason))
     if not any(line.sample == 0 for line in read_schedule(path).segments):
@@ -336,9 +337,9 @@ def begin(
     )
 
 
-def _is_lost(line: SegmentLine, plan: ResumePlan, known: frozenset[tuple[int, int]]) -> bool:
+def _is_lost(line: SegmentLine, plan: ResumePlan, announced: frozenset[tuple[int, int]]) -> bool:
     """Whether a recorded segment never came into force before the checkpoint."""
-    return line.sample < plan.sample and (line.sample, line.generation) not in known
+    return line.sample < plan.sample and (line.sample, line.generation) not in announced
 
 
 def world_of(job: Job) -> int:
