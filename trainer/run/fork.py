@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from mixloop.contract import (
     RunPaths,
     Schedule,
     ScheduleError,
-    SourceStatus,
     Status,
     encode_line,
     read_manifest,
@@ -34,7 +32,7 @@ from mixloop.trainer.config import JobError
 from mixloop.trainer.mixing import MixtureOrder
 
 from . import checkpoint_store
-from .status_writer import now_utc
+from .status_writer import ledger, now_utc
 
 FORK_FILE = "fork.json"
 FORK_SCHEMA = "mixloop/fork/1"
@@ -172,10 +170,7 @@ def _copy_checkpoint(paths: RunPaths, target: RunPaths, step: int, run: str) -> 
 def _ledger(fork: Fork, prefix: Schedule, opened: OpenLine, status: Status | None) -> Status:
     """The status of the new run before its first step."""
     order = MixtureOrder(prefix.sizes, opened.seed, prefix.mixture)
-    drawn, epochs = order.drawn(fork.sample), order.epochs(fork.sample)
-    latest = {name: history[-1][1].samples for name, history in prefix.sources.items()}
-    length = opened.sequence_length
-    sources: Mapping[str, SourceStatus] = status.sources if status is not None else {}
+    unique = {name: s.unique_tokens for name, s in status.sources.items()} if status else {}
     force = prefix.segments[-1]
     return Status(
         run=fork.run,
@@ -191,16 +186,9 @@ def _ledger(fork: Fork, prefix: Schedule, opened: OpenLine, status: Status | Non
         loss=None,
         grad_norm=None,
         tokens_per_second=None,
-        sources={
-            name: SourceStatus(
-                tokens=count * length,
-                epochs=epochs[name],
-                unique_tokens=sources[name].unique_tokens
-                if name in sources
-                else latest[name] * length,
-            )
-            for name, count in drawn.items()
-        },
+        sources=ledger(
+            order.drawn(fork.sample), order.versions, opened.sequence_length, unique, losses={}
+        ),
         accepted=AcceptedOrder(*prefix.accepted),
         in_force=OrderInForce(
             fence=force.fence,

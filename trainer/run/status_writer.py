@@ -27,7 +27,7 @@ from mixloop.contract import (
     Status,
     System,
 )
-from mixloop.trainer.mixing import passes
+from mixloop.trainer.mixing import SourceVersions, passes
 from mixloop.trainer.sources import Store
 
 from .collectives import Collectives
@@ -86,6 +86,33 @@ class StepMetrics:
     finished: bool = False
     health: Health | None = None
     system: Callable[[float | None], System] | None = None
+
+
+def ledger(
+    drawn: Mapping[str, int],
+    versions: Mapping[str, SourceVersions],
+    sequence_length: int,
+    unique: Mapping[str, int],
+    losses: Mapping[str, float],
+) -> dict[str, SourceStatus]:
+    """What every source has given.
+
+    Args:
+        drawn: samples of each.
+        versions: where the epochs of each begin.
+        sequence_length: tokens of a sample.
+        unique: tokens of a source; where it isn't told, those of its whole samples.
+        losses: of a source, where it is known.
+    """
+    return {
+        name: SourceStatus(
+            tokens=count * sequence_length,
+            epochs=passes(versions[name], count),
+            unique_tokens=unique.get(name, versions[name][-1].size * sequence_length),
+            loss=losses.get(name),
+        )
+        for name, count in drawn.items()
+    }
 
 
 class StatusBuilder:
@@ -176,16 +203,7 @@ class StatusBuilder:
 
     def _sources(self, drawn: Mapping[str, int]) -> dict[str, SourceStatus]:
         length = self._job.sequence_length
-        return {
-            name: SourceStatus(
-                tokens=count * length,
-                epochs=passes(self._versions[name], count),
-                # of one that the job no longer has, as far as it was ever drawn from
-                unique_tokens=self._unique.get(name, self._versions[name][-1].size * length),
-                loss=self._losses.get(name),
-            )
-            for name, count in drawn.items()
-        }
+        return ledger(drawn, self._versions, length, self._unique, self._losses)
 
     def _in_force(self, switch: Switch) -> OrderInForce:
         weights = zip(self._job.sources, switch.weights, strict=True)
