@@ -131,7 +131,7 @@ def digest(data: bytes) -> str:
 
 
 def canonical(value: object) -> bytes:
-    """Canonical JSON: keys sorted, no spaces, ASCII (other characters as ``\\uXXXX``).
+    r"""Canonical JSON: keys sorted, no spaces, ASCII (other characters as ``\uXXXX``).
 
     Raises:
         ValueError: NaN or an infinity is in it.

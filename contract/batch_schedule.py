@@ -118,6 +118,7 @@ def with_accumulation(stages: Stages, each: int) -> tuple[tuple[int, int, int], 
     """(first sample, quantum, accumulation) of stages, if there are several.
 
     Args:
+        stages: (first sample, quantum), ascending.
         each: samples of a micro-batch over all ranks.
     """
     if len(stages) < 2:

@@ -74,6 +74,8 @@ def write_order(path: str | os.PathLike[str], order: Order, key: bytes | None = 
     """Publish an order: the file is replaced as a whole and durable on return.
 
     Args:
+        path: the run's `mixture.json`.
+        order: what it says from now on.
         key: signs it, for a trainer that asks for that.
 
     Raises:

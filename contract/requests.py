@@ -76,6 +76,8 @@ def submit(folder: Path, request: Request, *, run: str = "", key: bytes | None =
     """Write a request where the controller finds it.
 
     Args:
+        folder: the run's `requests`.
+        request: what a person asks for.
         run: the run it is for.
         key: signs it, together with the run's name: it is worth nothing in another run.
 
@@ -103,6 +105,7 @@ def read(path: Path, owners: frozenset[int], *, run: str = "", key: bytes | None
     """A request.
 
     Args:
+        path: its file.
         owners: the uids whose requests count.
         run: the run it must be for, if it is signed.
         key: what it must be signed with; None: anything, signed or not.

@@ -14,7 +14,9 @@ def batch_schedule_of(settings: TrainerSettings, world: int, sample: int = 0) ->
     """The samples of a step that settings ask for, from a step's first sample on.
 
     Args:
+        settings: the job's.
         world: ranks that share the samples of a step out.
+        sample: the step's first.
 
     Raises:
         JobError: a batch can't be dealt to so many ranks; one line naming the key and what can.
@@ -34,6 +36,8 @@ def steady_accumulation(job: Job, world: int, who: str) -> int:
     """Micro-batches of every step on each rank, for a framework that has one number for them.
 
     Args:
+        job: what is trained.
+        world: ranks.
         who: the framework, for the message.
 
     Raises:

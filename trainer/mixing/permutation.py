@@ -127,8 +127,10 @@ class Permutations:
 
 
 def _encipher(value: _Words, shape: list[_Words], keys: Iterator[_Words]) -> _Words:
-    """The rounds; `shape` is each value's rows, columns' bits and mask, `keys` has its key for
-    every round."""
+    """The rounds.
+
+    `shape` is each value's rows, columns' bits and mask, `keys` has its key for every round.
+    """
     rows, bits, mask = shape
     word, width = value.dtype.type, value.dtype.itemsize * 8
     half, odd = word(width // 2), word(int(_GOLDEN) >> (64 - width) | 1)

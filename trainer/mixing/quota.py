@@ -185,7 +185,13 @@ class SourceQuotas:
         few dozen are joined and cut fastest so.
 
         Args:
+            ahead: draws of each source beyond its first floor.
             rows: quanta that are wrong if the one before is right; last, how many there are.
+            spare: samples of each quantum beyond the floors.
+            unfit: the quanta whose spare samples don't fit the sources open.
+            rose: where a source's floor rose after a quantum, shape [quanta - 1, sources].
+            ranked: each quantum's sources by when their next sample falls due.
+            draws: what is supposed of each quantum; mended in place.
 
         Returns:
             The first quantum that is not mended.

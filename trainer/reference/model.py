@@ -145,6 +145,7 @@ def sequence_losses(model: Any, ids: torch.Tensor, eos_id: int | None = None) ->
     """Mean next-token loss of each sequence.
 
     Args:
+        model: gives logits [rows, L, vocabulary].
         ids: token ids, shape [rows, L].
         eos_id: if given, attention stays within the documents that it ends, and positions begin
             anew in each.

@@ -37,7 +37,7 @@ class Collectives(Protocol):
         """Every rank's picklable `value`, by rank; for checkpoints, not for steps."""
 
 
-class SingleProcess:
+class SingleProcess(Collectives):
     """A job of one process."""
 
     rank = 0
@@ -59,7 +59,7 @@ class SingleProcess:
         return [value]
 
 
-class GlooCollectives:
+class GlooCollectives(Collectives):
     """Ranks under `torchrun`; `torch.distributed` must be initialised."""
 
     def __init__(self) -> None:

@@ -68,7 +68,8 @@ def fork_run(
         old: a run folder; it is not changed.
         new: the folder to make.
         run: name of the new run.
-        step, sample: where; one of the two.
+        step: where; or
+        sample: where, by a step's first sample.
 
     Raises:
         JobError: there is no such place in the old run, or a run in the new folder already.

@@ -315,8 +315,10 @@ class OrderInbox:
             self._plan = [stage for stage in plan if self._feasible(stage)]
 
     def _asks_for(self, weights: Mapping[str, float], switch: Switch) -> bool:
-        """Whether a switch has these weights, but for rounding, which goes by the sources' order
-        in the job of its time."""
+        """Whether a switch has these weights, but for rounding.
+
+        That goes by the sources' order in the job of its time.
+        """
         return all(
             abs(weights.get(name, 0.0) * SCALE - units) <= _ROUNDING
             for name, units in zip(self.sources, switch.weights, strict=True)

@@ -6,7 +6,7 @@ what the incarnation's `open` line says, and it holds from that line's sample on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mixloop.contract import Schedule, SegmentLine, SourceEntry
@@ -29,10 +29,11 @@ def check_sources(
     before: Mapping[str, Versions],
     sample: int,
     rewind: bool,
-) -> Iterator[str]:
-    """Words on what has changed since the run was recorded; exhaust it.
+) -> list[str]:
+    """Words on what has changed since the run was recorded.
 
     Args:
+        schedule: what is recorded.
         asked: the job's sources.
         before: what each was before it was extended.
         sample: the resume point.
@@ -41,6 +42,7 @@ def check_sources(
     Raises:
         JobError: a source is no longer what was drawn from, and no extension of it.
     """
+    words = []
     recorded = schedule.sources
     for entry in asked:
         history = recorded.get(entry.name, ())
@@ -48,7 +50,7 @@ def check_sources(
             history = tuple(version for version in history if version[0] < sample)
         if not history:
             if recorded and entry.name not in recorded:
-                yield (
+                words.append(
                     f"sources.{entry.name}: new to this run; it waits at weight 0 until an order "
                     "gives it some"
                 )
@@ -58,10 +60,11 @@ def check_sources(
             continue
         _extends(entry, last, before.get(entry.name, frozenset()))
         if entry.samples > last.samples:
-            yield (
+            words.append(
                 f"sources.{entry.name}: extended from {last.samples} samples to {entry.samples}, "
                 "from its next epoch on"
             )
+    return words
 
 
 def _extends(entry: SourceEntry, last: SourceEntry, versions: Versions) -> None:
@@ -76,14 +79,15 @@ def _extends(entry: SourceEntry, last: SourceEntry, versions: Versions) -> None:
 
 
 def check_retired(
-    segments: Sequence[SegmentLine], names: Iterable[str], sample: int, rewind: bool
-) -> Iterator[str]:
-    """Words on sources that the run had and the job lacks; exhaust it.
+    segments: Sequence[SegmentLine], names: Sequence[str], sample: int, rewind: bool
+) -> list[str]:
+    """Words on sources that the run had and the job lacks.
 
     Args:
         segments: those that hold once the incarnation has begun.
         names: the sources it lacks.
         sample: the resume point.
+        rewind: what is recorded beyond it is cut.
 
     Raises:
         JobError: one has weight from there on.
@@ -101,4 +105,5 @@ def check_retired(
                     f"{line.generation}); put it back until an order that gives it 0 is in force"
                     f"{cut if line.sample > sample and not rewind else ''}"
                 )
-        yield f"sources.{name}: retired; its tokens stay in the ledger, its store is not opened"
+    retired = "retired; its tokens stay in the ledger, its store is not opened"
+    return [f"sources.{name}: {retired}" for name in names]

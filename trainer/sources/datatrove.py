@@ -26,6 +26,8 @@ def open_datatrove(path: Path, eos_id: int | None = None, dtype: str | None = No
     """Open a folder of `.ds` files.
 
     Args:
+        path: the folder.
+        eos_id: the id that ends a document.
         dtype: uint16 or uint32, where no metadata says it.
 
     Raises:

@@ -79,11 +79,14 @@ def source_info(path: Path, options: Mapping[str, Any] | None = None) -> StoreIn
 
 
 def verify_source(path: Path, options: Mapping[str, Any] | None = None) -> list[str]:
-    """What is wrong with the whole of a source: content by the checksums of a token store; the
-    structure of the other formats, which have none.
+    """What is wrong with the whole of a source.
+
+    Of a token store that is its content, by checksums; of the other formats, which have none, the
+    structure.
 
     Args:
-        path, options: as for `open_source`.
+        path: as for `open_source`.
+        options: as for `open_source`.
 
     Returns:
         A line for each file that is damaged.

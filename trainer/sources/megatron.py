@@ -1,4 +1,4 @@
-"""Megatron-LM's indexed datasets, read in place: `NAME.bin` (tokens) and `NAME.idx`.
+r"""Megatron-LM's indexed datasets, read in place: `NAME.bin` (tokens) and `NAME.idx`.
 
 The index: `MMIDIDX\0\0`, version 1 (u64), a code of the token type (u8), the number of sequences
 (u64) and of document boundaries (u64), then the sequences' lengths (i32), their byte offsets (i64)
@@ -91,8 +91,9 @@ def _end(index: Path, sequences: int, width: int) -> int:
 
 
 def verify_megatron(path: Path) -> list[str]:
-    """What is wrong with a whole index: sequences that don't follow one another, documents that
-    end before they begin.
+    """What is wrong with a whole index.
+
+    Sequences that don't follow one another, documents that end before they begin.
 
     Raises:
         JobError: as for `open_megatron`.

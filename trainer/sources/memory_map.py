@@ -74,11 +74,11 @@ def map_file(path: Path, size: int) -> Bytes:
 
 
 class Pool:
-    """Keeps at most `most` files mapped; the next one takes the place of one long unused (CLOCK,
-    Corbató 1968: a hit costs a flag, no lock).
+    """Keeps at most `most` files mapped; the next one takes the place of one long unused.
 
-    What is read from a map keeps it alive, so a file that loses its place is never gone from under
-    a reader. Files that nobody refers to any more lose theirs.
+    By CLOCK (Corbató 1968): a hit costs a flag, no lock. What is read from a map keeps it alive, so
+    a file that loses its place is never gone from under a reader. Files that nobody refers to any
+    more lose theirs.
     """
 
     def __init__(self, most: int) -> None:

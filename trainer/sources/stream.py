@@ -75,8 +75,9 @@ class Stream:
 
         Args:
             samples: shape [n]; window i holds the tokens from ``i * length`` on.
-            out: [m, length], filled at `rows` (shape [n]; all, in order, without it) in its own
-                type; new memory in the stream's type without it.
+            length: tokens of a window.
+            out: [m, length], filled in its own type; new memory in the stream's type without it.
+            rows: those of `out` to fill, shape [n]; without it all, in order.
 
         Returns:
             `out`.

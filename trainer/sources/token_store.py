@@ -158,8 +158,9 @@ class Store:
 
         Args:
             samples: indices, shape [n], each below ``self.samples(sequence_length)``.
-            out: [m, sequence_length] of any integer type, filled at `rows` (all in order without
-                it); new int64 memory without it.
+            sequence_length: tokens of a window.
+            out: [m, sequence_length] of any integer type; new int64 memory without it.
+            rows: those of `out` to fill, shape [n]; without it all, in order.
 
         Returns:
             Token ids, shape [n, sequence_length], or `out`.
