@@ -50,7 +50,7 @@ def segment_facts(replay: ScheduleReplay, reached: int) -> list[SegmentFacts]:
                 sample=segment.sample,
                 step=opened.step_of(segment.sample),
                 samples=length,
-                quantum=segment.quantum,
+                quantum=segment.step_samples,
                 fence=line.fence if line else 0,
                 generation=line.generation if line else 0,
                 incarnation=opened.incarnation,

@@ -72,7 +72,7 @@ class Branch:
     @cached_property
     def steps(self) -> BatchSchedule:
         """The samples of every step."""
-        return BatchSchedule(self.schedule.quanta)
+        return BatchSchedule(self.schedule.batch_stages)
 
     @cached_property
     def order(self) -> MixtureOrder:
@@ -135,7 +135,7 @@ class Branch:
         epoch = np.zeros(draw.size, np.int64)
         for number, name in enumerate(order.names):
             here = np.flatnonzero(source == number)
-            epoch[here] = epochs_of(order.eras[name], draw[here])
+            epoch[here] = epochs_of(order.versions[name], draw[here])
         names = tuple(entry.name for entry in opened.sources)
         numbers = np.array([names.index(n) if n in names else -1 for n in order.names], np.int64)
         source = numbers[source]

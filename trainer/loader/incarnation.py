@@ -63,11 +63,11 @@ class LoopIncarnation:
         self._metrics = LoopMetrics(self.job)
         self._micro_samples = self.job.settings.micro_batch * place.world
         order = begun.start.order(self.job.seed)
-        self._versions = order.eras
+        self._versions = order.versions
         settings, length = self.job.settings, self.job.sequence_length
         self._batches = RankBatches(
             stores, order, BatchLayout(settings.micro_batch, place.rank, place.world, length),
-            self.live.quanta, settings.prefetch, begun.plan.sample, dtype, pinned,
+            self.live.batch_schedule, settings.prefetch, begun.plan.sample, dtype, pinned,
         )  # fmt: skip
         self._micro = begun.micro  # micro-batches of the step at hand that are handed out
         self._micros = 0  # of the step that the last one handed out is of
@@ -84,7 +84,7 @@ class LoopIncarnation:
     @property
     def accumulation(self) -> int:
         """Micro-batches, on each rank, of the step that the last one handed out is of."""
-        return self._micros or self.live.quantum // self._micro_samples
+        return self._micros or self.live.step_samples // self._micro_samples
 
     @property
     def step_ends(self) -> bool:
@@ -124,7 +124,7 @@ class LoopIncarnation:
             sample=self.position.sample,
             micro=self._micro,
             begun=self._micro * self._micro_samples,
-            quantum=live.quantum,
+            quantum=live.step_samples,
             sequence_length=self.job.sequence_length,
             seed=self.job.seed,
             incarnation=live.incarnation,
@@ -145,7 +145,7 @@ class LoopIncarnation:
         self._micro += 1
         if self._micro == self._micros:
             self._batch, self._micro = None, 0
-            switch = self.live.advance(self.live.quantum)
+            switch = self.live.advance(self.live.step_samples)
             if switch is not None:
                 say(f"step {switch.step}: generation {switch.generation} is in force", "mixloop")
         self._rows = batch.source[micro]
@@ -165,7 +165,7 @@ class LoopIncarnation:
 
     def _tell_changes(self) -> None:
         """Tell of the mixtures that begin with the step about to be drawn."""
-        end = self.position.sample + self.live.quantum
+        end = self.position.sample + self.live.step_samples
         if not self.live.ahead or self.live.ahead[0].sample >= end:
             return  # at nearly every step
         before = self.weights

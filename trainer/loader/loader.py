@@ -27,6 +27,7 @@ from mixloop.trainer.config import (
     load_run,
     make_job,
     micro_batches,
+    start_weights,
     with_settings,
 )
 from mixloop.trainer.run import Collectives
@@ -175,7 +176,7 @@ class MixtureLoader:
         self._dtype = native(self.stores) if options.dtype == "native" else options.dtype
         self._eos_id = end_of_text(self.stores) if options.documents else None
         sizes = {n: store.samples(job.sequence_length) for n, store in self.stores.items()}
-        self._start = job.start_weights(sizes)
+        self._start = start_weights(job.sources, sizes)
         self._state: LoaderState | None = None
         self._incarnation: LoopIncarnation | None = None
         self._spent = False
@@ -219,7 +220,7 @@ class MixtureLoader:
     def _batch_schedule(self) -> BatchSchedule:
         """The samples of every step; before the first micro-batch as the job has them."""
         if self._incarnation is not None:
-            return self._incarnation.live.quanta
+            return self._incarnation.live.batch_schedule
         return batch_schedule_of(self.job.settings, self.world)
 
     @property

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixloop.common.files import LARGEST, parse_json, read_regular, write_atomic
-from mixloop.common.json_records import ReadResult
-from mixloop.contract import LARGEST_MANIFEST, FileEntry, Manifest, read_record
+from mixloop.common.files import LARGEST, read_json, write_json
+from mixloop.common.json_records import ReadResult, read_record
+from mixloop.contract import LARGEST_MANIFEST, FileEntry, Manifest
 from mixloop.trainer.config import JobError
 
 from .loader_state import LoaderState
@@ -32,7 +31,7 @@ def write_saved_state(
     """
     entries = {name: _entry(folder / name) for name in files}
     body = manifest(entries).to_json() | {"schema": SAVED_SCHEMA, "state": state.to_json()}
-    write_atomic(folder / SAVED_FILE, (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
+    write_json(folder / SAVED_FILE, body)
 
 
 def _entry(path: Path) -> FileEntry:
@@ -49,7 +48,7 @@ def read_saved_state(folder: Path) -> dict[str, Any]:
     """
     path = folder / SAVED_FILE
     try:
-        value = parse_json(read_regular(path, 64 * LARGEST).data.decode())
+        value = read_json(path, 64 * LARGEST)
     except (OSError, ValueError, RecursionError) as error:
         raise JobError(f"{path}: unreadable: {error}") from error
     if not isinstance(value, dict) or value.get("schema") != SAVED_SCHEMA:

@@ -47,7 +47,7 @@ class InFiles:
 
 def expected(stores: list[Store], length: int, source: Ints, index: Ints) -> npt.NDArray[Any]:
     rows = [
-        stores[s].tokens[i * length : (i + 1) * length]
+        stores[s].stream.read(i * length, length)
         for s, i in zip(source.ravel(), index.ravel(), strict=True)
     ]
     return np.array(rows, np.int64).reshape(*source.shape, length)
@@ -110,7 +110,7 @@ def test_views_that_begin_anywhere_in_a_file(tmp_path: Path) -> None:
     class Behind(InFiles):
         def __init__(self, store: Store, header: int) -> None:
             super().__init__(store)
-            self._tokens = store.tokens[header:]
+            self._tokens = store.stream.read(0, store.info.tokens)[header:]
 
         def samples(self, sequence_length: int) -> int:
             return int(self._tokens.size) // sequence_length

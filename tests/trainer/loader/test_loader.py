@@ -137,7 +137,7 @@ def heard(folder: Path, loader: MixtureLoader, generation: int, **weights: float
     assert loader._incarnation is not None
     lead = loader._incarnation.live.lead
     assert lead is not None
-    until(lambda: lead.desk.view().pending)  # offered: the next poll announces it
+    until(lambda: lead.inbox.state().pending)  # offered: the next poll announces it
     return tokens
 
 

@@ -39,7 +39,8 @@ def expected(tokenizer: str, texts: list[str]) -> list[int]:
 
 
 def content(path: Path) -> list[int]:
-    return [int(token) for token in Store.open(path).tokens]
+    store = Store.open(path)
+    return [int(token) for token in store.stream.read(0, store.info.tokens)]
 
 
 def write_lines(path: Path, records: list[Any]) -> Path:
@@ -209,7 +210,7 @@ def test_windows_of_a_store(tmp_path: Path, tokenizer: str) -> None:
     windows = store.gather(picked, 16)
     assert windows.dtype == np.int64
     for row, sample in zip(windows, picked, strict=True):
-        assert row.tolist() == store.tokens[sample * 16 : sample * 16 + 16].tolist()
+        assert row.tolist() == store.stream.read(sample * 16, 16).tolist()
     assert [dtype_for(size) for size in (65536, 65537)] == ["uint16", "uint32"]
 
 
