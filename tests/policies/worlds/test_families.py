@@ -10,7 +10,7 @@ import pytest
 
 from mixloop.policies.interface import Proposal, load_policy
 from mixloop.policies.mixture import effective
-from mixloop.policies.mixture.repetition import R_STAR
+from mixloop.policies.mixture.token_worth import R_STAR
 from mixloop.policies.worlds import World
 from mixloop.policies.worlds.families import Dilution, Exponential, Flat, Power
 from mixloop.tools.simulate.simulation import SimulatedRun, simulate
