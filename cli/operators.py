@@ -22,7 +22,8 @@ from .output import AsJson, Run, print_json
 
 if TYPE_CHECKING:
     from mixloop.contract import Request, RunPaths
-    from mixloop.controller.journal import Journal, RequestRow
+    from mixloop.controller.core import RequestRow
+    from mixloop.controller.journal import Journal
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="a decision, such as d-000003")]
 Shares = Annotated[list[str], typer.Argument(metavar="SOURCE=SHARE…", help="such as code=0.2")]

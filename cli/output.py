@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mixloop.contract import Status
-    from mixloop.controller.journal import CheckpointState
+    from mixloop.controller.core import CheckpointState
     from mixloop.controller.views import (
         CheckpointScores,
         OperatorStanding,

@@ -47,8 +47,10 @@ def played_run() -> ModuleType:
 def sound_journal(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> Path:
     """The journal of a played run with decisions, orders and a request; to be copied."""
     folder = tmp_path_factory.mktemp("sound")
+    from mixloop.controller.loop import scoring
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(played_run.daemon, "Evaluator", played_run.QuickEvaluator)
+        patch.setattr(scoring, "Evaluator", played_run.QuickEvaluator)
         run = played_run.Run(played_run.make_run(folder))
         run.train(10)
         run.tell("set", "code=0.2")
@@ -83,9 +85,9 @@ def windows() -> Any:
 @pytest.fixture
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, played_run: ModuleType) -> Iterator[Any]:
     """Starts a played run; keywords are sections of its run.yaml."""
-    from mixloop.controller.loop import daemon
+    from mixloop.controller.loop import scoring
 
-    monkeypatch.setattr(daemon, "Evaluator", played_run.QuickEvaluator)
+    monkeypatch.setattr(scoring, "Evaluator", played_run.QuickEvaluator)
     with contextlib.ExitStack() as stack:
 
         def start(**changed: Any) -> Any:

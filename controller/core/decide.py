@@ -43,7 +43,7 @@ def make_decision(
     status: Any,
     last_intervention: int | None,
     generation: int,
-    against: Sequence[Veto],
+    vetoes: Sequence[Veto],
     pins: Weights | None = None,
     overtaken: str = "",
     forced: bool = False,
@@ -58,7 +58,7 @@ def make_decision(
         status: The trainer's newest heartbeat: the ledger's past is *now*, not the checkpoint's.
         last_intervention: Tokens at which the last intervention came into force, or None.
         generation: The number an order would get.
-        against: The vetoes of this observation.
+        vetoes: Those of this observation.
         pins: Shares that a person holds fixed.
         overtaken: Why the answer no longer counts (an operator acted meanwhile); empty if it does.
         forced: The mixture in force is one that a person forced past the hard guards: a hold
@@ -93,7 +93,7 @@ def make_decision(
             declared=_declared(asked, seen, config),
             claims=claims,
             tests=tests,
-            vetoes=tuple(against),
+            vetoes=tuple(vetoes),
         )
     result = apply_guards(weights, plan, context, guard_settings(config))
     if result.verdict == "pass" and asked.proposed and not context.declared:

@@ -14,9 +14,9 @@ from mixloop.contract import Status
 
 State = Literal["never started", "alive", "stalled", "stopped", "finished", "unknown"]
 
-LEAST = 60.0  # seconds of silence that say nothing
-GAPS = 3.0  # times the longest pause between two heartbeats
-STEPS = 30.0  # steps without a heartbeat: three times a trainer's default of 10
+MIN_STALL_LIMIT = 60.0  # seconds of silence that say nothing
+STALLED_GAPS = 3.0  # times the longest pause between two heartbeats
+STALLED_STEPS = 30.0  # steps without a heartbeat: three times a trainer's default of 10
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Heartbeat:
     """The heartbeat last seen, and when on the observer's monotonic clock (seconds).
 
     Attributes:
-        moved: whether it was seen to move; the first sight of it says nothing of its age.
-        gap: the longest ordinary time between two moves, seconds.
+        moved: Whether it was seen to move; the first sight of it says nothing of its age.
+        gap: The longest ordinary time between two moves, seconds.
     """
 
     incarnation: int
@@ -36,7 +36,7 @@ class Heartbeat:
 
 
 def update(before: Heartbeat | None, status: Status | None, now: float) -> Heartbeat | None:
-    """The pulse after another look; no status is no news."""
+    """The heartbeat after another look; no status is no news."""
     if status is None:
         return before
     if before is None:
@@ -49,10 +49,10 @@ def update(before: Heartbeat | None, status: Status | None, now: float) -> Heart
     return Heartbeat(status.incarnation, status.heartbeat, now, moved=True, gap=longest)
 
 
-def stall_limit(pulse: Heartbeat | None, status: Status | None) -> float:
+def stall_limit(heartbeat: Heartbeat | None, status: Status | None) -> float:
     """Seconds of silence after which a trainer counts as stalled."""
-    gap = pulse.gap if pulse is not None else 0.0
-    return max(LEAST, GAPS * gap, STEPS * _step_seconds(status))
+    gap = heartbeat.gap if heartbeat is not None else 0.0
+    return max(MIN_STALL_LIMIT, STALLED_GAPS * gap, STALLED_STEPS * _step_seconds(status))
 
 
 def _step_seconds(status: Status | None) -> float:
@@ -67,9 +67,10 @@ def trainer_state(
     """What to call the trainer.
 
     Args:
-        silent: seconds since its heartbeat moved, as somebody saw it; None when nobody watched.
-        limit: :func:`patience`.
-        process: whether its process lives; None when it runs on another machine.
+        status: Its newest heartbeat; None for none.
+        silent: Seconds since that moved, as somebody saw it; None when nobody watched.
+        limit: :func:`stall_limit`.
+        process: Whether its process lives; None when it runs on another machine.
     """
     if status is None:
         return "never started"

@@ -8,232 +8,278 @@ was pending is superseded by it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from mixloop.common.types import Json
-from mixloop.contract import Request
+from mixloop.contract import Request, Status
 from mixloop.controller.config import RunConfig
 from mixloop.policies.evidence import claims_of
-from mixloop.policies.guards import GuardNote, apply_guards
+from mixloop.policies.guards import GuardContext, GuardNote, apply_guards
 from mixloop.policies.interface import Observation
 from mixloop.policies.mixture import total_variation
 
-from . import decide, guard_context
+from .decide import ENDED, NOTHING
 from .decision_record import DecisionRecord, OrderRecord, Plan, Weights
+from .guard_context import guard_context, guard_settings, remaining
 
 SUM_TOLERANCE = 1e-6
+
+
+class JournaledDecision(Protocol):
+    """What a request may ask of an earlier decision."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def policy(self) -> str: ...
+    @property
+    def evidence(self) -> Json: ...
+    @property
+    def weights_before(self) -> Weights: ...
+    @property
+    def weights_proposed(self) -> Weights | None: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def against_generation(self) -> int: ...
+    @property
+    def generation(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
 class RequestContext:
     """The run when a request is taken.
 
-    ``asked`` is the mixture last asked for, in force or not. ``decision`` is the row that the
-    request speaks of, ``approval`` its approval's; None where there is none. ``generation`` is the
-    number an order would get.
+    Attributes:
+        config: The run.
+        status: The trainer's newest heartbeat, and ``observation`` at it; a request that changes
+            the mixture waits for both.
+        last_intervention: Tokens at which the last intervention came into force, or None.
+        generation: The number an order would get.
+        newest: The generation of the newest order; 0 for none.
+        asked: The mixture last asked for, in force or not.
+        pins: Shares that are held fixed.
+        paused: Whether nothing is decided.
+        decision: The decision that the request speaks of, if there is one of this id.
+        approval: The state of its approval; empty if it asked for none.
     """
 
-    seen: Observation
     config: RunConfig
-    status: Any
+    status: Status | None
+    observation: Observation | None
     last_intervention: int | None
     generation: int
+    newest: int
     asked: Weights
-    pins: Weights = field(default_factory=dict)
-    paused: bool = False
-    decision: Json | None = None
-    approval: Json | None = None
-    newest: int = 0  # generation of the newest order
+    pins: Weights
+    paused: bool
+    decision: JournaledDecision | None
+    approval: str
 
 
 @dataclass(frozen=True)
 class RequestOutcome:
     """The answer to a request, and what it does.
 
-    ``made``: the decision it makes. ``pins``: what is pinned from now on, ``paused`` likewise;
-    None: as before. ``approval``: the state of the decision that it speaks of.
+    Attributes:
+        text: The answer.
+        done: Whether what was asked for is done.
+        decision: The one it makes.
+        pins: What is pinned from now on, and ``paused`` likewise; None: as before.
+        approval: The state that the approval of the decision it speaks of comes to.
+        nearest: The legal mixture nearest to a refused one.
     """
 
     text: str
     done: bool = True
-    made: DecisionRecord | None = None
+    decision: DecisionRecord | None = None
     pins: dict[str, float] | None = None
     paused: bool | None = None
     approval: str | None = None
     nearest: dict[str, float] | None = None
 
 
-def reply_to(request: Request, scene: RequestContext) -> RequestOutcome:
+def reply_to(request: Request, context: RequestContext) -> RequestOutcome:
     """Deal with one request."""
-    reply = _VERBS[request.verb](request, scene)
-    if reply.made is not None:
-        evidence = {**reply.made.evidence, "operator": _who(request)}
-        reply = replace(reply, made=replace(reply.made, evidence=evidence))
-    return reply
+    outcome = _VERBS[request.verb](request, context)
+    if outcome.decision is not None:
+        evidence = {**outcome.decision.evidence, "operator": _who(request)}
+        outcome = replace(outcome, decision=replace(outcome.decision, evidence=evidence))
+    return outcome
 
 
 def _who(request: Request) -> Json:
-    said = {"request": request.id, "verb": request.verb, "by": request.by, "at": request.at}
-    return said | ({"reason": request.reason} if request.reason else {})
+    who = {"request": request.id, "verb": request.verb, "by": request.by, "at": request.at}
+    return who | ({"reason": request.reason} if request.reason else {})
 
 
 # -- pause and resume ------------------------------------------------------------------------------
 
 
-def _pause(request: Request, scene: RequestContext) -> RequestOutcome:
-    if scene.paused:
+def _pause(request: Request, context: RequestContext) -> RequestOutcome:
+    if context.paused:
         return RequestOutcome("paused already")
     return RequestOutcome(
         "paused: checkpoints are scored, nothing is decided until resume", paused=True
     )
 
 
-def _resume(request: Request, scene: RequestContext) -> RequestOutcome:
-    if not scene.paused:
+def _resume(request: Request, context: RequestContext) -> RequestOutcome:
+    if not context.paused:
         return RequestOutcome("not paused")
     return RequestOutcome("resumed: the newest scored checkpoint is decided on next", paused=False)
 
 
-def _sync(request: Request, scene: RequestContext) -> RequestOutcome:
+def _sync(request: Request, context: RequestContext) -> RequestOutcome:
     return RequestOutcome("MLflow is told now")
 
 
 # -- orders ----------------------------------------------------------------------------------------
 
 
-def _set(request: Request, scene: RequestContext) -> RequestOutcome:
-    filled, problem = completed(request.weights, scene.asked, scene.config.sources)
-    if filled is None:
+def _set(request: Request, context: RequestContext) -> RequestOutcome:
+    weights, problem = completed(request.weights, context.asked, context.config.sources)
+    if weights is None:
         return RequestOutcome(problem, done=False)
-    unpinned = {n: w for n, w in scene.pins.items() if abs(filled.get(n, 0.0) - w) > 1e-9}
-    if unpinned and not request.force:
-        names = ", ".join(f"{name} at {share:g}" for name, share in unpinned.items())
+    moved = {n: w for n, w in context.pins.items() if abs(weights.get(n, 0.0) - w) > 1e-9}
+    if moved and not request.force:
+        names = ", ".join(f"{name} at {share:g}" for name, share in moved.items())
         return RequestOutcome(f"{names} is pinned; unpin it first, or --force", done=False)
-    return _order(request, scene, filled, f"set by {request.by}", pins={})
+    return _order(request, context, weights, f"set by {request.by}", pins={})
 
 
-def _pin(request: Request, scene: RequestContext) -> RequestOutcome:
-    held = {**scene.pins, **request.weights}
-    filled, problem = completed(held, scene.asked, scene.config.sources)
-    if filled is None:
+def _pin(request: Request, context: RequestContext) -> RequestOutcome:
+    pins = {**context.pins, **request.weights}
+    weights, problem = completed(pins, context.asked, context.config.sources)
+    if weights is None:
         return RequestOutcome(problem, done=False)
     shown = ", ".join(f"{name} at {share:g}" for name, share in request.weights.items())
-    reply = _order(request, scene, filled, f"{shown} pinned by {request.by}", pins={})
-    return replace(reply, pins=held) if reply.done else reply
+    outcome = _order(request, context, weights, f"{shown} pinned by {request.by}", pins={})
+    return replace(outcome, pins=pins) if outcome.done else outcome
 
 
-def _unpin(request: Request, scene: RequestContext) -> RequestOutcome:
-    names = request.sources or tuple(scene.pins)
-    strange = [name for name in names if name not in scene.pins]
-    if strange:
-        pinned = ", ".join(scene.pins) or "nothing"
-        return RequestOutcome(f"{strange[0]} is not pinned ({pinned} is)", done=False)
-    left = {name: share for name, share in scene.pins.items() if name not in names}
+def _unpin(request: Request, context: RequestContext) -> RequestOutcome:
+    names = request.sources or tuple(context.pins)
+    unpinned = [name for name in names if name not in context.pins]
+    if unpinned:
+        pinned = ", ".join(context.pins) or "nothing"
+        return RequestOutcome(f"{unpinned[0]} is not pinned ({pinned} is)", done=False)
+    left = {name: share for name, share in context.pins.items() if name not in names}
     return RequestOutcome(f"{', '.join(names) or 'nothing'} unpinned; the mixture stays", pins=left)
 
 
-def _rollback(request: Request, scene: RequestContext) -> RequestOutcome:
-    row = scene.decision
-    if row is None:
+def _rollback(request: Request, context: RequestContext) -> RequestOutcome:
+    decision = context.decision
+    if decision is None:
         return RequestOutcome(f"no decision is called {request.decision}", done=False)
-    if row["generation"] is None:
+    if decision.generation is None:
         return RequestOutcome(
-            f"{row['id']} changed nothing, there is nothing to go back from", done=False
+            f"{decision.id} changed nothing, there is nothing to go back from", done=False
         )
-    before = dict.fromkeys(scene.config.sources, 0.0) | {
-        name: share for name, share in row["weights_before"].items() if name in scene.config.sources
-    }
-    why = f"back to the mixture before {row['id']}, by {request.by}"
-    return _order(request, scene, before, why, pins=scene.pins)
+    before = {name: decision.weights_before.get(name, 0.0) for name in context.config.sources}
+    what = f"back to the mixture before {decision.id}, by {request.by}"
+    return _order(request, context, before, what, pins=context.pins)
 
 
 def completed(
-    given: Weights, base: Weights, known: Sequence[str] | Mapping[str, Any]
+    shares: Weights, base: Weights, sources: Collection[str]
 ) -> tuple[dict[str, float] | None, str]:
     """A whole mixture from some shares: the sources not named share the rest as they do now.
 
+    Args:
+        shares: Of some sources.
+        base: The mixture now.
+        sources: The names of all.
+
     Returns:
-        The mixture, or None and what is wrong with what was given.
+        The mixture, or None and what is wrong with the shares.
     """
-    strange = [name for name in given if name not in known]
-    if strange:
-        return None, f"no source is called {strange[0]!r} (known: {', '.join(known)})"
-    total = math.fsum(given.values())
-    rest = {name: base.get(name, 0.0) for name in known if name not in given}
+    unknown = [name for name in shares if name not in sources]
+    if unknown:
+        return None, f"no source is called {unknown[0]!r} (known: {', '.join(sources)})"
+    total = math.fsum(shares.values())
+    rest = {name: base.get(name, 0.0) for name in sources if name not in shares}
     left = 1 - total
     if abs(left) <= SUM_TOLERANCE:
-        whole = {name: given.get(name, 0.0) / total for name in known}
-        return whole, ""
-    share = math.fsum(rest.values())
+        return {name: shares.get(name, 0.0) / total for name in sources}, ""
+    free = math.fsum(rest.values())
     if left < 0:
         return None, f"the shares sum to {total:g}, more than 1"
-    if share <= 0:
+    if free <= 0:
         return None, f"the shares sum to {total:g}, and no other source has weight to take the rest"
-    return {n: given[n] if n in given else rest[n] * left / share for n in known}, ""
+    return {n: shares[n] if n in shares else rest[n] * left / free for n in sources}, ""
 
 
 def _order(
-    request: Request, scene: RequestContext, weights: dict[str, float], what: str, *, pins: Weights
+    request: Request,
+    context: RequestContext,
+    weights: dict[str, float],
+    what: str,
+    *,
+    pins: Weights,
 ) -> RequestOutcome:
     """An operator's order: hard guards only, unless forced."""
-    if scene.status.finished:
-        return RequestOutcome(decide.ENDED, done=False)
+    status, observation = _trainer(context)
+    if status.finished:
+        return RequestOutcome(ENDED, done=False)
     reason = f"{what}: {request.reason}" if request.reason else what
-    context = replace(_context(scene), operator=True, order_pending=False, pins=pins)
-    result = apply_guards(weights, [], context, guard_context.guard_settings(scene.config))
-    settled = _settled(scene, weights)
+    bounds = replace(_bounds(context), operator=True, order_pending=False, pins=pins)
+    result = apply_guards(weights, [], bounds, guard_settings(context.config))
+    # nothing else was asked for meanwhile, so that the mixture stays by itself
+    settled = total_variation(dict(context.asked), weights) <= NOTHING and not observation.plan
     if result.verdict == "pass" or (result.verdict == "hold" and not settled):
-        return _issue(scene, result.weights or weights, reason, result.notes)
+        return _issue(context, result.weights or weights, reason, result.notes)
     if result.verdict == "hold":
-        made = _record(scene, weights, "hold", f"{reason}; in force", result.notes)
-        return RequestOutcome("that mixture is in force already", made=made)
+        decision = _record(context, weights, "hold", f"{reason}; in force", result.notes)
+        return RequestOutcome("that mixture is in force already", decision=decision)
     why = "; ".join(n.detail for n in result.notes if n.action in ("changed", "blocked"))
-    legal_names = set(weights) <= set(scene.config.sources)
+    legal_names = set(weights) <= set(context.config.sources)
     if request.force and legal_names:
         note = GuardNote("operator", "flagged", f"forced by {request.by} past: {why}")
         forced = f"{reason} (forced past the hard guards)"
-        return _issue(scene, weights, forced, (*result.notes, note), {"forced": True})
-    made = _record(scene, weights, "refused", f"{reason}; refused: {why}", result.notes)
-    return RequestOutcome(f"refused: {why}", done=False, made=made, nearest=result.nearest)
+        return _issue(context, weights, forced, (*result.notes, note), {"forced": True})
+    refused = _record(context, weights, "refused", f"{reason}; refused: {why}", result.notes)
+    return RequestOutcome(f"refused: {why}", done=False, decision=refused, nearest=result.nearest)
 
 
-def _settled(scene: RequestContext, weights: Weights) -> bool:
-    """Whether nothing else was asked for meanwhile, so that the mixture stays by itself."""
-    return (
-        total_variation(dict(scene.asked), dict(weights)) <= decide.NOTHING and not scene.seen.plan
-    )
+def _trainer(context: RequestContext) -> tuple[Status, Observation]:
+    """Where the trainer is; a request that asks for it has waited for a heartbeat."""
+    assert context.status is not None
+    assert context.observation is not None
+    return context.status, context.observation
 
 
-def _context(scene: RequestContext) -> Any:
-    return guard_context.guard_context(
-        scene.seen, scene.config, scene.status, scene.last_intervention
-    )
+def _bounds(context: RequestContext) -> GuardContext:
+    status, observation = _trainer(context)
+    return guard_context(observation, context.config, status, context.last_intervention)
 
 
 def _issue(
-    scene: RequestContext,
+    context: RequestContext,
     weights: dict[str, float],
     reason: str,
     notes: tuple[GuardNote, ...],
     evidence: Json | None = None,
 ) -> RequestOutcome:
-    made = _record(
-        scene,
+    decision = _record(
+        context,
         weights,
         "intervene",
         reason,
         notes,
         after=weights,
         evidence=evidence,
-        order=OrderRecord(scene.generation, "operator"),
+        order=OrderRecord(context.generation, "operator"),
     )
-    return RequestOutcome(f"generation {scene.generation} is ordered", made=made)
+    return RequestOutcome(f"generation {context.generation} is ordered", decision=decision)
 
 
 def _record(
-    scene: RequestContext,
+    context: RequestContext,
     asked: Weights,
     verdict: str,
     reason: str,
@@ -244,7 +290,8 @@ def _record(
     evidence: Json | None = None,
     order: OrderRecord | None = None,
 ) -> DecisionRecord:
-    in_force = scene.status.in_force
+    status, _ = _trainer(context)
+    in_force = status.in_force
     return DecisionRecord(
         verdict=verdict,
         reason=reason,
@@ -258,69 +305,70 @@ def _record(
         order=order,
         asked_by="operator",
         policy="operator",
-        step=scene.status.step,
-        tokens=scene.status.tokens,
+        step=status.step,
+        tokens=status.tokens,
     )
 
 
 # -- approvals -------------------------------------------------------------------------------------
 
 
-def _approve(request: Request, scene: RequestContext) -> RequestOutcome:
-    row, problem = _awaiting(request, scene)
-    if row is None:
+def _approve(request: Request, context: RequestContext) -> RequestOutcome:
+    proposed, problem = _awaiting(request, context)
+    if proposed is None:
         return RequestOutcome(problem, done=False)
-    if scene.status.finished:
-        return RequestOutcome(decide.ENDED, done=False, approval="expired")
-    if row["against_generation"] != scene.status.in_force.generation or scene.newest > max(
-        row["against_generation"], scene.status.in_force.generation
-    ):
-        text = f"superseded: another order was given since {row['id']} was proposed"
+    status, _ = _trainer(context)
+    if status.finished:
+        return RequestOutcome(ENDED, done=False, approval="expired")
+    against, in_force = proposed.against_generation, status.in_force.generation
+    if against != in_force or context.newest > in_force:
+        text = f"superseded: another order was given since {proposed.id} was proposed"
         return RequestOutcome(text, done=False, approval="superseded")
-    context = _context(scene)
-    weights, plan = guard_context.remaining(row["weights_proposed"], row["plan"], context.tokens)
-    claims, tests = claims_of(row["evidence"])
-    context = replace(context, pins=scene.pins, claims=claims, tests=tests)
+    bounds = _bounds(context)
+    weights, plan = remaining(proposed.weights_proposed or {}, proposed.plan, bounds.tokens)
+    claims, tests = claims_of(proposed.evidence)
+    bounds = replace(bounds, pins=context.pins, claims=claims, tests=tests)
     stretches = [(until, dict(w)) for until, w in plan]
-    result = apply_guards(weights, stretches, context, guard_context.guard_settings(scene.config))
-    said = f": {request.reason}" if request.reason else ""
-    reason = f"{row['id']} approved by {request.by}{said}"
+    result = apply_guards(weights, stretches, bounds, guard_settings(context.config))
+    why = f": {request.reason}" if request.reason else ""
+    reason = f"{proposed.id} approved by {request.by}{why}"
     if result.verdict != "pass" or result.weights is None:
         blocked = "; ".join(n.detail for n in result.notes if n.action == "blocked")
-        made = _record(scene, weights, result.verdict, f"{reason}; kept: {blocked}", result.notes)
+        kept = _record(context, weights, result.verdict, f"{reason}; kept: {blocked}", result.notes)
         text = f"approved, but the guards now say: {blocked}"
-        return RequestOutcome(text, done=False, made=made, approval="approved")
-    made = _record(
-        scene,
+        return RequestOutcome(text, done=False, decision=kept, approval="approved")
+    decision = _record(
+        context,
         weights,
         "intervene",
         reason,
         result.notes,
         after=result.weights,
         plan=result.plan,
-        evidence={"approves": row["id"], "rule": row["evidence"].get("rule")},
-        order=OrderRecord(scene.generation, row["policy"]),
+        evidence={"approves": proposed.id, "rule": proposed.evidence.get("rule")},
+        order=OrderRecord(context.generation, proposed.policy),
     )
-    text = f"{row['id']} is approved: generation {scene.generation} is ordered"
-    return RequestOutcome(text, made=made, approval="approved")
+    text = f"{proposed.id} is approved: generation {context.generation} is ordered"
+    return RequestOutcome(text, decision=decision, approval="approved")
 
 
-def _reject(request: Request, scene: RequestContext) -> RequestOutcome:
-    row, problem = _awaiting(request, scene)
-    if row is None:
+def _reject(request: Request, context: RequestContext) -> RequestOutcome:
+    proposed, problem = _awaiting(request, context)
+    if proposed is None:
         return RequestOutcome(problem, done=False)
-    return RequestOutcome(f"{row['id']} is rejected; the mixture stays", approval="rejected")
+    return RequestOutcome(f"{proposed.id} is rejected; the mixture stays", approval="rejected")
 
 
-def _awaiting(request: Request, scene: RequestContext) -> tuple[Json | None, str]:
-    row, approval = scene.decision, scene.approval
-    if row is None:
+def _awaiting(request: Request, context: RequestContext) -> tuple[JournaledDecision | None, str]:
+    """The decision that waits for this person's word, or None and why it doesn't."""
+    decision, approval = context.decision, context.approval
+    if decision is None:
         return None, f"no decision is called {request.decision}"
-    if approval is None:
-        return None, f"{row['id']} did not ask for approval (its verdict: {row['verdict']})"
-    if approval["state"] != "waiting":
-        return None, f"{row['id']} is {approval['state']} already"
-    return row, ""
+    if not approval:
+        return None, f"{decision.id} did not ask for approval (its verdict: {decision.verdict})"
+    if approval != "waiting":
+        return None, f"{decision.id} is {approval} already"
+    return decision, ""
 
 
 _VERBS = {

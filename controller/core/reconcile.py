@@ -1,8 +1,8 @@
-"""The controller's core: look at the world, name the single next action. Pure.
+"""The controller's core: from what is the case to the single next action. Pure.
 
 Level-triggered: the same look serves start-up, recovery, and every ordinary moment; there are no
 missed events because there are no events. The shell in `controller.loop` builds a
-:class:`RunState` from files and journal, performs the action named here, and looks again.
+:class:`RunState` from files, journal and children, performs the action named here, and looks again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
+
+from mixloop.common.json_records import Problem
+from mixloop.contract import Manifest, OpenLine, Status
+
+from .rewinds import Rewind
 
 
 class FileState(Enum):
@@ -17,8 +23,8 @@ class FileState(Enum):
 
     ABSENT = "absent"
     CURRENT = "current"  # ours, under our fence
-    STALE = "stale"  # our order, under an earlier fence or an earlier generation of ours
-    STRANGER = "stranger"  # not written by any controller of this journal
+    STALE = "stale"  # to be replaced by our order as it was
+    FOREIGN = "foreign"  # not written by any controller of this journal, and the trainer follows it
 
 
 @dataclass(frozen=True)
@@ -31,45 +37,69 @@ class Applied:
 
 
 @dataclass(frozen=True)
-class RunState:
-    """Everything the next action depends on. Tokens, steps and samples are counts."""
+class JobState:
+    """How far the controller's own jobs are."""
 
-    # the shared state file and the newest order asked for (None: no order yet)
+    scoring: bool = False
+    scored: bool = False  # its result waits to be taken
+    unplanned: bool = False  # how many items to score is still to be found out
+    piloting: bool = False  # a trial evaluation, which the plan is made from
+    piloted: bool = False  # its result waits to be taken
+    deciding: bool = False
+    decided: bool = False  # the answer waits to be taken
+    draining: bool = False
+    drain_due: bool = False
+    drain_failed: bool = False  # the last attempt got nothing through
+    curves_at: int = -1  # tokens of the heartbeat whose curves were recorded last
+
+    @property
+    def working(self) -> bool:
+        """Whether a child scores or decides."""
+        return self.scoring or self.piloting or self.deciding
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything the next action depends on or works with. Tokens, steps and samples are counts."""
+
+    # the trainer
+    status: Status | None = None  # its newest heartbeat that could be read
+    training_ended: bool = False  # it has spent this budget
+    unknown_sources: tuple[str, ...] = ()  # of run.yaml, which it was not started with
+    began: tuple[OpenLine, ...] = ()  # incarnations the journal does not know of, oldest first
+    rewinds: tuple[Rewind, ...] = ()
+    # the shared state file, and the generation of the order asked for (None: no order yet)
     file: FileState = FileState.ABSENT
+    foreign_order: str = ""  # what lies there, or is followed, that this journal does not have
     asked: int | None = None
     # orders the trainer has begun to consume, or refused, that the journal does not know of
     newly_applied: tuple[Applied, ...] = ()
     newly_rejected: Mapping[int, str] = field(default_factory=dict)
     # operators
-    requested: bool = False  # a request waits to be taken
-    overdue: bool = False  # a proposal waits for an approval that came too late
+    paused: bool = False
+    request: Path | None = None  # the next file to be dealt with
+    expired: str = ""  # id of a decision whose approval was waited for in vain
     # checkpoints
-    unrecorded: tuple[str, ...] = ()  # folder names, oldest first
-    to_score: int | None = None  # step of the next checkpoint to score
+    unrecorded: Mapping[Path, Manifest] = field(default_factory=dict)  # by folder, oldest first
+    waiting: tuple[int, ...] = ()  # steps still to be scored, the next one first
     to_skip: Mapping[int, str] = field(default_factory=dict)  # steps not to be scored, and why
-    unplanned: bool = False  # how many items to score is still to be found out
     to_decide: int | None = None  # step of the newest scored checkpoint without a decision
-    # children
-    scoring: bool = False
-    scored: bool = False  # a result waits to be taken
-    trying: bool = False  # a trial evaluation, which the plan is made from
-    tried: bool = False  # its result waits to be taken
-    deciding: bool = False
-    decided: bool = False
-    # the trainer
-    began: bool = False  # a new incarnation of it, which the journal does not know of
-    finished: bool = False  # reached the end of its budget
-    status_changed: bool = False  # newer curves than the ones recorded
     # MLflow
-    outbox: int = 0
-    draining: bool = False
-    drain_due: bool = False
-    drain_failed: bool = False  # the last attempt got nothing through
+    curves_due: bool = False  # newer curves than the ones recorded
+    outbox: int = 0  # entries it has not got yet
     closed: bool = False  # the run's end is in the outbox
+    # files that could not be read, each with what is wrong with it
+    problems: Mapping[Path, Problem] = field(default_factory=dict)
+    jobs: JobState = JobState()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trainer has spent this budget and no checkpoint waits any more."""
+        return self.training_ended and not self.unrecorded and not self.waiting
 
 
 class Action(Enum):
-    """The single next thing to do; what it works on is in the :class:`World`."""
+    """The single next thing to do; what it works on is in the :class:`RunState`."""
 
     RESTORE = "restore"
     PUBLISH = "publish"
@@ -81,9 +111,9 @@ class Action(Enum):
     RECORD_CHECKPOINT = "record-checkpoint"
     SKIP_CHECKPOINTS = "skip-checkpoints"
     TAKE_SCORES = "take-scores"
-    TAKE_TRIAL = "take-trial"
+    TAKE_PILOT = "take-pilot"
     TAKE_DECISION = "take-decision"
-    START_TRIAL = "start-trial"
+    START_PILOT = "start-pilot"
     START_SCORING = "start-scoring"
     START_DECIDING = "start-deciding"
     RECORD_CURVES = "record-curves"
@@ -93,70 +123,46 @@ class Action(Enum):
     WAIT = "wait"
 
 
-def next_action(world: RunState) -> Action:  # noqa: PLR0911 - a priority list reads best as one
+def next_action(state: RunState) -> Action:
     """The most urgent thing to do.
 
     The order is the order of harm: a wrong shared file first, then facts that must not be lost,
     then what a person asked for, then work, then the view in MLflow, which must never delay any
     of it.
     """
-    if (urgent := _shared_file(world)) is not None:
-        return urgent
-    if (news := _from_the_trainer(world)) is not None:
-        return news
-    if world.requested:
-        return Action.TAKE_REQUEST
-    if world.overdue:
-        return Action.EXPIRE
-    if world.unrecorded:
-        return Action.RECORD_CHECKPOINT
-    if world.scored:
-        return Action.TAKE_SCORES
-    if world.tried:
-        return Action.TAKE_TRIAL
-    if world.decided:
-        return Action.TAKE_DECISION
-    if world.to_skip:
-        return Action.SKIP_CHECKPOINTS
-    if world.to_decide is not None and not world.deciding:
-        return Action.START_DECIDING
-    if (scoring := _scoring(world)) is not None:
-        return scoring
-    if world.status_changed:
-        return Action.RECORD_CURVES
-    return _tracking_or_rest(world)
+    jobs = state.jobs
+    due = (
+        (state.file is FileState.FOREIGN, Action.RESTORE),
+        (state.asked and state.file is not FileState.CURRENT, Action.PUBLISH),
+        (state.began, Action.NOTE_INCARNATION),  # before anything told of the branch it left
+        (state.newly_applied, Action.ACKNOWLEDGE),
+        (state.newly_rejected, Action.NOTE_REJECTION),
+        (state.request, Action.TAKE_REQUEST),
+        (state.expired, Action.EXPIRE),
+        (state.unrecorded, Action.RECORD_CHECKPOINT),
+        (jobs.scored, Action.TAKE_SCORES),
+        (jobs.piloted, Action.TAKE_PILOT),
+        (jobs.decided, Action.TAKE_DECISION),
+        (state.to_skip, Action.SKIP_CHECKPOINTS),
+        (state.to_decide is not None and not jobs.deciding, Action.START_DECIDING),
+        (state.waiting and not jobs.scoring and not jobs.piloting, _scoring(jobs)),
+        (state.curves_due, Action.RECORD_CURVES),
+    )
+    return next((action for is_due, action in due if is_due), _tracking_or_rest(state))
 
 
-def _shared_file(world: RunState) -> Action | None:
-    if world.file is FileState.STRANGER:
-        return Action.RESTORE
-    if world.asked is not None and world.file in (FileState.ABSENT, FileState.STALE):
-        return Action.PUBLISH
-    return None
+def _scoring(jobs: JobState) -> Action:
+    """Before the first checkpoint is scored, pilots find out on how many items."""
+    return Action.START_PILOT if jobs.unplanned else Action.START_SCORING
 
 
-def _from_the_trainer(world: RunState) -> Action | None:
-    if world.began:  # before anything that is told of the branch it left
-        return Action.NOTE_INCARNATION
-    if world.newly_applied:
-        return Action.ACKNOWLEDGE
-    return Action.NOTE_REJECTION if world.newly_rejected else None
-
-
-def _scoring(world: RunState) -> Action | None:
-    """The next checkpoint is scored; before the first of all, trials find out on how many items."""
-    if world.to_score is None or world.scoring or world.trying:
-        return None
-    return Action.START_TRIAL if world.unplanned else Action.START_SCORING
-
-
-def _tracking_or_rest(world: RunState) -> Action:
-    idle = not (world.scoring or world.trying or world.deciding)
-    if world.finished and idle and not world.closed:
+def _tracking_or_rest(state: RunState) -> Action:
+    jobs = state.jobs
+    ended = state.finished and not jobs.working
+    if ended and not state.closed:
         return Action.CLOSE
-    told = not world.outbox or world.drain_failed
-    if world.finished and world.closed and idle and not world.draining and told:
+    if ended and not jobs.draining and (not state.outbox or jobs.drain_failed):
         return Action.END
-    if world.outbox and not world.draining and world.drain_due:
+    if state.outbox and not jobs.draining and jobs.drain_due:
         return Action.DRAIN
     return Action.WAIT

@@ -26,10 +26,9 @@ class Rewind:
         return f"the trainer rewound to step {self.step} (incarnation {self.incarnation})"
 
 
-def opened(schedule: Schedule, above: int = 0) -> tuple[OpenLine, ...]:
-    """The incarnations after number ``above``, oldest first."""
-    lines = (line for line in schedule.lines if isinstance(line, OpenLine))
-    return tuple(line for line in lines if line.incarnation > above)
+def open_lines(schedule: Schedule) -> tuple[OpenLine, ...]:
+    """The first lines of all incarnations, oldest first."""
+    return tuple(line for line in schedule.lines if isinstance(line, OpenLine))
 
 
 def find_rewinds(schedule: Schedule) -> tuple[Rewind, ...]:
@@ -40,12 +39,13 @@ def find_rewinds(schedule: Schedule) -> tuple[Rewind, ...]:
     )
 
 
-def left_by(made: Iterable[Rewind], sample: int, incarnation: int) -> Rewind | None:
+def left_by(rewinds: Iterable[Rewind], sample: int, incarnation: int) -> Rewind | None:
     """The rewind that left a checkpoint behind, or None.
 
     Args:
-        incarnation: the one that made it; 0 (recorded by an earlier version, which did not note
-            it) is never taken for abandoned.
+        rewinds: Those of the run, oldest first.
+        sample: Where the checkpoint was made.
+        incarnation: The one that made it; of an unknown one (0) nothing is left behind.
     """
-    later = (cut for cut in made if 0 < incarnation < cut.incarnation and sample > cut.sample)
+    later = (cut for cut in rewinds if 0 < incarnation < cut.incarnation and sample > cut.sample)
     return next(later, None)

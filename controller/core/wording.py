@@ -10,14 +10,14 @@ from mixloop.common.types import Json
 
 from .steering_metric import Steering
 
-MOVED = 5e-4  # a share that moved less than this is not shown
+MIN_SHOWN = 5e-4  # a share that moved less than this is not shown
 
 
 def moves(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """``code 0.05 → 0.15, prose 0.60 → 0.50``: what moved, largest first."""
-    gone = [n for n in after if abs(after[n] - before.get(n, 0.0)) >= MOVED]
-    gone.sort(key=lambda name: -abs(after[name] - before.get(name, 0.0)))
-    return ", ".join(f"{n} {before.get(n, 0.0):.3f} → {after[n]:.3f}" for n in gone) or "-"
+    changes = {name: abs(after[name] - before.get(name, 0.0)) for name in after}
+    moved = sorted((n for n in after if changes[n] >= MIN_SHOWN), key=lambda name: -changes[name])
+    return ", ".join(f"{n} {before.get(n, 0.0):.3f} → {after[n]:.3f}" for n in moved) or "-"
 
 
 def mixture(weights: Mapping[str, float]) -> str:
@@ -33,30 +33,30 @@ def outcome_lines(outcome: Json | None) -> list[str]:
         detail = f": {clean(outcome['detail'])}" if outcome.get("detail") else ""
         return [f"{outcome['state']}{detail}"]
     return [
-        f"{name} {found['metric']} gain {found['gain']:+.4f} ± {found['stderr']:.4f} "
-        f"(n={found['n']}, step {found['from_step']} → {found['to_step']}){_pace(found)}"
-        for name, found in outcome["benchmarks"].items()
+        f"{name} {effect['metric']} gain {effect['gain']:+.4f} ± {effect['stderr']:.4f} "
+        f"(n={effect['n']}, step {effect['from_step']} → {effect['to_step']}){_pace(effect)}"
+        for name, effect in outcome["benchmarks"].items()
     ]
 
 
-def _pace(found: Json) -> str:
+def _pace(effect: Json) -> str:
     """What the same benchmark gained over the pair of checkpoints before the change."""
-    if found.get("gain_before") is None:
+    if effect.get("gain_before") is None:
         return ""
     return (
-        f"; the {found['steps_before']} steps before: "
-        f"{found['gain_before']:+.4f} ± {found['stderr_before']:.4f}"
+        f"; the {effect['steps_before']} steps before: "
+        f"{effect['gain_before']:+.4f} ± {effect['stderr_before']:.4f}"
     )
 
 
 def verdict(entry: Json) -> str:
     """The verdict; of one that waited for a person, also what became of it."""
     approval = entry.get("approval")
-    said = str(entry["verdict"])
+    words = str(entry["verdict"])
     if approval is not None and approval["state"] != "waiting":
-        said += f": {approval['state']}"
+        words += f": {approval['state']}"
     left = entry.get("abandoned_by")
-    return said if left is None else f"{said} (left behind by incarnation {left})"
+    return words if left is None else f"{words} (left behind by incarnation {left})"
 
 
 def steering(chosen: Mapping[str, Steering]) -> str:
@@ -68,20 +68,20 @@ def steering(chosen: Mapping[str, Steering]) -> str:
     return "; ".join(f"{', '.join(names)} by {metric}" for metric, names in groups.items())
 
 
-def approval(found: Json) -> str:
+def approval(row: Json) -> str:
     """What became of a decision that waited for a person."""
-    parts = [found["state"]]
-    parts += [f"by {clean(found['by'])}"] if found["by"] else []
-    parts += [f"in {found['made']}"] if found["made"] else []
-    parts += [f"({clean(found['reason'] or found['why'])})"]
+    parts = [row["state"]]
+    parts += [f"by {clean(row['by'])}"] if row["by"] else []
+    parts += [f"in {row['made']}"] if row["made"] else []
+    parts += [f"({clean(row['reason'] or row['why'])})"]
     return " ".join(parts)
 
 
-def assessment(one: Json) -> str:
+def assessment(row: Json) -> str:
     """What a person said of a decision in MLflow: ``good idea: true, by ann (it helped)``."""
-    value = "" if one["value"] is None else f": {clean(json.dumps(one['value']))}"
-    why = f" ({clean(one['rationale'])})" if one["rationale"] else ""
-    return f"{clean(one['name'])}{value}, by {clean(one['by'])}{why}"
+    value = "" if row["value"] is None else f": {clean(json.dumps(row['value']))}"
+    why = f" ({clean(row['rationale'])})" if row["rationale"] else ""
+    return f"{clean(row['name'])}{value}, by {clean(row['by'])}{why}"
 
 
 def applied(entry: Json) -> str:

@@ -15,7 +15,7 @@ from typing import Protocol
 from mixloop.common.errors import BadInput
 from mixloop.common.files import write_atomic
 from mixloop.controller.config import RunConfig
-from mixloop.controller.journal import Journal
+from mixloop.controller.journal import Journal, queries
 from mixloop.evals import EvalSettings, Scorecard
 from mixloop.evals.planning import (
     FILE_NAME,
@@ -138,10 +138,8 @@ class Planner:
         return plan
 
     def _journaled(self) -> EvalPlan | None:
-        row = self._journal.row(
-            "SELECT detail FROM events WHERE kind = 'evals-planned' ORDER BY seq LIMIT 1"
-        )
-        return None if row is None else EvalPlan.model_validate(row["detail"]["plan"])
+        events = queries.events(self._journal, "evals-planned")
+        return EvalPlan.model_validate(events[0].detail["plan"]) if events else None
 
     def _adopt(self, plan: EvalPlan) -> None:
         self.needed = False
@@ -216,8 +214,7 @@ class Planner:
     def _failed(self, reason: str) -> str:
         self._trials = []
         self._journal.event("trial-failed", reason=reason)
-        failed = self._journal.value("SELECT COUNT(*) FROM events WHERE kind = 'trial-failed'")
-        if failed >= ATTEMPTS:
+        if len(queries.events(self._journal, "trial-failed")) >= ATTEMPTS:
             return self._keep(fallback_plan(self.settings, self._checkpoint, reason))
         return f"a trial evaluation failed: {reason}; once more"
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths, Schedule, read_status, schedule_of
 from mixloop.controller.config import RunConfig
-from mixloop.controller.journal import Journal
+from mixloop.controller.journal import Journal, queries
 
 
 def highest_fence(paths: RunPaths) -> int:
@@ -61,9 +60,9 @@ def first_mixture(
     What was recorded at the first start; for a journal that was lost, the mixture in force, since
     going back to run.yaml's would be a change that nobody asked for.
     """
-    recorded = journal.value("SELECT value FROM meta WHERE key = 'initial'")
+    recorded = queries.initial_mixture(journal)
     if recorded is not None:
-        return dict(json.loads(recorded))
+        return recorded
     status = read_status(paths.status).value
     followed = status is not None and status.accepted.generation > 0
     return dict(status.in_force.weights if status is not None and followed else configured)

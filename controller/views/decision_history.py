@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.contract import SCALE, RunPaths, Schedule, decision_id, schedule_of
+from mixloop.controller.core import DecisionRow, EventRow, OrderRow
 from mixloop.controller.decisions import observation_builder
-from mixloop.controller.journal import DecisionRow, EventRow, Journal, OrderRow, queries
+from mixloop.controller.journal import Journal, queries
 from mixloop.policies.interface import Evaluation
 
 
@@ -50,10 +51,7 @@ def steering_at(changes: Sequence[EventRow], step: int) -> Json:
     """What steered each benchmark at a step; empty before the first decision.
 
     ``since`` is the step of the evaluation from which a headline steers, None for a metric that
-    has steered from the start.
-
-    Args:
-        changes: the events of kind ``steering``, oldest first.
+    has steered from the start; ``changes`` are the events of kind ``steering``, oldest first.
     """
     earlier = [event.detail["benchmarks"] for event in changes if event.detail["step"] <= step]
     return dict(earlier[-1]) if earlier else {}
@@ -85,8 +83,8 @@ def find_decision(journal: Journal, name: str) -> Json:
     for entry in entries:
         if entry["id"] == wanted:
             return entry
-    known = f"this run has d-000001 to {entries[-1]['id']}" if entries else "this run has none yet"
-    raise BadInput(f"{name}: no such decision; {known}")
+    there = f"this run has d-000001 to {entries[-1]['id']}" if entries else "this run has none yet"
+    raise BadInput(f"{name}: no such decision; {there}")
 
 
 def segments(paths: RunPaths, sequence_length: int) -> list[Json]:

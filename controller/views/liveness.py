@@ -104,10 +104,9 @@ def trainer(
 ) -> TrainerStanding:
     """The trainer of a run.
 
-    Args:
-        watched: seconds the heartbeat has stood still as the caller saw it, and from when on that
-            is a stall; otherwise what the controller saw.
-        readable: False: there is a heartbeat, which can't be read.
+    ``watched`` are the seconds for which the heartbeat has stood still as the caller saw it, and
+    from when on that is a stall; otherwise what the controller saw counts. It may be there and
+    not ``readable``.
     """
     process = _process(status) if status is not None else False
     silent, limit = watched or _silence(status, journal)
@@ -150,12 +149,12 @@ def _silence(status: Status | None, journal: Journal | None) -> tuple[float | No
 
     What a controller knew that is no longer there says nothing of now.
     """
-    seen = queries.trainer_silence(journal) if journal is not None else None
+    last = queries.trainer_silence(journal) if journal is not None else None
     holder = controller(journal)
-    if status is None or seen is None or holder is None or holder.alive is False:
-        return None, heartbeat.LEAST
-    same = (seen.incarnation, seen.heartbeat) == (status.incarnation, status.heartbeat)
-    return (seen.silent if same else 0.0), seen.limit
+    if status is None or last is None or holder is None or holder.alive is False:
+        return None, heartbeat.MIN_STALL_LIMIT
+    same = (last.incarnation, last.heartbeat) == (status.incarnation, status.heartbeat)
+    return (last.silent if same else 0.0), last.limit
 
 
 def _origin(paths: RunPaths, status: Status | None) -> Origin | None:

@@ -12,17 +12,16 @@ from typing import Any
 
 from mixloop.common.types import Json
 from mixloop.contract import RunPaths, Status, waiting
-from mixloop.controller.core import Steering, Weights
-from mixloop.controller.journal import (
+from mixloop.controller.core import (
     ApprovalRow,
     CheckpointState,
     DecisionRow,
-    Journal,
     OrderRow,
     ScoredCheckpoint,
-    UnreadableFile,
-    queries,
+    Steering,
+    Weights,
 )
+from mixloop.controller.journal import Journal, UnreadableFile, queries
 from mixloop.evals import BenchmarkScore
 
 from .liveness import ControllerStanding, TrainerStanding, controller, trainer
@@ -200,9 +199,12 @@ def run_standing(
     """How a run stands now.
 
     Args:
+        paths: of the run.
+        journal: None before the first controller, or while it can't be read.
         status: the trainer's newest heartbeat that could be read.
         watched: seconds for which the caller saw that heartbeat stand still, and from when on that
             is a stall; otherwise what the controller saw counts.
+        unreadable: files that can't be read.
         scores: of the checkpoints that the caller wants; :func:`scores_of` makes them.
     """
     readable = all(file.file != paths.status.name for file in unreadable)
@@ -221,7 +223,7 @@ def run_standing(
         asked=_asked(journal),
         params=queries.start_params(journal),
         scores=scores,
-        steering=_steering(journal),
+        steering=queries.steering(journal),
         skipped=queries.checkpoints_in(journal, "skipped"),
         waiting=len(scoring) + len(queries.checkpoints_in(journal, None)),
         scoring=scoring,
@@ -260,12 +262,6 @@ def _asked(journal: Journal) -> AskedMixture | None:
         return AskedMixture(order.generation, order.weights, order.decision)
     initial = queries.initial_mixture(journal)
     return None if initial is None else AskedMixture(0, initial)
-
-
-def _steering(journal: Journal) -> dict[str, Steering]:
-    event = queries.newest_event(journal, "steering")
-    chosen = {} if event is None else event.detail["benchmarks"]
-    return {name: Steering(**steering) for name, steering in chosen.items()}
 
 
 def _tracking(journal: Journal) -> TrackingStanding:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from mixloop.common.types import Json
 from mixloop.contract import RunPaths, read_status
-from mixloop.controller.journal import CheckpointState, Journal, queries, unreadable_files
+from mixloop.controller.journal import Journal, queries, unreadable_files
 
 from .run_standing import RunStanding, run_standing, scores_of
 
@@ -24,44 +23,67 @@ def look(paths: RunPaths, journal: Journal | None) -> RunStanding:
     )
 
 
+def status(paths: RunPaths, journal: Journal | None) -> Json:
+    """How a run stands, as ``mixloop status --json`` prints it."""
+    return status_json(look(paths, journal))
+
+
+def skipped(journal: Journal | None) -> list[Json]:
+    """Checkpoints that were passed over, oldest first, each with its reason."""
+    rows = queries.checkpoints_in(journal, "skipped") if journal is not None else ()
+    return [_pick(row, "step", "tokens", "reason") for row in rows]
+
+
 def status_json(standing: RunStanding) -> Json:
     """The JSON object of ``mixloop status --json``."""
+    heartbeat, people = standing.status, standing.operators
+    switch = heartbeat.pending if heartbeat is not None else None
     return {
         "run": standing.run,
         "trainer": standing.trainer.to_json(),
-        "mixture": _mixture(standing),
-        "ledger": _ledger(standing),
+        "mixture": _mixtures(standing),
+        "ledger": {
+            source.name: _pick(source, "tokens", "epochs", "unique_tokens", "loss")
+            for source in standing.sources
+        },
         "benchmarks": _benchmarks(standing),
         "steering": {name: asdict(steering) for name, steering in standing.steering.items()},
-        "skipped": _skipped(standing.skipped),
-        "pending": _pending(standing),
-        "operators": _operators(standing),
-        "tracking": _tracking(standing),
+        "skipped": [_pick(row, "step", "tokens", "reason") for row in standing.skipped],
+        "pending": {
+            "orders": [
+                _pick(order, "generation", "decision", "published_at") for order in standing.orders
+            ],
+            "switch": None if switch is None else asdict(switch),
+            "scoring": list(standing.scoring),
+        },
+        "operators": {
+            "paused": people.paused,
+            "pins": dict(people.pins),
+            "awaiting": [
+                _pick(decision, "id", "tokens") | {"why": approval.why}
+                for decision, approval in people.awaiting
+            ],
+            "requests": people.requests,
+        },
+        "tracking": _pick(standing.tracking, "waiting", "sent", "last_error"),
         "controller": None if standing.controller is None else asdict(standing.controller),
         "unreadable": [asdict(file) for file in standing.unreadable],
     }
 
 
-def _mixture(standing: RunStanding) -> Json:
-    asked, applied = standing.asked, None
+def _pick(record: object, *names: str) -> Json:
+    return {name: getattr(record, name) for name in names}
+
+
+def _mixtures(standing: RunStanding) -> Json:
+    asked = applied = None
+    if standing.asked is not None:
+        asked = _pick(standing.asked, "generation", "weights")
+        if standing.asked.decision is not None:
+            asked["decision"] = standing.asked.decision
     if standing.status is not None:
-        in_force = standing.status.in_force
-        applied = {**asdict(in_force), "weights": dict(in_force.weights)}
-    return {
-        "asked": None if asked is None else _without_none(asdict(asked)),
-        "applied": applied,
-    }
-
-
-def _without_none(values: Json) -> Json:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _ledger(standing: RunStanding) -> Json:
-    shown = ("tokens", "epochs", "unique_tokens", "loss")
-    return {
-        source.name: {key: getattr(source, key) for key in shown} for source in standing.sources
-    }
+        applied = asdict(standing.status.in_force)
+    return {"asked": asked, "applied": applied}
 
 
 def _benchmarks(standing: RunStanding) -> Json:
@@ -69,57 +91,8 @@ def _benchmarks(standing: RunStanding) -> Json:
     if not standing.scores:
         return {}
     newest = standing.scores[-1]
-    at = {"step": newest.step, "tokens": newest.tokens}
     shown = {"status", "reason", "metrics", "data"}
     return {
-        name: at | score.model_dump(mode="json", include=shown)
+        name: _pick(newest, "step", "tokens") | score.model_dump(mode="json", include=shown)
         for name, score in newest.benchmarks.items()
-    }
-
-
-def skipped(journal: Journal | None) -> list[Json]:
-    """Checkpoints that were passed over, oldest first, each with its reason."""
-    return [] if journal is None else _skipped(queries.checkpoints_in(journal, "skipped"))
-
-
-def _skipped(rows: Sequence[CheckpointState]) -> list[Json]:
-    return [{"step": row.step, "tokens": row.tokens, "reason": row.reason} for row in rows]
-
-
-def _pending(standing: RunStanding) -> Json:
-    switch = standing.status.pending if standing.status is not None else None
-    return {
-        "orders": [
-            {
-                "generation": order.generation,
-                "decision": order.decision,
-                "published_at": order.published_at,
-            }
-            for order in standing.orders
-        ],
-        "switch": None if switch is None else asdict(switch),
-        "scoring": list(standing.scoring),
-    }
-
-
-def _operators(standing: RunStanding) -> Json:
-    people = standing.operators
-    awaiting = [
-        {"id": decision.id, "tokens": decision.tokens, "why": approval.why}
-        for decision, approval in people.awaiting
-    ]
-    return {
-        "paused": people.paused,
-        "pins": dict(people.pins),
-        "awaiting": awaiting,
-        "requests": people.requests,
-    }
-
-
-def _tracking(standing: RunStanding) -> Json:
-    tracking = standing.tracking
-    return {
-        "waiting": tracking.waiting,
-        "sent": tracking.sent,
-        "last_error": tracking.last_error,
     }

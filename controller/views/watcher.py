@@ -109,11 +109,12 @@ class Watcher:
     def _standing(
         self, journal: Journal | None, now: float, scores: Sequence[CheckpointScores] = ()
     ) -> RunStanding:
-        seen = self._trainer
-        limit = heartbeat.stall_limit(seen, self._status)
+        limit = heartbeat.stall_limit(self._trainer, self._status)
         watched = None
-        if seen is not None and (seen.moved or now - seen.since > limit):
-            watched = (now - seen.since, limit)
+        if self._trainer is not None:
+            silent = now - self._trainer.since
+            if self._trainer.moved or silent > limit:
+                watched = (silent, limit)
         problems = unreadable_files.problems(self.paths, journal)
         unreadable = unreadable_files.persisting(self._problems, problems, self.paths.dir)
         self._problems = problems
@@ -158,10 +159,10 @@ class Watcher:
         return now - self._scoring[1]
 
     def _controller_silence(self, standing: RunStanding, now: float) -> float | None:
-        holder, seen = standing.controller, self._controller
+        holder, last = standing.controller, self._controller
         if holder is None:
             return None
-        if seen is None or (seen.incarnation, seen.heartbeat) != (holder.fence, holder.counter):
-            seen = heartbeat.Heartbeat(holder.fence, holder.counter, now)
-        self._controller = seen
-        return now - seen.since
+        if last is None or (last.incarnation, last.heartbeat) != (holder.fence, holder.counter):
+            last = heartbeat.Heartbeat(holder.fence, holder.counter, now)
+        self._controller = last
+        return now - last.since

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from mixloop.common.text import duration
 from mixloop.common.types import Json
 from mixloop.contract import Health
-from mixloop.controller.core import LEAST, moves, steering, verdict
+from mixloop.controller.core import MIN_STALL_LIMIT, moves, steering, verdict
 from mixloop.controller.views import (
     CheckpointScores,
     RunSnapshot,
@@ -184,7 +184,7 @@ def _controller(look: RunSnapshot) -> tuple[str, bool]:
         return "never started", False
     if holder.alive is False:
         return "not running", look.standing.trainer.state == "finished"
-    if silent is not None and silent > LEAST:
+    if silent is not None and silent > MIN_STALL_LIMIT:
         return f"no sign of it for {duration(silent)}", False
     return f"fence {holder.fence}", True
 

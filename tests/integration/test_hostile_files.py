@@ -40,8 +40,8 @@ from mixloop.contract import (
     schedule_of,
 )
 from mixloop.controller.config import load_config
-from mixloop.controller.journal import unreadable_files
-from mixloop.controller.loop import daemon
+from mixloop.controller.journal import queries, unreadable_files
+from mixloop.controller.loop import scoring
 from mixloop.evals import Scorecard
 from mixloop.trainer.config import JobError, load_run
 
@@ -250,7 +250,7 @@ def commands(target: Path, *names: str) -> None:
 def field(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> Iterator[Field]:
     base = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(daemon, "Evaluator", played_run.QuickEvaluator)
+        patch.setattr(scoring, "Evaluator", played_run.QuickEvaluator)
         patch.setattr(unreadable_files, "AGAIN_SECONDS", 0.0)
         # what Typer makes of the command's signatures, once and not for each of ten thousand files
         patch.setattr("typer.testing._get_command", functools.cache(get_command))
@@ -317,11 +317,9 @@ def test_orders(field: Field, count: int) -> None:
             if any("which this controller did not write" in line for line in said):
                 return
             found = json.loads(data)
-            row = field.run.journal.row(
-                "SELECT * FROM orders WHERE generation = ?", int(found["generation"])
-            )
-            assert row is not None, said
-            assert (row["weights"], row["decision"]) == (found["weights"], found["decision"])
+            order = queries.order(field.run.journal, int(found["generation"]))
+            assert order is not None, said
+            assert (order.weights, order.decision) == (found["weights"], found["decision"])
 
         return check
 
@@ -495,7 +493,7 @@ def _controls(field: Field, folder: Path, journal: Path, how: str, valid: Any) -
                 controller.step()
             except Exception as error:  # what `run` does of it, without the pause
                 controller.stop()
-                controller._trouble(error, attempt)
+                controller._retry_later(error, attempt)
                 assert any("trouble" in line for line in said)
                 field.count(f"journal {how}: trouble")
                 return
@@ -557,4 +555,4 @@ def recovers(field: Field) -> None:
     beat = read_status(field.run.paths.status).value
     assert beat is not None
     field.run.settle()
-    assert field.run.controller._eyes.status == beat
+    assert field.run.controller.observer.news.status == beat

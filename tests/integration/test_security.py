@@ -44,7 +44,8 @@ from mixloop.contract.orders import order_json
 from mixloop.contract.signing import read_key
 from mixloop.controller.config import load_config
 from mixloop.controller.decisions import read_answer
-from mixloop.controller.journal import take_lock, timestamp, unpack
+from mixloop.controller.journal import queries, take_lock, timestamp
+from mixloop.controller.journal.packing import unpack
 from mixloop.controller.report import html, write_report
 from mixloop.evals import Scorecard
 from mixloop.trainer.config import JobError
@@ -236,10 +237,9 @@ def test_requests_need_the_key_where_there_is_one(play: Any, tmp_path: Path) -> 
 
     def refused() -> str:
         run.settle()
-        rows = run.journal.rows(
-            "SELECT detail FROM events WHERE kind = 'request-refused' ORDER BY seq DESC"
-        )
-        return str(rows[0]["detail"]["reason"])
+        event = queries.newest_event(run.journal, "request-refused")
+        assert event is not None
+        return str(event.detail["reason"])
 
     requests.submit(folder, requests.new_request("pause", timestamp()), run="r")
     assert "not signed" in refused()
@@ -247,12 +247,12 @@ def test_requests_need_the_key_where_there_is_one(play: Any, tmp_path: Path) -> 
     assert "another key" in refused()
     requests.submit(folder, requests.new_request("pause", timestamp()), run="other", key=KEY)
     assert "another run" in refused()
-    assert not run.controller.operations.paused
+    assert not queries.paused(run.journal)
     told = CliRunner().invoke(app, ["pause", str(run.paths.dir), "--wait", "0"])
     assert told.exit_code == 0, "a run folder names no key, and the environment has none"
     assert "not signed" in refused()
     assert run.tell("pause").exit_code == 0
-    assert run.controller.operations.paused
+    assert queries.paused(run.journal)
 
 
 # --- O_EXCL, O_NOFOLLOW, and no waiting -------------------------------------------------------
@@ -323,7 +323,7 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path, look: Callable[[Path], Any]) -
 def test_a_fifo_among_the_requests_does_not_stop_the_daemon(play: Any) -> None:
     """Its verb was looked up by reading whatever lay there, for as long as it took."""
     run = play(policy={"use": "static"})
-    run.controller._eyes.status = None
+    run.controller.observer.news.status = None
     run.paths.status.unlink()  # only before the first heartbeat are the files looked into
     run.paths.requests.mkdir()
     os.mkfifo(run.paths.requests / f"{1:013d}-r-{0:012x}.json")

@@ -66,9 +66,8 @@ class Controllers(Surroundings):
     def _discard(self, one: Controller) -> None:
         """Its memory is gone; the kernel closes what it had open."""
         one.journal._db.close()
-        for child in (one.running and one.running.child, one.tracking.child):
-            if child:
-                child.close()
+        one.decisions.drop()
+        one.mlflow.close()
 
     def _after_death(self) -> None:
         self.dying = False

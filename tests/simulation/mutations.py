@@ -10,10 +10,10 @@ from typing import Any
 
 from mixloop.common import files
 from mixloop.contract import order_acceptance, orders
-from mixloop.controller.core import decide, operator_requests
-from mixloop.controller.journal import journal, packing, records, row_types, schema, tamper_seal
-from mixloop.controller.loop import daemon, observe, operator_inbox
-from mixloop.controller.tracking import mlflow_sink
+from mixloop.controller.core import FileState, decide, operator_requests
+from mixloop.controller.journal import journal, packing, records, schema, tamper_seal
+from mixloop.controller.loop import checkpoint_queue, mixture_file, operator_inbox, trainer_news
+from mixloop.controller.tracking import drain_child, mlflow_sink
 from mixloop.policies.guards import GuardResult
 
 from . import patches
@@ -119,7 +119,7 @@ def _or_replace(table: str) -> Callable[..., None]:
             return
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         values = [
-            packing.dumps(v) if name in row_types.JSON_COLUMNS else v for name, v in columns.items()
+            packing.dumps(v) if name in journal.JSON_COLUMNS else v for name, v in columns.items()
         ]
         tx.execute(f"INSERT OR REPLACE INTO {into} ({names}) VALUES ({marks})", values)
 
@@ -127,27 +127,20 @@ def _or_replace(table: str) -> Callable[..., None]:
 
 
 def _reuse_generation() -> list[Change]:
-    def next_generation(self: observe.RunObserver) -> int:
-        known = self._journal.value("SELECT MAX(generation) FROM orders WHERE applied_step > 0")
-        return int(known or 0) + 1
+    def next_generation(self: mixture_file.MixtureFile, status: Any) -> int:
+        applied = self._journal.value("SELECT MAX(generation) FROM orders WHERE applied_step > 0")
+        return int(applied or 0) + 1
 
     return [
-        (observe.RunObserver, "next_generation", next_generation),
+        (mixture_file.MixtureFile, "next_generation", next_generation),
         (records, "insert", _or_replace("orders")),
     ]
 
 
 @contextlib.contextmanager
 def _unfenced(self: journal.Journal) -> Iterator[sqlite3.Connection]:
-    seal = self._watch()
-    self._db.execute("BEGIN IMMEDIATE")
-    try:
-        seal.begin(self._db.execute("SELECT seal FROM lease").fetchone()[0])
+    with self._writing():
         yield self._db
-        self._commit(seal)
-    except BaseException:
-        self._roll_back()
-        raise
 
 
 def _no_fence_check() -> list[Change]:
@@ -169,20 +162,16 @@ def _fence_not_raised() -> list[Change]:
 
 
 def _not_republished() -> list[Change]:
-    real = observe.RunObserver._compare
+    real = mixture_file.MixtureFile._compare
 
     def compare(self: Any, data: bytes, newest: Any) -> Any:
-        found = real(self, data, newest)
-        same = (
-            newest is not None
-            and newest["published_at"]
-            and f'"generation": {newest["generation"]},'
-        )
-        if found is observe.FileState.STALE and same and same.encode() in data:
-            return observe.FileState.CURRENT
-        return found
+        state, foreign = real(self, data, newest)
+        same = newest is not None and newest.published_at and f'"generation": {newest.generation},'
+        if state is FileState.STALE and same and same.encode() in data:
+            return FileState.CURRENT, foreign
+        return state, foreign
 
-    return [(observe.RunObserver, "_compare", compare)]
+    return [(mixture_file.MixtureFile, "_compare", compare)]
 
 
 def _trainer_ignores_fences() -> list[Change]:
@@ -212,11 +201,12 @@ def _no_guards_at_approval() -> list[Change]:
 def _approval_of_old() -> list[Change]:
     real = operator_requests._approve
 
-    def approve(request: Any, scene: Any) -> Any:
-        if scene.decision is None or scene.status is None:
-            return real(request, scene)
-        against = {"against_generation": scene.status.in_force.generation}
-        return real(request, replace(scene, newest=0, decision={**scene.decision, **against}))
+    def approve(request: Any, context: Any) -> Any:
+        if context.decision is None or context.status is None:
+            return real(request, context)
+        in_force = context.status.in_force.generation
+        decision = replace(context.decision, against_generation=in_force)
+        return real(request, replace(context, newest=0, decision=decision))
 
     return [
         (operator_requests, "_VERBS", {**operator_requests._VERBS, "approve": approve}),
@@ -225,82 +215,93 @@ def _approval_of_old() -> list[Change]:
 
 
 def _decides_twice() -> list[Change]:
-    def to_decide(self: observe.RunObserver) -> int | None:
+    def to_decide(self: checkpoint_queue.CheckpointQueue) -> int | None:
         scored = self._journal.value("SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
         count = self._journal.value("SELECT COUNT(*) FROM decisions WHERE step = ?", scored)
         return scored if count < 2 else None
 
     tables = schema.RUN_TABLES.replace("CREATE UNIQUE INDEX", "CREATE INDEX")
-    return [(observe.RunObserver, "_to_decide", to_decide), (journal, "RUN_TABLES", tables)]
+    return [
+        (checkpoint_queue.CheckpointQueue, "to_decide", to_decide),
+        (journal, "RUN_TABLES", tables),
+    ]
 
 
 # -- what was done must be remembered ------------------------------------------------------
 
 
 def _acknowledges_the_last() -> list[Change]:
-    real = observe.RunObserver._newly_applied
+    real = trainer_news.TrainerNews.newly_applied
 
-    def newly(self: observe.RunObserver) -> Any:
+    def newly(self: trainer_news.TrainerNews) -> Any:
         force = self.status.in_force.generation if self.status else 0
-        return [found for found in real(self) if found.generation == force]
+        return [applied for applied in real(self) if applied.generation == force]
 
-    return [(observe.RunObserver, "_newly_applied", newly)]
+    return [(trainer_news.TrainerNews, "newly_applied", newly)]
 
 
 def _half_transactions() -> list[Change]:
-    def roll_back(self: journal.Journal) -> None:
-        if self._db.in_transaction:
-            self._commit(self._watch())
+    real = journal.Journal._writing
 
-    return [(journal.Journal, "_roll_back", roll_back)]
+    @contextlib.contextmanager
+    def writing(self: journal.Journal) -> Iterator[int | None]:
+        failure: BaseException | None = None
+        with real(self) as fence:
+            try:
+                yield fence
+            except BaseException as error:
+                failure = error  # and what was done so far is committed
+        if failure is not None:
+            raise failure
+
+    return [(journal.Journal, "_writing", writing)]
 
 
 def _forgets_pause() -> list[Change]:
-    real = records.keep
+    real = records.set_meta
 
-    def keep(tx: Any, key: str, value: object) -> None:
+    def set_meta(tx: Any, key: str, value: object) -> None:
         if key != "paused" or value is not False:
             real(tx, key, value)
 
-    return [(records, "keep", keep)]
+    return [(records, "set_meta", set_meta)]
 
 
 def _takes_twice() -> list[Change]:
-    def take(self: Any, path: Any) -> str:
-        request = operator_inbox.requests.read(path, self._owners())
-        reply = operator_requests.reply_to(request, self._scene(request))
-        answer = self._record(request, reply)
-        operator_inbox.requests.put_away(path, "taken")
-        return str(answer)
+    def handle(self: Any, state: Any) -> None:
+        request = operator_inbox.requests.read(state.request, self._owners())
+        answer = self._record(request, state)
+        operator_inbox.requests.put_away(state.request, "taken")
+        self._say(answer)
 
-    real = operator_inbox.OperatorInbox.take
+    real = operator_inbox.OperatorInbox.handle
 
-    def either(self: Any, path: Any) -> str:
+    def either(self: Any, state: Any) -> None:
         try:
-            return take(self, path)
+            handle(self, state)
         except operator_inbox.requests.RequestError:
-            return real(self, path)
+            real(self, state)
 
     return [
-        (operator_inbox.OperatorInbox, "take", either),
+        (operator_inbox.OperatorInbox, "handle", either),
         (records, "insert", _or_replace("requests")),
     ]
 
 
 def _request_gone_first() -> list[Change]:
-    real = operator_inbox.OperatorInbox.take
+    real = operator_inbox.OperatorInbox.handle
 
-    def take(self: Any, path: Any) -> str:
-        fs = sim().fs
-        node = fs.find(str(path))
+    def handle(self: Any, state: Any) -> None:
+        fs, path = sim().fs, str(state.request)
+        node = fs.find(path)
         try:
-            return real(self, path)
+            real(self, state)
         except BaseException:
-            if node is not None and fs.find(str(path)) is node:
-                fs.unlink(str(path))
+            if node is not None and fs.find(path) is node:
+                fs.unlink(path)
             raise
 
-    return [(operator_inbox.OperatorInbox, "take", take)]
+    return [(operator_inbox.OperatorInbox, "handle", handle)]
 
 
 def _refuses_unreadable() -> list[Change]:
@@ -311,7 +312,7 @@ def _refuses_unreadable() -> list[Change]:
 
 
 def _no_keys() -> list[Change]:
-    def enqueue(tx: sqlite3.Connection, entries: Any) -> None:
+    def enqueue(tx: sqlite3.Connection, *entries: Any) -> None:
         for entry in entries:
             count = tx.execute("SELECT COUNT(*) FROM outbox").fetchone()[0]
             asked_for = entry.key.startswith(("run", "end:", "outcome:"))
@@ -349,14 +350,14 @@ def _marks_failures() -> list[Change]:
 
 
 def _marks_too_early() -> list[Change]:
-    real = daemon.Controller._do_drain
+    real = drain_child.MlflowDrain.start
 
-    def do_drain(self: daemon.Controller, world: Any) -> None:
-        real(self, world)
+    def start(self: drain_child.MlflowDrain, state: Any) -> None:
+        real(self, state)
         with self.journal.transaction() as tx:
             tx.execute("UPDATE outbox SET done_at = 'now'")
 
-    return [(daemon.Controller, "_do_drain", do_drain)]
+    return [(drain_child.MlflowDrain, "start", start)]
 
 
 def _fact_without_entry() -> list[Change]:
@@ -366,13 +367,13 @@ def _fact_without_entry() -> list[Change]:
 
     def decision(journal: Any, made: Any, **rest: Any) -> str:
         kept: list[Any] = []
-        records.enqueue = lambda tx, entries: kept.extend(entries)
+        records.enqueue = lambda tx, *entries: kept.extend(entries)
         try:
             name = real(journal, made, **rest)
         finally:
             records.enqueue = real_enqueue
         with journal.transaction() as tx:
-            real_enqueue(tx, kept)
+            real_enqueue(tx, *kept)
         return name
 
     return [(records, "decision", decision)]
@@ -459,7 +460,7 @@ MUTATIONS = (
     Mutation(
         "old-approval",
         "an approval ignores against_generation",
-        62,
+        238,
         "approval-current",
         _approval_of_old,
     ),

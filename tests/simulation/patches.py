@@ -15,8 +15,8 @@ from mixloop.common import files
 from mixloop.contract import manifest, order_acceptance, requests, schedule, schedule_writer
 from mixloop.controller import report
 from mixloop.controller.journal import journal, records
-from mixloop.controller.loop import daemon, eval_planner
-from mixloop.controller.tracking import mlflow_sink
+from mixloop.controller.loop import daemon, eval_planner, policy_decisions, publishing, scoring
+from mixloop.controller.tracking import drain_child, mlflow_sink
 from mixloop.evals import scorecard
 from mixloop.trainer.run import order_inbox
 
@@ -41,6 +41,7 @@ def _prepare(self: journal.Journal, create: bool) -> None:
     # what a simulated crash loses is what was not committed; the file needs no disk
     self._db.execute("PRAGMA synchronous=OFF")
     self._db.execute("PRAGMA journal_mode=MEMORY")
+    self._db.row_factory = sqlite3.Row  # for the invariants, which look through this connection
 
 
 @contextlib.contextmanager
@@ -60,15 +61,16 @@ def _transaction(self: journal.Journal) -> Iterator[sqlite3.Connection]:
     world.journal_point(self, "crash-after-commit")
 
 
-def _rows(self: journal.Journal, query: str, *values: object) -> list[journal.Row]:
-    if sim().journal_fails(self, "journal-read-eio", 0.02):
+def _stream(self: journal.Journal, kind: Any, clause: str = "", *values: object) -> Iterator[Any]:
+    # a child's, which reads and writes nothing, is not the controller's
+    if self.fence is not None and sim().journal_fails(self, "journal-read-eio", 0.02):
         raise sqlite3.OperationalError("disk I/O error")
-    return _real_rows(self, query, *values)
+    return _real_stream(self, kind, clause, *values)
 
 
 _real_prepare = journal.Journal._prepare
 _real_transaction = journal.Journal.transaction
-_real_rows = journal.Journal.rows
+_real_stream = journal.Journal.stream
 
 
 def _connect(path: Any, **options: Any) -> sqlite3.Connection:
@@ -101,11 +103,11 @@ def installed() -> Iterator[None]:
     memory = MemOs(lambda: sim().fs)
     MemPath.fs = staticmethod(lambda: sim().fs)  # type: ignore[assignment]
     changes: list[tuple[Any, str, Any]] = [
-        (daemon, "Child", Child),
-        (daemon, "Evaluator", Evaluator),
-        (daemon, "Path", MemPath),
+        *((module, "Child", Child) for module in (drain_child, policy_decisions)),
+        (scoring, "Evaluator", Evaluator),
+        (scoring, "Path", MemPath),
         (daemon, "take_lock", _lock),
-        (daemon, "write_order", lambda path, order, key=None: sim().publish(path, order)),
+        (publishing, "write_order", lambda path, order, key=None: sim().publish(path, order)),
         (mlflow_sink, "_span", tracker.span),
         (report, "write_artifacts", _report),
         (journal, "datetime", _Datetime),
@@ -114,12 +116,13 @@ def installed() -> Iterator[None]:
         (journal, "socket", SimpleNamespace(gethostname=lambda: "host")),
         (journal.Journal, "_prepare", _prepare),
         (journal.Journal, "transaction", _transaction),
-        (journal.Journal, "rows", _rows),
+        (journal.Journal, "stream", _stream),
         (records, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1000) * 1_000_000)),
         (records, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=sim().token(16)))),
         (eval_planner, "shutil", SimpleNamespace(rmtree=lambda path, ignore_errors=False: None)),
         (order_inbox, "say", lambda *said: None),
         (scorecard, "os", memory),
+        (scorecard, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
         (schedule_writer, "fcntl", SimpleNamespace(flock=lambda *a: None, LOCK_EX=0, LOCK_NB=0)),
         (requests, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
         (requests, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1e9))),

@@ -201,8 +201,12 @@ class Surroundings:
 
     def seen_ledger(self, fence: int) -> tuple[dict[str, float], int]:
         for one in [self.first, *self.old]:
-            if one is not None and one.journal.fence == fence and one._eyes.status is not None:
-                status = one._eyes.status
+            if (
+                one is not None
+                and one.journal.fence == fence
+                and one.observer.news.status is not None
+            ):
+                status = one.observer.news.status
                 return {n: s.tokens for n, s in status.sources.items()}, status.tokens
         return dict(self.trainer.drawn), self.trainer.step * STEP_TOKENS
 

@@ -38,7 +38,7 @@ from mixloop.contract import (
 )
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.journal import records
-from mixloop.controller.loop import daemon, eval_planner
+from mixloop.controller.loop import daemon, eval_planner, publishing, scoring
 from mixloop.evals import BenchmarkScore, Cost, EvalSettings, Metric, Scorecard
 
 QUANTUM, LENGTH = 8, 10
@@ -250,10 +250,10 @@ def main() -> None:
     killer = Killer(at)
     for name in WRITES:
         setattr(records, name, killer.around(getattr(records, name)))
-    daemon.write_order = killer.around(daemon.write_order)
+    publishing.write_order = killer.around(publishing.write_order)
     eval_planner.write_atomic = killer.around(eval_planner.write_atomic)
     if not real:
-        daemon.Evaluator = QuickEvaluator  # type: ignore[assignment,misc]  # scoring by formula
+        scoring.Evaluator = QuickEvaluator  # type: ignore[assignment,misc]  # scoring by formula
     trainer = FileTrainer(config)
     controller = daemon.Controller(config, path.parent, lambda line: None)
     steps = 0
@@ -265,7 +265,7 @@ def main() -> None:
         steps += 1
         # the trainer is patient while something is being worked out, so that every run has
         # the same checkpoints to decide on, however slow the machine
-        busy = controller.running is not None or controller.scoring is not None
+        busy = controller.job_state().working
         if steps % 3 == 0 and not busy:
             trainer.advance()
         return more

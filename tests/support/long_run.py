@@ -38,8 +38,9 @@ from mixloop.contract import (
     read_schedule,
 )
 from mixloop.controller.config import load_config
-from mixloop.controller.core import next_action
-from mixloop.controller.loop import daemon
+from mixloop.controller.core import Action, next_action
+from mixloop.controller.loop import daemon, policy_decisions, scoring
+from mixloop.controller.tracking import drain_child
 
 _spec = importlib.util.spec_from_file_location(
     "crash_points", Path(__file__).with_name("crash_points.py")
@@ -54,6 +55,13 @@ played = crash_points.played_run.played
 QUANTUM, LENGTH = played.QUANTUM, played.LENGTH
 BASE = 100  # decisions that a copied history is made of
 KEPT = 3  # checkpoints the trainer keeps
+TIMED = (
+    Action.START_DECIDING,
+    Action.TAKE_DECISION,
+    Action.TAKE_SCORES,
+    Action.ACKNOWLEDGE,
+    Action.PUBLISH,
+)
 STEPS = 20  # between two looks of the trainer, and between two checkpoints
 
 
@@ -188,8 +196,9 @@ def soak(folder: Path, decisions: int, every: int, copied: int = 0) -> dict[str,
         tracking={"enabled": True, "uri": f"sqlite:///{folder}/none.db"},
     )
     config = load_config(path)
-    daemon.Evaluator = played.QuickEvaluator  # type: ignore[misc]
-    daemon.Child = crash_points.ForkedChild  # type: ignore[misc,assignment]
+    scoring.Evaluator = played.QuickEvaluator  # type: ignore[misc]
+    for asks in (policy_decisions, drain_child):
+        asks.Child = crash_points.ForkedChild  # type: ignore[misc,assignment]
     crash_points.ForkedChild.shim = crash_points.crash_shim.Shim(0, "kill")
     trainer = LongTrainer(config)
     trainer.advance()
@@ -208,14 +217,14 @@ def soak(folder: Path, decisions: int, every: int, copied: int = 0) -> dict[str,
 
     def looking() -> Any:
         began = time.perf_counter()
-        world = look()
-        next_action(world)
+        state = look()
+        next_action(state)
         times["look"].append(time.perf_counter() - began)
-        return world
+        return state
 
     controller.look = looking  # type: ignore[method-assign]
-    for action in ("start_deciding", "take_decision", "take_scores", "acknowledge", "publish"):
-        _time(controller, action, times[action])
+    for action in TIMED:
+        _time(controller, action, times[action.name.lower()])
     journal, process = controller.journal, psutil.Process()
     notes: list[dict[str, Any]] = []
     began = time.monotonic()
@@ -263,20 +272,20 @@ def _controller(config: Any, path: Path) -> Any:
 def _advance(controller: Any, trainer: LongTrainer) -> None:
     """A step of the controller, and of the trainer when the other is at rest."""
     assert controller.step(), "the run has ended too early"
-    busy = controller.running is not None or controller.scoring is not None
+    busy = controller.job_state().working
     if not busy and not controller._busy:
         trainer.advance()
 
 
-def _time(controller: Any, action: str, into: list[float]) -> None:
-    act = getattr(controller, f"_do_{action}")
+def _time(controller: Any, action: Action, into: list[float]) -> None:
+    act = controller.actions[action]
 
-    def timed(world: Any) -> None:
+    def timed(state: Any) -> None:
         began = time.perf_counter()
-        act(world)
+        act(state)
         into.append(time.perf_counter() - began)
 
-    setattr(controller, f"_do_{action}", timed)
+    controller.actions[action] = timed
 
 
 def _slope(points: list[tuple[float, float]]) -> float:

@@ -14,6 +14,7 @@ from mixloop.cli.app import app
 from mixloop.contract import RunPaths
 from mixloop.controller import views
 from mixloop.controller.config import load_config
+from mixloop.controller.journal import queries
 from mixloop.controller.loop import daemon
 
 _spec = importlib.util.spec_from_file_location(
@@ -88,7 +89,7 @@ class Run:
     def settle(self, limit: int = 4000) -> None:
         """Until there is nothing to do but wait for the trainer."""
         for _ in range(limit):
-            busy = self.controller.running is not None or self.controller.scoring is not None
+            busy = self.controller.job_state().working
             more = self.controller.step()
             if not more or (not self.controller._busy and not busy):
                 return
@@ -106,14 +107,15 @@ class Run:
         return told
 
     def answer(self) -> dict[str, Any]:
-        row = self.journal.row("SELECT * FROM requests ORDER BY taken_at DESC, rowid DESC LIMIT 1")
-        assert row is not None
-        return row
+        newest = "SELECT id FROM requests ORDER BY taken_at DESC, rowid DESC LIMIT 1"
+        request = queries.request(self.journal, self.journal.value(newest))
+        assert request is not None
+        return request.to_json()
 
     def history(self) -> list[dict[str, Any]]:
         return views.history(self.journal)
 
     def in_force(self) -> dict[str, float]:
-        status = self.controller._eyes.status
+        status = self.controller.observer.news.status
         assert status is not None
         return dict(status.in_force.weights)

@@ -16,9 +16,9 @@ from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.controller import views
 from mixloop.controller.config import RunConfig, load_config
-from mixloop.controller.core import NOTHING, make_decision, wording
+from mixloop.controller.core import NOTHING, DecisionRow, make_decision, wording
 from mixloop.controller.decisions import observation_builder
-from mixloop.controller.journal import DecisionRow, Journal, queries
+from mixloop.controller.journal import Journal, queries
 from mixloop.policies.evidence import vetoes
 from mixloop.policies.interface import Observation, Policy, PolicyError, Source, load_policy
 from mixloop.policies.mixture import total_variation
@@ -139,7 +139,7 @@ def _replay(
         status=status_of(observation),
         last_intervention=last_intervention,
         generation=observation.generation + 1,
-        against=vetoes(observation, config.guards.significance),
+        vetoes=vetoes(observation, config.guards.significance),
     )
     fields = ("verdict", "reason", "weights_proposed", "weights_after")
     apart = total_variation(was.weights_after, would.weights_after)

@@ -280,7 +280,7 @@ def _decide(
         status=status_of(observation),
         last_intervention=run.last_intervention,
         generation=run.issued + 1,
-        against=vetoes(observation, run.config.guards.significance),
+        vetoes=vetoes(observation, run.config.guards.significance),
     )
     if decision.order is not None:
         run.issued += 1

@@ -1,118 +1,138 @@
-"""The controller's core: whatever the world, one action, the most harmful thing first."""
+"""The controller's core: whatever the state, one action, the most harmful thing first."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixloop.controller.core import Action, Applied, FileState, RunState, next_action
+from mixloop.contract import Manifest, OpenLine
+from mixloop.contract.status import OrderInForce
+from mixloop.controller.core import Action, Applied, FileState, JobState, RunState, next_action
 
-worlds = st.builds(
+BEGAN = OpenLine(2, None, 0, 0, 7, (), 10, 8, 1, 8, 1)
+MANIFEST = Manifest("r", 10, 80, 800, "stable", OrderInForce(1, 1, 0, 0, {}), {}, 1, 10, 8, {})
+ORDER = {"generation": 1}
+
+states = st.builds(
     RunState,
+    training_ended=st.booleans(),
+    began=st.sampled_from([(), (BEGAN,)]),
     file=st.sampled_from(FileState),
-    asked=st.none() | st.integers(1, 9),
+    asked=st.sampled_from([None, ORDER]),
     newly_applied=st.sampled_from([(), (Applied(1, 0, 0),)]),
     newly_rejected=st.sampled_from([{}, {2: "no"}]),
-    unrecorded=st.sampled_from([(), ("step-00000010",)]),
-    to_score=st.none() | st.integers(1, 99),
-    unplanned=st.booleans(),
-    trying=st.booleans(),
-    tried=st.booleans(),
-    to_decide=st.none() | st.integers(1, 99),
-    scoring=st.booleans(),
-    scored=st.booleans(),
-    deciding=st.booleans(),
-    decided=st.booleans(),
+    request=st.sampled_from([None, Path("requests/1.json")]),
+    expired=st.sampled_from([None, {"id": "d-000001"}]),
+    unrecorded=st.sampled_from([{}, {Path("step-00000010"): MANIFEST}]),
+    waiting=st.sampled_from([(), (10,), (10, 20)]),
     to_skip=st.sampled_from([{}, {5: "behind"}]),
-    began=st.booleans(),
-    finished=st.booleans(),
-    status_changed=st.booleans(),
+    to_decide=st.none() | st.integers(1, 99),
+    curves_due=st.booleans(),
     outbox=st.integers(0, 3),
-    draining=st.booleans(),
-    drain_due=st.booleans(),
-    drain_failed=st.booleans(),
     closed=st.booleans(),
+    jobs=st.builds(
+        JobState,
+        scoring=st.booleans(),
+        scored=st.booleans(),
+        unplanned=st.booleans(),
+        piloting=st.booleans(),
+        piloted=st.booleans(),
+        deciding=st.booleans(),
+        decided=st.booleans(),
+        draining=st.booleans(),
+        drain_due=st.booleans(),
+        drain_failed=st.booleans(),
+    ),
 )
 
 
-def calm(**changes: Any) -> RunState:
-    return RunState(file=FileState.CURRENT, asked=1, **changes)
+def calm(jobs: JobState | None = None, **changes: Any) -> RunState:
+    return RunState(file=FileState.CURRENT, asked=ORDER, jobs=jobs or JobState(), **changes)
 
 
-@given(worlds)
+@given(states)
 @settings(max_examples=300, deadline=None)
-def test_a_wrong_shared_file_is_mended_before_anything_else(world: RunState) -> None:
-    action = next_action(world)
-    if world.file is FileState.STRANGER:
+def test_a_wrong_shared_file_is_mended_before_anything_else(state: RunState) -> None:
+    action = next_action(state)
+    if state.file is FileState.FOREIGN:
         assert action is Action.RESTORE
-    elif world.asked is not None and world.file is not FileState.CURRENT:
+    elif state.asked is not None and state.file is not FileState.CURRENT:
         assert action is Action.PUBLISH
     else:
         assert action not in (Action.RESTORE, Action.PUBLISH)
 
 
-@given(worlds)
+@given(states)
 @settings(max_examples=300, deadline=None)
-def test_it_never_ends_or_drains_with_a_fact_unrecorded(world: RunState) -> None:
-    owed = (world.newly_applied or world.newly_rejected or world.unrecorded or world.scored) or (
-        world.decided or world.tried or world.to_skip or world.began
+def test_it_never_ends_or_drains_with_a_fact_unrecorded(state: RunState) -> None:
+    jobs = state.jobs
+    owed = (state.newly_applied or state.newly_rejected or state.unrecorded or jobs.scored) or (
+        jobs.decided or jobs.piloted or state.to_skip or state.began
     )
-    if next_action(world) in (Action.END, Action.DRAIN, Action.CLOSE, Action.WAIT):
+    if next_action(state) in (Action.END, Action.DRAIN, Action.CLOSE, Action.WAIT):
         assert not owed
+        assert not state.request
 
 
-@given(worlds)
+@given(states)
 @settings(max_examples=300, deadline=None)
-def test_it_ends_only_when_told_everything_or_out_of_patience(world: RunState) -> None:
-    if next_action(world) is Action.END:
-        assert world.finished
-        assert world.closed
-        assert not world.scoring
-        assert not world.trying
-        assert not world.deciding
-        assert not world.draining
-        assert not world.outbox or world.drain_failed
+def test_it_ends_only_when_told_everything_or_out_of_patience(state: RunState) -> None:
+    if next_action(state) is Action.END:
+        jobs = state.jobs
+        assert state.finished
+        assert state.closed
+        assert not jobs.scoring
+        assert not jobs.piloting
+        assert not jobs.deciding
+        assert not jobs.draining
+        assert not state.outbox or jobs.drain_failed
 
 
-@given(worlds)
+@given(states)
 @settings(max_examples=300, deadline=None)
-def test_one_child_of_a_kind(world: RunState) -> None:
-    action = next_action(world)
-    assert not (action is Action.START_SCORING and world.scoring)
-    assert not (action is Action.START_TRIAL and (world.trying or world.scoring))
-    assert not (action is Action.START_DECIDING and world.deciding)
-    assert not (action is Action.DRAIN and world.draining)
+def test_one_child_of_a_kind(state: RunState) -> None:
+    action, jobs = next_action(state), state.jobs
+    assert not (action is Action.START_SCORING and jobs.scoring)
+    assert not (action is Action.START_PILOT and (jobs.piloting or jobs.scoring))
+    assert not (action is Action.START_DECIDING and jobs.deciding)
+    assert not (action is Action.DRAIN and jobs.draining)
 
 
 def test_deciding_comes_before_scoring_the_next() -> None:
-    assert next_action(calm(to_decide=10, to_score=20)) is Action.START_DECIDING
+    assert next_action(calm(to_decide=10, waiting=(20,))) is Action.START_DECIDING
 
 
-@given(worlds)
+@given(states)
 @settings(max_examples=300, deadline=None)
-def test_nothing_is_scored_before_it_is_planned(world: RunState) -> None:
-    if next_action(world) is Action.START_SCORING:
-        assert not world.unplanned
-        assert not world.trying
+def test_nothing_is_scored_before_it_is_planned(state: RunState) -> None:
+    if next_action(state) is Action.START_SCORING:
+        assert not state.jobs.unplanned
+        assert not state.jobs.piloting
 
 
-def test_trials_come_before_the_first_score() -> None:
-    assert next_action(calm(to_score=10, unplanned=True)) is Action.START_TRIAL
-    assert next_action(calm(to_score=10, unplanned=True, trying=True)) is Action.WAIT
-    assert next_action(calm(unplanned=True, trying=True, tried=True)) is Action.TAKE_TRIAL
-    assert next_action(calm(to_score=10)) is Action.START_SCORING
+def test_pilots_come_before_the_first_score() -> None:
+    unplanned = JobState(unplanned=True)
+    piloting = JobState(unplanned=True, piloting=True)
+    piloted = JobState(unplanned=True, piloting=True, piloted=True)
+    assert next_action(calm(unplanned, waiting=(10,))) is Action.START_PILOT
+    assert next_action(calm(piloting, waiting=(10,))) is Action.WAIT
+    assert next_action(calm(piloted)) is Action.TAKE_PILOT
+    assert next_action(calm(waiting=(10,))) is Action.START_SCORING
 
 
-def test_an_idle_world_rests() -> None:
+def test_an_idle_run_rests() -> None:
     assert next_action(calm()) is Action.WAIT
     assert next_action(RunState()) is Action.WAIT
 
 
 def test_an_ended_run_is_closed_then_drained_then_left() -> None:
-    assert next_action(calm(finished=True, outbox=2, drain_due=True)) is Action.CLOSE
-    closing = {"finished": True, "closed": True}
-    assert next_action(calm(**closing, outbox=3, drain_due=True)) is Action.DRAIN
-    assert next_action(calm(**closing, outbox=3, draining=True)) is Action.WAIT
+    due, draining = JobState(drain_due=True), JobState(draining=True)
+    assert next_action(calm(due, training_ended=True, outbox=2)) is Action.CLOSE
+    closing = {"training_ended": True, "closed": True}
+    assert next_action(calm(due, **closing, outbox=3)) is Action.DRAIN
+    assert next_action(calm(draining, **closing, outbox=3)) is Action.WAIT
     assert next_action(calm(**closing)) is Action.END
+    assert next_action(calm(**closing, waiting=(10,))) is Action.START_SCORING

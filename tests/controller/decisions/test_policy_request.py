@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mixloop.controller.decisions import observation_builder, policy_request
+from mixloop.controller.loop import policy_decisions, scoring
 from mixloop.tools.simulate import backtest
 
 POLICY = """
@@ -32,7 +33,7 @@ def make(played_run: ModuleType, folder: Path, hangs: int, timeout: float) -> An
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, played_run: ModuleType) -> None:
-    monkeypatch.setattr(played_run.daemon, "Evaluator", played_run.QuickEvaluator)
+    monkeypatch.setattr(scoring, "Evaluator", played_run.QuickEvaluator)
 
 
 def test_the_daemon_holds_the_newest_and_the_policy_sees_all(
@@ -47,7 +48,7 @@ def test_the_daemon_holds_the_newest_and_the_policy_sees_all(
     last = found[-1]
     assert last["reason"] == f"{number} evaluations, {number - 1} decisions"
     controller = run.controller
-    args = controller.journal, controller.config, controller.sizes, controller._eyes.status
+    args = controller.journal, controller.config, controller.sizes, controller.observer.news.status
     seen = policy_request.near(*args, last["step"])
     assert len(seen.evaluations) == 2
     assert seen.evaluations[-1].step == last["step"]
@@ -61,7 +62,7 @@ def test_what_is_decided_after_it_was_asked_is_not_in_the_observation(
     run = played_run.Run(make(played_run, tmp_path, hangs=-1, timeout=60))
     run.train(6)
     controller = run.controller
-    args = controller.journal, controller.config, controller.sizes, controller._eyes.status
+    args = controller.journal, controller.config, controller.sizes, controller.observer.news.status
     step = run.history()[-1]["step"]
     request = policy_request.history_request(*args[:2], policy_request.near(*args, step))
     before, message = policy_request.observed(request)
@@ -102,12 +103,12 @@ def test_a_journal_that_cannot_be_read_for_a_moment_costs_no_decision(
     def elsewhere(*args: Any) -> dict[str, Any]:
         return asked(*args) | {"journal": str(tmp_path / "away" / "journal.db")}
 
-    monkeypatch.setattr(played_run.daemon, "history_request", elsewhere)
+    monkeypatch.setattr(policy_decisions, "history_request", elsewhere)
     with pytest.raises(policy_request.UnreadError, match="away"):
         run.train(6)
     assert not run.history()
     monkeypatch.undo()
-    monkeypatch.setattr(played_run.daemon, "Evaluator", played_run.QuickEvaluator)
+    monkeypatch.setattr(scoring, "Evaluator", played_run.QuickEvaluator)
     run.settle()
     assert [one["reason"] for one in run.history()] == ["1 evaluations, 0 decisions"]
     controller.close()

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mixloop.controller.journal import FenceLost, Journal, JournalError, records
+from mixloop.controller.core import DecisionRecord, EventRow, OrderRecord
+from mixloop.controller.journal import FenceLost, Journal, JournalError, queries, records
 from mixloop.controller.journal.packing import pack
+from mixloop.policies.guards import GuardNote
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_a_replaced_controller_can_write_nothing(path: Path) -> None:
     with pytest.raises(FenceLost):
         records.published(old, 1)
     new.event("mine")
-    assert [row["kind"] for row in new.rows("SELECT kind FROM events")] == ["mine"]
+    assert [event.kind for event in queries.events(new, "late", "mine")] == ["mine"]
     old.close()
     new.close()
 
@@ -97,7 +99,7 @@ def test_a_start_told_twice_is_one_entry(path: Path) -> None:
     for _ in range(2):
         journal = opened(path)
         records.start(journal, "r", {"seed": 1}, {"a": 1.0})
-        keys = [row["key"] for row in journal.rows("SELECT key FROM outbox ORDER BY seq")]
+        keys = [key for (key,) in journal.cells("SELECT key FROM outbox ORDER BY seq")]
         assert keys == ["run", "mixture:0"]
         journal.close()
 
@@ -126,7 +128,7 @@ def test_a_damaged_entry_is_told_in_one_line(path: Path) -> None:
         with journal.transaction() as tx:
             tx.execute("UPDATE events SET detail = ?", (bytes(spoilt),))
         try:
-            journal.rows("SELECT detail FROM events")
+            queries.events(journal, "note")
         except JournalError as error:
             said.append(str(error))
     assert len(said) > 30
@@ -142,6 +144,48 @@ def test_a_journal_that_lost_a_table_is_refused_by_name(path: Path) -> None:
         with pytest.raises(JournalError, match=r"no table requests\); restore a backup") as error:
             Journal(path, **reads)
         assert str(path) in str(error.value)
+
+
+def test_a_journal_that_lost_a_column_is_refused_by_name(path: Path) -> None:
+    opened(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE decisions DROP COLUMN policy_digest")
+    db.close()
+    with pytest.raises(JournalError, match=r"no column decisions\.policy_digest\); restore"):
+        Journal(path)
+
+
+def test_rows_are_read_as_the_types_that_were_written(path: Path) -> None:
+    journal = opened(path)
+    note = GuardNote("dwell", "passed", "fine", {"web": 0.5, "code": 0.5}, {"web": 1.0, "code": 0})
+    made = DecisionRecord(
+        verdict="intervene",
+        reason="because " * 40,
+        weights_before={"web": 1.0},
+        weights_after={"web": 0.5, "code": 0.5},
+        against_generation=0,
+        evidence={"text": "long enough to be deflated " * 9},
+        plan=((1000, {"web": 0.5}), (2000, {"web": 1.0})),
+        guards=(note,),
+        order=OrderRecord(1, "rules"),
+    )
+    records.decision(journal, made, scores={}, started_ms=0)
+    decision, order = queries.decision(journal, "d-000001"), queries.newest_order(journal)
+    assert decision is not None
+    assert order is not None
+    assert (decision.plan, decision.guards, decision.evidence) == (
+        made.plan,
+        made.guards,
+        made.evidence,
+    )
+    assert (order.weights, order.plan, order.reason) == (
+        made.weights_after,
+        made.plan,
+        made.reason,
+    )
+    assert decision.to_json(but=("seq",))["guards"] == [note.to_json()]
+    assert decision.weights_proposed is None
+    journal.close()
 
 
 def test_damaged_pages_are_told_though_nobody_reads_them(path: Path) -> None:
@@ -168,7 +212,7 @@ def test_a_reader_in_the_middle_of_a_long_history_keeps_nobody_from_writing(path
         writer._db.execute("INSERT INTO events VALUES (?, '', 1, 'note', '{}')", (n + 1,))
     writer._db.execute("PRAGMA busy_timeout=0")
     reader = Journal(path, read_only=True)
-    rows = reader.each("SELECT * FROM events")
+    rows = reader.stream(EventRow)
     next(rows)
     writer.event("note", detail="while it reads")
     assert sum(1 for _ in rows) == 1999

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 from typer.testing import CliRunner
 
 from mixloop.cli.app import app
 from mixloop.common.json_records import Problem
 from mixloop.contract import read_holds, read_manifest, read_status, schedule_of
 from mixloop.controller.config.checkpoint_layouts import Layout
-from mixloop.controller.journal import unreadable_files
+from mixloop.controller.journal import queries, unreadable_files
 from mixloop.controller.journal.unreadable_files import (
     EXAMINE_SECONDS,
     PAUSE_SECONDS,
@@ -25,7 +26,7 @@ from mixloop.controller.journal.unreadable_files import (
     UnreadableFiles,
 )
 from mixloop.controller.views import Watcher
-from mixloop.controller.watch import prometheus
+from mixloop.controller.watch import Timings, prometheus
 from mixloop.controller.watch.screen import plain
 from mixloop.controller.watch.view import build
 
@@ -204,10 +205,8 @@ class Ahead:
         return list(self.run.said[before:])
 
     def events(self) -> list[tuple[str, Any]]:
-        rows = self.run.journal.rows(
-            "SELECT kind, detail FROM events WHERE kind IN ('unread', 'read-again') ORDER BY seq"
-        )
-        return [(row["kind"], row["detail"]) for row in rows]
+        events = queries.events(self.run.journal, "unread", "read-again")
+        return [(event.kind, event.detail) for event in events]
 
 
 @pytest.fixture
@@ -250,7 +249,7 @@ def test_holds_are_the_controllers_own_and_written_anew(ahead: Ahead) -> None:
     holds.write_text("rubbish")
     said = ahead.look(PERSISTS)
     assert [line.split(":")[0] for line in said] == ["holds.json can't be read"]
-    assert read_holds(holds).value == frozenset(ahead.run.controller._eyes.waiting())
+    assert read_holds(holds).value == frozenset(ahead.run.controller.look().waiting)
 
 
 def test_everybody_who_looks_on_sees_it(ahead: Ahead) -> None:
@@ -273,10 +272,10 @@ def test_everybody_who_looks_on_sees_it(ahead: Ahead) -> None:
     look = watcher.look()
     shown = "\n".join(plain(build(look)))
     assert all(f"! {name} can't be read: " in shown for name in files)
-    told = prometheus.text(prometheus.families(look, {}, {}))
-    assert 'mixloop_unreadable_files{file="checkpoint"} 1' in told
-    assert 'mixloop_unreadable_files{file="schedule.jsonl"} 1' in told
-    assert 'mixloop_unreadable_files{file="status.json"} 0' in told
+    told = generate_latest(prometheus.RunMetrics(look.standing, Timings())).decode()
+    assert 'mixloop_unreadable_files{file="checkpoint"} 1.0' in told
+    assert 'mixloop_unreadable_files{file="schedule.jsonl"} 1.0' in told
+    assert 'mixloop_unreadable_files{file="status.json"} 0.0' in told
 
 
 def test_a_trainer_whose_heartbeat_is_broken_was_not_never_started(ahead: Ahead) -> None:

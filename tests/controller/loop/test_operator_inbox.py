@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from mixloop.cli.app import app
 from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths, read_schedule, requests
-from mixloop.controller import views
 from mixloop.controller.config import load_config
 from mixloop.controller.core.operator_requests import completed
-from mixloop.controller.loop import daemon
+from mixloop.controller.loop import daemon, scoring
+from mixloop.controller.views import run_status as views
 
 
 def test_set_orders_a_mixture_that_the_trainer_applies(play: Any) -> None:
@@ -63,7 +63,7 @@ def test_paused_runs_score_and_decide_nothing(play: Any) -> None:
     scored = run.journal.value("SELECT COUNT(*) FROM evaluations WHERE state = 'scored'")
     assert scored == 2
     assert run.history() == []
-    assert views.status_json(views.look(run.paths, run.journal))["operators"]["paused"] is True
+    assert views.status(run.paths, run.journal)["operators"]["paused"] is True
     run.tell("resume")
     run.settle()
     assert [e["step"] for e in run.history()] == [40], "the newest is decided on, and it alone"
@@ -82,7 +82,7 @@ def test_pinned_sources_keep_their_share_whatever_the_policy_wants(play: Any) ->
     assert "pinned" in run.answer()["answer"]["text"]
     run.tell("unpin", "maths")
     assert run.answer()["state"] == "done"
-    assert views.status_json(views.look(run.paths, run.journal))["operators"]["pins"] == {}
+    assert views.status(run.paths, run.journal)["operators"]["pins"] == {}
 
 
 def test_a_large_change_waits_for_a_person(play: Any) -> None:
@@ -117,7 +117,7 @@ def test_an_approval_after_another_order_is_superseded(play: Any) -> None:
 
 def test_rejected_and_unanswered_proposals_hold_the_mixture(play: Any) -> None:
     run = play(approval={"sources": {"code": 0.05}, "timeout": 400})
-    before = run.in_force() if run.controller._eyes.status else None
+    before = run.in_force() if run.controller.observer.news.status else None
     run.train(4)
     run.tell("reject", "1")
     run.train(8)
@@ -136,7 +136,7 @@ def test_rollback_restores_the_mixture_before_a_decision(play: Any) -> None:
     run.tell("rollback", changed["id"])
     run.train(4)
     assert run.in_force() == pytest.approx(changed["weights_before"], abs=1e-6)
-    ledger = views.status_json(views.look(run.paths, run.journal))["ledger"]
+    ledger = views.status(run.paths, run.journal)["ledger"]
     assert sum(one["tokens"] for one in ledger.values()) > 0
     run.tell("rollback", "d-000999")
     assert "no decision is called" in run.answer()["answer"]["text"]
@@ -157,7 +157,7 @@ def test_nothing_is_ordered_once_training_has_ended(play: Any) -> None:
 def test_requests_wait_for_a_controller_and_are_taken_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, played_run: ModuleType
 ) -> None:
-    monkeypatch.setattr(daemon, "Evaluator", played_run.QuickEvaluator)
+    monkeypatch.setattr(scoring, "Evaluator", played_run.QuickEvaluator)
     path = played_run.make_run(tmp_path, policy={"use": "static"})
     config = load_config(path)
     trainer = played_run.FileTrainer(config)
@@ -285,8 +285,8 @@ def test_sources_change_between_starts(play: Any, played_run: ModuleType) -> Non
     fence = read_schedule(run.paths.schedule).accepted[0]
     assert [line for line in run.said if line.startswith("sources.new: new in run.yaml")]
     assert len(run.history()) == decided, "nothing is decided"
-    assert run.controller._eyes.status.accepted.fence > fence, "the order was taken on"
-    assert run.controller._eyes.status.rejected == ()
+    assert run.controller.observer.news.status.accepted.fence > fence, "the order was taken on"
+    assert run.controller.observer.news.status.rejected == ()
 
     run.trainer.restart(config)
     run.train(4)

@@ -118,7 +118,7 @@ def shares(weights: dict[str, float]) -> list[str]:
 @pytest.mark.soak  # the server alone takes 20 seconds to start
 def test_mlflows_pages_tell_the_run(play: Any, server: str, chromium: Any) -> None:
     run = play(tracking={"uri": server, "experiment": EXPERIMENT})
-    run.controller.tracking.not_before = float("inf")  # `mixloop sync` does it, below
+    run.controller.mlflow.not_before = float("inf")  # `mixloop sync` does it, below
     run.train(10)
     run.tell("set", "code=0.18", "--reason", "a person looked")
     run.train(50)

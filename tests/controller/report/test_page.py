@@ -72,7 +72,7 @@ def test_the_numbers_are_the_journals(play: Any) -> None:
     found = json.loads(json.dumps(gather(run.path).to_json()))
     assert found["max_epochs"] == 1.0
     ledger = {one["source"]: one for one in found["ledger"]}
-    status = run.controller._eyes.status
+    status = run.controller.observer.news.status
     for name, source in status.sources.items():
         assert ledger[name]["tokens"] == source.tokens
         left = (found["budget"] - status.tokens) * ledger[name]["weight"] / source.unique_tokens

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mixloop.controller.journal import records
-from mixloop.controller.loop import daemon
+from mixloop.controller.tracking import drain_child
 
 ALLOWED = 0.050  # seconds of the loop's time for one decision, from its trace to its outcome
 
@@ -62,18 +62,18 @@ def test_telling_of_a_decision_costs_the_loop_under_50_ms(
     clock = Clock()
     # the curves are the heartbeats', not a decision's, and are not counted
     for place, name in (
-        (daemon.Controller, "_do_drain"),
-        (daemon.Controller, "_poll_drain"),
+        (drain_child.MlflowDrain, "start"),
+        (drain_child.MlflowDrain, "poll"),
         (records, "enqueue"),
         (records, "outcome"),
     ):
         monkeypatch.setattr(place, name, clock.around(getattr(place, name)))
-    monkeypatch.setattr(daemon, "BACKOFF", (0.0, 0.0))  # it never rests: the worst there is
+    monkeypatch.setattr(drain_child, "BACKOFF", (0.0, 0.0))  # it never rests: the worst there is
     with server() as uri:
         run = play(tracking={"uri": uri, "experiment": "outage"})
         run.train(2)
         began = time.monotonic()
-        while run.controller.tracking.child is None:  # a drain is under way from the start
+        while run.controller.mlflow.child is None:  # a drain is under way from the start
             run.controller.step()
             assert time.monotonic() - began < 60
         run.train(24)

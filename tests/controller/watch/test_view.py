@@ -34,6 +34,7 @@ from mixloop.contract import (
     write_status,
 )
 from mixloop.controller.core import heartbeat
+from mixloop.controller.journal import queries
 from mixloop.controller.views import RunSnapshot, RunStanding, TrainerStanding, Watcher
 from mixloop.controller.watch.pending import Pending
 from mixloop.controller.watch.screen import ASCII, plain, screen, share, sparkline
@@ -234,7 +235,7 @@ def test_the_watchers_own_clock_tells_a_stall(play: Any) -> None:
     now = [1000.0]
     watcher = Watcher(run.paths, lambda: now[0])
     watcher.look()
-    now[0] += heartbeat.LEAST + 200
+    now[0] += heartbeat.MIN_STALL_LIMIT + 200
     view = build(watcher.look())
     assert view.state == "stalled: no heartbeat for 4m"
     assert view.seconds_left is None
@@ -288,8 +289,8 @@ def test_the_controller_remembers_the_silence_for_those_who_ask_once(play: Any) 
     run.settle()
     assert "Trainer    alive, process" in CliRunner().invoke(app, ["status", str(run.path)]).output
     assert run.said[-1] == "the trainer goes on"
-    kinds = run.journal.rows("SELECT detail FROM events WHERE kind = 'trainer' ORDER BY seq")
-    assert [row["detail"]["stalled"] for row in kinds] == [True, False]
+    events = queries.events(run.journal, "trainer")
+    assert [event.detail["stalled"] for event in events] == [True, False]
 
 
 def test_a_run_that_was_never_started_says_so(tmp_path: Path, played_run: Any) -> None:

@@ -1,0 +1,157 @@
+"""Decisions of the policy: asked in a child, guarded, journaled with the order they ask for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mixloop.common.process import Child
+from mixloop.contract import RunPaths
+from mixloop.controller.config import RunConfig
+from mixloop.controller.core import Answer, RunState, Steering, make_decision, scores
+from mixloop.controller.decisions import (
+    UnreadError,
+    history_request,
+    near,
+    read_answer,
+    read_observed,
+)
+from mixloop.controller.journal import Journal, queries, records
+from mixloop.policies.interface import Evaluation, Observation
+
+from .mixture_file import MixtureFile, is_forced, pinned_shares
+
+
+@dataclass
+class PendingDecision:
+    """A policy decision on its way."""
+
+    child: Child
+    observation: Observation  # without the history, which the child reads
+    started_ms: int
+    newest: int  # generation of the newest order when it was asked
+
+
+@dataclass
+class PolicyDecisions:
+    """One decision at a time.
+
+    Args:
+        config: The run.
+        base: Folder of run.yaml, which file policies are relative to.
+        paths: The run's files.
+        journal: Its journal, claimed.
+        mixture_file: Says which number an order may have.
+        sizes: Unique tokens by source.
+        say: Receives one line per thing that happened.
+        clock: Monotonic seconds.
+    """
+
+    config: RunConfig
+    base: Path
+    paths: RunPaths
+    journal: Journal
+    mixture_file: MixtureFile
+    sizes: Mapping[str, int]
+    say: Callable[[str], None]
+    clock: Callable[[], float]
+    pending: PendingDecision | None = field(default=None, init=False)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the policy's answer waits to be taken."""
+        return self.pending is not None and not self.pending.child.running
+
+    def start(self, state: RunState) -> None:
+        """Ask the policy what the newest scored checkpoint calls for."""
+        status, step = state.status, state.to_decide
+        assert status is not None
+        assert step is not None
+        observation = near(self.journal, self.config, self.sizes, status, step)
+        request = {
+            "ref": self.config.policy.use,
+            "options": self.config.policy.options,
+            "base": str(self.base),
+            "memory": self.config.policy.memory,
+            "history": history_request(self.journal, self.config, observation),
+        }
+        child = Child(
+            "mixloop.controller.decisions.policy_process",
+            stdin=json.dumps(request),
+            log=self.paths.dir / "policy.log",
+            timeout=self.config.policy.timeout,
+            clock=self.clock,
+        )
+        newest = queries.highest_generation(self.journal)
+        self.pending = PendingDecision(child, observation, records.now_ms(), newest)
+
+    def take(self, state: RunState) -> None:
+        """Guard the answer; journal the decision and, if it changes the mixture, its order."""
+        pending, status = self.pending, state.status
+        assert pending is not None
+        assert status is not None
+        self.pending = None
+        try:
+            answer = read_answer(pending.child)
+        finally:
+            pending.child.close()
+        if answer.kind == "unread":  # no answer of the policy's: asked again, as after any trouble
+            raise UnreadError(answer.payload["reason"])
+        scored = pending.observation.evaluations[-1]
+        observed = read_observed(answer.observed) if answer.observed else None
+        if observed is not None:
+            self._note_steering(observed.steering, scored)
+        elif answer.kind == "proposal":  # the vetoes would be left out
+            answer = Answer("failed", {"reason": "it proposed before it had observed anything"})
+        guarded = make_decision(
+            answer,
+            pending.observation,
+            self.config,
+            status=status,
+            last_intervention=queries.last_applied_tokens(self.journal),
+            generation=self.mixture_file.next_generation(status),
+            vetoes=observed.vetoes if observed is not None else (),
+            pins=pinned_shares(self.journal, self.config),
+            overtaken=self._overtaken(state, pending),
+            forced=is_forced(self.journal),
+        )
+        evaluation = queries.evaluation(self.journal, scored.step)
+        decision = replace(
+            guarded,
+            policy=self.config.policy.use,
+            step=scored.step,
+            tokens=scored.tokens,
+            observation_digest=observed.digest if observed is not None else None,
+            policy_digest=answer.digest,
+            scored_at=evaluation.finished_at if evaluation is not None else None,
+        )
+        name = records.decision(
+            self.journal,
+            decision,
+            scores=scores(scored),
+            started_ms=pending.started_ms,
+            seen=pending.observation,
+        )
+        self.say(f"{name} {decision.verdict}: {decision.reason}")
+
+    def _overtaken(self, state: RunState, pending: PendingDecision) -> str:
+        """Why the answer no longer counts; empty if it does."""
+        if state.paused:
+            return "an operator paused decisions meanwhile"
+        if queries.highest_generation(self.journal) > pending.newest:
+            return "another order was given meanwhile"
+        return ""
+
+    def _note_steering(self, chosen: Mapping[str, Steering], newest: Evaluation) -> None:
+        """Before the decision that it bears on; a repeat after a crash finds nothing new."""
+        changed = records.steering(self.journal, newest.step, newest.tokens, chosen)
+        for name, steering in changed.items():
+            self.say(f"from step {newest.step} {steering.metric} steers {name}: {steering.why}")
+
+    def drop(self) -> None:
+        """Ask no further: the run is let go, or what the policy looked at is no more."""
+        if self.pending is not None:
+            self.pending.child.close()
+            self.pending = None

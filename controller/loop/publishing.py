@@ -1,0 +1,112 @@
+"""Orders into ``mixture.json``, and into the journal what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mixloop.contract import Order, RunPaths, write_order
+from mixloop.controller.config import RunConfig
+from mixloop.controller.core import NOTHING, DecisionRecord, OrderRecord, RunState, stages
+from mixloop.controller.journal import Journal, queries, records
+from mixloop.policies.mixture import total_variation
+
+from .mixture_file import MixtureFile
+
+
+@dataclass
+class Publishing:
+    """The one writer of the shared state file.
+
+    Args:
+        config: The run.
+        paths: Its files.
+        journal: Its journal, claimed.
+        mixture_file: Says what was asked for, and which number an order may have.
+        initial: The mixture before any order.
+        say: Receives one line per thing that happened.
+        key: Signs orders; None: nothing.
+    """
+
+    config: RunConfig
+    paths: RunPaths
+    journal: Journal
+    mixture_file: MixtureFile
+    initial: Mapping[str, float]
+    say: Callable[[str], None]
+    key: bytes | None = None
+
+    def publish(self, state: RunState) -> None:
+        """The order that the journal has, under this controller's fence."""
+        assert state.asked is not None
+        row = queries.order(self.journal, state.asked)
+        assert row is not None
+        order = Order(
+            run=self.config.run.id,
+            fence=self.journal.fence or 0,
+            generation=row.generation,
+            weights=row.weights,
+            then=tuple(stages(self.mixture_file.plan_of(row))),
+            decision=row.decision,
+            policy=row.policy,
+            reason=row.reason,
+            issued_at=row.issued_at,
+        )
+        if state.foreign_order:
+            self.journal.event("stranger", found=state.foreign_order, replaced_by=order.generation)
+            self.say(f"mixture.json held {state.foreign_order}, not ours; replaced")
+        self.journal.assert_fence()
+        write_order(self.paths.mixture, order, self.key)
+        records.published(self.journal, order.generation)
+        if row.published_at is None:
+            self.say(f"published generation {order.generation} ({order.decision})")
+
+    def restore(self, state: RunState) -> None:
+        """A file we did not write: put what was asked for back, above whatever it started."""
+        status = state.status
+        tokens = status.tokens if status is not None else 0
+        asked, plan = self.mixture_file.asked_mixture(self.initial, tokens)
+        if status is not None and status.accepted.fence >= (self.journal.fence or 0):
+            self.journal.raise_fence(status.accepted.fence)
+        before = dict(status.in_force.weights) if status is not None else asked
+        generation = self.mixture_file.next_generation(status)
+        reason = (
+            f"found {state.foreign_order}, which this controller did not write; "
+            f"the mixture it asked for was published again as generation {generation}"
+        )
+        changed = total_variation(before, asked) > NOTHING
+        decision = DecisionRecord(
+            verdict="intervene" if changed else "hold",
+            reason=reason,
+            weights_before=before,
+            weights_proposed=asked,
+            weights_after=asked,
+            plan=plan,
+            against_generation=status.in_force.generation if status is not None else 0,
+            order=OrderRecord(generation, "controller"),
+            asked_by="controller",
+            policy="controller",
+            step=status.step if status is not None else 0,
+            tokens=tokens,
+        )
+        records.decision(self.journal, decision, scores={}, started_ms=records.now_ms())
+        self.say(reason)
+
+    def acknowledge(self, state: RunState) -> None:
+        """The trainer consumes samples under these orders."""
+        for applied in state.newly_applied:
+            tokens = applied.sample * self.config.trainer.sequence_length
+            before = self._weights_before(applied.generation)
+            records.applied(self.journal, applied, tokens, before)
+            self.say(f"generation {applied.generation} in force at step {applied.step}")
+
+    def _weights_before(self, generation: int) -> Mapping[str, float]:
+        """The mixture that was in force when this order came into force."""
+        row = queries.order_before(self.journal, generation)
+        return row.weights if row is not None else self.initial
+
+    def note_rejection(self, state: RunState) -> None:
+        """The trainer refused orders."""
+        records.rejected(self.journal, state.newly_rejected)
+        for generation, reason in state.newly_rejected.items():
+            self.say(f"the trainer refused generation {generation}: {reason}")
