@@ -460,7 +460,7 @@ def test_the_status_tells_of_the_machine_and_mlflow_hears_it(tmp_path: Path, sto
     apart = LlamaForCausalLM(LlamaConfig(vocab_size=280, tie_word_embeddings=False, **MODEL))
     assert flops_per_token(apart, LENGTH) == flops  # looking a token up multiplies nothing
 
-    metrics = curves_entry(status_of(job).to_json(), 0).payload["metrics"]
+    metrics = curves_entry(status_of(job), 0).payload["metrics"]
     assert metrics["system/mfu"] == system.mfu
     assert metrics["system/rss_gb"] == system.rss_gb
     assert metrics["train/nan_steps"] == 0
