@@ -270,7 +270,7 @@ def _takes_twice() -> list[Change]:
         request = operator_inbox.requests.read(state.request, self._owners())
         answer = self._record(request, state)
         operator_inbox.requests.put_away(state.request, "taken")
-        self._say(answer)
+        self._run.say(answer)
 
     real = operator_inbox.OperatorInbox.handle
 
