@@ -15,7 +15,7 @@ help:
 	@echo "make demo    train a small model on real text while its mixture is controlled"
 	@echo "make test    the tests (no network needed once installed)"
 	@echo "make test-titan  the torchtitan adapter under torchtitan, in an environment of its own"
-	@echo "make check   lint, format, types, layering, wheel"
+	@echo "make check   lint, format, types, layers, picture, wheel"
 	@echo "make soak    the slow proofs"
 	@echo "make bench   the benchmarks in bench/"
 	@echo "make bench-evals  the evaluation engine against lm-eval's hf model, on SmolLM2-135M"
@@ -45,6 +45,7 @@ check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/draw_architecture.py --check
 	$(BIN)/python scripts/check_wheel.py
 
 soak: env
@@ -77,4 +78,4 @@ bench-policies: env
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find controller trainer evals policies tests bench examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find common contract policies evals trainer controller tools cli tests bench examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +

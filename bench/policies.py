@@ -142,13 +142,13 @@ def null(task: tuple[str, Json, int, int]) -> Json:
 
 
 def measured(track: SimulatedRun, begun: float) -> Json:
-    decisions = [m.decision for m in track.moments if m.decision is not None]
-    verdicts = [decision["verdict"] for decision in decisions]
+    decisions = [m.decision for m in track.timeline if m.decision is not None]
+    verdicts = [decision.verdict for decision in decisions]
     return {
         "final": track.final,
-        "slowest": max(moment.seconds for moment in track.moments),
+        "slowest": max(moment.seconds for moment in track.timeline),
         "seconds": time.perf_counter() - begun,
-        "failed": sum("error" in decision["evidence"] for decision in decisions),
+        "failed": sum("error" in decision.evidence for decision in decisions),
         "verdicts": {name: verdicts.count(name) for name in sorted(set(verdicts))},
         "orders": len(track.orders()),
     }

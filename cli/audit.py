@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mixloop.common.errors import BadInput
+from mixloop.common.text import clean
 from mixloop.common.types import Json
+from mixloop.controller import views
+
+from .audit_tables import report_parts, step_tables
+from .output import AsJson, Run, print_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mixloop.trainer.audit import (
         Evidence,
         Finding,
@@ -24,12 +30,11 @@ if TYPE_CHECKING:
     )
     from mixloop.trainer.config import JobSource
 
-
 STEP_SCHEMA = "mixloop/audit-step/1"
 
 
 def audit(
-    target: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or its run.yaml")],
+    target: Run,
     step: Annotated[int | None, typer.Option(min=0, help="show what was seen in this step")] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="by this rank; default: by all")] = None,
     world: Annotated[
@@ -52,40 +57,31 @@ def audit(
         list[Path] | None,
         typer.Option(help="a foreign checkpoint, or a folder of them: verify each; repeatable"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Verify a run's data order against its ledgers; or say what a rank saw."""
     if step is None:
         if rank is not None or world is not None or incarnation is not None or text or hashes:
             raise BadInput("audit: --rank, --world, --incarnation, --text and --hash need --step")
         report = examine(target, trace or (), source or (), checkpoint or ())
-        _print_report(report, as_json=as_json)
+        if as_json:
+            print_json(report.to_json())
+        else:
+            _print_parts(report_parts(report))
         raise SystemExit(0 if report.ok else 1)
     if trace:
         raise BadInput("audit: --trace verifies all that was recorded; drop --step")
-    wanted = AuditArgs(step, rank, world, incarnation, text, hashes)
-    shown = look(target, wanted, source or ())
+    args = AuditArgs(step, rank, world, incarnation, text, hashes)
+    facts = audit_step(target, args, source or ())
     if as_json:
-        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
-        return
-    from mixloop.controller import views
-
-    from .audit_tables import step_tables
-
-    for part in step_tables(shown):
-        views.console().print(part)
+        print_json(facts)
+    else:
+        _print_parts(step_tables(facts))
 
 
-def _print_report(report: Report, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
-        return
-    from mixloop.controller import views
-
-    from .audit_tables import report_parts
-
+def _print_parts(parts: Iterable[Table | str]) -> None:
     console = views.console()
-    for part in report_parts(report):
+    for part in parts:
         console.print(part)
 
 
@@ -101,11 +97,11 @@ class Corpus:
 
     def tokenizer_of(self, name: str) -> Path:
         """The tokenizer of a source: its store's own, else the run's."""
-        own = self.sources[name].path / "tokenizer"
-        return own if own.is_dir() or self.tokenizer is None else self.tokenizer
+        folder = self.sources[name].path / "tokenizer"
+        return folder if folder.is_dir() or self.tokenizer is None else self.tokenizer
 
 
-def _folder_and_corpus(target: Path, given: Sequence[str]) -> tuple[Path, Corpus]:
+def _folder_and_corpus(target: Path, stores: Sequence[str]) -> tuple[Path, Corpus]:
     """The run folder, and its corpus as far as run.yaml, job.json or --source say."""
     from mixloop.trainer.config import JobError, JobSource, load_job
 
@@ -124,20 +120,20 @@ def _folder_and_corpus(target: Path, given: Sequence[str]) -> tuple[Path, Corpus
         corpus = Corpus(dict(job.sources), job.tokenizer)
     if not target.is_dir():
         raise BadInput(f"{target}: no run here; give a run folder or its run.yaml")
-    for item in given:
-        name, separator, path = item.partition("=")
+    for store in stores:
+        name, separator, path = store.partition("=")
         if not (name and separator and path):
-            raise BadInput(f"--source: {item!r} is not NAME=PATH")
+            raise BadInput(f"--source: {store!r} is not NAME=PATH")
         corpus.sources[name] = JobSource(path=Path(path))
     return target, corpus
 
 
 def _evidence(
-    target: Path, given: Sequence[str], checkpoints: Sequence[Path] = ()
+    target: Path, stores: Sequence[str], checkpoints: Sequence[Path] = ()
 ) -> tuple[Evidence, ScheduleReplay, Corpus]:
     from mixloop.trainer.audit import courses_of, read_evidence
 
-    folder, corpus = _folder_and_corpus(target, given)
+    folder, corpus = _folder_and_corpus(target, stores)
     if not (folder / "schedule.jsonl").exists():
         raise BadInput(f"{folder}: no schedule.jsonl here; give the folder of a run that was begun")
     try:
@@ -145,52 +141,50 @@ def _evidence(
     except OSError as error:
         raise BadInput(f"{folder}: {error}") from None
     try:
-        courses = courses_of(evidence)
+        replay = courses_of(evidence)
     except ValueError as error:
         raise BadInput(f"{folder}/schedule.jsonl: {error}") from None
-    known = courses.final.names
-    for item in given:
-        name = item.partition("=")[0]
-        if name not in known:
+    names = replay.final.names
+    for store in stores:
+        name = store.partition("=")[0]
+        if name not in names:
             raise BadInput(
-                f"--source: {name!r} is no source of this run, which has {', '.join(known)}"
+                f"--source: {name!r} is no source of this run, which has {', '.join(names)}"
             )
-    return evidence, courses, corpus
+    return evidence, replay, corpus
 
 
-def _gatherer(courses: ScheduleReplay, corpus: Corpus) -> Any:
+def _gatherer(replay: ScheduleReplay, corpus: Corpus) -> Any:
     from mixloop.trainer.audit import gatherer
 
-    return gatherer(corpus.sources, courses.final.opened.sequence_length)
+    return gatherer(corpus.sources, replay.final.opened.sequence_length)
 
 
 def examine(
     target: Path,
     traces: Sequence[Path] = (),
-    given: Sequence[str] = (),
+    stores: Sequence[str] = (),
     checkpoints: Sequence[Path] = (),
 ) -> Report:
     """Audit a run, with recorded batches if there are any.
 
     Args:
+        target: a run folder, or its run.yaml.
         traces: files of :class:`mixloop.trainer.run.SampleTrace`; those of the other ranks
             (`FILE.rank1`, …) are taken along.
-        given: ``NAME=PATH`` of stores.
+        stores: ``NAME=PATH`` of sources.
         checkpoints: folders with a `mixloop.json`, or of such folders.
 
     Raises:
         BadInput: there is no such run or file.
     """
-    from dataclasses import replace
+    from mixloop.trainer import audit as trainer_audit
 
-    from mixloop.trainer.audit import TraceCheck
-    from mixloop.trainer.audit import audit as compare
-
-    evidence, courses, corpus = _evidence(target, given, checkpoints)
-    check = TraceCheck(courses, _gatherer(courses, corpus)) if traces else None
-    found = [one for path in _all_ranks(traces) for one in _go_through(check, path)]
-    report = compare(evidence, check)
-    return replace(report, findings=(*report.findings, *found))
+    evidence, replay, corpus = _evidence(target, stores, checkpoints)
+    check = trainer_audit.TraceCheck(replay, _gatherer(replay, corpus)) if traces else None
+    findings = [finding for path in _all_ranks(traces) for finding in _trace_findings(check, path)]
+    report = trainer_audit.audit(evidence, check)
+    return replace(report, findings=(*report.findings, *findings))
 
 
 def _all_ranks(traces: Iterable[Path]) -> list[Path]:
@@ -202,7 +196,7 @@ def _all_ranks(traces: Iterable[Path]) -> list[Path]:
     return list(paths)
 
 
-def _go_through(check: TraceCheck | None, path: Path) -> list[Finding]:
+def _trace_findings(check: TraceCheck | None, path: Path) -> list[Finding]:
     if check is None:
         return []
     try:
@@ -227,7 +221,7 @@ class AuditArgs:
     hashes: bool = False
 
 
-def look(target: Path, wanted: AuditArgs, given: Sequence[str] = ()) -> Json:
+def audit_step(target: Path, args: AuditArgs, stores: Sequence[str] = ()) -> Json:
     """What ``mixloop audit --step --json`` prints.
 
     Each row has its place in the global order, source, sample, epoch, number among the source's
@@ -236,75 +230,65 @@ def look(target: Path, wanted: AuditArgs, given: Sequence[str] = ()) -> Json:
     Raises:
         BadInput: no such run, step, rank or layout; text or hashes without the stores.
     """
-    _, courses, corpus = _evidence(target, given)
+    _, replay, corpus = _evidence(target, stores)
     try:
-        number = wanted.incarnation
-        course = courses.of(number) if number is not None else courses.final
-        first = courses.seen(course, wanted.step, wanted.rank or 0, wanted.world)
-        ranks = range(first.world) if wanted.rank is None else [wanted.rank]
-        seen = [courses.seen(course, wanted.step, one, wanted.world) for one in ranks]
+        branch = replay.final if args.incarnation is None else replay.of(args.incarnation)
+        first = replay.seen(branch, args.step, args.rank or 0, args.world)
+        ranks = range(first.world) if args.rank is None else [args.rank]
+        batches = [replay.seen(branch, args.step, rank, args.world) for rank in ranks]
     except ValueError as error:
         raise BadInput(f"{target}: {error}") from None
-    length = course.opened.sequence_length
-    gather = _gatherer(courses, corpus) if wanted.text or wanted.hashes else None
-    line = course.in_force(first.sample + 1)
+    length = branch.opened.sequence_length
+    gather = _gatherer(replay, corpus) if args.text or args.hashes else None
+    segment = branch.in_force(first.sample + 1)
     return {
         "schema": STEP_SCHEMA,
-        "step": wanted.step,
+        "step": args.step,
         "sample": first.sample,
         "incarnation": first.incarnation,
         "world": first.world,
-        "generation": line.generation if line is not None else 0,
-        "ranks": [_rank(one, length, gather, corpus, wanted) for one in seen],
+        "generation": segment.generation if segment is not None else 0,
+        "ranks": [_rank(batch, length, gather, corpus, args) for batch in batches],
     }
 
 
-def _rank(
-    seen: RankBatch,
-    length: int,
-    gather: Any,
-    corpus: Corpus,
-    wanted: AuditArgs,
-) -> Json:
+def _rank(batch: RankBatch, length: int, gather: Any, corpus: Corpus, args: AuditArgs) -> Json:
     from mixloop.trainer.run import ids_hash
 
-    names = seen.names
+    names = batch.names
     ids: Any = None
     if gather is not None:
-        ids = gather(seen)
+        ids = gather(batch)
         if ids is None:
-            drawn = sorted({names[number] for number in seen.source.ravel().tolist()})
+            drawn = sorted({names[number] for number in batch.source.ravel().tolist()})
             raise BadInput(
                 f"--text and --hash need the stores of {', '.join(drawn)}; give RUN as its "
                 "run.yaml, or --source NAME=PATH"
             )
     rows = []
     for micro, row in (
-        (m, r) for m in range(len(seen.source)) for r in range(seen.source.shape[1])
+        (m, r) for m in range(len(batch.source)) for r in range(batch.source.shape[1])
     ):
-        name, index = names[int(seen.source[micro, row])], int(seen.index[micro, row])
+        name, index = names[int(batch.source[micro, row])], int(batch.index[micro, row])
         rows.append(
             {
                 "micro": micro,
                 "row": row,
-                "sample": int(seen.place[micro, row]),
+                "sample": int(batch.place[micro, row]),
                 "source": name,
                 "index": index,
-                "epoch": int(seen.epoch[micro, row]),
-                "draw": int(seen.draw[micro, row]),
+                "epoch": int(batch.epoch[micro, row]),
+                "draw": int(batch.draw[micro, row]),
                 "token": index * length,
             }
-            | ({"text": _decode(corpus.tokenizer_of(name), ids[micro, row])} if wanted.text else {})
+            | ({"text": _decode(corpus.tokenizer_of(name), ids[micro, row])} if args.text else {})
         )
-    found: Json = {"rank": seen.rank, "rows": rows}
-    if wanted.hashes:
-        found["sha256"] = ids_hash(ids)
-    return found
+    rank: Json = {"rank": batch.rank, "rows": rows}
+    return rank | {"sha256": ids_hash(ids)} if args.hashes else rank
 
 
 def _decode(folder: Path, ids: Any) -> str:
     """A sample's text by a tokenizer, without control characters."""
-    from mixloop.common.text import clean
     from mixloop.trainer.sources import load_raw
 
     try:

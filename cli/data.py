@@ -1,88 +1,101 @@
-"""``mixloop prepare``: the trainer room's tokenising with a progress bar and clear errors."""
+"""A run's corpora: prepare, verify."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from mixloop.common.errors import BadInput
+from mixloop.common.text import tokens
+
+from .output import AsJson, print_json, print_lines, progress_bar
 
 
-def prepare_with_progress(
-    inputs: list[str], out: Path, tokenizer: str, workers: int | None, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Tokenise ``inputs`` into a token store at ``out`` and return its header.
-
-    Raises:
-        BadInput: one line naming what is wrong with the input.
-    """
+def prepare(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="text, jsonl(.gz) or parquet files, folders, globs; or a hub dataset"),
+    ],
+    out: Annotated[Path, typer.Option(help="folder of the token store to make")],
+    tokenizer: Annotated[str, typer.Option(help="HF tokenizer: a folder or a hub name")],
+    text_key: Annotated[str, typer.Option(help="key or column that holds the text")] = "text",
+    split: Annotated[str | None, typer.Option(help="split of a hub dataset")] = None,
+    config: Annotated[str | None, typer.Option(help="configuration of a hub dataset")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; default: one per core")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace a token store that is there")] = False,
+    append: Annotated[
+        bool, typer.Option(help="add to a token store that is there; runs take it when resumed")
+    ] = False,
+    shard_size: Annotated[
+        str | None, typer.Option(help="most tokens of a file, such as 2B; default: one file")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tokenise a corpus into a token store, a run's source."""
+    from mixloop.common.parallel import cores
     from mixloop.common.units import parse_tokens
     from mixloop.trainer.prepare import prepare
 
-    given = dict(options)
     try:
-        if given.get("shard_size") is not None:
-            given["shard_size"] = parse_tokens(given["shard_size"]) or None
-        with _bar() as progress:
+        with progress_bar("tokenising") as show:
             info = prepare(
-                inputs, out, tokenizer, workers=workers or _cores(), progress=progress, **given
+                inputs,
+                out,
+                tokenizer,
+                workers=workers or cores(),
+                text_key=text_key,
+                split=split,
+                config=config,
+                overwrite=overwrite,
+                append=append,
+                shard_size=None if shard_size is None else parse_tokens(shard_size) or None,
+                progress=lambda now: show(
+                    now.inputs_done,
+                    now.inputs,
+                    f"{now.inputs_done}/{now.inputs} files, {now.tokens:,} tokens",
+                ),
             )
     except ValueError as error:
         raise BadInput(str(error)) from None
-    return asdict(info)
+    if as_json:
+        print_json(asdict(info))
+    else:
+        typer.echo(
+            f"{out}: {info.tokens:,} unique tokens ({tokens(info.tokens)}) in "
+            f"{info.documents:,} documents"
+        )
 
 
-def verify_sources(paths: Sequence[Path]) -> dict[str, list[str]]:
-    """What is wrong with each source, its whole content read; empty where nothing is.
-
-    Args:
-        paths: sources, or run.yaml files for all of theirs.
-
-    Raises:
-        BadInput: one that is no source.
-    """
+def verify(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH…", help="sources, or run.yaml for all of its own")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Read sources whole: checksums of token stores, the structure of other formats."""
     from mixloop.controller.config import load_config
     from mixloop.trainer.config import JobError
     from mixloop.trainer.sources import verify_source
 
-    found = {}
+    problems: dict[str, list[str]] = {}
     for path in paths:
-        options: dict[Path, Mapping[str, Any]] = {path: {}}
+        sources: dict[Path, Mapping[str, Any]] = {path: {}}
         if path.suffix in (".yaml", ".yml"):
-            sources = load_config(path).sources.values()
-            options = {source.path: source.options for source in sources}
-        for source, given in options.items():
+            sources = {one.path: one.options for one in load_config(path).sources.values()}
+        for source, options in sources.items():
             try:
-                found[str(source)] = verify_source(source, given)
+                problems[str(source)] = verify_source(source, options)
             except JobError as error:
                 raise BadInput(str(error)) from None
-    return found
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[Any], None] | None]:
-    """A bar over the input files on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("tokenising"), BarColumn(), MofNCompleteColumn())
-    shown = TextColumn("files, {task.fields[tokens]:,} tokens")
-    with Progress(*columns, shown, console=Console(stderr=True)) as progress:
-        task = progress.add_task("tokenising", total=None, tokens=0)
-
-        def update(now: Any) -> None:
-            progress.update(task, completed=now.inputs_done, total=now.inputs, tokens=now.tokens)
-
-        yield update
+    if as_json:
+        print_json(problems)
+    else:
+        for name, lines in problems.items():
+            print_lines(lines or [f"{name}: sound"])
+    raise SystemExit(1 if any(problems.values()) else 0)

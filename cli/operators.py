@@ -7,44 +7,40 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixloop.common.errors import BadInput
-from mixloop.common.types import Json
+from mixloop.common.errors import BadInput, suggest
+from mixloop.common.text import clean
+from mixloop.controller import core, views
+
+from .output import AsJson, Run, print_json
 
 if TYPE_CHECKING:
     from mixloop.contract import Request, RunPaths
+    from mixloop.controller.core import RequestRow
     from mixloop.controller.journal import Journal
 
-
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or its run.yaml")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="a decision, such as d-000003")]
 Shares = Annotated[list[str], typer.Argument(metavar="SOURCE=SHARE…", help="such as code=0.2")]
 Why = Annotated[str, typer.Option("--reason", help="why; it stays in the history")]
 Wait = Annotated[float, typer.Option(min=0, help="seconds to wait for the controller's answer")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 Force = Annotated[bool, typer.Option(help="past the hard guards (never past the trainer's limits)")]
 
-PATIENCE = 60.0
-LOOK = 0.1
+TIMEOUT = 60.0  # seconds to wait for an answer
+POLL_SECONDS = 0.1
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the operators' commands."""
-    for command in (pause, resume, set_, pin, unpin, approve, reject, rollback, sync, export):
-        app.command(name=command.__name__.rstrip("_"))(command)
-
-
-def pause(target: Run, reason: Why = "", wait: Wait = PATIENCE, as_json: AsJson = False) -> None:
+def pause(target: Run, reason: Why = "", wait: Wait = TIMEOUT, as_json: AsJson = False) -> None:
     """Decide nothing until `resume`; checkpoints are still scored."""
     _ask(target, "pause", wait, as_json, reason=reason)
 
 
-def resume(target: Run, reason: Why = "", wait: Wait = PATIENCE, as_json: AsJson = False) -> None:
+def resume(target: Run, reason: Why = "", wait: Wait = TIMEOUT, as_json: AsJson = False) -> None:
     """Decide again, on the newest scored checkpoint first."""
     _ask(target, "resume", wait, as_json, reason=reason)
 
@@ -54,7 +50,7 @@ def set_(
     shares: Shares,
     reason: Why = "",
     force: Force = False,
-    wait: Wait = PATIENCE,
+    wait: Wait = TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Order a mixture. Sources not named share the rest as they do now."""
@@ -66,7 +62,7 @@ def pin(
     shares: Shares,
     reason: Why = "",
     force: Force = False,
-    wait: Wait = PATIENCE,
+    wait: Wait = TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Hold a source at a share, whatever the policy proposes."""
@@ -77,7 +73,7 @@ def unpin(
     target: Run,
     sources: Annotated[list[str] | None, typer.Argument(metavar="[SOURCE…]")] = None,
     reason: Why = "",
-    wait: Wait = PATIENCE,
+    wait: Wait = TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Let pinned sources go; without names, all. The mixture stays as it is."""
@@ -85,14 +81,14 @@ def unpin(
 
 
 def approve(
-    target: Run, decision: Id, reason: Why = "", wait: Wait = PATIENCE, as_json: AsJson = False
+    target: Run, decision: Id, reason: Why = "", wait: Wait = TIMEOUT, as_json: AsJson = False
 ) -> None:
     """Let a proposal that waits for approval through; the guards look at it again."""
     _ask(target, "approve", wait, as_json, decision=decision, reason=reason)
 
 
 def reject(
-    target: Run, decision: Id, reason: Why = "", wait: Wait = PATIENCE, as_json: AsJson = False
+    target: Run, decision: Id, reason: Why = "", wait: Wait = TIMEOUT, as_json: AsJson = False
 ) -> None:
     """Turn a proposal that waits for approval down; the mixture stays."""
     _ask(target, "reject", wait, as_json, decision=decision, reason=reason)
@@ -103,7 +99,7 @@ def rollback(
     decision: Id,
     reason: Why = "",
     force: Force = False,
-    wait: Wait = PATIENCE,
+    wait: Wait = TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Go back to the mixture before a decision. What was consumed stays in the ledger."""
@@ -116,12 +112,10 @@ def sync(target: Run, as_json: AsJson = False) -> None:
 
     report = sync_run(target)
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        print_json(report)
     else:
-        waiting = (
-            f", {report['waiting']} still wait: {report['error']}" if report["waiting"] else ""
-        )
-        typer.echo(f"{report['sent']} entries sent to MLflow{waiting}")
+        rest = f", {report['waiting']} still wait: {report['error']}" if report["waiting"] else ""
+        typer.echo(f"{report['sent']} entries sent to MLflow{rest}")
     raise SystemExit(1 if report["waiting"] else 0)
 
 
@@ -134,10 +128,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """The mixtures this run went through, as a `stages` policy for another run."""
-    from mixloop.controller.views import export_run, export_text
-
-    found = export_run(target, scale)
-    text = json.dumps(found, indent=2) if as_json else export_text(found)
+    stages = views.export_run(target, scale)
+    text = json.dumps(stages, indent=2) if as_json else views.export_text(stages)
     if out is None:
         typer.echo(text.rstrip())
     else:
@@ -148,54 +140,52 @@ def export(
 # -- asking ----------------------------------------------------------------------------------------
 
 
-def _shares(target: Path, given: Sequence[str]) -> dict[str, float]:
+def _shares(target: Path, arguments: Sequence[str]) -> dict[str, float]:
     """``["code=0.2"]`` as shares.
 
     Raises:
         BadInput: naming what is no share, or no source of this run.
     """
-    from mixloop.common.errors import suggest
-
-    known = _sources(target)
-    found: dict[str, float] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
+    sources = _sources(target)
+    shares: dict[str, float] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
         try:
             share = float(value)
         except ValueError:
             share = -1.0
         if not equals or not 0 <= share <= 1:
-            raise BadInput(f"{text}: write SOURCE=SHARE with a share from 0 to 1, such as code=0.2")
-        if known and name not in known:
-            mend = suggest(name, known) or f" (sources: {', '.join(known)})"
+            raise BadInput(
+                f"{argument}: write SOURCE=SHARE with a share from 0 to 1, such as code=0.2"
+            )
+        if sources and name not in sources:
+            mend = suggest(name, sources) or f" (sources: {', '.join(sources)})"
             raise BadInput(f"{name}: no source of this run{mend}")
-        if name in found:
+        if name in shares:
             raise BadInput(f"{name}: given twice")
-        found[name] = share
-    if sum(found.values()) > 1 + 1e-6:
-        raise BadInput(f"the shares sum to {sum(found.values()):g}, more than 1")
-    return found
+        shares[name] = share
+    if sum(shares.values()) > 1 + 1e-6:
+        raise BadInput(f"the shares sum to {sum(shares.values()):g}, more than 1")
+    return shares
 
 
 def _sources(target: Path) -> list[str]:
     from mixloop.contract import read_status
-    from mixloop.controller.views import open_run
+    from mixloop.controller.journal import queries
 
-    paths, journal = open_run(target)
-    beat = read_status(paths.status).value
-    if beat is not None:
-        return list(beat.sources)
-    first = journal.value("SELECT value FROM meta WHERE key = 'initial'") if journal else None
-    return list(json.loads(first)) if first else []
+    paths, journal = views.open_run(target)
+    status = read_status(paths.status).value
+    if status is not None:
+        return list(status.sources)
+    return list(queries.initial_mixture(journal) or ()) if journal is not None else []
 
 
 def _ask(target: Path, verb: Any, wait: float, as_json: bool, **fields: Any) -> None:
     """Write the request, wait for the answer, print it, end with the right status."""
     from mixloop.contract import requests
     from mixloop.controller.journal import timestamp
-    from mixloop.controller.views import open_run
 
-    paths, journal = open_run(target)
+    paths, journal = views.open_run(target)
     request = requests.new_request(verb, timestamp(), **fields)
     try:
         file = requests.submit(
@@ -203,33 +193,31 @@ def _ask(target: Path, verb: Any, wait: float, as_json: bool, **fields: Any) -> 
         )
     except OSError as error:
         raise BadInput(f"{paths.requests}: not writable: {error.strerror or error}") from None
-    row = _answer(paths, journal, request, wait, file.name)
+    answer = _answer(paths, journal, request, wait, file.name)
     if as_json:
-        typer.echo(json.dumps({"request": request.id, "verb": verb, "answer": row}, indent=2))
+        row = None if answer is None else asdict(answer)
+        print_json({"request": request.id, "verb": verb, "answer": row})
     else:
-        _tell(request, row, _alive(journal))
-    raise SystemExit(1 if row is not None and row["state"] == "refused" else 0)
+        _print_answer(request, answer, _alive(journal))
+    raise SystemExit(1 if answer is not None and answer.state == "refused" else 0)
 
 
 def _answer(
-    paths: RunPaths,
-    journal: Journal | None,
-    request: Request,
-    wait: float,
-    file: str = "",
-    clock: Callable[[], float] = time.monotonic,
-) -> Json | None:
+    paths: RunPaths, journal: Journal | None, request: Request, wait: float, file: str
+) -> RequestRow | None:
     """What the controller answered; None when none runs here, or it took too long."""
-    deadline = clock() + wait
+    from mixloop.controller.journal import queries
+
+    deadline = time.monotonic() + wait
     while journal is not None and _alive(journal) is not False:
-        row = journal.row("SELECT * FROM requests WHERE id = ?", request.id)
+        row = queries.request(journal, request.id)
         if row is not None:
             return row
-        if file and (paths.requests / "refused" / file).exists():
+        if (paths.requests / "refused" / file).exists():
             raise BadInput(f"the controller did not take it: {_refusal(journal, file)}")
-        if clock() >= deadline:
+        if time.monotonic() >= deadline:
             break
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     return None
 
 
@@ -246,41 +234,36 @@ def _key(target: Path) -> bytes | None:
 
 def _run_id(paths: RunPaths, journal: Journal | None) -> str:
     from mixloop.contract import read_status
+    from mixloop.controller.journal import queries
 
-    known = journal.value("SELECT value FROM meta WHERE key = 'run'") if journal else None
-    beat = read_status(paths.status).value if known is None else None
-    return str(known or (beat.run if beat is not None else ""))
+    run = queries.run_id(journal) if journal is not None else None
+    if run is None and (status := read_status(paths.status).value) is not None:
+        run = status.run
+    return run or ""
 
 
 def _refusal(journal: Journal, file: str) -> str:
     """Why a request's file was put aside."""
-    from mixloop.common.text import clean
+    from mixloop.controller.journal import queries
 
-    rows = journal.rows(
-        "SELECT detail FROM events WHERE kind = 'request-refused' ORDER BY seq DESC"
-    )
-    why = [row["detail"]["reason"] for row in rows if row["detail"].get("file") == file]
-    return clean(why[0]) if why else "it is in requests/refused/"
+    details = [event.detail for event in queries.events(journal, "request-refused")]
+    reasons = [detail["reason"] for detail in details if detail.get("file") == file]
+    return clean(reasons[-1]) if reasons else "it is in requests/refused/"
 
 
 def _alive(journal: Journal | None) -> bool | None:
     """Whether a controller runs: None where that can't be known from this machine."""
-    from mixloop.controller.views import controller
-
-    found = controller(journal)
-    return False if found is None else found["alive"]
+    controller = views.controller(journal)
+    return False if controller is None else controller.alive
 
 
-def _tell(request: Request, row: Json | None, alive: bool | None) -> None:
-    from mixloop.common.text import clean
-    from mixloop.controller.core import mixture
-
-    if row is None:
+def _print_answer(request: Request, answer: RequestRow | None, alive: bool | None) -> None:
+    if answer is None:
         why = "no controller runs here" if alive is False else "the controller has not answered yet"
         typer.echo(f"{why}: the request waits in requests/ ({request.id})")
         return
-    made = f" ({row['decision']})" if row["decision"] else ""
-    typer.echo(f"{clean(row['answer']['text'])}{made}")
-    if row["answer"].get("nearest"):
-        typer.echo(f"the nearest legal mixture: {mixture(row['answer']['nearest'])}")
+    decision = f" ({answer.decision})" if answer.decision else ""
+    typer.echo(f"{clean(answer.answer['text'])}{decision}")
+    if answer.answer.get("nearest"):
+        typer.echo(f"the nearest legal mixture: {core.mixture(answer.answer['nearest'])}")
         typer.echo("take that, or --force")

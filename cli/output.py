@@ -1,156 +1,137 @@
-"""What the command prints: tables and lines for people. No decisions, no I/O but the console."""
+"""What the commands share: the options that many of them have, and how they print.
+
+No decisions, and no I/O but the console.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from mixloop.common.text import clean, number, tokens
 from mixloop.common.types import Json
-from mixloop.controller.core import (
-    applied,
-    approval,
-    assessment,
-    evidence_lines,
-    mixture,
-    moves,
-    origin,
-    outcome_lines,
-    steering,
-    trainer_in_words,
-    verdict,
-)
+from mixloop.controller import core
 from mixloop.controller.views import cell, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mixloop.contract import Status
+    from mixloop.controller.core import CheckpointState
+    from mixloop.controller.views import (
+        CheckpointScores,
+        OperatorStanding,
+        RunStanding,
+        TrainerStanding,
+    )
 
-def history_table(entries: Iterable[Json]) -> Table:
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="the run's configuration")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or its run.yaml")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+
+Show = Callable[[float, float, str], None]
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; half of a surrogate pair, which is no text, as a question mark."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo(text.encode("utf-8", "replace").decode())
+
+
+def print_lines(lines: Iterable[object]) -> None:
+    """Print lines that can't drive the terminal, whatever data is in them."""
+    for line in lines:
+        typer.echo(clean(line))
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Show]:
+    """A bar on standard error where that is a terminal; nothing elsewhere.
+
+    Yields:
+        What moves the bar: how much is done, of how much, and the text behind the bar.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total, text: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=None, text="")
+        yield lambda done, total, text: bar.update(task, completed=done, total=total, text=text)
+
+
+# -- history and explain -----------------------------------------------------------------------
+
+
+def history_table(entries: Sequence[Json]) -> Table:
     """The history as a table."""
     columns = ("id", "step", "tokens", "verdict", "policy", "what changed", "why", "applied")
-    made = table("History", columns)
-    for entry in entries:
-        made.add_row(
-            cell(entry["id"]),
-            cell(entry["step"]),
-            tokens(entry["tokens"]),
-            cell(verdict(entry)),
-            cell(entry["policy"]),
-            cell(moves(entry["weights_before"], entry["weights_after"])),
-            cell(_why(entry)),
-            "-" if entry["applied_step"] is None else cell(f"step {entry['applied_step']}"),
+    rows = (
+        (
+            *(entry["id"], entry["step"], tokens(entry["tokens"])),
+            *(core.verdict(entry), entry["policy"]),
+            core.moves(entry["weights_before"], entry["weights_after"]),
+            _why(entry),
+            "-" if entry["applied_step"] is None else f"step {entry['applied_step']}",
         )
-        headlines = {n: one for n, one in entry["steering"].items() if one["since"] is not None}
-        made.caption = cell(f"Steered: {steering(headlines)}") if headlines else None
-    return made
+        for entry in entries
+    )
+    shown = table("History", columns, rows)
+    newest = _steering(entries[-1]) if entries else {}
+    headlines = {name: metric for name, metric in newest.items() if metric.since is not None}
+    shown.caption = cell(f"Steered: {core.steering(headlines)}") if headlines else None
+    return shown
+
+
+def _steering(entry: Json) -> dict[str, core.Steering]:
+    return {name: core.Steering(**metric) for name, metric in entry["steering"].items()}
 
 
 def _why(entry: Json) -> str:
     """The reason, and what people said of the decision since."""
-    said = [f"[{assessment(one)}]" for one in entry.get("assessments", ())]
-    return " ".join([entry["reason"], *said])
+    assessments = [f"[{core.assessment(said)}]" for said in entry.get("assessments", ())]
+    return " ".join([entry["reason"], *assessments])
 
 
 def explain_lines(entry: Json) -> list[str]:
     """One decision in full: what, when, why, on what evidence, the guards, and what came of it."""
     lines = [
-        f"{entry['id']}  {verdict(entry)}  by {clean(entry['policy'])} ({entry['asked_by']})",
+        f"{entry['id']}  {core.verdict(entry)}  by {clean(entry['policy'])} ({entry['asked_by']})",
         "",
         f"Asked after  step {entry['step']} ({tokens(entry['tokens'])} tokens), "
         f"against generation {entry['against_generation']}",
         f"Times        scored {entry['scored_at'] or '-'}, decided {entry['decided_at']}, "
         f"in force {entry['applied_at'] or '-'}",
         f"Why          {clean(entry['reason'])}",
-        f"Steered      {steering(entry['steering']) or '-'}",
-        *evidence_lines(entry["evidence"]),
+        f"Steered      {core.steering(_steering(entry)) or '-'}",
+        *core.evidence_lines(entry["evidence"]),
         "",
-        f"Before       {mixture(entry['weights_before'])}",
+        f"Before       {core.mixture(entry['weights_before'])}",
     ]
     if entry["weights_proposed"] is not None:
-        lines.append(f"Proposed     {mixture(entry['weights_proposed'])}")
-    lines.append(f"After        {mixture(entry['weights_after'])}")
-    lines += [f"Then         until {tokens(u)}: {mixture(w)}" for u, w in entry["plan"]]
+        lines.append(f"Proposed     {core.mixture(entry['weights_proposed'])}")
+    lines.append(f"After        {core.mixture(entry['weights_after'])}")
+    lines += [f"Then         until {tokens(u)}: {core.mixture(w)}" for u, w in entry["plan"]]
     lines += ["", "Guards"]
     lines += [
         f"  {note['guard']:<14} {note['action']:<8} {clean(note['detail'])}"
         for note in entry["guards"]
     ] or ["  none asked: nothing was proposed"]
-    lines += ["", f"Applied      {applied(entry)}"]
+    lines += ["", f"Applied      {core.applied(entry)}"]
     if entry.get("approval") is not None:
-        lines.append(f"Approval     {approval(entry['approval'])}")
-    lines += [f"Assessed     {assessment(one)}" for one in entry.get("assessments", ())]
-    found = outcome_lines(entry["outcome"])
-    lines += [f"Outcome      {line}" for line in found]
+        lines.append(f"Approval     {core.approval(entry['approval'])}")
+    lines += [f"Assessed     {core.assessment(said)}" for said in entry.get("assessments", ())]
+    lines += [f"Outcome      {line}" for line in core.outcome_lines(entry["outcome"])]
     return lines
-
-
-def _trouble(health: Json | None) -> list[str]:
-    """Steps that went wrong, where a trainer tells and there are any."""
-    if not health or not (health["nan_steps"] or health["spikes"]):
-        return []
-    return [
-        f"Trouble    {health['nan_steps']} steps without a finite gradient, "
-        f"{health['spikes']} loss spikes; the last: {clean(health['note'] or '-')}"
-    ]
-
-
-def status_lines(found: Json) -> list[str]:
-    """How the run stands, in a few lines."""
-    trainer, mix = found["trainer"], found["mixture"]
-    lines = [f"Run        {clean(found['run'] or '-')}", f"Trainer    {_trainer_line(trainer)}"]
-    if trainer["tokens"] is not None:
-        lines.append(
-            f"Progress   step {trainer['step']}, {tokens(trainer['tokens'])} of "
-            f"{tokens(trainer['budget'])} tokens, {trainer['phase']}, "
-            f"loss {number(trainer['loss'])}, {number(trainer['tokens_per_second'])} tokens/s"
-        )
-    lines += _trouble(trainer.get("health"))
-    lines += [
-        f"Unreadable {clean(one['file'])}: {clean(one['problem'])}; {one['mend']}"
-        for one in found["unreadable"]
-    ]
-    for name in ("asked", "applied"):
-        if mix[name] is not None:
-            lines.append(
-                f"{name.capitalize():<10} generation {mix[name]['generation']}: "
-                f"{mixture(mix[name]['weights'])}"
-            )
-    lines += [f"Refused    {clean(entry['reason'])}" for entry in trainer.get("rejected", ())]
-    lines += [
-        f"Ledger     {name}: {tokens(entry['tokens'])} tokens, {entry['epochs']:.2f} epochs of "
-        f"{tokens(entry['unique_tokens'])}"
-        for name, entry in found["ledger"].items()
-    ]
-    lines += [_benchmark_line(name, score) for name, score in found["benchmarks"].items()]
-    lines += _skipped_lines(found["skipped"])
-    if found["steering"]:
-        lines.append(f"Steered    {steering(found['steering'])}")
-    lines += _pending_lines(found["pending"])
-    lines += _operator_lines(found["operators"])
-    tracking = found["tracking"]
-    lines.append(f"MLflow     {tracking['sent']} entries sent, {tracking['waiting']} waiting")
-    if tracking["last_error"]:
-        lines.append(f"           last error: {clean(tracking['last_error'].get('error', ''))}")
-    return lines
-
-
-def _trainer_line(trainer: Json) -> str:
-    if trainer["tokens"] is None:
-        return trainer_in_words(trainer)
-    begun = origin(trainer)
-    where = f"process {trainer['pid']} on {clean(trainer['host'])}"
-    return f"{trainer_in_words(trainer)}, {where}{', ' if begun else ''}{begun}"
-
-
-def _skipped_lines(rows: Sequence[Json]) -> list[str]:
-    if not rows:
-        return []
-    count = "1 checkpoint" if len(rows) == 1 else f"{len(rows)} checkpoints"
-    last = rows[-1]
-    return [
-        f"Skipped    {count} not scored; the last, at step {last['step']}: {clean(last['reason'])}"
-    ]
 
 
 def skipped_lines(rows: Iterable[Json]) -> list[str]:
@@ -164,34 +145,104 @@ def skipped_lines(rows: Iterable[Json]) -> list[str]:
     ]
 
 
-def _benchmark_line(name: str, score: Json) -> str:
-    if score["status"] != "ok":
-        return f"Benchmark  {name}: missing ({clean(score['reason'])})"
-    shown = ", ".join(
-        f"{metric} {number(m['value'])} ± {number(m['stderr'])} (n={m['n']})"
-        for metric, m in score["metrics"].items()
-    )
-    return f"Benchmark  {name} at step {score['step']}: {shown}"
+# -- status ------------------------------------------------------------------------------------
 
 
-def _pending_lines(pending: Json) -> list[str]:
-    lines = [
-        f"Pending    generation {order['generation']} ({order['decision']}) is not in force yet"
-        for order in pending["orders"]
-    ]
-    if pending["switch"]:
-        lines.append(f"Pending    switch at sample {pending['switch']['sample']:,}")
-    return lines + [f"Pending    scoring the checkpoint at step {s}" for s in pending["scoring"]]
-
-
-def _operator_lines(found: Json) -> list[str]:
-    lines = ["Paused     nothing is decided until `mixloop resume`"] if found["paused"] else []
-    if found["pins"]:
-        lines.append(f"Pinned     {mixture(found['pins'])}")
+def status_lines(run: RunStanding) -> list[str]:
+    """How the run stands, in a few lines."""
+    lines = [f"Run        {clean(run.run or '-')}", f"Trainer    {_trainer_line(run.trainer)}"]
+    if run.status is not None:
+        lines += _progress_lines(run.status)
     lines += [
-        f"Approval   {one['id']} waits for `mixloop approve` or `reject`: {clean(one['why'])}"
-        for one in found["awaiting"]
+        f"Unreadable {clean(file.file)}: {clean(file.problem)}; {file.mend}"
+        for file in run.unreadable
     ]
-    if found["requests"]:
-        lines.append(f"Requests   {found['requests']} not taken by a controller yet")
+    mixtures = {"Asked": run.asked, "Applied": run.status.in_force if run.status else None}
+    lines += [
+        f"{name:<10} generation {order.generation}: {core.mixture(order.weights)}"
+        for name, order in mixtures.items()
+        if order is not None
+    ]
+    if run.status is not None:
+        lines += [f"Refused    {clean(order.reason)}" for order in run.status.rejected]
+    lines += [
+        f"Ledger     {source.name}: {tokens(source.tokens)} tokens, {source.epochs:.2f} epochs of "
+        f"{tokens(source.unique_tokens)}"
+        for source in run.sources
+    ]
+    if run.scores:
+        lines += _benchmark_lines(run.scores[-1])
+    lines += _skipped_line(run.skipped)
+    if run.steering:
+        lines.append(f"Steered    {core.steering(run.steering)}")
+    lines += _pending_lines(run)
+    lines += _operator_lines(run.operators)
+    tracking = run.tracking
+    lines.append(f"MLflow     {tracking.sent} entries sent, {tracking.waiting} waiting")
+    if tracking.last_error is not None:
+        lines.append(f"           last error: {clean(tracking.last_error.get('error', ''))}")
     return lines
+
+
+def _trainer_line(trainer: TrainerStanding) -> str:
+    status = trainer.status
+    if status is None:
+        return trainer.in_words
+    process = f"process {status.pid} on {clean(status.host)}"
+    return ", ".join(filter(None, (trainer.in_words, process, trainer.origin_in_words)))
+
+
+def _progress_lines(status: Status) -> list[str]:
+    lines = [
+        f"Progress   step {status.step}, {tokens(status.tokens)} of {tokens(status.budget)} "
+        f"tokens, {status.phase}, loss {number(status.loss)}, "
+        f"{number(status.tokens_per_second)} tokens/s"
+    ]
+    health = status.health
+    if health is not None and (health.nan_steps or health.spikes):
+        lines.append(
+            f"Trouble    {health.nan_steps} steps without a finite gradient, "
+            f"{health.spikes} loss spikes; the last: {clean(health.note or '-')}"
+        )
+    return lines
+
+
+def _skipped_line(rows: Sequence[CheckpointState]) -> list[str]:
+    if not rows:
+        return []
+    count = "1 checkpoint" if len(rows) == 1 else f"{len(rows)} checkpoints"
+    why = clean(rows[-1].reason)
+    return [f"Skipped    {count} not scored; the last, at step {rows[-1].step}: {why}"]
+
+
+def _benchmark_lines(card: CheckpointScores) -> Iterator[str]:
+    for name, score in card.benchmarks.items():
+        if score.status != "ok":
+            yield f"Benchmark  {name}: missing ({clean(score.reason)})"
+            continue
+        values = ", ".join(
+            f"{metric} {number(m.value)} ± {number(m.stderr)} (n={m.n})"
+            for metric, m in score.metrics.items()
+        )
+        yield f"Benchmark  {name} at step {card.step}: {values}"
+
+
+def _pending_lines(run: RunStanding) -> Iterator[str]:
+    for order in run.orders:
+        yield f"Pending    generation {order.generation} ({order.decision}) is not in force yet"
+    if run.status is not None and run.status.pending is not None:
+        yield f"Pending    switch at sample {run.status.pending.sample:,}"
+    for step in run.scoring:
+        yield f"Pending    scoring the checkpoint at step {step}"
+
+
+def _operator_lines(operators: OperatorStanding) -> Iterator[str]:
+    if operators.paused:
+        yield "Paused     nothing is decided until `mixloop resume`"
+    if operators.pins:
+        yield f"Pinned     {core.mixture(operators.pins)}"
+    for decision, approval in operators.awaiting:
+        why = clean(approval.why)
+        yield f"Approval   {decision.id} waits for `mixloop approve` or `reject`: {why}"
+    if operators.requests:
+        yield f"Requests   {operators.requests} not taken by a controller yet"

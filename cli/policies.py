@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mixloop.common.errors import BadInput
+from mixloop.common.text import clean
+from mixloop.controller import views
+
+from .output import AsJson, print_json, print_lines
 
 app = typer.Typer(no_args_is_help=False, add_completion=False, rich_markup_mode=None)
 
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 Ref = Annotated[
     str, typer.Argument(metavar="REF", help="a name, package.module:Class or ./file.py:Class")
 ]
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 @app.callback(invoke_without_command=True)
@@ -27,14 +25,13 @@ def policies(context: typer.Context, as_json: AsJson = False) -> None:
     """The policies there are; `show`, `new` and `test` one."""
     if context.invoked_subcommand is not None:
         return
-    from mixloop.controller import views
     from mixloop.tools.policy_authoring import listing, listing_table
 
-    found = listing()
+    catalog = listing()
     if as_json:
-        _print_json(found)
+        print_json(catalog)
     else:
-        views.console().print(listing_table(found))
+        views.console().print(listing_table(catalog))
 
 
 @app.command(name="show")
@@ -43,20 +40,16 @@ def show_policy(
     as_json: Annotated[bool, typer.Option("--json", help="the JSON schema of its options")] = False,
 ) -> None:
     """What a policy does and which options it takes."""
-    from mixloop.common import text
-    from mixloop.controller import views
     from mixloop.tools.policy_authoring import description, option_tables
 
-    found = description(ref)
+    policy = description(ref)
     if as_json:
-        _print_json(found["schema"])
+        print_json(policy["schema"])
         return
-    typer.echo(f"{text.clean(found['name'])}: {text.clean(found['origin'])}\n")
-    for line in found["about"].replace("``", "`").splitlines():
-        typer.echo(text.clean(line))
-    console = views.console()
-    for about, made in option_tables(found["schema"]):
-        console.print("", views.cell(about), made, sep="\n")
+    typer.echo(f"{clean(policy['name'])}: {clean(policy['origin'])}\n")
+    print_lines(policy["about"].replace("``", "`").splitlines())
+    for about, options in option_tables(policy["schema"]):
+        views.console().print("", views.cell(about), options, sep="\n")
 
 
 @app.command()
@@ -86,8 +79,8 @@ def conformance(
         typer.Argument(metavar="REF", help="a name, package.module:Class or ./file.py:Class"),
     ] = None,
     options: Annotated[
-        str, typer.Option("--with", metavar="JSON", help="its options, as JSON or YAML")
-    ] = "",
+        str | None, typer.Option("--with", metavar="JSON", help="its options, as JSON or YAML")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="run.yaml whose sources, benchmarks and policy to test with"),
@@ -95,17 +88,15 @@ def conformance(
     as_json: AsJson = False,
 ) -> None:
     """Run the conformance suite on a policy; exit code 1 if a check fails."""
-    from mixloop.common import text
-    from mixloop.controller import views
+    from mixloop.common.yaml import parse_mapping
     from mixloop.tools.policy_authoring import conformance, report_lines, report_table
 
     if ref is None and config is None:
         raise BadInput("policies test: give a policy (REF), or --config RUN.yaml")
-    report = conformance(ref, options, config)
+    report = conformance(ref, parse_mapping(options, "--with"), config)
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         views.console().print(report_table(report))
-        for line in report_lines(report):
-            typer.echo(text.clean(line))
+        print_lines(report_lines(report))
     raise SystemExit(0 if report["passed"] else 1)

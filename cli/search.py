@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mixloop.common.errors import BadInput
+from mixloop.common.text import clean, tokens
 from mixloop.common.types import Json
+from mixloop.controller import views
+
+from .output import AsJson, RunFile, print_json, progress_bar
 
 if TYPE_CHECKING:
     from mixloop.controller.config import RunConfig, SearchPlan
-    from mixloop.tools.search import Progress, Search
+    from mixloop.tools.search import Search
 
 
 def search(
-    path: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="the run's configuration")],
+    path: RunFile,
     checkpoint: Annotated[
         Path | None,
         typer.Option("--from", help="anneal from this checkpoint instead of training from scratch"),
@@ -33,7 +36,7 @@ def search(
         float | None, typer.Option(min=1, help="a proxy's tokens per second, to plan with")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="print the plan and its cost, and end")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look for a starting mixture with proxy runs; goes on where it stopped."""
     from mixloop.controller.config import load_config
@@ -42,19 +45,18 @@ def search(
 
     config = load_config(path)
     check_evals(path, config)
-    wanted = SearchArgs(checkpoint, _count(tokens), trials, workers, out)
-    plan = plan_search(path, config, wanted)
+    args = SearchArgs(checkpoint, _parse_tokens(tokens), trials, workers, out)
+    plan = plan_search(path, config, args)
     facts = plan_facts(plan, speed)
-    if dry_run:
-        _print_plan(facts, as_json=as_json)
-        return
     if not as_json:
-        _print_plan(facts, as_json=False)
-    raise SystemExit(_carry_out(config, plan, as_json=as_json))
+        _print_plan(facts)
+    elif dry_run:
+        print_json(facts)
+    if not dry_run:
+        raise SystemExit(_run(config, plan, as_json=as_json))
 
 
-def _count(text: str | None) -> int | None:
-    from mixloop.common.errors import BadInput
+def _parse_tokens(text: str | None) -> int | None:
     from mixloop.common.units import parse_tokens
 
     try:
@@ -63,19 +65,25 @@ def _count(text: str | None) -> int | None:
         raise BadInput(f"--tokens: {error}") from None
 
 
-def _carry_out(config: RunConfig, plan: SearchPlan, *, as_json: bool) -> int:
+def _run(config: RunConfig, plan: SearchPlan, *, as_json: bool) -> int:
     """Search, conclude, print; the exit code."""
-    from mixloop.tools.search import Search, SearchFailed, conclude, write_prior
+    from mixloop.tools.search import Search, SearchFailed, conclude, eta, write_prior
 
     say = (lambda line: typer.echo(line, err=True)) if as_json else typer.echo
-    going = Search(config, plan, say)
-    with _stopping(going), _bar() as show:
+    search = Search(config, plan, say)
+    with _stop_on_signals(search), progress_bar("proxies") as show:
         try:
-            whole = going.run(show)
+            whole = search.run(
+                lambda now: show(
+                    now.done + sum(now.shares),
+                    now.trials,
+                    f"{now.done} of {now.trials}, {eta(now.left)}",
+                )
+            )
         except SearchFailed as error:
             typer.echo(f"error: {error}", err=True)
             return 1
-    runs = going.trials.runs()
+    runs = search.trials.runs()
     if not whole:
         typer.echo(
             f"stopped after {len(runs)} of {plan.trials} proxies; run again to go on", err=True
@@ -86,19 +94,19 @@ def _carry_out(config: RunConfig, plan: SearchPlan, *, as_json: bool) -> int:
     except ValueError as error:
         typer.echo(f"error: {error}; run with more --trials", err=True)
         return 1
-    written = write_prior(plan, prior)
+    file = write_prior(plan, prior)
     if as_json:
-        typer.echo(json.dumps({**prior, "file": str(written)}, indent=2, ensure_ascii=False))
+        print_json({**prior, "file": str(file)})
     else:
-        _print_found(prior, written)
+        _print_prior(prior, file)
     return 0
 
 
 @contextlib.contextmanager
-def _stopping(going: Search) -> Iterator[None]:
+def _stop_on_signals(search: Search) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the search between two looks."""
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda *_: going.stop()) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: search.stop()) for number in numbers}
     try:
         yield
     finally:
@@ -106,32 +114,9 @@ def _stopping(going: Search) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar over the proxies on a terminal; nothing elsewhere, where lines tell enough."""
-    if not sys.stderr.isatty():
-        yield lambda progress: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    from mixloop.tools.search import eta
-
-    columns = (TextColumn("proxies"), BarColumn(), TextColumn("{task.fields[shown]}"))
-    with Progress(*columns, console=Console(stderr=True)) as drawn:
-        task = drawn.add_task("proxies", total=None, shown="")
-
-        def show(now: Any) -> None:
-            done = now.done + sum(now.shares)
-            shown = f"{now.done} of {now.trials}, {eta(now.left)}"
-            drawn.update(task, total=now.trials, completed=done, shown=shown)
-
-        yield show
-
-
 def plan_facts(plan: SearchPlan, speed: float | None) -> Json:
     """The plan and its cost, as printed."""
-    least, most = plan.cost()
+    with_halving, at_most = plan.cost()
     return {
         "folder": str(plan.folder),
         "from": str(plan.checkpoint) if plan.checkpoint is not None else None,
@@ -140,8 +125,8 @@ def plan_facts(plan: SearchPlan, speed: float | None) -> Json:
         "tokens": plan.tokens,
         "target": plan.target,
         "rungs": list(plan.rungs),
-        "training_tokens": {"with_halving": least, "at_most": most},
-        "training_seconds": most / speed / plan.workers if speed else None,
+        "training_tokens": {"with_halving": with_halving, "at_most": at_most},
+        "training_seconds": at_most / speed / plan.workers if speed else None,
         "sources": {
             name: {
                 "unique_tokens": plan.sizes[name],
@@ -156,49 +141,38 @@ def plan_facts(plan: SearchPlan, speed: float | None) -> Json:
     }
 
 
-def _print_plan(facts: Json, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
-        return
-    from mixloop.common import text
-    from mixloop.controller import views
+def _print_plan(facts: Json) -> None:
     from mixloop.tools.search import eta
 
-    kind = f"anneals from {facts['from']}" if facts["from"] else "proxies from scratch"
     columns = ("source", "unique", "subsample", "epochs in the run", "in a proxy", "greatest share")
-    made = views.table(f"Search in {text.clean(facts['folder'])}", columns)
-    for name, one in facts["sources"].items():
-        made.add_row(
-            views.cell(name),
-            text.tokens(one["unique_tokens"]),
-            text.tokens(one["subsample"]),
-            f"{one['epochs']:.2f}",
-            f"{one['proxy_epochs']:.2f}",
-            f"{one['most']:.3f}",
+    rows = (
+        (
+            *(name, tokens(source["unique_tokens"]), tokens(source["subsample"])),
+            *(f"{source['epochs']:.2f}", f"{source['proxy_epochs']:.2f}", f"{source['most']:.3f}"),
         )
-    views.console().print(made)
+        for name, source in facts["sources"].items()
+    )
+    views.console().print(views.table(f"Search in {clean(facts['folder'])}", columns, rows))
+    kind = f"anneals from {facts['from']}" if facts["from"] else "proxies from scratch"
     cost = facts["training_tokens"]
     typer.echo(
-        f"{facts['trials']} {text.clean(kind)}, {facts['workers']} side by side, each of "
-        f"{text.tokens(facts['tokens'])} tokens for the target's {text.tokens(facts['target'])}; "
-        f"scored at {', '.join(text.tokens(rung) for rung in facts['rungs'])}"
+        f"{facts['trials']} {clean(kind)}, {facts['workers']} side by side, each of "
+        f"{tokens(facts['tokens'])} tokens for the target's {tokens(facts['target'])}; "
+        f"scored at {', '.join(tokens(rung) for rung in facts['rungs'])}"
     )
     seconds = facts["training_seconds"]
     time = f"; at most {eta(seconds).removesuffix(' left')} of training" if seconds else ""
     typer.echo(
-        f"cost: {text.tokens(cost['with_halving'])} to {text.tokens(cost['at_most'])} training "
+        f"cost: {tokens(cost['with_halving'])} to {tokens(cost['at_most'])} training "
         f"tokens in all, evaluations besides{time}"
     )
 
 
-def _print_found(prior: Json, written: Path) -> None:
-    from mixloop.controller import views
-
-    made = views.table("Best mixture, by posterior mean", ("source", "share", "±", "before"))
-    for name, weight in prior["best"].items():
-        spread, before = prior["uncertainty"][name], prior["start"][name]
-        made.add_row(views.cell(name), f"{weight:.4f}", f"{spread:.4f}", f"{before:.4f}")
-    views.console().print(made)
+def _print_prior(prior: Json, file: Path) -> None:
+    columns = ("best", "uncertainty", "start")
+    rows = ([name, *(f"{prior[key][name]:.4f}" for key in columns)] for name in prior["best"])
+    title = "Best mixture, by posterior mean"
+    views.console().print(views.table(title, ("source", "share", "±", "before"), rows))
     gain = prior["gain"]
     typer.echo(
         f"{prior['verdict']}: {gain['value']:+.4f} ± {gain['stderr']:.4f} bits per byte better "
@@ -206,4 +180,4 @@ def _print_found(prior: Json, written: Path) -> None:
     )
     if prior["verdict"] != "better":
         typer.echo("not clearly better: the prior's weights are those the search began from")
-    typer.echo(f"wrote {written}")
+    typer.echo(f"wrote {file}")

@@ -26,19 +26,15 @@ def mean(values: Sequence[float], clusters: Clusters = None) -> tuple[float, flo
     For unclustered 0/1 outcomes this is the binomial standard error with n - 1 in the denominator,
     which is what lm-eval's `mean_stderr` reports. Raises ValueError on no values.
     """
-    n = len(values)
-    if n == 0:
+    if not values:
         raise ValueError("mean of no values")
-    centre = math.fsum(values) / n
-    if n == 1:
-        return centre, None
-    return centre, _deviation([v - centre for v in values], clusters) / n
+    return ratio_of_totals(values, [1.0] * len(values), clusters)
 
 
 def ratio_of_totals(
     totals: Sequence[float], weights: Sequence[float], clusters: Clusters = None
 ) -> tuple[float, float | None]:
-    """sum(totals) / sum(weights) and its standard error by the ratio estimator.
+    """sum(totals) / sum(weights) and its standard error by the ratio estimator (None for one item).
 
     SE = sqrt(n / (n - 1) * sum((t_i - R w_i)^2)) / sum(w), Cochran (1977) section 6.4 without a
     finite-population correction. Raises ValueError on no items or no weight.
@@ -54,13 +50,13 @@ def ratio_of_totals(
 
 
 def degrees_of_freedom(n: int, clusters: Clusters = None) -> int:
-    """What a t interval of `mean` or `ratio` over `n` items rests on: clusters (or items) - 1."""
+    """What a t statistic over `n` items rests on: clusters (or items) - 1."""
     return _units(n, clusters) - 1
 
 
 def t_interval(value: float, stderr: float, df: int) -> tuple[float, float]:
     """The 95% interval of an estimate whose standard error has `df` >= 1 degrees of freedom."""
-    half = _t_quantile(df) * stderr
+    half = t_quantile(0.5 + CONFIDENCE / 2, df) * stderr
     return value - half, value + half
 
 
@@ -78,7 +74,8 @@ def proportion_interval(values: Sequence[float], clusters: Clusters = None) -> t
     if p in (0.0, 1.0):
         size = units
     elif units < n and stderr:
-        shrink = _t_quantile(n - 1) / _t_quantile(units - 1)
+        upper = 0.5 + CONFIDENCE / 2
+        shrink = t_quantile(upper, n - 1) / t_quantile(upper, units - 1)
         size = min(size, p * (1 - p) * (shrink / stderr) ** 2)
     return clopper_pearson(p * size, size)
 
@@ -110,7 +107,11 @@ def _units(n: int, clusters: Clusters) -> int:
     return distinct if distinct > 1 else n
 
 
-def _t_quantile(df: int) -> float:
+def t_quantile(probability: float, df: float) -> float:
+    """Student's t quantile; infinite without degrees of freedom."""
+    if df <= 0:
+        return math.inf
+    # scipy.special loads in a tenth of the time of scipy.stats
     from scipy.special import stdtrit
 
-    return float(stdtrit(df, 0.5 + CONFIDENCE / 2))
+    return float(stdtrit(df, probability))

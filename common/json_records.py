@@ -17,20 +17,17 @@ import dataclasses
 import functools
 import json
 import math
-import reprlib
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from .errors import shown
+
 T = TypeVar("T")
 
 LONGEST = 240  # characters
-
-_SHOWN = reprlib.Repr()
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
-_SHOWN.maxlevel, _SHOWN.maxdict, _SHOWN.maxlist = 2, 3, 3
 
 
 @dataclass(frozen=True)
@@ -55,16 +52,14 @@ class ReadResult(Generic[T]):
     problem: Problem | None = None
 
 
-def shown(value: Any) -> str:
+def json_shown(value: Any) -> str:
     """A value as JSON has it, cut short; never a control character or half a surrogate pair."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return _SHOWN.repr(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else shown(value)
 
 
 def place(where: str, key: str) -> str:
     """A dotted place; a key that could drive a terminal, or fill it, is quoted and cut."""
-    name = key if key.isprintable() and 0 < len(key) <= 60 else shown(key)
+    name = key if key.isprintable() and 0 < len(key) <= 60 else json_shown(key)
     return f"{where}.{name}" if where else name
 
 
@@ -142,7 +137,7 @@ def decode(kind: type[T], value: Any) -> T:
 
 
 def _wrong(value: Any, where: str, wanted: str) -> RecordError:
-    return RecordError(f"{where or 'it'} is {shown(value)}: must be {wanted}", where)
+    return RecordError(f"{where or 'it'} is {json_shown(value)}: must be {wanted}", where)
 
 
 def _record(kind: type, value: Any, where: str) -> Any:

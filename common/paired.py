@@ -1,11 +1,9 @@
 """Differences between two evaluations with their standard errors.
 
 Both evaluations score the same items, so the difference is *paired*: what makes an item hard is
-in both and cancels. The ratio estimator and its linearised standard error are those of survey
-sampling (Cochran 1977, *Sampling Techniques*, ch. 6); with equal weights they are the mean
-difference and the standard error of the paired t test. Items of one MMLU subject move together,
-so the standard error is robust to clusters (Liang & Zeger 1986, *Biometrika* 73; for evaluations
-Miller 2024, arXiv 2411.00640).
+in both and cancels. The estimator is the ratio of :mod:`~mixloop.common.estimates`; with equal
+weights it gives the mean difference and the standard error of the paired t test. Items of one MMLU
+subject move together, so the standard error is robust to clusters.
 """
 
 from __future__ import annotations
@@ -13,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum
+
+from .estimates import Clusters, degrees_of_freedom, ratio_of_totals, t_quantile
 
 WeightedItems = Mapping[str, tuple[float, float]]
 """Item id to (value, weight): bits per byte and gold bytes, or an outcome and 1."""
@@ -74,16 +73,6 @@ def normal_score(t: float, df: float) -> float:
     return math.copysign(score, t)
 
 
-def t_quantile(probability: float, df: float) -> float:
-    """Student's t quantile; infinite without degrees of freedom."""
-    if df <= 0:
-        return math.inf
-    # scipy.special loads in a tenth of the time of scipy.stats
-    from scipy.special import stdtrit
-
-    return float(stdtrit(df, probability))
-
-
 def pooled_cluster(item: str) -> str:
     """The cluster of an item of ``pooled_items``: its MMLU subject, elsewhere the item itself.
 
@@ -107,8 +96,8 @@ def paired_difference(
 
     ``D = sum(w d) / sum(w)`` with ``d = new - old``, and, over G clusters of items,
     ``SE = sqrt(G / (G - 1) * sum_g (sum_{i in g} w (d - D))^2) / sum(w)`` with G - 1 degrees of
-    freedom; see :func:`ratio`. An item counts when both sides have it with a finite value and the
-    same positive weight (another weight is another text).
+    freedom (:mod:`~mixloop.common.estimates`). An item counts when both sides have it with a finite
+    value and the same positive weight (another weight is another text).
 
     Raises:
         ValueError: when no item is shared.
@@ -117,10 +106,12 @@ def paired_difference(
     if not pairs:
         raise ValueError(f"{benchmark or 'the evaluations'}: no item is scored on both sides")
     clusters = [cluster(item) for item in pairs]
-    mean, stderr = ratio([(new - old, weight) for old, new, weight in pairs.values()], clusters)
+    changes = [(new - old, weight) for old, new, weight in pairs.values()]
+    mean, stderr = weighted_mean(changes, clusters)
     # no change is no change: never a negative zero
     gain = mean if higher_is_better else 0.0 - mean
-    return Difference(gain, stderr, independent(clusters) - 1, len(pairs), metric, benchmark)
+    df = degrees_of_freedom(len(pairs), clusters)
+    return Difference(gain, stderr, df, len(pairs), metric, benchmark)
 
 
 def mcnemar(items_old: WeightedItems, items_new: WeightedItems) -> float | None:
@@ -165,41 +156,17 @@ def _welch(variances: tuple[float, float], counts: tuple[int, int]) -> float:
     total = sum(variances)
     if not math.isfinite(total):
         return 0.0
-    parts = fsum(v**2 / max(n - 1, 1) for v, n in zip(variances, counts, strict=True))
+    parts = math.fsum(v**2 / max(n - 1, 1) for v, n in zip(variances, counts, strict=True))
     return total**2 / parts if parts > 0 else float(max(sum(counts) - 2, 0))
 
 
-def ratio(
-    values: Sequence[tuple[float, float]], clusters: Sequence[str] | None = None
+def weighted_mean(
+    values: Sequence[tuple[float, float]], clusters: Clusters = None
 ) -> tuple[float, float]:
-    """Weighted mean of (value, weight) pairs and its standard error (infinite for one item).
-
-    ``clusters`` names the cluster of each pair; without, or when all are of one cluster (nothing
-    is then known of how clusters differ), each pair is its own.
-    """
-    names = list(clusters or ())
-    units = independent(names) if names else len(values)
-    weight = fsum(w for _, w in values)
-    mean = fsum(w * v for v, w in values) / weight
-    if units < 2:
-        return mean, math.inf
-    residuals = [w * (v - mean) for v, w in values]
-    if units < len(values):
-        residuals = _totals(residuals, names)
-    return mean, math.sqrt(units / (units - 1) * fsum(r**2 for r in residuals)) / weight
-
-
-def independent(clusters: Sequence[str]) -> int:
-    """How many independent draws the items are: clusters, or items where those are all of one."""
-    distinct = len(set(clusters))
-    return distinct if distinct > 1 else len(clusters)
-
-
-def _totals(values: Sequence[float], clusters: Sequence[str]) -> list[float]:
-    members: dict[str, list[float]] = {}
-    for value, cluster in zip(values, clusters, strict=True):
-        members.setdefault(cluster, []).append(value)
-    return [fsum(member) for member in members.values()]
+    """Mean of (value, weight) pairs and its standard error (infinite for one item)."""
+    weights = [weight for _, weight in values]
+    mean, stderr = ratio_of_totals([value * weight for value, weight in values], weights, clusters)
+    return mean, math.inf if stderr is None else stderr
 
 
 def shared_items(old: WeightedItems, new: WeightedItems) -> dict[str, tuple[float, float, float]]:

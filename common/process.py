@@ -1,4 +1,4 @@
-"""Child processes: one policy decision, one MLflow drain. Started, polled, never waited for.
+"""Child processes, started, polled, never waited for; and ends that follow the parent's.
 
 The daemon stays small and answers at once because everything heavy or untrusted lives here: a
 policy may import torch, hang, or be wrong; the MLflow client may block. Each child has a time
@@ -21,7 +21,10 @@ from typing import IO
 
 from .types import Json
 
-_PARENT = "MIXLOOP_PARENT_PROCESS"
+PARENT = "MIXLOOP_PARENT_PROCESS"
+"""Environment variable with the id of the process that a child must not outlive."""
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Child:
@@ -53,16 +56,16 @@ class Child:
         self._read = 0
         self.killed: str | None = None
         command = [sys.executable, "-m", module, *([argument] if argument is not None else [])]
-        with log.open("ab") as errors, tempfile.TemporaryFile() as given:
-            given.write((stdin or "").encode())
-            given.seek(0)
+        with log.open("ab") as errors, tempfile.TemporaryFile() as text:
+            text.write((stdin or "").encode())
+            text.seek(0)
             self._process = subprocess.Popen(
                 command,
-                stdin=given,
+                stdin=text,
                 stdout=self._output,
                 stderr=errors,
                 start_new_session=True,
-                env=child_environment(),
+                env=child_environment() | {PARENT: str(os.getpid())},
             )
 
     @property
@@ -106,30 +109,28 @@ def child_environment() -> dict[str, str]:
     The daemon's children share a machine with a training job whose cores are not ours.
     """
     quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    own = {"PYTHONUNBUFFERED": "1", _PARENT: str(os.getpid())}
-    return {**os.environ, **quiet, **own}
+    return {**os.environ, **quiet, "PYTHONUNBUFFERED": "1"}
 
 
-def die_with_parent() -> None:
-    """In a child: end when the daemon does, however it ends.
+def end_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
+    """Have the kernel send this process a signal when its parent ends, however that ends.
 
-    A policy that hangs, or a drain beside the next controller's, must not outlive it.
+    A policy that hangs, or a drain beside the next controller's, must not outlive the daemon, nor
+    a rank its launcher. Only Linux can; elsewhere a parent that is gone already is noticed.
+
+    Args:
+        number: the signal.
+        parent: its process id. None: as the environment says (:data:`PARENT`), if it does.
     """
-    if _PARENT in os.environ:
-        die_with(int(os.environ[_PARENT]))
-
-
-_PR_SET_PDEATHSIG = 1
-
-
-def follow_launcher() -> None:
-    """In a rank started by `run_ranks`: end, with a checkpoint, when the launcher dies."""
-    launcher = os.environ.get("MIXLOOP_LAUNCHER")
-    if launcher is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-    if os.getppid() != int(launcher):  # it died before we asked
-        os.kill(os.getpid(), signal.SIGTERM)
+    if parent is None:
+        named = os.environ.pop(PARENT, None)  # this process's own children have another parent
+        if named is None:
+            return
+        parent = int(named)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        os.kill(os.getpid(), number)
 
 
 def resident() -> float | None:
@@ -139,12 +140,3 @@ def resident() -> float | None:
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
     except (OSError, ValueError, IndexError):
         return None
-
-
-def die_with(parent: int) -> None:
-    """Has the kernel end this process when its parent does (Linux; elsewhere input's end does)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # the parent may have died before the kernel was asked
-    if os.getppid() != parent:
-        sys.exit(0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from .units import format_tokens
-
 
 def duration(seconds: float) -> str:
     """``40s``, ``3m``, ``2h 5m``, ``3d 4h``: two units at most."""
@@ -31,7 +29,11 @@ def clean(text: object) -> str:
 
 def tokens(count: int | None) -> str:
     """``1.25M`` for 1,250,000."""
-    return "-" if count is None else format_tokens(count)
+    if count is None:
+        return "-"
+    from .units import format_tokens  # brings pydantic, which `mixloop --help` need not wait for
+
+    return format_tokens(count)
 
 
 def number(value: float | None) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import reprlib
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from .errors import shown
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _MOST = 10**18
+_DIGITS = 40  # before or behind the point: more are no count, and would take long to write out
 _FORMS = "a whole number, or one with a unit as in 400k, 1.5M, 250B, 11T"
-_SHOWN = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
 
 
 def parse_tokens(value: object) -> int:
@@ -24,21 +25,23 @@ def parse_tokens(value: object) -> int:
         ValueError: naming the value and the legal forms.
     """
     count = None if isinstance(value, bool) else _count(value)
-    if count is None or not 0 <= count <= _MOST or count != count.to_integral_value():
-        raise ValueError(f"{_SHOWN.repr(value)} is not a token count: write {_FORMS}")
+    if count is None or not 0 <= count <= _MOST or count.denominator != 1:
+        raise ValueError(f"{shown(value, 200)} is not a token count: write {_FORMS}")
     return int(count)
 
 
-def _count(value: object) -> Decimal | None:
+def _count(value: object) -> Fraction | None:
     if not isinstance(value, int | float | str) or (isinstance(value, int) and value > _MOST):
         return None
     text = str(value).strip().replace("_", "").replace(",", "")
     unit = text[-1:].lower() if text[-1:].isalpha() else ""
     try:
-        count = Decimal(text[: -len(unit)].rstrip() if unit else text) * _UNITS[unit]
+        number, size = Decimal(text[: -len(unit)].rstrip() if unit else text), _UNITS[unit]
     except (InvalidOperation, KeyError):
         return None
-    return count if count.is_finite() and count.adjusted() <= 18 else None
+    if not number.is_finite() or abs(number.adjusted()) > _DIGITS:
+        return None
+    return Fraction(number) * size
 
 
 def format_tokens(tokens: float) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import reprlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixloop.common.errors import shown
 from mixloop.common.files import (
     LARGEST,
     Content,
@@ -29,9 +29,6 @@ from .orders import ORDER_SCHEMA, SUM_TOLERANCE, Order, Stage
 from .signing import unsigned_reason
 
 _LARGEST_NUMBER = 2**63 - 1
-_SHOW = reprlib.Repr()
-_SHOW.maxstring = _SHOW.maxother = _SHOW.maxlong = 60
-_SHOW.maxlevel = 2
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ def _examine(
         if key is not None and (unsigned := unsigned_reason(key, body)) is not None:
             raise _Refused(unsigned)
         if order.run != run:
-            raise _Refused(f"run is {_show(order.run)}, this is {_show(run)}")
+            raise _Refused(f"run is {shown(order.run)}, this is {shown(run)}")
         if (order.fence, order.generation) == tuple(after):
             return None
         _check_turn(order, after, in_force)
@@ -146,10 +143,6 @@ def _examine(
     except _Refused as refused:
         return Rejection(str(refused), digest(content.data), fence, generation)
     return order
-
-
-def _show(value: object) -> str:
-    return _SHOW.repr(value)
 
 
 def _peek(body: dict[str, Any], key: str) -> int | None:
@@ -204,7 +197,7 @@ def _is_torn(text: str, error: json.JSONDecodeError) -> bool:
 
 def _parse(body: dict[str, Any]) -> Order:
     if body.get("schema") != ORDER_SCHEMA:
-        raise _Refused(f"schema is {_show(body.get('schema'))}, not {ORDER_SCHEMA!r}")
+        raise _Refused(f"schema is {shown(body.get('schema'))}, not {ORDER_SCHEMA!r}")
     rest = {key: value for key, value in body.items() if key != "checksum"}
     if body.get("checksum") != digest(canonical(rest)):
         raise _Refused("the checksum does not match the content")
@@ -224,7 +217,7 @@ def _parse(body: dict[str, Any]) -> Order:
 def _text(body: dict[str, Any], key: str, required: bool = False) -> str:
     value = body.get(key, None if required else "")
     if not isinstance(value, str):
-        raise _Refused(f"{key} is {_show(value)}, not a text")
+        raise _Refused(f"{key} is {shown(value)}, not a text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -235,17 +228,17 @@ def _text(body: dict[str, Any], key: str, required: bool = False) -> str:
 def _number(body: dict[str, Any], key: str, least: int) -> int:
     value = body.get(key)
     if type(value) is not int or not least <= value <= _LARGEST_NUMBER:
-        raise _Refused(f"{key} is {_show(value)}, not an integer from {least} up")
+        raise _Refused(f"{key} is {shown(value)}, not an integer from {least} up")
     return value
 
 
 def _weights(value: Any, where: str) -> dict[str, float]:
     """Shares by name: finite, within [0, 1], summing to 1 within 1e-6."""
     if not isinstance(value, dict):
-        raise _Refused(f"{where} is {_show(value)}, not an object")
+        raise _Refused(f"{where} is {shown(value)}, not an object")
     for name, share in value.items():
         if type(share) not in (int, float) or not 0 <= share <= 1:  # NaN fails the comparison
-            raise _Refused(f"{where}: {_show(name)} is {_show(share)}, not a share from 0 to 1")
+            raise _Refused(f"{where}: {shown(name)} is {shown(share)}, not a share from 0 to 1")
     total = math.fsum(value.values())
     if not abs(total - 1) <= SUM_TOLERANCE:
         raise _Refused(f"{where} sum to {total:.9g}, not to 1")
@@ -254,12 +247,12 @@ def _weights(value: Any, where: str) -> dict[str, float]:
 
 def _stages(value: Any) -> tuple[Stage, ...]:
     if not isinstance(value, list):
-        raise _Refused(f"then is {_show(value)}, not a list")
+        raise _Refused(f"then is {shown(value)}, not a list")
     found: list[Stage] = []
     for index, entry in enumerate(value):
         where = f"then[{index}]"
         if not isinstance(entry, dict):
-            raise _Refused(f"{where} is {_show(entry)}, not an object")
+            raise _Refused(f"{where} is {shown(entry)}, not an object")
         start = _number(entry, "from_tokens", least=0)
         if found and start <= found[-1].from_tokens:
             raise _Refused(f"{where}: from_tokens {start} is not above the stage before")
@@ -303,9 +296,9 @@ def _check_mixtures(
     for where, weights in mixtures:
         for name, share in weights.items():
             if name in retired and share:
-                raise _Refused(f"{where}: {_show(name)} is retired from this run")
+                raise _Refused(f"{where}: {shown(name)} is retired from this run")
             if name not in sources and name not in retired:
-                raise _Refused(f"{where}: {_show(name)} is no source of this run")
+                raise _Refused(f"{where}: {shown(name)} is no source of this run")
         if limits is not None:
             _check_limits(where, weights, limits, before)
         before = weights

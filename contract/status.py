@@ -16,8 +16,8 @@ from mixloop.common.json_records import (
     RecordError,
     decode,
     encode,
+    json_shown,
     problem_of,
-    shown,
 )
 
 STATUS_SCHEMA = "mixloop/status/1"
@@ -175,10 +175,10 @@ def _parsed(data: bytes, schema: str, kind: type[Any]) -> ReadResult[Any]:
     try:
         value = parse_json(data.decode())
         if not isinstance(value, dict):
-            raise RecordError(f"it is {shown(value)}: must be an object")
+            raise RecordError(f"it is {json_shown(value)}: must be an object")
         if value.get("schema") != schema:
             raise RecordError(
-                f"schema is {shown(value.get('schema'))}: must be {schema!r}", "schema"
+                f"schema is {json_shown(value.get('schema'))}: must be {schema!r}", "schema"
             )
         return ReadResult(decode(kind, value))
     except (ValueError, RecursionError) as error:  # RecordError and decoding errors are ValueErrors

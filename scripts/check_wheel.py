@@ -1,7 +1,7 @@
 """Build the sdist and the wheel and use the wheel, away from the checkout.
 
 The build runs on a copy of what belongs to the package, so that neither a stale `build/` nor
-a file outside the four rooms can hide a fault. Then: the wheel holds every module of the rooms and
+a file outside the rooms can hide a fault. Then: the wheel holds every module of the rooms and
 nothing else; installed into a folder of its own it is what `import mixloop...` finds; its console
 script answers.
 """
@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("controller", "trainer", "evals", "policies")
+ROOMS = ("common", "contract", "policies", "evals", "trainer", "controller", "tools", "cli")
 FILES = ("pyproject.toml", "README.md", "LICENSE")
 IMPORTS = """
 import importlib, json, sys
@@ -48,9 +48,11 @@ def build(work: Path) -> Path:
 
 
 def wanted() -> set[str]:
-    """The wheel's names for every module and marker in the rooms."""
+    """The wheel's names for every module, face, template and marker in the rooms."""
     paths = (path for room in ROOMS for path in (ROOT / room).rglob("*"))
-    kept = (path for path in paths if path.suffix == ".py" or path.name == "py.typed")
+    kept = (
+        path for path in paths if path.suffix in (".py", ".pyi", ".html") or path.name == "py.typed"
+    )
     return {f"mixloop/{path.relative_to(ROOT).as_posix()}" for path in kept}
 
 

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -61,10 +60,10 @@ def examine() -> dict[str, Any]:
 
 def report_table(report: dict[str, Any]) -> Table:
     """The findings for a person."""
-    made = views.table("mixloop doctor", ("what", "", "found", "mend"))
+    table = views.table("mixloop doctor", ("what", "", "found", "mend"))
     for row in report["rows"]:
-        made.add_row(*(views.cell(row[key]) for key in ("what", "status", "detail", "mend")))
-    return made
+        table.add_row(*(views.cell(row[key]) for key in ("what", "status", "detail", "mend")))
+    return table
 
 
 def _python() -> Row:
@@ -76,11 +75,12 @@ def _packages() -> list[Row]:
     from packaging.requirements import Requirement
 
     try:
-        wanted = [Requirement(text) for text in metadata.requires("mixloop") or ()]
+        listed = [Requirement(text) for text in metadata.requires("mixloop") or ()]
     except metadata.PackageNotFoundError:
         return [Row("mixloop", "warn", "runs, but is not installed", "pip install mixloop")]
-    always = {one.name: one for one in wanted if one.marker is None or one.marker.evaluate()}
-    rows = [_package(one.name, str(one.specifier)) for one in always.values()]
+    needed = [package for package in listed if not package.marker or package.marker.evaluate()]
+    versions = {package.name: str(package.specifier) for package in needed}
+    rows = [_package(name, wanted) for name, wanted in versions.items()]
     shown = [row for row in rows if row.what in SHOWN or row.status != "ok"]
     if len(shown) < len(rows):
         shown.append(Row("other packages", "ok", f"{len(rows) - len(shown)} in order"))
@@ -92,12 +92,12 @@ def _package(name: str, wanted: str) -> Row:
 
     mend = f"pip install '{name}{wanted}'"
     try:
-        found = metadata.version(name)
+        version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return Row(name, "missing", "not installed", mend)
-    if not SpecifierSet(wanted).contains(found, prereleases=True):
-        return Row(name, "warn", f"{found}, which is not {wanted}", mend)
-    return Row(name, "ok", found)
+    if not SpecifierSet(wanted).contains(version, prereleases=True):
+        return Row(name, "warn", f"{version}, which is not {wanted}", mend)
+    return Row(name, "ok", version)
 
 
 def _optional(name: str, use: str) -> Row:
@@ -112,16 +112,15 @@ def _devices() -> Row:
     listed = _output(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"])
     if not listed:
         return Row("devices", "ok", "cpu (no NVIDIA driver answers)")
-    found = "; ".join(listed.splitlines())
+    gpus = "; ".join(listed.splitlines())
     try:
         build = metadata.version("torch")
     except metadata.PackageNotFoundError:
         build = ""
     if build.endswith("+cpu"):
-        return Row(
-            "devices", "warn", f"{found}, but torch {build} can't use it", "install torch with CUDA"
-        )
-    return Row("devices", "ok", f"cpu; {found}")
+        detail = f"{gpus}, but torch {build} can't use it"
+        return Row("devices", "warn", detail, "install torch with CUDA")
+    return Row("devices", "ok", f"cpu; {gpus}")
 
 
 def _output(command: list[str]) -> str:
@@ -177,13 +176,13 @@ def _user() -> Row:
 
 
 def _sandboxes() -> list[Row]:
-    found: dict[str, str | None] = {kind: _probe(kind) for kind in ("landlock", "bwrap")}
-    chosen = next((kind for kind, reason in found.items() if reason is None), None)
+    reasons: dict[str, str | None] = {kind: _probe(kind) for kind in ("landlock", "bwrap")}
+    chosen = next((kind for kind, reason in reasons.items() if reason is None), None)
     abi = landlock_abi() if sys.platform == "linux" else 0
     listed = "a list for" if platform.machine() in ARCHITECTURES else "no list for"
     kernel = f"landlock ABI {abi}, seccomp: {listed} {platform.machine()}"
     others = "; ".join(
-        f"{kind}: {reason or 'works too'}" for kind, reason in found.items() if kind != chosen
+        f"{kind}: {reason or 'works too'}" for kind, reason in reasons.items() if kind != chosen
     )
     if chosen is None:
         mend = "a kernel with landlock (5.13 or later), or bubblewrap: apt install bubblewrap"
@@ -204,8 +203,8 @@ def _probe(kind: SandboxMode) -> str | None:
     return None if reason is None else reason.partition(f"{kind}: ")[2].rstrip(")")
 
 
-def _hub(reachable: Callable[[], bool] = hub_reachable) -> Row:
-    if reachable():
+def _hub() -> Row:
+    if hub_reachable():
         return Row("hub", "ok", "answers: benchmarks are read from it in full")
     mend = "give evals.benchmarks.NAME.data jsonl files to score full benchmarks"
     return Row("hub", "warn", "does not answer: items come from installed packages", mend)
@@ -214,7 +213,7 @@ def _hub(reachable: Callable[[], bool] = hub_reachable) -> Row:
 def _items(name: str) -> Row:
     """What one benchmark finds without the hub."""
     try:
-        found = load_items(name, "packages")
+        items = load_items(name, "packages")
     except ItemsError as error:
         return Row(f"items: {name}", "missing", str(error), f"evals.benchmarks.{name}.data: FILE")
-    return Row(f"items: {name}", "ok", f"{len(found.rows)} without the hub ({found.source})")
+    return Row(f"items: {name}", "ok", f"{len(items.rows)} without the hub ({items.source})")

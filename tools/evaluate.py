@@ -45,31 +45,32 @@ class EvalArgs:
         asked = [name for text in self.benchmarks for name in text.split(",") if name]
         if not asked and self.config is None:
             asked = list(data)
-        _known([*asked, *data])
-        own = {**settings.watch, **settings.benchmarks}
+        _check_names([*asked, *data])
+        configured = {**settings.watch, **settings.benchmarks}
+        benchmarks, watch = dict(settings.benchmarks), settings.watch
         if asked:
-            _all_among(data, asked)
-            chosen = {name: own.get(name, BenchmarkSettings()) for name in asked}
-            settings = settings.model_copy(update={"benchmarks": chosen, "watch": {}})
-        benchmarks = {**settings.benchmarks, **{n: own.get(n, BenchmarkSettings()) for n in data}}
+            _check_among(data, asked)
+            benchmarks, watch = {}, {}
+        for name in (*asked, *data):
+            benchmarks[name] = configured.get(name, BenchmarkSettings())
         changes: dict[str, object] = {
-            "benchmarks": {n: self._one(one, data.get(n)) for n, one in benchmarks.items()},
-            "watch": {n: self._one(one, None) for n, one in settings.watch.items()},
+            "benchmarks": {n: self._changed(s, data.get(n)) for n, s in benchmarks.items()},
+            "watch": {n: self._changed(s, None) for n, s in watch.items()},
         }
         if self.device:
             changes["device"] = self.device
         return settings.model_copy(update=changes)
 
-    def _one(self, one: BenchmarkSettings, data: Data | None) -> BenchmarkSettings:
+    def _changed(self, benchmark: BenchmarkSettings, data: Data | None) -> BenchmarkSettings:
         items = {} if self.items is None else {"items": self.items}
-        return one.model_copy(update=items if data is None else {**items, "data": data})
+        return benchmark.model_copy(update=items if data is None else {**items, "data": data})
 
 
-def score_checkpoint(checkpoint: Path, wanted: EvalArgs, out: Path | None) -> Scorecard:
+def score_checkpoint(checkpoint: Path, args: EvalArgs, out: Path | None) -> Scorecard:
     """Score a checkpoint and wait, saying on stderr what is being asked.
 
     Raises:
-        BadInput: when there is no checkpoint, or what is wanted of it is wrong.
+        BadInput: when there is no checkpoint, or what is asked of it is wrong.
         SystemExit: with code 1 when no scorecard came.
     """
     if not (checkpoint / "config.json").is_file():
@@ -77,10 +78,10 @@ def score_checkpoint(checkpoint: Path, wanted: EvalArgs, out: Path | None) -> Sc
             f"{checkpoint}: no checkpoint here (config.json is missing); "
             "give a folder in Hugging Face format"
         )
-    settings = wanted.settings()
+    settings = args.settings()
     problem = launcher_problem(settings.launcher)
     if problem is not None:
-        raise BadInput(f"{wanted.config}: evals.{problem}")
+        raise BadInput(f"{args.config}: evals.{problem}")
     try:
         return evaluate(
             checkpoint,
@@ -106,33 +107,31 @@ def _from_config(config: Path | None) -> EvalSettings:
 
 def _named_data(texts: Sequence[str]) -> dict[str, Data]:
     """`NAME=WHERE` by name; a name given again adds to its files."""
-    found: dict[str, Data] = {}
+    data: dict[str, Data] = {}
     for argument in texts:
         name, _, where = argument.partition("=")
         if not name or not where:
             raise BadInput(f"--data {argument}: give it as BENCHMARK=FILE or BENCHMARK=FOLDER")
-        before = found.get(name, ())
         if where in get_args(DataKind):
-            found[name] = cast(DataKind, where)
+            data[name] = cast(DataKind, where)
         else:
-            found[name] = (
-                *(before if isinstance(before, tuple) else ()),
-                _existing(argument, where),
-            )
-    return found
+            before = data.get(name, ())
+            files = before if isinstance(before, tuple) else ()
+            data[name] = (*files, _existing(argument, where))
+    return data
 
 
 def _existing(text: str, where: str) -> Path:
     path = Path(where).expanduser()
     if path.exists():
         return path.resolve()
-    beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, beside, n=1)
     mend = f"did you mean '{path.parent / close[0]}'?" if close else "give a file or folder"
     raise BadInput(f"--data {text}: there is no {where}; {mend}")
 
 
-def _known(names: Iterable[str]) -> None:
+def _check_names(names: Iterable[str]) -> None:
     try:
         unknown = unknown_benchmarks(names)
     except ItemsError as error:
@@ -141,7 +140,7 @@ def _known(names: Iterable[str]) -> None:
         raise BadInput(f"{name!r} is no benchmark; {mend}")
 
 
-def _all_among(data: Iterable[str], asked: Sequence[str]) -> None:
+def _check_among(data: Iterable[str], asked: Sequence[str]) -> None:
     for name in data:
         if name not in asked:
             raise BadInput(
@@ -156,18 +155,17 @@ def scorecard_table(card: Scorecard) -> Table:
         *("benchmark", "metric", "value", "± s.e.", "95%"),
         *("items", "excluded", "shots", "data"),
     )
-    made = views.table(f"{text.clean(card.checkpoint)}{where}", columns)
+    table = views.table(f"{text.clean(card.checkpoint)}{where}", columns)
     for name, score in card.benchmarks.items():
-        for metric, found in score.metrics.items():
-            error = "-" if found.stderr is None else f"{found.stderr:.4f}"
-            within = "-" if found.interval is None else "{:.4f} … {:.4f}".format(*found.interval)
-            counts = (str(found.n), str(found.excluded), str(score.shots))
-            made.add_row(
-                name, metric, f"{found.value:.4f}", error, within, *counts, views.cell(score.data)
-            )
+        for label, metric in score.metrics.items():
+            error = "-" if metric.stderr is None else f"{metric.stderr:.4f}"
+            within = "-" if metric.interval is None else "{:.4f} … {:.4f}".format(*metric.interval)
+            counts = (str(metric.n), str(metric.excluded), str(score.shots))
+            value, data = f"{metric.value:.4f}", views.cell(score.data)
+            table.add_row(name, label, value, error, within, *counts, data)
         if score.reason:
-            made.add_row(name, "missing", *"------", views.cell(score.reason))
-    return made
+            table.add_row(name, "missing", *"------", views.cell(score.reason))
+    return table
 
 
 def cost_table(card: Scorecard) -> Table:
@@ -177,18 +175,13 @@ def cost_table(card: Scorecard) -> Table:
     add up over workers; the last line's are those that passed.
     """
     columns = ("cost", "seconds", "processor seconds", "items/s", "tokens computed", "asked")
-    made = views.table("", columns)
+    table = views.table("", columns)
     for name, cost in card.cost.items():
-        made.add_row(name, *_cost_cells(cost))
-    total = Cost(
-        seconds=card.seconds,
-        **{
-            name: sum(getattr(cost, name) for cost in card.cost.values())
-            for name in ("cpu_seconds", "items", "tokens", "asked_tokens")
-        },
-    )
-    made.add_row("all", *_cost_cells(total))
-    return made
+        table.add_row(name, *_cost_cells(cost))
+    added = ("cpu_seconds", "items", "tokens", "asked_tokens")
+    sums = {name: sum(getattr(cost, name) for cost in card.cost.values()) for name in added}
+    table.add_row("all", *_cost_cells(Cost(seconds=card.seconds, **sums)))
+    return table
 
 
 def _cost_cells(cost: Cost) -> tuple[str, ...]:

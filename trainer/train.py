@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from mixloop.common.log import say
-from mixloop.common.process import follow_launcher
+from mixloop.common.process import end_with_parent
 from mixloop.contract import RunPaths, ScheduleTaken, ScheduleWriter, read_status, write_status
 from mixloop.trainer.batches import BatchLayout, RankBatches, document_end
 from mixloop.trainer.config import Job, JobError, load_job
@@ -196,7 +196,7 @@ def train(job: Job, *, rewind: bool = False, trace: Path | None = None) -> int:
     peers = connect(job)
     try:
         with Stop() as stop:
-            follow_launcher()
+            end_with_parent(signal.SIGTERM)  # with a checkpoint, should the launcher die
             session = set_up(job, peers, rewind)
             if session is None:
                 say(f"the budget of {job.budget:,} tokens is spent already; nothing to do")

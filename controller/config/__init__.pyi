@@ -1,9 +1,8 @@
 from .checkpoint_layouts import layout_of as layout_of
+from .proxy_plan import SearchPlan as SearchPlan
+from .proxy_plan import rungs_of as rungs_of
+from .proxy_plan import subsampled as subsampled
 from .run_yaml import RunConfig as RunConfig
 from .run_yaml import load_config as load_config
 from .sections import ApprovalSection as ApprovalSection
-from .sections import SearchPlan as SearchPlan
-from .sections import rungs_of as rungs_of
-from .sections import subsampled as subsampled
 from .template import TEMPLATE as TEMPLATE
-from .validation_errors import explain_error as explain_error

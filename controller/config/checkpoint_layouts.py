@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from mixloop.common.json_records import Problem, ReadResult
 from mixloop.contract import MANIFEST_FILE, Manifest, read_manifest
 from mixloop.trainer.loader import SAVED_FILE, read_saved_manifest
@@ -25,19 +23,6 @@ _NAMES = {
     "hf-trainer": re.compile(r"checkpoint-(\d+)"),
     "torchtitan": re.compile(r"step-(\d+)"),
 }
-
-
-class CheckpointsSection(BaseModel):
-    """Where the trainer leaves its checkpoints. The reference trainer's need no section."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    layout: LayoutName = Field(
-        "mixloop", description="mixloop, hf-trainer (checkpoint-N) or torchtitan (step-N)"
-    )
-    dir: Path | None = Field(
-        None, description="their folder; relative to this file; default: checkpoints in the run"
-    )
 
 
 @dataclass(frozen=True)

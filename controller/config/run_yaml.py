@@ -1,135 +1,43 @@
-"""``run.yaml``: the one file that configures a run, and the errors it can contain.
-
-Every section belongs to the room it configures and is validated by that room's own model; what is
-here is their sum, the paths, and error messages that a person can act on.
-
-
-Policy options that lie in a file: ``prior: {from: search/prior.json}``.
-
-Policies do no I/O, so the controller reads the file when it reads run.yaml, and the policy gets
-what is in it.
-"""
+"""``run.yaml``: the one file that configures a run, with every section and every path in it."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from mixloop.common.errors import BadInput
-from mixloop.common.units import Tokens
-from mixloop.common.yaml import UniqueKeys, read_text
+from mixloop.common.errors import BadInput, explain_error, suggest
+from mixloop.common.yaml import read_sections
 from mixloop.contract import KeyFileError, key_for
-from mixloop.evals import BenchmarkSettings, EvalSettings, Launcher
 from mixloop.policies.guards import GuardSettings
 from mixloop.policies.interface import Goal
-from mixloop.trainer.config import JobSource, LimitSettings, TrainerSettings, start_weights
+from mixloop.trainer.config import Budget, start_weights
 
-from .checkpoint_layouts import CheckpointsSection
-from .sections import ApprovalSection, SearchSection
-from .validation_errors import explain_error
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # safe as a path, a metric name and a tag
-
-
-class Section(BaseModel):
-    """A part of run.yaml: unknown keys are refused, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class RunSection(Section):
-    """Which run this is, where its files lie, and the seed of everything random in it."""
-
-    id: str = Field(pattern=NAME, description="name of the run; also its name in MLflow")
-    dir: Path = Field(description="the run folder; relative to this file")
-    seed: int = Field(0, ge=0, description="seed of the data order, the model and the policy")
-
-
-class SourceSection(JobSource):
-    """A named corpus, prepared by ``mixloop prepare``, and what policies may call it by."""
-
-    tags: tuple[str, ...] = Field((), description="what it is: web, code, math, …")
-    tokens: Tokens | None = Field(
-        None, description="unique tokens, to plan with before the store is prepared"
-    )
-
-
-class PolicySection(Section):
-    """Who proposes new weights."""
-
-    use: str = Field("static", description="name, entry point, module:Class or ./file.py:Class")
-    options: dict[str, Any] = Field(
-        default_factory=dict, alias="with", description="the policy's own options"
-    )
-    timeout: float = Field(120.0, gt=0, description="seconds one decision may take")
-    memory: int = Field(4096, ge=256, description="MiB of address space one decision may take")
-
-    def at(self, base: Path) -> PolicySection:
-        """The same with the files its options name read in, seen from ``base``.
-
-        Raises:
-            BadInput: a file that can't be read.
-        """
-        return self.model_copy(update={"options": resolve(self.options, base)})
-
-
-class EvalsSection(EvalSettings):
-    """The evals room's settings, with ``every`` as people write tokens."""
-
-    every: Tokens | None = Field(None, description="tokens between scored checkpoints")
-
-
-class TrainerSection(TrainerSettings):
-    """The reference trainer's settings; ``limits`` binds any trainer."""
-
-    limits: LimitSettings = Field(default_factory=LimitSettings)
-    tokenizer: Path | None = Field(None, description="HF tokenizer folder; relative to this file")
-
-
-class TrackingSection(Section):
-    """The view in MLflow. None of it can delay or stop the run."""
-
-    uri: str | None = Field(
-        None, description="MLflow tracking URI; unset: a file in the run folder"
-    )
-    experiment: str = Field("mixloop", min_length=1)
-    enabled: bool = True
-
-
-class MetricsSection(Section):
-    """Prometheus' view of a run, served by the controller."""
-
-    port: int | None = Field(None, ge=1, le=65535, description="port of /metrics; unset: none")
-    host: str = Field("127.0.0.1", min_length=1, description="address it is served at")
-
-
-class ControllerSection(Section):
-    """The daemon itself."""
-
-    poll: float = Field(5.0, gt=0, le=3600, description="seconds between two looks when idle")
-    patience: float = Field(
-        30.0, ge=0, description="seconds it keeps trying to reach MLflow after the run has ended"
-    )
-    metrics: MetricsSection = Field(default_factory=MetricsSection)
-
-
-class SimulateSection(Section):
-    """What ``mixloop simulate`` runs this configuration in."""
-
-    world: str = Field("power", description="a world's name, module:Class or ./file.py:Class")
+from .sections import (
+    NAME,
+    ApprovalSection,
+    CheckpointsSection,
+    ControllerSection,
+    EvalsSection,
+    PolicySection,
+    RunSection,
+    SearchSection,
+    Section,
+    SimulateSection,
+    SourceSection,
+    TrackingSection,
+    TrainerSection,
+)
 
 
 class RunConfig(Section):
     """A whole run. :func:`load_config` makes one from a file."""
 
     run: RunSection
-    budget: Tokens = Field(description="tokens of the whole run")
+    budget: Budget = Field(description="tokens of the whole run")
     sources: dict[Annotated[str, Field(pattern=NAME)], SourceSection] = Field(min_length=1)
     evals: EvalsSection = Field(default_factory=EvalsSection)
     policy: PolicySection = Field(default_factory=PolicySection)
@@ -146,13 +54,6 @@ class RunConfig(Section):
     simulate: SimulateSection = Field(default_factory=SimulateSection)
     schema_version: Literal[1] = Field(1, alias="schema")
 
-    @field_validator("budget")
-    @classmethod
-    def _some_budget(cls, budget: int) -> int:
-        if budget <= 0:
-            raise ValueError("must be above 0 tokens")
-        return budget
-
     @model_validator(mode="after")
     def _weights(self) -> RunConfig:
         self.start_weights(dict.fromkeys(self.sources, 1))
@@ -162,26 +63,24 @@ class RunConfig(Section):
     def _approval_known(self) -> RunConfig:
         for name in self.approval.sources:
             if name not in self.sources:
-                close = difflib.get_close_matches(name, self.sources, n=1)
-                mend = f"did you mean '{close[0]}'?" if close else "name one of the sources"
-                raise ValueError(f"approval.sources.{name}: no such source; {mend}")
+                mend = suggest(name, self.sources)
+                raise ValueError(f"approval.sources.{name}: no such source{mend}")
         return self
 
     @model_validator(mode="after")
     def _objective_known(self) -> RunConfig:
-        known = list(self.evals.benchmarks)
+        benchmarks = list(self.evals.benchmarks)
         for name, goal in self.objective.items():
             if name in self.evals.watch and goal.max_drop is None:
                 raise ValueError(
                     f"objective.{name}: a watch benchmark never steers; give it a max_drop, "
                     "or move it to evals.benchmarks"
                 )
-            if name not in [*known, *self.evals.watch]:
-                close = difflib.get_close_matches(name, known, n=1)
-                mend = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-                raise ValueError(f"objective.{name}: no such benchmark under evals; {mend}")
+            if name not in [*benchmarks, *self.evals.watch]:
+                mend = suggest(name, benchmarks)
+                raise ValueError(f"objective.{name}: no such benchmark under evals{mend}")
         if self.objective and not any(
-            self.objective.get(name, Goal()).weight > 0 for name in known
+            self.objective.get(name, Goal()).weight > 0 for name in benchmarks
         ):
             raise ValueError("objective: every weight is 0, nothing is left to steer by")
         return self
@@ -206,64 +105,36 @@ class RunConfig(Section):
             raise BadInput(f"trainer.{error}") from None
 
     def at(self, base: Path) -> RunConfig:
-        """The same configuration with every path absolute, seen from folder ``base``."""
+        """The same configuration with every path absolute, seen from folder ``base``.
+
+        Raises:
+            BadInput: a file that the policy's options name and that can't be read.
+        """
         base = base.resolve()
-        sources = {
-            name: source.model_copy(update={"path": base / source.path})
-            for name, source in self.sources.items()
-        }
-        trainer = self.trainer
-        places = {
-            "tokenizer": trainer.tokenizer,
-            "init_from": trainer.init_from,
-            "key_file": trainer.key_file,
-        }
-        run_dir = base / self.run.dir
-        return self.model_copy(
+        placed: RunConfig = _absolute(self, base)
+        options = _with_files(self.policy.options, base, "policy.with")
+        uri = _tracking_uri(self.tracking.uri, base, placed.run.dir)
+        launcher = self.evals.launcher
+        if not isinstance(launcher, str) and "/" in launcher[0]:  # a program, not one on the PATH
+            launcher = (str(base / launcher[0]), *launcher[1:])
+        return placed.model_copy(
             update={
-                "run": self.run.model_copy(update={"dir": run_dir}),
-                "sources": sources,
-                "evals": _evals_at(self.evals, base),
-                "search": self.search.at(base),
-                "checkpoints": self.checkpoints.model_copy(
-                    update={"dir": base / self.checkpoints.dir if self.checkpoints.dir else None}
-                ),
-                "policy": self.policy.at(base),
-                "trainer": trainer.model_copy(
-                    update={key: base / path if path else None for key, path in places.items()}
-                ),
-                "tracking": self.tracking.model_copy(
-                    update={"uri": _tracking_uri(self.tracking.uri, base, run_dir)}
-                ),
+                "policy": placed.policy.model_copy(update={"options": options}),
+                "tracking": placed.tracking.model_copy(update={"uri": uri}),
+                "evals": placed.evals.model_copy(update={"launcher": launcher}),
             }
         )
 
 
-def _evals_at(evals: EvalsSection, base: Path) -> EvalsSection:
-    """What the evals section names by a path, seen from run.yaml's folder."""
-
-    def placed(named: Mapping[str, BenchmarkSettings]) -> dict[str, BenchmarkSettings]:
-        return {
-            name: one
-            if isinstance(one.data, str)
-            else one.model_copy(update={"data": tuple(base / path for path in one.data)})
-            for name, one in named.items()
-        }
-
-    return evals.model_copy(
-        update={
-            "benchmarks": placed(evals.benchmarks),
-            "watch": placed(evals.watch),
-            "launcher": _launcher_at(evals.launcher, base),
-        }
-    )
-
-
-def _launcher_at(launcher: Launcher, base: Path) -> Launcher:
-    """A launcher's program named by a relative path, seen from run.yaml's folder."""
-    if isinstance(launcher, str) or "/" not in launcher[0]:
-        return launcher
-    return (str(base / launcher[0]), *launcher[1:])
+def _absolute(value: Any, base: Path) -> Any:
+    """A setting, or a section of them, with the paths in it seen from ``base``."""
+    if isinstance(value, Path):
+        return base / value
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: _absolute(field, base) for name, field in value})
+    if isinstance(value, dict):
+        return {name: _absolute(entry, base) for name, entry in value.items()}
+    return tuple(_absolute(e, base) for e in value) if isinstance(value, tuple) else value
 
 
 def _tracking_uri(uri: str | None, base: Path, run_dir: Path) -> str:
@@ -276,66 +147,39 @@ def _tracking_uri(uri: str | None, base: Path, run_dir: Path) -> str:
     return uri
 
 
+def _with_files(value: Any, base: Path, key: str) -> Any:
+    """A policy's options with every ``{from: FILE.json}`` replaced by that file's content.
+
+    Policies do no I/O, so the file is read when run.yaml is. Only a mapping of that single key,
+    whose value ends in ``.json``, is such a reference.
+    """
+    if isinstance(value, list):
+        return [_with_files(entry, base, f"{key}.{n}") for n, entry in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    file = value.get("from")
+    if len(value) > 1 or not isinstance(file, str) or not file.endswith(".json"):
+        return {name: _with_files(entry, base, f"{key}.{name}") for name, entry in value.items()}
+    path = base / Path(file).expanduser()
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise BadInput(
+            f"{key}.from: {path}: cannot be read ({error.strerror}); give a JSON file, such as "
+            "the prior.json of a `mixloop search`"
+        ) from None
+    except ValueError as error:
+        raise BadInput(f"{key}.from: {path}: not JSON: {error}") from None
+
+
 def load_config(path: Path) -> RunConfig:
     """Read and validate a run file; every path in the result is absolute.
 
     Raises:
         BadInput: one line naming the file, the key, the value and the mend.
     """
+    sections = read_sections(path)
     try:
-        data = yaml.load(read_text(path), UniqueKeys)
-    except OSError as error:
-        raise BadInput(
-            f"{path}: cannot be read ({error.strerror}); `mixloop init` writes a template"
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise BadInput(f"{path}: not valid YAML: {_yaml_problem(error)}") from None
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}: must be a mapping of sections (run, budget, sources, …)")
-    try:
-        return RunConfig.model_validate(data).at(path.parent)
+        return RunConfig.model_validate(sections).at(path.parent)
     except ValidationError as error:
         raise BadInput(f"{path}: {explain_error(error, RunConfig)}") from None
-
-
-def _yaml_problem(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-    return f"{where}{problem}"
-
-
-def resolve(options: Mapping[str, Any], base: Path, where: str = "policy.with") -> dict[str, Any]:
-    """The options with every ``{from: FILE.json}`` replaced by that file's content.
-
-    Only a mapping of that single key, whose value ends in ``.json``, is such a reference.
-
-    Raises:
-        BadInput: a file that can't be read or is no JSON.
-    """
-    return {key: _resolved(value, base, f"{where}.{key}") for key, value in options.items()}
-
-
-def _resolved(value: Any, base: Path, where: str) -> Any:
-    if isinstance(value, list):
-        return [_resolved(one, base, f"{where}.{i}") for i, one in enumerate(value)]
-    if not isinstance(value, dict):
-        return value
-    file = value.get("from")
-    if len(value) == 1 and isinstance(file, str) and file.endswith(".json"):
-        return _read(base / Path(file).expanduser(), where)
-    return resolve(value, base, where)
-
-
-def _read(path: Path, where: str) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise BadInput(
-            f"{where}.from: {path}: cannot be read ({error.strerror}); give a JSON file, such as "
-            "the prior.json of a `mixloop search`"
-        ) from None
-    except ValueError as error:
-        raise BadInput(f"{where}.from: {path}: not JSON: {error}") from None

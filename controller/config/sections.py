@@ -1,32 +1,90 @@
-"""Which proposals a person has to approve first. Pure.
+"""Every section of run.yaml, in the order of the file.
 
-What counts is the change that was *asked* for, before the trust region trims it: ten small steps
-towards a mixture that nobody wants are asked for once.
-
-
-The ``search:`` section of run.yaml, and the plan of a search that follows from it. Pure.
+A section that another room is configured by is that room's own model with what the file adds to it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mixloop.common.units import Tokens
-from mixloop.trainer.config import ModelSettings
+from mixloop.evals import EvalSettings
+from mixloop.trainer.config import JobSource, LimitSettings, ModelSettings, TrainerSettings
+
+from .checkpoint_layouts import LayoutName
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # safe as a path, a metric name and a tag
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class ApprovalSection(BaseModel):
-    """When a person decides. Nothing given: never."""
+class Section(BaseModel):
+    """A part of run.yaml: unknown keys are refused, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class RunSection(Section):
+    """Which run this is, where its files lie, and the seed of everything random in it."""
+
+    id: str = Field(pattern=NAME, description="name of the run; also its name in MLflow")
+    dir: Path = Field(description="the run folder; relative to this file")
+    seed: int = Field(0, ge=0, description="seed of the data order, the model and the policy")
+
+
+class SourceSection(JobSource):
+    """A named corpus, prepared by ``mixloop prepare``, and what policies may call it by."""
+
+    tags: tuple[str, ...] = Field((), description="what it is: web, code, math, …")
+    tokens: Tokens | None = Field(
+        None, description="unique tokens, to plan with before the store is prepared"
+    )
+
+
+class PolicySection(Section):
+    """Who proposes new weights."""
+
+    use: str = Field("static", description="name, entry point, module:Class or ./file.py:Class")
+    options: dict[str, Any] = Field(
+        default_factory=dict, alias="with", description="the policy's own options"
+    )
+    timeout: float = Field(120.0, gt=0, description="seconds one decision may take")
+    memory: int = Field(4096, ge=256, description="MiB of address space one decision may take")
+
+
+class EvalsSection(EvalSettings):
+    """The evals room's settings, with ``every`` as people write tokens."""
+
+    every: Tokens | None = Field(None, description="tokens between scored checkpoints")
+
+
+class TrainerSection(TrainerSettings):
+    """The reference trainer's settings; ``limits`` binds any trainer."""
+
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    tokenizer: Path | None = Field(None, description="HF tokenizer folder; relative to this file")
+
+
+class CheckpointsSection(Section):
+    """Where the trainer leaves its checkpoints. The reference trainer's need no section."""
+
+    layout: LayoutName = Field(
+        "mixloop", description="mixloop, hf-trainer (checkpoint-N) or torchtitan (step-N)"
+    )
+    dir: Path | None = Field(
+        None, description="their folder; relative to this file; default: checkpoints in the run"
+    )
+
+
+class ApprovalSection(Section):
+    """Which proposals a person has to approve first; nothing given: none.
+
+    What counts is the change that was *asked* for, before the trust region trims it: ten small
+    steps towards a mixture that nobody wants are asked for once.
+    """
 
     above: Share | None = Field(
         None, description="total variation of the requested change above which a person decides"
@@ -42,10 +100,37 @@ class ApprovalSection(BaseModel):
     )
 
 
-class SearchSection(BaseModel):
+class TrackingSection(Section):
+    """The view in MLflow. None of it can delay or stop the run."""
+
+    uri: str | None = Field(
+        None, description="MLflow tracking URI; unset: a file in the run folder"
+    )
+    experiment: str = Field("mixloop", min_length=1)
+    enabled: bool = True
+
+
+class MetricsSection(Section):
+    """Prometheus' view of a run, served by the controller."""
+
+    port: int | None = Field(None, ge=1, le=65535, description="port of /metrics; unset: none")
+    host: str = Field("127.0.0.1", min_length=1, description="address it is served at")
+
+
+class ControllerSection(Section):
+    """The daemon itself."""
+
+    poll: float = Field(5.0, gt=0, le=3600, description="seconds between two looks when idle")
+    patience: float = Field(
+        30.0, ge=0, description="seconds it keeps trying to reach MLflow after the run has ended"
+    )
+    metrics: MetricsSection = Field(default_factory=MetricsSection)
+
+
+class SearchSection(Section):
     """Proxy runs of the reference trainer that look for a starting mixture."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=())
 
     dir: Path | None = Field(None, description="its folder; default: search in the run folder")
     tokens: Tokens | None = Field(None, description="training tokens of one proxy")
@@ -58,75 +143,8 @@ class SearchSection(BaseModel):
     micro_batch: int | None = Field(None, gt=0, description="default: the run's")
     threads: int | None = Field(None, gt=0, description="of one proxy; default: the run's")
 
-    def at(self, base: Path) -> SearchSection:
-        """The same with its folder absolute, seen from ``base``."""
-        return self.model_copy(update={"dir": base / self.dir if self.dir else None})
 
+class SimulateSection(Section):
+    """What ``mixloop simulate`` runs this configuration in."""
 
-@dataclass(frozen=True)
-class SearchPlan:
-    """What a search will do.
-
-    ``ratio`` is a proxy's length over the target's (the run's, or what is left of it after the
-    checkpoint): every source is subsampled to this share of its tokens, so that a mixture repeats
-    it as often in a proxy as it would in the target. ``unique`` are the subsamples' tokens.
-    """
-
-    folder: Path
-    tokens: int
-    target: int
-    trials: int
-    workers: int
-    rungs: tuple[int, ...]
-    reduction: int
-    ratio: float
-    unique: Mapping[str, int]
-    sizes: Mapping[str, int]
-    most: Mapping[str, float]
-    start: Mapping[str, float]
-    importance: Mapping[str, float]
-    seed: int
-    checkpoint: Path | None = None
-
-    def epochs(self) -> dict[str, tuple[float, float]]:
-        """Per source, epochs under the starting mixture: of the target, and of a proxy."""
-        return {
-            name: (
-                self.start[name] * self.target / self.sizes[name],
-                self.start[name] * self.tokens / self.unique[name],
-            )
-            for name in self.unique
-        }
-
-    def cost(self) -> tuple[int, int]:
-        """Training tokens of all proxies: when halving stops as many as it may, and without."""
-        kept, total, before = float(self.trials), 0.0, 0
-        for rung in self.rungs:
-            total += kept * (rung - before)
-            kept, before = max(1.0, kept / self.reduction), rung
-        return round(total), self.trials * self.tokens
-
-    def identity(self) -> dict[str, Any]:
-        """What must not change while a search goes on: its trials would not compare."""
-        return {
-            "tokens": self.tokens,
-            "target": self.target,
-            "rungs": list(self.rungs),
-            "reduction": self.reduction,
-            "unique": dict(self.unique),
-            "start": dict(self.start),
-            "objective": dict(self.importance),
-            "checkpoint": str(self.checkpoint) if self.checkpoint is not None else None,
-            "seed": self.seed,
-        }
-
-
-def rungs_of(tokens: int, rungs: int, reduction: int) -> tuple[int, ...]:
-    """Tokens at which a proxy is scored: its length, and that divided by the reduction, earlier."""
-    return tuple(max(1, tokens // reduction**left) for left in reversed(range(rungs)))
-
-
-def subsampled(size: int, ratio: float, window: int) -> int:
-    """Tokens of a source's subsample: the ratio's, in whole windows, one at least."""
-    whole = size // window
-    return window * min(whole, max(1, math.floor(size * ratio / window + 0.5)))
+    world: str = Field("power", description="a world's name, module:Class or ./file.py:Class")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from mixloop.common.types import Json
 from mixloop.contract import Request, Status
@@ -21,33 +20,11 @@ from mixloop.policies.interface import Observation
 from mixloop.policies.mixture import total_variation
 
 from .decide import ENDED, NOTHING, details
-from .decision_record import DecisionRecord, OrderRecord, Plan, Weights
+from .decision_record import DecisionRecord, OrderRecord, Weights
 from .guard_context import guard_context, guard_settings, remaining
+from .journal_rows import DecisionRow
 
 SUM_TOLERANCE = 1e-6
-
-
-class JournaledDecision(Protocol):
-    """What a request may ask of an earlier decision."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def verdict(self) -> str: ...
-    @property
-    def policy(self) -> str: ...
-    @property
-    def evidence(self) -> Json: ...
-    @property
-    def weights_before(self) -> Weights: ...
-    @property
-    def weights_proposed(self) -> Weights | None: ...
-    @property
-    def plan(self) -> Plan: ...
-    @property
-    def against_generation(self) -> int: ...
-    @property
-    def generation(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +54,7 @@ class RequestContext:
     asked: Weights
     pins: Weights
     paused: bool
-    decision: JournaledDecision | None
+    decision: DecisionRow | None
     approval: str
 
 
@@ -344,7 +321,7 @@ def _reject(request: Request, context: RequestContext) -> RequestOutcome:
     return RequestOutcome(f"{proposed.id} is rejected; the mixture stays", approval="rejected")
 
 
-def _awaiting(request: Request, context: RequestContext) -> tuple[JournaledDecision | None, str]:
+def _awaiting(request: Request, context: RequestContext) -> tuple[DecisionRow | None, str]:
     """The decision that waits for this person's word, or None and why it doesn't."""
     decision, approval = context.decision, context.approval
     if decision is None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from mixloop.common.text import clean, duration, tokens
+from mixloop.common.text import clean, tokens
 from mixloop.common.types import Json
 
-MOVED = 5e-4  # a share that moved less than this is not shown
+from .steering_metric import Steering
+
+MIN_SHOWN = 5e-4  # a share that moved less than this is not shown
 
 
 def moves(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """``code 0.05 → 0.15, prose 0.60 → 0.50``: what moved, largest first."""
-    gone = [n for n in after if abs(after[n] - before.get(n, 0.0)) >= MOVED]
-    gone.sort(key=lambda name: -abs(after[name] - before.get(name, 0.0)))
-    return ", ".join(f"{n} {before.get(n, 0.0):.3f} → {after[n]:.3f}" for n in gone) or "-"
+    changes = {name: abs(after[name] - before.get(name, 0.0)) for name in after}
+    moved = sorted((n for n in after if changes[n] >= MIN_SHOWN), key=lambda name: -changes[name])
+    return ", ".join(f"{n} {before.get(n, 0.0):.3f} → {after[n]:.3f}" for n in moved) or "-"
 
 
 def mixture(weights: Mapping[str, float]) -> str:
@@ -31,55 +33,55 @@ def outcome_lines(outcome: Json | None) -> list[str]:
         detail = f": {clean(outcome['detail'])}" if outcome.get("detail") else ""
         return [f"{outcome['state']}{detail}"]
     return [
-        f"{name} {found['metric']} gain {found['gain']:+.4f} ± {found['stderr']:.4f} "
-        f"(n={found['n']}, step {found['from_step']} → {found['to_step']}){_pace(found)}"
-        for name, found in outcome["benchmarks"].items()
+        f"{name} {effect['metric']} gain {effect['gain']:+.4f} ± {effect['stderr']:.4f} "
+        f"(n={effect['n']}, step {effect['from_step']} → {effect['to_step']}){_pace(effect)}"
+        for name, effect in outcome["benchmarks"].items()
     ]
 
 
-def _pace(found: Json) -> str:
+def _pace(effect: Json) -> str:
     """What the same benchmark gained over the pair of checkpoints before the change."""
-    if found.get("gain_before") is None:
+    if effect.get("gain_before") is None:
         return ""
     return (
-        f"; the {found['steps_before']} steps before: "
-        f"{found['gain_before']:+.4f} ± {found['stderr_before']:.4f}"
+        f"; the {effect['steps_before']} steps before: "
+        f"{effect['gain_before']:+.4f} ± {effect['stderr_before']:.4f}"
     )
 
 
 def verdict(entry: Json) -> str:
     """The verdict; of one that waited for a person, also what became of it."""
     approval = entry.get("approval")
-    said = str(entry["verdict"])
+    words = str(entry["verdict"])
     if approval is not None and approval["state"] != "waiting":
-        said += f": {approval['state']}"
+        words += f": {approval['state']}"
     left = entry.get("abandoned_by")
-    return said if left is None else f"{said} (left behind by incarnation {left})"
+    return words if left is None else f"{words} (left behind by incarnation {left})"
 
 
-def steering(chosen: Json) -> str:
+def steering(chosen: Mapping[str, Steering]) -> str:
     """``mmlu, math by bits_per_byte; gsm8k by exact_match since step 1200``."""
     groups: dict[str, list[str]] = {}
-    for name, one in chosen.items():
-        since = "" if one["since"] is None else f" since step {one['since']}"
-        groups.setdefault(f"{clean(one['metric'])}{since}", []).append(clean(name))
+    for name, metric in chosen.items():
+        since = "" if metric.since is None else f" since step {metric.since}"
+        groups.setdefault(f"{clean(metric.metric)}{since}", []).append(clean(name))
     return "; ".join(f"{', '.join(names)} by {metric}" for metric, names in groups.items())
 
 
-def approval(found: Json) -> str:
+def approval(row: Json) -> str:
     """What became of a decision that waited for a person."""
-    parts = [found["state"]]
-    parts += [f"by {clean(found['by'])}"] if found["by"] else []
-    parts += [f"in {found['made']}"] if found["made"] else []
-    parts += [f"({clean(found['reason'] or found['why'])})"]
+    parts = [row["state"]]
+    parts += [f"by {clean(row['by'])}"] if row["by"] else []
+    parts += [f"in {row['made']}"] if row["made"] else []
+    parts += [f"({clean(row['reason'] or row['why'])})"]
     return " ".join(parts)
 
 
-def assessment(one: Json) -> str:
+def assessment(row: Json) -> str:
     """What a person said of a decision in MLflow: ``good idea: true, by ann (it helped)``."""
-    value = "" if one["value"] is None else f": {clean(json.dumps(one['value']))}"
-    why = f" ({clean(one['rationale'])})" if one["rationale"] else ""
-    return f"{clean(one['name'])}{value}, by {clean(one['by'])}{why}"
+    value = "" if row["value"] is None else f": {clean(json.dumps(row['value']))}"
+    why = f" ({clean(row['rationale'])})" if row["rationale"] else ""
+    return f"{clean(row['name'])}{value}, by {clean(row['by'])}{why}"
 
 
 def applied(entry: Json) -> str:
@@ -117,25 +119,3 @@ def _value(value: object) -> str:
     if isinstance(value, list):
         return " → ".join(_value(entry) for entry in value)
     return clean(value)
-
-
-def origin(trainer: Json) -> str:
-    """``incarnation 2, rewound to step 400``; empty for a trainer's first."""
-    found = trainer["origin"]
-    if found is None:
-        return ""
-    if found["how"] == "forked":
-        return f"forked from {clean(found['run'])} at step {found['step']}"
-    at = "to" if found["how"] == "rewound" else "at"
-    return f"incarnation {trainer['incarnation']}, {found['how']} {at} step {found['step']}"
-
-
-def trainer_in_words(trainer: Json) -> str:
-    """``stalled: no heartbeat for 3m``."""
-    if trainer["state"] == "stalled":
-        return f"stalled: no heartbeat for {duration(trainer['silent'])}"
-    if trainer["state"] == "unknown" and trainer["tokens"] is None:
-        return "not known: its heartbeat can't be read"
-    if trainer["state"] == "unknown":
-        return "on another machine, and no controller watches its heartbeat"
-    return str(trainer["state"])

@@ -11,8 +11,14 @@ from mixloop.common.errors import BadInput
 from mixloop.common.paired import Difference
 from mixloop.common.types import Json
 from mixloop.controller.config import RunConfig
-from mixloop.controller.core import Steering, guard_settings, remaining, steer_all
-from mixloop.controller.journal import Journal, ScoredCheckpoint, queries
+from mixloop.controller.core import (
+    ScoredCheckpoint,
+    Steering,
+    guard_settings,
+    remaining,
+    steer_all,
+)
+from mixloop.controller.journal import Journal, queries
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixloop.common.process import die_with_parent
+from mixloop.common.process import end_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ def decide(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> di
 
 def main() -> None:
     """Entry of ``python -m mixloop.controller.decisions.policy_process``."""
-    die_with_parent()
+    end_with_parent()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a policy that prints must not garble the answer
     request = json.load(sys.stdin)

@@ -6,31 +6,22 @@ is wrong. Pages are checked by SQLite itself (``PRAGMA integrity_check``).
 
 from __future__ import annotations
 
-import reprlib
 import sqlite3
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+
+from mixloop.common.errors import shown
+
+from .packing import unpack
+from .row_reading import JSON_COLUMNS
 
 LISTS = frozenset({"plan", "guards"})
 SHARES = frozenset(
     {"weights", "weights_before", "weights_proposed", "weights_after", "drawn", "losses"}
 )
 
-_SHOWN = reprlib.Repr()
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
-
-def wrong_value(
-    db: sqlite3.Connection,
-    tables: Iterable[str],
-    json_columns: frozenset[str],
-    unpack: Callable[[str | bytes], Any],
-) -> str | None:
+def wrong_value(db: sqlite3.Connection, tables: Iterable[str]) -> str | None:
     """One line on the first value that is wrong: table, row, column, value; None: all are right.
-
-    Args:
-        tables: names.
-        json_columns: columns that hold JSON, as ``unpack`` reads it.
 
     Raises:
         sqlite3.DatabaseError: the file can't be read.
@@ -42,41 +33,34 @@ def wrong_value(
         ]
         names = ", ".join(f'"{name}"' for name, _, _ in columns)
         for row in db.execute(f"SELECT rowid, {names} FROM {table}"):
-            for (name, kind, needed), value in zip(columns, tuple(row)[1:], strict=True):
-                if value is None and not needed:
+            for (name, kind, required), value in zip(columns, tuple(row)[1:], strict=True):
+                if value is None and not required:
                     continue
-                is_json = name in json_columns
-                wanted = _wrong_json(name, value, unpack) if is_json else _wrong(kind, value)
+                wanted = _wrong_json(name, value) if name in JSON_COLUMNS else _wrong(kind, value)
                 if wanted is not None:
-                    return f"{table}, row {row[0]}: {name} is {_shown(value)}: must be {wanted}"
+                    text = ascii(shown(value))[1:-1]
+                    return f"{table}, row {row[0]}: {name} is {text}: must be {wanted}"
     return None
 
 
-def _wrong(kind: str, value: Any) -> str | None:
+def _wrong(kind: str, value: object) -> str | None:
     if kind == "INTEGER":
         return None if isinstance(value, int) else "a whole number"
     return None if isinstance(value, str) else "text"
 
 
-def _wrong_json(name: str, value: Any, unpack: Callable[[str | bytes], Any]) -> str | None:
-    wanted = "a list" if name in LISTS else "an object"
-    if not isinstance(value, str | bytes):
-        return f"{wanted} as JSON"
+def _wrong_json(name: str, value: str | bytes) -> str | None:
     try:
-        found = unpack(value)
-    except Exception:  # whatever damage makes of a packed entry
-        return f"{wanted} as JSON"
+        content = unpack(value)
+    except Exception:  # whatever damage makes of a packed value
+        content = None
     if name in LISTS:
-        return None if isinstance(found, list) else f"{wanted} as JSON"
-    if not isinstance(found, dict):
-        return f"{wanted} as JSON"
-    numbers = name not in SHARES or all(_is_number(one) for one in found.values())
+        return None if isinstance(content, list) else "a list as JSON"
+    if not isinstance(content, dict):
+        return "an object as JSON"
+    numbers = name not in SHARES or all(_is_number(share) for share in content.values())
     return None if numbers else "an object of numbers as JSON"
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _shown(value: Any) -> str:
-    return ascii(_SHOWN.repr(value))[1:-1]

@@ -19,13 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import row_types, tamper_seal
+from . import row_reading, tamper_seal
 from .integrity import wrong_value
-from .packing import JournalError, pack, unpack
-from .row_types import JSON_COLUMNS, R
+from .packing import JournalError, pack
+from .row_reading import JSON_COLUMNS, R
 from .schema import RUN_TABLES, SCHEMA_VERSION, TABLES
-
-Row = dict[str, Any]
 
 
 class FenceLost(Exception):  # noqa: N818 - a normal end of a replaced controller
@@ -33,7 +31,7 @@ class FenceLost(Exception):  # noqa: N818 - a normal end of a replaced controlle
 
 
 def damage(path: Path, error: Exception) -> str:
-    """One line on a journal that can't be read, and the mend."""
+    """One line on a journal that can't be read, and what to do."""
     first = (str(error).splitlines() or [""])[0][:200]
     return (
         f"{path}: can't be read whole ({type(error).__name__}: {first}); restore a backup, or move "
@@ -76,7 +74,6 @@ class Journal:
         self._seal: tamper_seal.Seal | None = None
         try:
             self._db = _connect(path, read_only, timeout)
-            self._db.row_factory = sqlite3.Row
             self._prepare(create)
         except UnicodeDecodeError as error:  # SQLite's message quotes what is damaged
             raise JournalError(damage(path, error)) from error
@@ -87,29 +84,24 @@ class Journal:
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA foreign_keys=ON")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and create and not self._has_tables():
+        tables = {
+            name
+            for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        }
+        if version == 0 and create and not tables:
             # The tables and their version appear together or not at all.
             self._db.executescript(
                 f"BEGIN IMMEDIATE;{RUN_TABLES}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
             )
-        elif version != SCHEMA_VERSION:
+            return
+        if version != SCHEMA_VERSION:
             raise JournalError(
                 f"{self.path}: journal version {version}, this mixloop reads {SCHEMA_VERSION}"
             )
-        else:
-            self._check_tables()
-
-    def _check_tables(self) -> None:
-        tables = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        lost = sorted(TABLES - {name for (name,) in tables})
-        if lost:
+        if lost := sorted(TABLES - tables):
             raise JournalError(damage(self.path, LookupError(f"it has no table {lost[0]}")))
-        if (column := row_types.missing_column(self._db)) is not None:
+        if (column := row_reading.missing_column(self._db)) is not None:
             raise JournalError(damage(self.path, LookupError(f"it has no column {column}")))
-
-    def _has_tables(self) -> bool:
-        found = self._db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchone()
-        return found is not None
 
     def check(self) -> str | None:
         """One line on what is damaged, read or not, or was changed by other hands; else None.
@@ -122,9 +114,9 @@ class Journal:
             FenceLost: when another controller has taken the run over.
         """
         try:
-            found = str(self._db.execute("PRAGMA integrity_check(1)").fetchone()[0])
-            if found != "ok":
-                return damage(self.path, sqlite3.DatabaseError(found.splitlines()[-1]))
+            pages = str(self._db.execute("PRAGMA integrity_check(1)").fetchone()[0])
+            if pages != "ok":
+                return damage(self.path, sqlite3.DatabaseError(pages.splitlines()[-1]))
             return self._check_rows()
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
@@ -133,18 +125,17 @@ class Journal:
             return damage(self.path, error)
 
     def _check_rows(self) -> str | None:
-        seal = self._watch()
+        seal = self._track_seal()
         with self.transaction() as tx:
-            whole, sealed = tamper_seal.whole(tx, TABLES), seal.now
+            actual, sealed = tamper_seal.whole(tx, TABLES), seal.now
             count = tamper_seal.counters(tx)
-            if whole == sealed and count is None:
+            if actual == sealed and count is None:
                 return None
-            wrong = wrong_value(tx, TABLES, JSON_COLUMNS, unpack)
-            if wrong is not None:
+            if (wrong := wrong_value(tx, TABLES)) is not None:
                 return damage(self.path, ValueError(wrong))
-            seal.begin(whole)
+            seal.begin(actual)
             why = count or "rows were added, changed or removed by something other than mixloop"
-            detail = {"reason": why, "sealed": sealed, "found": whole}
+            detail = {"reason": why, "sealed": sealed, "found": actual}
             add_event(tx, self.fence or 0, "journal-altered", detail)
         return (
             f"{self.path}: was changed by something other than mixloop since a controller last "
@@ -173,44 +164,44 @@ class Journal:
         Raises:
             JournalError: when the journal belongs to another run.
         """
-        seal = self._watch()
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            known = self._db.execute("SELECT value FROM meta WHERE key = 'run'").fetchone()
-            if known is not None and known[0] != run:
+        with self._writing() as lease:
+            owner = self._db.execute("SELECT value FROM meta WHERE key = 'run'").fetchone()
+            if owner is not None and owner[0] != run:
                 raise JournalError(
-                    f"{self.path}: belongs to run '{known[0]}', not '{run}'; "
+                    f"{self.path}: belongs to run '{owner[0]}', not '{run}'; "
                     "give this run a folder of its own (run.dir)"
                 )
-            row = self._db.execute("SELECT fence, CAST(seal AS BLOB) FROM lease").fetchone()
-            seal.begin(row[1] if row else tamper_seal.bare(self._db))
             self._db.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run,))
-            fence = max(row[0] if row else 0, above) + 1
+            fence = max(0 if lease is None else lease, above) + 1
             holder = f"{socket.gethostname()}:{os.getpid()}"
             self._db.execute(
                 "INSERT OR REPLACE INTO lease VALUES (1, ?, ?, 0, ?, '')",
                 (fence, holder, timestamp()),
             )
-            self._commit(seal)
-        except BaseException:
-            self._roll_back()
-            raise
         self.fence = fence
         return fence
 
-    def _watch(self) -> tamper_seal.Seal:
+    @contextmanager
+    def _writing(self) -> Iterator[int | None]:
+        """A write under the seal, whole or not at all; gives the fence in the file."""
+        seal = self._track_seal()
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            lease = self._db.execute("SELECT fence, CAST(seal AS BLOB) FROM lease").fetchone()
+            seal.begin(lease[1] if lease else tamper_seal.bare(self._db))
+            yield lease and lease[0]
+            if seal.changed is not None:
+                self._db.execute("UPDATE lease SET seal = ?", (seal.changed,))
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # SQLite has done it already on a full disk
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _track_seal(self) -> tamper_seal.Seal:
         if self._seal is None:  # those who only read need none
             self._seal = tamper_seal.Seal(self._db, TABLES)
         return self._seal
-
-    def _commit(self, seal: tamper_seal.Seal) -> None:
-        if seal.changed is not None:
-            self._db.execute("UPDATE lease SET seal = ?", (seal.changed,))
-        self._db.execute("COMMIT")
-
-    def _roll_back(self) -> None:
-        if self._db.in_transaction:  # SQLite has done it already on a full disk
-            self._db.execute("ROLLBACK")
 
     def assert_fence(self) -> None:
         """Raise :class:`FenceLost` if another controller has taken the run over by now."""
@@ -236,23 +227,10 @@ class Journal:
         Raises:
             FenceLost: when a later controller holds the run; nothing was written.
         """
-        seal = self._watch()
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            row = self._db.execute("SELECT fence, CAST(seal AS BLOB) FROM lease").fetchone()
-            if row is None or row[0] != self.fence:
-                raise FenceLost(f"fence {self.fence} was replaced by {row and row[0]}")
-            seal.begin(row[1])
+        with self._writing() as fence:
+            if fence is None or fence != self.fence:
+                raise FenceLost(f"fence {self.fence} was replaced by {fence}")
             yield self._db
-            self._commit(seal)
-        except BaseException:
-            self._roll_back()
-            raise
-
-    def beat(self) -> None:
-        """Move the liveness counter: a peer judges us by whether it changes, never by a clock."""
-        with self.transaction() as tx:
-            tx.execute("UPDATE lease SET counter = counter + 1")
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -266,8 +244,8 @@ class Journal:
             clause: all that follows the table in the SELECT.
         """
         with self._read():
-            for cells in self._db.execute(row_types.query(kind, clause), values).fetchall():
-                yield row_types.build(kind, cells)
+            for cells in self._db.execute(row_reading.query(kind, clause), values).fetchall():
+                yield row_reading.build(kind, cells)
 
     def select(self, kind: type[R], clause: str = "", *values: object) -> list[R]:
         """All of :meth:`stream`."""
@@ -276,30 +254,17 @@ class Journal:
     def first(self, kind: type[R], clause: str = "", *values: object) -> R | None:
         """The first of :meth:`stream`, or None."""
         with self._read():
-            cells = self._db.execute(row_types.query(kind, clause), values).fetchone()
-            return None if cells is None else row_types.build(kind, cells)
+            cells = self._db.execute(row_reading.query(kind, clause), values).fetchone()
+            return None if cells is None else row_reading.build(kind, cells)
 
-    def rows(self, query: str, *values: object) -> list[Row]:
-        """Rows as dicts, JSON columns decoded."""
-        return list(self.each(query, *values))
-
-    def each(self, query: str, *values: object) -> Iterator[Row]:
-        """Like :meth:`rows`, unpacked one at a time."""
+    def cells(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Rows as they are stored."""
         with self._read():
-            for row in self._db.execute(query, values).fetchall():
-                yield _decode(row)
-
-    def row(self, query: str, *values: object) -> Row | None:
-        """The first row, or None."""
-        with self._read():
-            found = self._db.execute(query, values).fetchone()
-            return None if found is None else _decode(found)
+            return self._db.execute(query, values).fetchall()
 
     def value(self, query: str, *values: object) -> Any:
-        """The first column of the first row, or None."""
-        with self._read():
-            found = self._db.execute(query, values).fetchone()
-            return None if found is None else found[0]
+        """The first cell, or None."""
+        return next((row[0] for row in self.cells(query, *values)), None)
 
     @contextmanager
     def _read(self) -> Iterator[None]:
@@ -315,13 +280,6 @@ class Journal:
         """Note something a person may later ask about (a start, a stranger's file, an alarm)."""
         with self.transaction() as tx:
             add_event(tx, self.fence or 0, kind, detail)
-
-
-def _decode(row: sqlite3.Row) -> Row:
-    return {
-        key: unpack(row[key]) if key in JSON_COLUMNS and row[key] is not None else row[key]
-        for key in row.keys()  # noqa: SIM118 - sqlite3.Row iterates over values, not keys
-    }
 
 
 def _connect(path: Path, read_only: bool, timeout: float) -> sqlite3.Connection:

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixloop.common.types import Json
-
-from .journal import Journal
-from .row_types import (
+from mixloop.controller.core import (
     ApprovalRow,
     AssessmentRow,
     CheckpointRow,
@@ -24,7 +22,10 @@ from .row_types import (
     OutboxRow,
     RequestRow,
     ScoredCheckpoint,
+    Steering,
 )
+
+from .journal import Journal
 
 ALL = 2**62  # above every step, number, generation and count
 
@@ -38,13 +39,13 @@ def lease(journal: Journal) -> LeaseRow | None:
 
 def run_id(journal: Journal) -> str | None:
     """The run's id, as run.yaml has it."""
-    found = journal.value("SELECT value FROM meta WHERE key = 'run'")
-    return None if found is None else str(found)
+    value = journal.value("SELECT value FROM meta WHERE key = 'run'")
+    return None if value is None else str(value)
 
 
 def _meta(journal: Journal, key: str) -> Any:
-    found = journal.value("SELECT value FROM meta WHERE key = ?", key)
-    return None if found is None else json.loads(found)
+    value = journal.value("SELECT value FROM meta WHERE key = ?", key)
+    return None if value is None else json.loads(value)
 
 
 def initial_mixture(journal: Journal) -> dict[str, float] | None:
@@ -111,7 +112,7 @@ def waiting_approvals(journal: Journal) -> list[tuple[DecisionRow, ApprovalRow]]
     """Decisions that wait for a person, oldest first."""
     waiting = journal.select(ApprovalRow, "WHERE state = 'waiting' ORDER BY decision")
     pairs = ((decision(journal, row.decision), row) for row in waiting)
-    return [(made, row) for made, row in pairs if made is not None]
+    return [(of, row) for of, row in pairs if of is not None]
 
 
 def assessments(journal: Journal) -> list[AssessmentRow]:
@@ -158,8 +159,7 @@ def evaluation(journal: Journal, step: int) -> EvaluationRow | None:
 
 def evaluation_counts(journal: Journal) -> dict[str, int]:
     """Checkpoints by what became of scoring them."""
-    rows = journal.rows("SELECT state, COUNT(*) AS number FROM evaluations GROUP BY state")
-    return {row["state"]: row["number"] for row in rows}
+    return dict(journal.cells("SELECT state, COUNT(*) FROM evaluations GROUP BY state"))
 
 
 def scored(
@@ -190,17 +190,22 @@ def steps_around(journal: Journal, tokens: int) -> tuple[int, int] | None:
     """The steps from the second scored checkpoint before a change at ``tokens`` to the first that
     is as far behind it as the last one lies before it; None until there is one."""
     scored = "FROM checkpoints JOIN evaluations USING (step) WHERE state = 'scored'"
-    before = journal.rows(
+    before = journal.cells(
         f"SELECT step, tokens {scored} AND tokens <= ? ORDER BY step DESC LIMIT 2", tokens
     )
     if not before:
         return None
-    far = max(tokens + 1, 2 * tokens - before[0]["tokens"])
-    last = journal.value(
-        f"SELECT step {scored} AND step > ? AND tokens >= ? ORDER BY step LIMIT 1",
-        *(before[0]["step"], far),
-    )
-    return None if last is None else (before[-1]["step"], last)
+    step, at = before[0]
+    after = f"SELECT step {scored} AND step > ? AND tokens >= ? ORDER BY step LIMIT 1"
+    last = journal.value(after, step, max(tokens + 1, 2 * tokens - at))
+    return None if last is None else (before[-1][0], last)
+
+
+def steering(journal: Journal) -> dict[str, Steering]:
+    """What steers each benchmark now; empty before the first decision."""
+    event = newest_event(journal, "steering")
+    chosen = {} if event is None else event.detail["benchmarks"]
+    return {name: Steering(**steering) for name, steering in chosen.items()}
 
 
 # -- orders ----------------------------------------------------------------------------------------
@@ -228,13 +233,10 @@ def newest_generation(journal: Journal, *, before: int = ALL) -> int:
     Args:
         before: number of a decision; only orders of decisions before it count.
     """
-    query = (
-        "SELECT MAX(generation) FROM orders WHERE rejected IS NULL"
-        if before == ALL
-        else "SELECT MAX(o.generation) FROM orders o JOIN decisions d ON d.id = o.decision "
-        f"WHERE o.rejected IS NULL AND d.seq < {before:d}"
-    )
-    return _number(journal, query) or 0
+    query = "SELECT MAX(generation) FROM orders WHERE rejected IS NULL"
+    if before == ALL:
+        return _number(journal, query) or 0
+    return _number(journal, query + _BEFORE, before) or 0
 
 
 def highest_generation(journal: Journal) -> int:
@@ -272,11 +274,11 @@ def last_applied_tokens(journal: Journal, *, before: int = ALL, until: int = ALL
         before: number of a decision; only orders of decisions before it count.
         until: tokens; only what came into force up to there counts.
     """
-    return _number(
-        journal,
-        "SELECT MAX(o.applied_tokens) FROM orders o JOIN decisions d ON d.id = o.decision "
-        f"WHERE d.seq < {before:d} AND o.applied_tokens <= {until:d}",
-    )
+    query = "SELECT MAX(applied_tokens) FROM orders WHERE applied_tokens <= ?" + _BEFORE
+    return _number(journal, query, until, before)
+
+
+_BEFORE = " AND decision IN (SELECT id FROM decisions WHERE seq < ?)"
 
 
 # -- decisions -------------------------------------------------------------------------------------
@@ -321,8 +323,7 @@ def newest_decided_step(journal: Journal) -> int | None:
 
 def decision_counts(journal: Journal) -> dict[str, int]:
     """Decisions by verdict."""
-    rows = journal.rows("SELECT verdict, COUNT(*) AS number FROM decisions GROUP BY verdict")
-    return {row["verdict"]: row["number"] for row in rows}
+    return dict(journal.cells("SELECT verdict, COUNT(*) FROM decisions GROUP BY verdict"))
 
 
 def untold_interventions(journal: Journal) -> list[DecisionRow]:
@@ -339,10 +340,11 @@ def untold_interventions(journal: Journal) -> list[DecisionRow]:
 # -- events and the outbox -------------------------------------------------------------------------
 
 
-def events(journal: Journal, *kinds: str) -> list[EventRow]:
-    """Every event of these kinds, oldest first."""
+def events(journal: Journal, *kinds: str, after: str = "") -> list[EventRow]:
+    """Every event of these kinds, oldest first; ``after`` a moment of the journal's clock."""
     marks = ", ".join("?" * len(kinds))
-    return journal.select(EventRow, f"WHERE kind IN ({marks}) ORDER BY seq", *kinds)
+    clause = f"WHERE kind IN ({marks}) AND at > ? ORDER BY seq"
+    return journal.select(EventRow, clause, *kinds, after)
 
 
 def newest_event(journal: Journal, *kinds: str) -> EventRow | None:
@@ -363,10 +365,21 @@ def entry(journal: Journal, key: str) -> OutboxRow | None:
     return journal.first(OutboxRow, "WHERE key = ?", key)
 
 
+def has_entry(journal: Journal, key: str) -> bool:
+    """Whether there is an entry of this key, or of one that it begins, up to a colon."""
+    query = "SELECT 1 FROM outbox WHERE key = ? OR key LIKE ?"
+    return journal.value(query, key, f"{key}:%") is not None
+
+
+def next_entry(journal: Journal, *, after: int) -> OutboxRow | None:
+    """The first entry above a number that MLflow has not got."""
+    return journal.first(OutboxRow, "WHERE done_at IS NULL AND seq > ? ORDER BY seq LIMIT 1", after)
+
+
 def waiting_entries(journal: Journal, *, until: int = ALL) -> int:
     """How many entries MLflow has not got; of those up to a number, or of all."""
-    query = f"SELECT COUNT(*) FROM outbox WHERE done_at IS NULL AND seq <= {until:d}"
-    return _number(journal, query) or 0
+    query = "SELECT COUNT(*) FROM outbox WHERE done_at IS NULL AND seq <= ?"
+    return _number(journal, query, until) or 0
 
 
 def sent_entries(journal: Journal) -> int:
@@ -381,10 +394,10 @@ def newest_entry_number(journal: Journal) -> int:
 
 def last_sent_at(journal: Journal) -> str | None:
     """When an entry last arrived in MLflow, by the journal's clock."""
-    found = journal.value("SELECT MAX(done_at) FROM outbox")
-    return None if found is None else str(found)
+    at = journal.value("SELECT MAX(done_at) FROM outbox")
+    return None if at is None else str(at)
 
 
-def _number(journal: Journal, query: str) -> int | None:
-    found = journal.value(query)
-    return None if found is None else int(found)
+def _number(journal: Journal, query: str, *values: int) -> int | None:
+    value = journal.value(query, *values)
+    return None if value is None else int(value)

@@ -9,28 +9,27 @@ from __future__ import annotations
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
 
 from mixloop.common.types import Json
-from mixloop.contract import Request
+from mixloop.contract import Manifest, Request, Status
 from mixloop.controller.core import (
-    TOLD,
+    NOTE_INTERVENTIONS,
     Applied,
     DecisionRecord,
     Entry,
     Heartbeat,
     RequestOutcome,
     Steering,
-    applied_entries,
+    Weights,
+    applied_entry,
     approval_entry,
     checkpoint_entry,
     curves_entry,
     decision_entry,
     end_entry,
-    mixture_entry,
     note_entry,
     outcome_entries,
     outcome_gains,
@@ -38,14 +37,16 @@ from mixloop.controller.core import (
     published_entry,
     run_entry,
     run_note,
+    start_entry,
 )
 from mixloop.policies.interface import Observation
 
+from . import queries
 from .journal import Journal, add_event, insert, timestamp
 from .packing import dumps, pack
-from .unreadable_files import Report, name_of
+from .unreadable_files import UnreadableFiles, name_of
 
-Weights = Mapping[str, float]
+UNUSED = "training ended before it came into force"  # why an order never will
 
 
 def now_ms() -> int:
@@ -53,7 +54,10 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def enqueue(tx: sqlite3.Connection, entries: Iterable[Entry]) -> None:
+# -- inside a running transaction ------------------------------------------------------------------
+
+
+def enqueue(tx: sqlite3.Connection, *entries: Entry) -> None:
     """Put entries into the outbox; one whose key is already there is the same fact."""
     for entry in entries:
         tx.execute(
@@ -62,14 +66,34 @@ def enqueue(tx: sqlite3.Connection, entries: Iterable[Entry]) -> None:
         )
 
 
+def set_meta(tx: sqlite3.Connection, key: str, value: object) -> None:
+    """Keep a value under a key; None changes nothing."""
+    if value is not None:
+        tx.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, dumps(value)))
+
+
+def skip(tx: sqlite3.Connection, journal: Journal, step: int, reason: str) -> None:
+    """A checkpoint that will not be scored."""
+    now = timestamp()
+    tx.execute(
+        "INSERT INTO evaluations (step, state, attempts, reason, started_at, finished_at) "
+        "VALUES (?, 'skipped', 0, ?, ?, ?) ON CONFLICT (step) DO UPDATE SET "
+        "state = 'skipped', reason = excluded.reason, finished_at = excluded.finished_at",
+        (step, reason, now, now),
+    )
+    add_event(tx, journal.fence or 0, "skipped", {"step": step, "reason": reason})
+
+
+# -- starts and heartbeats -------------------------------------------------------------------------
+
+
 def run_uid(journal: Journal) -> str:
     """The id that ties this journal to its run in MLflow, made once."""
-    found = journal.value("SELECT value FROM meta WHERE key = 'uid'")
-    if found is None:
+    query = "SELECT value FROM meta WHERE key = 'uid'"
+    if journal.value(query) is None:
         with journal.transaction() as tx:
             tx.execute("INSERT OR IGNORE INTO meta VALUES ('uid', ?)", (uuid.uuid4().hex,))
-        found = journal.value("SELECT value FROM meta WHERE key = 'uid'")
-    return str(found)
+    return str(journal.value(query))
 
 
 def start(journal: Journal, run: str, params: Json, initial: Weights) -> None:
@@ -77,39 +101,51 @@ def start(journal: Journal, run: str, params: Json, initial: Weights) -> None:
     ms = now_ms()
     with journal.transaction() as tx:
         tx.execute("INSERT OR IGNORE INTO meta VALUES ('initial', ?)", (dumps(dict(initial)),))
-        enqueue(
-            tx,
-            [
-                run_entry(run, params, ms),
-                mixture_entry(0, initial, 0, ms),
-            ],
-        )
+        enqueue(tx, run_entry(run, params, ms), start_entry(initial, ms))
         add_event(tx, journal.fence or 0, "started", {"params": params})
 
 
-def beat(journal: Journal, pulse: Heartbeat | None, silent: float | None, limit: float) -> None:
+def beat(journal: Journal, trainer: Heartbeat | None, silent: float | None, limit: float) -> None:
     """Our own liveness counter moves; with it what we know of the trainer's.
 
-    ``silent``: seconds on our monotonic clock since its heartbeat moved; above ``limit`` it has
-    stalled.
+    Args:
+        silent: seconds on our monotonic clock since its heartbeat moved; above ``limit`` it has
+            stalled.
     """
     with journal.transaction() as tx:
         tx.execute("UPDATE lease SET counter = counter + 1")
-        if pulse is not None and silent is not None:
-            known = {"incarnation": pulse.incarnation, "heartbeat": pulse.heartbeat}
-            keep(tx, "pulse", known | {"silent": round(silent, 1), "limit": round(limit, 1)})
+        if trainer is not None and silent is not None:
+            pulse: Json = {"incarnation": trainer.incarnation, "heartbeat": trainer.heartbeat}
+            pulse |= {"silent": round(silent, 1), "limit": round(limit, 1)}
+            set_meta(tx, "pulse", pulse)
 
 
-def checkpoint(
-    journal: Journal, manifest: Any, path: str, losses: Mapping[str, float] | None = None
-) -> None:
-    """A complete checkpoint was seen; ``losses``: the training loss per source around it.
+def unread(journal: Journal, files: UnreadableFiles, folder: Path) -> None:
+    """Files that can't be read, or can again, as events; and which they are now."""
+    with journal.transaction() as tx:
+        set_meta(tx, "unread", [name_of(path, folder) for path in files.reported])
+        for report in files.pending:
+            problem = report.problem
+            detail = {"file": name_of(report.path, folder)}
+            if problem is not None:
+                detail |= {"key": problem.key, "problem": problem.said}
+            add_event(tx, journal.fence or 0, "unread" if problem else "read-again", detail)
+
+
+# -- checkpoints and their scores ------------------------------------------------------------------
+
+
+def checkpoint(journal: Journal, manifest: Manifest, path: str, losses: Weights) -> None:
+    """A complete checkpoint was seen.
 
     One that has the step of another, made on a branch that the trainer has left, replaces it; the
     scores of that one are kept as an event.
+
+    Args:
+        losses: the training loss per source around it.
     """
     with journal.transaction() as tx:
-        _put_away(tx, journal, manifest.step)
+        _archive(tx, journal, manifest.step)
         insert(
             tx,
             "checkpoints",
@@ -121,23 +157,23 @@ def checkpoint(
             generation=manifest.in_force.generation,
             weights=dict(manifest.in_force.weights),
             drawn={name: source.tokens for name, source in manifest.sources.items()},
-            losses=dict(losses or {}),
+            losses=dict(losses),
             seen_at=timestamp(),
             incarnation=manifest.incarnation,
         )
 
 
-def _put_away(tx: sqlite3.Connection, journal: Journal, step: int) -> None:
-    row = journal.row(
-        "SELECT c.*, e.state, e.reason, e.scorecard FROM checkpoints c "
-        "LEFT JOIN evaluations e USING (step) WHERE c.step = ?",
-        step,
-    )
-    if row is None:
+def _archive(tx: sqlite3.Connection, journal: Journal, step: int) -> None:
+    """Keep the checkpoint that has this step, and its scores, as an event in place of rows."""
+    earlier = queries.checkpoint(journal, step)
+    if earlier is None:
         return
-    scored = (row.pop("scorecard") or {}).get("benchmarks", {})
-    row["metrics"] = {name: one["metrics"] for name, one in scored.items()}
-    add_event(tx, journal.fence or 0, "checkpoint-repeated", row)
+    detail = earlier.to_json() | {"state": None, "reason": None, "metrics": {}}
+    if (evaluation := queries.evaluation(journal, step)) is not None:
+        scores = (evaluation.scorecard or {}).get("benchmarks", {}).items()
+        detail |= {"state": evaluation.state, "reason": evaluation.reason}
+        detail["metrics"] = {name: score["metrics"] for name, score in scores}
+    add_event(tx, journal.fence or 0, "checkpoint-repeated", detail)
     tx.execute("DELETE FROM evaluations WHERE step = ?", (step,))
     tx.execute("DELETE FROM checkpoints WHERE step = ?", (step,))
 
@@ -147,18 +183,6 @@ def skipped(journal: Journal, reasons: Mapping[int, str]) -> None:
     with journal.transaction() as tx:
         for step, reason in reasons.items():
             skip(tx, journal, step, reason)
-
-
-def skip(tx: sqlite3.Connection, journal: Journal, step: int, reason: str) -> None:
-    """One of them, inside a running transaction."""
-    now = timestamp()
-    tx.execute(
-        "INSERT INTO evaluations (step, state, attempts, reason, started_at, finished_at) "
-        "VALUES (?, 'skipped', 0, ?, ?, ?) ON CONFLICT (step) DO UPDATE SET "
-        "state = 'skipped', reason = excluded.reason, finished_at = excluded.finished_at",
-        (step, reason, now, now),
-    )
-    add_event(tx, journal.fence or 0, "skipped", {"step": step, "reason": reason})
 
 
 def scoring_started(journal: Journal, step: int) -> None:
@@ -174,26 +198,25 @@ def scoring_started(journal: Journal, step: int) -> None:
 
 def scored(journal: Journal, step: int, scorecard: Json) -> None:
     """An evaluation ended with a scorecard."""
-    found = journal.row("SELECT * FROM checkpoints WHERE step = ?", step)
-    assert found is not None, "scored a checkpoint that was never recorded"
-    entry = checkpoint_entry(found, scorecard["benchmarks"], found["weights"], now_ms())
-    if (number := found["incarnation"]) > 1:
-        entry = _of_branch(journal, entry, number)
+    row = queries.checkpoint(journal, step)
+    assert row is not None, "scored a checkpoint that was never recorded"
+    entry = checkpoint_entry(row, scorecard["benchmarks"], now_ms())
+    if row.incarnation > 1:
+        entry = _of_branch(journal, entry, row.incarnation)
     with journal.transaction() as tx:
         tx.execute(
             "UPDATE evaluations SET state = 'scored', scorecard = ?, reason = NULL, "
             "finished_at = ? WHERE step = ?",
             (pack(scorecard), timestamp(), step),
         )
-        enqueue(tx, [entry])
+        enqueue(tx, entry)
 
 
 def _of_branch(journal: Journal, entry: Entry, incarnation: int) -> Entry:
-    """A checkpoint's entry under a name of its own, if one of its step was told already: of a
+    """A checkpoint's entry under a name of its own, if there is one of its step already: of a
     branch that the trainer has left."""
-    told = "SELECT 1 FROM outbox WHERE key = ? OR key LIKE ?"
     payload = entry.payload
-    if journal.value(told, entry.key, f"{entry.key}:%"):
+    if queries.has_entry(journal, entry.key):
         payload = payload | {"name": f"{payload['name']}.{incarnation}"}
     return replace(entry, key=f"{entry.key}:{incarnation}", payload=payload)
 
@@ -217,22 +240,25 @@ def steering(
     Returns:
         The benchmarks whose metric changed; none at the first time.
     """
-    last = journal.row(
-        "SELECT detail FROM events WHERE kind = 'steering' ORDER BY seq DESC LIMIT 1"
-    )
-    before = (
-        {name: one["metric"] for name, one in last["detail"]["benchmarks"].items()} if last else {}
-    )
-    if before == {name: one.metric for name, one in chosen.items()}:
+    before = queries.steering(journal)
+    metrics = {name: steering.metric for name, steering in before.items()}
+    if metrics == {name: steering.metric for name, steering in chosen.items()}:
         return {}
-    benchmarks = {name: asdict(one) for name, one in chosen.items()}
+    benchmarks = {name: asdict(steering) for name, steering in chosen.items()}
     journal.event("steering", step=step, tokens=tokens, benchmarks=benchmarks)
-    return {n: one for n, one in chosen.items() if before.get(n, one.metric) != one.metric}
+    return {
+        name: steering
+        for name, steering in chosen.items()
+        if metrics.get(name, steering.metric) != steering.metric
+    }
+
+
+# -- decisions, requests, approvals ----------------------------------------------------------------
 
 
 def decision(
     journal: Journal,
-    made: DecisionRecord,
+    record: DecisionRecord,
     *,
     scores: Json,
     started_ms: int,
@@ -245,29 +271,37 @@ def decision(
     approval.
     """
     with journal.transaction() as tx:
-        name = _insert_decision(tx, journal, made, scores, started_ms)
-        if made.order is not None or made.approval is not None:
+        name = _insert_decision(tx, journal, record, scores, started_ms)
+        if record.order is not None or record.approval is not None:
             _supersede(tx, name)
-        if made.approval is not None:
-            insert(tx, "approvals", decision=name, state="waiting", why=made.approval)
+        if record.approval is not None:
+            insert(tx, "approvals", decision=name, state="waiting", why=record.approval)
         if seen is not None:
-            add_event(tx, journal.fence or 0, "observed", {"decision": name, **observed(seen)})
+            add_event(tx, journal.fence or 0, "observed", {"decision": name, **_observed(seen)})
     return name
 
 
-_OF_DECISION = tuple(f.name for f in fields(DecisionRecord) if f.name not in ("order", "approval"))
+_DECISION_COLUMNS = [
+    field.name for field in fields(DecisionRecord) if field.name not in ("order", "approval")
+]
 
 
 def _insert_decision(
-    tx: sqlite3.Connection, journal: Journal, made: DecisionRecord, scores: Json, started_ms: int
+    tx: sqlite3.Connection, journal: Journal, record: DecisionRecord, scores: Json, started_ms: int
 ) -> str:
-    last = tx.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()[0]
-    name = f"d-{last + 1:06d}"
-    order = made.order
-    columns = {column: getattr(made, column) for column in _OF_DECISION}
-    columns["guards"] = [note.to_json() for note in made.guards]
-    columns |= {"id": name, "generation": order.generation if order is not None else None}
-    insert(tx, "decisions", **columns, fence=journal.fence, decided_at=timestamp())
+    name = f"d-{queries.newest_decision_number(journal) + 1:06d}"
+    order = record.order
+    columns = {column: getattr(record, column) for column in _DECISION_COLUMNS}
+    columns["guards"] = [note.to_json() for note in record.guards]
+    insert(
+        tx,
+        "decisions",
+        **columns,
+        id=name,
+        generation=None if order is None else order.generation,
+        fence=journal.fence,
+        decided_at=timestamp(),
+    )
     if order is not None:
         insert(
             tx,
@@ -275,12 +309,12 @@ def _insert_decision(
             generation=order.generation,
             decision=name,
             policy=order.policy,
-            reason=made.reason,
-            weights=made.weights_after,
-            plan=made.plan,
+            reason=record.reason,
+            weights=record.weights_after,
+            plan=record.plan,
             issued_at=timestamp(),
         )
-    enqueue(tx, [decision_entry(columns, scores, started_ms, now_ms())])
+    enqueue(tx, decision_entry(name, scores, started_ms, now_ms()))
     return name
 
 
@@ -292,91 +326,7 @@ def _supersede(tx: sqlite3.Connection, by: str) -> None:
     )
 
 
-def resolve(journal: Journal, decision_id: str, state: str, *, reason: str) -> None:
-    """An approval ends without anybody's word."""
-    with journal.transaction() as tx:
-        tx.execute(
-            "UPDATE approvals SET state = ?, reason = ?, at = ? "
-            "WHERE decision = ? AND state = 'waiting'",
-            (state, reason, timestamp(), decision_id),
-        )
-        add_event(tx, journal.fence or 0, "approval", {"decision": decision_id, "state": state})
-        enqueue(tx, [approval_entry(decision_id, state, None)])
-
-
-def operated(
-    journal: Journal, request: Request, reply: RequestOutcome, *, scores: Json
-) -> str | None:
-    """A request was dealt with: it, its answer and all that it does, at once.
-
-    Returns:
-        The id of the decision it made, if it made one.
-    """
-    name: str | None = None
-    asked = {
-        "weights": dict(request.weights),
-        "sources": list(request.sources),
-        "decision": request.decision,
-        "reason": request.reason,
-        "force": request.force,
-    }
-    answer: Json = {"text": reply.text}
-    if reply.nearest is not None:
-        answer["nearest"] = reply.nearest
-    with journal.transaction() as tx:
-        if reply.decision is not None:
-            name = _insert_decision(tx, journal, reply.decision, scores, now_ms())
-        insert(
-            tx,
-            "requests",
-            id=request.id,
-            verb=request.verb,
-            asked=asked,
-            by=request.by,
-            asked_at=request.at,
-            taken_at=timestamp(),
-            state="done" if reply.done else "refused",
-            answer=answer,
-            decision=name,
-        )
-        if reply.approval is not None:
-            _resolve(tx, request, reply.approval, name)
-        if name is not None and reply.decision is not None and reply.decision.order is not None:
-            _supersede(tx, name)
-        keep(tx, "pins", reply.pins)
-        keep(tx, "paused", reply.paused)
-        detail = {"verb": request.verb, "by": request.by, "answer": reply.text, "decision": name}
-        add_event(tx, journal.fence or 0, "request", detail)
-    return name
-
-
-def _resolve(tx: sqlite3.Connection, request: Request, state: str, made: str | None) -> None:
-    wanted = request.decision
-    tx.execute(
-        "UPDATE approvals SET state = ?, by = ?, reason = ?, at = ?, made = ? "
-        "WHERE decision = ? AND state = 'waiting'",
-        (state, request.by, request.reason, timestamp(), made, wanted),
-    )
-    enqueue(tx, [approval_entry(wanted, state, request.by)])
-
-
-def unread(journal: Journal, words: Sequence[Report], told: Sequence[Path], folder: Path) -> None:
-    """Files that can't be read, or can again, as events; and which they are now."""
-    with journal.transaction() as tx:
-        keep(tx, "unread", [name_of(path, folder) for path in told])
-        for word in words:
-            fault = word.problem and {"key": word.problem.key, "problem": word.problem.said}
-            detail = {"file": name_of(word.path, folder), **(fault or {})}
-            add_event(tx, journal.fence or 0, "unread" if fault else "read-again", detail)
-
-
-def keep(tx: sqlite3.Connection, key: str, value: object) -> None:
-    """A value under a key, inside a running transaction; None changes nothing."""
-    if value is not None:
-        tx.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, dumps(value)))
-
-
-def observed(seen: Observation) -> Json:
+def _observed(seen: Observation) -> Json:
     """Where the trainer was when an observation was made."""
     return {
         "step": seen.step,
@@ -391,6 +341,79 @@ def observed(seen: Observation) -> Json:
     }
 
 
+def operated(
+    journal: Journal, request: Request, reply: RequestOutcome, *, scores: Json
+) -> str | None:
+    """A request was dealt with: it, its answer and all that it does, at once.
+
+    Returns:
+        The id of the decision it made, if it made one.
+    """
+    record, name = reply.decision, None
+    answer: Json = {"text": reply.text}
+    if reply.nearest is not None:
+        answer["nearest"] = reply.nearest
+    with journal.transaction() as tx:
+        if record is not None:
+            name = _insert_decision(tx, journal, record, scores, now_ms())
+        insert(
+            tx,
+            "requests",
+            id=request.id,
+            verb=request.verb,
+            asked={
+                "weights": dict(request.weights),
+                "sources": list(request.sources),
+                "decision": request.decision,
+                "reason": request.reason,
+                "force": request.force,
+            },
+            by=request.by,
+            asked_at=request.at,
+            taken_at=timestamp(),
+            state="done" if reply.done else "refused",
+            answer=answer,
+            decision=name,
+        )
+        if reply.approval is not None:
+            end = {"by": request.by, "reason": request.reason, "made": name}
+            _end_approval(tx, request.decision, reply.approval, **end)
+        if name is not None and record is not None and record.order is not None:
+            _supersede(tx, name)
+        set_meta(tx, "pins", reply.pins)
+        set_meta(tx, "paused", reply.paused)
+        detail = {"verb": request.verb, "by": request.by, "answer": reply.text, "decision": name}
+        add_event(tx, journal.fence or 0, "request", detail)
+    return name
+
+
+def resolve(journal: Journal, decision_id: str, state: str, *, reason: str) -> None:
+    """An approval ends without anybody's word."""
+    with journal.transaction() as tx:
+        _end_approval(tx, decision_id, state, reason=reason)
+        add_event(tx, journal.fence or 0, "approval", {"decision": decision_id, "state": state})
+
+
+def _end_approval(
+    tx: sqlite3.Connection,
+    decision_id: str,
+    state: str,
+    *,
+    reason: str | None,
+    by: str | None = None,
+    made: str | None = None,
+) -> None:
+    tx.execute(
+        "UPDATE approvals SET state = ?, by = ?, reason = ?, at = ?, made = ? "
+        "WHERE decision = ? AND state = 'waiting'",
+        (state, by, reason, timestamp(), made, decision_id),
+    )
+    enqueue(tx, approval_entry(decision_id, state, by))
+
+
+# -- orders ----------------------------------------------------------------------------------------
+
+
 def published(journal: Journal, generation: int) -> None:
     """The order lies in ``mixture.json`` under this controller's fence."""
     with journal.transaction() as tx:
@@ -399,22 +422,23 @@ def published(journal: Journal, generation: int) -> None:
             "WHERE generation = ?",
             (journal.fence, timestamp(), generation),
         )
-        order = journal.row("SELECT * FROM orders WHERE generation = ?", generation)
-        if order is not None and order["decision"]:
-            enqueue(tx, [published_entry(order, journal.fence or 0, now_ms())])
+        order = queries.order(journal, generation)
+        if order is not None:
+            enqueue(tx, published_entry(order, journal.fence or 0, now_ms()))
 
 
-def applied(journal: Journal, found: Applied, tokens: int, before: Weights) -> None:
-    """The trainer has consumed the first sample under this order."""
+def applied(journal: Journal, at: Applied, tokens: int, before: Weights) -> None:
+    """The trainer has consumed the first sample under this order; ``before``: the mixture until
+    then."""
     with journal.transaction() as tx:
         tx.execute(
             "UPDATE orders SET applied_sample = ?, applied_step = ?, applied_tokens = ?, "
             "applied_at = ?, rejected = NULL WHERE generation = ?",
-            (found.sample, found.step, tokens, timestamp(), found.generation),
+            (at.sample, at.step, tokens, timestamp(), at.generation),
         )
-        order = journal.row("SELECT * FROM orders WHERE generation = ?", found.generation)
+        order = queries.order(journal, at.generation)
         assert order is not None
-        enqueue(tx, applied_entries(order, before, now_ms()))
+        enqueue(tx, applied_entry(order, before, now_ms()))
 
 
 def rejected(journal: Journal, reasons: Mapping[int, str]) -> None:
@@ -426,24 +450,27 @@ def rejected(journal: Journal, reasons: Mapping[int, str]) -> None:
             add_event(tx, journal.fence or 0, "order-rejected", detail)
 
 
+# -- for MLflow ------------------------------------------------------------------------------------
+
+
 def curves(
-    journal: Journal, status: Json, before: Json | None = None, max_epochs: float | None = None
+    journal: Journal,
+    status: Status,
+    before: Status | None = None,
+    max_epochs: float | None = None,
 ) -> None:
-    """The trainer's curves, for MLflow only; ``before``: those told last."""
+    """The trainer's curves, for MLflow only; ``before``: those sent last."""
     with journal.transaction() as tx:
-        enqueue(tx, [curves_entry(status, now_ms(), before, max_epochs)])
+        enqueue(tx, curves_entry(status, now_ms(), before, max_epochs))
 
 
-def outcome(journal: Journal, decision_id: str, step: int, found: Mapping[str, Json]) -> None:
+def outcome(journal: Journal, decision_id: str, step: int, benchmarks: Mapping[str, Json]) -> None:
     """What the benchmarks did after an intervention, for MLflow (the journal can recompute it)."""
     with journal.transaction() as tx:
         for older in ("note:", "report:d-"):  # the newest says all that an older one said
             tx.execute("DELETE FROM outbox WHERE key BETWEEN ? AND ?", (older, f"{older}~"))
-        enqueue(tx, outcome_entries(decision_id, step, found, now_ms()))
-        enqueue(tx, [note_entry(decision_id, _note(journal))])
-
-
-UNUSED = "training ended before it came into force"
+        enqueue(tx, *outcome_entries(decision_id, step, benchmarks, now_ms()))
+        enqueue(tx, note_entry(decision_id, _note(journal)))
 
 
 def closed(journal: Journal, tokens: int) -> None:
@@ -454,30 +481,20 @@ def closed(journal: Journal, tokens: int) -> None:
             "UPDATE orders SET rejected = ? WHERE applied_step IS NULL AND rejected IS NULL",
             (UNUSED,),
         )
-        enqueue(tx, [end_entry(tokens, note, now_ms())])
-        enqueue(tx, [Entry(f"report:end:{tokens}", "report", {})])
+        enqueue(tx, end_entry(tokens, note, now_ms()), Entry(f"report:end:{tokens}", "report", {}))
         add_event(tx, journal.fence or 0, "ended", {})
 
 
 def _note(journal: Journal) -> str:
     """The run's description: what it costs doesn't grow with the run."""
-    count = "SELECT COUNT(*) FROM decisions"
-    shown = journal.rows(
-        "SELECT d.*, o.applied_step FROM decisions d LEFT JOIN orders o USING (generation) "
-        "WHERE d.verdict = 'intervene' ORDER BY d.seq DESC LIMIT ?",
-        TOLD,
-    )
-    changed = journal.value(f"{count} WHERE verdict = 'intervene'")
-    followed = {one["id"]: _told_outcome(journal, one["id"]) for one in shown}
-    return run_note(shown[::-1], changed, journal.value(count), followed)
-
-
-def _told_outcome(journal: Journal, decision_id: str) -> dict[str, str]:
-    """What each benchmark did after a decision, in the words MLflow was told it in."""
-    key = outcome_key(decision_id)
-    row = journal.row("SELECT payload FROM outbox WHERE key = ?", key)
-    tags = row["payload"]["tags"] if row is not None else {}
-    return outcome_gains(tags)
+    last = queries.last_decisions(journal, NOTE_INTERVENTIONS, verdict="intervene")[::-1]
+    interventions = []
+    for row in last:
+        order = None if row.generation is None else queries.order(journal, row.generation)
+        sent = queries.entry(journal, outcome_key(row.id))
+        interventions.append((row, order, {} if sent is None else outcome_gains(sent.payload)))
+    changed = queries.decision_counts(journal).get("intervene", 0)
+    return run_note(interventions, changed, queries.newest_decision_number(journal))
 
 
 def drained(journal: Journal, messages: Sequence[Json]) -> str | None:
@@ -500,13 +517,13 @@ def drained(journal: Journal, messages: Sequence[Json]) -> str | None:
     return failure
 
 
-def _assessed(tx: sqlite3.Connection, found: Sequence[Json]) -> None:
+def _assessed(tx: sqlite3.Connection, assessments: Sequence[Json]) -> None:
     """What people said of decisions in MLflow; the newest word of an assessment counts."""
-    for one in found:
+    for assessment in assessments:
         tx.execute(
             "INSERT INTO assessments (id, decision, name, value, rationale, by, at) "
             "VALUES (:id, :decision, :name, :value, :rationale, :by, :at) "
             "ON CONFLICT (id) DO UPDATE SET name = excluded.name, value = excluded.value, "
             "rationale = excluded.rationale, by = excluded.by, at = excluded.at",
-            one,
+            assessment,
         )

@@ -78,9 +78,9 @@ def counters(db: sqlite3.Connection) -> str | None:
     counted = dict(db.execute("SELECT name, seq FROM main.sqlite_sequence").fetchall())
     for table, gaps in (("decisions", False), ("events", False), ("outbox", True)):
         last = db.execute(f"SELECT COALESCE(MAX(seq), 0) FROM main.{table}").fetchone()[0]
-        made = counted.get(table, 0)
-        if not isinstance(made, int) or made < last or (made > last and not gaps):
-            return f"sqlite_sequence says {made!r:.40} of {table}, whose last row is {last!r:.40}"
+        count = counted.get(table, 0)
+        if not isinstance(count, int) or count < last or (count > last and not gaps):
+            return f"sqlite_sequence says {count!r:.40} of {table}, whose last row is {last!r:.40}"
     return None
 
 
@@ -111,16 +111,16 @@ def _cells(columns: Sequence[str], of: str) -> str:
 
 
 def _typed(row: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(one if one is None else str(one).encode() for one in row)
+    return tuple(cell if cell is None else str(cell).encode() for cell in row)
 
 
 def _hash(table: str, cells: Iterable[Any]) -> int:
-    found = blake2b(table.encode(), digest_size=_BYTES)
+    digest = blake2b(table.encode(), digest_size=_BYTES)
     for cell in cells:
-        held = b"" if cell is None else cell.encode() if isinstance(cell, str) else cell
-        found.update(b"%d:" % len(held) if cell is not None else b"-")
-        found.update(held)
-    return int.from_bytes(found.digest())
+        content = b"" if cell is None else cell.encode() if isinstance(cell, str) else cell
+        digest.update(b"%d:" % len(content) if cell is not None else b"-")
+        digest.update(content)
+    return int.from_bytes(digest.digest())
 
 
 def _text(total: int) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from mixloop.common.json_records import Problem
 from mixloop.contract import Manifest
 from mixloop.controller.config import layout_of
-from mixloop.controller.core import Rewind, left_by
-from mixloop.controller.journal import CheckpointRow, CheckpointState, queries
+from mixloop.controller.core import CheckpointRow, CheckpointState, Rewind, left_by
+from mixloop.controller.journal import queries
 
 from .takeover import OwnedRun
 

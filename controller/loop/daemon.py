@@ -94,7 +94,7 @@ class Controller:
         self._heartbeat: heartbeat.Heartbeat | None = None
         self._stalled = False
         self._reported_unknown: tuple[str, ...] = ()
-        self._unreadable = unreadable_files.PendingReports()
+        self._unreadable = unreadable_files.UnreadableFiles()
         self._examined_at = -1e9
         self._busy = False  # what failed once may fail at the second step of the same thing
         self._failures = 0  # in a row
@@ -255,20 +255,17 @@ class Controller:
 
     def _report_unreadable_files(self, state: RunState) -> None:
         """Say which files can't be read, and that in the journal too."""
-        now, pending = self.clock(), self._unreadable
-        if now - self._examined_at < unreadable_files.EXAMINE:
+        now, files, paths = self.clock(), self._unreadable, self.owned.paths
+        if now - self._examined_at < unreadable_files.EXAMINE_SECONDS:
             return
         self._examined_at = now
         problems = {**state.problems, **self.observer.examine()}
-        reports = pending.unread.see(problems, now)
-        pending.words += reports
-        for report in reports:
-            self.say(unreadable_files.line(report, self.owned.paths.dir))
-        if pending.unwritten:
-            records.unread(self.journal, pending.words, pending.unread.told, self.owned.paths.dir)
-            pending.done()
-        holds = self.owned.paths.holds
-        if holds in problems and holds in pending.unread.told:
+        for report in files.examine(problems, now):
+            self.say(unreadable_files.report_line(report, paths.dir))
+        if files.unwritten:
+            records.unread(self.journal, files, paths.dir)
+            files.written()
+        if paths.holds in problems and paths.holds in files.reported:
             self.journal.assert_fence()
             with contextlib.suppress(OSError):  # ours: nobody else will mend it
                 self.scoring.hold_anew(state)

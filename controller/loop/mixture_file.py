@@ -12,8 +12,8 @@ from mixloop.common.files import NotRegularError, read_regular
 from mixloop.common.json_records import Problem, problem_of
 from mixloop.contract import SegmentLine, Status, decode_line, is_signed, schedule_of
 from mixloop.controller.config import RunConfig
-from mixloop.controller.core import FileState, Plan, remaining
-from mixloop.controller.journal import Journal, OrderRow, queries
+from mixloop.controller.core import FileState, OrderRow, Plan, remaining
+from mixloop.controller.journal import Journal, queries
 
 from .takeover import OwnedRun
 

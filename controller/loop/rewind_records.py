@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mixloop.common.types import Json
 from mixloop.contract import OpenLine
 from mixloop.controller.core import Rewind, left_by
-from mixloop.controller.journal import Journal, add_event, keep, queries, skip
+from mixloop.controller.journal import Journal, add_event, queries, set_meta, skip
 
 
 def note_incarnations(
@@ -42,7 +42,7 @@ def note_incarnations(
                 detail["applied_before"] = _applied_beyond(journal, rewind)
                 left += _abandon(tx, journal, rewind)
             add_event(tx, journal.fence or 0, "incarnation", detail)
-        keep(tx, "incarnation", max(line.incarnation for line in began))
+        set_meta(tx, "incarnation", max(line.incarnation for line in began))
     return left
 
 

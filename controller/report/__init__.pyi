@@ -1,12 +1,10 @@
-from .figures import AREAS as AREAS
 from .figures import CURVES as CURVES
-from .figures import HATCHES as HATCHES
-from .figures import STYLE as STYLE
+from .figures import canvas as canvas
 from .figures import draw as draw
 from .figures import plain as plain
+from .figures import stack_shares as stack_shares
 from .figures import token_axis as token_axis
-from .html import document as document
-from .html import escaped as escaped
+from .html import render as render
+from .page import write_artifacts as write_artifacts
+from .page import write_report as write_report
 from .report_data import gather as gather
-from .report_data import write_artifacts as write_artifacts
-from .report_data import write_report as write_report

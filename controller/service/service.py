@@ -9,9 +9,9 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from mixloop.common.errors import BadInput
 from mixloop.common.text import clean
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 
 Say = Callable[[str], None]
+Show = Callable[[], None]
+Processes = Mapping[str, subprocess.Popen[bytes]]
 
 TERM_GRACE = 60.0  # seconds the controller gets to end by itself
 
@@ -36,43 +38,46 @@ def control_run(path: Path, say: Say, metrics_port: int | None = None) -> int:
     """Run the controller until the run has ended or someone stops it. Returns the exit code.
 
     Args:
+        path: the run.yaml.
+        say: what shows a line.
         metrics_port: serve Prometheus' metrics there (0: at any free port), whatever run.yaml says.
 
     Raises:
         BadInput: before anything starts, when the configuration, the policy or the port is wrong.
     """
-    config = load_config(path)
+    config, base = load_config(path), path.parent.resolve()
     check_evals(path, config)
-    launch.check_policy(config, path.parent.resolve())
+    launch.check_policy(config, base)
     logging.getLogger("mixloop").addHandler(logging.NullHandler())
-    with contextlib.ExitStack() as stack:
-        timings = Timings()
-        # first of all: a controller that takes the run over and then ends would end two
-        url = _serve_metrics(config, metrics_port, timings, stack)
-        controller = start_controller(config, path.parent.resolve(), say, timings)
+    timings = Timings()
+    # first of all: a controller that takes the run over and then ends would end two
+    with _metrics_served(config, metrics_port, timings) as url:
+        controller = start_controller(config, base, say, timings)
         return _control(controller, config, say, url)
 
 
-def _serve_metrics(
-    config: RunConfig, port: int | None, timings: Timings, stack: contextlib.ExitStack
-) -> str | None:
-    """Serve the metrics where that is asked for. Returns the address."""
+@contextlib.contextmanager
+def _metrics_served(config: RunConfig, port: int | None, timings: Timings) -> Iterator[str | None]:
+    """Serve the metrics where that is asked for. Yields the address."""
     from mixloop.controller.watch import MetricsServer
 
     settings = config.controller.metrics
-    wanted = settings.port if port is None else port
-    if wanted is None:
-        return None
-    server = MetricsServer(RunPaths(config.run.dir), settings.host, wanted, timings)
-    stack.callback(server.close)
-    return server.url
+    port = settings.port if port is None else port
+    if port is None:
+        yield None
+        return
+    server = MetricsServer(RunPaths(config.run.dir), settings.host, port, timings)
+    try:
+        yield server.url
+    finally:
+        server.close()
 
 
-def _control(controller: Any, config: RunConfig, say: Say, url: str | None) -> int:
-    stopped_by: list[int] = []
+def _control(controller: Controller, config: RunConfig, say: Say, url: str | None) -> int:
+    signals: list[int] = []
 
     def stop(number: int, frame: object) -> None:
-        stopped_by.append(number)
+        signals.append(number)
         controller.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,7 +90,7 @@ def _control(controller: Any, config: RunConfig, say: Say, url: str | None) -> i
     except FenceLost as error:
         say(f"another controller has taken this run over ({error}); stopping")
         return 1
-    return 130 if stopped_by else 0
+    return 130 if signals else 0
 
 
 def start_controller(
@@ -115,9 +120,7 @@ def start_controller(
             ) from None
 
 
-def run_both(
-    path: Path, *, rewind: bool = False, say: Say | None = None, metrics_port: int | None = None
-) -> int:
+def run_both(path: Path, say: Say, *, rewind: bool = False, metrics_port: int | None = None) -> int:
     """Train and control as two processes; returns the first failure's exit code, or 0.
 
     The trainer goes on if the controller dies, and the controller waits if the trainer dies: this
@@ -127,33 +130,29 @@ def run_both(
         BadInput: before anything starts.
     """
     config = load_config(path)
-    tell = say or (lambda line: print(line, flush=True))  # noqa: T201 - the command's output
     check_evals(path, config)
     launch.check_policy(config, path.parent.resolve())
     launch.check_training(config, rewind=rewind)
     port = config.controller.metrics.port if metrics_port is None else metrics_port
     if port is not None:
         check_address(config.controller.metrics.host, port)
-    paths = RunPaths(config.run.dir)
     job = launch.write_job(config)
-    logs = {name: paths.dir / f"{name}.log" for name in ("trainer", "controller")}
-    told = logs["controller"].stat().st_size if logs["controller"].exists() else 0
-    command = launch.trainer_command(job, rewind=rewind)
-    mine = [sys.executable, "-m", "mixloop.cli.app", "control", str(path)]
-    mine += ["--metrics-port", str(metrics_port)] if metrics_port is not None else []
-    parts = {
-        "trainer": launch.start(command, logs["trainer"]),
-        "controller": launch.start(mine, logs["controller"]),
-    }
-    tell(f"trainer is process {parts['trainer'].pid}, log {logs['trainer']}")
-    tell(f"controller is process {parts['controller'].pid}, log {logs['controller']}")
-    with _passing_on_stops(parts):
-        return _watch(config, parts, logs, tell, told)
+    control = [sys.executable, "-m", "mixloop.cli.app", "control", str(path)]
+    control += ["--metrics-port", str(metrics_port)] if metrics_port is not None else []
+    commands = {"trainer": launch.trainer_command(job, rewind=rewind), "controller": control}
+    logs = {name: config.run.dir / f"{name}.log" for name in commands}
+    earlier = logs["controller"].stat().st_size if logs["controller"].exists() else 0
+    processes = {name: launch.start(command, logs[name]) for name, command in commands.items()}
+    for name, process in processes.items():
+        say(f"{name} is process {process.pid}, log {logs[name]}")
+    with _ending_both(processes), logs["controller"].open("rb") as log, _progress(config) as show:
+        log.seek(earlier)
+        return _follow(processes, logs, log, say, show)
 
 
 @contextlib.contextmanager
-def _passing_on_stops(parts: dict[str, subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Whatever ends this command ends both parts, gently first."""
+def _ending_both(processes: Processes) -> Iterator[None]:
+    """Whatever ends this command ends both, gently first."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -163,65 +162,56 @@ def _passing_on_stops(parts: dict[str, subprocess.Popen[bytes]]) -> Iterator[Non
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        _end(parts)
+        _end(processes)
 
 
-def _end(parts: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Ask every part to end. The trainer gets all the time its last checkpoint takes."""
-    for part in parts.values():
-        if part.poll() is None:
-            part.terminate()
+def _end(processes: Processes) -> None:
+    """Ask both to end. The trainer gets all the time its last checkpoint takes."""
+    running = [process for process in processes.values() if process.poll() is None]
+    for process in running:
+        process.terminate()
     try:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            parts["controller"].wait(TERM_GRACE)
-        parts["trainer"].wait()
+            processes["controller"].wait(TERM_GRACE)
+        processes["trainer"].wait()
     finally:  # also when the person insists with another Ctrl-C
-        for part in parts.values():
-            if part.poll() is None:
-                part.kill()
-                part.wait()
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
-def _watch(
-    config: RunConfig,
-    parts: dict[str, subprocess.Popen[bytes]],
-    logs: dict[str, Path],
-    tell: Say,
-    heard: int,
+def _follow(
+    processes: Processes, logs: Mapping[str, Path], log: IO[bytes], say: Say, show: Show
 ) -> int:
-    """Follow both parts to their end, showing the controller's lines and the progress.
-
-    ``heard``: bytes of the controller's log that an earlier start of this run has written.
-    """
-    told: set[str] = set()
-    with logs["controller"].open("rb") as stream, _progress(config) as show:
-        stream.seek(heard)
-        while True:
-            ended = {name: part.poll() for name, part in parts.items()}
-            _relay(stream, tell)
-            show()
-            for name, code in ended.items():
-                if code and name not in told:
-                    told.add(name)
-                    why = clean(launch.last_line(logs[name]))
-                    tell(f"the {name} ended with status {code}: {why}")
-            if ended["controller"] is not None and ended["trainer"] is not None:
-                return ended["trainer"] or ended["controller"] or 0
-            if ended["trainer"]:
-                return int(ended["trainer"])  # nothing more to control; resume starts both again
-            time.sleep(0.2)
+    """Follow both to their end, showing the controller's lines and the progress."""
+    failed: set[str] = set()
+    while True:
+        codes = {name: process.poll() for name, process in processes.items()}
+        _relay(log, say)
+        show()
+        for name, code in codes.items():
+            if code and name not in failed:
+                failed.add(name)
+                why = clean(launch.last_line(logs[name]))
+                say(f"the {name} ended with status {code}: {why}")
+        if codes["controller"] is not None and codes["trainer"] is not None:
+            return codes["trainer"] or codes["controller"] or 0
+        if codes["trainer"]:
+            return codes["trainer"]  # nothing more to control; resume starts both again
+        time.sleep(0.2)
 
 
-def _relay(stream: Any, tell: Say) -> None:
-    while line := stream.readline():
+def _relay(log: IO[bytes], say: Say) -> None:
+    while line := log.readline():
         if not line.endswith(b"\n"):
-            stream.seek(-len(line), 1)
+            log.seek(-len(line), 1)
             return
-        tell(clean(line.decode("utf-8", errors="replace").rstrip("\n")))
+        say(clean(line.decode("utf-8", errors="replace").rstrip("\n")))
 
 
 @contextlib.contextmanager
-def _progress(config: RunConfig) -> Iterator[Callable[[], None]]:
+def _progress(config: RunConfig) -> Iterator[Show]:
     """A bar of the tokens trained, on a terminal; nothing elsewhere."""
     if not sys.stdout.isatty():
         yield lambda: None
@@ -233,9 +223,9 @@ def _progress(config: RunConfig) -> Iterator[Callable[[], None]]:
         task = progress.add_task("training", total=config.budget, shown="")
 
         def show() -> None:
-            beat = read_status(RunPaths(config.run.dir).status).value
-            if beat is not None:
-                shown = f"step {beat.step}, {beat.tokens / config.budget:.0%}"
-                progress.update(task, completed=beat.tokens, shown=shown)
+            status = read_status(RunPaths(config.run.dir).status).value
+            if status is not None:
+                shown = f"step {status.step}, {status.tokens / config.budget:.0%}"
+                progress.update(task, completed=status.tokens, shown=shown)
 
         yield show

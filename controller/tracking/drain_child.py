@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from mixloop.common.process import Child
-from mixloop.common.types import Json
-from mixloop.contract import RunPaths
+from mixloop.contract import RunPaths, Status
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import RunState
 from mixloop.controller.journal import Journal, records
@@ -80,7 +79,7 @@ class MlflowDrain:
         self._last_failure: str | None = None
         self._failing: str | None = None  # what the running drain said it failed on
         self._closed_at: float | None = None
-        self._recorded: Json | None = None  # the heartbeat whose curves were recorded last
+        self._recorded: Status | None = None  # the heartbeat whose curves were recorded last
 
     @property
     def due(self) -> bool:
@@ -101,9 +100,9 @@ class MlflowDrain:
         """The trainer's curves up to its newest heartbeat."""
         status = state.status
         assert status is not None
-        before, self._recorded = self._recorded, asdict(status)
+        before, self._recorded = self._recorded, status
         self.curves_at = status.tokens
-        records.curves(self.journal, self._recorded, before, self.config.guards.max_epochs)
+        records.curves(self.journal, status, before, self.config.guards.max_epochs)
 
     def close_run(self, state: RunState) -> None:
         """The run's end; from now on there is nothing else to do."""

@@ -14,17 +14,18 @@ import fcntl
 import hashlib
 import json
 import os
-import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mixloop.common.process import die_with_parent
-from mixloop.controller.core import LOWER, UPPER
-from mixloop.controller.journal import unpack
+from mixloop.common.process import end_with_parent
+from mixloop.common.types import Json
+from mixloop.controller.core import LOWER, UPPER, OutboxRow, calls
+from mixloop.controller.journal import Journal, queries
 
 # The client's defaults retry for minutes; ours is the loop that retries, from the journal.
 LIMITS = {
@@ -42,6 +43,7 @@ SPANS = {  # the icon of each step in MLflow's tree of a trace
     "outcome": "EVALUATOR",
 }
 PREVIEW = 1000  # characters that MLflow keeps of a preview
+JOURNAL_TIMEOUT = 30.0  # seconds that a journal which is being written is waited for
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
@@ -62,12 +64,12 @@ class Sink:
         mlflow.set_tracking_uri(uri)
         self.uid = uid
         self.client = mlflow.MlflowClient(tracking_uri=uri)
-        found = self.client.get_experiment_by_name(experiment)
-        if found is None:
+        existing = self.client.get_experiment_by_name(experiment)
+        if existing is None:
             location = artifacts.as_uri() if artifacts is not None else None
             self.experiment = self.client.create_experiment(experiment, artifact_location=location)
         else:
-            self.experiment = found.experiment_id
+            self.experiment = existing.experiment_id
         mlflow.set_experiment(experiment_id=self.experiment)
         self._run: str | None = None
 
@@ -79,29 +81,53 @@ class Sink:
             LookupError: before the run's own entry was sent.
         """
         if self._run is None:
-            found = self.client.search_runs([self.experiment], f"tags.`mixloop.uid` = '{self.uid}'")
-            if not found:
+            runs = self.client.search_runs([self.experiment], f"tags.`mixloop.uid` = '{self.uid}'")
+            if not runs:
                 raise LookupError("the run is not in MLflow yet")
-            self._run = found[0].info.run_id
+            self._run = runs[0].info.run_id
         return self._run
 
-    def send(self, kind: str, payload: dict[str, Any]) -> None:
-        """Carry one outbox entry over.
+    def send(self, journal: Journal, entry: OutboxRow) -> None:
+        """Carry over what one outbox entry comes to.
 
         Raises:
-            Refused: when MLflow will never take it.
+            Refused: when MLflow will never take it, or a part of it; the other parts it has.
             Exception: whatever the client raises when the server cannot be reached.
         """
+        refusals = []
+        decision = None
+        if entry.kind == "decision":
+            decision = queries.decision(journal, entry.payload["id"])
+        for call in calls(entry.kind, entry.payload, decision):
+            try:
+                self._call(call.kind, call.payload)
+            except Refused as refusal:
+                refusals.append(refusal)
+        if refusals:
+            raise refusals[0]
+
+    def _call(self, kind: str, payload: Json) -> None:
         from mlflow.exceptions import MlflowException
 
+        methods: dict[str, Callable[[Json], None]] = {
+            "run": self._send_run,
+            "metrics": self._send_metrics,
+            "model": self._send_model,
+            "trace": self._send_trace,
+            "span": self._send_span,
+            "trace_tags": self._send_trace_tags,
+            "note": self._send_note,
+            "report": self._send_report,
+            "end": self._send_end,
+        }
         try:
-            getattr(self, f"_send_{kind}")(payload)
+            methods[kind](payload)
         except MlflowException as error:
             if error.error_code in REFUSED:
                 raise Refused(str(error).splitlines()[0]) from error
             raise
 
-    def _send_run(self, payload: dict[str, Any]) -> None:
+    def _send_run(self, payload: Json) -> None:
         from mlflow.entities import Param
 
         try:
@@ -116,7 +142,7 @@ class Sink:
         self.client.log_batch(run, params=params, synchronous=True)
         self.client.set_terminated(run, status="RUNNING")
 
-    def _send_metrics(self, payload: dict[str, Any]) -> None:
+    def _send_metrics(self, payload: Json) -> None:
         self._log(payload["metrics"], payload["tokens"], payload["ms"], None)
 
     def _log(
@@ -138,20 +164,20 @@ class Sink:
             points.append(Metric(key, value, ms, tokens, model, *of, run))
         self.client.log_batch(self.run, metrics=points, synchronous=True)
 
-    def _send_model(self, payload: dict[str, Any]) -> None:
+    def _send_model(self, payload: Json) -> None:
         name = payload["name"]
-        found = self.client.search_logged_models(
+        models = self.client.search_logged_models(
             [self.experiment], f"name = '{name}' AND source_run_id = '{self.run}'"
         )
-        if found:
-            model = found[0]
+        if models:
+            model = models[0]
         else:
             model = self.client.create_logged_model(
                 self.experiment, name, self.run, payload["tags"], payload["params"], "checkpoint"
             )
         self.client.finalize_logged_model(model.model_id, "READY")
         self._show_on_run(model.model_id, payload["tokens"])
-        data = {name: _dataset(name, text) for name, text in payload.get("datasets", {}).items()}
+        data = {name: _dataset(name, text) for name, text in payload["datasets"].items()}
         if data:
             self._log_data(list(data.values()), model.model_id)
         self._log(payload["metrics"], payload["tokens"], payload["ms"], model.model_id, data)
@@ -160,7 +186,7 @@ class Sink:
         """The benchmarks' items as inputs of the run and of the checkpoint's model."""
         from mlflow.entities import DatasetInput, LoggedModelInput
 
-        inputs = [DatasetInput(one, []) for one in data]
+        inputs = [DatasetInput(dataset, []) for dataset in data]
         self.client.log_inputs(self.run, inputs, [LoggedModelInput(model_id=model)])
 
     def _show_on_run(self, model: str, tokens: int) -> None:
@@ -168,19 +194,26 @@ class Sink:
         from mlflow.entities import LoggedModelOutput
 
         outputs = self.client.get_run(self.run).outputs
-        known = {output.model_id for output in (outputs.model_outputs if outputs else [])}
-        if model not in known:
+        listed = {output.model_id for output in (outputs.model_outputs if outputs else [])}
+        if model not in listed:
             self.client.log_outputs(self.run, [LoggedModelOutput(model_id=model, step=tokens)])
 
     def _trace(self, decision: str) -> str | None:
-        found = self.client.search_traces(
+        traces = self.client.search_traces(
             [self.experiment],
             f"tag.`mixloop.uid` = '{self.uid}' AND tag.`mixloop.decision` = '{decision}'",
             include_spans=False,
         )
-        return found[0].info.trace_id if found else None
+        return traces[0].info.trace_id if traces else None
 
-    def _send_trace(self, payload: dict[str, Any]) -> None:
+    def _known_trace(self, decision: str) -> str:
+        """The trace, which was sent before anything that is added to it."""
+        trace = self._trace(decision)
+        if trace is None:  # somebody has deleted it
+            raise Refused(f"the trace of {decision} is not in MLflow any more")
+        return trace
+
+    def _send_trace(self, payload: Json) -> None:
         import mlflow
 
         decision = payload["id"]
@@ -196,18 +229,18 @@ class Sink:
                 experiment_id=self.experiment,
                 start_time_ns=start,
             )
-            _preview(root, payload.get("previews"))
-            made: dict[str | None, Any] = {None: root}
+            _preview(root, payload["previews"])
+            spans: dict[str | None, Any] = {None: root}
             for name, parent, inputs, outputs in payload["spans"]:
-                made[name] = mlflow.start_span_no_context(
+                spans[name] = mlflow.start_span_no_context(
                     name,
                     span_type=_span_type(name),
-                    parent_span=made[parent],
+                    parent_span=spans[parent],
                     inputs=inputs,
                     start_time_ns=start,
                 )
-                made[name].set_outputs(outputs)
-            for name, span in made.items():
+                spans[name].set_outputs(outputs)
+            for name, span in spans.items():
                 if name is not None:
                     span.end(end_time_ns=end)
             root.end(outputs=payload["response"], end_time_ns=end)
@@ -215,44 +248,42 @@ class Sink:
         if self._trace(decision) is None:
             raise ConnectionError(f"the trace of {decision} did not arrive")
 
-    def _send_span(self, payload: dict[str, Any]) -> None:
+    def _send_span(self, payload: Json) -> None:
         """A later step on a decision's trace, under an id of its own: told twice it is one."""
         from mlflow.tracking._tracking_service.utils import _get_store
 
-        found = self._trace(payload["id"])
-        if found is None:
-            raise Refused(f"the trace of {payload['id']} is not in MLflow any more")
-        root = next(s for s in self.client.get_trace(found).data.spans if s.parent_id is None)
+        spans = self.client.get_trace(self._known_trace(payload["id"])).data.spans
+        root = next(span for span in spans if span.parent_id is None)
         try:
             _get_store(self.uri).log_spans(self.experiment, [_span(self.uid, root, payload)])
         except NotImplementedError as error:  # a server of before 3.4: the tags tell it too
             raise Refused(str(error)) from error
 
-    def _send_note(self, payload: dict[str, Any]) -> None:
+    def _send_note(self, payload: Json) -> None:
         self.client.set_tag(self.run, "mlflow.note.content", payload["note"])
 
-    def _send_report(self, payload: dict[str, Any]) -> None:
+    def _send_report(self, payload: Json) -> None:
         """The report and the picture as they stand, as artifacts of the run."""
         from mixloop.common.errors import BadInput
         from mixloop.controller.report import write_artifacts
 
         with tempfile.TemporaryDirectory() as folder:
             try:
-                made = write_artifacts(self.folder, Path(folder))
+                files = write_artifacts(self.folder, Path(folder))
             except BadInput:
                 return  # neither trainer nor controller has anything to tell
             except Exception as error:  # a page less must not keep everything behind it waiting
                 raise Refused(f"report: {type(error).__name__}: {error}") from error
             try:
-                for one in made:
-                    self.client.log_artifact(self.run, str(one), "report")
+                for file in files:
+                    self.client.log_artifact(self.run, str(file), "report")
             except (PermissionError, NotADirectoryError) as error:
                 # no place for artifacts that this machine can write to: the rest still goes
                 raise Refused(f"report: {error}") from error
 
     def assessments(self) -> list[dict[str, Any]]:
         """What people said of this run's latest decisions."""
-        found = self.client.search_traces(
+        traces = self.client.search_traces(
             [self.experiment],
             f"tag.`mixloop.uid` = '{self.uid}'",
             max_results=100,
@@ -260,20 +291,18 @@ class Sink:
             include_spans=False,
         )
         return [
-            _assessment(trace.info.tags["mixloop.decision"], one)
-            for trace in found
-            for one in trace.info.assessments or ()
+            _assessment(trace.info.tags["mixloop.decision"], assessment)
+            for trace in traces
+            for assessment in trace.info.assessments or ()
             if "mixloop.decision" in trace.info.tags
         ]
 
-    def _send_trace_tags(self, payload: dict[str, Any]) -> None:
-        trace = self._trace(payload["id"])
-        if trace is None:  # the trace was sent before its tags: somebody has deleted it
-            raise Refused(f"the trace of {payload['id']} is not in MLflow any more")
+    def _send_trace_tags(self, payload: Json) -> None:
+        trace = self._known_trace(payload["id"])
         for key, value in payload["tags"].items():
             self.client.set_trace_tag(trace, key, str(value)[:4000])
 
-    def _send_end(self, payload: dict[str, Any]) -> None:
+    def _send_end(self, payload: Json) -> None:
         self.client.set_tag(self.run, "mlflow.note.content", payload["note"])
         self.client.set_terminated(self.run, payload["status"], payload["ms"])
 
@@ -283,21 +312,19 @@ def _span_type(name: str) -> str:
     return SPANS.get(name.partition(" ")[0], "TASK")
 
 
-def _preview(root: Any, previews: list[str] | None) -> None:
+def _preview(root: Any, previews: tuple[str, str]) -> None:
     """What the list of traces shows, where this client lets us say it without a global context."""
-    if previews is None:  # an entry of an older journal: the list shows its JSON
-        return
     with contextlib.suppress(ImportError, AttributeError):
         from mlflow.tracing.trace_manager import InMemoryTraceManager
 
         with InMemoryTraceManager.get_instance().get_trace(root.trace_id) as trace:
             if trace is not None:
                 trace.info.request_preview, trace.info.response_preview = (
-                    one[:PREVIEW] for one in previews
+                    preview[:PREVIEW] for preview in previews
                 )
 
 
-def _span(uid: str, root: Any, payload: dict[str, Any]) -> Any:
+def _span(uid: str, root: Any, payload: Json) -> Any:
     """A span below ``root`` that MLflow has already, with an id made of what it is."""
     from mlflow.entities import Span
     from mlflow.tracing.constant import SpanAttributeKey
@@ -338,15 +365,15 @@ def _dataset(name: str, text: str) -> Any:
     return Dataset(name=name, digest=digest, source_type="mixloop", source=text[:1000])
 
 
-def _assessment(decision: str, one: Any) -> dict[str, Any]:
-    source = one.source
-    at = datetime.fromtimestamp((one.create_time_ms or 0) / 1000, UTC)
+def _assessment(decision: str, assessment: Any) -> Json:
+    source = assessment.source
+    at = datetime.fromtimestamp((assessment.create_time_ms or 0) / 1000, UTC)
     return {
-        "id": one.assessment_id,
+        "id": assessment.assessment_id,
         "decision": decision,
-        "name": one.name,
-        "value": json.dumps(getattr(one, "value", None), default=str),
-        "rationale": one.rationale or "",
+        "name": assessment.name,
+        "value": json.dumps(getattr(assessment, "value", None), default=str),
+        "rationale": assessment.rationale or "",
         "by": source.source_id if source is not None else "",
         "at": at.isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
@@ -384,71 +411,60 @@ def _make_tables(uri: str) -> None:
     store.engine.dispose()
 
 
-def _sink(request: dict[str, Any]) -> Sink:
+def _sink(request: Json) -> Sink:
     make_database(request["uri"], request["uid"])
     artifacts = Path(request["artifacts"]) if request["artifacts"] else None
-    folder = Path(request.get("folder") or Path(request["journal"]).parent)
+    folder = Path(request["folder"])
     return Sink(request["uri"], request["experiment"], request["uid"], artifacts, folder)
 
 
-def pending(journal: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+def waiting(journal: Journal) -> Iterator[OutboxRow]:
     """Outbox entries that have not arrived yet, in the order they were written."""
-    database = sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=30.0)
-    last = 0
-    while True:
-        row = database.execute(
-            "SELECT seq, kind, payload FROM outbox WHERE done_at IS NULL AND seq > ? "
-            "ORDER BY seq LIMIT 1",
-            (last,),
-        ).fetchone()
-        if row is None:
-            return
-        last = row[0]
-        yield last, row[1], unpack(row[2])
+    entry = queries.next_entry(journal, after=0)
+    while entry is not None:
+        yield entry
+        entry = queries.next_entry(journal, after=entry.seq)
 
 
-def _send(sink: Sink, journal: Path, kind: str, payload: dict[str, Any]) -> None:
+def _send(sink: Sink, journal: Journal, entry: OutboxRow) -> None:
     """Carry an entry over; a run that is not there (another server, deleted) is made again."""
     try:
-        sink.send(kind, payload)
+        sink.send(journal, entry)
     except LookupError:
-        database = sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=30.0)
-        first = database.execute("SELECT payload FROM outbox WHERE key = 'run'").fetchone()
-        database.close()
-        if first is None or kind == "run":
+        run = queries.entry(journal, "run")
+        if run is None or entry.kind == "run":
             raise
-        sink.send("run", unpack(first[0]))
-        sink.send(kind, payload)
+        sink.send(journal, run)
+        sink.send(journal, entry)
 
 
-def drain(request: dict[str, Any], say: Any) -> int:
-    """Carry over everything pending; ``say(dict)`` is told of each entry. Returns the exit code."""
+def drain(request: Json, say: Callable[[Json], object]) -> int:
+    """Carry over everything pending; ``say`` is told of each entry. Returns the exit code."""
+    seq = 0
     sink: Sink | None = None
-    for seq, kind, payload in pending(Path(request["journal"])):
-        try:
-            if sink is None:
-                sink = _sink(request)
-            _send(sink, Path(request["journal"]), kind, payload)
-        except Refused as refusal:
-            say({"refused": seq, "error": str(refusal)})
-            continue
-        except Exception as error:
-            say({"failed": seq, "error": f"{type(error).__name__}: {error}".splitlines()[0][:500]})
-            return 3
-        say({"done": seq})
+    path = Path(request["journal"])
     try:
-        found = (sink or _sink(request)).assessments()
+        with closing(Journal(path, read_only=True, timeout=JOURNAL_TIMEOUT)) as journal:
+            for entry in waiting(journal):
+                seq, sink = entry.seq, sink or _sink(request)
+                try:
+                    _send(sink, journal, entry)
+                except Refused as refusal:
+                    say({"refused": seq, "error": str(refusal)})
+                else:
+                    say({"done": seq})
+        seq = 0
+        if assessments := (sink or _sink(request)).assessments():
+            say({"assessments": assessments})
     except Exception as error:
-        say({"failed": 0, "error": f"{type(error).__name__}: {error}".splitlines()[0][:500]})
+        say({"failed": seq, "error": f"{type(error).__name__}: {error}".splitlines()[0][:500]})
         return 3
-    if found:
-        say({"assessments": found})
     return 0
 
 
 def main() -> None:
     """Entry of ``python -m mixloop.controller.tracking.mlflow_sink REQUEST`` (a JSON object)."""
-    die_with_parent()
+    end_with_parent()
     os.environ.update(LIMITS)
     del os.environ["MLFLOW_TRACKING_URI"]
     channel = os.fdopen(os.dup(1), "w", buffering=1)

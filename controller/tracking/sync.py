@@ -10,11 +10,11 @@ from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.contract import RunPaths
 from mixloop.controller.config import load_config
-from mixloop.controller.journal import Journal, records
+from mixloop.controller.journal import Journal, queries, records
 from mixloop.controller.views import controller, open_run
 
-PATIENCE = 600.0  # seconds a controller that runs gets, and the most a drain may take
-LOOK = 0.2
+TIMEOUT = 600.0  # seconds a controller that runs gets, and the most a drain may take
+POLL_SECONDS = 0.2
 
 
 def sync_run(target: Path) -> Json:
@@ -34,31 +34,25 @@ def sync_run(target: Path) -> Json:
     paths, journal = open_run(target)
     if journal is None:
         raise BadInput(f"{target}: no controller has run here, so there is nothing to tell")
-    before = _waiting(journal)
-    found = controller(journal)
-    alive = found is not None and found["alive"] is not False
+    before = queries.waiting_entries(journal)
+    holder = controller(journal)
+    alive = holder is not None and holder.alive is not False
     error = _wait_for_controller(paths, journal) if alive else _drain(config, paths)
-    left = _waiting(journal)
+    left = queries.waiting_entries(journal)
     return {"sent": before - left, "waiting": left, "error": error if left else None}
-
-
-def _waiting(journal: Journal) -> int:
-    return int(journal.value("SELECT COUNT(*) FROM outbox WHERE done_at IS NULL"))
 
 
 def _wait_for_controller(paths: RunPaths, journal: Journal) -> str:
     from mixloop.contract import requests
     from mixloop.controller.journal import timestamp
 
-    last = int(journal.value("SELECT COALESCE(MAX(seq), 0) FROM outbox"))
+    last = queries.newest_entry_number(journal)
     requests.submit(paths.requests, requests.new_request("sync", timestamp()))
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
-        if not journal.value(
-            "SELECT COUNT(*) FROM outbox WHERE done_at IS NULL AND seq <= ?", last
-        ):
+        if not queries.waiting_entries(journal, until=last):
             return "new entries came meanwhile; the controller sends them"
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     return "the controller did not get it through in time"
 
 
@@ -71,9 +65,10 @@ def _drain(config: Any, paths: RunPaths) -> str:
     lock = take_lock(paths.dir / "controller.lock")
     journal = Journal(paths.journal, create=True)
     try:
-        journal.fence = journal.value("SELECT fence FROM lease")
+        holder = queries.lease(journal)
+        journal.fence = holder.fence if holder is not None else None
         uid = records.run_uid(journal)
-        child = start_drain(config, paths, uid, timeout=PATIENCE, clock=time.monotonic)
+        child = start_drain(config, paths, uid, timeout=TIMEOUT, clock=time.monotonic)
         failure: str | None = None
         try:
             while True:
@@ -81,7 +76,7 @@ def _drain(config: Any, paths: RunPaths) -> str:
                 failure = records.drained(journal, child.messages()) or failure
                 if not running:
                     break
-                time.sleep(LOOK)
+                time.sleep(POLL_SECONDS)
             if failure is None and child.exit_code:
                 failure = child.killed or f"the MLflow child ended with status {child.exit_code}"
         finally:

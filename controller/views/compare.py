@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.controller.decisions import benchmark_scores
+from mixloop.controller.journal import queries
 from mixloop.evals import BenchmarkScore, Scorecard
 from mixloop.policies.evidence import Comparison, compare
 from mixloop.policies.interface import MissingScore
 
 from . import tables
+from .opening import open_run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,16 +32,16 @@ def read_cards(paths: tuple[Path, Path]) -> tuple[Scorecard, Scorecard]:
     Raises:
         BadInput: for a file that can't be read or is no scorecard.
     """
-    found = []
+    cards = []
     for path in paths:
         try:
-            found.append(Scorecard.read(path))
+            cards.append(Scorecard.read(path))
         except OSError as error:
             hint = "give the file that `mixloop eval --out` writes, or a run with --steps"
             raise BadInput(f"{path}: no scorecard here ({error.strerror}); {hint}") from None
         except ValueError as error:
             raise BadInput(str(error).splitlines()[0]) from None
-    return found[0], found[1]
+    return cards[0], cards[1]
 
 
 def run_cards(run: Path, steps: str) -> tuple[Scorecard, Scorecard]:
@@ -48,21 +50,21 @@ def run_cards(run: Path, steps: str) -> tuple[Scorecard, Scorecard]:
     Raises:
         BadInput: when there is no such run, or no scored checkpoint at a step.
     """
-    from .run_status import open_run
-
     try:
         first, second = (int(step) for step in steps.split(","))
     except ValueError:
         raise BadInput(f"--steps: {steps!r} is not two steps; give them as 1200,2400") from None
     _, journal = open_run(run)
-    query = "SELECT step, scorecard FROM evaluations WHERE state = 'scored' ORDER BY step"
-    scored = {row["step"]: row for row in journal.rows(query)} if journal is not None else {}
+    rows = queries.checkpoints_in(journal, "scored") if journal is not None else []
+    scored = [row.step for row in rows]
     for step in (first, second):
         if step not in scored:
-            known = ", ".join(map(str, scored)) or "none"
-            raise BadInput(f"{run}: no scorecard at step {step}; scored steps: {known}")
-    cards = [Scorecard.model_validate(scored[step]["scorecard"]) for step in (first, second)]
-    return cards[0], cards[1]
+            names = ", ".join(map(str, scored)) or "none"
+            raise BadInput(f"{run}: no scorecard at step {step}; scored steps: {names}")
+    assert journal is not None
+    cards = (next(queries.scored(journal, since=s, until=s)).scorecard for s in (first, second))
+    a, b = map(Scorecard.model_validate, cards)
+    return a, b
 
 
 def compare_cards(a: Scorecard, b: Scorecard, *, force: bool = False) -> Json:
@@ -92,12 +94,12 @@ def compare_cards(a: Scorecard, b: Scorecard, *, force: bool = False) -> Json:
         notes.extend(_gaps(name, a.benchmarks.get(name), b.benchmarks.get(name)))
         for metric in _common(name, a, b):
             try:
-                found = compare(name, metric, scores[0][name], scores[1][name])
+                comparison = compare(name, metric, scores[0][name], scores[1][name])
             except MissingScore as error:
                 notes.append(str(error))
                 continue
-            rows.append(_row(found))
-            notes.extend(_unshared(found))
+            rows.append(_row(comparison))
+            notes.extend(_unshared(comparison))
     return {"a": _side(a), "b": _side(b), "rows": rows, "notes": notes}
 
 
@@ -108,30 +110,30 @@ def _common(name: str, a: Scorecard, b: Scorecard) -> list[str]:
 
 def _gaps(name: str, a: BenchmarkScore | None, b: BenchmarkScore | None) -> Iterator[str]:
     """Why a benchmark or a metric is not compared, and what differs in how it was asked."""
-    for label, one in (("A", a), ("B", b)):
-        if one is None:
+    for label, score in (("A", a), ("B", b)):
+        if score is None:
             yield f"{name}: not asked in {label}"
-        elif one.status == "missing":
-            yield f"{name}: missing in {label}: {one.reason or 'no reason is given'}"
-        elif one.reason:
-            yield f"{name}: in {label}: {one.reason}"
+        elif score.status == "missing":
+            yield f"{name}: missing in {label}: {score.reason or 'no reason is given'}"
+        elif score.reason:
+            yield f"{name}: in {label}: {score.reason}"
     if a is None or b is None or "missing" in (a.status, b.status):
         return
-    for label, one, other in (("A", a, b), ("B", b, a)):
-        lacking = [metric for metric in other.metrics if metric not in one.metrics]
-        if lacking and not one.reason:
+    for label, score, other in (("A", a, b), ("B", b, a)):
+        lacking = [metric for metric in other.metrics if metric not in score.metrics]
+        if lacking and not score.reason:
             yield f"{name} {', '.join(lacking)}: not measured in {label}"
     for key, words in _ASKED.items():
-        ours, theirs = getattr(a, key), getattr(b, key)
-        if ours != theirs:
-            yield f"{name}: {words} {ours} in A, {theirs} in B"
+        in_a, in_b = getattr(a, key), getattr(b, key)
+        if in_a != in_b:
+            yield f"{name}: {words} {in_a} in A, {in_b} in B"
 
 
-def _unshared(found: Comparison) -> Iterator[str]:
-    one = found.difference
-    if one.n < max(found.items_a, found.items_b):
-        counts = f"of {found.items_a} in A and {found.items_b} in B"
-        yield f"{one.benchmark} {one.metric}: compared over {one.n} shared items {counts}"
+def _unshared(comparison: Comparison) -> Iterator[str]:
+    shared, items_a, items_b = comparison.difference, comparison.items_a, comparison.items_b
+    if shared.n < max(items_a, items_b):
+        counts = f"of {items_a} in A and {items_b} in B"
+        yield f"{shared.benchmark} {shared.metric}: compared over {shared.n} shared items {counts}"
 
 
 def _side(card: Scorecard) -> Json:
@@ -139,22 +141,22 @@ def _side(card: Scorecard) -> Json:
     return {key: getattr(card, key) for key in kept}
 
 
-def _row(found: Comparison) -> Json:
-    one = found.difference
-    low, high = one.interval() if one.stderr else (math.nan, math.nan)
+def _row(comparison: Comparison) -> Json:
+    difference = comparison.difference
+    low, high = difference.interval() if difference.stderr else (math.nan, math.nan)
     return {
-        "benchmark": one.benchmark,
-        "metric": one.metric,
-        "a": found.a,
-        "b": found.b,
-        "gain": one.gain,
-        "stderr": _finite(one.stderr),
+        "benchmark": difference.benchmark,
+        "metric": difference.metric,
+        "a": comparison.a,
+        "b": comparison.b,
+        "gain": difference.gain,
+        "stderr": _finite(difference.stderr),
         "low": _finite(low),
         "high": _finite(high),
-        "z": _finite(one.z),
-        "df": one.df,
-        "items": one.n,
-        "mcnemar": found.mcnemar,
+        "z": _finite(difference.z),
+        "df": difference.df,
+        "items": difference.n,
+        "mcnemar": comparison.mcnemar,
     }
 
 
@@ -167,14 +169,14 @@ def comparison_table(report: Json) -> Table:
     """The rows for a person."""
     names = (f"{label} = {_name(report[label.lower()])}" for label in "AB")
     columns = ("benchmark", "metric", "A", "B", "gain", "± s.e.", "z", "df", "items", "McNemar p")
-    made = tables.table("   ".join(names), columns)
+    table = tables.table("   ".join(names), columns)
     for row in report["rows"]:
-        made.add_row(
+        table.add_row(
             tables.cell(row["benchmark"]),
             tables.cell(row["metric"]),
             *(_shown(row[key], form) for key, form in _FORMS.items()),
         )
-    return made
+    return table
 
 
 _FORMS = {

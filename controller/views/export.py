@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -17,7 +17,7 @@ from mixloop.common.types import Json
 from mixloop.common.units import format_tokens, parse_tokens
 from mixloop.contract import SCALE, ScheduleError, read_schedule, read_status
 
-from .run_status import open_run
+from .opening import open_run
 
 DIGITS = 9  # of a share: finer than the integers over 2^24 that it is
 
@@ -36,14 +36,14 @@ def export_run(target: Path, scale: str | None = None) -> Json:
         schedule = read_schedule(paths.schedule)
     except (ScheduleError, OSError) as error:
         raise BadInput(str(error)) from None
-    opened, beat = schedule.latest_open, read_status(paths.status).value
-    if opened is None or beat is None or not schedule.segments:
+    opened, status = schedule.latest_open, read_status(paths.status).value
+    if opened is None or status is None or not schedule.segments:
         raise BadInput(f"{target}: no trainer has run here, so there is no schedule to export")
-    reached = [one for one in schedule.segments if one.sample <= beat.sample]
+    reached = [segment for segment in schedule.segments if segment.sample <= status.sample]
     factor = Fraction(1)
     if scale is not None:
         try:
-            factor = Fraction(parse_tokens(scale), beat.budget)
+            factor = Fraction(parse_tokens(scale), status.budget)
         except ValueError as error:
             raise BadInput(f"--scale: {error}") from None
     stages: list[Json] = []
@@ -56,14 +56,14 @@ def export_run(target: Path, scale: str | None = None) -> Json:
         if stages and stages[-1]["weights"] == stage["weights"]:
             stage["name"] = stages.pop()["name"]
         stages.append(stage)
-    return {"run": beat.run, "policy": {"use": "rules", "with": {"stages": stages}}}
+    return {"run": status.run, "policy": {"use": "rules", "with": {"stages": stages}}}
 
 
 def _name(place: int, generation: int) -> str:
     return "start" if place == 0 else f"generation-{generation}-{place}"
 
 
-def _shares(units: Any) -> dict[str, float]:
+def _shares(units: Mapping[str, int]) -> dict[str, float]:
     """Shares that sum to 1 as written: rounding is given to the largest."""
     shares = {name: round(n / SCALE, DIGITS) for name, n in units.items() if n}
     largest = max(shares, key=lambda name: shares[name])
@@ -71,12 +71,12 @@ def _shares(units: Any) -> dict[str, float]:
     return shares
 
 
-def export_text(found: Json) -> str:
+def export_text(exported: Json) -> str:
     """The section as YAML for run.yaml, with where each stage ends in a comment's words."""
-    stages = found["policy"]["with"]["stages"]
-    ends = [format_tokens(one["until"]) for one in stages if "until" in one]
-    head = f"# the mixtures of run {found['run']}, as applied"
+    stages = exported["policy"]["with"]["stages"]
+    ends = [format_tokens(stage["until"]) for stage in stages if "until" in stage]
+    head = f"# the mixtures of run {exported['run']}, as applied"
     if ends:
         head += f"; they change at {', '.join(ends)} tokens"
-    body = yaml.safe_dump({"policy": found["policy"]}, sort_keys=False, width=100)
+    body = yaml.safe_dump({"policy": exported["policy"]}, sort_keys=False, width=100)
     return f"{head}\n{body}"

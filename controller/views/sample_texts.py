@@ -25,14 +25,14 @@ def read_samples(targets: Sequence[Path], steps: Sequence[int]) -> list[Samples]
     Raises:
         BadInput: when there are none, or a file is none.
     """
-    found = [one for target in targets for one in _of(target, steps)]
-    if not found:
+    files = [samples for target in targets for samples in _of(target, steps)]
+    if not files:
         wanted = f" at step {', '.join(map(str, steps))}" if steps else ""
         raise BadInput(
             f"{targets[0]}: no samples{wanted}; they are written beside each scorecard "
             "unless evals.samples is false"
         )
-    return found
+    return files
 
 
 def _of(target: Path, steps: Sequence[int]) -> list[Samples]:
@@ -48,7 +48,7 @@ def _of(target: Path, steps: Sequence[int]) -> list[Samples]:
     if not steps:
         # one file is both the first and the last
         return [_read(path) for path in dict.fromkeys((*paths[:1], *paths[-1:]))]
-    return [one for one in map(_read, paths) if one.step in steps]
+    return [samples for samples in map(_read, paths) if samples.step in steps]
 
 
 def _read(path: Path) -> Samples:
@@ -60,24 +60,26 @@ def _read(path: Path) -> Samples:
         raise BadInput(str(error).splitlines()[0]) from None
 
 
-def samples_table(found: Sequence[Samples]) -> Table:
+def samples_table(checkpoints: Sequence[Samples]) -> Table:
     """One row per prompt and way of writing, one column per checkpoint."""
-    made = tables.table("Samples", ("domain", "prompt", "how", *(_head(one) for one in found)))
-    asked = dict.fromkeys((s.domain, s.prompt) for one in found for s in one.samples)
-    for domain, prompt in asked:
-        own = [_at(one, domain, prompt) for one in found]
-        greedy = [tables.cell("-" if s is None else s.greedy or s.reason) for s in own]
-        sampled = [tables.cell("-" if s is None else s.sampled or s.reason) for s in own]
-        made.add_row(domain, tables.cell(prompt), "greedy", *greedy)
-        made.add_row("", "", "sampled", *sampled, end_section=True)
-    return made
+    table = tables.table("Samples", ("domain", "prompt", "how", *map(_head, checkpoints)))
+    prompts = dict.fromkeys(
+        (s.domain, s.prompt) for samples in checkpoints for s in samples.samples
+    )
+    for domain, prompt in prompts:
+        row = [_at(checkpoint, domain, prompt) for checkpoint in checkpoints]
+        greedy = [tables.cell("-" if s is None else s.greedy or s.reason) for s in row]
+        sampled = [tables.cell("-" if s is None else s.sampled or s.reason) for s in row]
+        table.add_row(domain, tables.cell(prompt), "greedy", *greedy)
+        table.add_row("", "", "sampled", *sampled, end_section=True)
+    return table
 
 
-def _head(one: Samples) -> str:
-    if one.step is None:
-        return tables.cell(Path(one.checkpoint).name)
-    return f"step {one.step} ({text.tokens(one.tokens)})"
+def _head(samples: Samples) -> str:
+    if samples.step is None:
+        return tables.cell(Path(samples.checkpoint).name)
+    return f"step {samples.step} ({text.tokens(samples.tokens)})"
 
 
-def _at(one: Samples, domain: str, prompt: str) -> Sample | None:
-    return next((s for s in one.samples if (s.domain, s.prompt) == (domain, prompt)), None)
+def _at(samples: Samples, domain: str, prompt: str) -> Sample | None:
+    return next((s for s in samples.samples if (s.domain, s.prompt) == (domain, prompt)), None)

@@ -21,15 +21,23 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=False)
 
 
-def table(title: str, columns: Iterable[str]) -> Table:
-    """An empty table in the house style."""
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]] = ()) -> Table:
+    """A table in the house style.
+
+    Args:
+        title: safe already; it may hold markup.
+        columns: their heads.
+        rows: their cells, in which nothing can drive the terminal.
+    """
     from rich import box
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    empty = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
+        empty.add_column(column, overflow="fold")
+    for row in rows:
+        empty.add_row(*map(cell, row))
+    return empty
 
 
 def cell(text: object) -> str:
@@ -48,13 +56,14 @@ def plan_table(plan: Json) -> Table:
             f"at {number(plan['tokens_per_second'])} tokens/s"
         )
     columns = ("benchmark", "items", "of", "generated", "seconds", "share", "± bits/byte")
-    made = table(title, columns)
-    for name, one in plan["benchmarks"].items():
-        counts = (one["items"], one["available"], one["generate_items"])
-        share = "-" if one["share"] is None else f"{one['share']:.2%}"
+    rows = table(title, columns)
+    for name, planned in plan["benchmarks"].items():
+        counts = (planned["items"], planned["available"], planned["generate_items"])
+        share = "-" if planned["share"] is None else f"{planned['share']:.2%}"
         shown = ("-" if count is None else str(count) for count in counts)
-        made.add_row(cell(name), *shown, number(one["seconds"]), share, number(one["stderr"]))
+        cost, error = number(planned["seconds"]), number(planned["stderr"])
+        rows.add_row(cell(name), *shown, cost, share, error)
     if plan["overhead"] is not None:
         share = f"{plan['overhead'] / plan['training_seconds']:.2%}"
-        made.add_row("(starting)", "-", "-", "-", number(plan["overhead"]), share, "-")
-    return made
+        rows.add_row("(starting)", "-", "-", "-", number(plan["overhead"]), share, "-")
+    return rows

@@ -3,28 +3,32 @@
 The thread has its own read-only connection to the journal and answers from memory within a second
 of the last answer, so that whoever asks too often costs nothing. Pulled rather than written to a
 file: a value is then as old as the scrape, and a controller that is gone shows as ``up == 0``.
+
+The client library's own servers are not used: they have a thread for every client and no limit on
+how long one may be silent.
 """
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import TCPServer
 from typing import Any
 
 from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths
-from mixloop.controller.journal import Journal
+from mixloop.controller.journal import JournalError
 from mixloop.controller.views import Watcher
 
-from . import prometheus
+from .timings import Timings
 
 FRESH = 1.0  # seconds for which an answer is given again
 IDLE_INTERVAL = 5.0  # seconds between two looks at the heartbeat while nobody asks
-CLIENT = 5.0  # seconds a client may be silent
+CLIENT_TIMEOUT = 5.0  # seconds a client may be silent
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def check_address(host: str, port: int) -> None:
@@ -34,25 +38,16 @@ def check_address(host: str, port: int) -> None:
         BadInput: one line.
     """
     try:
-        _Bound((host, port), BaseHTTPRequestHandler).server_close()
+        socket.create_server((host, port)).close()
     except OSError as error:
         raise _refused(host, port, error) from None
 
 
 def _refused(host: str, port: int, error: OSError) -> BadInput:
-    why = error.strerror or str(error)
     return BadInput(
-        f"controller.metrics: {host}:{port} can't be served ({why}); give another port "
-        "(--metrics-port)"
+        f"controller.metrics: {host}:{port} can't be served ({error.strerror or error}); give "
+        "another port (--metrics-port)"
     )
-
-
-class _Bound(HTTPServer):
-    """Without the reverse look-up of our own name that HTTPServer makes: it can take seconds."""
-
-    def server_bind(self) -> None:
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = "mixloop", int(self.server_address[1])
 
 
 class MetricsServer:
@@ -67,15 +62,14 @@ class MetricsServer:
         paths: RunPaths,
         host: str,
         port: int,
-        timings: prometheus.Timings,
+        timings: Timings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._paths = paths
         self._timings = timings
         self._clock = clock
         self._watcher = Watcher(paths, clock)
-        self._answer = (float("-inf"), b"")
-        self._looked = float("-inf")
+        self._answer = b""
+        self._answered = self._looked = float("-inf")
         try:
             self._server = _Server((host, port), self)
         except OSError as error:
@@ -102,39 +96,43 @@ class MetricsServer:
     def answer(self) -> bytes:
         """The exposition now, or as it was a moment ago."""
         now = self._clock()
-        if now - self._answer[0] > FRESH:
-            self._answer = (now, self._make().encode())
-            self._looked = now
-        return self._answer[1]
+        if now - self._answered > FRESH:
+            self._answer = self._exposition()
+            self._answered = self._looked = now
+        return self._answer
 
-    def _make(self) -> str:
+    def _exposition(self) -> bytes:
+        from prometheus_client import generate_latest
+
+        from .prometheus import RunMetrics
+
         look = self._watcher.look()
-        verdicts, evaluations = self._counts()
-        return prometheus.text(prometheus.families(look, verdicts, evaluations, self._timings))
+        if look.trouble or look.standing.controller is None:  # half of the metrics would be missing
+            raise JournalError(look.trouble or "there is no journal")
+        return generate_latest(RunMetrics(look.standing, self._timings))
 
-    def _counts(self) -> tuple[dict[str, int], dict[str, int]]:
-        with closing(Journal(self._paths.journal, read_only=True)) as journal:
-            verdicts = journal.rows("SELECT verdict AS k, COUNT(*) AS n FROM decisions GROUP BY 1")
-            states = journal.rows("SELECT state AS k, COUNT(*) AS n FROM evaluations GROUP BY 1")
-        return {r["k"]: r["n"] for r in verdicts}, {r["k"]: r["n"] for r in states}
-
-    def listen(self) -> None:
+    def refresh(self) -> None:
         """Look at the heartbeat now and then, so that its silence is known when somebody asks."""
         now = self._clock()
         if now - self._looked > IDLE_INTERVAL:
             self._looked = now
-            self._watcher.feel()
+            self._watcher.read_heartbeat()
 
 
-class _Server(_Bound):
+class _Server(HTTPServer):
     """One request at a time: a client that dawdles delays other scrapes, never the controller."""
 
     def __init__(self, address: tuple[str, int], owner: MetricsServer) -> None:
         self.owner = owner
         super().__init__(address, _Handler)
 
+    def server_bind(self) -> None:
+        """Without the reverse look-up of our own name, which can take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "mixloop", int(self.server_address[1])
+
     def service_actions(self) -> None:
-        self.owner.listen()
+        self.owner.refresh()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is nothing to tell."""
@@ -142,7 +140,7 @@ class _Server(_Bound):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = CLIENT
+    timeout = CLIENT_TIMEOUT
     server_version, sys_version = "mixloop", ""
 
     def do_GET(self) -> None:
@@ -154,14 +152,13 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:
             self._send(503, f"not now: {type(error).__name__}: {error}\n".encode())
             return
-        self._send(200, body)
+        self._send(200, body, CONTENT_TYPE)
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def _send(self, status: int, body: bytes) -> None:
+    def _send(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)
-        kind = prometheus.CONTENT_TYPE if status == 200 else "text/plain; charset=utf-8"
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

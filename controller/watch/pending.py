@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-from mixloop.common.types import Json
 from mixloop.common.units import format_tokens
-
-
-class Facts(Protocol):
-    """The part of :class:`mixloop.controller.views.RunSnapshot` that is needed here."""
-
-    @property
-    def overview(self) -> Json: ...
-    @property
-    def params(self) -> Mapping[str, Any]: ...
-    @property
-    def scores(self) -> Sequence[Json]: ...
-    @property
-    def checkpoints(self) -> Sequence[int]: ...
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def scoring(self) -> float | None: ...
+from mixloop.contract import Status
+from mixloop.controller.views import RunSnapshot, RunStanding
 
 
 @dataclass(frozen=True)
@@ -41,71 +24,67 @@ def seconds(tokens: float | None, speed: float | None) -> float | None:
     return None if tokens is None or not speed else max(0.0, tokens / speed)
 
 
-def pending(look: Facts, speed: float | None) -> tuple[Pending, ...]:
-    """Everything that is on its way; ``speed``: the trainer's tokens per second, None while it
-    trains nothing."""
-    found, trainer = look.overview, look.overview["trainer"]
-    rows: list[Pending] = []
-    rows += _orders(found, trainer, speed)
-    rows += [
-        Pending(
-            f"{one['id']} waits for approve or reject: {one['why']}",
-            _timeout(one, look.params.get("approval_timeout"), trainer, speed),
+def pending(look: RunSnapshot, speed: float | None) -> Iterator[Pending]:
+    """Everything that is on its way.
+
+    Args:
+        look: the run now.
+        speed: the trainer's tokens per second, None while it trains nothing.
+    """
+    run, status = look.standing, look.standing.status
+    yield from _orders(run, speed)
+    for decision, approval in run.operators.awaiting:
+        left = None
+        if run.approval_timeout is not None and status is not None:
+            left = decision.tokens + run.approval_timeout - status.tokens
+        yield Pending(
+            f"{decision.id} waits for approve or reject: {approval.why}",
+            seconds(left, speed),
             person=True,
         )
-        for one in found["operators"]["awaiting"]
-    ]
-    took = sorted(one["seconds"] for one in look.scores if one.get("seconds"))
-    usual = took[len(took) // 2] if took else None
-    for step in found["pending"]["scoring"]:
-        left = None if usual is None else max(0.0, usual - (look.scoring or 0.0))
-        rows.append(Pending(f"the checkpoint at step {step} is being scored", left))
-    behind = look.waiting - len(found["pending"]["scoring"])
+    durations = sorted(card.seconds for card in run.scores if card.seconds)
+    usual = durations[len(durations) // 2] if durations else None
+    for step in run.scoring:
+        due = None if usual is None else max(0.0, usual - (look.scoring or 0.0))
+        yield Pending(f"the checkpoint at step {step} is being scored", due)
+    behind = run.waiting - len(run.scoring)
     if behind > 0:
-        rows.append(Pending(f"{behind} more checkpoint{'s' if behind > 1 else ''} to score"))
-    due = _next_evaluation(look)
-    if due is not None and trainer["state"] in ("alive", "stalled", "unknown"):
-        ahead = max(0, due - trainer["tokens"])
-        rows.append(Pending(f"next evaluation at {format_tokens(due)}", seconds(ahead, speed)))
-    return tuple(rows)
+        yield Pending(f"{behind} more checkpoint{'s' if behind > 1 else ''} to score")
+    if status is not None and run.trainer.state in ("alive", "stalled", "unknown"):
+        next_tokens = _next_evaluation(run, status)
+        if next_tokens is not None:
+            what = f"next evaluation at {format_tokens(next_tokens)}"
+            yield Pending(what, seconds(next_tokens - status.tokens, speed))
 
 
-def _orders(found: Json, trainer: Json, speed: float | None) -> list[Pending]:
-    switch = found["pending"]["switch"]
-    rows = []
-    for order in found["pending"]["orders"]:
-        what = f"generation {order['generation']} ({order['decision']})"
-        if switch is not None and switch["generation"] == order["generation"]:
-            per_sample = trainer["tokens"] / trainer["sample"] if trainer["sample"] else 0
-            ahead = max(0.0, switch["sample"] * per_sample - trainer["tokens"])
-            what += f" comes into force at sample {switch['sample']:,}"
-            rows.append(Pending(what, seconds(ahead, speed)))
-        elif trainer["state"] == "finished":
-            rows.append(Pending(f"{what} came too late: training has ended"))
-        elif order["published_at"] is None:
-            rows.append(Pending(f"{what} is not published yet"))
+def _orders(run: RunStanding, speed: float | None) -> Iterator[Pending]:
+    status = run.status
+    switch = status.pending if status is not None else None
+    for order in run.orders:
+        what = f"generation {order.generation} ({order.decision})"
+        if status is not None and switch is not None and switch.generation == order.generation:
+            per_sample = status.tokens / status.sample if status.sample else 0
+            ahead = switch.sample * per_sample - status.tokens
+            yield Pending(
+                f"{what} comes into force at sample {switch.sample:,}", seconds(ahead, speed)
+            )
+        elif run.trainer.state == "finished":
+            yield Pending(f"{what} came too late: training has ended")
+        elif order.published_at is None:
+            yield Pending(f"{what} is not published yet")
         else:
-            rows.append(Pending(f"{what} is published; the trainer has not taken it yet"))
-    return rows
+            yield Pending(f"{what} is published; the trainer has not taken it yet")
 
 
-def _timeout(one: Json, limit: int | None, trainer: Json, speed: float | None) -> float | None:
-    if limit is None or trainer["tokens"] is None:
-        return None
-    return seconds(max(0, one["tokens"] + limit - trainer["tokens"]), speed)
-
-
-def _next_evaluation(look: Facts) -> int | None:
+def _next_evaluation(run: RunStanding, status: Status) -> int | None:
     """Tokens at which the next checkpoint to be scored is due, by the trainer's own rhythm."""
-    trainer = look.overview["trainer"]
-    if not look.checkpoints or trainer["tokens"] is None:
+    if not run.checkpoints:
         return None
-    last = look.checkpoints[0]
-    gap = last - look.checkpoints[1] if len(look.checkpoints) > 1 else last
-    every = look.params.get("evaluate_every") or 0
+    last, *before = run.checkpoints
+    gap = last - before[0] if before else last
     if gap <= 0:
         return None
-    strides = max(1, -(-every // gap))
-    scored = [one["tokens"] for one in look.scores] or [last]
-    due = max(scored[-1] + strides * gap, last + gap if strides == 1 else 0)
-    return int(min(due, trainer["budget"])) if due > last else int(last + gap)
+    strides = max(1, -(-(run.evaluate_every or 0) // gap))
+    scored = run.scores[-1].tokens if run.scores else last
+    due = max(scored + strides * gap, last + gap if strides == 1 else 0)
+    return min(due, status.budget) if due > last else last + gap

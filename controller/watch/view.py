@@ -5,12 +5,21 @@ Times to come are tokens over the trainer's present tokens per second; nothing h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
+from mixloop.common.text import duration
 from mixloop.common.types import Json
-from mixloop.controller.core import moves, origin, steering, trainer_in_words
-from mixloop.controller.views import RunSnapshot
+from mixloop.contract import Health
+from mixloop.controller.core import MIN_STALL_LIMIT, moves, steering, verdict
+from mixloop.controller.views import (
+    CheckpointScores,
+    RunSnapshot,
+    RunStanding,
+    SourceStanding,
+    TrackingStanding,
+)
+from mixloop.policies.interface import BITS_PER_BYTE
 
 from .pending import Pending, pending, seconds
 
@@ -41,15 +50,15 @@ class BenchmarkRow:
 
     name: str
     metric: str
-    value: float | None
-    stderr: float | None
-    n: int | None
-    step: int
-    better: str
-    change: float | None
-    change_stderr: float | None
-    past: tuple[float | None, ...]
-    missing: str | None
+    value: float | None = None
+    stderr: float | None = None
+    n: int | None = None
+    step: int = 0
+    better: str = "lower"
+    change: float | None = None
+    change_stderr: float | None = None
+    past: tuple[float | None, ...] = ()
+    missing: str | None = None
 
     @property
     def verdict(self) -> str:
@@ -73,24 +82,29 @@ class DecisionRow:
     times: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class View:
-    """One screen. ``seconds_left``: until the budget is spent at the present speed."""
+    """One screen.
+
+    Attributes:
+        word: what to call the trainer; ``state`` says more.
+        seconds_left: until the budget is spent at the present speed.
+    """
 
     run: str
     state: str
     word: str
     origin: str
-    step: int | None
-    tokens: int | None
-    budget: int | None
-    seconds_left: float | None
-    tokens_per_second: float | None
-    phase: str | None
-    loss: float | None
-    health: str
+    step: int | None = None
+    tokens: int | None = None
+    budget: int | None = None
+    seconds_left: float | None = None
+    tokens_per_second: float | None = None
+    phase: str | None = None
+    loss: float | None = None
+    health: str = ""
     generation_asked: int | None
-    generation_applied: int | None
+    generation_applied: int | None = None
     controller: str
     controller_well: bool
     sources: tuple[SourceRow, ...]
@@ -108,193 +122,168 @@ class View:
 
     def key(self) -> Json:
         """What is news when it differs: everything but the numbers that always move."""
-        found = self.to_json()
+        key = self.to_json()
         moving = ("step", "tokens", "seconds_left", "tokens_per_second", "loss", "phase")
         for name in (*moving, "sources", "tracker"):
-            found.pop(name)
-        found["state"] = self.word
-        found["mixture"] = [(one.name, one.asked, round(one.applied, 6)) for one in self.sources]
-        found["pending"] = [one.what for one in self.pending if one.seconds is None or one.person]
-        return found
+            key.pop(name)
+        key["state"] = self.word
+        key["mixture"] = [(row.name, row.asked, round(row.applied, 6)) for row in self.sources]
+        key["pending"] = [row.what for row in self.pending if row.seconds is None or row.person]
+        return key
 
 
 def build(look: RunSnapshot) -> View:
     """The view of a run from one look at it."""
-    found = look.overview
-    trainer, mix = found["trainer"], found["mixture"]
-    runs = trainer["state"] == "alive"
-    speed = trainer.get("tokens_per_second") if runs else None
-    tokens, budget = trainer.get("tokens"), trainer.get("budget")
-    left = budget - tokens if tokens is not None and budget is not None else None
-    controller, well = _controller(found["controller"], look.controller_silent, trainer["state"])
-    tracker, tracker_well = _tracker(found["tracking"], look.failing_since)
-    return View(
-        run=str(found["run"] or "run"),
-        state=trainer_in_words(trainer),
-        word=trainer["state"],
-        origin=origin(trainer),
-        step=trainer["step"],
-        tokens=tokens,
-        budget=budget,
-        seconds_left=seconds(left, speed),
-        tokens_per_second=speed,
-        phase=trainer.get("phase"),
-        loss=trainer.get("loss"),
-        health=_health(trainer.get("health")),
-        generation_asked=mix["asked"]["generation"] if mix["asked"] else None,
-        generation_applied=mix["applied"]["generation"] if mix["applied"] else None,
+    run, trainer, status = look.standing, look.standing.trainer, look.standing.status
+    speed = status.tokens_per_second if status is not None and trainer.state == "alive" else None
+    controller, controller_well = _controller(look)
+    headlines = {name: chosen for name, chosen in run.steering.items() if chosen.since is not None}
+    view = View(
+        run=run.run or "run",
+        state=trainer.in_words,
+        word=trainer.state,
+        origin=trainer.origin_in_words,
+        generation_asked=run.asked.generation if run.asked is not None else None,
         controller=controller,
-        controller_well=well,
-        sources=_sources(found, look.params.get("max_epochs"), left, speed),
-        benchmarks=_benchmarks(look, found["steering"]),
-        steered=steering({n: o for n, o in found["steering"].items() if o["since"] is not None}),
-        pending=pending(look, speed),
-        decisions=_decisions(look.decisions),
-        tracker=tracker,
-        tracker_well=tracker_well,
-        warnings=_warnings(look),
+        controller_well=controller_well,
+        sources=tuple(_source(row, run, speed) for row in run.sources),
+        benchmarks=tuple(_benchmark(name, look) for name in _scored(run)),
+        steered=steering(headlines),
+        pending=tuple(pending(look, speed)),
+        decisions=_decisions(run),
+        tracker=_tracker(run.tracking),
+        tracker_well=run.tracking.last_error is None,
+        warnings=tuple(_warnings(look)),
+    )
+    if status is None:
+        return view
+    return replace(
+        view,
+        step=status.step,
+        tokens=status.tokens,
+        budget=status.budget,
+        seconds_left=seconds(status.budget - status.tokens, speed),
+        tokens_per_second=speed,
+        phase=status.phase,
+        loss=status.loss,
+        health=_health(status.health),
+        generation_applied=status.in_force.generation,
     )
 
 
-def _health(health: Json | None) -> str:
-    if not health or not (health["nan_steps"] or health["spikes"]):
+def _health(health: Health | None) -> str:
+    if health is None or not (health.nan_steps or health.spikes):
         return ""
-    return f"{health['nan_steps']} steps not finite, {health['spikes']} loss spikes"
+    return f"{health.nan_steps} steps not finite, {health.spikes} loss spikes"
 
 
-def _controller(found: Json | None, silent: float | None, trainer: str) -> tuple[str, bool]:
-    from mixloop.common.text import duration
-    from mixloop.controller.core import MIN_STALL_LIMIT
-
-    if found is None:
+def _controller(look: RunSnapshot) -> tuple[str, bool]:
+    """How the controller is, and whether that is as it should be."""
+    holder, silent = look.standing.controller, look.controller_silent
+    if holder is None:
         return "never started", False
-    if found["alive"] is False:
-        return "not running", trainer == "finished"
+    if holder.alive is False:
+        return "not running", look.standing.trainer.state == "finished"
     if silent is not None and silent > MIN_STALL_LIMIT:
         return f"no sign of it for {duration(silent)}", False
-    return f"fence {found['fence']}", True
+    return f"fence {holder.fence}", True
 
 
-def _tracker(found: Json, since: str | None) -> tuple[str, bool]:
-    counts = f"{found['sent']} sent, {found['waiting']} waiting"
-    if not found["last_error"]:
-        return counts, True
-    error = found["last_error"].get("error") or found["last_error"].get("reason") or "refused"
-    return f"{counts}; failing since {since or found['last_error']['at']}: {error}", False
+def _tracker(tracking: TrackingStanding) -> str:
+    counts = f"{tracking.sent} sent, {tracking.waiting} waiting"
+    last = tracking.last_error
+    if last is None:
+        return counts
+    error = last.get("error") or last.get("reason") or "refused"
+    return f"{counts}; failing since {tracking.failing_since or last['at']}: {error}"
 
 
-def _sources(
-    found: Json, cap: float | None, left: int | None, speed: float | None
-) -> tuple[SourceRow, ...]:
-    asked, applied = found["mixture"]["asked"], found["mixture"]["applied"]
-    rows = []
-    for name, ledger in found["ledger"].items():
-        share = float(applied["weights"].get(name, 0.0)) if applied else 0.0
-        unique = ledger["unique_tokens"]
-        end = ledger["epochs"] + share * left / unique if left is not None and unique else None
-        reach: int | None = None
-        if cap is not None and share > 0:
-            to_go = int(max(0.0, cap - ledger["epochs"]) * unique / share)
-            reach = to_go if left is not None and to_go <= left else None
-        rows.append(
-            SourceRow(
-                name=name,
-                asked=asked["weights"].get(name) if asked else None,
-                applied=share,
-                tokens=ledger["tokens"],
-                epochs=ledger["epochs"],
-                cap=cap,
-                cap_tokens=reach,
-                cap_seconds=seconds(reach, speed),
-                at_the_end=end,
-                loss=ledger.get("loss"),
-            )
-        )
-    return tuple(rows)
-
-
-def _benchmarks(look: RunSnapshot, steered: Json) -> tuple[BenchmarkRow, ...]:
-    if not look.scores:
-        return ()
-    newest = look.scores[-1]
-    names = list(dict.fromkeys(n for one in look.scores for n in one["benchmarks"]))
-    return tuple(_benchmark(name, newest["step"], look, steered.get(name)) for name in names)
-
-
-def _benchmark(name: str, step: int, look: RunSnapshot, chosen: Json | None) -> BenchmarkRow:
-    score = look.scores[-1]["benchmarks"].get(name) or {}
-    metrics = score.get("metrics") or {}
-    wanted = chosen["metric"] if chosen else "bits_per_byte"
-    metric = wanted if wanted in metrics or not metrics else next(iter(metrics))
-    one = metrics.get(metric)
-    trend = dict(look.trends).get(name)
-    same = trend is not None and trend["metric"] == metric
-    past = (_value(other, name, metric) for other in look.scores)
-    return BenchmarkRow(
-        name=name,
-        metric=metric,
-        value=one["value"] if one else None,
-        stderr=one["stderr"] if one else None,
-        n=one["n"] if one else None,
-        step=step,
-        better="higher" if one and one["higher_is_better"] else "lower",
-        change=trend["gain"] if trend is not None and same else None,
-        change_stderr=trend["stderr"] if trend is not None and same else None,
-        past=tuple(past),
-        missing=None if one else str(score.get("reason") or "not in the newest scorecard"),
+def _source(source: SourceStanding, run: RunStanding, speed: float | None) -> SourceRow:
+    cap_tokens = None
+    if source.cap_at is not None and run.status is not None:
+        cap_tokens = source.cap_at - run.status.tokens
+    return SourceRow(
+        name=source.name,
+        asked=source.asked,
+        applied=source.applied,
+        tokens=source.tokens,
+        epochs=source.epochs,
+        cap=run.max_epochs,
+        cap_tokens=cap_tokens,
+        cap_seconds=seconds(cap_tokens, speed),
+        at_the_end=source.at_the_end,
+        loss=source.loss,
     )
 
 
-def _value(score: Json, name: str, metric: str) -> float | None:
-    found = (score["benchmarks"].get(name) or {}).get("metrics") or {}
-    return found[metric]["value"] if metric in found else None
+def _scored(run: RunStanding) -> list[str]:
+    """Benchmarks that any of the evaluations has, in the order in which they came."""
+    return list(dict.fromkeys(name for card in run.scores for name in card.benchmarks))
 
 
-def _decisions(found: Sequence[Json]) -> tuple[DecisionRow, ...]:
+def _benchmark(name: str, look: RunSnapshot) -> BenchmarkRow:
+    run, newest = look.standing, look.standing.scores[-1]
+    score, chosen = newest.benchmarks.get(name), run.steering.get(name)
+    metrics = score.metrics if score is not None else {}
+    metric = chosen.metric if chosen is not None else BITS_PER_BYTE
+    if metrics and metric not in metrics:
+        metric = next(iter(metrics))
+    row = BenchmarkRow(
+        name, metric, step=newest.step, past=tuple(_past(card, name, metric) for card in run.scores)
+    )
+    value, trend = metrics.get(metric), look.trends.get(name)
+    if value is None:
+        why = score.reason if score is not None else None
+        return replace(row, missing=why or "not in the newest scorecard")
+    if trend is not None and trend["metric"] == metric:
+        row = replace(row, change=trend["gain"], change_stderr=trend["stderr"])
+    better = "higher" if value.higher_is_better else "lower"
+    return replace(row, value=value.value, stderr=value.stderr, n=value.n, better=better)
+
+
+def _past(card: CheckpointScores, name: str, metric: str) -> float | None:
+    score = card.benchmarks.get(name)
+    value = score.metrics.get(metric) if score is not None else None
+    return None if value is None else value.value
+
+
+def _decisions(run: RunStanding) -> tuple[DecisionRow, ...]:
     """Newest first; those that changed nothing for the same reason are told once."""
     rows: list[DecisionRow] = []
-    for one in map(_decision, found):
+    for decision, approval in run.decisions:
+        moved = moves(decision.weights_before, decision.weights_after)
+        state = None if approval is None else approval.to_json()
+        row = DecisionRow(
+            id=decision.id,
+            step=decision.step,
+            verdict=verdict(decision.to_json() | {"approval": state}),
+            moved="" if moved == "-" else moved,
+            reason=decision.reason,
+        )
         last = rows[-1] if rows else None
-        alike = last is not None and (last.verdict, last.reason) == (one.verdict, one.reason)
-        if last is not None and alike and not one.moved and not last.moved:
+        alike = last is not None and (last.verdict, last.reason) == (row.verdict, row.reason)
+        if last is not None and alike and not row.moved and not last.moved:
             rows[-1] = replace(last, times=last.times + 1)
         else:
-            rows.append(one)
+            rows.append(row)
     return tuple(rows)
 
 
-def _decision(one: Json) -> DecisionRow:
-    from mixloop.controller.core import verdict
-
-    moved = moves(one["weights_before"], one["weights_after"])
-    return DecisionRow(
-        id=one["id"],
-        step=one["step"],
-        verdict=verdict(one),
-        moved="" if moved == "-" else moved,
-        reason=one["reason"],
-    )
-
-
-def _warnings(look: RunSnapshot) -> tuple[str, ...]:
-    found = look.overview
-    lines = [look.trouble] if look.trouble else []
-    lines += [f"{one['file']} can't be read: {one['problem']}" for one in found["unreadable"]]
-    operators = found["operators"]
-    if operators["paused"]:
-        lines.append("paused: nothing is decided until `mixloop resume`")
-    if operators["pins"]:
-        shares = ", ".join(f"{name} {share:.3g}" for name, share in operators["pins"].items())
-        lines.append(f"pinned: {shares}")
-    if operators["requests"]:
-        lines.append(f"{operators['requests']} requests not taken by a controller yet")
-    lines += [
-        f"order refused: {one['reason']}" for one in found["trainer"].get("rejected", ())[-1:]
-    ]
-    if found["skipped"]:
-        last = found["skipped"][-1]
-        lines.append(
-            f"{len(found['skipped'])} checkpoints not scored; the last, step {last['step']}: "
-            f"{last['reason']}"
-        )
-    return tuple(lines)
+def _warnings(look: RunSnapshot) -> Iterator[str]:
+    run, people = look.standing, look.standing.operators
+    if look.trouble:
+        yield look.trouble
+    for file in run.unreadable:
+        yield f"{file.file} can't be read: {file.problem}"
+    if people.paused:
+        yield "paused: nothing is decided until `mixloop resume`"
+    if people.pins:
+        pinned = (f"{name} {share:.3g}" for name, share in people.pins.items())
+        yield f"pinned: {', '.join(pinned)}"
+    if people.requests:
+        yield f"{people.requests} requests not taken by a controller yet"
+    if run.status is not None and run.status.rejected:
+        yield f"order refused: {run.status.rejected[-1].reason}"
+    if run.skipped:
+        count, last = len(run.skipped), run.skipped[-1]
+        yield f"{count} checkpoints not scored; the last, step {last.step}: {last.reason}"

@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from mixloop.common.errors import shown
+
 Row = dict[str, Any]
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -62,7 +64,7 @@ class _Reader:
 
     def row(self) -> Row:
         if not isinstance(self._found.row, Mapping):
-            raise self._wrong(f"is {_shown(self._found.row)}, not an object with fields")
+            raise self._wrong(f"is {shown(self._found.row)}, not an object with fields")
         row = {field: self._field(field) for field in FIELDS[self._benchmark]}
         row["gold"] = _gold(self._benchmark, row)
         row["id"] = _identity(self._benchmark, row)
@@ -77,7 +79,7 @@ class _Reader:
 
     def _text(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise self._wrong(f"field {name!r} is {_shown(value)}; give a text")
+            raise self._wrong(f"field {name!r} is {shown(value)}; give a text")
         if name == _GOLD.get(self._benchmark) and not value.strip():
             raise self._wrong(f"field {name!r} is empty; give the gold answer, or drop the row")
         return value
@@ -91,7 +93,7 @@ class _Reader:
     def _choices(self, name: str, value: Any) -> list[str]:
         texts = list(value) if isinstance(value, (list, tuple)) else []
         if len(texts) != len(_LETTERS) or not all(isinstance(text, str) for text in texts):
-            raise self._wrong(f"field {name!r} is {_shown(value)}; give a list of four texts")
+            raise self._wrong(f"field {name!r} is {shown(value)}; give a list of four texts")
         if not all(text.strip() for text in texts):
             raise self._wrong(f"field {name!r} has an empty text; fill it, or drop the row")
         return texts
@@ -101,7 +103,7 @@ class _Reader:
             return _LETTERS.index(value.strip().upper())
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(_LETTERS):
             return value
-        raise self._wrong(f"field {name!r} is {_shown(value)}; give 0 to 3, or A to D")
+        raise self._wrong(f"field {name!r} is {shown(value)}; give 0 to 3, or A to D")
 
     def _solution(self, name: str, value: Any) -> str:
         from lm_eval.tasks.minerva_math import utils
@@ -118,11 +120,6 @@ class _Reader:
 
     def _wrong(self, problem: str) -> ItemsError:
         return ItemsError(f"{self._benchmark}: {self._found.where} {problem}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _identity(benchmark: str, row: Mapping[str, Any]) -> str:

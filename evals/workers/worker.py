@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from mixloop.common.process import die_with
+from mixloop.common.process import end_with_parent
 from mixloop.evals import EvalSettings, Scorecard
 from mixloop.evals.scoring import keep_outcomes
 
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, help="process to die with")
     options = parser.parse_args()
     if options.parent is not None:
-        die_with(options.parent)
+        end_with_parent(parent=options.parent)
     channel = Channel.take_stdout()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     end_on_request()

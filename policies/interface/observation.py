@@ -18,8 +18,8 @@ from mixloop.common.paired import (
     WeightedItems,
     paired_difference,
     pooled_cluster,
-    ratio,
     unpaired_difference,
+    weighted_mean,
 )
 
 BITS_PER_BYTE = "bits_per_byte"
@@ -248,7 +248,9 @@ class Observation(_Frozen):
         if len(benchmarks) == 1:
             return first
         items = pooled_items(evaluation, benchmarks, name)
-        value, stderr = ratio(list(items.values()), [pooled_cluster(item) for item in items])
+        value, stderr = weighted_mean(
+            list(items.values()), [pooled_cluster(item) for item in items]
+        )
         better = first.higher_is_better
         return Metric(value=value, stderr=stderr, n=len(items), higher_is_better=better)
 

@@ -6,13 +6,12 @@ Options of a policy: validated by its model, refused in one line with the key an
 from __future__ import annotations
 
 import inspect
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
-from mixloop.common.errors import suggest
+from mixloop.common.errors import explain_error, keys_at, shown, suggest
 
 from .observation import Phase
 from .policy_error import PolicyError
@@ -71,11 +70,11 @@ def validate(model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
         PolicyError: one line for the first thing wrong.
     """
     if model.model_config.get("extra") != "allow":
-        _refuse_unknown(options, _keys(model))
+        _refuse_unknown(options, keys_at(model, ()))
     try:
         return model.model_validate(dict(options))
     except ValidationError as error:
-        raise PolicyError(_first_line(model, error)) from None
+        raise PolicyError(explain_error(error, model, prefix=PREFIX, what="option")) from None
 
 
 def check_keywords(cls: type[Any], options: Mapping[str, Any]) -> None:
@@ -115,56 +114,12 @@ def _parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if p.kind not in positional}
 
 
-def _refuse_unknown(options: Mapping[str, Any], known: typing.Iterable[str]) -> None:
+def _refuse_unknown(options: Mapping[str, Any], known: Iterable[str]) -> None:
     names = list(known)
     for key, value in options.items():
         if key not in names:
             mend = suggest(str(key), names) or "; this policy takes no options"
-            raise PolicyError(f"{PREFIX}.{key}: unknown option (value {_short(value)}){mend}")
-
-
-def _first_line(model: type[BaseModel], error: ValidationError) -> str:
-    """`policy.with.interventions.0.move.stp: unknown option (value 0.05); did you mean 'step'?`"""
-    first = error.errors(include_url=False)[0]
-    path = ".".join([PREFIX, *(str(part) for part in first["loc"])])
-    if first["type"] == "extra_forbidden":
-        *parents, key = first["loc"]
-        mend = suggest(str(key), _keys(_model_at(model, parents)))
-        return f"{path}: unknown option (value {_short(first['input'])}){mend}"
-    if first["type"] == "missing":
-        return f"{path}: missing; give it a value"
-    message = first["msg"].removeprefix("Value error, ")
-    # our own validators name the value already
-    shown = "" if first["type"] == "value_error" else f" (value {_short(first['input'])})"
-    return f"{path}: {message}{shown}"
-
-
-def _model_at(model: type[BaseModel] | None, path: list[str | int]) -> type[BaseModel] | None:
-    """The nested model a validation error's location leads to."""
-    for part in path:
-        if model is None:
-            return None
-        if isinstance(part, int):
-            continue
-        field = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
-        model = next(_models_in(field.annotation), None) if field else None
-    return model
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in typing.get_args(annotation):
-        yield from _models_in(argument)
-
-
-def _keys(model: type[BaseModel] | None) -> list[str]:
-    return [f.alias or name for name, f in model.model_fields.items()] if model else []
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+            raise PolicyError(f"{PREFIX}.{key}: unknown option (value {shown(value)}){mend}")
 
 
 def _said(error: BaseException) -> str:

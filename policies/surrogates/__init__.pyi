@@ -4,7 +4,6 @@ from .log_linear import LogLinear as LogLinear
 from .log_linear import fit_log_linear as fit_log_linear
 from .starting_mixture import Point as Point
 from .starting_mixture import ProxyRun as ProxyRun
-from .starting_mixture import Recommendation as Recommendation
 from .starting_mixture import Score as Score
 from .starting_mixture import points_of as points_of
 from .starting_mixture import recommend as recommend

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from mixloop.common.estimates import t_quantile
 from mixloop.common.paired import (
     mcnemar,
     paired_difference,
     pooled_cluster,
-    ratio,
-    t_quantile,
     unpaired_difference,
+    weighted_mean,
 )
 from mixloop.policies.interface import (
     BenchmarkScore,
@@ -50,7 +50,7 @@ def mmlu(table: list[tuple[float, float, float, str]], name: str = "mmlu") -> tu
 def score(values_: dict[str, float], metric: str = "bits_per_byte", size: int = 10) -> dict:
     n = len(values_)
     items = {k: {metric: v, "bytes": size + i} for i, (k, v) in enumerate(values_.items())}
-    mean, stderr = ratio([(v, size + i) for i, v in enumerate(values_.values())])
+    mean, stderr = weighted_mean([(v, size + i) for i, v in enumerate(values_.values())])
     shown = Metric(value=mean, stderr=stderr if n > 1 else None, n=n, higher_is_better=False)
     return {"metrics": {metric: shown}, "items": items}
 
@@ -179,8 +179,8 @@ def test_an_observation_clusters_mmlu_and_pools_it_with_the_rest():
     clusters = ["law"] * 3 + ["anatomy"] * 3 + ["a", "b"]
     table = [(v, 10.0 + k) for k, v in enumerate(later.values())] + [(0.8, 10.0), (1.4, 11.0)]
     found = seen.pooled_metric(["mmlu", "math"], 1)
-    assert (found.value, found.stderr) == ratio(table, clusters)
-    assert found.stderr != pytest.approx(ratio(table)[1], rel=0.05)
+    assert (found.value, found.stderr) == weighted_mean(table, clusters)
+    assert found.stderr != pytest.approx(weighted_mean(table)[1], rel=0.05)
 
 
 def test_policies_and_evals_know_the_same_clusters():

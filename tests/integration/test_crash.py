@@ -29,8 +29,8 @@ from mixloop.contract import (
 )
 from mixloop.controller.config import load_config
 from mixloop.controller.decisions import observation_builder
-from mixloop.controller.journal import Journal, unpack
-from mixloop.controller.journal.packing import pack
+from mixloop.controller.journal import Journal, queries
+from mixloop.controller.journal.packing import pack, unpack
 from mixloop.controller.loop.mixture_file import AcceptedOrders
 from mixloop.controller.tracking import mlflow_sink
 
@@ -230,11 +230,11 @@ def test_the_trainer_obeys_one_of_two_controllers(
     assert isinstance(order, Order)
     assert order.fence == 2
     journal = Journal(paths.journal)
-    decisions = journal.rows("SELECT fence, step, decided_at FROM decisions ORDER BY seq")
+    decisions = queries.decisions(journal)
     journal.close()
-    assert [d["fence"] for d in decisions] == sorted(d["fence"] for d in decisions)
-    assert [d["step"] for d in decisions] == sorted(d["step"] for d in decisions)
-    year = [int(d["decided_at"][:4]) for d in decisions]
+    assert [d.fence for d in decisions] == sorted(d.fence for d in decisions)
+    assert [d.step for d in decisions] == sorted(d.step for d in decisions)
+    year = [int(d.decided_at[:4]) for d in decisions]
     assert (year[-1] - year[0]) // 10 * 10 in (years, years - 10)
 
 
@@ -324,10 +324,11 @@ def test_around_a_change_lie_the_checkpoints_that_tell_its_outcome(play: Any) ->
     run = play()
     run.train(40)
     every = observation_builder.evaluations(run.journal)
-    orders = run.journal.rows("SELECT * FROM orders WHERE applied_step IS NOT NULL")
-    assert len(orders) >= 3
-    for order in orders:
-        few = observation_builder.around(run.journal, order["applied_tokens"])
-        at, outcome = order["applied_tokens"], observation_builder.outcome
-        assert outcome(at, few) == outcome(at, every)
+    changes = [order.applied_tokens for order in queries.orders(run.journal)]
+    applied = [tokens for tokens in changes if tokens is not None]
+    assert len(applied) >= 3
+    for tokens in applied:
+        few = observation_builder.around(run.journal, tokens)
+        outcome = observation_builder.outcome
+        assert outcome(tokens, few) == outcome(tokens, every)
         assert len(few) <= 4

@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from mixloop.contract import Order, RunPaths, read_order, read_schedule, read_status, write_order
+from mixloop.controller import views
 from mixloop.controller.config import load_config
-from mixloop.controller.journal import Journal
-from mixloop.controller.views import run_status as views
+from mixloop.controller.journal import Journal, queries
 
 SCRIPT = Path(__file__).parents[1] / "support" / "kill_controller.py"
 BUDGET = 12_000  # tokens: 150 steps of 80
@@ -81,28 +81,26 @@ def check_nothing_lost_or_doubled(run_file: Path) -> list[dict[str, Any]]:
     """The facts every finished run must show, however it got there. Returns the history."""
     paths = RunPaths(load_config(run_file).run.dir)
     journal = journal_of(run_file)
-    steps = [row["step"] for row in journal.rows("SELECT step FROM checkpoints ORDER BY step")]
-    assert steps == list(range(20, 141, 20))
-    states = journal.rows("SELECT step, state FROM evaluations ORDER BY step")
-    assert [(row["step"], row["state"]) for row in states] == [(s, "scored") for s in steps]
+    states = queries.checkpoint_states(journal)
+    steps = list(range(20, 141, 20))
+    assert [(row.step, row.state) for row in states] == [(step, "scored") for step in steps]
     entries = views.history(journal)
     assert [e["id"] for e in entries] == [f"d-{n:06d}" for n in range(1, len(entries) + 1)]
     by_policy = [e["step"] for e in entries if e["asked_by"] == "policy"]
     assert by_policy == sorted(set(by_policy)), "a checkpoint was decided on twice"
     assert by_policy[-1] == steps[-1]
-    orders = journal.rows("SELECT * FROM orders ORDER BY generation")
-    assert [order["generation"] for order in orders] == list(range(1, len(orders) + 1))
+    orders = queries.orders(journal)
+    assert [order.generation for order in orders] == list(range(1, len(orders) + 1))
     segments = read_schedule(paths.schedule).segments
     generations = [s.generation for s in segments]
     assert generations == sorted(set(generations)), "an order was applied twice"
     applied = {s.generation: (s.sample, s.step) for s in segments if s.generation}
     for order in orders:
-        if order["applied_step"] is not None:
-            found = (order["applied_sample"], order["applied_step"])
-            assert applied[order["generation"]] == found
-    steering = journal.rows("SELECT detail FROM events WHERE kind = 'steering'")
-    assert [event["detail"]["step"] for event in steering] == [steps[0]], "told more than once"
-    keys = [row["key"] for row in journal.rows("SELECT key FROM outbox")]
+        if order.applied_step is not None:
+            assert applied[order.generation] == (order.applied_sample, order.applied_step)
+    steering = queries.events(journal, "steering")
+    assert [event.detail["step"] for event in steering] == [steps[0]], "told more than once"
+    keys = [key for (key,) in journal.cells("SELECT key FROM outbox")]
     assert len(keys) == len(set(keys))
     for wanted in ("run", "mixture:0", f"end:{BUDGET}", *(f"model:{s}" for s in steps)):
         assert wanted in keys
@@ -148,11 +146,11 @@ def test_workers_that_die_cost_scores_and_never_the_run(run_file: Path) -> None:
     done = controller(run_file, "real")
     assert done.returncode == 0, done.stderr
     journal = journal_of(run_file)
-    rows = journal.rows("SELECT step, state, attempts, reason FROM evaluations ORDER BY step")
-    assert [row["step"] for row in rows] == list(range(20, 141, 20))
-    for row in rows:
-        assert (row["state"], row["attempts"]) == ("failed", 2)
-        assert row["reason"].startswith("the evaluation worker died (exit code 3): see ")
+    rows = journal.cells("SELECT step, state, attempts, reason FROM evaluations ORDER BY step")
+    assert [step for step, *_ in rows] == list(range(20, 141, 20))
+    for _, state, attempts, reason in rows:
+        assert (state, attempts) == ("failed", 2)
+        assert reason.startswith("the evaluation worker died (exit code 3): see ")
     journal.close()
 
 
@@ -167,9 +165,9 @@ def test_evaluations_are_planned_once_for_the_whole_run(run_file: Path) -> None:
     assert controller(run_file, 20).returncode == -signal.SIGKILL
     assert json.loads(plan_file.read_text())["benchmarks"]["gsm8k"]["items"] == 46
     journal = journal_of(run_file)
-    cards = journal.rows("SELECT scorecard FROM evaluations WHERE state = 'scored'")
+    cards = [row.scorecard for row in queries.scored(journal)]
     assert len(cards) >= 2
-    assert {len(row["scorecard"]["benchmarks"]["gsm8k"]["items"]) for row in cards} == {46}
+    assert {len(card["benchmarks"]["gsm8k"]["items"]) for card in cards} == {46}
     assert journal.value("SELECT COUNT(*) FROM events WHERE kind = 'evals-planned'") == 1
     journal.close()
 
@@ -185,8 +183,8 @@ def test_a_strangers_file_gives_way_to_an_order_that_waits(run_file: Path) -> No
     entries = check_nothing_lost_or_doubled(run_file)
     assert all(entry["asked_by"] == "policy" for entry in entries)
     journal = journal_of(run_file)
-    events = journal.rows("SELECT detail FROM events WHERE kind = 'stranger'")
-    assert [event["detail"]["found"] for event in events] == ["an order of generation 50"]
+    events = queries.events(journal, "stranger")
+    assert [event.detail["found"] for event in events] == ["an order of generation 50"]
     journal.close()
 
 
@@ -304,8 +302,7 @@ def troubles(paths: RunPaths) -> list[str]:
     if not paths.journal.exists():
         return []
     with contextlib.closing(Journal(paths.journal)) as journal:
-        rows = journal.rows("SELECT detail FROM events WHERE kind = 'trouble'")
-        return [row["detail"]["error"] for row in rows]
+        return [event.detail["error"] for event in queries.events(journal, "trouble")]
 
 
 def test_a_second_controller_is_refused_with_one_line(run_file: Path) -> None:

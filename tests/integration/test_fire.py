@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 
 from mixloop.cli.audit import examine
+from mixloop.common.process import PARENT
 from mixloop.contract import (
     OpenLine,
     Order,
@@ -90,7 +91,7 @@ class Fire:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "MIXLOOP_LAUNCHER": str(os.getpid())},
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", PARENT: str(os.getpid())},
         )
         self.writer = threading.Thread(target=self._write, daemon=True)
 

@@ -40,7 +40,7 @@ from mixloop.contract import (
     schedule_of,
 )
 from mixloop.controller.config import load_config
-from mixloop.controller.journal import unreadable_files
+from mixloop.controller.journal import queries, unreadable_files
 from mixloop.controller.loop import scoring
 from mixloop.evals import Scorecard
 from mixloop.trainer.config import JobError, load_run
@@ -136,7 +136,7 @@ class Field:
         Returns whether the controller goes on.
         """
         for _ in range(steps):
-            self._ahead += unreadable_files.EXAMINE
+            self._ahead += unreadable_files.EXAMINE_SECONDS
             if not self.run.controller.step():
                 return False
         return True
@@ -204,12 +204,12 @@ class Field:
     def _mended(self, path: Path) -> None:
         """Looks at the file that is sound again, until the daemon has forgotten that it wasn't."""
         before = len(self.run.said)
-        told = path in self.run.controller._unreadable.unread.told
-        went_on = self.step(unreadable_files.LOOKS)
+        told = path in self.run.controller._unreadable.reported
+        went_on = self.step(unreadable_files.PERSISTS)
         name = str(path.relative_to(self.run.paths.dir))
         again = f"{name} can be read again" in self.run.said[before:]
         assert again == told or not went_on
-        self._ahead += 3 * unreadable_files.PAUSE[0]
+        self._ahead += 3 * unreadable_files.PAUSE_SECONDS[0]
 
 
 def unreadable(folder: Path) -> list[str]:
@@ -251,7 +251,7 @@ def field(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> I
     base = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "Evaluator", played_run.QuickEvaluator)
-        patch.setattr(unreadable_files, "AGAIN", 0.0)
+        patch.setattr(unreadable_files, "AGAIN_SECONDS", 0.0)
         # what Typer makes of the command's signatures, once and not for each of ten thousand files
         patch.setattr("typer.testing._get_command", functools.cache(get_command))
         (base / "template").mkdir()
@@ -317,11 +317,9 @@ def test_orders(field: Field, count: int) -> None:
             if any("which this controller did not write" in line for line in said):
                 return
             found = json.loads(data)
-            row = field.run.journal.row(
-                "SELECT * FROM orders WHERE generation = ?", int(found["generation"])
-            )
-            assert row is not None, said
-            assert (row["weights"], row["decision"]) == (found["weights"], found["decision"])
+            order = queries.order(field.run.journal, int(found["generation"]))
+            assert order is not None, said
+            assert (order.weights, order.decision) == (found["weights"], found["decision"])
 
         return check
 

@@ -7,7 +7,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mixloop.contract import read_schedule
-from mixloop.controller.journal import tamper_seal, unpack
+from mixloop.controller.core import mlflow_entries
+from mixloop.controller.journal import tamper_seal
+from mixloop.controller.journal.packing import unpack
 from mixloop.controller.journal.schema import TABLES
 
 from .invariants import Violation
@@ -159,26 +161,28 @@ def _tracker(world: Simulation, db: Any) -> None:
     refused = db.execute("SELECT COUNT(*) FROM events WHERE kind = 'tracking-refused'").fetchone()[
         0
     ]
-    names = [model.name for model in store.models.values()]
-    _unique("model", names)
+    _unique("model", [model.name for model in store.models.values()])
     _unique("trace", [trace.decision for trace in store.traces.values()])
     for row in db.execute("SELECT key, kind, payload FROM outbox"):
-        payload = unpack(row["payload"])
-        if row["kind"] == "trace":
-            if payload["id"] not in {t.decision for t in store.traces.values()}:
-                raise Violation("tracker-complete", f"the trace of {payload['id']} is missing")
-        elif row["kind"] == "model" and not refused:
-            if payload["name"] not in names:
-                raise Violation("tracker-complete", f"the model {payload['name']} is missing")
-        elif row["kind"] == "metrics" and not refused:
-            for key, value in payload["metrics"].items():
-                point = (key, payload["ms"], payload["tokens"], value, None)
-                if point not in store.points:
-                    raise Violation("tracker-complete", f"{key} at {payload['tokens']} is missing")
+        if row["kind"] != "decision":  # each has its trace: see below
+            for call in mlflow_entries.calls(row["kind"], unpack(row["payload"])):
+                _arrived(store, call.kind, call.payload, refused > 0)
     decided = {row[0] for row in db.execute("SELECT id FROM decisions")}
     if {trace.decision for trace in store.traces.values()} != decided:
         raise Violation("tracker-complete", "traces and decisions differ")
     _points_once(store, db)
+
+
+def _arrived(store: Any, kind: str, payload: Any, refused: bool) -> None:
+    """One of the things that an entry comes to."""
+    if kind == "model" and not refused:
+        if payload["name"] not in {model.name for model in store.models.values()}:
+            raise Violation("tracker-complete", f"the model {payload['name']} is missing")
+    elif kind == "metrics" and not refused:
+        for key, value in payload["metrics"].items():
+            point = (key, payload["ms"], payload["tokens"], value, None)
+            if point not in store.points:
+                raise Violation("tracker-complete", f"{key} at {payload['tokens']} is missing")
 
 
 def _points_once(store: Any, db: Any) -> None:

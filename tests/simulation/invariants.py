@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mixloop.contract import SCALE, quantise
 from mixloop.controller.core import guard_context
-from mixloop.controller.journal import Journal, unpack
+from mixloop.controller.journal import Journal
+from mixloop.controller.journal.packing import unpack
 
 if TYPE_CHECKING:
     from .runner import Simulation

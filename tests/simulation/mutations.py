@@ -11,7 +11,7 @@ from typing import Any
 from mixloop.common import files
 from mixloop.contract import order_acceptance, orders
 from mixloop.controller.core import FileState, decide, operator_requests
-from mixloop.controller.journal import journal, packing, records, row_types, schema, tamper_seal
+from mixloop.controller.journal import journal, packing, records, schema, tamper_seal
 from mixloop.controller.loop import checkpoint_queue, mixture_file, operator_inbox, trainer_news
 from mixloop.controller.tracking import drain_child, mlflow_sink
 from mixloop.policies.guards import GuardResult
@@ -119,7 +119,7 @@ def _or_replace(table: str) -> Callable[..., None]:
             return
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         values = [
-            packing.dumps(v) if name in row_types.JSON_COLUMNS else v for name, v in columns.items()
+            packing.dumps(v) if name in journal.JSON_COLUMNS else v for name, v in columns.items()
         ]
         tx.execute(f"INSERT OR REPLACE INTO {into} ({names}) VALUES ({marks})", values)
 
@@ -139,15 +139,8 @@ def _reuse_generation() -> list[Change]:
 
 @contextlib.contextmanager
 def _unfenced(self: journal.Journal) -> Iterator[sqlite3.Connection]:
-    seal = self._watch()
-    self._db.execute("BEGIN IMMEDIATE")
-    try:
-        seal.begin(self._db.execute("SELECT seal FROM lease").fetchone()[0])
+    with self._writing():
         yield self._db
-        self._commit(seal)
-    except BaseException:
-        self._roll_back()
-        raise
 
 
 def _no_fence_check() -> list[Change]:
@@ -248,21 +241,30 @@ def _acknowledges_the_last() -> list[Change]:
 
 
 def _half_transactions() -> list[Change]:
-    def roll_back(self: journal.Journal) -> None:
-        if self._db.in_transaction:
-            self._commit(self._watch())
+    real = journal.Journal._writing
 
-    return [(journal.Journal, "_roll_back", roll_back)]
+    @contextlib.contextmanager
+    def writing(self: journal.Journal) -> Iterator[int | None]:
+        failure: BaseException | None = None
+        with real(self) as fence:
+            try:
+                yield fence
+            except BaseException as error:
+                failure = error  # and what was done so far is committed
+        if failure is not None:
+            raise failure
+
+    return [(journal.Journal, "_writing", writing)]
 
 
 def _forgets_pause() -> list[Change]:
-    real = records.keep
+    real = records.set_meta
 
-    def keep(tx: Any, key: str, value: object) -> None:
+    def set_meta(tx: Any, key: str, value: object) -> None:
         if key != "paused" or value is not False:
             real(tx, key, value)
 
-    return [(records, "keep", keep)]
+    return [(records, "set_meta", set_meta)]
 
 
 def _takes_twice() -> list[Change]:
@@ -310,7 +312,7 @@ def _refuses_unreadable() -> list[Change]:
 
 
 def _no_keys() -> list[Change]:
-    def enqueue(tx: sqlite3.Connection, entries: Any) -> None:
+    def enqueue(tx: sqlite3.Connection, *entries: Any) -> None:
         for entry in entries:
             count = tx.execute("SELECT COUNT(*) FROM outbox").fetchone()[0]
             asked_for = entry.key.startswith(("run", "end:", "outcome:"))
@@ -365,13 +367,13 @@ def _fact_without_entry() -> list[Change]:
 
     def decision(journal: Any, made: Any, **rest: Any) -> str:
         kept: list[Any] = []
-        records.enqueue = lambda tx, entries: kept.extend(entries)
+        records.enqueue = lambda tx, *entries: kept.extend(entries)
         try:
             name = real(journal, made, **rest)
         finally:
             records.enqueue = real_enqueue
         with journal.transaction() as tx:
-            real_enqueue(tx, kept)
+            real_enqueue(tx, *kept)
         return name
 
     return [(records, "decision", decision)]
@@ -458,7 +460,7 @@ MUTATIONS = (
     Mutation(
         "old-approval",
         "an approval ignores against_generation",
-        62,
+        238,
         "approval-current",
         _approval_of_old,
     ),

@@ -41,6 +41,7 @@ def _prepare(self: journal.Journal, create: bool) -> None:
     # what a simulated crash loses is what was not committed; the file needs no disk
     self._db.execute("PRAGMA synchronous=OFF")
     self._db.execute("PRAGMA journal_mode=MEMORY")
+    self._db.row_factory = sqlite3.Row  # for the invariants, which look through this connection
 
 
 @contextlib.contextmanager
@@ -61,7 +62,8 @@ def _transaction(self: journal.Journal) -> Iterator[sqlite3.Connection]:
 
 
 def _stream(self: journal.Journal, kind: Any, clause: str = "", *values: object) -> Iterator[Any]:
-    if sim().journal_fails(self, "journal-read-eio", 0.02):
+    # a child's, which reads and writes nothing, is not the controller's
+    if self.fence is not None and sim().journal_fails(self, "journal-read-eio", 0.02):
         raise sqlite3.OperationalError("disk I/O error")
     return _real_stream(self, kind, clause, *values)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mixloop.contract import Order, RunPaths, write_order
 from mixloop.controller.config import RunConfig
-from mixloop.controller.journal import unpack
+from mixloop.controller.journal.packing import unpack
 from mixloop.controller.loop import Controller
 
 from . import here

@@ -52,12 +52,12 @@ from mixloop.contract import (
     requests,
     write_order,
 )
+from mixloop.controller import views
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.decisions import policy_process
-from mixloop.controller.journal import FenceLost, Journal
+from mixloop.controller.journal import FenceLost, Journal, queries
 from mixloop.controller.loop import daemon, policy_decisions, scoring
 from mixloop.controller.tracking import drain_child, mlflow_sink
-from mixloop.controller.views import run_status as views
 from mixloop.evals.workers import Failure
 
 
@@ -150,12 +150,10 @@ class ForkedChild:
             return
         journal = Path(request["journal"])
         with journal.with_name(SENT).open("a") as sent:
-            database = sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True)
-            for seq, _, _ in mlflow_sink.pending(journal):
-                key = database.execute("SELECT key FROM outbox WHERE seq = ?", (seq,)).fetchone()
-                sent.write(f"{key[0]}\n")
+            for entry in mlflow_sink.waiting(Journal(journal, read_only=True)):
+                sent.write(f"{entry.key}\n")
                 sent.flush()
-                say({"done": seq})
+                say({"done": entry.seq})
 
     @property
     def running(self) -> bool:
@@ -523,11 +521,10 @@ class Play:
         )
 
     def _check_work(self, journal: Journal) -> None:
-        steps = [row["step"] for row in journal.rows("SELECT step FROM checkpoints ORDER BY step")]
+        steps = [row.step for row in queries.checkpoints(journal)]
         must(steps == self.steps, f"checkpoints {steps}")
-        states = journal.rows("SELECT step, state, scorecard FROM evaluations ORDER BY step")
-        must([s["step"] for s in states] == self.steps, "a checkpoint without scores")
-        must(all(s["state"] == "scored" and s["scorecard"] for s in states), f"scores {states}")
+        scored = [row.step for row in queries.scored(journal) if row.scorecard]
+        must(scored == self.steps, f"a checkpoint without scores: {scored}")
         entries = views.history(journal)
         ids = [entry["id"] for entry in entries]
         must(ids == [f"d-{n:06d}" for n in range(1, len(ids) + 1)], f"decisions {ids}")
@@ -538,13 +535,13 @@ class Play:
         must(steering == 1, f"the steering metric was told {steering} times")
 
     def _check_orders(self, journal: Journal) -> None:
-        orders = {row["generation"]: row for row in journal.rows("SELECT * FROM orders")}
-        asked = journal.rows("SELECT id, generation FROM decisions WHERE generation IS NOT NULL")
-        by_order = Counter(row["generation"] for row in asked)
+        orders = {order.generation: order for order in queries.orders(journal)}
+        asked = journal.cells("SELECT id, generation FROM decisions WHERE generation IS NOT NULL")
+        by_order = Counter(generation for _, generation in asked)
         must(set(by_order.values()) <= {1}, "two decisions of one generation")
         must(set(by_order) == set(orders), "an order without its decision")
-        for row in asked:
-            must(orders[row["generation"]]["decision"] == row["id"], "an order of another decision")
+        for name, generation in asked:
+            must(orders[generation].decision == name, "an order of another decision")
         lines = read_schedule(self.paths.schedule).lines
         void = {(v.sample, v.generation) for v in lines if isinstance(v, VoidLine)}
         segments = [s for s in lines if isinstance(s, SegmentLine)]
@@ -561,12 +558,12 @@ class Play:
             must(line.generation in orders, f"generation {line.generation} was nobody's")
             order = orders[line.generation]
             must(
-                (order["applied_sample"], order["applied_step"]) == (line.sample, line.step),
-                f"generation {line.generation} applied at {line.step}: {order['applied_step']}",
+                (order.applied_sample, order.applied_step) == (line.sample, line.step),
+                f"generation {line.generation} applied at {line.step}: {order.applied_step}",
             )
         applied = {line.generation for line in segments}
         for generation, order in orders.items():
-            lost = generation not in applied and order["rejected"] is None
+            lost = generation not in applied and order.rejected is None
             late = generation < max(applied) or generation in self.excused
             must(not lost or late, f"generation {generation} was lost")
         if self.stranger:
@@ -578,11 +575,11 @@ class Play:
             )
 
     def _check_requests(self, journal: Journal) -> None:
-        taken = journal.rows("SELECT id, state, decision, verb FROM requests ORDER BY taken_at")
-        must([row["id"] for row in taken] == self.asked, f"requests {taken}")
-        done = all(row["state"] == "done" for row in taken)
+        taken = journal.cells("SELECT id, state, decision FROM requests ORDER BY taken_at")
+        must([name for name, _, _ in taken] == self.asked, f"requests {taken}")
+        done = all(state == "done" for _, state, _ in taken)
         must(done or self.refusals, f"requests {taken}")
-        asked = [row["decision"] for row in taken if row["decision"]]
+        asked = [decision for _, _, decision in taken if decision]
         must(len(asked) == len(set(asked)), "a request was carried out twice")
         operator = journal.value("SELECT COUNT(*) FROM decisions WHERE asked_by = 'operator'")
         must(operator == len(asked), "a decision of nobody's request")
@@ -590,23 +587,23 @@ class Play:
         must(events == len(self.asked), "a request was told twice")
 
     def _check_outbox(self, journal: Journal) -> None:
-        rows = journal.rows("SELECT key, done_at FROM outbox ORDER BY seq")
-        keys = [row["key"] for row in rows]
+        rows = journal.cells("SELECT key, done_at FROM outbox ORDER BY seq")
+        keys = [key for key, _ in rows]
         must(len(keys) == len(set(keys)), "an outbox key twice")
-        applied = journal.rows("SELECT generation FROM orders WHERE applied_step IS NOT NULL")
-        decisions = journal.rows("SELECT id FROM decisions")
+        orders = queries.orders(journal)
+        decisions = queries.decisions(journal)
         wanted = {
             "run",
             "mixture:0",
             f"end:{self.budget}",
             *(f"model:{step}" for step in self.steps),
         }
-        wanted |= {f"decision:{row['id']}" for row in decisions}
-        wanted |= {f"mixture:{row['generation']}" for row in applied}
+        wanted |= {f"decision:{decision.id}" for decision in decisions}
+        wanted |= {f"applied:{o.generation}" for o in orders if o.applied_step is not None}
         must(wanted <= set(keys), f"not in the outbox: {sorted(wanted - set(keys))}")
         told = sum(key.startswith("decision:") for key in keys)
         must(told == len(decisions), "a trace of no decision")
-        late = [row["key"] for row in rows if row["done_at"] is None]
+        late = [key for key, done_at in rows if done_at is None]
         must(not late or self.unsent, f"not sent: {late}")
         if not ForkedChild.mlflow and not self.unsent:
             sent = set((self.paths.dir / SENT).read_text().split())
@@ -619,7 +616,7 @@ class Play:
         must(altered == 0, "a start found other rows than were sealed")
         doubted = [line for line in self.said if str(self.paths.journal) in line]
         must(not doubted, f"its own journal was doubted: {doubted}")
-        known = {row["id"]: row["verdict"] for row in journal.rows("SELECT * FROM decisions")}
+        known = {decision.id: decision.verdict for decision in queries.decisions(journal)}
         for line in self.said:
             words = line.split()
             if words and words[0].startswith("d-") and words[1].endswith(":"):

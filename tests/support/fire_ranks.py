@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mixloop.common.process import follow_launcher
+from mixloop.common.process import PARENT, end_with_parent
 from mixloop.trainer.loader import MixtureLoader
 
 Json = dict[str, Any]
@@ -130,7 +130,7 @@ def fork(folder: Path, job: Json, rank: int) -> int:
         return child
     code = 1
     try:
-        follow_launcher()
+        end_with_parent(signal.SIGTERM)
         with (folder / f"log-{job['job']:03d}.rank{rank}").open("w") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
@@ -147,8 +147,8 @@ def fork(folder: Path, job: Json, rank: int) -> int:
 def main() -> None:
     """Carry out jobs, one after another, until the standard input ends."""
     folder = Path(sys.argv[1])
-    follow_launcher()
-    os.environ["MIXLOOP_LAUNCHER"] = str(os.getpid())
+    end_with_parent(signal.SIGTERM)
+    os.environ[PARENT] = str(os.getpid())
     for text in sys.stdin:
         job = json.loads(text)
         ranks = [fork(folder, job, rank) for rank in range(job["world"])]

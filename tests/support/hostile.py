@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.common.files import canonical, digest
-from mixloop.controller.journal import unpack
+from mixloop.controller.journal.packing import unpack
 from mixloop.controller.journal.schema import SCHEMA_VERSION
 
 Json = Any

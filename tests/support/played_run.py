@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from mixloop.cli.app import app
 from mixloop.contract import RunPaths
+from mixloop.controller import views
 from mixloop.controller.config import load_config
+from mixloop.controller.journal import queries
 from mixloop.controller.loop import daemon
-from mixloop.controller.views import run_status as views
 
 _spec = importlib.util.spec_from_file_location(
     "kill_controller", Path(__file__).parent / "kill_controller.py"
@@ -106,9 +107,10 @@ class Run:
         return told
 
     def answer(self) -> dict[str, Any]:
-        row = self.journal.row("SELECT * FROM requests ORDER BY taken_at DESC, rowid DESC LIMIT 1")
-        assert row is not None
-        return row
+        newest = "SELECT id FROM requests ORDER BY taken_at DESC, rowid DESC LIMIT 1"
+        request = queries.request(self.journal, self.journal.value(newest))
+        assert request is not None
+        return request.to_json()
 
     def history(self) -> list[dict[str, Any]]:
         return views.history(self.journal)

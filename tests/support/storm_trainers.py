@@ -134,7 +134,7 @@ class Real(Played):
         segments = read_schedule(paths.schedule).segments
         never = {line.generation for line in segments if line.sample >= self.steps * REAL_BATCH}
         late = "SELECT generation FROM orders WHERE COALESCE(published_at, issued_at) > ?"
-        given = {row["generation"] for row in journal.rows(late, self.nearly)}
+        given = {generation for (generation,) in journal.cells(late, self.nearly)}
         return never | (given - {line.generation for line in segments})
 
     def verify(self, path: Path, config: RunConfig) -> dict[str, Any]:

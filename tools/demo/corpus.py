@@ -6,10 +6,10 @@ Four sources, each a jsonl file of `{"text": ...}` documents:
 - `prose`: the language reference and a public-domain story that come as package data, package
   descriptions, and docstrings of packages that mixloop depends on;
 - `math-docs`: docstrings of SymPy, SciPy and mpmath, those with formulas in LaTeX first;
-- `word-problems`: questions with worked solutions, from reasoning-gym's `gsm_symbolic` and from
-  this package's own templates (`demo_stories`, `demo_algebra`).
+- `word-problems`: questions with their solutions from reasoning-gym: worked stories, and school
+  mathematics that is asked and answered in LaTeX.
 
-Files are read, never imported, except for reasoning-gym's generator. Only packages that mixloop
+Files are read, never imported, except for reasoning-gym's generators. Only packages that mixloop
 itself installs are read: whatever else a person keeps in the same environment stays out. The
 result depends on the seed and the installed versions alone: files are shuffled by a hash of their
 path, documents are deduplicated by content, and documents that share 13 words in a row with a
@@ -23,22 +23,19 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import json
+import re
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, cycle
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from .algebra import algebra
-from .decontamination import HeldOut, package_folder, packaged_items
-from .stories import Problem, story
-
-Progress = Callable[[str, int, int], None]
-"""Called as progress(source, bytes so far, limit in bytes) while a source grows."""
+from .decontamination import HeldOut, packaged_items
 
 PROSE_PACKAGES = [
     "numpy",
@@ -80,12 +77,32 @@ SKIPPED_FOLDERS = frozenset(
         "benchmarks",
     ]
 )
-SHORTEST_DOCSTRING = 200  # characters; below this it is a label rather than a text
-WORDY = 0.4  # share of a module between triple quotes above which it is worth parsing
-LONGEST_DOCUMENT = 60_000  # characters; longer modules are mostly tables
+MIN_DOCUMENT = 200  # characters; below this it is a label rather than a text
+MAX_DOCUMENT = 60_000  # characters; longer modules are mostly tables
+MIN_QUOTED = 0.4  # share of a module between triple quotes above which it is worth parsing
 FORMULA_MARKS = (".. math::", ":math:", r"\frac", r"\sum", r"\int", r"\left", r"\sqrt")
-PROMPTS = (("Question: ", "\nAnswer: "), ("Q: ", "\n\nA: "), ("Problem:\n", "\n\nSolution: "))
-REPORT_EVERY = 256 * 1024  # bytes between two calls of progress
+
+# reasoning-gym's families by name: the one with worked solutions, and those that become formulas
+STORIES = "gsm_symbolic"
+FORMULAS: dict[str, dict[str, Any]] = {
+    "simple_equations": {},
+    "simple_integration": {"max_terms": 3},
+    "complex_arithmetic": {},
+    "fraction_simplification": {"styles": ("latex_frac", "latex_dfrac")},
+    "simple_geometry": {},
+    "number_sequence": {},
+    "coin_flip": {},
+    "chain_sum": {},
+    "products": {"max_digits": 3},
+    "gcd": {},
+    "lcm": {},
+}
+PROMPTS = (("Question: ", "\nAnswer: "), ("Q: ", "\n\nA: "))
+PLAIN_STORIES = 0.5  # share of the stories that are left as they are
+# from here on a question says how its answer is to be written
+_INSTRUCTIONS = re.compile(r"\s*(?:Give only|Give the|Return only|In solving|When performing)\b")
+_OPERAND = r"[-(]*(?:\d+(?:\.\d+)?|\b[a-zA-Z]\b)(?:[\w*()/]|(?<=\()-)*"
+_FORMULA = re.compile(rf"(?<![\w$€£./*+-]){_OPERAND}(?: [-+*/x=] {_OPERAND})+")
 
 
 @dataclass(frozen=True)
@@ -117,64 +134,41 @@ class HarvestedSource:
         )
 
 
-def describe(sources: Mapping[str, HarvestedSource]) -> list[str]:
-    """One line per source, in the order they were harvested."""
-    return [source.describe() for source in sources.values()]
-
-
-def harvest(
-    out: Path,
-    *,
-    limit_bytes: int,
-    seed: int,
-    progress: Progress | None = None,
-    held_out: Iterable[str] = (),
-) -> dict[str, HarvestedSource]:
+def harvest(out: Path, *, limit_bytes: int, seed: int) -> dict[str, HarvestedSource]:
     """Write the demo's sources as jsonl files.
 
     Args:
         out: folder for the files (made when missing; earlier files are replaced).
         limit_bytes: most UTF-8 bytes of text per source.
         seed: same seed and same installed packages give the same bytes.
-        progress: told how far each source is.
-        held_out: texts to keep out next to the packaged benchmark items.
 
     Returns:
-        the sources by name, in `SOURCES` order.
+        The sources by name, in `SOURCES` order.
 
     Raises:
         ModuleNotFoundError: reasoning-gym, or something it needs, is not installed.
-        FileNotFoundError: a package to read is not installed or holds no text.
+        FileNotFoundError: a package to read holds no text.
     """
-    if limit_bytes <= 0:
-        raise ValueError(f"limit_bytes is {limit_bytes}: give the bytes wanted per source, above 0")
-    _gym_dataset(seed)  # the one part that can be missing, before anything is written
+    _gym_problems(seed)  # the one part that can be missing, before anything is written
     out.mkdir(parents=True, exist_ok=True)
-    index = HeldOut(chain(packaged_items(), held_out))
+    held_out = HeldOut(packaged_items())
     return {
-        name: _write(out / f"{name}.jsonl", documents(seed), limit_bytes, index, progress)
+        name: _write(out / f"{name}.jsonl", documents(seed), limit_bytes, held_out)
         for name, documents in SOURCES.items()
     }
 
 
-def _write(
-    path: Path,
-    documents: Iterator[str],
-    limit: int,
-    held_out: HeldOut,
-    progress: Progress | None,
-) -> HarvestedSource:
-    name = path.stem
-    seen: set[bytes] = set()
-    written = size = duplicates = contaminated = reported = 0
+def _write(path: Path, documents: Iterator[str], limit: int, held_out: HeldOut) -> HarvestedSource:
+    digests: set[bytes] = set()
+    written = size = duplicates = contaminated = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for text in documents:
             data = text.encode("utf-8", errors="replace")
             digest = hashlib.blake2b(b" ".join(data.split()), digest_size=16).digest()
-            if digest in seen:
+            if digest in digests:
                 duplicates += 1
                 continue
-            seen.add(digest)
+            digests.add(digest)
             if size + len(data) > limit:
                 break
             if held_out.overlaps(text):
@@ -182,14 +176,16 @@ def _write(
                 continue
             file.write(json.dumps({"text": data.decode("utf-8")}, ensure_ascii=False) + "\n")
             written, size = written + 1, size + len(data)
-            if progress and size >= reported + REPORT_EVERY:
-                reported = size
-                progress(name, size, limit)
     if not written:
-        raise FileNotFoundError(f"demo source {name}: no text found that fits {limit} bytes")
-    if progress:
-        progress(name, size, limit)
-    return HarvestedSource(name, path, written, size, duplicates, contaminated)
+        raise FileNotFoundError(f"demo source {path.stem}: no text found that fits {limit} bytes")
+    return HarvestedSource(path.stem, path, written, size, duplicates, contaminated)
+
+
+def _package_folder(package: str) -> Path | None:
+    """Where a top-level package is installed, without importing it; None when it is not there."""
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(folders[0]) if folders else None
 
 
 def _shuffled(files: Iterable[tuple[str, Path]], seed: int) -> list[Path]:
@@ -218,7 +214,7 @@ def _code(seed: int) -> Iterator[str]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in _shuffled(_python_files(root, "stdlib"), seed):
         text = _text(path).strip()
-        if SHORTEST_DOCSTRING <= len(text) <= LONGEST_DOCUMENT:
+        if MIN_DOCUMENT <= len(text) <= MAX_DOCUMENT:
             yield text
 
 
@@ -229,7 +225,7 @@ def _docstrings(source: str) -> Iterator[str]:
         node = nodes.pop()
         assert isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         text = ast.get_docstring(node)
-        if text and len(text) >= SHORTEST_DOCSTRING:
+        if text and len(text) >= MIN_DOCUMENT:
             yield text.strip()
         kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         nodes.extend(child for child in node.body if isinstance(child, kinds))
@@ -247,12 +243,12 @@ def _parsed(source: str) -> list[ast.AST]:
 def _wordy(source: str) -> bool:
     """Whether a module is mostly docstrings; parsing the others would cost more than it brings."""
     quoted = sum(map(len, source.split('"""')[1::2]))
-    return quoted >= WORDY * len(source) > 0
+    return quoted >= MIN_QUOTED * len(source) > 0
 
 
 def _package_modules(packages: Iterable[str], seed: int) -> Iterator[str]:
     """Sources of the packages' wordy modules, in shuffled order."""
-    roots = [(name, package_folder(name)) for name in packages]
+    roots = [(name, _package_folder(name)) for name in packages]
     files = chain.from_iterable(_python_files(root, name) for name, root in roots if root)
     return filter(_wordy, map(_text, _shuffled(files, seed)))
 
@@ -267,9 +263,9 @@ def _written_documents() -> Iterator[str]:
     topics = _text(Path(sysconfig.get_paths()["stdlib"]) / "pydoc_data" / "topics.py")
     constants = (n.value for n in ast.walk(ast.parse(topics)) if isinstance(n, ast.Constant))
     for value in constants:
-        if isinstance(value, str) and len(value) >= SHORTEST_DOCSTRING:
+        if isinstance(value, str) and len(value) >= MIN_DOCUMENT:
             yield value.strip()
-    gym = package_folder("reasoning_gym")
+    gym = _package_folder("reasoning_gym")
     story_text = _text(gym / "data" / "in_the_year_2889.txt") if gym else ""
     if story_text:
         yield story_text.strip()
@@ -285,7 +281,7 @@ def _descriptions() -> Iterator[str]:
             body = metadata(package.replace("_", "-")).json.get("description")
         except PackageNotFoundError:
             continue
-        if isinstance(body, str) and len(body) >= SHORTEST_DOCSTRING:
+        if isinstance(body, str) and len(body) >= MIN_DOCUMENT:
             yield body.strip()
 
 
@@ -301,38 +297,48 @@ def _math_docs(seed: int) -> Iterator[str]:
 
 
 def _word_problems(seed: int) -> Iterator[str]:
-    """The three kinds of problem in turn, under one of three customary headings."""
+    """Problems with their solutions; half of the stories and all the others in LaTeX."""
     rng = Random(seed)
-    streams = (_gym_problems(seed), story(Random(seed + 1)), algebra(Random(seed + 2)))
-    for stream in cycle(streams):
-        question, solution = next(stream)
-        before, between = rng.choice(PROMPTS)
-        yield f"{before}{question}{between}{solution}"
+    for problem in _gym_problems(seed):
+        question = _INSTRUCTIONS.split(problem["question"], maxsplit=1)[0]
+        steps = problem["metadata"].get("answer_cot", "").rpartition("####")[0].strip()
+        if steps and rng.random() < PLAIN_STORIES:
+            before, between = rng.choice(PROMPTS)
+            yield f"{before}{question}{between}{steps}\nThe answer is {problem['answer']}."
+        else:
+            boxed = rf"$\boxed{{{in_latex(problem['answer']).strip('$')}}}$"
+            solution = f"{in_latex(steps)} Therefore, the answer is {boxed}.".strip()
+            yield f"Problem:\n{in_latex(question)}\n\nSolution: {solution}"
 
 
-def _gym_problems(seed: int) -> Iterator[Problem]:
-    """gsm_symbolic's questions with its worked answers as sentences."""
-    dataset = _gym_dataset(seed)
-    for item in map(dataset.__getitem__, range(dataset.size)):
-        question = item["question"].removesuffix(
-            " Give the result as your final answer. Do not include units."
-        )
-        steps, _, answer = item["metadata"]["answer_cot"].rpartition("####")
-        if steps.strip():
-            yield question, f"{steps.strip()}\nThe answer is {answer.strip()}."
+def in_latex(text: str) -> str:
+    """The text with its calculations, equations and polynomials as inline LaTeX.
+
+    >>> in_latex("There are 28 x 4 = 112; solve 3*k**2 - 4 = 8")
+    'There are $28 \\\\cdot 4 = 112$; solve $3k^{2} - 4 = 8$'
+    """
+
+    def inline(match: re.Match[str]) -> str:
+        formula = re.sub(r"\*\*(\d+)", r"^{\1}", match[0])
+        formula = re.sub(r" [x*] |(?<=\d)\*(?=\d)", r" \\cdot ", formula).replace("*", "")
+        return f"${formula}$"
+
+    return _FORMULA.sub(inline, text)
 
 
-def _gym_dataset(seed: int) -> Any:
+def _gym_problems(seed: int) -> Iterator[dict[str, Any]]:
+    """reasoning-gym's items: question, answer and metadata, every other one a story."""
     try:
-        from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import (
-            GSMSymbolicDataset,
-            GSMSymbolicDatasetConfig,
-        )
+        from reasoning_gym import create_dataset
+        from reasoning_gym.composite import DatasetSpec
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f'the demo\'s word problems need {error.name}: pip install "mixloop[demo]"'
         ) from error
-    return GSMSymbolicDataset(GSMSymbolicDatasetConfig(seed=seed, size=1_000_000))
+    families = [DatasetSpec(STORIES, len(FORMULAS), {})]
+    families += [DatasetSpec(name, 1, options) for name, options in FORMULAS.items()]
+    problems = create_dataset("composite", size=1_000_000, seed=seed, datasets=families)
+    return map(problems.__getitem__, range(problems.size))
 
 
 SOURCES: dict[str, Callable[[int], Iterator[str]]] = {

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,6 +20,10 @@ from mixloop.common import text
 from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.controller.core import wording
+
+if TYPE_CHECKING:
+    from mixloop.contract import RunPaths
+    from mixloop.controller.journal import Journal
 
 BUDGET = 420_000  # tokens: about four minutes of one core
 CHECKPOINTS = 8
@@ -51,7 +55,7 @@ def run_demo(directory: Path, *, control: bool, seed: int, budget: str | None) -
     file.write_text(yaml.safe_dump(demo_config(name, stores, seed, tokens), sort_keys=False))
     say(f"training {text.tokens(tokens)} tokens from {wording.mixture(STARVED)}")
     say("the mixture is left alone" if control else "rules policy: see " + str(file))
-    code = run_both(file, say=say)
+    code = run_both(file, say)
     if code == 0:
         report(directory, name, tokens)
         say(f"done in {time.monotonic() - began:.0f} seconds")
@@ -86,8 +90,7 @@ def claim_folder(directory: Path, mark: Json) -> None:
     marker = directory / MARK
     if directory.exists() and any(directory.iterdir()) and not marker.exists():
         raise BadInput(f"--dir: {directory} is not empty and not a demo's; give another folder")
-    known = json.loads(marker.read_text()) if marker.exists() else mark
-    if known != mark:
+    if marker.exists() and json.loads(marker.read_text()) != mark:
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps(mark))
@@ -98,7 +101,7 @@ def prepare_sources(directory: Path, seed: int) -> dict[str, Path]:
     from mixloop.trainer.prepare import prepare
     from mixloop.trainer.sources import train_tokenizer
 
-    from .corpus import describe, harvest
+    from .corpus import harvest
 
     stores = {name: directory / "stores" / name for name in STARVED}
     if all((path / "store.json").is_file() for path in stores.values()):
@@ -109,8 +112,8 @@ def prepare_sources(directory: Path, seed: int) -> dict[str, Path]:
         harvested = harvest(directory / "text", limit_bytes=SOURCE_BYTES, seed=seed)
     except ModuleNotFoundError as error:
         raise BadInput(f"the demo's word problems: {error}") from None
-    for line in describe(harvested):
-        say(f"harvested {line}")
+    for source in harvested.values():
+        say(f"harvested {source.describe()}")
     texts = (text for source in harvested.values() for text in _head(source.path))
     tokenizer = train_tokenizer(texts, directory / "tokenizer", VOCABULARY)
     for name, source in harvested.items():
@@ -218,14 +221,13 @@ def report(directory: Path, name: str, budget: int) -> None:
     """What happened: data used, interventions with their outcomes, the picture, where to look."""
     from mixloop.controller import views
 
-    paths, journal = views.open_run(directory / name)
-    assert journal is not None
-    _report_data(views.status(paths, journal))
+    paths, journal = _open(directory, name)
+    _report_scores(views.status_json(views.look(paths, journal)))
     _report_interventions(views.history(journal))
     say("")
     picture = draw_run(directory, name, budget)
-    if all((directory / one / "journal.db").exists() for one in ("run", "control")):
-        compare(directory, say)
+    if all((directory / run / "journal.db").exists() for run in ("run", "control")):
+        compare(directory)
         picture = draw_run(directory, "run", budget)  # now with the control run beside it
     else:
         say("`mixloop demo --control` trains the same without interventions and compares the two")
@@ -236,14 +238,21 @@ def report(directory: Path, name: str, budget: int) -> None:
     say(f"MLflow:   mlflow ui --backend-store-uri sqlite:///{database}")
 
 
+def _open(directory: Path, name: str) -> tuple[RunPaths, Journal]:
+    from mixloop.controller import views
+
+    paths, journal = views.open_run(directory / name)
+    assert journal is not None
+    return paths, journal
+
+
 def draw_run(directory: Path, name: str, budget: int) -> Path:
     """The picture of a run; the demo's own shows the control run too once there is one."""
     from mixloop.controller import views
     from mixloop.controller.report import draw
 
-    paths, journal = views.open_run(directory / name)
-    assert journal is not None
-    control = _other(directory, "control") if name == "run" else None
+    paths, journal = _open(directory, name)
+    beside = name == "run" and (directory / "control" / "journal.db").exists()
     return draw(
         views.history(journal),
         views.benchmarks(journal),
@@ -251,13 +260,13 @@ def draw_run(directory: Path, name: str, budget: int) -> Path:
         directory / f"{name}.png",
         title="mixloop demo" if name == "run" else "mixloop demo, control run",
         budget=budget,
-        control=control,
+        control=views.benchmarks(_open(directory, "control")[1]) if beside else None,
     )
 
 
-def _report_data(found: Json) -> None:
+def _report_scores(status: Json) -> None:
     say("")
-    for benchmark, score in found["benchmarks"].items():
+    for benchmark, score in status["benchmarks"].items():
         metrics = ", ".join(
             f"{metric} {value['value']:.3f} ± {value['stderr'] or 0:.3f} (n={value['n']})"
             for metric, value in score["metrics"].items()
@@ -266,69 +275,57 @@ def _report_data(found: Json) -> None:
         say(f"{benchmark:<10} {metrics or score['status']}{reason}; items: {score['data']}")
 
 
-def _report_interventions(entries: list[Json]) -> None:
-    changed = [entry for entry in entries if entry["verdict"] == "intervene"]
+def _report_interventions(decisions: list[Json]) -> None:
+    interventions = [decision for decision in decisions if decision["verdict"] == "intervene"]
     say("")
-    say(f"{len(changed)} interventions in {len(entries)} decisions")
-    for entry in changed:
+    say(f"{len(interventions)} interventions in {len(decisions)} decisions")
+    for decision in interventions:
+        moves = wording.moves(decision["weights_before"], decision["weights_after"])
         say(
-            f"{entry['id']} after step {entry['step']} ({text.tokens(entry['tokens'])} tokens), "
-            f"in force at step {entry['applied_step']}"
+            f"{decision['id']} after step {decision['step']} "
+            f"({text.tokens(decision['tokens'])} tokens), "
+            f"in force at step {decision['applied_step']}"
         )
-        say(f"   why    {entry['reason']}")
-        say(f"   moved  {wording.moves(entry['weights_before'], entry['weights_after'])}")
-        for note in entry["guards"]:
+        say(f"   why    {decision['reason']}")
+        say(f"   moved  {moves}")
+        for note in decision["guards"]:
             if note["action"] != "passed":
                 say(f"   guard  {note['guard']} {note['action']}: {note['detail']}")
-        for line in wording.outcome_lines(entry["outcome"]):
+        for line in wording.outcome_lines(decision["outcome"]):
             say(f"   next   {line}")
 
 
-def _other(directory: Path, name: str) -> list[Json] | None:
-    from mixloop.controller import views
+def compare(directory: Path) -> None:
+    """Say how the demo ended against its control run, paired over items.
 
-    if not (directory / name / "journal.db").exists():
-        return None
-    journal = views.open_run(directory / name)[1]
-    return views.benchmarks(journal) if journal is not None else None
-
-
-def compare(directory: Path, tell: Callable[[str], None]) -> list[Json]:
-    """The demo against its control run at their last common checkpoint, paired over items."""
+    What is compared is their last common checkpoint.
+    """
     from mixloop.common.paired import paired_difference
-    from mixloop.controller import views
     from mixloop.controller.decisions import observation_builder
     from mixloop.policies.interface import BITS_PER_BYTE, pooled_items
 
-    sides = []
-    for name in ("control", "run"):
-        journal = views.open_run(directory / name)[1]
-        assert journal is not None
-        sides.append({seen.step: seen for seen in observation_builder.evaluations(journal)})
+    sides = [
+        {evaluation.step: evaluation for evaluation in observation_builder.evaluations(journal)}
+        for _, journal in (_open(directory, "control"), _open(directory, "run"))
+    ]
     common = sorted(set(sides[0]) & set(sides[1]))
     if not common:
-        tell("no checkpoint is scored in both runs, so they can't be compared")
-        return []
+        say("no checkpoint is scored in both runs, so they can't be compared")
+        return
     control, run = (side[common[-1]] for side in sides)
-    tell(f"final bits per byte at step {common[-1]}, control run against this one (paired):")
-    rows = []
+    say(f"final bits per byte at step {common[-1]}, control run against this one (paired):")
     for group in (MATHS, ("humaneval",), ("mmlu",)):
         old, new = (pooled_items(side, group, BITS_PER_BYTE) for side in (control, run))
-        found = paired_difference(old, new, False)
-        low, high = found.interval()
-        label = " + ".join(group)
-        values = [_pooled(one) for one in (old, new)]
-        tell(
-            f"   {label:<14} {values[0]:.3f} -> {values[1]:.3f}, gain {found.gain:+.4f} "
-            f"± {found.stderr:.4f}, 95% interval [{low:+.4f}, {high:+.4f}], n={found.n}"
+        difference = paired_difference(old, new, False)
+        low, high = difference.interval()
+        say(
+            f"   {' + '.join(group):<14} {_mean(old):.3f} -> {_mean(new):.3f}, "
+            f"gain {difference.gain:+.4f} ± {difference.stderr:.4f}, "
+            f"95% interval [{low:+.4f}, {high:+.4f}], n={difference.n}"
         )
-        rows.append(
-            {"benchmarks": list(group), "control": values[0], "run": values[1], "gain": found.gain}
-            | {"stderr": found.stderr, "low": low, "high": high, "n": found.n}
-        )
-    return rows
 
 
-def _pooled(items: Any) -> float:
-    weight = sum(w for _, w in items.values())
-    return float(sum(v * w for v, w in items.values()) / weight)
+def _mean(items: Any) -> float:
+    """The weighted mean of items ``{id: (value, weight)}``."""
+    total = sum(weight for _, weight in items.values())
+    return float(sum(value * weight for value, weight in items.values()) / total)

@@ -29,29 +29,29 @@ if TYPE_CHECKING:
 
 
 MEMORY = 8192  # MiB that the other process may use: room for torch
-PATIENCE = 120  # seconds it may take
+TIMEOUT = 120  # seconds it may take
 
 
 def listing() -> list[Json]:
     """Every built-in and installed policy: name, where it comes from, what it does in a line."""
-    found = []
+    policies = []
     for name in policy_names():
         try:
             about = _about(policy_class(name)).partition("\n")[0]
         except PolicyError as error:
             about = f"can't be used: {error}"
-        found.append({"name": name, "origin": policy_origin(name), "about": about})
-    return found
+        policies.append({"name": name, "origin": policy_origin(name), "about": about})
+    return policies
 
 
-def listing_table(found: list[Json]) -> Table:
+def listing_table(policies: list[Json]) -> Table:
     """The listing for people."""
     from mixloop.controller import views
 
-    made = views.table("Policies", ("name", "from", "what it does"))
-    for one in found:
-        made.add_row(*(views.cell(one[key]) for key in ("name", "origin", "about")))
-    return made
+    table = views.table("Policies", ("name", "from", "what it does"))
+    for policy in policies:
+        table.add_row(*(views.cell(policy[key]) for key in ("name", "origin", "about")))
+    return table
 
 
 def description(ref: str) -> Json:
@@ -95,15 +95,15 @@ def _option_table(model: Json) -> Table:
     columns = ["option", "type", "default"]
     if any("description" in spec for spec in properties.values()):
         columns.append("description")
-    made = views.table("", columns)
+    table = views.table("", columns)
     for name, spec in properties.items():
         default = json.dumps(spec["default"]) if "default" in spec else ""
         shown = "required" if name in required else default
         row = (name, type_in_words(spec), shown, spec.get("description", ""))
-        made.add_row(*map(views.cell, row[: len(columns)]))
+        table.add_row(*map(views.cell, row[: len(columns)]))
     if not properties:
-        made.add_row("(none)", "", "")
-    return made
+        table.add_row("(none)", "", "")
+    return table
 
 
 def type_in_words(spec: Json) -> str:
@@ -118,7 +118,7 @@ def type_in_words(spec: Json) -> str:
         return " | ".join(json.dumps(value) for value in spec.get("enum", [spec.get("const")]))
     for key in ("anyOf", "oneOf"):
         if key in spec:
-            return " or ".join(type_in_words(one) for one in spec[key])
+            return " or ".join(map(type_in_words, spec[key]))
     kind = spec.get("type", "any")
     if kind == "array":
         return f"list of {type_in_words(spec.get('items', {}))}"
@@ -140,12 +140,12 @@ def _bounds(spec: Json) -> list[str]:
 # --- conformance ------------------------------------------------------------------------------
 
 
-def conformance(ref: str | None, options: str, config: Path | None) -> Json:
+def conformance(ref: str | None, options: Json | None, config: Path | None) -> Json:
     """The suite's report on a policy, and whether another process agrees.
 
     Args:
         ref: the policy; None: the configuration's.
-        options: JSON or YAML text; empty: the configuration's where it is its policy, else none.
+        options: its own; None: the configuration's where it is its policy, else none.
         config: a run.yaml, for the names of sources and benchmarks.
 
     Raises:
@@ -153,42 +153,25 @@ def conformance(ref: str | None, options: str, config: Path | None) -> Json:
     """
     from mixloop.policies.testing import report, subject
 
-    names, own, given = _from_config(config)
-    use = ref or own
+    names, configured, its_options = _from_config(config)
+    use = ref or configured
     base = config.parent if config is not None and ref is None else Path()
-    if options or use != own:
-        given = parse_options(options) if options else {}
+    if options is None:
+        options = its_options if use == configured else {}
     try:
-        trial = subject(use, given, base=base, names=names)
-        found = report(trial)
+        tested = subject(use, options, base=base, names=names)
+        suite = report(tested)
     except PolicyError as error:
         raise BadInput(str(error)) from None
-    checks = [asdict(result) for result in found.results]
-    checks.append(_another_process(use, given, base, trial))
+    checks = [asdict(result) for result in suite.results]
+    checks.append(_another_process(use, options, base, tested))
     return {
         "policy": use,
         "passed": all(check["passed"] for check in checks),
         "checks": checks,
-        "slowest": {"seconds": found.slowest, "situation": found.slowest_in},
-        "not_for": dict(found.not_for),
+        "slowest": {"seconds": suite.slowest, "situation": suite.slowest_in},
+        "not_for": dict(suite.not_for),
     }
-
-
-def parse_options(text: str) -> Json:
-    """Options given on the command line, as JSON or YAML.
-
-    Raises:
-        BadInput: when they are no mapping.
-    """
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        found = None
-    if not isinstance(found, dict):
-        raise BadInput(f"--with: {text!r} is no mapping; write one such as '{{\"step\": 0.05}}'")
-    return found
 
 
 def _from_config(path: Path | None) -> tuple[SampleNames, str, Json]:
@@ -205,7 +188,7 @@ def _from_config(path: Path | None) -> tuple[SampleNames, str, Json]:
     return SampleNames(tags, benchmarks), config.policy.use, dict(config.policy.options)
 
 
-def _another_process(use: str, options: Json, base: Path, trial: Subject) -> Json:
+def _another_process(use: str, options: Json, base: Path, tested: Subject) -> Json:
     """Whether a process with another hash seed decides the same: sets and hashes are no order."""
     situation = "an ordinary run"
     request = {
@@ -213,7 +196,7 @@ def _another_process(use: str, options: Json, base: Path, trial: Subject) -> Jso
         "options": options,
         "base": str(base.resolve()),
         "memory": MEMORY,
-        "observation": trial.observation(situation).model_dump(mode="json"),
+        "observation": tested.observation(situation).model_dump(mode="json"),
     }
     done = subprocess.run(
         [sys.executable, "-m", "mixloop.controller.decisions.policy_process"],
@@ -221,21 +204,21 @@ def _another_process(use: str, options: Json, base: Path, trial: Subject) -> Jso
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         env={**os.environ, "PYTHONHASHSEED": "271828"},
     )
-    detail = _disagreement(done.stdout, trial.answer(situation).reply)
+    detail = _disagreement(done.stdout, tested.answer(situation).reply)
     title = "another process answers alike"
     return {"name": "process", "title": title, "passed": not detail, "detail": detail}
 
 
 def _disagreement(output: str, reply: Any) -> str:
     try:
-        said = json.loads(output)
+        answer = json.loads(output)
     except ValueError:
         return "the process gave no answer"
-    payload: Mapping[str, Any] = said["payload"]
-    if said["kind"] == "failed":
+    payload: Mapping[str, Any] = answer["payload"]
+    if answer["kind"] == "failed":
         return f"it failed there: {payload['reason']}"
     here = json.loads(reply.model_dump_json()) if hasattr(reply, "model_dump_json") else {}
     different = [key for key, value in payload.items() if here.get(key) != value]
@@ -247,11 +230,11 @@ def report_table(report: Json) -> Table:
     from mixloop.common import text
     from mixloop.controller import views
 
-    made = views.table(f"Conformance of {text.clean(report['policy'])}", ("check", "", "found"))
+    table = views.table(f"Conformance of {text.clean(report['policy'])}", ("check", "", "found"))
     for check in report["checks"]:
         outcome = "ok" if check["passed"] else "FAILED"
-        made.add_row(views.cell(check["title"]), outcome, views.cell(check["detail"]))
-    return made
+        table.add_row(views.cell(check["title"]), outcome, views.cell(check["detail"]))
+    return table
 
 
 def report_lines(report: Json) -> Iterator[str]:

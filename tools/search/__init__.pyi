@@ -1,6 +1,5 @@
 from .prior import conclude as conclude
 from .prior import write_prior as write_prior
-from .proxy_search import Progress as Progress
 from .proxy_search import Search as Search
 from .proxy_search import SearchFailed as SearchFailed
 from .proxy_search import eta as eta

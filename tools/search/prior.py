@@ -8,11 +8,11 @@ from pathlib import Path
 from mixloop.common.files import write_atomic
 from mixloop.common.types import Json
 from mixloop.controller.config import SearchPlan
-from mixloop.policies.surrogates import Point, ProxyRun, Recommendation, Score, points_of, recommend
+from mixloop.policies.surrogates import Point, ProxyRun, Score, points_of, recommend
 
 SCHEMA = "mixloop/prior/1"
 FILE_NAME = "prior.json"
-LEAST_ERROR = 1e-4  # bits per byte
+MIN_ERROR = 1e-4  # bits per byte
 
 
 def conclude(run: str, plan: SearchPlan, runs: list[ProxyRun]) -> Json:
@@ -28,7 +28,7 @@ def conclude(run: str, plan: SearchPlan, runs: list[ProxyRun]) -> Json:
         ValueError: too few proxies for a surrogate.
     """
     points = points_of(runs, len(plan.rungs) - 1)
-    found = recommend(points, plan.importance, plan.most, plan.start, plan.seed)
+    recommended = recommend(points, plan.importance, plan.most, plan.start, plan.seed)
     return {
         "schema": SCHEMA,
         "run": run,
@@ -38,17 +38,22 @@ def conclude(run: str, plan: SearchPlan, runs: list[ProxyRun]) -> Json:
         "objective": dict(plan.importance),
         "points": [_point(point, plan) for point in points],
         "start": dict(plan.start),
-        **_found(found),
+        "weights": recommended.weights,
+        "best": recommended.best,
+        "uncertainty": recommended.uncertainty,
+        "predicted": _score(recommended.predicted),
+        "gain": _score(recommended.gain),
+        "verdict": recommended.verdict,
+        "surrogate": recommended.surrogate,
+        "errors": recommended.errors,
     }
 
 
 def _point(point: Point, plan: SearchPlan) -> Json:
-    score = point.value(plan.importance)
-    benchmarks = {n: _score(found) for n, found in point.benchmarks.items()}
     return {
         "weights": dict(point.weights),
-        **_score(score),
-        "benchmarks": benchmarks,
+        **_score(point.value(plan.importance)),
+        "benchmarks": {name: _score(score) for name, score in point.benchmarks.items()},
         "trial": point.number,
         "measured": point.measured,
     }
@@ -56,20 +61,7 @@ def _point(point: Point, plan: SearchPlan) -> Json:
 
 def _score(score: Score) -> Json:
     # one item alone gives no standard error; nothing is known exactly
-    return {"value": score.value, "stderr": max(score.stderr, LEAST_ERROR)}
-
-
-def _found(found: Recommendation) -> Json:
-    return {
-        "weights": found.weights,
-        "best": found.best,
-        "uncertainty": found.uncertainty,
-        "predicted": _score(found.predicted),
-        "gain": _score(found.gain),
-        "verdict": found.verdict,
-        "surrogate": found.surrogate,
-        "errors": found.errors,
-    }
+    return {"value": score.value, "stderr": max(score.stderr, MIN_ERROR)}
 
 
 def write_prior(plan: SearchPlan, prior: Json) -> Path:

@@ -78,19 +78,17 @@ def accumulation_of(config: RunConfig) -> int:
     """
     trainer = config.trainer
     try:
-        quantum = batch_schedule_of(trainer, trainer.processes).at(0)
+        samples = batch_schedule_of(trainer, trainer.processes).at(0)
     except JobError as error:
         raise BadInput(str(error).replace("settings.", "trainer.")) from None
-    return quantum // (trainer.micro_batch * trainer.processes)
+    return samples // (trainer.micro_batch * trainer.processes)
 
 
 class Proxy:
     """A proxy under way. Its trainer resumes from its last checkpoint when started again."""
 
-    def __init__(
-        self, job: Job, number: int, weights: Mapping[str, float], rungs: tuple[int, ...]
-    ) -> None:
-        self.job, self.number, self.weights, self.rungs = job, number, dict(weights), rungs
+    def __init__(self, job: Job, rungs: tuple[int, ...]) -> None:
+        self.job, self.rungs = job, rungs
         self.paths = RunPaths(job.dir)
         self.log = job.dir / "trainer.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -112,12 +110,6 @@ class Proxy:
                 start_new_session=True,
             )
 
-    @property
-    def pid(self) -> int | None:
-        """Its trainer's process, while that runs."""
-        process = self._process
-        return process.pid if process is not None and process.poll() is None else None
-
     def failure(self) -> str | None:
         """Why its trainer ended without finishing; None while it runs and when it finished."""
         code = self._process.poll() if self._process is not None else None
@@ -135,8 +127,8 @@ class Proxy:
 
     def progress(self) -> float:
         """Share of its tokens that are trained."""
-        beat = read_status(self.paths.status).value
-        return min(1.0, beat.tokens / self.job.budget) if beat is not None else 0.0
+        status = read_status(self.paths.status).value
+        return min(1.0, status.tokens / self.job.budget) if status is not None else 0.0
 
     def stop(self) -> None:
         """Ask the trainer to end; it saves a checkpoint first, to go on from."""
@@ -160,5 +152,5 @@ class Proxy:
 
 def _environment(threads: int | None) -> dict[str, str]:
     # `threads` unset means the machine's: several proxies side by side would fight over it
-    own = child_environment()
-    return own if threads is None else {**own, "OMP_NUM_THREADS": str(threads)}
+    environment = child_environment()
+    return environment if threads is None else environment | {"OMP_NUM_THREADS": str(threads)}

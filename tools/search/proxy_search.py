@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-PATIENCE = 3  # proxies that may fail one after the other
-LOOK = 0.2  # seconds between two looks at the proxies
+MAX_FAILURES = 3  # proxies that may fail one after the other
+POLL_SECONDS = 0.2
 
 
 class SearchFailed(Exception):  # noqa: N818 - says how the search ended
@@ -40,7 +40,9 @@ class SearchFailed(Exception):  # noqa: N818 - says how the search ended
 
 
 @dataclass
-class _Running:
+class _RunningProxy:
+    """A trial whose proxy trains, the rung that is scored next, and when it began."""
+
     trial: optuna.Trial
     proxy: Proxy
     rung: int
@@ -87,10 +89,10 @@ class Search:
         self.config, self.plan, self._say, self._clock = config, plan, say, clock
         self.trials = Trials(plan)
         self._evaluator = Evaluator(_settings(config), plan.folder / "evals.log")
-        self._running: list[_Running] = []
-        self._scoring: _Running | None = None
-        self._left_over: deque[optuna.Trial] = deque()
-        self._took: list[float] = []
+        self._running: list[_RunningProxy] = []
+        self._scoring: _RunningProxy | None = None
+        self._interrupted: deque[optuna.Trial] = deque()
+        self._durations: list[float] = []
         self._failures = 0
         self._stopped = False
 
@@ -105,27 +107,27 @@ class Search:
             SearchFailed: proxies fail one after the other.
         """
         self._subsample()
-        self._left_over.extend(self._resumable())
+        self._resume()
         try:
             while not self._stopped:
-                self._fill()
+                self._start_proxies()
                 if not self._running:
                     return True
                 self._score()
-                self._look()
+                self._check_proxies()
                 show(self.progress())
-                time.sleep(LOOK)
+                time.sleep(POLL_SECONDS)
             return False
         finally:
             self._end()
 
     def progress(self) -> Progress:
         """How far it is now."""
-        shares = [one.proxy.progress() for one in self._running]
+        shares = [running.proxy.progress() for running in self._running]
         done = self.trials.finished()
         left = None
-        if self._took:
-            mean = sum(self._took) / len(self._took)
+        if self._durations:
+            mean = sum(self._durations) / len(self._durations)
             ahead = max(0.0, self.plan.trials - done - sum(shares))
             left = mean * ahead / min(self.plan.workers, max(1, self.plan.trials - done))
         return Progress(done, self.plan.trials, shares, left)
@@ -136,113 +138,112 @@ class Search:
             out, source = plan.folder / "stores" / name, self.config.sources[name]
             subsample(source.path, out, tokens, window, plan.seed + index, source.options)
 
-    def _resumable(self) -> list[optuna.Trial]:
-        found = []
+    def _resume(self) -> None:
         for trial in self.trials.unfinished():
             if "weights" in trial.user_attrs:
-                found.append(trial)
+                self._interrupted.append(trial)
             else:  # stopped between the study's question and its answer
                 self.trials.failed(trial, "interrupted before it began")
-        return found
 
-    def _fill(self) -> None:
+    def _start_proxies(self) -> None:
         """As many proxies as there are workers, and no more than are still wanted."""
         wanted = self.plan.trials - self.trials.finished()
         while len(self._running) < min(self.plan.workers, wanted):
-            old = self._left_over.popleft() if self._left_over else None
-            trial = old or self.trials.ask()
+            interrupted = self._interrupted.popleft() if self._interrupted else None
+            trial = interrupted or self.trials.ask()
             weights = dict(trial.user_attrs["weights"])
-            job = proxy_job(self.config, self.plan, trial.number, weights)
-            proxy = Proxy(job, trial.number, weights, self.plan.rungs)
+            proxy = Proxy(proxy_job(self.config, self.plan, trial.number, weights), self.plan.rungs)
             rung = max(scores_of(trial.user_attrs), default=-1) + 1
             proxy.start()
-            self._running.append(_Running(trial, proxy, rung, self._clock()))
-            again = " again" if old else ""
+            self._running.append(_RunningProxy(trial, proxy, rung, self._clock()))
+            again = " again" if interrupted else ""
             self._say(f"proxy {trial.number} begins{again}: {mixture(weights)}")
 
     def _score(self) -> None:
         """One checkpoint at a time, the oldest proxy's first."""
         if self._scoring is not None:
-            found = self._evaluator.poll()
-            if found is None:
+            outcome = self._evaluator.poll()
+            if outcome is None:
                 return
-            one, self._scoring = self._scoring, None
-            if isinstance(found, Failure):
-                self._fail(one, f"its checkpoint was not scored: {found.reason}")
+            running, self._scoring = self._scoring, None
+            if isinstance(outcome, Failure):
+                self._fail(running, f"its checkpoint was not scored: {outcome.reason}")
             else:
-                self._take(one, found)
+                self._take(running, outcome)
             return
-        for one in self._running:
-            checkpoint = one.proxy.checkpoint(one.rung)
+        for running in self._running:
+            checkpoint = running.proxy.checkpoint(running.rung)
             if checkpoint is not None:
-                card = one.proxy.job.dir / "scorecards" / f"rung-{one.rung}.json"
+                card = running.proxy.job.dir / "scorecards" / f"rung-{running.rung}.json"
                 card.parent.mkdir(exist_ok=True)
                 self._evaluator.start(checkpoint, card)
-                self._scoring = one
+                self._scoring = running
                 return
 
-    def _take(self, one: _Running, card: Scorecard) -> None:
+    def _take(self, running: _RunningProxy, card: Scorecard) -> None:
         scores, missing = read_scores(card, self.plan.importance)
         if missing:
-            self._fail(one, missing)
+            self._fail(running, missing)
             return
-        state = self.trials.scored(one.trial, one.rung, scores)
+        state = self.trials.scored(running.trial, running.rung, scores)
         value = self.trials.value(scores)
-        tokens = self.plan.rungs[one.rung]
+        tokens = self.plan.rungs[running.rung]
         words = {"running": "goes on", "pruned": "stopped by halving", "complete": "done"}[state]
-        self._say(f"proxy {one.proxy.number}: {value:.4f} at {tokens:,} tokens, {words}")
+        self._say(f"proxy {running.trial.number}: {value:.4f} at {tokens:,} tokens, {words}")
         if state == "running":
-            one.rung += 1
+            running.rung += 1
             return
         self._failures = 0
-        self._took.append(self._clock() - one.begun)
-        self._drop(one)
+        self._durations.append(self._clock() - running.begun)
+        self._drop(running)
         now = self.progress()
         self._say(f"{now.done} of {now.trials} proxies, {eta(now.left)}")
 
-    def _look(self) -> None:
-        for one in list(self._running):
-            trouble = one.proxy.failure()
-            # what it reached before is scored first
-            if trouble and one is not self._scoring and one.proxy.checkpoint(one.rung) is None:
-                self._fail(one, trouble)
+    def _check_proxies(self) -> None:
+        for running in list(self._running):
+            reason = running.proxy.failure()
+            if reason is None or running is self._scoring:
+                continue
+            if running.proxy.checkpoint(running.rung) is None:  # what it reached is scored first
+                self._fail(running, reason)
 
-    def _fail(self, one: _Running, reason: str) -> None:
-        self.trials.failed(one.trial, reason)
-        self._say(f"proxy {one.proxy.number} failed: {clean(reason)}")
-        self._drop(one)
+    def _fail(self, running: _RunningProxy, reason: str) -> None:
+        self.trials.failed(running.trial, reason)
+        self._say(f"proxy {running.trial.number} failed: {clean(reason)}")
+        self._drop(running)
         self._failures += 1
-        if self._failures >= PATIENCE:
-            raise SearchFailed(f"{PATIENCE} proxies failed one after the other; the last: {reason}")
+        if self._failures >= MAX_FAILURES:
+            ended = f"{MAX_FAILURES} proxies failed one after the other"
+            raise SearchFailed(f"{ended}; the last: {reason}")
 
-    def _drop(self, one: _Running) -> None:
-        self._running.remove(one)
-        one.proxy.stop()
-        one.proxy.close()
-        one.proxy.tidy()
+    def _drop(self, running: _RunningProxy) -> None:
+        self._running.remove(running)
+        running.proxy.stop()
+        running.proxy.close()
+        running.proxy.tidy()
 
     def _end(self) -> None:
         """End what runs; the proxies save a checkpoint to go on from."""
-        for one in self._running:
-            one.proxy.stop()
+        for running in self._running:
+            running.proxy.stop()
         self._evaluator.stop()
-        for one in self._running:
-            one.proxy.close()
+        for running in self._running:
+            running.proxy.close()
 
 
 def read_scores(
     card: Scorecard, importance: Mapping[str, float]
 ) -> tuple[dict[str, Score], str | None]:
     """The bits per byte that a search goes by, and what is missing of them."""
-    found = {}
+    scores = {}
     for name in importance:
         score = card.benchmarks.get(name)
         metric = score.metrics.get(BITS_PER_BYTE) if score is not None else None
         if metric is None:
             reason = (score.reason if score is not None else None) or "it gives none"
             return {}, f"{name} has no {BITS_PER_BYTE}: {reason}"
-        found[name] = Score(metric.value, metric.stderr or 0.0)
-    return found, None
+        scores[name] = Score(metric.value, metric.stderr or 0.0)
+    return scores, None
 
 
 def _settings(config: RunConfig) -> EvalSettings:
@@ -252,9 +253,9 @@ def _settings(config: RunConfig) -> EvalSettings:
     """
     plan = read_plan(config)
     settings: EvalSettings = plan.pin(config.evals) if plan is not None else config.evals
-    quiet = {
-        name: one.model_copy(update={"generate_items": 0})
-        for name, one in settings.benchmarks.items()
+    benchmarks = {
+        name: benchmark.model_copy(update={"generate_items": 0})
+        for name, benchmark in settings.benchmarks.items()
     }
-    changes = {"benchmarks": quiet, "watch": {}, "budget": None, "samples": False}
+    changes = {"benchmarks": benchmarks, "watch": {}, "budget": None, "samples": False}
     return settings.model_copy(update=changes)

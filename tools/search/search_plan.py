@@ -24,14 +24,14 @@ class SearchArgs:
     out: Path | None = None
 
 
-def plan_search(path: Path, config: RunConfig, wanted: SearchArgs) -> SearchPlan:
+def plan_search(path: Path, config: RunConfig, args: SearchArgs) -> SearchPlan:
     """The plan of a search.
 
     Raises:
         BadInput: one line naming the key, the value and the mend.
     """
     search = config.search
-    tokens = wanted.tokens or search.tokens
+    tokens = args.tokens or search.tokens
     if not tokens:
         raise BadInput(
             f"{path}: search.tokens: missing; give the tokens of one proxy (or --tokens)"
@@ -40,25 +40,25 @@ def plan_search(path: Path, config: RunConfig, wanted: SearchArgs) -> SearchPlan
     if len(active) < 2:
         raise BadInput(f"{path}: sources: a search needs two that are not on standby")
     window = config.trainer.sequence_length
-    target = _target(config, wanted.checkpoint)
+    target = _target(config, args.checkpoint)
     if tokens > target:
         raise BadInput(
             f"{path}: search.tokens: {tokens:,} is more than the {target:,} tokens that the "
             "proxies stand for; give fewer"
         )
-    known = observation_builder.unique_tokens(config)
-    sizes = {name: known[name] for name in active}
-    start = config.start_weights(known)
+    unique = observation_builder.unique_tokens(config)
+    sizes = {name: unique[name] for name in active}
+    start = config.start_weights(unique)
     rungs = rungs_of(tokens, search.rungs, search.reduction)
     step = window * (search.micro_batch or config.trainer.micro_batch)
     if rungs[0] < step * accumulation_of(config):
         raise BadInput(f"{path}: search.rungs: the first ends before one step; give more tokens")
     return SearchPlan(
-        folder=_folder(config, wanted),
+        folder=_folder(config, args),
         tokens=tokens,
         target=target,
-        trials=wanted.trials or search.trials or 3 * (len(active) + 1),
-        workers=wanted.workers or search.workers,
+        trials=args.trials or search.trials or 3 * (len(active) + 1),
+        workers=args.workers or search.workers,
         rungs=rungs,
         reduction=search.reduction,
         ratio=tokens / target,
@@ -68,16 +68,16 @@ def plan_search(path: Path, config: RunConfig, wanted: SearchArgs) -> SearchPlan
         start={name: start[name] for name in active},
         importance=_importance(path, config),
         seed=config.run.seed,
-        checkpoint=wanted.checkpoint.resolve() if wanted.checkpoint else None,
+        checkpoint=args.checkpoint.resolve() if args.checkpoint else None,
     )
 
 
-def _folder(config: RunConfig, wanted: SearchArgs) -> Path:
+def _folder(config: RunConfig, args: SearchArgs) -> Path:
     """Anneals from a checkpoint are another study than proxies from scratch."""
-    if wanted.out is not None:
-        return wanted.out.resolve()
+    if args.out is not None:
+        return args.out.resolve()
     base = config.search.dir or config.run.dir / "search"
-    return base / f"from-{wanted.checkpoint.resolve().name}" if wanted.checkpoint else base
+    return base / f"from-{args.checkpoint.resolve().name}" if args.checkpoint else base
 
 
 def _target(config: RunConfig, checkpoint: Path | None) -> int:
@@ -115,7 +115,7 @@ def _most(path: Path, config: RunConfig, sizes: dict[str, int], target: int) -> 
 
 def _importance(path: Path, config: RunConfig) -> dict[str, float]:
     goals = config.objective
-    found = {name: goals[name].weight if name in goals else 1.0 for name in config.evals.benchmarks}
-    if not any(found.values()):
+    weights = {n: goals[n].weight if n in goals else 1.0 for n in config.evals.benchmarks}
+    if not any(weights.values()):
         raise BadInput(f"{path}: evals.benchmarks: none counts, so there is nothing to search by")
-    return {name: weight for name, weight in found.items() if weight > 0}
+    return {name: weight for name, weight in weights.items() if weight > 0}

@@ -20,7 +20,7 @@ from mixloop.policies.surrogates import ProxyRun, Score
 if TYPE_CHECKING:
     import optuna
 
-LEAST = 1e-6  # of u: at 0 the share would be infinite
+MIN_DRAWN = 1e-6  # of u: at 0 the share would be infinite
 
 
 class Trials:
@@ -50,42 +50,40 @@ class Trials:
             raise BadInput(
                 f"{plan.folder / 'study.db'}: no study of a search: {line}; search in another --out"
             ) from None
-        begun = len(self.study.trials)
-        self._begun, self._startup = begun, startup
+        trials = len(self.study.trials)
         # after a restart a sampler must not repeat its first draws
-        self.study.sampler = optuna.samplers.RandomSampler(seed=plan.seed + begun)
+        self._seed, self._startup = plan.seed + trials, startup
+        self.study.sampler = optuna.samplers.RandomSampler(seed=self._seed)
         self._identify()
-        if not begun:
+        if not trials:
             self.study.enqueue_trial(params_of(plan.start, list(plan.most)))
 
     def _identify(self) -> None:
         """Refuse to go on with settings under which trials would not compare."""
-        known, now = self.study.user_attrs.get("identity"), self._plan.identity()
-        if known is None:
+        begun, now = self.study.user_attrs.get("identity"), self._plan.identity()
+        if begun is None:
             self.study.set_user_attr("identity", now)
             return
         for key, value in now.items():
-            if known.get(key) != value:
+            if begun.get(key) != value:
                 raise BadInput(
-                    f"{self._plan.folder}: this search was begun with {key} {known.get(key)!r}, "
+                    f"{self._plan.folder}: this search was begun with {key} {begun.get(key)!r}, "
                     f"not {value!r}; restore that, or search in another folder (--out)"
                 )
 
     def unfinished(self) -> list[optuna.Trial]:
         """Trials that an interrupted search left, oldest first."""
-        return [self._trial(t) for t in self.study.trials if t.state.name == "RUNNING"]
-
-    def _trial(self, frozen: Any) -> optuna.Trial:
         import optuna
 
-        return optuna.Trial(self.study, frozen._trial_id)
+        running = (trial for trial in self.study.trials if trial.state.name == "RUNNING")
+        return [optuna.Trial(self.study, trial._trial_id) for trial in running]
 
     def ask(self) -> optuna.Trial:
         """The next trial, its mixture in its attributes."""
         self._learn()
         trial = self.study.ask()
         names = list(self._plan.most)
-        drawn = [trial.suggest_float(name, LEAST, 1.0) for name in names]
+        drawn = [trial.suggest_float(name, MIN_DRAWN, 1.0) for name in names]
         weights = mixture_of(drawn, [self._plan.most[name] for name in names])
         trial.set_user_attr("weights", dict(zip(names, weights, strict=True)))
         return trial
@@ -94,10 +92,10 @@ class Trials:
         """From random mixtures to the Gaussian process, which costs torch, when it can tell."""
         import optuna
 
-        done = len(self.study.trials) >= self._startup
-        if done and not isinstance(self.study.sampler, optuna.samplers.GPSampler):
+        enough = len(self.study.trials) >= self._startup
+        if enough and not isinstance(self.study.sampler, optuna.samplers.GPSampler):
             self.study.sampler = optuna.samplers.GPSampler(
-                seed=self._plan.seed + self._begun,
+                seed=self._seed,
                 n_startup_trials=self._startup,
                 deterministic_objective=False,
             )
@@ -107,9 +105,9 @@ class Trials:
         import optuna
 
         value = self.value(scores)
-        known = dict(trial.user_attrs.get("scores", {}))
-        known[str(rung)] = {name: [one.value, one.stderr] for name, one in scores.items()}
-        trial.set_user_attr("scores", known)
+        by_rung = dict(trial.user_attrs.get("scores", {}))
+        by_rung[str(rung)] = {name: [score.value, score.stderr] for name, score in scores.items()}
+        trial.set_user_attr("scores", by_rung)
         if rung == len(self._plan.rungs) - 1:
             self.study.tell(trial.number, value, skip_if_finished=True)
             return "complete"
@@ -154,19 +152,19 @@ class Trials:
 
 def scores_of(attributes: Mapping[str, Any]) -> dict[int, dict[str, Score]]:
     """A trial's scores by rung."""
-    found: Mapping[str, Mapping[str, Any]] = attributes.get("scores", {})
+    by_rung: Mapping[str, Mapping[str, Any]] = attributes.get("scores", {})
     return {
         int(rung): {name: Score(*pair) for name, pair in scores.items()}
-        for rung, scores in found.items()
+        for rung, scores in by_rung.items()
     }
 
 
 def mixture_of(drawn: list[float], most: list[float]) -> list[float]:
     """The mixture of uniform numbers (k,), brought within the greatest shares (k,)."""
-    grown = np.maximum(-np.log(np.maximum(drawn, LEAST)), 1e-9)
-    return [float(w) for w in within_caps(grown / grown.sum(), np.array(most))]
+    exponentials = np.maximum(-np.log(np.maximum(drawn, MIN_DRAWN)), 1e-9)
+    return [float(w) for w in within_caps(exponentials / exponentials.sum(), np.array(most))]
 
 
 def params_of(weights: Mapping[str, float], names: list[str]) -> dict[str, float]:
     """Numbers that ``mixture_of`` turns into these weights."""
-    return {name: max(LEAST, math.exp(-len(names) * weights.get(name, 0.0))) for name in names}
+    return {name: max(MIN_DRAWN, math.exp(-len(names) * weights.get(name, 0.0))) for name in names}

@@ -44,16 +44,15 @@ def subsample(
     out.mkdir(parents=True)
     if store.tokenizer.is_dir():  # other formats carry none: the run names it
         shutil.copytree(store.tokenizer, out / "tokenizer")
-    whole = store.samples(window)
-    chosen = np.sort(np.random.default_rng(seed).permutation(whole)[: tokens // window])
-    name = store.info.dtype if store.info.dtype in DTYPES else "uint32"
-    kind = DTYPES[name]
+    windows = np.random.default_rng(seed).permutation(store.samples(window))
+    chosen = np.sort(windows[: tokens // window])
+    dtype = store.info.dtype if store.info.dtype in DTYPES else "uint32"
     with (out / "tokens.bin").open("wb") as stream:
         for part in np.array_split(chosen, max(1, len(chosen) // 4096)):
-            stream.write(store.stream.gather(part, window).astype(kind).tobytes())
-    mark = f"{store.info.fingerprint} {window} {tokens} {seed}"
-    digest = hashlib.sha256(mark.encode()).hexdigest()
+            stream.write(store.stream.gather(part, window).astype(DTYPES[dtype]).tobytes())
+    choice = f"{store.info.fingerprint} {window} {tokens} {seed}"
+    fingerprint = f"sha256:{hashlib.sha256(choice.encode()).hexdigest()}"
     info = replace(
-        store.info, tokens=tokens, fingerprint=f"sha256:{digest}", dtype=name, shards=(), history=()
+        store.info, tokens=tokens, fingerprint=fingerprint, dtype=dtype, shards=(), history=()
     )
     write_atomic(out / "store.json", json.dumps(info.to_json(), indent=1).encode())

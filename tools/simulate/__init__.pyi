@@ -1,12 +1,11 @@
 from .backtest import backtest as backtest
 from .backtest import backtest_table as backtest_table
 from .backtest import summary_lines as summary_lines
-from .play import check_outputs as check_outputs
-from .play import contest_report as contest_report
-from .play import play as play
-from .play import write_outputs as write_outputs
 from .report import tables as tables
+from .results import check_outputs as check_outputs
+from .results import run_simulations as run_simulations
+from .results import simulation_report as simulation_report
+from .results import write_outputs as write_outputs
 from .simulate_args import SimulateArgs as SimulateArgs
-from .simulate_args import policy_options as policy_options
 from .simulation import simulate as simulate
 from .virtual_run import virtual_config as virtual_config

@@ -1,18 +1,13 @@
 """``mixloop backtest``: what another policy would have proposed at each decision of a recorded run.
 
 Each observation is built again from the journal as it was then: the scores, decisions and orders up
-to it, and the trainer's state, which is kept beside each decision. A journal that kept none has the
-checkpoint's instead, from which the trainer had gone on a little. What the policy would have
+to it, and the trainer's state, which is kept beside each decision. What the policy would have
 changed is not carried on: the next observation is the recorded run's again.
-
-
-A back-test for people: one row per decision, then what it comes to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +16,9 @@ from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.controller import views
 from mixloop.controller.config import RunConfig, load_config
-from mixloop.controller.core import NOTHING, make_decision, wording
+from mixloop.controller.core import NOTHING, DecisionRow, make_decision, wording
 from mixloop.controller.decisions import observation_builder
-from mixloop.controller.journal import Journal, Row
-from mixloop.controller.views import open_run
+from mixloop.controller.journal import Journal, queries
 from mixloop.policies.evidence import vetoes
 from mixloop.policies.interface import Observation, Policy, PolicyError, Source, load_policy
 from mixloop.policies.mixture import total_variation
@@ -36,45 +30,40 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """A recorded decision and what was known when it was due."""
-
-    row: Row
-    seen: Observation
-    exact: bool
-    last_intervention: int | None
-
-
 def backtest(run: Path, ref: str, options: Mapping[str, Any] | None, base: Path) -> Json:
     """Replay a run's journal past a policy.
 
     Args:
         run: run.yaml, or a run folder whose run.yaml lies in it or just above.
-        ref, options: the policy; None for the run's own options where it is the run's own policy.
+        ref: the policy.
+        options: its options; None for the run's own where it is the run's own policy.
         base: folder that a file reference is relative to.
 
     Returns:
-        ``run``, ``policy``, ``decisions`` (:func:`entry` of each) and a ``summary``.
+        ``run``, ``policy``, ``decisions``, each as it was and as it would have been made past the
+        guards of the run, and a ``summary``.
 
     Raises:
         BadInput: no such run, journal or policy.
     """
     config, home = run_config(run)
-    _, journal = open_run(config.run.dir)
+    _, journal = views.open_run(config.run.dir)
     if journal is None:
         raise BadInput(f"{run}: no controller has run here, so there is nothing to replay")
     if options is None:
         options = config.policy.options if ref == config.policy.use else {}
-    base = home if ref == config.policy.use else base
     try:
-        policy = load_policy(ref, options, base=base)
+        policy = load_policy(ref, options, base=home if ref == config.policy.use else base)
     except PolicyError as error:
         raise BadInput(str(error)) from None
-    chosen = config.policy.model_copy(update={"use": ref, "options": dict(options)})
-    replayed = config.model_copy(update={"policy": chosen})
-    found = [entry(one, policy, replayed) for one in recorded(journal, config)]
-    return {"run": config.run.id, "policy": ref, "decisions": found, "summary": summary(found)}
+    section = config.policy.model_copy(update={"use": ref, "options": dict(options)})
+    replayed = config.model_copy(update={"policy": section})
+    decisions = []
+    for was, observation in recorded(journal, config):
+        last = queries.last_applied_tokens(journal, before=was.seq, until=observation.tokens)
+        decisions.append(_replay(was, observation, last, policy, replayed))
+    summary = _summary(decisions)
+    return {"run": config.run.id, "policy": ref, "decisions": decisions, "summary": summary}
 
 
 def run_config(run: Path) -> tuple[RunConfig, Path]:
@@ -99,118 +88,87 @@ def run_config(run: Path) -> tuple[RunConfig, Path]:
     raise BadInput(f"{run}: its run.yaml is neither in it nor above; give the run.yaml itself")
 
 
-def recorded(journal: Journal, config: RunConfig) -> Iterator[Recorded]:
-    """Every decision that was a policy's, oldest first."""
+def recorded(journal: Journal, config: RunConfig) -> Iterator[tuple[DecisionRow, Observation]]:
+    """Every decision that was a policy's, oldest first, with what was known when it was due."""
     sizes = observation_builder.planned_tokens(config)
-    scored = observation_builder.evaluations(journal)
+    evaluations = observation_builder.evaluations(journal)
     states = {
-        row["detail"]["decision"]: row["detail"]
-        for row in journal.rows("SELECT detail FROM events WHERE kind = 'observed'")
+        event.detail["decision"]: event.detail for event in queries.events(journal, "observed")
     }
-    rows = journal.rows("SELECT * FROM decisions WHERE asked_by = 'policy' ORDER BY seq")
-    for row in rows:
-        state = states.get(row["id"]) or _at_checkpoint(journal, row)
-        if state is None:
+    for decision in queries.decisions(journal):
+        if decision.id not in states:
             continue
-        known = tuple(one for one in scored if one.step <= row["step"])
-        status = status_of(_placed(config, sizes, state))
-        seen = observation_builder.observation(
-            journal, config, sizes, status, scored=known, before=row["seq"]
+        state = states[decision.id]
+        observation = observation_builder.observation(
+            journal,
+            config,
+            sizes,
+            status_of(_trainer_state(config, state)),
+            scored=tuple(score for score in evaluations if score.step <= decision.step),
+            before=decision.seq,
         )
-        if "in_force" in state:
-            seen = seen.model_copy(update={"in_force": state["in_force"]})
-        last = _last_intervention(journal, row["seq"], seen.tokens)
-        yield Recorded(row, seen, row["id"] in states, last)
+        yield decision, observation.model_copy(update={"in_force": state["in_force"]})
 
 
-def _at_checkpoint(journal: Journal, row: Row) -> Json | None:
-    """The trainer's state at the checkpoint that was decided on; None when that is unknown too."""
-    found = journal.row("SELECT * FROM checkpoints WHERE step = ?", row["step"])
-    if found is None:
-        return None
-    return {
-        "step": found["step"],
-        "tokens": found["tokens"],
-        "phase": found["phase"],
-        "generation": row["against_generation"],
-        "weights": row["weights_before"],
-        "drawn": found["drawn"],
-    }
-
-
-def _placed(config: RunConfig, sizes: Mapping[str, int], state: Json) -> Observation:
+def _trainer_state(config: RunConfig, state: Json) -> Observation:
     """A bare observation that says where the trainer was."""
-    sources = {}
-    for name in config.sources:
-        drawn = round(state["drawn"].get(name, 0))
-        unique = state.get("unique", {}).get(name, sizes[name])
-        epochs = state.get("epochs", {}).get(name, drawn / unique)
-        sources[name] = Source(unique_tokens=unique, drawn=drawn, epochs=epochs)
+    sources = {
+        name: Source(unique_tokens=unique, drawn=state["drawn"][name], epochs=state["epochs"][name])
+        for name, unique in state["unique"].items()
+    }
     place = {key: state[key] for key in ("step", "tokens", "phase", "generation", "weights")}
     return Observation(run=config.run.id, budget=config.budget, sources=sources, **place)
 
 
-def _last_intervention(journal: Journal, before: int, tokens: int) -> int | None:
-    found = journal.value(
-        "SELECT MAX(o.applied_tokens) FROM orders o JOIN decisions d ON d.id = o.decision "
-        "WHERE d.seq < ? AND o.applied_tokens <= ?",
-        before,
-        tokens,
-    )
-    return None if found is None else int(found)
+def _replay(
+    was: DecisionRow,
+    observation: Observation,
+    last_intervention: int | None,
+    policy: Policy,
+    config: RunConfig,
+) -> Json:
+    """One decision as it was and as the policy would have made it.
 
-
-def entry(one: Recorded, policy: Policy, config: RunConfig) -> Json:
-    """One decision as it was and as the policy would have made it, past the guards of the run.
-
-    ``observed``: ``same`` when the journal's digest says that this is what the policy saw,
-    ``different`` when it says otherwise (the run file has changed since, or the journal kept no
-    state: then ``approximate``).
+    ``observed``: whether the journal's digest says that this is what the policy saw; not when the
+    run file has changed since, or the policy failed before it had looked.
     """
-    made = make_decision(
-        answer_of(policy, one.seen),
-        one.seen,
+    would = make_decision(
+        answer_of(policy, observation),
+        observation,
         config,
-        status=status_of(one.seen),
-        last_intervention=one.last_intervention,
-        generation=one.seen.generation + 1,
-        vetoes=vetoes(one.seen, config.guards.significance),
+        status=status_of(observation),
+        last_intervention=last_intervention,
+        generation=observation.generation + 1,
+        vetoes=vetoes(observation, config.guards.significance),
     )
-    was = {key: one.row[key] for key in ("verdict", "reason", "weights_proposed", "weights_after")}
-    would = {
-        "verdict": made.verdict,
-        "reason": made.reason,
-        "weights_proposed": made.weights_proposed,
-        "weights_after": dict(made.weights_after),
-        "plan": [[until, weights] for until, weights in made.plan],
-        "guards": [note.to_json() for note in made.guards],
-    }
-    apart = total_variation(was["weights_after"], dict(made.weights_after))
-    same = observation_builder.digest(one.seen) == one.row["observation_digest"]
+    fields = ("verdict", "reason", "weights_proposed", "weights_after")
+    apart = total_variation(was.weights_after, would.weights_after)
+    same = observation_builder.digest(observation) == was.observation_digest
     return {
-        "id": one.row["id"],
-        "step": one.row["step"],
-        "tokens": one.row["tokens"],
-        "policy": one.row["policy"],
-        "weights_before": dict(one.seen.weights),
-        "was": was,
-        "would": would,
+        "id": was.id,
+        "step": was.step,
+        "tokens": was.tokens,
+        "policy": was.policy,
+        "weights_before": dict(observation.weights),
+        "was": {name: getattr(was, name) for name in fields},
+        "would": {name: getattr(would, name) for name in fields}
+        | {"plan": list(would.plan), "guards": [note.to_json() for note in would.guards]},
         "total_variation": apart,
-        "agrees": apart < NOTHING and was["verdict"] == made.verdict,
-        "observed": "same" if same else "different" if one.exact else "approximate",
+        "agrees": apart < NOTHING and was.verdict == would.verdict,
+        "observed": "same" if same else "different",
     }
 
 
-def summary(found: list[Json]) -> Json:
+def _summary(decisions: list[Json]) -> Json:
     """How often the two differ and by how much, and of how many the observation is the same."""
-    moved = [one["total_variation"] for one in found]
+    apart = [decision["total_variation"] for decision in decisions]
     return {
-        "decisions": len(found),
-        "agree": sum(one["agrees"] for one in found),
-        "mean_total_variation": sum(moved) / len(moved) if moved else 0.0,
-        "would_intervene": sum(one["would"]["verdict"] == "intervene" for one in found),
-        "intervened": sum(one["was"]["verdict"] == "intervene" for one in found),
-        "same_observation": sum(one["observed"] == "same" for one in found),
+        "decisions": len(decisions),
+        "agree": sum(d["agrees"] for d in decisions),
+        "mean_total_variation": sum(apart) / len(apart) if apart else 0.0,
+        "would_intervene": sum(d["would"]["verdict"] == "intervene" for d in decisions),
+        "intervened": sum(d["was"]["verdict"] == "intervene" for d in decisions),
+        "same_observation": sum(d["observed"] == "same" for d in decisions),
     }
 
 
@@ -218,40 +176,41 @@ def backtest_table(report: Json) -> Table:
     """What was done, what would have been, how far apart, and what the guards would have said."""
     title = f"{text.clean(report['policy'])} on {text.clean(report['run'])}"
     columns = ("id", "tokens", "was", "would be", "apart", "would change", "why", "guards")
-    made = views.table(title, columns)
-    for one in report["decisions"]:
-        would = one["would"]
-        made.add_row(
-            one["id"],
-            text.tokens(one["tokens"]),
-            views.cell(one["was"]["verdict"]),
-            views.cell(would["verdict"]),
-            "same" if one["agrees"] else f"{one['total_variation']:.3f}",
-            views.cell(wording.moves(one["weights_before"], would["weights_after"])),
-            views.cell(would["reason"]),
-            views.cell(guards_said(would["guards"])),
+    table = views.table(title, columns)
+    for decision in report["decisions"]:
+        would = decision["would"]
+        cells = (
+            decision["id"],
+            text.tokens(decision["tokens"]),
+            decision["was"]["verdict"],
+            would["verdict"],
+            "same" if decision["agrees"] else f"{decision['total_variation']:.3f}",
+            wording.moves(decision["weights_before"], would["weights_after"]),
+            would["reason"],
+            _guard_details(would["guards"]),
         )
-    return made
+        table.add_row(*map(views.cell, cells))
+    return table
 
 
-def guards_said(notes: list[Json]) -> str:
+def _guard_details(notes: list[Json]) -> str:
     """The notes of the guards that did something."""
-    told = [f"{n['guard']}: {n['detail']}" for n in notes if n["action"] != "passed"]
-    return "; ".join(told) or "-"
+    details = [f"{n['guard']}: {n['detail']}" for n in notes if n["action"] != "passed"]
+    return "; ".join(details) or "-"
 
 
 def summary_lines(report: Json) -> list[str]:
     """The summary in two lines at most."""
-    found = report["summary"]
+    summary = report["summary"]
     lines = [
-        f"{found['agree']} of {found['decisions']} decisions agree; "
-        f"mean total variation {found['mean_total_variation']:.3f}; "
-        f"{found['would_intervene']} interventions, the run had {found['intervened']}"
+        f"{summary['agree']} of {summary['decisions']} decisions agree; "
+        f"mean total variation {summary['mean_total_variation']:.3f}; "
+        f"{summary['would_intervene']} interventions, the run had {summary['intervened']}"
     ]
-    other = found["decisions"] - found["same_observation"]
-    if other:
+    different = summary["decisions"] - summary["same_observation"]
+    if different:
         lines.append(
-            f"{other} observations aren't exactly what was seen then: the trainer's state between "
-            "checkpoint and decision wasn't kept, or run.yaml has changed since"
+            f"{different} observations aren't exactly what was seen then: run.yaml has changed "
+            "since, or the policy failed before it had looked"
         )
     return lines

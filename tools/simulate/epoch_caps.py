@@ -7,84 +7,83 @@ from typing import Any
 
 from mixloop.common.types import Json
 
-MOST = 8  # spans that are shown; a run with more stretches is shown in equal parts
-SAME = 5e-4  # shares this close are not worth a line
-LESS = 0.005  # epochs
+MAX_SPANS = 8  # that are shown; a run with more is shown in so many equal parts
+MIN_SHARE = 5e-4  # of a difference in shares that is worth a line
+MIN_EPOCHS = 0.005
 
 
 def compare_ledgers(reporting: Json, enforcing: Json) -> Json:
     """Both runs over the same spans of tokens.
 
     Args:
-        reporting, enforcing: results of ``contest.run_task`` for one policy.
+        reporting, enforcing: results of :func:`tasks.run_task` for one policy.
 
     Returns:
         ``reporting`` and ``enforcing``: per span ``from``, ``until``, mean ``weights`` in it and
         ``epochs`` per source at its end. ``changed``: per source whose epochs differ at the end,
         the epochs of both and per span where the shares differ the two shares.
     """
-    spans = _spans(reporting["stretches"])
-    sides = [_over(run["stretches"], spans) for run in (reporting, enforcing)]
-    return {"reporting": sides[0], "enforcing": sides[1], "changed": _changed(*sides)}
+    bounds = _bounds(reporting["spans"])
+    free, capped = (_over(run["spans"], bounds) for run in (reporting, enforcing))
+    return {"reporting": free, "enforcing": capped, "changed": _changed(free, capped)}
 
 
-def _spans(stretches: Sequence[Json]) -> list[tuple[int, int]]:
-    if len(stretches) <= MOST:
-        return [(one["from"], one["until"]) for one in stretches]
-    end = stretches[-1]["until"]
-    return [(end * n // MOST, end * (n + 1) // MOST) for n in range(MOST)]
+def _bounds(spans: Sequence[Json]) -> list[tuple[int, int]]:
+    if len(spans) <= MAX_SPANS:
+        return [(span["from"], span["until"]) for span in spans]
+    end = spans[-1]["until"]
+    return [(end * n // MAX_SPANS, end * (n + 1) // MAX_SPANS) for n in range(MAX_SPANS)]
 
 
-def _over(stretches: Sequence[Json], spans: Sequence[tuple[int, int]]) -> list[Json]:
+def _over(spans: Sequence[Json], bounds: Sequence[tuple[int, int]]) -> list[Json]:
     return [
         {
             "from": start,
             "until": until,
-            "weights": _mean_weights(stretches, start, until),
-            "epochs": _epochs_at(stretches, until),
+            "weights": _mean_weights(spans, start, until),
+            "epochs": _epochs_at(spans, until),
         }
-        for start, until in spans
+        for start, until in bounds
     ]
 
 
-def _mean_weights(stretches: Sequence[Json], start: int, until: int) -> dict[str, float]:
-    shares = dict.fromkeys(stretches[0]["weights"], 0.0)
-    for one in stretches:
-        overlap = max(0, min(until, one["until"]) - max(start, one["from"]))
-        for name, weight in one["weights"].items():
+def _mean_weights(spans: Sequence[Json], start: int, until: int) -> dict[str, float]:
+    shares = dict.fromkeys(spans[0]["weights"], 0.0)
+    for span in spans:
+        overlap = max(0, min(until, span["until"]) - max(start, span["from"]))
+        for name, weight in span["weights"].items():
             shares[name] += weight * overlap / (until - start)
     return shares
 
 
-def _epochs_at(stretches: Sequence[Json], tokens: int) -> dict[str, float]:
-    before = dict.fromkeys(stretches[0]["epochs"], 0.0)
-    for one in stretches:
-        if one["until"] >= tokens:
-            part = (tokens - one["from"]) / (one["until"] - one["from"])
-            return {n: before[n] + part * (one["epochs"][n] - before[n]) for n in before}
-        before = one["epochs"]
+def _epochs_at(spans: Sequence[Json], tokens: int) -> dict[str, float]:
+    before = dict.fromkeys(spans[0]["epochs"], 0.0)
+    for span in spans:
+        if span["until"] >= tokens:
+            part = (tokens - span["from"]) / (span["until"] - span["from"])
+            return {n: before[n] + part * (span["epochs"][n] - before[n]) for n in before}
+        before = span["epochs"]
     return dict(before)
 
 
 def _changed(reporting: Sequence[Json], enforcing: Sequence[Json]) -> list[Json]:
-    found = []
+    changed = []
     for name, epochs in reporting[-1]["epochs"].items():
-        held = enforcing[-1]["epochs"][name]
-        if abs(held - epochs) < LESS:
+        enforced = enforcing[-1]["epochs"][name]
+        if abs(enforced - epochs) < MIN_EPOCHS:
             continue
-        pairs = zip(reporting, enforcing, strict=True)
         spans = [
             {
                 "from": free["from"],
                 "until": free["until"],
                 "reported": free["weights"][name],
-                "enforced": kept["weights"][name],
+                "enforced": capped["weights"][name],
             }
-            for free, kept in pairs
-            if abs(free["weights"][name] - kept["weights"][name]) >= SAME
+            for free, capped in zip(reporting, enforcing, strict=True)
+            if abs(free["weights"][name] - capped["weights"][name]) >= MIN_SHARE
         ]
-        found.append({"source": name, "reported": epochs, "enforced": held, "spans": spans})
-    return sorted(found, key=lambda one: one["enforced"] - one["reported"])
+        changed.append({"source": name, "reported": epochs, "enforced": enforced, "spans": spans})
+    return sorted(changed, key=lambda change: change["enforced"] - change["reported"])
 
 
 def shown_sources(spans: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,60 +7,50 @@ a band from the 10th to the 90th percentile. Below, each policy's mixture on the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
-from mixloop.controller.report import AREAS, CURVES, HATCHES, STYLE, plain, token_axis
+from mixloop.controller.report import CURVES, canvas, plain, stack_shares, token_axis
 
-from .contest import Played
 from .scores import quantile
 
 Curve = list[tuple[float, float]]
 
 
-def draw(played: Played, out: Path) -> Path:
-    """Draw what was played; PNG or SVG by ``out``'s suffix.
+Runs = Mapping[tuple[str, str], Sequence[Json]]
 
-    Raises:
-        BadInput: the suffix is neither.
+
+def draw(runs: Runs, references: Mapping[str, Sequence[Json]], out: Path) -> Path:
+    """Draw runs by policy and world, and each world's references; PNG or SVG by ``out``'s suffix.
+
+    Args:
+        runs, references: results of :func:`tasks.run_task`, each a list over seeds.
     """
-    if out.suffix.lower() not in {".png", ".svg"}:
-        raise BadInput(f"{out}: a picture is .png or .svg")
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    worlds = list(played.references)
-    policies = list(dict.fromkeys(policy for policy, _ in played.runs))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    policies = list(dict.fromkeys(policy for policy, _ in runs))
     rows = 1 + len(policies)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * len(worlds) + 2, 3.4 + 2.1 * rows), layout="constrained")
-        FigureCanvasAgg(figure)
+    with canvas(out, 5.2 * len(references) + 2, 3.4 + 2.1 * rows, dpi=130) as figure:
         heights = [3.0] + [2.0] * len(policies)
-        grid = figure.subplots(rows, len(worlds), squeeze=False, height_ratios=heights)
-        for column, world in enumerate(worlds):
-            _column([line[column] for line in grid], played, world, policies)
-        metadata = {"Date": None} if out.suffix.lower() == ".svg" else {}
-        figure.savefig(out, dpi=130, metadata=metadata)
+        grid = figure.subplots(rows, len(references), squeeze=False, height_ratios=heights)
+        for column, world in enumerate(references):
+            by_policy = {policy: runs[policy, world] for policy in policies}
+            _column([line[column] for line in grid], world, by_policy, references[world])
     return out
 
 
-def _column(axes: Sequence[Any], played: Played, world: str, policies: Sequence[str]) -> None:
-    references = played.references[world]
+def _column(
+    axes: Sequence[Any], world: str, runs: Mapping[str, Sequence[Json]], references: Sequence[Json]
+) -> None:
     against = "optimum_curve" if references[0]["optimum_curve"] else "control_curve"
-    base = [one[against] for one in references]
+    base = [reference[against] for reference in references]
     if against == "optimum_curve":
-        start = [one["control_curve"] for one in references]
+        start = [reference["control_curve"] for reference in references]
         _curve(axes[0], "start kept", start, base, "#777777")
-    for number, policy in enumerate(policies):
-        runs = played.runs[policy, world]
+    for number, (policy, seeds) in enumerate(runs.items()):
         colour = CURVES[number % len(CURVES)]
-        _curve(axes[0], policy, [run["curve"] for run in runs], base, colour)
-        _mixture(axes[number + 1], policy, runs[0]["stretches"])
+        _curve(axes[0], policy, [run["curve"] for run in seeds], base, colour)
+        _mixture(axes[number + 1], policy, seeds[0]["spans"])
     axes[0].axhline(0, color="#333333", linewidth=0.8)
     axes[0].set_title(plain(world))
     name = "the best constant mixture" if against == "optimum_curve" else "the start kept"
@@ -87,28 +77,11 @@ def _curve(
         axes.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _mixture(axes: Any, policy: str, stretches: Sequence[Json]) -> None:
-    edges = [stretches[0]["from"], *(one["until"] for one in stretches)]
-    base = [0.0] * len(edges)
-    for number, name in enumerate(stretches[0]["weights"]):
-        shares = [one["weights"][name] for one in stretches]
-        top = [low + share for low, share in zip(base, [*shares, shares[-1]], strict=True)]
-        axes.fill_between(
-            edges,
-            base,
-            top,
-            step="post",
-            facecolor=AREAS[number % len(AREAS)],
-            hatch=HATCHES[number // len(AREAS) % len(HATCHES)],
-            edgecolor="white",
-            linewidth=0.4,
-            label=plain(name) if any(shares) else None,
-        )
-        base = top
-    axes.set_ylim(0, 1)
+def _mixture(axes: Any, policy: str, spans: Sequence[Json]) -> None:
+    edges = [spans[0]["from"], *(span["until"] for span in spans)]
+    shares = {name: [span["weights"][name] for span in spans] for name in spans[0]["weights"]}
+    beside = {"bbox_to_anchor": (1.0, 1.0), "fontsize": 7}
+    stack_shares(axes, edges, shares, unused=False, linewidth=0.4, **beside)
     axes.set_ylabel("mixture")
     axes.set_title(plain(policy), fontsize=10)
-    handles, labels = axes.get_legend_handles_labels()
-    placed = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-    axes.legend(handles[::-1], labels[::-1], fontsize=7, frameon=False, **placed)
     token_axis(axes, edges[-1])

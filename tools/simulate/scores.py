@@ -14,7 +14,7 @@ from typing import Any
 from mixloop.common.types import Json
 
 RESAMPLES = 1000
-SAME = 1e-9  # losses this close are one
+TOLERANCE = 1e-9  # losses this close are one
 LEVEL = 0.95
 
 
@@ -24,7 +24,7 @@ def score(control: float, optimum: float | None, final: float) -> Json:
     Where the control is already the optimum (nothing is to be gained) there is no gap.
     """
     regret = None if optimum is None else final - optimum
-    wide = optimum is not None and control - optimum > SAME
+    wide = optimum is not None and control - optimum > TOLERANCE
     gap = (control - final) / (control - optimum) if wide and optimum is not None else None
     return {"gain": control - final, "regret": regret, "gap": gap}
 
@@ -43,7 +43,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> Json:
         "gap": spread([run["gap"] for run in runs if run["gap"] is not None]),
         "regret": spread([run["regret"] for run in runs if run["regret"] is not None], high=True),
         "gain": spread([run["gain"] for run in runs]),
-        "below": sum(run["gain"] < -SAME for run in runs),
+        "below": sum(run["gain"] < -TOLERANCE for run in runs),
         "slowest": max(run["slowest"] for run in runs),
         "seconds": quantile(seconds, 0.5),
         "failed": sum(run["failed"] for run in runs),
@@ -85,5 +85,5 @@ def bootstrap(
     if len(values) < 2:
         return None
     drawing = Random(len(values))
-    found = sorted(statistic(drawing.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return quantile(found, (1 - LEVEL) / 2), quantile(found, (1 + LEVEL) / 2)
+    statistics = sorted(statistic(drawing.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return quantile(statistics, (1 - LEVEL) / 2), quantile(statistics, (1 + LEVEL) / 2)

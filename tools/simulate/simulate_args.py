@@ -1,24 +1,24 @@
-"""What ``mixloop simulate`` was asked for: arguments and run.yaml to entrants and arenas."""
+"""What ``mixloop simulate`` is asked for: from arguments and run.yaml to policies and setups."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from mixloop.common.errors import BadInput
+from mixloop.common.errors import BadInput, explain_error
 from mixloop.common.units import parse_tokens
-from mixloop.controller.config import RunConfig, explain_error, load_config
+from mixloop.common.yaml import parse_mapping, parse_value
+from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.decisions import planned_tokens
 from mixloop.policies.guards import GuardSettings
 from mixloop.policies.interface import PolicyError, is_file, load_policy
 from mixloop.policies.worlds import SHORT
 
-from .contest import Contest, PolicyEntry, SimulationSetup
+from .tasks import PolicyEntry, SimulationSetup
 
 SEEDS = 20
 SEEDS_OF_A_RUN = 5
@@ -42,45 +42,55 @@ class SimulateArgs:
     jobs: int | None = None
 
 
-def prepare(wanted: SimulateArgs) -> Contest:
-    """Entrants and arenas, each tried once.
+@dataclass(frozen=True)
+class SimulationPlan:
+    """What is simulated: each policy in each setup, once a seed; ``config`` is the run, if any."""
+
+    policies: Sequence[PolicyEntry]
+    setups: Sequence[SimulationSetup]
+    seeds: int
+    config: RunConfig | None = None
+
+
+def plan_simulations(args: SimulateArgs) -> SimulationPlan:
+    """Policies and setups, each tried once.
 
     Raises:
         BadInput: one line on the first thing that is wrong.
     """
-    config = _run(wanted)
+    config = _run(args)
     try:
-        entrants = _entrants(wanted, config)
-        arenas = _arenas(wanted, config)
-        for arena in arenas:
-            arena.world(0)
+        policies = _policies(args, config)
+        setups = _setups(args) if config is None else _setups_of_a_run(args, config)
+        for setup in setups:
+            setup.world(0)
     except PolicyError as error:
         raise BadInput(str(error)) from None
-    seeds = wanted.seeds or (SEEDS if config is None else SEEDS_OF_A_RUN)
-    return Contest(tuple(entrants), tuple(arenas), seeds, config)
+    seeds = args.seeds or (SEEDS if config is None else SEEDS_OF_A_RUN)
+    return SimulationPlan(policies, setups, seeds, config)
 
 
-def _run(wanted: SimulateArgs) -> RunConfig | None:
+def _run(args: SimulateArgs) -> RunConfig | None:
     """The run with the command's guards, budget and segments in place of its own."""
-    if wanted.config is None:
+    if args.config is None:
         return None
-    if wanted.k:
+    if args.k:
         raise BadInput("--k: the run's own sources decide how many there are; leave it out")
-    config = load_config(wanted.config)
-    budget = _budget(wanted) or config.budget
-    guards = _guards(config.guards, wanted.guards)
+    config = load_config(args.config)
+    budget = _budget(args) or config.budget
+    guards = _guards(config.guards, args.guards)
     every = config.evals.every or config.trainer.checkpoint_every or max(1, budget // 40)
-    if wanted.segments:
-        every = max(1, budget // wanted.segments)
+    if args.segments:
+        every = max(1, budget // args.segments)
     evals = config.evals.model_copy(update={"every": every})
     return config.model_copy(update={"budget": budget, "guards": guards, "evals": evals})
 
 
-def _budget(wanted: SimulateArgs) -> int | None:
-    if wanted.budget is None:
+def _budget(args: SimulateArgs) -> int | None:
+    if args.budget is None:
         return None
     try:
-        budget = parse_tokens(wanted.budget)
+        budget = parse_tokens(args.budget)
     except ValueError as error:
         raise BadInput(f"--budget: {error}") from None
     if budget < 1:
@@ -88,56 +98,25 @@ def _budget(wanted: SimulateArgs) -> int | None:
     return budget
 
 
-def _guards(base: GuardSettings, given: Sequence[str]) -> GuardSettings:
+def _guards(base: GuardSettings, changes: Sequence[str]) -> GuardSettings:
     try:
-        return GuardSettings.model_validate(base.model_dump() | key_values(given, "--guard"))
+        return GuardSettings.model_validate(base.model_dump() | _key_values(changes))
     except ValidationError as error:
         raise BadInput(f"--guard: {explain_error(error, GuardSettings)}") from None
 
 
-def key_values(given: Sequence[str], option: str) -> dict[str, Any]:
-    """``max_epochs=5`` and the like, each value read as YAML.
-
-    Raises:
-        BadInput: for one that is no ``key=value``.
-    """
-    found = {}
-    for part in given:
-        key, equals, value = part.partition("=")
+def _key_values(texts: Sequence[str]) -> dict[str, Any]:
+    """``--guard``: ``max_epochs=5`` and the like, each value read as YAML."""
+    values = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
         if not equals:
-            raise BadInput(f"{option}: {part!r}: write key=value")
-        found[key.strip()] = _yaml(value, option)
-    return found
+            raise BadInput(f"--guard: {text!r}: write key=value")
+        values[key.strip()] = parse_value(value, "--guard")
+    return values
 
 
-def policy_options(text: str | None) -> dict[str, Any] | None:
-    """``--with``: a YAML or JSON mapping, or a file that holds one; None when not given.
-
-    Raises:
-        BadInput: when it is neither.
-    """
-    if text is None:
-        return None
-    path = Path(text)
-    if path.suffix in {".yaml", ".yml", ".json"}:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"--with: {path}: can't be read: {error.strerror}") from None
-    found = _yaml(text, "--with")
-    if not isinstance(found, dict):
-        raise BadInput(f"--with: {found!r} is no mapping; write '{{option: value}}' or a file")
-    return found
-
-
-def _yaml(text: str, option: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise BadInput(f"{option}: {text!r} is no YAML value") from None
-
-
-def absolute(ref: str, base: Path) -> str:
+def _absolute(ref: str, base: Path) -> str:
     """A file reference seen from anywhere; other references as they are."""
     where, colon, rest = ref.partition(".py:")
     if colon and is_file(where + ".py"):
@@ -145,57 +124,50 @@ def absolute(ref: str, base: Path) -> str:
     return ref
 
 
-def _entrants(wanted: SimulateArgs, config: RunConfig | None) -> list[PolicyEntry]:
-    base = Path.cwd()
-    own = config.policy if config is not None else None
-    refs = list(dict.fromkeys(wanted.policies))
-    options = policy_options(wanted.options)
+def _policies(args: SimulateArgs, config: RunConfig | None) -> list[PolicyEntry]:
+    options = parse_mapping(args.options, "--with")
+    refs, base = list(dict.fromkeys(args.policies)), Path.cwd()
     if options is not None and len(refs) > 1:
         raise BadInput("--with: says options of one policy; give one --policy")
     if not refs:
-        if own is None or wanted.config is None:
+        if config is None or args.config is None:
             raise BadInput("simulate: give a run.yaml, or at least one --policy NAME")
-        refs, base = [own.use], wanted.config.parent.resolve()
-    made = []
+        refs, base = [config.policy.use], args.config.parent.resolve()
+    entries = []
     for ref in refs:
-        mine = own.options if own is not None and own.use == ref else {}
-        chosen = mine if options is None else options
-        made.append(PolicyEntry(ref, absolute(ref, base), chosen))
-        load_policy(made[-1].ref, chosen)
-    return made
+        configured = config.policy.options if config and config.policy.use == ref else {}
+        entry = PolicyEntry(ref, _absolute(ref, base), configured if options is None else options)
+        load_policy(entry.ref, entry.options)
+        entries.append(entry)
+    return entries
 
 
-def _arenas(wanted: SimulateArgs, config: RunConfig | None) -> list[SimulationSetup]:
-    if config is not None:
-        return _arenas_of_a_run(wanted, config)
-    made = []
-    budget = _budget(wanted)
-    guards = _guards(GuardSettings(), wanted.guards).model_dump()
-    for ref in dict.fromkeys(wanted.worlds or FAMILIES):
-        sized = SHORT.get(ref.partition(":")[0], ref.partition(":")[0]) in SIZED
-        for k in (wanted.k or (5,)) if sized and "k=" not in ref else (None,):
-            arena = SimulationSetup(
+def _setups(args: SimulateArgs) -> list[SimulationSetup]:
+    setups = []
+    budget = _budget(args)
+    guards = _guards(GuardSettings(), args.guards).model_dump()
+    for ref in dict.fromkeys(args.worlds or FAMILIES):
+        name = ref.partition(":")[0]
+        sized = SHORT.get(name, name) in SIZED and "k=" not in ref
+        for k in (args.k or (5,)) if sized else (None,):
+            setup = SimulationSetup(
                 label=f"{ref} k={k}" if k else ref,
-                ref=absolute(ref, Path.cwd()),
+                ref=_absolute(ref, Path.cwd()),
                 guards=guards,
                 k=k,
-                segments=wanted.segments,
+                segments=args.segments,
                 budget=budget,
             )
-            made.append(arena)
-    return made
+            setups.append(setup)
+    return setups
 
 
-def _arenas_of_a_run(wanted: SimulateArgs, config: RunConfig) -> list[SimulationSetup]:
-    assert wanted.config is not None
-    base = Path.cwd() if wanted.worlds else wanted.config.parent.resolve()
+def _setups_of_a_run(args: SimulateArgs, config: RunConfig) -> list[SimulationSetup]:
+    assert args.config is not None
+    base = Path.cwd() if args.worlds else args.config.parent.resolve()
     every = config.evals.every or config.budget
-    shared = SimulationSetup(
-        label="",
-        ref="",
-        config=config,
-        sizes=planned_tokens(config),
-        segments=max(1, round(config.budget / every)),
-    )
-    refs = dict.fromkeys(wanted.worlds or [config.simulate.world])
-    return [replace(shared, label=ref, ref=absolute(ref, base)) for ref in refs]
+    sizes, segments = planned_tokens(config), max(1, round(config.budget / every))
+    return [
+        SimulationSetup(ref, _absolute(ref, base), config, sizes, segments=segments)
+        for ref in dict.fromkeys(args.worlds or [config.simulate.world])
+    ]

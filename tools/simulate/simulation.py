@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from mixloop.common.errors import BadInput
-from mixloop.common.types import Json
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import (
     NOTHING,
     Answer,
+    DecisionRecord,
     guard_settings,
     make_decision,
     remaining,
@@ -47,20 +47,28 @@ ITEMS = 100  # items behind a world's score, for the degrees of freedom of its t
 
 @dataclass(frozen=True)
 class TimelinePoint:
-    """One segment's end: tokens so far, the mixture that was consumed last, the scores without
-    noise, their mean as a loss, and the decision taken on it (None at the end of the budget)."""
+    """One segment's end.
+
+    Attributes:
+        tokens: consumed so far.
+        weights: the mixture that was consumed last.
+        truth: the scores without noise.
+        loss: their mean; see :func:`loss_of`.
+        decision: taken on it; None at the end of the budget.
+        seconds: that the policy took to decide.
+    """
 
     tokens: int
     weights: Mixture
     truth: dict[str, float]
     loss: float
-    decision: Json | None = None
+    decision: DecisionRecord | None = None
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class MixtureSpan:
-    """A span of tokens on one mixture, and the tokens drawn per source up to its end."""
+    """Tokens ``start`` to ``end`` on one mixture; ``drawn`` are tokens per source up to its end."""
 
     start: int
     end: int
@@ -72,19 +80,22 @@ class MixtureSpan:
 class SimulatedRun:
     """A whole simulated run, oldest first; ``drawn`` are tokens per source."""
 
-    moments: list[TimelinePoint] = field(default_factory=list)
-    stretches: list[MixtureSpan] = field(default_factory=list)
+    timeline: list[TimelinePoint] = field(default_factory=list)
+    spans: list[MixtureSpan] = field(default_factory=list)
     drawn: Mixture = field(default_factory=dict)
 
     @property
     def final(self) -> float:
         """The last scores without noise, as a loss; see :func:`loss_of`."""
-        return self.moments[-1].loss
+        return self.timeline[-1].loss
+
+    def decisions(self) -> list[DecisionRecord]:
+        """Every decision that was taken."""
+        return [point.decision for point in self.timeline if point.decision is not None]
 
     def orders(self) -> list[Mixture]:
         """The mixture asked for by each decision that changed it."""
-        decided = [m.decision for m in self.moments if m.decision is not None]
-        return [d["weights_after"] for d in decided if d["verdict"] == "intervene"]
+        return [dict(d.weights_after) for d in self.decisions() if d.verdict == "intervene"]
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,7 @@ def simulate(
     """Run ``config`` in ``world``, which must have been reset, with ``policy`` deciding.
 
     Args:
+        world, policy, config: where, who decides, and what is configured.
         segments: evaluations in the budget, equally far apart.
         seed: what the policy's observation carries.
         start: the first mixture; without one, the configuration's.
@@ -147,20 +159,17 @@ def simulate(
     first = dict.fromkeys(sources, 0.0) | first
     run = _Run(config, world, sources, segments, first, _schedule(config))
     run.drawn = dict.fromkeys(sources, 0.0)
-    track = SimulatedRun()
+    simulated = SimulatedRun(drawn=run.drawn)
     for index in range(1, segments + 1):
-        _advance(run, track, index * config.budget // segments)
+        _advance(run, simulated, index * config.budget // segments)
         run.step = index
         run.evaluations.append(_evaluation(run))
-        truth = _truth(run)
-        consumed = dict(run.weights)
-        decision, seconds = (None, 0.0)
-        if not run.finished:
-            decision, seconds = _decide(run, policy, seed, clock)
+        truth, consumed = _truth(run), dict(run.weights)
+        decision, seconds = (None, 0.0) if run.finished else _decide(run, policy, seed, clock)
         loss = loss_of(truth, config, getattr(world, "higher_is_better", ()))
-        track.moments.append(TimelinePoint(run.tokens, consumed, truth, loss, decision, seconds))
-    track.drawn = run.drawn
-    return track
+        point = TimelinePoint(run.tokens, consumed, truth, loss, decision, seconds)
+        simulated.timeline.append(point)
+    return simulated
 
 
 def _schedule(config: RunConfig) -> LearningRate | None:
@@ -180,25 +189,25 @@ def _phase(run: _Run) -> Any:
     return _optional(run.world, "phase")
 
 
-def _advance(run: _Run, track: SimulatedRun, until: int) -> None:
-    """Train to ``until`` tokens: orders and the stretches of plans switch at their exact token."""
+def _advance(run: _Run, simulated: SimulatedRun, until: int) -> None:
+    """Train to ``until`` tokens: orders and the steps of plans switch at their exact token."""
     while run.tokens < until:
         _switch(run)
         ends = [until, *(end for end, _ in run.plan[:-1])]
         if run.pending is not None:
             ends.append(run.pending.at)
         end = min(ends)
-        span = end - run.tokens
-        run.world.advance(run.weights, span)
+        tokens = end - run.tokens
+        run.world.advance(run.weights, tokens)
         for name, weight in run.weights.items():
-            run.drawn[name] = run.drawn.get(name, 0.0) + weight * span
-        _record(track, MixtureSpan(run.tokens, end, run.weights, dict(run.drawn)))
+            run.drawn[name] = run.drawn.get(name, 0.0) + weight * tokens
+        _record(simulated.spans, MixtureSpan(run.tokens, end, run.weights, dict(run.drawn)))
         run.tokens = end
     _switch(run)
 
 
 def _switch(run: _Run) -> None:
-    """Bring in what is due now: a pending order, then the plan's stretch."""
+    """Bring in what is due now: a pending order, then the plan's step."""
     order = run.pending
     if order is not None and order.at <= run.tokens:
         run.pending = None
@@ -207,22 +216,21 @@ def _switch(run: _Run) -> None:
     run.weights, run.plan = remaining(run.weights, run.plan, run.tokens)
 
 
-def _record(track: SimulatedRun, new: MixtureSpan) -> None:
-    """Append a stretch; it prolongs the last one while the mixture stays the same."""
-    last = track.stretches[-1] if track.stretches else None
+def _record(spans: list[MixtureSpan], new: MixtureSpan) -> None:
+    """Append a span; it prolongs the last one while the mixture stays the same."""
+    last = spans[-1] if spans else None
     if last is not None and total_variation(last.weights, new.weights) < NOTHING:
-        track.stretches[-1] = MixtureSpan(last.start, new.end, last.weights, new.drawn)
+        spans[-1] = MixtureSpan(last.start, new.end, last.weights, new.drawn)
     else:
-        track.stretches.append(new)
+        spans.append(new)
 
 
 def _evaluation(run: _Run) -> Evaluation:
     higher = frozenset(getattr(run.world, "higher_is_better", ()))
     scores = {}
     for name, (value, stderr) in run.world.evaluate().items():
-        better = name in higher
-        found = Metric(value=value, stderr=stderr, n=ITEMS, higher_is_better=better)
-        scores[name] = BenchmarkScore(metrics={_metric(run.world, name): found})
+        metric = Metric(value=value, stderr=stderr, n=ITEMS, higher_is_better=name in higher)
+        scores[name] = BenchmarkScore(metrics={_metric(run.world, name): metric})
     return Evaluation(
         step=run.step,
         tokens=run.tokens,
@@ -236,8 +244,8 @@ def _evaluation(run: _Run) -> Evaluation:
 
 
 def _optional(world: World, name: str) -> Any:
-    found = getattr(world, name, None)
-    return found() if callable(found) else None
+    method = getattr(world, name, None)
+    return method() if callable(method) else None
 
 
 def _metric(world: World, benchmark: str) -> str:
@@ -257,45 +265,47 @@ def _truth(run: _Run) -> dict[str, float]:
     return last
 
 
-def _decide(run: _Run, policy: Policy, seed: int, clock: Callable[[], float]) -> tuple[Json, float]:
-    seen = _observation(run, seed)
+def _decide(
+    run: _Run, policy: Policy, seed: int, clock: Callable[[], float]
+) -> tuple[DecisionRecord, float]:
+    observation = _observation(run, seed)
     begun = clock()
-    answer = answer_of(policy, seen)
+    answer = answer_of(policy, observation)
     seconds = clock() - begun
-    made = make_decision(
+    decision = make_decision(
         answer,
-        seen,
+        observation,
         run.config,
-        status=status_of(seen),
+        status=status_of(observation),
         last_intervention=run.last_intervention,
         generation=run.issued + 1,
-        vetoes=vetoes(seen, run.config.guards.significance),
+        vetoes=vetoes(observation, run.config.guards.significance),
     )
-    if made.order is not None:
+    if decision.order is not None:
         run.issued += 1
-        plan = tuple((until, dict(w)) for until, w in made.plan)
+        plan = tuple((until, dict(w)) for until, w in decision.plan)
         at = min(run.tokens + switching_lead(run.config, run.tokens), run.config.budget)
-        run.pending = _Order(run.issued, at, dict(made.weights_after), plan)
+        run.pending = _Order(run.issued, at, dict(decision.weights_after), plan)
     run.decisions.append(
         PastDecision(
             id=f"d-{len(run.decisions) + 1:06d}",
             step=run.step,
             tokens=run.tokens,
-            verdict=made.verdict,
-            generation=run.issued if made.order is not None else None,
-            weights_before=dict(made.weights_before),
-            weights_after=dict(made.weights_after),
-            rule=made.evidence.get("rule"),
-            evidence=made.evidence,
+            verdict=decision.verdict,
+            generation=run.issued if decision.order is not None else None,
+            weights_before=dict(decision.weights_before),
+            weights_after=dict(decision.weights_after),
+            rule=decision.evidence.get("rule"),
+            evidence=decision.evidence,
         )
     )
-    return asdict(made) | {"plan": [[until, dict(w)] for until, w in made.plan]}, seconds
+    return decision, seconds
 
 
-def answer_of(policy: Policy, seen: Observation) -> Answer:
+def answer_of(policy: Policy, observation: Observation) -> Answer:
     """The policy's reply, or why there is none: one that raises costs one decision here too."""
     try:
-        reply = policy.decide(seen)
+        reply = policy.decide(observation)
         return Answer(reply.kind, reply.model_dump(mode="json"))
     except Exception as error:
         return Answer("failed", {"reason": f"{type(error).__name__}: {error}"})

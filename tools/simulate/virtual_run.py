@@ -19,8 +19,8 @@ def loss_of(
 
     Benchmarks that are only watched don't count, unless there are no others.
     """
-    known = objective_parts(config)
-    parts = {name: known.get(name, 1.0) for name in truth}
+    configured = objective_parts(config)
+    parts = {name: configured.get(name, 1.0) for name in truth}
     if not sum(parts.values()):
         parts = dict.fromkeys(truth, 1.0)
     signed = {name: -v if name in higher_is_better else v for name, v in truth.items()}

@@ -2,6 +2,7 @@ from .batch_dealing import batch_schedule_of as batch_schedule_of
 from .batch_dealing import micro_batches as micro_batches
 from .batch_dealing import steady_accumulation as steady_accumulation
 from .job import SUM_TOLERANCE as SUM_TOLERANCE
+from .job import Budget as Budget
 from .job import Job as Job
 from .job import JobError as JobError
 from .job import JobSource as JobSource

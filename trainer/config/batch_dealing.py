@@ -7,7 +7,7 @@ from mixloop.contract import BatchSchedule, Stages, stages_from
 from .job import Job, JobError
 from .trainer_settings import TrainerSettings
 
-_SHOWN = 12
+_LISTED = 12
 
 
 def batch_schedule_of(settings: TrainerSettings, world: int, sample: int = 0) -> BatchSchedule:
@@ -72,7 +72,7 @@ def _dealt(settings: TrainerSettings, batch: int | str, world: int, key: str) ->
     size = _samples(batch, settings.sequence_length, key)
     rows = settings.micro_batch
     if size % rows:
-        fitting = ", ".join(map(str, _divisors(size)[:_SHOWN]))
+        fitting = ", ".join(map(str, _divisors(size)[:_LISTED]))
         raise JobError(
             f"settings.{key}: {size} samples can't be cut into micro-batches of {rows}; give a "
             f"micro_batch that divides them ({fitting}) or another batch"
@@ -106,4 +106,4 @@ def _divisors(number: int) -> list[int]:
 
 def _near(values: list[int], wanted: int) -> list[int]:
     """Those of ascending values that lie closest."""
-    return sorted(sorted(values, key=lambda value: abs(value - wanted))[:_SHOWN])
+    return sorted(sorted(values, key=lambda value: abs(value - wanted))[:_LISTED])

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError
 
-from mixloop.common.units import parse_tokens
+from mixloop.common.errors import explain_error
+from mixloop.common.units import Tokens
 
 from .trainer_settings import LimitSettings, TrainerSettings, _Strict
-
-Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
-"""A number of tokens; strings may carry a unit (`11T`)."""
-_SHOWN = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
 
 SUM_TOLERANCE = 1e-6
 """How far from 1 the weights of a mixture may sum."""
@@ -30,6 +25,16 @@ SUM_TOLERANCE = 1e-6
 
 class JobError(ValueError):
     """A job that cannot start; the message is one line for a person (exit code 2)."""
+
+
+def _at_least_one(budget: int) -> int:
+    if budget == 0:
+        raise ValueError("the budget is 0 tokens: give at least one")
+    return budget
+
+
+Budget = Annotated[Tokens, AfterValidator(_at_least_one)]
+"""Tokens of a whole run."""
 
 
 class JobSource(_Strict):
@@ -60,18 +65,11 @@ class Job(_Strict):
     run: str = Field(min_length=1)
     dir: Path
     seed: int = Field(0, ge=0, lt=2**63)
-    budget: Tokens
+    budget: Budget
     sources: dict[str, JobSource] = Field(min_length=1)
     limits: LimitSettings = LimitSettings()
     tokenizer: Path | None = None
     settings: TrainerSettings = TrainerSettings()
-
-    @field_validator("budget")
-    @classmethod
-    def _some_budget(cls, value: int) -> int:
-        if value == 0:
-            raise ValueError("the budget is 0 tokens: give at least one")
-        return value
 
     @property
     def sequence_length(self) -> int:
@@ -119,19 +117,6 @@ def start_weights(sources: Mapping[str, JobSource], sizes: Mapping[str, int]) ->
     return {name: given.get(name, 0.0) / total_weight for name in sources}
 
 
-def one_line(error: ValidationError) -> str:
-    """The first of a pydantic error's findings, as ``key: what is wrong (got value)``."""
-    finding = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in finding["loc"]) or "(top)"
-    message = str(finding["msg"]).removeprefix("Value error, ")
-    if finding["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
-    value = finding.get("input")
-    if not isinstance(value, (str, int, float)) or _SHOWN.repr(value) in message:
-        return f"{key}: {message}"
-    return f"{key}: {message} (got {_SHOWN.repr(value)})"
-
-
 def load_job(path: Path) -> Job:
     """Read `job.json`.
 
@@ -144,6 +129,6 @@ def load_job(path: Path) -> Job:
     except OSError as error:
         raise JobError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
-        raise JobError(f"{path}: {one_line(error)}") from error
+        raise JobError(f"{path}: {explain_error(error, Job)}") from error
     except ValueError as error:
         raise JobError(f"{path}: not JSON: {error}") from error

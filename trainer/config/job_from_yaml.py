@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mixloop.common.yaml import UniqueKeys, read_text
+from mixloop.common.errors import BadInput, explain_error
+from mixloop.common.yaml import read_sections
 
-from .job import Job, JobError, JobSource, one_line
+from .job import Job, JobError, JobSource
 from .trainer_settings import LimitSettings, TrainerSettings
 
 _PLANNING = ("tags", "tokens")
@@ -98,16 +98,8 @@ def load_run(path: str | Path) -> Job:
     """
     path = Path(path)
     try:
-        data = yaml.load(read_text(path), UniqueKeys)
-    except OSError as error:
-        raise JobError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        deep = isinstance(error, RecursionError)
-        first = "nested too deeply" if deep else " ".join(str(error).split())
-        raise JobError(f"{path}: not valid YAML: {first}") from error
-    if not isinstance(data, dict):
-        raise JobError(f"{path}: must be a mapping of sections (run, budget, sources, …)")
-    try:
-        return job_from(data, path.parent.resolve())
+        return job_from(read_sections(path), path.parent.resolve())
+    except BadInput as error:
+        raise JobError(str(error)) from error
     except ValidationError as error:
-        raise JobError(f"{path}: {one_line(error)}") from error
+        raise JobError(f"{path}: {explain_error(error, _File, Job)}") from error

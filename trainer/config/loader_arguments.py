@@ -8,13 +8,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .job import Job, JobError, JobSource, one_line
+from mixloop.common.errors import explain_error
+
+from .job import Job, JobError, JobSource
 from .trainer_settings import LimitSettings, TrainerSettings
 
 _SETTINGS = (
     "sequence_length", "micro_batch", "accumulation", "prefetch", "poll_every", "status_every",
     "phases", "accept_uid", "key_file", "batch", "batch_schedule",
 )  # fmt: skip
+_MODELS = (Job, JobSource, LimitSettings, TrainerSettings)
 
 
 def make_job(
@@ -45,7 +48,7 @@ def make_job(
             settings=TrainerSettings.model_validate(settings),
         )
     except ValidationError as error:
-        raise JobError(one_line(error)) from error
+        raise JobError(explain_error(error, *_MODELS)) from error
 
 
 def _source(name: str, given: Any, weights: Mapping[str, float] | None) -> JobSource:
@@ -75,5 +78,5 @@ def with_settings(job: Job, options: Mapping[str, Any]) -> Job:
     try:
         settings = TrainerSettings.model_validate(job.settings.model_dump() | options)
     except ValidationError as error:
-        raise JobError(one_line(error)) from error
+        raise JobError(explain_error(error, TrainerSettings)) from error
     return job.model_copy(update={"settings": settings})

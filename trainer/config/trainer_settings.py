@@ -9,11 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mixloop.common.units import parse_tokens
-
-Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
-"""A number of tokens; strings may carry a unit (`11T`)."""
-
+from mixloop.common.units import Tokens, parse_tokens
 
 _BATCH = re.compile(r"\s*(.*?)\s*(samples|tokens)?\s*")
 

@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from mixloop.common.process import PARENT
+
 _PATIENCE = 30.0
 """Seconds the other ranks have to end once one has failed."""
 
@@ -27,7 +29,7 @@ def run_ranks(processes: int, arguments: Sequence[str]) -> int:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(processes),
-        "MIXLOOP_LAUNCHER": str(os.getpid()),
+        PARENT: str(os.getpid()),
     }
     shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     command = [sys.executable, "-m", "mixloop.trainer.train", *arguments]

@@ -16,6 +16,7 @@ from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths, read_manifest
 from mixloop.controller.config import load_config
 from mixloop.controller.config.checkpoint_layouts import Layout, LayoutName
+from mixloop.controller.journal import queries
 from mixloop.trainer.loader import MixtureLoader
 from mixloop.trainer.sources import StoreInfo
 
@@ -117,19 +118,15 @@ def test_the_controller_scores_what_the_hugging_face_trainer_leaves(
             run.settle()
     for _ in range(1000):
         run.controller.step()
-        if run.journal.row("SELECT 1 FROM checkpoints WHERE step = 40"):
+        if queries.checkpoint(run.journal, 40) is not None:
             break
     shutil.rmtree(tmp_path / "out" / "checkpoint-40")  # the Trainer's own retention
     run.settle()
-    found = run.journal.rows(
-        "SELECT c.path, e.state, e.reason FROM checkpoints c "
-        "JOIN evaluations e USING (step) ORDER BY step"
-    )
-    assert [(Path(row["path"]).name, row["state"]) for row in found] == [
-        ("checkpoint-20", "scored"),
-        ("checkpoint-40", "failed"),
-    ]
-    assert "the checkpoint is gone" in found[1]["reason"]
+    paths = [Path(row.path).name for row in queries.checkpoints(run.journal)]
+    assert paths == ["checkpoint-20", "checkpoint-40"]
+    states = queries.checkpoint_states(run.journal)
+    assert [row.state for row in states] == ["scored", "failed"]
+    assert "the checkpoint is gone" in (states[1].reason or "")
 
 
 def test_the_section_is_read_beside_the_file_and_a_wrong_layout_named(

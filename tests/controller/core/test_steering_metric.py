@@ -9,11 +9,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixloop.common.paired import ratio
+from mixloop.common.paired import weighted_mean
 from mixloop.controller.core import Steering, wording
 from mixloop.controller.core.steering_metric import CHANCE, HEADLINES, WINDOW, above_chance, steer
-from mixloop.controller.journal import Journal, records
-from mixloop.controller.views import run_status as views
+from mixloop.controller.journal import Journal, queries, records
+from mixloop.controller.views.decision_history import steering_at
 from mixloop.policies.interface import BenchmarkScore, Evaluation, Metric, Observation
 
 ITEMS = 40
@@ -45,7 +45,7 @@ def evaluation(step: int, right: float, bits: float, seed: int, **kept: str) -> 
 
 
 def measured(metric: str, values: list[float]) -> Metric:
-    value, stderr = ratio([(float(v), 1.0) for v in values])
+    value, stderr = weighted_mean([(float(v), 1.0) for v in values])
     better = metric != "bits_per_byte"
     return Metric(value=value, stderr=stderr, n=len(values), higher_is_better=better)
 
@@ -160,7 +160,11 @@ def test_a_change_is_journaled_once_and_shown(tmp_path: Path):
     assert records.steering(journal, 20, 200, bits) == {}
     assert records.steering(journal, 50, 500, headline) == headline
     assert records.steering(journal, 50, 500, headline) == {}
-    assert [change["step"] for change in views.steering(journal)] == [10, 50]
-    assert views.steering_at(journal, 49)["gsm8k"]["metric"] == "bits_per_byte"
-    assert wording.steering(views.steering_at(journal, 50)) == "gsm8k by exact_match since step 50"
+    changes = queries.events(journal, "steering")
+    assert [event.detail["step"] for event in changes] == [10, 50]
+    assert steering_at(changes, 49)["gsm8k"]["metric"] == "bits_per_byte"
+    assert (
+        wording.steering({n: Steering(**s) for n, s in steering_at(changes, 50).items()})
+        == "gsm8k by exact_match since step 50"
+    )
     journal.close()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mixloop.controller.journal import FenceLost, Journal, JournalError, records
+from mixloop.controller.core import EventRow
+from mixloop.controller.journal import FenceLost, Journal, JournalError, queries, records
 from mixloop.controller.journal.packing import pack
 
 
@@ -40,7 +41,7 @@ def test_a_replaced_controller_can_write_nothing(path: Path) -> None:
     with pytest.raises(FenceLost):
         records.published(old, 1)
     new.event("mine")
-    assert [row["kind"] for row in new.rows("SELECT kind FROM events")] == ["mine"]
+    assert [event.kind for event in queries.events(new, "late", "mine")] == ["mine"]
     old.close()
     new.close()
 
@@ -97,7 +98,7 @@ def test_a_start_told_twice_is_one_entry(path: Path) -> None:
     for _ in range(2):
         journal = opened(path)
         records.start(journal, "r", {"seed": 1}, {"a": 1.0})
-        keys = [row["key"] for row in journal.rows("SELECT key FROM outbox ORDER BY seq")]
+        keys = [key for (key,) in journal.cells("SELECT key FROM outbox ORDER BY seq")]
         assert keys == ["run", "mixture:0"]
         journal.close()
 
@@ -126,7 +127,7 @@ def test_a_damaged_entry_is_told_in_one_line(path: Path) -> None:
         with journal.transaction() as tx:
             tx.execute("UPDATE events SET detail = ?", (bytes(spoilt),))
         try:
-            journal.rows("SELECT detail FROM events")
+            queries.events(journal, "note")
         except JournalError as error:
             said.append(str(error))
     assert len(said) > 30
@@ -168,7 +169,7 @@ def test_a_reader_in_the_middle_of_a_long_history_keeps_nobody_from_writing(path
         writer._db.execute("INSERT INTO events VALUES (?, '', 1, 'note', '{}')", (n + 1,))
     writer._db.execute("PRAGMA busy_timeout=0")
     reader = Journal(path, read_only=True)
-    rows = reader.each("SELECT * FROM events")
+    rows = reader.stream(EventRow)
     next(rows)
     writer.event("note", detail="while it reads")
     assert sum(1 for _ in rows) == 1999

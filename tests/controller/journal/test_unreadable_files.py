@@ -10,22 +10,23 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 from typer.testing import CliRunner
 
 from mixloop.cli.app import app
 from mixloop.common.json_records import Problem
 from mixloop.contract import read_holds, read_manifest, read_status, schedule_of
 from mixloop.controller.config.checkpoint_layouts import Layout
-from mixloop.controller.journal import unreadable_files
+from mixloop.controller.journal import queries, unreadable_files
 from mixloop.controller.journal.unreadable_files import (
-    EXAMINE,
-    LOOKS,
-    PAUSE,
+    EXAMINE_SECONDS,
+    PAUSE_SECONDS,
+    PERSISTS,
     Report,
     UnreadableFiles,
 )
 from mixloop.controller.views import Watcher
-from mixloop.controller.watch import prometheus
+from mixloop.controller.watch import Timings, prometheus
 from mixloop.controller.watch.screen import plain
 from mixloop.controller.watch.view import build
 
@@ -33,64 +34,68 @@ FILE, OTHER = Path("/run/status.json"), Path("/run/schedule.jsonl")
 BAD = {key: Problem(key, f"{key} is wrong") for key in "ab"}
 
 
-def said(unread: UnreadableFiles, kinds: str, every: float = EXAMINE) -> list[tuple[int, Report]]:
+def reports(
+    files: UnreadableFiles, kinds: str, every: float = EXAMINE_SECONDS
+) -> list[tuple[int, Report]]:
     """What is said of one file: ``a`` and ``b`` are problems, a dot is a sound look."""
-    words = []
+    numbered = []
     for n, kind in enumerate(kinds):
         problems = {FILE: BAD[kind]} if kind in BAD else {}
-        words += [(n, word) for word in unread.see(problems, n * every)]
-    return words
+        numbered += [(n, report) for report in files.examine(problems, n * every)]
+    return numbered
 
 
 @given(st.text("ab.", max_size=60))
 def test_only_what_persists_is_said(kinds: str) -> None:
-    words = said(UnreadableFiles(), kinds)
-    for n, word in words:
-        state = kinds[n - LOOKS + 1 : n + 1]
-        assert (state.count(".") == LOOKS) if word.problem is None else ("." not in state)
-    told = [word.problem for _, word in words]
-    assert all(
-        one is None or one != before for before, one in zip([None, *told], told, strict=False)
-    )
-    assert all(
-        before is not None for before, one in zip([None, *told], told, strict=False) if one is None
-    )
+    numbered = reports(UnreadableFiles(), kinds)
+    for n, report in numbered:
+        state = kinds[n - PERSISTS + 1 : n + 1]
+        assert (state.count(".") == PERSISTS) if report.problem is None else ("." not in state)
+    problems = [report.problem for _, report in numbered]
+    for before, problem in zip([None, *problems], problems, strict=False):
+        assert problem is None or problem != before
+        assert problem is not None or before is not None
 
 
 @given(st.text("ab.", max_size=30), st.sampled_from("ab"))
 def test_what_persists_is_said_in_the_end(before: str, kind: str) -> None:
-    watch = UnreadableFiles()
-    said(watch, before)
-    looks = LOOKS + round(40 * PAUSE[0] / EXAMINE)  # the quiet of what came before is over
-    words = [w for n in range(looks) for w in watch.see({FILE: BAD[kind]}, (30 + n) * EXAMINE)]
-    assert watch.told == [FILE]
-    assert len([word for word in words if word.problem is not None]) <= 1
-    assert (words or [w for _, w in said(UnreadableFiles(), before)])[-1].problem == BAD[kind]
+    files = UnreadableFiles()
+    earlier = [report for _, report in reports(files, before)]
+    looks = PERSISTS + round(40 * PAUSE_SECONDS[0] / EXAMINE_SECONDS)  # the quiet before is over
+    later = [
+        report
+        for n in range(looks)
+        for report in files.examine({FILE: BAD[kind]}, (30 + n) * EXAMINE_SECONDS)
+    ]
+    assert files.reported == [FILE]
+    assert len([report for report in later if report.problem is not None]) <= 1
+    assert (later or earlier)[-1].problem == BAD[kind]
 
 
 def test_a_file_that_comes_and_goes_is_spoken_of_less_and_less() -> None:
-    watch = UnreadableFiles()
-    days, flap = 10, ["a"] * LOOKS + ["."] * LOOKS
-    count = int(days * 86_400 / EXAMINE)
+    files = UnreadableFiles()
+    days, flap = 10, ["a"] * PERSISTS + ["."] * PERSISTS
+    count = int(days * 86_400 / EXAMINE_SECONDS)
     kinds = "".join(flap[n % len(flap)] for n in range(count))
-    words = said(watch, kinds)
-    first = [word for n, word in words if n * EXAMINE < 86_400]
-    last = [word for n, word in words if n * EXAMINE > (days - 2) * 86_400]
+    numbered = reports(files, kinds)
+    first = [report for n, report in numbered if n * EXAMINE_SECONDS < 86_400]
+    last = [report for n, report in numbered if n * EXAMINE_SECONDS > (days - 2) * 86_400]
     assert 10 < len(first) < 30
     assert 2 <= len(last) <= 6  # of 2,880 times that it went bad in a day
-    calm = watch.see({}, 20 * 86_400) + watch.see({}, 20 * 86_400) + watch.see({}, 20 * 86_400)
-    assert [word for word in calm if word.problem is not None] == []
-    assert watch._states == {}, "nothing is kept of a file that is well again"
+    calm = [report for _ in range(3) for report in files.examine({}, 20 * 86_400)]
+    assert [report for report in calm if report.problem is not None] == []
+    assert files._states == {}, "nothing is kept of a file that is well again"
 
 
 def test_files_do_not_mix() -> None:
-    watch = UnreadableFiles()
-    for n in range(LOOKS):
-        words = watch.see({FILE: BAD["a"], OTHER: BAD["b"]}, n * EXAMINE)
-    assert [(word.path, word.problem) for word in words] == [(OTHER, BAD["b"]), (FILE, BAD["a"])]
-    for n in range(LOOKS):
-        words = watch.see({FILE: BAD["a"]}, (10 + n) * EXAMINE)
-    assert words == [Report(OTHER, None)]
+    files = UnreadableFiles()
+    for n in range(PERSISTS):
+        found = files.examine({FILE: BAD["a"], OTHER: BAD["b"]}, n * EXAMINE_SECONDS)
+    pairs = [(report.path, report.problem) for report in found]
+    assert pairs == [(OTHER, BAD["b"]), (FILE, BAD["a"])]
+    for n in range(PERSISTS):
+        found = files.examine({FILE: BAD["a"]}, (10 + n) * EXAMINE_SECONDS)
+    assert found == [Report(OTHER, None)]
 
 
 # -- what is wrong, in words ---------------------------------------------------------------------
@@ -195,15 +200,13 @@ class Ahead:
         """What is said at so many looks, an examination apart."""
         before = len(self.run.said)
         for _ in range(times):
-            self.ahead += EXAMINE
+            self.ahead += EXAMINE_SECONDS
             assert self.run.controller.step()
         return list(self.run.said[before:])
 
     def events(self) -> list[tuple[str, Any]]:
-        rows = self.run.journal.rows(
-            "SELECT kind, detail FROM events WHERE kind IN ('unread', 'read-again') ORDER BY seq"
-        )
-        return [(row["kind"], row["detail"]) for row in rows]
+        events = queries.events(self.run.journal, "unread", "read-again")
+        return [(event.kind, event.detail) for event in events]
 
 
 @pytest.fixture
@@ -222,7 +225,7 @@ def test_the_daemon_says_it_once_and_journals_it(ahead: Ahead) -> None:
     (line,) = [one for one in said if "status.json" in one]
     assert line.startswith(f"status.json can't be read: {words}; the last heartbeat")
     paths.status.write_bytes(sound)
-    assert ahead.look(LOOKS) == ["status.json can be read again"]
+    assert ahead.look(PERSISTS) == ["status.json can be read again"]
     assert ahead.events() == [
         ("unread", {"file": "status.json", "key": "loss", "problem": words}),
         ("read-again", {"file": "status.json"}),
@@ -234,7 +237,7 @@ def test_a_torn_look_is_nothing_to_say(ahead: Ahead) -> None:
     sound = path.read_bytes()
     for cut in (0, 10, 200, len(sound) - 5):
         path.write_bytes(sound[:cut])
-        assert ahead.look(LOOKS - 1) == []
+        assert ahead.look(PERSISTS - 1) == []
         path.write_bytes(sound)
         assert ahead.look(1) == []
     path.unlink()
@@ -244,7 +247,7 @@ def test_a_torn_look_is_nothing_to_say(ahead: Ahead) -> None:
 def test_holds_are_the_controllers_own_and_written_anew(ahead: Ahead) -> None:
     holds = ahead.run.paths.holds
     holds.write_text("rubbish")
-    said = ahead.look(LOOKS)
+    said = ahead.look(PERSISTS)
     assert [line.split(":")[0] for line in said] == ["holds.json can't be read"]
     assert read_holds(holds).value == frozenset(ahead.run.controller.look().waiting)
 
@@ -256,7 +259,7 @@ def test_everybody_who_looks_on_sees_it(ahead: Ahead) -> None:
     manifest.write_text("{}")
     lines = paths.schedule.read_bytes().splitlines(keepends=True)
     paths.schedule.write_bytes(b"x" + b"".join(lines) + lines[-1])
-    assert len(ahead.look(LOOKS)) == 2
+    assert len(ahead.look(PERSISTS)) == 2
     found = json.loads(CliRunner().invoke(app, ["status", str(paths.dir), "--json"]).output)
     files = ["checkpoints/step-00009000/manifest.json", "schedule.jsonl"]
     assert [one["file"] for one in found["unreadable"]] == files
@@ -269,10 +272,10 @@ def test_everybody_who_looks_on_sees_it(ahead: Ahead) -> None:
     look = watcher.look()
     shown = "\n".join(plain(build(look)))
     assert all(f"! {name} can't be read: " in shown for name in files)
-    told = prometheus.text(prometheus.families(look, {}, {}))
-    assert 'mixloop_unreadable_files{file="checkpoint"} 1' in told
-    assert 'mixloop_unreadable_files{file="schedule.jsonl"} 1' in told
-    assert 'mixloop_unreadable_files{file="status.json"} 0' in told
+    told = generate_latest(prometheus.RunMetrics(look.standing, Timings())).decode()
+    assert 'mixloop_unreadable_files{file="checkpoint"} 1.0' in told
+    assert 'mixloop_unreadable_files{file="schedule.jsonl"} 1.0' in told
+    assert 'mixloop_unreadable_files{file="status.json"} 0.0' in told
 
 
 def test_a_trainer_whose_heartbeat_is_broken_was_not_never_started(ahead: Ahead) -> None:

@@ -26,13 +26,13 @@ from mixloop.contract import (
 )
 from mixloop.controller.core import find_rewinds, left_by
 from mixloop.controller.decisions import observation_builder
+from mixloop.controller.journal import queries
 
 SETTINGS: dict[str, Any] = {"gsm8k": {"data": "packages"}}
 
 
 def states(run: Any) -> dict[int, str]:
-    rows = run.journal.rows("SELECT step, state FROM evaluations ORDER BY step")
-    return {row["step"]: row["state"] for row in rows}
+    return dict(run.journal.cells("SELECT step, state FROM evaluations ORDER BY step"))
 
 
 def reason(run: Any, step: int) -> str:
@@ -165,25 +165,24 @@ def test_a_rewind_sets_its_old_branch_apart_and_goes_on_deciding(play: Any) -> N
     assert fresh == [20, 40, 60, 80, 100]
     assert "left behind by" in " ".join(ask(run, "history").split())
     assert "(left behind by incarnation 2)" in ask(run, "explain", "3")
-    kept = run.journal.rows("SELECT detail FROM events WHERE kind = 'checkpoint-repeated'")
-    assert [row["detail"]["step"] for row in kept] == [60, 80]
-    assert kept[0]["detail"]["metrics"]["gsm8k"]["bits_per_byte"]["value"] > 0
+    kept = queries.events(run.journal, "checkpoint-repeated")
+    assert [event.detail["step"] for event in kept] == [60, 80]
+    assert kept[0].detail["metrics"]["gsm8k"]["bits_per_byte"]["value"] > 0
     assert len(list((run.paths.dir / "scorecards").glob("abandoned-*-step-00000060.json"))) == 1
 
 
 def test_orders_of_an_abandoned_branch_come_into_force_again_or_never(play: Any) -> None:
     run = play()
     run.train(17)
-    made = run.journal.rows("SELECT generation FROM orders WHERE applied_step > 20")
-    assert made
+    assert run.journal.value("SELECT COUNT(*) FROM orders WHERE applied_step > 20") > 0
     again(run, 20, rewind=True)
     run.settle()
     newest = run.journal.value("SELECT MAX(generation) FROM orders")
     run.train(3)
-    rows = run.journal.rows("SELECT * FROM orders ORDER BY generation")
-    assert rows[newest - 1]["applied_step"] is not None
-    cut = [row for row in rows[: newest - 1] if row["applied_step"] is None]
-    assert all("cut when the trainer rewound to step 20" in row["rejected"] for row in cut)
+    orders = queries.orders(run.journal)
+    assert orders[newest - 1].applied_step is not None
+    cut = [order.rejected or "" for order in orders[: newest - 1] if order.applied_step is None]
+    assert all("cut when the trainer rewound to step 20" in why for why in cut)
 
 
 def test_a_plain_resume_repeats_steps_and_changes_nothing(play: Any) -> None:

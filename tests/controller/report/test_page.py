@@ -69,7 +69,7 @@ def test_the_page_tells_the_run_and_loads_nothing(play: Any, tmp_path: Path) -> 
 def test_the_numbers_are_the_journals(play: Any) -> None:
     run = play(guards={"max_change": 0.2, "max_epochs": 1.0})
     run.train(12)
-    found = json.loads(json.dumps(gather(run.path)))
+    found = json.loads(json.dumps(gather(run.path).to_json()))
     assert found["max_epochs"] == 1.0
     ledger = {one["source"]: one for one in found["ledger"]}
     status = run.controller.observer.news.status

@@ -11,7 +11,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from mixloop.contract import (
     Status,
     write_status,
 )
+from mixloop.controller import views
 from mixloop.controller.core import Applied, DecisionRecord, OrderRecord
-from mixloop.controller.journal import Journal, records
-from mixloop.controller.views import run_status as views
+from mixloop.controller.journal import Journal, queries, records
 from mixloop.policies.guards import GuardNote
 
 EXPERIMENT = "tests"
@@ -80,13 +79,13 @@ def a_whole_run(path: Path) -> Journal:
     for number, step in enumerate((10, 20)):
         force = OrderInForce(0, 0, 0, 0, initial)
         manifest = Manifest("r", step, step * 8, step * 80, "stable", force, {}, 1, 10, 8, {})
-        records.checkpoint(journal, manifest, f"/run/checkpoints/step-{step:08d}")
+        records.checkpoint(journal, manifest, f"/run/checkpoints/step-{step:08d}", {})
         records.scoring_started(journal, step)
         metrics = {"bits_per_byte": metric(2.0 - number / 10), "exact_match": metric(0.0)}
         score = {"status": "ok", "reason": None, "metrics": metrics, "items": {}}
         score |= {"data": "packages: 8 of 1000 items", "data_kind": "packages"}
         missing = {"status": "missing", "reason": "no sandbox", "metrics": {}, "items": {}}
-        missing["data"] = None
+        missing["data"] = ""
         records.scored(
             journal, step, {"benchmarks": {"gsm8k": score, "humaneval": missing}, "step": step}
         )
@@ -108,8 +107,8 @@ def a_whole_run(path: Path) -> Journal:
     records.decision(journal, made, scores={}, started_ms=records.now_ms())
     records.published(journal, 1)
     records.published(journal, 1)  # by the next controller: the first time counts
-    records.curves(journal, asdict(heartbeat(800)), None, 5.0)
-    records.curves(journal, asdict(heartbeat(1600)), asdict(heartbeat(800)), 5.0)
+    records.curves(journal, heartbeat(800), None, 5.0)
+    records.curves(journal, heartbeat(1600), heartbeat(800), 5.0)
     records.applied(journal, Applied(1, 96, 12), 960, initial)
     found = {"gsm8k": {"gain": 0.1, "stderr": 0.02, "metric": "bits_per_byte"}}
     records.outcome(journal, "d-000001", 20, found)
@@ -141,13 +140,15 @@ def heartbeat(tokens: int) -> Status:
 
 
 def metric(value: float) -> dict[str, Any]:
-    return {"value": value, "stderr": 0.1, "n": 8, "higher_is_better": False}
+    counts = {"n": 8, "asked": 8, "excluded": 0}
+    return {"value": value, "stderr": 0.1, "higher_is_better": False, **counts}
 
 
 def drain(journal: Journal, uri: str, *, kill_after: int | None = None) -> list[dict[str, Any]]:
     """Run the drain child as the daemon does; optionally kill it after so many answers."""
     request = {"journal": str(journal.path), "uri": uri, "experiment": EXPERIMENT}
     request |= {"uid": records.run_uid(journal), "artifacts": None}
+    request["folder"] = str(journal.path.parent)
     process = subprocess.Popen(
         [sys.executable, "-m", "mixloop.controller.tracking.mlflow_sink", json.dumps(request)],
         stdout=subprocess.PIPE,
@@ -307,10 +308,7 @@ def test_an_entry_the_server_refuses_does_not_block_the_others(server: str, tmp_
     said = drain(journal, server)
     assert sum("refused" in message for message in said) == 1
     assert pending(journal) == 0
-    events = [row["detail"] for row in journal.rows("SELECT * FROM events WHERE kind = ?", KIND)]
-    assert "a|b@c" in events[0]["error"]
+    (refused,) = queries.events(journal, "tracking-refused")
+    assert "a|b@c" in refused.detail["error"]
     assert what_is_there(server, records.run_uid(journal))["status"] == "FINISHED"
     journal.close()
-
-
-KIND = "tracking-refused"

@@ -210,7 +210,7 @@ def test_two_checkpoints_of_a_run(command: Any, files: Any, tmp_path: Path) -> N
         manifest = {"step": step, "tokens": one.tokens, "sample": step, "phase": "stable"}
         manifest["incarnation"] = 1
         records.checkpoint(
-            journal, SimpleNamespace(**manifest, in_force=force, sources={}), one.checkpoint
+            journal, SimpleNamespace(**manifest, in_force=force, sources={}), one.checkpoint, {}
         )
         records.scoring_started(journal, step)
         records.scored(journal, step, json.loads(one.to_json()))

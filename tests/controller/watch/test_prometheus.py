@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 from mixloop.common.errors import BadInput
 from mixloop.controller.views import Watcher
 from mixloop.controller.watch import MetricsServer, Timings, check_address
-from mixloop.controller.watch.prometheus import CONTENT_TYPE, Family, families, text
+from mixloop.controller.watch.metrics_server import CONTENT_TYPE
+from mixloop.controller.watch.prometheus import METRICS, RunMetrics, metric
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\[\\"n])*"'
@@ -89,7 +91,7 @@ def test_a_played_run_in_numbers(play: Any) -> None:
         server.close()
 
     def value(name: str, **labels: str) -> float:
-        return found[f"mixloop_{name}", tuple(labels.items())]
+        return found[f"mixloop_{name}", tuple(sorted(labels.items()))]
 
     assert value("tokens_total") == 3600
     assert value("weight", source="code", kind="applied") == pytest.approx(0.2)
@@ -108,30 +110,38 @@ def test_a_played_run_in_numbers(play: Any) -> None:
     assert value("paused") == 0
 
 
-def test_names_from_data_are_escaped_and_what_is_unknown_is_absent() -> None:
-    odd = 'a"b\\c\nd\x1b[2J'
-    made = text(
-        [
-            Family("mixloop_x", "gauge", "Line\nbreak \\.", [({"source": odd}, 1.5)]),
-            Family("mixloop_y", "gauge", "None known.", [({}, None)]),
-            Family("mixloop_z", "gauge", "Odd.", [({"k": "n"}, math.nan), ({"k": "i"}, math.inf)]),
+class Some:
+    """A collector of metrics made by hand."""
+
+    def collect(self) -> list[Any]:
+        odd = 'a"b\\c\nd\x1b[2J'
+        return [
+            metric("x", "Line\nbreak \\.", ["source"], {odd: 1.5}),
+            metric("z", "Odd.", ["k"], {"n": math.nan, "i": math.inf, "unknown": None}),
         ]
-    )
-    found = parse(made)
+
+
+def test_names_from_data_are_escaped_and_what_is_unknown_is_absent() -> None:
+    found = parse(generate_latest(Some()).decode())  # type: ignore[arg-type]
     assert found["mixloop_x", (("source", r"a\"b\\c d[2J"),)] == 1.5
-    assert "mixloop_y" not in made
     assert math.isnan(found["mixloop_z", (("k", "n"),)])
     assert found["mixloop_z", (("k", "i"),)] == math.inf
+    assert len(found) == 3
 
 
 def test_a_run_that_was_never_started_has_its_metrics_too(tmp_path: Path) -> None:
     from mixloop.contract import RunPaths
 
-    look = Watcher(RunPaths(tmp_path), time.monotonic).look()
-    found = parse(text(families(look, {}, {}, Timings())))
+    run = Watcher(RunPaths(tmp_path), time.monotonic).look().standing
+    found = parse(generate_latest(RunMetrics(run, Timings())).decode())
     assert found["mixloop_trainer_alive", ()] == 0
     assert found["mixloop_trainer_state", (("state", "never started"),)] == 1
     assert ("mixloop_tokens_total", ()) not in found
+
+
+def test_every_metric_is_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "watching.md").read_text()
+    assert all(f"`mixloop_{name}`" in page for name in (*METRICS, "reconcile_seconds"))
 
 
 def test_who_dawdles_or_asks_for_something_else_delays_no_look(play: Any) -> None:

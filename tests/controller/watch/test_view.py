@@ -25,9 +25,17 @@ from typer.testing import CliRunner
 
 from mixloop.cli.app import app
 from mixloop.common import text
-from mixloop.contract import read_status, write_status
+from mixloop.contract import (
+    AcceptedOrder,
+    OrderInForce,
+    SourceStatus,
+    Status,
+    read_status,
+    write_status,
+)
 from mixloop.controller.core import heartbeat
-from mixloop.controller.views import RunSnapshot, Watcher
+from mixloop.controller.journal import queries
+from mixloop.controller.views import RunSnapshot, RunStanding, TrainerStanding, Watcher
 from mixloop.controller.watch.pending import Pending
 from mixloop.controller.watch.screen import ASCII, plain, screen, share, sparkline
 from mixloop.controller.watch.view import BenchmarkRow, DecisionRow, SourceRow, View, build
@@ -147,22 +155,19 @@ def test_everything_of_a_played_run_is_worked_out(play: Any) -> None:
 
 
 def test_a_source_that_meets_its_cap_says_when() -> None:
-    trainer = {"state": "alive", "step": 10, "tokens": 1000, "budget": 9000, "silent": 1.0}
-    trainer |= {"tokens_per_second": 100.0, "origin": None, "incarnation": 1}
-    ledger = {"tokens": 900, "epochs": 0.9, "unique_tokens": 1000, "loss": None}
-    overview = {
-        "run": "r", "trainer": trainer, "ledger": {"a": ledger}, "steering": {}, "skipped": [],
-        "mixture": {"asked": None, "applied": {"generation": 0, "weights": {"a": 0.5}}},
-        "pending": {"orders": [], "switch": None, "scoring": []}, "controller": None,
-        "operators": {"paused": False, "pins": {}, "awaiting": [], "requests": 0},
-        "tracking": {"waiting": 0, "sent": 0, "last_error": None}, "unreadable": [],
-    }  # fmt: skip
-    (one,) = build(RunSnapshot(overview, {"max_epochs": 2.0})).sources
-    assert one.cap_tokens == 2200  # 1.1 epochs of 1000 tokens at half of the tokens
-    assert one.cap_seconds == 22
-    assert "cap in 22s (2.2k)" in "\n".join(
-        line.plain for line in screen(build(RunSnapshot(overview, {"max_epochs": 2.0})), 80, 24)
-    )
+    status = Status(
+        run="r", incarnation=1, pid=1, host="h", step=10, sample=100, tokens=1000, budget=9000,
+        lr=None, phase=None, loss=None, grad_norm=None, tokens_per_second=100.0,
+        sources={"a": SourceStatus(900, 0.9, 1000)}, accepted=AcceptedOrder(0, 0),
+        in_force=OrderInForce(0, 0, 0, 0, {"a": 0.5}),
+    )  # fmt: skip
+    trainer = TrainerStanding(status, "alive", alive=True, silent=1.0, origin=None)
+    run = RunStanding("r", trainer, params={"guards": '{"max_epochs": 2.0}'})
+    view = build(RunSnapshot(run))
+    (row,) = view.sources
+    assert row.cap_tokens == 2200  # 1.1 epochs of 1000 tokens at half of the tokens
+    assert row.cap_seconds == 22
+    assert "cap in 22s (2.2k)" in "\n".join(line.plain for line in screen(view, 80, 24))
 
 
 def test_holds_for_the_same_reason_are_told_once(play: Any) -> None:
@@ -284,8 +289,8 @@ def test_the_controller_remembers_the_silence_for_those_who_ask_once(play: Any) 
     run.settle()
     assert "Trainer    alive, process" in CliRunner().invoke(app, ["status", str(run.path)]).output
     assert run.said[-1] == "the trainer goes on"
-    kinds = run.journal.rows("SELECT detail FROM events WHERE kind = 'trainer' ORDER BY seq")
-    assert [row["detail"]["stalled"] for row in kinds] == [True, False]
+    events = queries.events(run.journal, "trainer")
+    assert [event.detail["stalled"] for event in events] == [True, False]
 
 
 def test_a_run_that_was_never_started_says_so(tmp_path: Path, played_run: Any) -> None:

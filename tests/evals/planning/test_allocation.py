@@ -369,8 +369,8 @@ def test_trials_that_go_on_failing_lead_to_the_stated_default(config: RunConfig)
     assert len(said) == ATTEMPTS
     assert "nothing could be measured (worker died): 50 items" in said[-1]
     assert {one.items for one in planner.settings.benchmarks.values()} == {50}
-    events = journal.rows("SELECT kind FROM events ORDER BY seq")
-    assert [e["kind"] for e in events] == ["trial-failed"] * ATTEMPTS + ["evals-planned"]
+    events = journal.cells("SELECT kind FROM events ORDER BY seq")
+    assert [kind for (kind,) in events] == ["trial-failed"] * ATTEMPTS + ["evals-planned"]
     journal.close()
 
 

@@ -109,13 +109,13 @@ def test_it_moves_through_the_guards_and_then_holds() -> None:
     policy = load_policy("olmix", options)
     track = simulate(world, policy, config, segments=20, start=start)
     assert track.final < held.final
-    decided = [m.decision for m in track.moments if m.decision]
-    verdicts = [d["verdict"] for d in decided]
+    decided = [m.decision for m in track.timeline if m.decision]
+    verdicts = [d.verdict for d in decided]
     moves = verdicts.count("intervene")
     assert 1 <= moves <= 8
     assert set(verdicts[moves:]) == {"hold"}
     # computed once: later decisions carry the first one's answer
-    targets = {json.dumps(d["evidence"].get("target")) for d in decided}
+    targets = {json.dumps(d.evidence.get("target")) for d in decided}
     assert len(targets) == 1
 
 

@@ -212,9 +212,9 @@ def strays(seed: int) -> tuple[float, list[str]]:
     """On a flat world: how far the mean of the last five mixtures is from the start (total
     variation), and the last five verdicts."""
     track = run(Flat(seed=seed), guards={"max_change": 0.1})
-    last = [moment.weights for moment in track.moments[-5:]]
-    start = track.moments[0].weights
-    verdicts = [m.decision["verdict"] for m in track.moments if m.decision]
+    last = [moment.weights for moment in track.timeline[-5:]]
+    start = track.timeline[0].weights
+    verdicts = [m.decision.verdict for m in track.timeline if m.decision]
     means = {name: float(np.mean([weights[name] for weights in last])) for name in start}
     return sum(abs(means[name] - start[name]) for name in start) / 2, verdicts[-5:]
 
@@ -390,8 +390,8 @@ def test_sixty_four_sources_fit_into_the_time(count: int) -> None:
 
 def test_every_trial_lies_near_the_centre_and_they_differ() -> None:
     track = run(Power(seed=3, segments=12))
-    start = track.moments[0].weights
-    explored = [m.weights for m in track.moments[1:4]]
+    start = track.timeline[0].weights
+    explored = [m.weights for m in track.timeline[1:4]]
     for weights in explored:
         assert sum(abs(weights[n] - start[n]) for n in start) / 2 <= 0.35 + 1e-6
     assert all(one != other for one, other in pairwise(explored))
@@ -400,7 +400,7 @@ def test_every_trial_lies_near_the_centre_and_they_differ() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_trials_raise_every_source(seed: int) -> None:
     world = Dilution(k=12, seed=seed)
-    moments = run(world).moments
+    moments = run(world).timeline
     start = moments[0].weights
     tried = [moment.weights for moment in moments[1:13]]
     for name in start:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixloop.common.units import format_tokens, parse_tokens
 from mixloop.policies.interface import (
     Hold,
     Observation,
@@ -212,28 +211,6 @@ def test_static_names_are_checked():
     for call in (lambda: policy.check({"a": ()}, []), lambda: policy.decide(observation())):
         with pytest.raises(PolicyError, match=r"no source is called 'aa'; did you mean 'a'\?"):
             call()
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [("11T", 11 * 10**12), ("250B", 250 * 10**9), ("2M", 2 * 10**6), ("400k", 400_000),
-     ("1.5B", 1_500_000_000), ("1_000", 1000), (7, 7), (2e9, 2 * 10**9), ("2e3", 2000), (0, 0)],
-)  # fmt: skip
-def test_token_units(text, tokens):
-    assert parse_tokens(text) == tokens
-
-
-@pytest.mark.parametrize(
-    "text", ["", "T", "5X", "-1", "1.5", "0.1k1", "nan", "inf", "1e99", True, None, [1], "1 2"]
-)
-def test_what_is_no_token_count(text):
-    with pytest.raises(ValueError, match="is not a token count: write a whole number"):
-        parse_tokens(text)
-
-
-def test_tokens_are_written_short():
-    shown = [format_tokens(n) for n in (0, 950, 1234, 8 * 10**12, 1_230_000, 999_999)]
-    assert shown == ["0", "950", "1.23k", "8T", "1.23M", "1M"]
 
 
 def test_the_package_imports_light():

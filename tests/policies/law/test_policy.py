@@ -116,16 +116,16 @@ def test_it_ends_better_than_uniform_in_every_family(family: type[Power]) -> Non
     world.reset(100)
     track = run(world, "law", guards)
     assert (uniform - track.final) / (uniform - best) > 0.2
-    decisions = [m.decision for m in track.moments if m.decision]
-    assert not any("error" in decision["evidence"] for decision in decisions)
+    decisions = [m.decision for m in track.timeline if m.decision]
+    assert not any("error" in decision.evidence for decision in decisions)
 
 
 def test_a_flat_world_is_inconclusive_and_left_as_it_was() -> None:
     world = Flat(k=4, segments=SEGMENTS, seed=100)
     track = run(world, "law", {})
-    assert track.moments[-2].decision is not None
-    assert track.moments[-2].decision["verdict"] == "inconclusive"
-    assert track.moments[-1].weights == pytest.approx(dict.fromkeys(world.sources, 0.25))
+    assert track.timeline[-2].decision is not None
+    assert track.timeline[-2].decision.verdict == "inconclusive"
+    assert track.timeline[-1].weights == pytest.approx(dict.fromkeys(world.sources, 0.25))
 
 
 def test_it_finds_the_source_that_helps_and_says_why() -> None:

@@ -57,8 +57,8 @@ def replay(max_epochs: float | None) -> tuple[RunConfig, SimulatedRun]:
 
 def epochs_at(track: SimulatedRun, config: RunConfig, name: str, until: int) -> float:
     """From the mixtures of the moments; a moment at a switch already names the next one."""
-    drawn, last, held = 0.0, 0, track.moments[0].weights
-    for moment in track.moments:
+    drawn, last, held = 0.0, 0, track.timeline[0].weights
+    for moment in track.timeline:
         if moment.tokens > until:
             break
         drawn += held.get(name, 0.0) * (moment.tokens - last)
@@ -67,7 +67,7 @@ def epochs_at(track: SimulatedRun, config: RunConfig, name: str, until: int) -> 
 
 
 def mixture_at(track: SimulatedRun, tokens: int) -> dict[str, float]:
-    weights = next(m.weights for m in track.moments if m.tokens == tokens)
+    weights = next(m.weights for m in track.timeline if m.tokens == tokens)
     return {name: weight for name, weight in weights.items() if weight > 0}
 
 
@@ -87,9 +87,9 @@ def test_smollm2_with_a_ledger_that_is_enforced():
     assert mixture_at(track, 7 * T)["openwebmath"] == pytest.approx(0.03)
     for name, drawn in track.drawn.items():
         assert drawn <= 5.0 * (config.sources[name].tokens or 0) * (1 + 1e-9), name
-    first = track.moments[0].decision
+    first = track.timeline[0].decision
     assert first is not None
-    said = " ".join(note["detail"] for note in first["guards"])
+    said = " ".join(note.detail for note in first.guards)
     assert "openwebmath 0.05 -> 0.03" in said
 
 
@@ -122,7 +122,7 @@ def small(
 def test_an_intervention_holds_to_the_end_of_its_stage():
     move = {"name": "m", "move": {"to": "a", "step": 0.1}, "max_times": 1}
     _, track = small({"stages": STAGES, "interventions": [move]})
-    by_tokens = {moment.tokens: moment for moment in track.moments}
+    by_tokens = {moment.tokens: moment for moment in track.timeline}
     assert by_tokens[15_000].weights == pytest.approx({"a": 0.6, "b": 0.4})
     assert by_tokens[40_000].weights == pytest.approx({"a": 0.1, "b": 0.9})
     # 0.4 at once: a declared stage isn't bound by max_change, and comes at its exact token
@@ -173,7 +173,7 @@ def decided(answer: Proposal, use: str, options: dict[str, object]) -> dict[str,
             return answer
 
     track = simulate(world, Says(), config, segments=8, start=SMALL)
-    first = track.moments[0].decision
+    first = track.timeline[0].decision
     assert first is not None
     return first
 
@@ -185,9 +185,9 @@ def test_a_policys_word_for_a_declared_stage_is_not_enough():
     claimed = Proposal(FAR, "trust me", [(40_000, FAR)], declared=True)
     for use, options in [("rules", {"stages": STAGES}), ("static", {})]:
         first = decided(claimed, use, options)
-        change = total_variation(first["weights_after"], SMALL)
+        change = total_variation(first.weights_after, SMALL)
         assert change == pytest.approx(0.10), use  # max_change, as for anybody
     plan = [(20_000, SMALL), (40_000, FAR)]
     honest = decided(Proposal(SMALL, "as declared", plan, declared=True), "rules",
                      {"stages": STAGES})  # fmt: skip
-    assert honest["plan"] == [[until, weights] for until, weights in plan]
+    assert [(until, dict(weights)) for until, weights in honest.plan] == plan

@@ -59,12 +59,12 @@ def test_no_exposure_and_too_few_evaluations_tell_nothing():
 
 def test_what_helps_is_tried_taken_back_and_then_made_for_good():
     track, start = run(Power(k=12, seed=100), 100, max_epochs=5, max_change=0.2)
-    said = [m.decision["reason"] for m in track.moments if m.decision]
-    orders = [m.decision for m in track.moments if m.decision and m.decision["verdict"] ==
+    said = [m.decision.reason for m in track.timeline if m.decision]
+    orders = [m.decision for m in track.timeline if m.decision and m.decision.verdict ==
               "intervene"]  # fmt: skip
-    assert orders[0]["evidence"]["rules"] == ["towards-tags"]
-    assert orders[1]["evidence"]["rules"] == ["undo towards-tags"]
-    assert orders[1]["weights_after"] == pytest.approx(start)
+    assert orders[0].evidence["rules"] == ["towards-tags"]
+    assert orders[1].evidence["rules"] == ["undo towards-tags"]
+    assert dict(orders[1].weights_after) == pytest.approx(start)
     assert any(reason.startswith("tried, gain") for reason in said)
     assert total_variation(track.orders()[-1], start) > 0.3
 
@@ -76,7 +76,7 @@ def within(seeds: range) -> list[bool]:
         track, start = run(Flat(k=5, seed=seed), seed)
         last = track.orders()[-5:]
         mean = {name: sum(order[name] for order in last) / len(last) for name in start}
-        verdicts = {m.decision["verdict"] for m in track.moments if m.decision}
+        verdicts = {m.decision.verdict for m in track.timeline if m.decision}
         assert "inconclusive" in verdicts
         found.append(total_variation(mean, start) <= 0.05)
     return found

@@ -61,7 +61,7 @@ def test_the_optimum_beats_what_random_search_finds(family: type[Power]) -> None
 def test_constant_mixture_ends_where_the_closed_form_says(family: type[Power]) -> None:
     world = family(seed=1, segments=20)
     track = run(world)
-    mixture = np.array(list(track.moments[0].weights.values()))
+    mixture = np.array(list(track.timeline[0].weights.values()))
     assert track.final == pytest.approx(float(world.final(mixture[None])[0]), abs=1e-9)
 
 
@@ -81,7 +81,7 @@ def test_a_policy_moves_a_simulated_run_within_the_guards() -> None:
     world.reset(1)
     track = run(world, "static", {"weights": target})
     assert track.final < control
-    steps = [moment.weights for moment in track.moments]
+    steps = [moment.weights for moment in track.timeline]
     for before, after in itertools.pairwise(steps):
         change = sum(abs(after[name] - before[name]) for name in after) / 2
         assert change <= GUARDS["max_change"] + 1e-9
@@ -106,8 +106,8 @@ def test_plans_switch_at_their_exact_token() -> None:
     world = Power(seed=1, segments=10, scarce=False)
     config = virtual_config(world, guards={"max_change": 1.0, "max_epochs": None}, segments=10)
     track = simulate(world, Planner(), config, segments=10)
-    assert track.moments[0].decision is not None
-    assert track.moments[0].decision["verdict"] == "intervene"
+    assert track.timeline[0].decision is not None
+    assert track.timeline[0].decision.verdict == "intervene"
     # a fifth of the first segment, then half of the second
     assert track.drawn["source-00"] == pytest.approx(0.7e9)
 
@@ -120,8 +120,8 @@ def test_a_policy_that_raises_costs_its_decisions_only() -> None:
     world = Power(seed=1, segments=5)
     config = virtual_config(world, segments=5)
     track = simulate(world, Broken(), config, segments=5)
-    decisions = [moment.decision for moment in track.moments[:-1]]
-    assert all(d is not None and "no idea" in d["reason"] for d in decisions)
+    decisions = [moment.decision for moment in track.timeline[:-1]]
+    assert all(d is not None and "no idea" in d.reason for d in decisions)
     assert not track.orders()
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -109,20 +107,6 @@ def test_a_policy_that_raises_is_shown_to_hold(run_file: Path) -> None:
     for one in report["decisions"]:
         assert one["would"]["verdict"] == "hold"
         assert "no idea" in one["would"]["reason"]
-
-
-def test_a_journal_that_kept_no_state_is_replayed_from_its_checkpoints(
-    run_file: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(run_file.parent, tmp_path / "copy")
-    old = tmp_path / "copy" / "run.yaml"
-    with sqlite3.connect(tmp_path / "copy" / "run" / "journal.db") as journal:
-        journal.execute("DELETE FROM events WHERE kind = 'observed'")
-    journal.close()
-    report = replay(old, "./sway.py:Sway")
-    assert {one["observed"] for one in report["decisions"]} == {"approximate"}
-    whole = replay(run_file, "./sway.py:Sway")
-    assert [one["id"] for one in report["decisions"]] == [one["id"] for one in whole["decisions"]]
 
 
 def test_the_table_says_what_and_why(run_file: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_long_run_takes_less_than_a_second() -> None:
     begun = time.process_time()
     track = simulate(world, policy, config, segments=110)
     assert time.process_time() - begun < 1
-    assert len(track.moments) == 110
+    assert len(track.timeline) == 110
     assert sum(track.drawn.values()) == pytest.approx(11e12)
 
 
@@ -326,7 +326,7 @@ def test_sources_may_be_listed_in_any_reasonable_form() -> None:
     assert [one.unique_tokens for one in sources[:4]] == [10**15, 5, 10**15, 7]
     assert sources[3].tags == ("code",)
     config = virtual_config(Loose(), segments=3)
-    assert len(simulate(Loose(), load_policy("static"), config, segments=3).moments) == 3
+    assert len(simulate(Loose(), load_policy("static"), config, segments=3).timeline) == 3
 
 
 class Forgets(SmolLM2):

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mixloop.cli.app import app
-from mixloop.cli.audit import AuditArgs, examine, look
+from mixloop.cli.audit import AuditArgs, audit_step, examine
 from mixloop.common.errors import BadInput
 from mixloop.contract import (
     SCALE,
@@ -224,7 +224,7 @@ def test_a_step_is_what_the_loader_handed_out(base: Ran) -> None:
     handed = {(line["step"], line["incarnation"]): line for line in base.lines}
     newest = sorted(step for step, by in handed if by == final.incarnation)[-3:]
     for step in [0, 5, 20, *newest]:
-        shown = look(base.run, AuditArgs(step, hashes=True), base.given)
+        shown = audit_step(base.run, AuditArgs(step, hashes=True), base.given)
         [seen] = shown["ranks"]
         # a step may have been handed out again on a course that was left: how many are depends
         # on the disk
@@ -242,9 +242,9 @@ def test_a_step_is_what_the_loader_handed_out(base: Ran) -> None:
 
 
 def test_a_step_dealt_to_another_world_is_the_same_step(base: Ran) -> None:
-    whole = look(base.run, AuditArgs(3))["ranks"][0]["rows"]
+    whole = audit_step(base.run, AuditArgs(3))["ranks"][0]["rows"]
     for world in (1, 2):
-        dealt = look(base.run, AuditArgs(3, world=world))["ranks"]
+        dealt = audit_step(base.run, AuditArgs(3, world=world))["ranks"]
         assert [one["rank"] for one in dealt] == list(range(world))
         rows = sorted((row for one in dealt for row in one["rows"]), key=lambda r: r["sample"])
         drop = ("micro", "row")
@@ -252,16 +252,16 @@ def test_a_step_dealt_to_another_world_is_the_same_step(base: Ran) -> None:
             {k: v for k, v in row.items() if k not in drop} for row in whole
         ]
     with pytest.raises(BadInput, match="world 3: a step of 8 samples can't be dealt"):
-        look(base.run, AuditArgs(3, world=3))
+        audit_step(base.run, AuditArgs(3, world=3))
 
 
 def test_a_course_that_was_left_can_still_be_looked_at(base: Ran) -> None:
     old = [line for line in base.lines if line["incarnation"] == 2][-1]
     step = old["step"]
-    shown = look(base.run, AuditArgs(step, incarnation=2, hashes=True), base.given)
+    shown = audit_step(base.run, AuditArgs(step, incarnation=2, hashes=True), base.given)
     assert shown["ranks"][0]["sha256"] == old["sha256"]
     assert shown["generation"] == 2
-    now = look(base.run, AuditArgs(step, hashes=True), base.given)
+    now = audit_step(base.run, AuditArgs(step, hashes=True), base.given)
     assert (now["incarnation"], now["generation"]) == (3, 1)
 
 
@@ -667,7 +667,7 @@ def test_sources_of_other_formats_are_audited_and_read_with_the_runs_tokenizer(
         handed = [batch["input_ids"].numpy().copy() for batch in loader]
     report = examine(file)
     assert report.ok, report.findings
-    shown = look(file, AuditArgs(3, text=True, hashes=True))
+    shown = audit_step(file, AuditArgs(3, text=True, hashes=True))
     (rank,) = shown["ranks"]
     for row, expected in zip(rank["rows"], handed[3], strict=True):
         np.testing.assert_array_equal(ids[row["token"] :][:16], expected)

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from mixloop.cli import output
 from mixloop.contract import RunPaths, Status, read_manifest, read_status
+from mixloop.controller import views
 from mixloop.controller.core import curves_entry
 from mixloop.controller.service import check_run
-from mixloop.controller.views import run_status as views
 from mixloop.trainer.config import Job, JobError, TrainerSettings, learning_rate
 from mixloop.trainer.config.learning_rate import Cosine
 from mixloop.trainer.prepare import prepare
@@ -411,7 +411,7 @@ def test_a_gradient_that_is_not_finite_costs_its_step_and_no_more(
     assert health is not None
     assert (health.nan_steps, health.last_nan_step) == (len(broken), broken[-1])
     assert f"step {broken[0]}: the gradient is not finite" in capsys.readouterr().err
-    shown = output.status_lines(views.status(RunPaths(job.dir), None))
+    shown = output.status_lines(views.look(RunPaths(job.dir), None))
     assert f"Trouble    {len(broken)} steps without a finite gradient, 0 loss spikes; " in str(
         shown
     )

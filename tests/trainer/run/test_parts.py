@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from mixloop.common.log import say
-from mixloop.common.units import parse_tokens
 from mixloop.contract import FileEntry, Manifest, OrderInForce
 from mixloop.trainer.batches import BatchLayout
 from mixloop.trainer.config import Job, JobError, load_job
@@ -25,30 +24,6 @@ from mixloop.trainer.prepare import prepare
 from mixloop.trainer.run import LossPerSource, SingleProcess, checkpoint_store
 from mixloop.trainer.sources import train_tokenizer
 from mixloop.trainer.train import Stop, main
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("11T", 11 * 10**12),
-        ("250B", 250 * 10**9),
-        ("2M", 2_000_000),
-        ("400k", 400_000),
-        ("1.5M", 1_500_000),
-        (" 0.1B ", 10**8),
-        ("1_000", 1000),
-        (7, 7),
-        (1e6, 10**6),
-    ],
-)
-def test_token_counts(text: Any, count: int) -> None:
-    assert parse_tokens(text) == count
-
-
-@pytest.mark.parametrize("text", ["", "M", "1.5", "0.0001k", "-3", "2G", "two", -1, 0.5, True])
-def test_what_is_no_token_count(text: Any) -> None:
-    with pytest.raises(ValueError, match=r"is not a token count: write .* 11T"):
-        parse_tokens(text)
 
 
 def body(tmp_path: Path, **changes: Any) -> dict[str, Any]:

@@ -1,18 +1,16 @@
-"""What the journal's tables hold, as typed records. SQLite's rows are made into them here alone."""
+"""What the journal's tables hold, as typed records. Pure."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal
 
 from mixloop.common.types import Json
-from mixloop.controller.core import AskedBy, Plan, Weights
 from mixloop.policies.guards import GuardNote
 from mixloop.policies.interface import Phase
 
-from .packing import unpack
+from .decision_record import AskedBy, Plan, Weights
 
 Counts = Mapping[str, int]
 Guards = tuple[GuardNote, ...]
@@ -25,6 +23,18 @@ class TableRow:
     """A row of :attr:`TABLE`, which may be a join; each field is a column."""
 
     TABLE: ClassVar[str]
+
+    def to_json(self, *, but: Container[str] = ()) -> Json:
+        """Plain JSON values, without those of the columns in ``but``."""
+        names = (field.name for field in fields(self) if field.name not in but)
+        return {name: _plain(getattr(self, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    """Of a plan its stretches, of guards their notes, as JSON has them."""
+    if not isinstance(value, tuple):
+        return value
+    return [part.to_json() if isinstance(part, GuardNote) else list(part) for part in value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,69 +225,3 @@ class AssessmentRow(TableRow):
     rationale: str | None
     by: str | None
     at: str | None
-
-
-R = TypeVar("R", bound=TableRow)
-
-TABLE_ROWS: tuple[type[TableRow], ...] = (
-    *(LeaseRow, CheckpointRow, EvaluationRow, DecisionRow, OrderRow, EventRow, OutboxRow),
-    *(RequestRow, ApprovalRow, AssessmentRow),
-)
-
-
-def _plan(stored: str | bytes) -> Plan:
-    return tuple((until, weights) for until, weights in unpack(stored))
-
-
-def _guards(stored: str | bytes) -> Guards:
-    return tuple(GuardNote(**note) for note in unpack(stored))
-
-
-_JSON: dict[Any, Callable[[str | bytes], Any]] = {
-    **dict.fromkeys((Json, Weights, Counts, object), unpack),
-    Plan: _plan,
-    Guards: _guards,
-}
-
-
-def _readers(kind: type[Any]) -> dict[str, Callable[[str | bytes], Any] | None]:
-    hints = get_type_hints(kind)
-    types = {field.name: hints[field.name] for field in fields(kind)}
-    return {
-        name: next((_JSON[part] for part in (hint, *get_args(hint)) if part in _JSON), None)
-        for name, hint in types.items()
-    }
-
-
-# the columns of each kind of row; for those of JSON, what reads them
-_READERS = {kind: _readers(kind) for kind in (*TABLE_ROWS, ScoredCheckpoint, CheckpointState)}
-
-# without `value`, which is JSON in assessments alone: it comes as such from MLflow
-JSON_COLUMNS = frozenset(
-    name for row in _READERS.values() for name, read in row.items() if read and name != "value"
-)
-
-
-def query(kind: type[TableRow], clause: str) -> str:
-    """The SELECT of all its columns; ``clause``: all that follows the table."""
-    return f"SELECT {', '.join(_READERS[kind])} FROM {kind.TABLE} {clause}"
-
-
-def build(kind: type[R], cells: Iterable[Any]) -> R:
-    """A row of :func:`query` as a record.
-
-    Raises:
-        ValueError, TypeError, RecursionError: a value that is damaged.
-    """
-    shaped = zip(_READERS[kind].values(), cells, strict=True)
-    return kind(*(cell if read is None or cell is None else read(cell) for read, cell in shaped))
-
-
-def missing_column(db: sqlite3.Connection) -> str | None:
-    """``table.column`` of the first that a file lacks, or None."""
-    for kind in TABLE_ROWS:
-        columns = {row[1] for row in db.execute(f"PRAGMA table_info({kind.TABLE})")}
-        for name in _READERS[kind]:
-            if name not in columns:
-                return f"{kind.TABLE}.{name}"
-    return None

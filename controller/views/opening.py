@@ -1,0 +1,96 @@
+"""From the RUN that a person gives to its folder and journal, and damage in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from mixloop.common.errors import BadInput
+from mixloop.contract import RunPaths, read_status
+from mixloop.controller.journal import Journal, JournalError, damage
+
+_STRANGE = (  # what values that nobody expected lead to
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RecursionError, TypeError, ValueError),
+)
+
+
+def run_folder(run: Path) -> RunPaths:
+    """The run folder that RUN names: a folder, or a run.yaml, whose folder may be still to come.
+
+    Raises:
+        BadInput: when there is no such folder.
+    """
+    if run.is_file():
+        from mixloop.controller.config import load_config
+
+        return RunPaths(load_config(run).run.dir)
+    if not run.is_dir():
+        raise _no_run(run)
+    return RunPaths(run)
+
+
+def open_run(run: Path, *, new: bool = False) -> tuple[RunPaths, Journal | None]:
+    """The run folder that RUN names (a folder, or a run.yaml) and its journal, if it has one.
+
+    Args:
+        new: a run.yaml whose run was never started will do.
+
+    Raises:
+        BadInput: when there is no such run.
+    """
+    paths = run_folder(run)
+    if paths.journal.exists():
+        try:
+            return paths, Journal(paths.journal)
+        except JournalError as error:
+            raise BadInput(str(error)) from None
+    if new and run.is_file():
+        return paths, None
+    if not paths.dir.is_dir():
+        raise _no_run(paths.dir)
+    heartbeat = read_status(paths.status)
+    if heartbeat.problem is not None:
+        raise BadInput(
+            f"{paths.status}: can't be read: {heartbeat.problem.said}; there is no journal either"
+        )
+    if heartbeat.value is None:
+        raise BadInput(
+            f"{paths.dir}: neither a journal nor a heartbeat here; is this a run folder?"
+        )
+    return paths, None
+
+
+def _no_run(run: Path) -> BadInput:
+    return BadInput(f"{run}: no run here; give a run folder or its run.yaml")
+
+
+@contextlib.contextmanager
+def reading(target: Path) -> Iterator[None]:
+    """Rows that hold other things than a controller wrote are told in one line.
+
+    Raises:
+        BadInput: the journal is damaged, or, by the error alone, this program is wrong: the line
+            names the place, and the error is its cause.
+    """
+    try:
+        yield
+    except JournalError as error:
+        raise BadInput(str(error)) from error
+    except sqlite3.Error as error:
+        raise BadInput(damage(target, error)) from error
+    except _STRANGE as error:
+        raise BadInput(_unshown(target, error)) from error
+
+
+def _unshown(target: Path, error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    first = (str(error).splitlines() or [""])[0][:200]
+    return (
+        f"{target}: can't be shown whole ({type(error).__name__}: {first}, in {last.name} of "
+        f"{Path(last.filename).name}): its journal holds what no controller writes, or mixloop is "
+        "wrong here; compare with a backup, and report it if that shows the same"
+    )
