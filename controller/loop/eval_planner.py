@@ -33,12 +33,6 @@ ATTEMPTS = 3  # pilots that may fail before the run takes the stated default
 NO_SPEED = "the trainer does not say how many tokens per second it takes"
 
 
-def interval(config: RunConfig) -> int:
-    """Training tokens between two evaluations."""
-    trainer = config.trainer.checkpoint_every or 0
-    return max(config.evals.every or 0, trainer) or config.budget
-
-
 def read_plan(config: RunConfig) -> EvalPlan | None:
     """The plan in the run folder; None without one, or when run.yaml gives no budget for it.
 
@@ -73,10 +67,11 @@ def measured_plan(config: RunConfig, checkpoint: Path, speed: float) -> EvalPlan
 def _plan(
     config: RunConfig, settings: EvalSettings, pilots: Sequence[Pilot], speed: float
 ) -> EvalPlan:
+    every = max(config.evals.every or 0, config.trainer.checkpoint_every or 0)
     return make_plan(
         settings,
         pilots,
-        training_seconds=interval(config) / speed,
+        training_seconds=(every or config.budget) / speed,
         tokens_per_second=speed,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mixloop.common.json_records import Problem
 from mixloop.contract import OpenLine, Schedule, Status, read_status, schedule_of
-from mixloop.controller.core import Applied, Rewind, find_rewinds, open_lines
+from mixloop.controller.core import Applied, Rewind, find_rewinds
 from mixloop.controller.journal import queries
 from mixloop.trainer.config import SUM_TOLERANCE
 
@@ -60,7 +60,8 @@ class TrainerNews:
         schedule = schedule_of(self._paths.schedule).value
         # else there is none yet, or it can't be read now: at the next look
         if schedule is not None and schedule.lines:
-            self.rewinds, self._opened = find_rewinds(schedule), open_lines(schedule)
+            self.rewinds = find_rewinds(schedule)
+            self._opened = tuple(line for line in schedule.lines if isinstance(line, OpenLine))
             self._read_until = schedule.incarnation
 
     @property
