@@ -138,8 +138,11 @@ class DecisionRow(TableRow):
 
 @dataclass(frozen=True, slots=True)
 class OrderRow(TableRow):
-    """An order. ``published_*``: when it lay in ``mixture.json``; ``applied_*``: where it came into
-    force; ``rejected``: why it never will; each None before it is so."""
+    """An order.
+
+    ``published_*`` say when it lay in ``mixture.json``, ``applied_*`` where it came into force,
+    ``rejected`` why it never will; each is None before it is so.
+    """
 
     TABLE: ClassVar[str] = "orders"
     generation: int

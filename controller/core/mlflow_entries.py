@@ -37,13 +37,8 @@ class Entry:
     payload: Json
 
 
-@dataclass(frozen=True)
-class Call:
-    """One thing that MLflow is asked to keep: ``kind`` names the method of the sink."""
-
-    kind: str
-    payload: Json
-
+Call = tuple[str, Json]
+"""One thing that MLflow is asked to keep: what it is, and its content."""
 
 # -- facts -----------------------------------------------------------------------------------------
 
@@ -90,9 +85,8 @@ def curves_entry(
 ) -> Entry:
     """The trainer's own curves at one heartbeat, and what its machine did, where it tells.
 
-    Args:
-        before: an earlier heartbeat, for the mixture that was realised between the two.
-        max_epochs: the cap, which every source's epochs are also given in parts of.
+    With an earlier heartbeat, ``before``, also the mixture that was realised between the two; with
+    the cap, ``max_epochs``, also every source's epochs in parts of it.
     """
     metrics: dict[str, object] = {
         "train/loss": status.loss,
@@ -134,9 +128,7 @@ def checkpoint_entry(checkpoint: CheckpointRow, benchmarks: Mapping[str, Json], 
     """A scored checkpoint: a logged model that carries its scores, and points on the curves.
 
     The mixture it was taken under is among them, so that its curves reach the end of the run.
-
-    Args:
-        benchmarks: those of its scorecard.
+    ``benchmarks`` are those of its scorecard.
     """
     mixture = checkpoint.weights
     metrics = {f"mixture/{name}": weight for name, weight in _rounded(mixture).items()}
@@ -174,8 +166,7 @@ def checkpoint_entry(checkpoint: CheckpointRow, benchmarks: Mapping[str, Json], 
 def decision_entry(decision_id: str, scores: Json, start_ms: int, end_ms: int) -> Entry:
     """A decision; the rest of it is in the journal's row, which never changes.
 
-    Args:
-        scores: of the checkpoint, by benchmark and metric.
+    ``scores`` are the checkpoint's, by benchmark and metric.
     """
     times = {"start_ms": start_ms, "end_ms": end_ms}
     payload = {"id": decision_id, "scores": _readable(scores), **times}
@@ -228,14 +219,13 @@ def end_entry(tokens: int, note: str, ms: int) -> Entry:
 def calls(kind: str, payload: Json, decision: DecisionRow | None = None) -> list[Call]:
     """What an entry of the outbox comes to in MLflow, in order.
 
-    Args:
-        decision: the one that it is of, for entries of the kind ``decision``.
+    An entry of the kind ``decision`` needs the decision that it is of.
     """
     if kind == "decision":
         assert decision is not None, "an entry of no decision"
         return [_trace(decision, payload)]
     spread = _SPREAD.get(kind)
-    return [Call(kind, payload)] if spread is None else spread(payload)
+    return [(kind, payload)] if spread is None else spread(payload)
 
 
 def _trace(decision: DecisionRow, entry: Json) -> Call:
@@ -277,7 +267,7 @@ def _trace(decision: DecisionRow, entry: Json) -> Call:
             "tokens": str(decision.tokens),
         },
     }
-    return Call("trace", payload)
+    return "trace", payload
 
 
 def _previews(decision: DecisionRow, scores: Mapping[str, str]) -> tuple[str, str]:
@@ -310,9 +300,9 @@ def _applied_calls(order: Json) -> list[Call]:
     tags = {"applied_step": order["step"], "applied_tokens": tokens, "generation": generation}
     inputs = {"generation": generation, "weights": order["weights"]}
     return [
-        Call("metrics", edge),
-        Call("metrics", point),
-        Call("trace_tags", {"id": order["id"], "tags": tags}),
+        ("metrics", edge),
+        ("metrics", point),
+        ("trace_tags", {"id": order["id"], "tags": tags}),
         _span(order, "applied", inputs, tags | {"weights_before": before}),
     ]
 
@@ -322,7 +312,7 @@ def _outcome_calls(outcome: Json) -> list[Call]:
     tags = {f"outcome.{name}": gain for name, gain in outcome_gains(outcome).items()}
     tags["outcome_step"] = outcome["step"]
     return [
-        Call("trace_tags", {"id": outcome["id"], "tags": tags}),
+        ("trace_tags", {"id": outcome["id"], "tags": tags}),
         _span(outcome, "outcome", {"step": outcome["step"]}, outcome["benchmarks"]),
     ]
 
@@ -337,7 +327,7 @@ _SPREAD: dict[str, Callable[[Json], list[Call]]] = {
 def _span(entry: Json, name: str, inputs: Json, outputs: Json) -> Call:
     """A later step of a decision, for its trace."""
     payload = {"id": entry["id"], "name": name, "inputs": inputs, "outputs": outputs}
-    return Call("span", payload | {"ms": entry["ms"]})
+    return "span", payload | {"ms": entry["ms"]}
 
 
 def _mixture_point(generation: int, weights: Weights, tokens: int, ms: int) -> Json:
@@ -359,7 +349,8 @@ def run_note(interventions: Sequence[Intervention], changed: int, decisions: int
 
     Args:
         interventions: the last ones, oldest first.
-        changed: how many interventions there were, ``decisions`` how many decisions.
+        changed: how many there were.
+        decisions: how many decisions there were.
     """
     lines = [_story(interventions, changed, decisions), ""]
     if changed > len(interventions):

@@ -53,11 +53,9 @@ def planned_tokens(config: RunConfig) -> dict[str, int]:
 def source_infos(config: RunConfig, missing: Container[str] = ()) -> dict[str, Any]:
     """What each source is (:class:`mixloop.trainer.sources.StoreInfo`).
 
-    Args:
-        missing: sources that needn't be there yet.
-
     Raises:
-        BadInput: for another one that is missing or broken, naming source and path.
+        BadInput: for one that is missing or broken and not among those that needn't be there yet
+            (``missing``), naming source and path.
     """
     from mixloop.trainer.config import JobError
     from mixloop.trainer.sources import source_info
@@ -74,13 +72,14 @@ def source_infos(config: RunConfig, missing: Container[str] = ()) -> dict[str, A
 
 
 def evaluations(journal: Journal, **which: int) -> tuple[Evaluation, ...]:
-    """Scored checkpoints as policies see them, oldest first; ``which`` of them as
-    :func:`~mixloop.controller.journal.queries.scored` takes it."""
-    return tuple(evaluation(row) for row in queries.scored(journal, **which))
+    """Scored checkpoints as policies see them, oldest first.
+
+    ``which`` of them is said as :func:`~mixloop.controller.journal.queries.scored` takes it.
+    """
+    return tuple(_evaluation(row) for row in queries.scored(journal, **which))
 
 
-def evaluation(row: ScoredCheckpoint) -> Evaluation:
-    """A scored checkpoint as policies see it."""
+def _evaluation(row: ScoredCheckpoint) -> Evaluation:
     # validated as a whole: thousands of these are made for a decision late in a long run
     return Evaluation.model_validate(
         {
@@ -102,8 +101,11 @@ def newest_evaluation(journal: Journal) -> Evaluation | None:
 
 
 def around(journal: Journal, tokens: int) -> tuple[Evaluation, ...]:
-    """The scored checkpoints that :func:`outcome` looks at for a change at ``tokens``: the two
-    before it and those up to the first that is far enough after it; none until there is one."""
+    """The scored checkpoints that :func:`outcome` looks at for a change at ``tokens``.
+
+    The two before it and those up to the first that is far enough after it; none until there is
+    one.
+    """
     steps = queries.steps_around(journal, tokens)
     return () if steps is None else evaluations(journal, since=steps[0], until=steps[1])
 
@@ -138,9 +140,11 @@ def _benchmark_scores(scorecard: Json) -> Json:
     }
 
 
-def past_decisions(journal: Journal, **which: int) -> tuple[PastDecision, ...]:
-    """Every decision so far, oldest first; ``which`` of them as
-    :func:`~mixloop.controller.journal.queries.decisions_on_branch` takes it."""
+def past_decisions(journal: Journal, before: int = queries.ALL) -> tuple[PastDecision, ...]:
+    """Decisions of a lower number than ``before``, oldest first.
+
+    Those on a branch that the trainer has left are not among them.
+    """
     return tuple(
         PastDecision(
             id=row.id,
@@ -153,7 +157,7 @@ def past_decisions(journal: Journal, **which: int) -> tuple[PastDecision, ...]:
             rule=row.evidence.get("rule"),
             evidence=row.evidence,
         )
-        for row in queries.decisions_on_branch(journal, **which)
+        for row in queries.decisions_on_branch(journal, before=before)
     )
 
 
@@ -166,15 +170,14 @@ def observation(
     scored: tuple[Evaluation, ...],
     before: int,
 ) -> Observation:
-    """Everything that was known when a decision was due.
+    """Everything that was known when the decision of the number ``before`` was due.
 
-    Args:
-        scored: the evaluations up to then.
-        before: number of the decision; only what was decided before it is known.
+    ``status`` is the trainer's heartbeat and ``scored`` the evaluations up to then; ``sizes`` are
+    unique tokens by source.
     """
     now = standing(journal, config, sizes, status, before=before)
     steers = steer_all(config.evals.benchmarks, scored, config.evals.steering)
-    return with_history(now, steers, scored, past_decisions(journal, before=before))
+    return with_history(now, steers, scored, past_decisions(journal, before))
 
 
 def with_history(
@@ -205,11 +208,8 @@ def standing(
     """Where the run stands, without its history: an observation whose size doesn't grow.
 
     The mixture and the ledger are those of *now* (``status``), not of the checkpoint: between the
-    two the trainer has gone on.
-
-    Args:
-        scored: the evaluations that it has all the same.
-        before: as in :func:`observation`.
+    two the trainer has gone on. ``scored`` are the evaluations that it has all the same; the rest
+    is as in :func:`observation`.
     """
     guards = guard_settings(config)
     sources = {}
@@ -268,6 +268,7 @@ def outcome(
 
     Args:
         applied_tokens: where the change came into force; None: it has not.
+        scored: evaluations, oldest first.
 
     Returns:
         The step of the later checkpoint and, per benchmark, the paired gain (positive is better)
@@ -288,8 +289,7 @@ def outcome(
 
 
 def effects(*evaluations: Evaluation) -> dict[str, Json]:
-    """Per benchmark the paired gain of the last of two or three evaluations, as :func:`outcome`
-    tells it."""
+    """Per benchmark the paired gain of the last of two or three evaluations (:func:`outcome`)."""
     lens = Observation(sources={}, weights={}, evaluations=evaluations)
     gains = {benchmark: _effect(lens, benchmark) for benchmark in evaluations[-1].benchmarks}
     return {benchmark: gain for benchmark, gain in gains.items() if gain is not None}

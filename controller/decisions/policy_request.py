@@ -43,8 +43,10 @@ class Observed:
 def near(
     journal: Journal, config: RunConfig, sizes: Mapping[str, int], status: Any, step: int
 ) -> Observation:
-    """Where the run stands when the decision on the checkpoint at ``step`` is due, with no more
-    evaluations than the guards look at."""
+    """Where the run stands when the decision on the checkpoint at ``step`` is due.
+
+    It has no more evaluations than the guards look at.
+    """
     scored = observation_builder.evaluations(journal, until=step, newest=RECENT)
     return observation_builder.standing(journal, config, sizes, status, scored=scored)
 
@@ -78,7 +80,7 @@ def observed(request: Json) -> tuple[Observation, Json]:
         path = Path(request["journal"])
         with closing(Journal(path, read_only=True, timeout=JOURNAL_TIMEOUT)) as journal:
             scored = observation_builder.evaluations(journal, until=request["until"])
-            decisions = observation_builder.past_decisions(journal, before=request["before"])
+            decisions = observation_builder.past_decisions(journal, request["before"])
     except (JournalError, OSError) as error:
         raise UnreadError(str(error)) from error
     standing = Observation.model_validate_json(request["standing"])

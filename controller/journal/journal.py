@@ -238,10 +238,7 @@ class Journal:
         """Rows as records, unpacked one at a time: a long history never lies there as a whole.
 
         What is packed is fetched at once all the same: while rows are being fetched the file
-        can't be written.
-
-        Args:
-            clause: all that follows the table in the SELECT.
+        can't be written. ``clause`` is all that follows the table in the SELECT.
         """
         with self._read():
             for cells in self._db.execute(row_reading.query(kind, clause), values).fetchall():

@@ -167,8 +167,7 @@ def scored(
 ) -> Iterator[ScoredCheckpoint]:
     """Scored checkpoints of the steps from ``since`` to ``until``, oldest first.
 
-    Args:
-        newest: so many at most, the last ones.
+    With ``newest``, so many at most, the last ones.
     """
     if newest < ALL:
         first = journal.value(
@@ -187,8 +186,11 @@ def newest_scored_step(journal: Journal) -> int | None:
 
 
 def steps_around(journal: Journal, tokens: int) -> tuple[int, int] | None:
-    """The steps from the second scored checkpoint before a change at ``tokens`` to the first that
-    is as far behind it as the last one lies before it; None until there is one."""
+    """The first and last step of the scored checkpoints that tell what a change at ``tokens`` did.
+
+    From the second before it to the first that is as far behind it as the last one lies before
+    it; None until there is one.
+    """
     scored = "FROM checkpoints JOIN evaluations USING (step) WHERE state = 'scored'"
     before = journal.cells(
         f"SELECT step, tokens {scored} AND tokens <= ? ORDER BY step DESC LIMIT 2", tokens
@@ -230,8 +232,7 @@ def newest_order(journal: Journal) -> OrderRow | None:
 def newest_generation(journal: Journal, *, before: int = ALL) -> int:
     """The generation of :func:`newest_order`, 0 without one.
 
-    Args:
-        before: number of a decision; only orders of decisions before it count.
+    With ``before``, only orders of decisions of a lower number count.
     """
     query = "SELECT MAX(generation) FROM orders WHERE rejected IS NULL"
     if before == ALL:
@@ -268,11 +269,9 @@ def orders_applied_after(journal: Journal, sample: int) -> list[OrderRow]:
 
 
 def last_applied_tokens(journal: Journal, *, before: int = ALL, until: int = ALL) -> int | None:
-    """Tokens at which the last order came into force.
+    """Tokens at which the last order came into force, up to ``until``.
 
-    Args:
-        before: number of a decision; only orders of decisions before it count.
-        until: tokens; only what came into force up to there counts.
+    With ``before``, only orders of decisions of a lower number count.
     """
     query = "SELECT MAX(applied_tokens) FROM orders WHERE applied_tokens <= ?" + _BEFORE
     return _number(journal, query, until, before)

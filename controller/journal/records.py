@@ -108,9 +108,8 @@ def start(journal: Journal, run: str, params: Json, initial: Weights) -> None:
 def beat(journal: Journal, trainer: Heartbeat | None, silent: float | None, limit: float) -> None:
     """Our own liveness counter moves; with it what we know of the trainer's.
 
-    Args:
-        silent: seconds on our monotonic clock since its heartbeat moved; above ``limit`` it has
-            stalled.
+    ``silent`` are the seconds on our monotonic clock since its heartbeat moved; above ``limit`` it
+    has stalled.
     """
     with journal.transaction() as tx:
         tx.execute("UPDATE lease SET counter = counter + 1")
@@ -139,10 +138,8 @@ def checkpoint(journal: Journal, manifest: Manifest, path: str, losses: Weights)
     """A complete checkpoint was seen.
 
     One that has the step of another, made on a branch that the trainer has left, replaces it; the
-    scores of that one are kept as an event.
-
-    Args:
-        losses: the training loss per source around it.
+    scores of that one are kept as an event. ``losses`` are the training losses per source around
+    it.
     """
     with journal.transaction() as tx:
         _archive(tx, journal, manifest.step)
@@ -213,8 +210,10 @@ def scored(journal: Journal, step: int, scorecard: Json) -> None:
 
 
 def _of_branch(journal: Journal, entry: Entry, incarnation: int) -> Entry:
-    """A checkpoint's entry under a name of its own, if there is one of its step already: of a
-    branch that the trainer has left."""
+    """A checkpoint's entry, under a name of its own if there is one of its step already.
+
+    That one is of a branch that the trainer has left.
+    """
     payload = entry.payload
     if queries.has_entry(journal, entry.key):
         payload = payload | {"name": f"{payload['name']}.{incarnation}"}
@@ -328,17 +327,15 @@ def _supersede(tx: sqlite3.Connection, by: str) -> None:
 
 def _observed(seen: Observation) -> Json:
     """Where the trainer was when an observation was made."""
-    return {
-        "step": seen.step,
-        "tokens": seen.tokens,
-        "phase": seen.phase,
-        "generation": seen.generation,
-        "in_force": seen.in_force,
-        "weights": seen.weights,
+    names = ("step", "tokens", "phase", "generation", "in_force", "weights")
+    return {name: getattr(seen, name) for name in names} | {
         "drawn": {name: source.drawn for name, source in seen.sources.items()},
         "epochs": {name: source.epochs for name, source in seen.sources.items()},
         "unique": {name: source.unique_tokens for name, source in seen.sources.items()},
     }
+
+
+_ASKED = ("weights", "sources", "decision", "reason", "force")  # of a request
 
 
 def operated(
@@ -361,13 +358,7 @@ def operated(
             "requests",
             id=request.id,
             verb=request.verb,
-            asked={
-                "weights": dict(request.weights),
-                "sources": list(request.sources),
-                "decision": request.decision,
-                "reason": request.reason,
-                "force": request.force,
-            },
+            asked={name: getattr(request, name) for name in _ASKED},
             by=request.by,
             asked_at=request.at,
             taken_at=timestamp(),
@@ -428,8 +419,7 @@ def published(journal: Journal, generation: int) -> None:
 
 
 def applied(journal: Journal, at: Applied, tokens: int, before: Weights) -> None:
-    """The trainer has consumed the first sample under this order; ``before``: the mixture until
-    then."""
+    """The trainer has consumed the first sample under this order, and ``before`` until then."""
     with journal.transaction() as tx:
         tx.execute(
             "UPDATE orders SET applied_sample = ?, applied_step = ?, applied_tokens = ?, "

@@ -62,11 +62,11 @@ class _State:
 
 
 class UnreadableFiles:
-    """Reports of each file once that it can't be read, and again when another place in it is
-    wrong, or after it could be read in between.
+    """Reports of each file once that it can't be read.
 
-    A file that goes bad again and again is reported less and less often, a day apart in the end:
-    neither log nor journal grows without bound.
+    And again when another place in it is wrong, or after it could be read in between. A file that
+    goes bad again and again is reported less and less often, a day apart in the end: neither log
+    nor journal grows without bound.
 
     Attributes:
         pending: reports that the journal does not have yet.

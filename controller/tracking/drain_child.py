@@ -88,8 +88,10 @@ class MlflowDrain:
 
     @property
     def failed(self) -> bool:
-        """Whether the last attempt got nothing through; once the run is closed, for so long that
-        nobody need wait for MLflow any more."""
+        """Whether the last attempt got nothing through.
+
+        Once the run is closed, for so long that nobody need wait for MLflow any more.
+        """
         patience = self.config.controller.patience
         waited = self._closed_at is None or self.clock() - self._closed_at > patience
         return self._failures > 0 and waited

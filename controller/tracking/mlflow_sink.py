@@ -98,9 +98,9 @@ class Sink:
         decision = None
         if entry.kind == "decision":
             decision = queries.decision(journal, entry.payload["id"])
-        for call in calls(entry.kind, entry.payload, decision):
+        for kind, payload in calls(entry.kind, entry.payload, decision):
             try:
-                self._call(call.kind, call.payload)
+                self._call(kind, payload)
             except Refused as refusal:
                 refusals.append(refusal)
         if refusals:

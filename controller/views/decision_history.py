@@ -51,10 +51,7 @@ def steering_at(changes: Sequence[EventRow], step: int) -> Json:
     """What steered each benchmark at a step; empty before the first decision.
 
     ``since`` is the step of the evaluation from which a headline steers, None for a metric that
-    has steered from the start.
-
-    Args:
-        changes: the events of kind ``steering``, oldest first.
+    has steered from the start; ``changes`` are the events of kind ``steering``, oldest first.
     """
     earlier = [event.detail["benchmarks"] for event in changes if event.detail["step"] <= step]
     return dict(earlier[-1]) if earlier else {}

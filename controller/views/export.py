@@ -25,8 +25,7 @@ DIGITS = 9  # of a share: finer than the integers over 2^24 that it is
 def export_run(target: Path, scale: str | None = None) -> Json:
     """The mixtures as applied, as a policy section.
 
-    Args:
-        scale: budget of the run that shall use it; the spans are stretched in proportion.
+    ``scale`` is the budget of the run that shall use it; the spans are stretched in proportion.
 
     Raises:
         BadInput: no such run, nothing trained yet, or a damaged schedule.

@@ -104,10 +104,9 @@ def trainer(
 ) -> TrainerStanding:
     """The trainer of a run.
 
-    Args:
-        watched: seconds the heartbeat has stood still as the caller saw it, and from when on that
-            is a stall; otherwise what the controller saw.
-        readable: False: there is a heartbeat, which can't be read.
+    ``watched`` are the seconds for which the heartbeat has stood still as the caller saw it, and
+    from when on that is a stall; otherwise what the controller saw counts. It may be there and
+    not ``readable``.
     """
     process = _process(status) if status is not None else False
     silent, limit = watched or _silence(status, journal)

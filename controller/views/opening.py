@@ -36,8 +36,7 @@ def run_folder(run: Path) -> RunPaths:
 def open_run(run: Path, *, new: bool = False) -> tuple[RunPaths, Journal | None]:
     """The run folder that RUN names (a folder, or a run.yaml) and its journal, if it has one.
 
-    Args:
-        new: a run.yaml whose run was never started will do.
+    With ``new``, a run.yaml whose run was never started will do.
 
     Raises:
         BadInput: when there is no such run.

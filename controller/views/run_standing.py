@@ -199,9 +199,12 @@ def run_standing(
     """How a run stands now.
 
     Args:
+        paths: of the run.
+        journal: None before the first controller, or while it can't be read.
         status: the trainer's newest heartbeat that could be read.
         watched: seconds for which the caller saw that heartbeat stand still, and from when on that
             is a stall; otherwise what the controller saw counts.
+        unreadable: files that can't be read.
         scores: of the checkpoints that the caller wants; :func:`scores_of` makes them.
     """
     readable = all(file.file != paths.status.name for file in unreadable)

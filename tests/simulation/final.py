@@ -167,8 +167,8 @@ def _tracker(world: Simulation, db: Any) -> None:
     _unique("trace", [trace.decision for trace in store.traces.values()])
     for row in db.execute("SELECT key, kind, payload FROM outbox"):
         if row["kind"] != "decision":  # each has its trace: see below
-            for call in mlflow_entries.calls(row["kind"], unpack(row["payload"])):
-                _arrived(store, call.kind, call.payload, refused > 0)
+            for kind, payload in mlflow_entries.calls(row["kind"], unpack(row["payload"])):
+                _arrived(store, kind, payload, refused > 0)
     decided = {row[0] for row in db.execute("SELECT id FROM decisions")}
     if {trace.decision for trace in store.traces.values()} != decided:
         raise Violation("tracker-complete", "traces and decisions differ")

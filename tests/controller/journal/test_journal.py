@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mixloop.controller.core import EventRow
+from mixloop.controller.core import DecisionRecord, EventRow, OrderRecord
 from mixloop.controller.journal import FenceLost, Journal, JournalError, queries, records
 from mixloop.controller.journal.packing import pack
+from mixloop.policies.guards import GuardNote
 
 
 @pytest.fixture
@@ -143,6 +144,48 @@ def test_a_journal_that_lost_a_table_is_refused_by_name(path: Path) -> None:
         with pytest.raises(JournalError, match=r"no table requests\); restore a backup") as error:
             Journal(path, **reads)
         assert str(path) in str(error.value)
+
+
+def test_a_journal_that_lost_a_column_is_refused_by_name(path: Path) -> None:
+    opened(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE decisions DROP COLUMN policy_digest")
+    db.close()
+    with pytest.raises(JournalError, match=r"no column decisions\.policy_digest\); restore"):
+        Journal(path)
+
+
+def test_rows_are_read_as_the_types_that_were_written(path: Path) -> None:
+    journal = opened(path)
+    note = GuardNote("dwell", "passed", "fine", {"web": 0.5, "code": 0.5}, {"web": 1.0, "code": 0})
+    made = DecisionRecord(
+        verdict="intervene",
+        reason="because " * 40,
+        weights_before={"web": 1.0},
+        weights_after={"web": 0.5, "code": 0.5},
+        against_generation=0,
+        evidence={"text": "long enough to be deflated " * 9},
+        plan=((1000, {"web": 0.5}), (2000, {"web": 1.0})),
+        guards=(note,),
+        order=OrderRecord(1, "rules"),
+    )
+    records.decision(journal, made, scores={}, started_ms=0)
+    decision, order = queries.decision(journal, "d-000001"), queries.newest_order(journal)
+    assert decision is not None
+    assert order is not None
+    assert (decision.plan, decision.guards, decision.evidence) == (
+        made.plan,
+        made.guards,
+        made.evidence,
+    )
+    assert (order.weights, order.plan, order.reason) == (
+        made.weights_after,
+        made.plan,
+        made.reason,
+    )
+    assert decision.to_json(but=("seq",))["guards"] == [note.to_json()]
+    assert decision.weights_proposed is None
+    journal.close()
 
 
 def test_damaged_pages_are_told_though_nobody_reads_them(path: Path) -> None:
