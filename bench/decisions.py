@@ -62,7 +62,7 @@ RULES: dict[str, Any] = {
 
 def proxies() -> list[dict[str, Any]]:
     """Three proxy runs for each of 64 coefficients and one, as olmix's authors advise."""
-    drawing, found = random.Random(0), []
+    drawing, runs = random.Random(0), []
     for _ in range(3 * 65):
         shares = [drawing.gammavariate(1, 1) for _ in EVENLY]
         weights = {name: share / sum(shares) for name, share in zip(EVENLY, shares, strict=True)}
@@ -71,8 +71,8 @@ def proxies() -> list[dict[str, Any]]:
             for share in list(weights.values())[: len(BENCHMARKS)]
         ]
         scores = {name: {"value": value} for name, value in zip(BENCHMARKS, values, strict=True)}
-        found.append({"weights": weights, "benchmarks": scores})
-    return found
+        runs.append({"weights": weights, "benchmarks": scores})
+    return runs
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -82,15 +82,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def timed(name: str, seen: Observation, repeats: int) -> tuple[float, list[float], str]:
+def timed(name: str, observation: Observation, repeats: int) -> tuple[float, list[float], str]:
     """CPU seconds of the first decision, of the others, and what the answer was."""
-    took, reply = [], None
+    seconds, reply = [], None
     for _ in range(repeats + 1):
         policy = load_policy(name, OPTIONS.get(name, {}))
         begun = time.process_time()
-        reply = policy.decide(seen)
-        took.append(time.process_time() - begun)
-    return took[0], took[1:], getattr(reply, "verdict", "proposal")
+        reply = policy.decide(observation)
+        seconds.append(time.process_time() - begun)
+    return seconds[0], seconds[1:], getattr(reply, "verdict", "proposal")
 
 
 def importing() -> str:
@@ -100,19 +100,20 @@ def importing() -> str:
         "print(time.perf_counter() - start, len(sys.modules),"
         f"*[name for name in {HEAVY} if name in sys.modules])"
     )
-    found = []
+    outputs = []
     for _ in range(5):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        found.append(done.stdout.decode().split())
-    seconds = sorted(float(one[0]) for one in found)
-    loaded = ", ".join(found[0][2:]) or f"none of {', '.join(HEAVY)}"
+        outputs.append(done.stdout.decode().split())
+    seconds = sorted(float(output[0]) for output in outputs)
+    loaded = ", ".join(outputs[0][2:]) or f"none of {', '.join(HEAVY)}"
     return (
         f"import mixloop.policies: {seconds[2]:.3f} s median of 5, {seconds[-1]:.3f} s worst, "
-        f"{found[0][1]} modules, {loaded}"
+        f"{outputs[0][1]} modules, {loaded}"
     )
 
 
 def main() -> None:
+    """Print the tables; exit code 1 where a policy is late."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policy", action="append")
     parser.add_argument("--repeats", type=int, default=10)
@@ -122,13 +123,13 @@ def main() -> None:
     print(importing())
     late = 0
     for items in (0, options.items):
-        seen = run_so_far(110, sources=many_sources(64), items=items)
+        observation = run_so_far(110, sources=many_sources(64), items=items)
         print(f"\n{items or 'no'} items per benchmark")
         for name in options.policy or policy_names():
             if options.options is not None:
                 OPTIONS[name] = options.options
             try:
-                first, others, verdict = timed(name, seen, options.repeats)
+                first, others, verdict = timed(name, observation, options.repeats)
             except PolicyError as error:
                 print(f"{name:14} not measured: {error}")
                 continue

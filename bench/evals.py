@@ -15,7 +15,6 @@ import logging
 import os
 import statistics
 import sys
-import tempfile
 import time
 import warnings
 from collections import defaultdict
@@ -69,14 +68,14 @@ def stock_model(folder: Path, dtype: str) -> Any:
 
 def count_tokens(model: Any) -> Callable[[], int]:
     """Counts the tokens, padding included, that a model's forward passes compute."""
-    seen = [0]
+    count = [0]
 
     def hook(module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         inputs = kwargs.get("input_ids", args[0] if args else None)
-        seen[0] += inputs.numel()
+        count[0] += inputs.numel()
 
     model.register_forward_pre_hook(hook, with_kwargs=True)
-    return lambda: seen[0]
+    return lambda: count[0]
 
 
 def ask(lm: Any, requests: Sequence[Instance]) -> list[Any]:
@@ -88,11 +87,13 @@ def ask(lm: Any, requests: Sequence[Instance]) -> list[Any]:
 
 def requests_of(questions: Mapping[str, Question]) -> list[Instance]:
     """What the benchmark's headline metric asks: letters, or one generation an item."""
-    found: list[Instance] = []
+    requests: list[Instance] = []
     for question in questions.values():
-        letters = [one for one in question.choices if "continuation" not in str(one.task_name)]
-        found += [question.prompt] if question.prompt is not None else letters
-    return found
+        letters = [
+            choice for choice in question.choices if "continuation" not in str(choice.task_name)
+        ]
+        requests += [question.prompt] if question.prompt is not None else letters
+    return requests
 
 
 def mmlu_shape(items: ItemSet, subjects: int, each: int) -> tuple[list[Row], int]:
@@ -109,11 +110,11 @@ def mmlu_shape(items: ItemSet, subjects: int, each: int) -> tuple[list[Row], int
     rows: list[Row] = []
     borrowed = 0
     for name in chosen:
-        own = by_subject[name][:each]
-        lent = spare[: each - len(own)]
+        questions = by_subject[name][:each]
+        lent = spare[: each - len(questions)]
         spare = spare[len(lent) :]
         borrowed += len(lent)
-        rows += own + [{**row, "subject": name, "id": f"{name}/{row['id']}"} for row in lent]
+        rows += questions + [{**row, "subject": name, "id": f"{name}/{row['id']}"} for row in lent]
     return rows, borrowed
 
 
@@ -156,8 +157,10 @@ def outcomes(
     if isinstance(answers[0], tuple):
         each = len(requests) // len(questions)
         logs = [answer[0] for answer in answers]
-        own = [logs[i : i + each] for i in range(0, len(logs), each)]
-        return {one: max(range(each), key=own[i].__getitem__) for i, one in enumerate(questions)}
+        by_item = [logs[i : i + each] for i in range(0, len(logs), each)]
+        return {
+            item: max(range(each), key=by_item[i].__getitem__) for i, item in enumerate(questions)
+        }
     for request, answer in zip(requests, answers, strict=True):
         request.resps, request.filtered_resps = [answer], {}
     return dict(benchmark.outcomes(questions))
@@ -188,7 +191,6 @@ def bench_one(
     ours: CheckpointLM,
     stock: Any,
     counts: tuple[Callable[[], int], Callable[[], int]],
-    folder: Path,
 ) -> dict[str, Any]:
     """Times one benchmark both ways."""
     data = options.data.get(name)
@@ -199,11 +201,10 @@ def bench_one(
         items = replace(items, rows=tuple(subset))
     else:
         subset = choose(items.rows, options.items, 0)
-    folder.mkdir()
-    benchmark = make_benchmark(name, items, subset, folder, Sandbox())
+    benchmark = make_benchmark(name, items, subset, Sandbox())
     room = options.room if name == "humaneval" else None
-    own = BenchmarkSettings(shots=options.shots, max_new_tokens=room)
-    plan = fit_shots(benchmark, tuple(row["id"] for row in subset), own, ours)
+    settings = BenchmarkSettings(shots=options.shots, max_new_tokens=room)
+    plan = fit_shots(benchmark, tuple(row["id"] for row in subset), settings, ours)
     questions = plan.answered
     requests = requests_of(questions)
     print(f"{name}: {len(questions)} items, {plan.shots} shots", file=sys.stderr)
@@ -216,7 +217,7 @@ def bench_one(
         if not options.skip_stock and repeat >= len(theirs.seconds):
             run_side(theirs, stock, requests, counts[1])
         run_side(mine, ours, requests, counts[0])
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "benchmark": name,
         "items": len(questions),
         "shots": plan.shots,
@@ -225,29 +226,26 @@ def bench_one(
         "ours_tokens": mine.tokens,
     }
     if options.skip_stock:
-        return found
+        return figures
     different = sum(a != b for a, b in zip(theirs.answers, mine.answers, strict=True))
     scored = [outcomes(benchmark, questions, requests, side.answers) for side in (theirs, mine)]
-    return found | {
+    return figures | {
         "batch": batch,
         "stock_s": theirs.seconds,
         "stock_tokens": theirs.tokens,
         "ratio": theirs.median / mine.median,
         "loglikelihood_difference": largest_difference(theirs.answers, mine.answers),
         "texts_different": None if name == "mmlu" else different,
-        "outcomes_different": sum(scored[0][one] != scored[1][one] for one in scored[0]),
+        "outcomes_different": sum(scored[0][item] != scored[1][item] for item in scored[0]),
     }
 
 
-def half_precision(options: argparse.Namespace, exact: Any, folder: Path) -> str:
+def half_precision(options: argparse.Namespace, exact: Any) -> str:
     """How far bfloat16 is from stock float32 on some MMLU questions: stock's, and ours."""
     data = options.data.get("mmlu")
     items = load_items("mmlu", (data,) if data else "auto")
     subset, _ = mmlu_shape(items, 2, options.half // 2)
-    folder.mkdir()
-    benchmark = make_benchmark(
-        "mmlu", replace(items, rows=tuple(subset)), subset, folder, Sandbox()
-    )
+    benchmark = make_benchmark("mmlu", replace(items, rows=tuple(subset)), subset, Sandbox())
     ours = load_checkpoint(options.checkpoint, dtype="bfloat16", max_length=CONTEXT)
     plan = fit_shots(
         benchmark, tuple(row["id"] for row in subset), BenchmarkSettings(shots=options.shots), ours
@@ -262,11 +260,11 @@ def half_precision(options: argparse.Namespace, exact: Any, folder: Path) -> str
     wanted = outcomes(benchmark, plan.answered, requests, answers["float32"][0])
     said = []
     for name in ("stock", "ours"):
-        found, seconds = answers[name]
-        pairs = zip(found, answers["float32"][0], strict=True)
+        logs, seconds = answers[name]
+        pairs = zip(logs, answers["float32"][0], strict=True)
         away = statistics.fmean(abs(a[0] - b[0]) for a, b in pairs)
-        letters = outcomes(benchmark, plan.answered, requests, found)
-        changed = sum(letters[one] != wanted[one] for one in wanted)
+        letters = outcomes(benchmark, plan.answered, requests, logs)
+        changed = sum(letters[item] != wanted[item] for item in wanted)
         said.append(f"{name} {away:.4f} ({changed} of {len(wanted)} letters, {seconds:.1f} CPU s)")
     return "bfloat16, mean distance of a log-likelihood from stock float32: " + ", ".join(said)
 
@@ -287,7 +285,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--skip-stock", action="store_true", help="only our side, for tuning")
     parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
     options = parser.parse_args()
-    options.data = {n: Path(p) for n, _, p in (one.partition("=") for one in options.data)}
+    options.data = {
+        n: Path(p) for n, _, p in (argument.partition("=") for argument in options.data)
+    }
     return options
 
 
@@ -335,12 +335,11 @@ def main() -> None:
     stock = None if options.skip_stock else stock_model(options.checkpoint, options.dtype)
     counts = (lambda: ours.tokens, count_tokens(stock.model) if stock else lambda: 0)
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.only or list(BATCHES):
-            rows.append(bench_one(name, options, ours, stock, counts, Path(folder) / name))
-            if options.out is not None:
-                options.out.write_text(json.dumps(rows, indent=1))
-        half = half_precision(options, stock, Path(folder) / "half") if options.half else ""
+    for name in options.only or list(BATCHES):
+        rows.append(bench_one(name, options, ours, stock, counts))
+        if options.out is not None:
+            options.out.write_text(json.dumps(rows, indent=1))
+    half = half_precision(options, stock) if options.half else ""
     report(rows, sum(p.numel() for p in ours.model.parameters()), matmul_rate())
     if half:
         print(f"\n{half}")

@@ -1,10 +1,9 @@
-"""What mixloop costs when it does nothing: CPU of ``mixloop --help``, CPU and memory of an idle
-``mixloop control``.
+"""What mixloop costs when it does nothing: ``mixloop --help`` and an idle ``mixloop control``.
 
     .venv/bin/python bench/footprint.py [--seconds 60] [--repeats 9]
 
 An idle controller is one beside a run that has not reached its first checkpoint, at the default
-``controller.poll`` and with MLflow already told.
+``controller.poll`` and with nothing left to send to MLflow.
 """
 
 from __future__ import annotations
@@ -75,6 +74,7 @@ def idle_cost(seconds: float) -> tuple[float, float]:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--repeats", type=int, default=9)

@@ -74,13 +74,13 @@ def settle() -> None:
 
 
 def count_passes(model: Any) -> list[int]:
-    seen = [0]
+    count = [0]
 
     def hook(module: Any, args: Any) -> None:
-        seen[0] += 1
+        count[0] += 1
 
     model.register_forward_pre_hook(hook)
-    return seen
+    return count
 
 
 def make_checkpoint(folder: Path, tokenizer: Path, quick: bool) -> int:
@@ -95,7 +95,7 @@ def make_checkpoint(folder: Path, tokenizer: Path, quick: bool) -> int:
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     copy_tokenizer(tokenizer, folder)
-    return sum(one.numel() for one in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def stock_model(folder: Path, device: str, dtype: str) -> Any:
@@ -114,8 +114,7 @@ def short(request: Any) -> Any:
 
 
 def compare(
-    name: str, data: Mapping[str, Path], sides: tuple[Side, Side], size: Any, folder: Path,
-    repeats: int,
+    name: str, data: Mapping[str, Path], sides: tuple[Side, Side], size: Any, repeats: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Both sides' times on one benchmark and how far apart their answers are."""
     items = load_items(name, (data[name],) if name in data else "packages")
@@ -124,12 +123,11 @@ def compare(
         items = replace(items, rows=tuple(subset))
     else:
         subset = choose(items.rows, size["items"], 0)
-    folder.mkdir(parents=True)
     theirs, mine = (Side(one.lm, one.tokens, one.passes) for one in sides)
     sandbox = Sandbox()
-    benchmark = make_benchmark(name, items, subset, folder, sandbox)
-    own = BenchmarkSettings(max_new_tokens=None if name == "mmlu" else size["room"])
-    plan = fit_shots(benchmark, tuple(row["id"] for row in subset), own, mine.lm)
+    benchmark = make_benchmark(name, items, subset, sandbox)
+    asked = BenchmarkSettings(max_new_tokens=None if name == "mmlu" else size["room"])
+    plan = fit_shots(benchmark, tuple(row["id"] for row in subset), asked, mine.lm)
     requests = requests_of(plan.answered)
     theirs.lm.batch_size_per_gpu = size["batch"] if name == "mmlu" else len(requests)
     for side in (theirs, mine):
@@ -137,11 +135,11 @@ def compare(
     for _ in range(repeats):
         theirs.ask(requests)
         mine.ask(requests)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "benchmark": name,
         "items": len(plan.answered),
         "shots": plan.shots,
-        "room": plan.room,
+        "room": plan.max_new_tokens,
         "stock_batch": theirs.lm.batch_size_per_gpu,
         "stock_s": min(theirs.seconds),
         "ours_s": min(mine.seconds),
@@ -158,14 +156,14 @@ def compare(
     }
     if name != "mmlu":
         pairs = zip(theirs.answers, mine.answers, strict=True)
-        found["answers_different"] = sum(a != b for a, b in pairs)
+        figures["answers_different"] = sum(a != b for a, b in pairs)
     if name != "humaneval" or sandbox.unusable() is None:
         scored = [
             outcomes(benchmark, plan.answered, requests, one.answers) for one in (theirs, mine)
         ]
-        found["outcomes_different"] = sum(scored[0][i] != scored[1][i] for i in scored[0])
+        figures["outcomes_different"] = sum(scored[0][i] != scored[1][i] for i in scored[0])
     sandbox.close()
-    return found
+    return figures
 
 
 def beside(
@@ -180,8 +178,7 @@ def beside(
         Side(ours, lambda: ours.tokens, count_passes(ours.model)),
     )
     repeats = 2 if dtype == "bfloat16" and not options.quick else 1
-    scratch = options.scratch / "evals" / dtype
-    rows = [compare(name, data, sides, size, scratch / name, repeats) for name in NAMES]
+    rows = [compare(name, data, sides, size, repeats) for name in NAMES]
     return {
         "problems": unless(log_likelihoods_agree=rows[0]["difference"] < AGREE[dtype]),
         "rows": rows,
@@ -206,14 +203,14 @@ def on_both(checkpoint: Path, data: Mapping[str, Path], device: str, few: int) -
     """The same items on the device and on the CPU, in float32: bits per byte of gold answers."""
     cards = []
     seconds = []
-    for one in (device, "cpu"):
-        scorer = Scorer(settings(data, one, few, None))
+    for where in (device, "cpu"):
+        scorer = Scorer(settings(data, where, few, None))
         began = time.perf_counter()
         cards.append(scorer.score(checkpoint))
         seconds.append(time.perf_counter() - began)
         scorer.close()
     values = [
-        {n: one.metrics["bits_per_byte"].value for n, one in card.benchmarks.items()}
+        {n: where.metrics["bits_per_byte"].value for n, where in card.benchmarks.items()}
         for card in cards
     ]
     away = {name: abs(values[0][name] - values[1][name]) for name in NAMES}
@@ -234,8 +231,8 @@ def command(
     folder = options.scratch / "evals"
     plain = asked.model_dump(mode="json", include={"device", "max_length"})
     plain["benchmarks"] = {
-        name: one.model_dump(mode="json", exclude_none=True)
-        for name, one in asked.benchmarks.items()
+        name: score.model_dump(mode="json", exclude_none=True)
+        for name, score in asked.benchmarks.items()
     }
     run = {
         "run": {"id": "evals", "dir": str(folder / "run")},
@@ -250,13 +247,15 @@ def command(
     if done.returncode:
         raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip()[-300:]}")
     card = json.loads(done.stdout)
-    scored = [n for n, one in card["benchmarks"].items() if "bits_per_byte" in one["metrics"]]
+    scored = [n for n, score in card["benchmarks"].items() if "bits_per_byte" in score["metrics"]]
     return {
         "problems": unless(every_benchmark_was_scored=sorted(scored) == sorted(NAMES)),
         "seconds": seconds,
         "scoring_seconds": card["seconds"],
-        "cost": {name: one["seconds"] for name, one in card["cost"].items()},
-        "missing": {n: one["reason"] for n, one in card["benchmarks"].items() if one["reason"]},
+        "cost": {name: score["seconds"] for name, score in card["cost"].items()},
+        "missing": {
+            n: score["reason"] for n, score in card["benchmarks"].items() if score["reason"]
+        },
         "engine": card["engine"],
     }
 
@@ -266,7 +265,9 @@ def run(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     size = QUICK if options.quick else FULL
-    data = {n: Path(p).resolve() for n, _, p in (one.partition("=") for one in options.data)}
+    data = {
+        n: Path(p).resolve() for n, _, p in (argument.partition("=") for argument in options.data)
+    }
     stores = make_corpus(options.scratch / "corpus", options.quick)
     checkpoint = options.scratch / "evals" / "checkpoint"
     tokenizer = options.scratch / "corpus" / "tokenizer"

@@ -117,13 +117,13 @@ def news(folder: Path, repeats: int) -> tuple[float, list[int]]:
             sequence_length=LENGTH, micro_batch=ROWS, status_every=1000,
         )  # fmt: skip
         next(loader)
-        running = loader._running
-        assert running is not None
+        incarnation = loader._incarnation
+        assert incarnation is not None
         spent = []
         for _ in range(repeats):
             begun = time.perf_counter()
             for _ in range(200):
-                running.steering.poll()
+                incarnation.live.poll()
             spent.append((time.perf_counter() - begun) / 200 / loader.job.settings.poll_every)
             time.sleep(0.2)
         took = []

@@ -87,9 +87,9 @@ def reference(task: tuple[str, int, int, Json]) -> Json:
     return {"seed": seed, "uniform": uniform, "best": least, "binds": binds}
 
 
-def wide(found: Json) -> bool:
+def wide(world: Json) -> bool:
     """Whether there is anything to gain: the caps may leave no mixture but the uniform one."""
-    return bool(found["uniform"] - found["best"] > 1e-6)
+    return bool(world["uniform"] - world["best"] > 1e-6)
 
 
 def choose(family: str, k: int, options: argparse.Namespace, variation: Json) -> list[Json]:
@@ -97,21 +97,23 @@ def choose(family: str, k: int, options: argparse.Namespace, variation: Json) ->
     first, wanted = options.first, options.seeds
     if options.plain:
         tasks = [(family, k, seed, variation) for seed in range(first, first + wanted)]
-        return [one for one in each(reference, tasks, options.jobs, lambda: None) if wide(one)]
+        return [
+            world for world in each(reference, tasks, options.jobs, lambda: None) if wide(world)
+        ]
     room = {True: wanted - wanted // 2, False: wanted // 2}
     chosen: list[Json] = []
     for begin in range(first, first + MOST_TRIED, 10):
         tasks = [(family, k, seed, variation) for seed in range(begin, begin + 10)]
-        for found in each(reference, tasks, options.jobs, lambda: None):
-            if room[found["binds"]] and wide(found):
-                room[found["binds"]] -= 1
-                chosen.append(found)
+        for candidate in each(reference, tasks, options.jobs, lambda: None):
+            if room[candidate["binds"]] and wide(candidate):
+                room[candidate["binds"]] -= 1
+                chosen.append(candidate)
         if not any(room.values()):
             break
-    return sorted(chosen, key=lambda one: one["seed"])
+    return sorted(chosen, key=lambda world: world["seed"])
 
 
-def one(task: tuple[str, Json, str, int, Json, Json]) -> Json:
+def run_one(task: tuple[str, Json, str, int, Json, Json]) -> Json:
     """A policy on one world."""
     ref, options, family, k, against, variation = task
     seed = against["seed"]
@@ -161,26 +163,26 @@ def table(policies: dict[str, Json], options: argparse.Namespace, variation: Jso
         worlds = choose(family, k, options, variation)
         binding = sum(world["binds"] for world in worlds)
         print(f"# {family} k={k}: {len(worlds)} worlds, the cap binds in {binding}", flush=True)
-        for ref, given in policies.items():
-            tasks = [(ref, given, family, k, world, variation) for world in worlds]
-            found = each(one, tasks, options.jobs, lambda: None)
-            row = {"policy": ref, "family": family, "k": k, "vary": variation} | summary(found)
-            rows.append({**row, "runs": found})
+        for ref, options_of in policies.items():
+            tasks = [(ref, options_of, family, k, world, variation) for world in worlds]
+            runs = each(run_one, tasks, options.jobs, lambda: None)
+            row = {"policy": ref, "family": family, "k": k, "vary": variation} | summary(runs)
+            rows.append({**row, "runs": runs})
             say(row)
     return rows
 
 
-def summary(found: list[Json]) -> Json:
-    gaps = sorted(entry["gap"] for entry in found)
+def summary(runs: list[Json]) -> Json:
+    gaps = sorted(entry["gap"] for entry in runs)
     return {
         "median": quantile(gaps, 0.5),
         "tenth": quantile(gaps, 0.1),
         "worst": gaps[0],
         "below": sum(gap < -1e-9 for gap in gaps),
         "worlds": len(gaps),
-        "slowest": max(entry["slowest"] for entry in found),
-        "seconds": quantile(sorted(entry["seconds"] for entry in found), 0.5),
-        "failed": sum(entry["failed"] for entry in found),
+        "slowest": max(entry["slowest"] for entry in runs),
+        "seconds": quantile(sorted(entry["seconds"] for entry in runs), 0.5),
+        "failed": sum(entry["failed"] for entry in runs),
     }
 
 
@@ -202,12 +204,12 @@ def markdown(rows: list[Json]) -> str:
     heads = " | ".join(f"{family}, k={k}" for family, k in columns)
     lines = [f"| policy | {heads} | slowest decision |", "|---" * (len(columns) + 2) + "|"]
     for ref in dict.fromkeys(row["policy"] for row in rows):
-        own = [by[ref, *column] for column in columns]
+        entries = [by[ref, *column] for column in columns]
         cells = [
             f"{row['median']:.2f} ({row['tenth']:.2f}, {row['worst']:.2f}; {row['below']} below)"
-            for row in own
+            for row in entries
         ]
-        slowest = max(row["slowest"] for row in own)
+        slowest = max(row["slowest"] for row in entries)
         lines.append(f"| {ref} | {' | '.join(cells)} | {1000 * slowest:.0f} ms |")
     return "\n".join(lines)
 
@@ -217,10 +219,10 @@ def null_table(policies: dict[str, Json], options: argparse.Namespace) -> list[J
     for ref, k in itertools.product(policies, options.k or (5, 12)):
         seeds = range(options.first, options.first + options.seeds)
         tasks = [(ref, policies[ref], k, seed) for seed in seeds]
-        found = each(null, tasks, options.jobs, lambda: None)
-        moved = sorted(entry["moved"] for entry in found)
-        verdicts = sum(sum(entry["verdicts"].values()) for entry in found)
-        unsure = sum(entry["verdicts"].get("inconclusive", 0) for entry in found)
+        runs = each(null, tasks, options.jobs, lambda: None)
+        moved = sorted(entry["moved"] for entry in runs)
+        verdicts = sum(sum(entry["verdicts"].values()) for entry in runs)
+        unsure = sum(entry["verdicts"].get("inconclusive", 0) for entry in runs)
         row = {
             "policy": ref,
             "k": k,
@@ -228,11 +230,11 @@ def null_table(policies: dict[str, Json], options: argparse.Namespace) -> list[J
             "p95": quantile(moved, 0.95),
             "greatest": moved[-1],
             "inconclusive": unsure / verdicts,
-            "orders": sum(entry["orders"] for entry in found) / len(found),
-            "slowest": max(entry["slowest"] for entry in found),
-            "failed": sum(entry["failed"] for entry in found),
+            "orders": sum(entry["orders"] for entry in runs) / len(runs),
+            "slowest": max(entry["slowest"] for entry in runs),
+            "failed": sum(entry["failed"] for entry in runs),
         }
-        rows.append(row | {"runs": found})
+        rows.append(row | {"runs": runs})
         print(
             f"{ref:12} k={k:<3} within {NULL_MOVE:g} in {row['within']:.0%} of {len(moved)} seeds, "
             f"95th percentile {row['p95']:.3f}, greatest {row['greatest']:.3f}, "
@@ -243,20 +245,20 @@ def null_table(policies: dict[str, Json], options: argparse.Namespace) -> list[J
     return rows
 
 
-def entrants(options: argparse.Namespace) -> dict[str, Json]:
+def chosen_policies(options: argparse.Namespace) -> dict[str, Json]:
     """The policies that there are, with their options; the others are named and left out."""
     default = NULL_POLICIES if options.null else POLICIES
-    found = {}
+    policies = {}
     for ref in options.policy or default:
-        given = options.options if options.options is not None else own_options(ref)
+        chosen = options.options if options.options is not None else own_options(ref)
         try:
             if ref != "olmix":  # its options are the proxies of each world
-                policy_of(ref, given)
+                policy_of(ref, chosen)
         except PolicyError as error:
             print(f"left out: {error}", flush=True)
             continue
-        found[ref] = given
-    return found
+        policies[ref] = chosen
+    return policies
 
 
 @functools.cache
@@ -267,8 +269,8 @@ def own_options(ref: str) -> Json:
         if ref == "rules" and path.exists():
             import yaml
 
-            found: Json = yaml.safe_load(path.read_text())
-            return found.get("with", found)
+            content: Json = yaml.safe_load(path.read_text())
+            return content.get("with", content)
     return {}
 
 
@@ -295,15 +297,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write every run as JSON")
     options = parser.parse_args()
     options.seeds = options.seeds or (NULL_SEEDS if options.null else 20)
-    policies = entrants(options)
+    policies = chosen_policies(options)
     if options.null:
         rows = null_table(policies, options)
     else:
         rows = []
         for variation in options.vary:
-            made = table(policies, options, variation)
-            print(f"\n{json.dumps(variation) if variation else ''}\n{markdown(made)}\n")
-            rows += made
+            block = table(policies, options, variation)
+            print(f"\n{json.dumps(variation) if variation else ''}\n{markdown(block)}\n")
+            rows += block
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1))
 

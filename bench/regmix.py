@@ -18,30 +18,87 @@ for _key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import argparse
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixloop.policies.surrogates.surrogates import KINDS, cross_validate, fit
+from mixloop.policies.mixture import Array
+from mixloop.policies.surrogates import fit_log_linear
+from mixloop.policies.surrogates.surrogates import KINDS as SEARCHED
+from mixloop.policies.surrogates.surrogates import cross_validate
 from mixloop.tools.simulate.regmix_world import Runs, read_runs
 
 MEAN = "mean over domains"
+SMALL = 1e-2
+"""Share below which a source's logarithm flattens, in the ridge on logarithms."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A surrogate of which only the mean is asked for here."""
+
+    mean: Callable[[Array], Array]
+
+    def predict(self, mixtures: Array) -> tuple[Array, Array]:
+        return self.mean(mixtures), np.full(len(mixtures), np.nan)
+
+
+def logarithms(mixtures: Array) -> Array:
+    """Shares and their logarithms, flattened near nothing: (n, 2k)."""
+    return np.concatenate([mixtures, np.log(mixtures + SMALL)], axis=1)
+
+
+def quadratic(mixtures: Array) -> Array:
+    """Square roots of shares, and all their products: (n, k + k (k + 1) / 2)."""
+    roots = np.sqrt(mixtures)
+    row, column = np.triu_indices(roots.shape[1])
+    return np.concatenate([roots, roots[:, row] * roots[:, column]], axis=1)
+
+
+def fit_ridge(features: Callable[[Array], Array], mixtures: Array, values: Array) -> Mean:
+    """Ridge regression on features; the penalty that predicts each run best from all others."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    penalties = np.geomspace(1e-3, 1e4, 29) * max(1.0, len(values) / 100)
+    model = make_pipeline(StandardScaler(), RidgeCV(penalties)).fit(features(mixtures), values)
+    return Mean(lambda rows: model.predict(features(rows)))
+
+
+def fit_ensemble(mixtures: Array, values: Array) -> Mean:
+    """The mean of the kinds that a search uses and the quadratic ridge."""
+    makers = (*SEARCHED.values(), KINDS["quadratic"])
+    members = [make(mixtures, values, None) for make in makers]
+    return Mean(lambda rows: np.mean([member.predict(rows)[0] for member in members], axis=0))
+
+
+KINDS: dict[str, Callable[..., Any]] = {
+    "law": lambda mixtures, values, stderr: Mean(fit_log_linear(mixtures, values).mean),
+    **SEARCHED,
+    "ridge": lambda mixtures, values, stderr: fit_ridge(logarithms, mixtures, values),
+    "quadratic": lambda mixtures, values, stderr: fit_ridge(quadratic, mixtures, values),
+    "ensemble": lambda mixtures, values, stderr: fit_ensemble(mixtures, values),
+}
 
 
 def errors(kind: str, proxies: Runs) -> np.ndarray:
     """Out-of-fold error of each domain, in standard deviations of its values: (m,)."""
-    found = []
+    off = []
     for values in proxies.losses.T:
-        predicted = cross_validate(kind, proxies.mixtures, values)
-        found.append(np.sqrt(np.mean((predicted - values) ** 2)) / values.std())
-    return np.array(found)
+        predicted = cross_validate(KINDS[kind], proxies.mixtures, values)
+        off.append(np.sqrt(np.mean((predicted - values) ** 2)) / values.std())
+    return np.array(off)
 
 
 def predict(kind: str, proxies: Runs, mixtures: np.ndarray) -> np.ndarray:
     """Every domain's predicted loss (n, m) at mixtures (n, k)."""
     columns = [
-        fit(kind, proxies.mixtures, values).predict(mixtures)[0] for values in proxies.losses.T
+        KINDS[kind](proxies.mixtures, values, None).predict(mixtures)[0]
+        for values in proxies.losses.T
     ]
     return np.stack(columns, axis=1)
 
@@ -94,11 +151,11 @@ def study(proxies: Runs, large: Runs, options: argparse.Namespace) -> dict[str, 
     for kind in options.kinds:
         begun = time.perf_counter()
         error = float(errors(kind, proxies).mean())
-        found = ranks(predict(kind, proxies, large.mixtures), large)
+        targets = ranks(predict(kind, proxies, large.mixtures), large)
         seconds = time.perf_counter() - begun
-        report["kinds"][kind] = {"error": error, "targets": found, "seconds": seconds}
+        report["kinds"][kind] = {"error": error, "targets": targets, "seconds": seconds}
         if not options.json:
-            _say(kind, len(proxies), error, found, options.top, seconds)
+            _say(kind, len(proxies), error, targets, options.top, seconds)
     report["chosen"] = min(report["kinds"], key=lambda kind: report["kinds"][kind]["error"])
     if not options.json:
         print(f"chosen on {len(proxies)} proxies alone: {report['chosen']}")
@@ -107,24 +164,24 @@ def study(proxies: Runs, large: Runs, options: argparse.Namespace) -> dict[str, 
 
 
 def _say(
-    kind: str, count: int, error: float, found: dict[str, Any], top: float, seconds: float
+    kind: str, count: int, error: float, targets: dict[str, Any], top: float, seconds: float
 ) -> None:
-    domains = {name: one for name, one in found.items() if name != MEAN}
-    inside = sum(one["rank"] <= top * one["of"] for one in domains.values())
-    order = sorted(one["rank"] for one in domains.values())
+    domains = {name: score for name, score in targets.items() if name != MEAN}
+    inside = sum(score["rank"] <= top * score["of"] for score in domains.values())
+    order = sorted(score["rank"] for score in domains.values())
     print(
-        f"{kind:10} {count:4} proxies  error {error:.3f} sd  mean: rank {found[MEAN]['rank']:3} "
-        f"(Spearman {found[MEAN]['spearman']:.3f})  domains in the top {100 * top:g}%: "
+        f"{kind:10} {count:4} proxies  error {error:.3f} sd  mean: rank {targets[MEAN]['rank']:3} "
+        f"(Spearman {targets[MEAN]['spearman']:.3f})  domains in the top {100 * top:g}%: "
         f"{inside}/{len(domains)}, median rank {order[len(order) // 2]}  {seconds:.0f} s",
         flush=True,
     )
 
 
-def _show(found: dict[str, Any]) -> None:
-    for name, one in found.items():
+def _show(targets: dict[str, Any]) -> None:
+    for name, score in targets.items():
         print(
-            f"  {name:22} rank {one['rank']:3} of {one['of']}  loss {one['loss']:.3f} (best "
-            f"{one['best']:.3f}, median {one['median']:.3f})  Spearman {one['spearman']:.3f}"
+            f"  {name:22} rank {score['rank']:3} of {score['of']}  loss {score['loss']:.3f} (best "
+            f"{score['best']:.3f}, median {score['median']:.3f})  Spearman {score['spearman']:.3f}"
         )
 
 

@@ -46,7 +46,7 @@ def timed(repeats: int, once: Callable[[], int]) -> tuple[list[float], int]:
 
 def as_ordinary_user(repeats: int, programs: list[str], python: str) -> tuple[list[float], int]:
     """The fork server started by another user, with an interpreter and files it can reach."""
-    requests = "".join(json.dumps({"program": one}) + "\n" for one in programs)
+    requests = "".join(json.dumps({"program": program}) + "\n" for program in programs)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         for module in (restrictions, server):
@@ -94,14 +94,14 @@ def main() -> None:
         box = Sandbox(kind)
         reason = box.unusable()
         if reason is None:
-            found = timed(repeats, lambda box=box: sum(r.passed for r in box.run(programs)))
-            print(row(f"{kind}, user {os.getuid()}", *found, len(programs)))
+            times = timed(repeats, lambda box=box: sum(r.passed for r in box.run(programs)))
+            print(row(f"{kind}, user {os.getuid()}", *times, len(programs)))
         else:
             print(f"| {kind} | {reason} | - |")
         box.close()
     if os.getuid() == 0 and Path(arguments.python).exists():
-        found = as_ordinary_user(repeats, programs, arguments.python)
-        print(row(f"landlock, user {ORDINARY}, its start included", *found, len(programs)))
+        times = as_ordinary_user(repeats, programs, arguments.python)
+        print(row(f"landlock, user {ORDINARY}, its start included", *times, len(programs)))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,33 @@ import argparse
 import statistics
 import time
 import warnings
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-from mixloop.policies.bayes.optuna_trials import Array, Kind, decode, dimensions
-from mixloop.policies.mixture import best_static
+from mixloop.policies.bayes import optuna_trials
+from mixloop.policies.mixture import Array, best_static
+
+Kind = Literal["gammas", "sticks", "ratios"]
+WIDTH = 5.0  # log-ratios reach from -5 to 5
+
+
+def decode(kind: Kind, box: Array) -> Array:
+    """The mixture (k,) at a point of the box (d,).
+
+    ``gammas``: what ``bayes`` uses. ``sticks``: each source takes a beta-distributed part of what
+    the ones before left (uniform as well; Sethuraman 1994). ``ratios``: logarithms of the shares'
+    ratios to the last source's (Aitchison 1982); the boundary is out of reach.
+    """
+    if kind == "gammas":
+        return optuna_trials.decode(box)
+    if kind == "sticks":
+        after = np.arange(len(box), 0, -1)
+        parts = 1 - np.clip(1 - box, 0, 1) ** (1 / after)
+        left = np.concatenate([[1.0], np.cumprod(1 - parts)])
+        return np.asarray(np.append(left[:-1] * parts, left[-1]))
+    shares = np.exp(np.append((2 * box - 1) * WIDTH, 0.0))
+    return np.asarray(shares / shares.sum())
 
 
 class Law:
@@ -67,33 +88,28 @@ def search(law: Law, kind: Kind | None, trials: int, noise: float, seed: int) ->
         else optuna.samplers.RandomSampler(seed=seed)
     )
     study = optuna.create_study(sampler=sampler)
-    tried, seen = [], []
+    tried, values = [], []
     for _ in range(trials):
         trial = study.ask()
-        box = [trial.suggest_float(f"u{i}", 0, 1) for i in range(dimensions(shape, k))]
+        box = [trial.suggest_float(f"u{i}", 0, 1) for i in range(k if shape == "gammas" else k - 1)]
         mixture = decode(shape, np.array(box))
         value = float(law.values(mixture[None])[0]) + drawing.normal(0, noise)
         study.tell(trial, value)
         tried.append(mixture)
-        seen.append(value)
-    means = posterior_mean(np.array(tried), np.array(seen), noise)
+        values.append(value)
+    means = posterior_mean(np.array(tried), np.array(values), noise)
     return law.closed(tried[int(np.argmin(means))])
 
 
-def posterior_mean(tried: Array, seen: Array, noise: float) -> Array:
+def posterior_mean(tried: Array, values: Array, noise: float) -> Array:
     """Of a Gaussian process (Matern 5/2) at the mixtures tried; the length by likelihood."""
-    values = (seen - seen.mean()) / max(seen.std(), 1e-12)
-    jitter = max((noise / max(seen.std(), 1e-12)) ** 2, 1e-8)
-    distance = np.sqrt(((tried[:, None] - tried[None]) ** 2).sum(axis=-1))
-    found = []
-    for length in (0.2, 0.4, 0.8, 1.6, 3.2):
-        scaled = np.sqrt(5) * distance / length
-        kernel = 4 * (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
-        lower = np.linalg.cholesky(kernel + jitter * np.eye(len(values)))
-        weighed = np.linalg.solve(kernel + jitter * np.eye(len(values)), values)
-        likelihood = -0.5 * values @ weighed - np.log(np.diag(lower)).sum()
-        found.append((likelihood, tuple(kernel @ weighed)))
-    return np.array(max(found)[1])
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+
+    jitter = max((noise / max(values.std(), 1e-12)) ** 2, 1e-8)
+    kernel = ConstantKernel(4.0, "fixed") * Matern(0.8, (0.1, 5.0), nu=2.5)
+    process = GaussianProcessRegressor(kernel, alpha=jitter, normalize_y=True)
+    return np.asarray(process.fit(tried, values).predict(tried))
 
 
 def main() -> None:

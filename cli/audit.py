@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,7 +132,7 @@ def _folder_and_corpus(target: Path, stores: Sequence[str]) -> tuple[Path, Corpu
 def _evidence(
     target: Path, stores: Sequence[str], checkpoints: Sequence[Path] = ()
 ) -> tuple[Evidence, ScheduleReplay, Corpus]:
-    from mixloop.trainer.audit import courses_of, read_evidence
+    from mixloop.trainer.audit import read_evidence, replay_of
 
     folder, corpus = _folder_and_corpus(target, stores)
     if not (folder / "schedule.jsonl").exists():
@@ -141,7 +142,7 @@ def _evidence(
     except OSError as error:
         raise BadInput(f"{folder}: {error}") from None
     try:
-        replay = courses_of(evidence)
+        replay = replay_of(evidence)
     except ValueError as error:
         raise BadInput(f"{folder}/schedule.jsonl: {error}") from None
     names = replay.final.names
@@ -232,10 +233,10 @@ def audit_step(target: Path, args: AuditArgs, stores: Sequence[str] = ()) -> Jso
     """
     _, replay, corpus = _evidence(target, stores)
     try:
-        branch = replay.final if args.incarnation is None else replay.of(args.incarnation)
-        first = replay.seen(branch, args.step, args.rank or 0, args.world)
+        branch = replay.final if args.incarnation is None else replay.branch(args.incarnation)
+        first = branch.rank_batch(args.step, args.rank or 0, args.world)
         ranks = range(first.world) if args.rank is None else [args.rank]
-        batches = [replay.seen(branch, args.step, rank, args.world) for rank in ranks]
+        batches = [branch.rank_batch(args.step, rank, args.world) for rank in ranks]
     except ValueError as error:
         raise BadInput(f"{target}: {error}") from None
     length = branch.opened.sequence_length
@@ -266,23 +267,21 @@ def _rank(batch: RankBatch, length: int, gather: Any, corpus: Corpus, args: Audi
                 "run.yaml, or --source NAME=PATH"
             )
     rows = []
-    for micro, row in (
-        (m, r) for m in range(len(batch.source)) for r in range(batch.source.shape[1])
-    ):
-        name, index = names[int(batch.source[micro, row])], int(batch.index[micro, row])
-        rows.append(
-            {
-                "micro": micro,
-                "row": row,
-                "sample": int(batch.place[micro, row]),
-                "source": name,
-                "index": index,
-                "epoch": int(batch.epoch[micro, row]),
-                "draw": int(batch.draw[micro, row]),
-                "token": index * length,
-            }
-            | ({"text": _decode(corpus.tokenizer_of(name), ids[micro, row])} if args.text else {})
-        )
+    for place in product(*map(range, batch.source.shape)):
+        name, index = names[int(batch.source[place])], int(batch.index[place])
+        row: Json = {
+            "micro": place[0],
+            "row": place[1],
+            "sample": int(batch.position[place]),
+            "source": name,
+            "index": index,
+            "epoch": int(batch.epoch[place]),
+            "draw": int(batch.draw[place]),
+            "token": index * length,
+        }
+        if args.text:
+            row["text"] = _decode(corpus.tokenizer_of(name), ids[place])
+        rows.append(row)
     rank: Json = {"rank": batch.rank, "rows": rows}
     return rank | {"sha256": ids_hash(ids)} if args.hashes else rank
 

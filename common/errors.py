@@ -26,7 +26,7 @@ def shown(value: object, length: int = 60) -> str:
     """
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = length
-    short.maxlevel, short.maxdict, short.maxlist = 2, 3, 3
+    short.maxlevel = 2
     try:
         return short.repr(value)
     except ValueError:  # Python refuses to write integers of thousands of digits

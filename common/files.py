@@ -99,11 +99,11 @@ def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> Content:
             raise NotRegularError(errno.ELOOP, "a symbolic link") from error
         raise
     try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise NotRegularError(errno.EINVAL, _kind(found.st_mode))
+        facts = os.fstat(handle)
+        if not stat.S_ISREG(facts.st_mode):
+            raise NotRegularError(errno.EINVAL, _kind(facts.st_mode))
         with os.fdopen(handle, "rb", closefd=False) as stream:
-            return Content(stream.read(limit + 1), found.st_uid)
+            return Content(stream.read(limit + 1), facts.st_uid)
     finally:
         os.close(handle)
 
@@ -131,7 +131,7 @@ def digest(data: bytes) -> str:
 
 
 def canonical(value: object) -> bytes:
-    """Canonical JSON: keys sorted, no spaces, ASCII (other characters as ``\\uXXXX``).
+    r"""Canonical JSON: keys sorted, no spaces, ASCII (other characters as ``\uXXXX``).
 
     Raises:
         ValueError: NaN or an infinity is in it.
@@ -140,17 +140,37 @@ def canonical(value: object) -> bytes:
     return text.encode("ascii")
 
 
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Replace a file by JSON that people can read, as :func:`write_atomic` does.
+
+    Raises:
+        ValueError: NaN or an infinity is in it.
+        OSError: the disk did not take it; the old file is untouched.
+    """
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str], limit: int = LARGEST) -> Any:
+    """The JSON in a small regular file.
+
+    Raises:
+        OSError: missing, no regular file, or not readable.
+        ValueError, RecursionError: it is no JSON, see :func:`parse_json`.
+    """
+    return parse_json(read_regular(path, limit).data.decode())
+
+
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in members:
             raise ValueError(f"key {key[:60]!r} is given twice")
-        found[key] = value
-    return found
+        members[key] = value
+    return members
 
 
 def parse_json(text: str) -> Any:

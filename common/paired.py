@@ -9,16 +9,13 @@ subject move together, so the standard error is robust to clusters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .estimates import Clusters, degrees_of_freedom, ratio_of_totals, t_quantile
 
 WeightedItems = Mapping[str, tuple[float, float]]
 """Item id to (value, weight): bits per byte and gold bytes, or an outcome and 1."""
-
-Cluster = Callable[[str], str]
-"""Item id to the cluster it was drawn with."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,6 @@ def paired_difference(
     *,
     metric: str = "",
     benchmark: str = "",
-    cluster: Cluster = pooled_cluster,
 ) -> Difference:
     """The weighted mean difference over the items both sides have.
 
@@ -105,7 +101,7 @@ def paired_difference(
     pairs = shared_items(items_old, items_new)
     if not pairs:
         raise ValueError(f"{benchmark or 'the evaluations'}: no item is scored on both sides")
-    clusters = [cluster(item) for item in pairs]
+    clusters = [pooled_cluster(item) for item in pairs]
     changes = [(new - old, weight) for old, new, weight in pairs.values()]
     mean, stderr = weighted_mean(changes, clusters)
     # no change is no change: never a negative zero

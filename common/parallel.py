@@ -29,7 +29,7 @@ def each(
     """
     jobs = min(jobs, len(tasks))
     if jobs <= 1:
-        return [_told(work(task), done) for task in tasks]
+        return [_counted(work(task), done) for task in tasks]
     for name in THREADS:
         os.environ.setdefault(name, "1")
     with _pool(jobs) as pool:
@@ -38,11 +38,11 @@ def each(
         }
         results: list[Any] = [None] * len(tasks)
         for future in as_completed(futures):
-            results[futures[future]] = _told(future.result(), done)
+            results[futures[future]] = _counted(future.result(), done)
     return results
 
 
-def _told(result: Any, done: Callable[[], None]) -> Any:
+def _counted(result: Any, done: Callable[[], None]) -> Any:
     done()
     return result
 
@@ -50,7 +50,7 @@ def _told(result: Any, done: Callable[[], None]) -> Any:
 @contextmanager
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _deaf)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _ignore_interrupt)
     try:
         yield pool
     except BaseException:
@@ -62,7 +62,7 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _deaf() -> None:
+def _ignore_interrupt() -> None:
     # Ctrl-C reaches the whole group of processes; the parent alone answers it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -85,11 +85,11 @@ def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
 def _lines(title: str, total: int) -> Callable[[], None]:
     count = 0
 
-    def told() -> None:
+    def advance() -> None:
         nonlocal count
         count += 1
         if count * 10 // total > (count - 1) * 10 // total:
             sys.stderr.write(f"{title}: {count} of {total}\n")
             sys.stderr.flush()
 
-    return told
+    return advance

@@ -28,7 +28,7 @@ def clean(text: object) -> str:
 
 
 def tokens(count: int | None) -> str:
-    """``1.25M`` for 1,250,000."""
+    """``1.25M`` for 1,250,000; ``-`` for None."""
     if count is None:
         return "-"
     from .units import format_tokens  # brings pydantic, which `mixloop --help` need not wait for
@@ -37,4 +37,5 @@ def tokens(count: int | None) -> str:
 
 
 def number(value: float | None) -> str:
+    """A number with four significant digits; ``-`` for None."""
     return "-" if value is None else f"{value:.4g}"

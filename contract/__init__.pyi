@@ -51,6 +51,5 @@ from .status import RejectedOrder as RejectedOrder
 from .status import SourceStatus as SourceStatus
 from .status import Status as Status
 from .status import System as System
-from .status import read_record as read_record
 from .status import read_status as read_status
 from .status import write_status as write_status

@@ -65,12 +65,11 @@ class BatchSchedule:
 
     def plain(self) -> BatchSchedule:
         """Without stages that change nothing: those on the step grid of the one before."""
-        kept: list[tuple[int, int]] = []
+        stages: list[tuple[int, int]] = []
         for first, size in self.stages:
-            if kept and kept[-1][1] == size and (first - kept[-1][0]) % size == 0:
-                continue
-            kept.append((first, size))
-        return BatchSchedule(kept)
+            if not stages or stages[-1][1] != size or (first - stages[-1][0]) % size:
+                stages.append((first, size))
+        return BatchSchedule(stages)
 
     def index(self, sample: int) -> int:
         """Number of the step that takes a sample, counted from the first stage's first step."""
@@ -88,10 +87,6 @@ class BatchSchedule:
         first = self.first(index)
         return first if first >= sample else self.first(index + 1)
 
-    def steps(self, until: int) -> int:
-        """Steps it takes from the first stage on to reach `until` samples or more."""
-        return max(0, self.index(until - 1) + 1)
-
     def _stage(self, sample: int) -> int:
         return max(0, bisect_right(self._starts, sample) - 1)
 
@@ -106,24 +101,24 @@ def stages_from(wanted: Sequence[tuple[int, int]], sample: int) -> Stages:
         wanted: (sample from which, quantum), ascending, the first at 0.
         sample: the resume point, a step's first sample.
     """
-    begun = [size for first, size in wanted if first <= sample]
-    found = [(sample, begun[-1])]
+    stages = [(sample, next(size for first, size in reversed(wanted) if first <= sample))]
     for first, size in wanted:
         if first <= sample:
             continue
-        at, before = found[-1]
+        at, before = stages[-1]
         start = at - (-(first - at) // before) * before
         if start <= at:  # both are wanted from inside one step: the later one holds
-            found[-1] = (at, size)
+            stages[-1] = (at, size)
         else:
-            found.append((start, size))
-    return BatchSchedule(found).plain().stages
+            stages.append((start, size))
+    return BatchSchedule(stages).plain().stages
 
 
 def with_accumulation(stages: Stages, each: int) -> tuple[tuple[int, int, int], ...]:
     """(first sample, quantum, accumulation) of stages, if there are several.
 
     Args:
+        stages: (first sample, quantum), ascending.
         each: samples of a micro-batch over all ranks.
     """
     if len(stages) < 2:

@@ -16,7 +16,7 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Segment:
-    """From `sample` on, draw by `weights` in quanta of `quantum` samples.
+    """From `sample` on, draw by `weights`, `step_samples` samples a step.
 
     `weights` are shares by source name summing to 1 (an absent name has none), or integers summing
     to `SCALE`. A segment lasts until the next one begins.
@@ -24,7 +24,7 @@ class Segment:
 
     sample: int
     weights: Mapping[str, float] | Mapping[str, int]
-    quantum: int
+    step_samples: int
 
 
 def quantise(weights: Mapping[str, float]) -> dict[str, int]:

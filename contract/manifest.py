@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mixloop.common.files import LARGEST
-from mixloop.common.json_records import ReadResult, encode
+from mixloop.common.files import LARGEST, write_json
+from mixloop.common.json_records import ReadResult, encode, read_record
 
-from .status import AnyPath, OrderInForce, _write, read_record
+from .status import AnyPath, OrderInForce, Phase
 
-Phase = Literal["warmup", "stable", "decay"]
 MANIFEST_SCHEMA = "mixloop/checkpoint/1"
 HOLDS_SCHEMA = "mixloop/holds/1"
 MANIFEST_FILE = "manifest.json"
@@ -64,7 +63,7 @@ def write_manifest(folder: AnyPath, manifest: Manifest) -> None:
     Raises:
         OSError: the disk did not take it.
     """
-    _write(Path(folder) / MANIFEST_FILE, manifest.to_json())
+    write_json(Path(folder) / MANIFEST_FILE, manifest.to_json())
 
 
 def read_manifest(folder: AnyPath) -> ReadResult[Manifest]:
@@ -84,7 +83,7 @@ def write_holds(path: AnyPath, steps: Iterable[int]) -> None:
     Raises:
         OSError: the disk did not take it.
     """
-    _write(path, {"schema": HOLDS_SCHEMA, "steps": sorted(set(steps))})
+    write_json(path, {"schema": HOLDS_SCHEMA, "steps": sorted(set(steps))})
 
 
 def read_holds(path: AnyPath) -> ReadResult[frozenset[int]]:

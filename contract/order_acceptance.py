@@ -16,7 +16,6 @@ from typing import Any
 from mixloop.common.errors import shown
 from mixloop.common.files import (
     LARGEST,
-    Content,
     NotRegularError,
     canonical,
     digest,
@@ -60,9 +59,6 @@ class _Refused(Exception):  # noqa: N818 (a verdict, never seen outside this mod
     """The reason of a rejection."""
 
 
-# --- reading ---------------------------------------------------------------------------------
-
-
 def read_order(
     path: str | os.PathLike[str],
     *,
@@ -100,29 +96,7 @@ def read_order(
         return Rejection(f"{path} is {error.strerror}, not a file: remove it", "")
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return None
-    try:
-        return _examine(
-            path, content, run, sources, after, limits, in_force, accept_uid, retired, key
-        )
-    except Exception as error:  # the last line of defence of the training loop
-        reason = f"{path}: {type(error).__name__} while it was read"
-        return Rejection(reason, digest(content.data))
-
-
-def _examine(
-    path: str | os.PathLike[str],
-    content: Content,
-    run: str,
-    sources: Collection[str],
-    after: tuple[int, int],
-    limits: Limits | None,
-    in_force: Mapping[str, float] | None,
-    accept_uid: int | None,
-    retired: Collection[str],
-    key: bytes | None,
-) -> Order | Rejection | None:
-    fence: int | None = None
-    generation: int | None = None
+    fence = generation = None
     try:
         body = _decode(content.data)
         if body is None:
@@ -140,8 +114,10 @@ def _examine(
         _check_turn(order, after, in_force)
         before = None if order.generation == after[1] else in_force
         _check_mixtures(order, sources, retired, limits, before)
-    except _Refused as refused:
-        return Rejection(str(refused), digest(content.data), fence, generation)
+    except Exception as error:  # the last line of defence of the training loop
+        foreseen = isinstance(error, _Refused)
+        reason = str(error) if foreseen else f"{path}: {type(error).__name__} while it was read"
+        return Rejection(reason, digest(content.data), fence, generation)
     return order
 
 
@@ -186,10 +162,10 @@ def _decode(data: bytes) -> dict[str, Any] | None:
 
 def _is_torn(text: str, error: json.JSONDecodeError) -> bool:
     """Whether the text may be the first part of an order, or one with blocks not yet written."""
-    kept = text.rstrip()
+    stripped = text.rstrip()
     return (
-        not kept.endswith("}")
-        or error.pos >= len(kept)
+        not stripped.endswith("}")
+        or error.pos >= len(stripped)
         or error.msg.startswith("Unterminated string")
         or "\0" in text
     )
@@ -203,8 +179,8 @@ def _parse(body: dict[str, Any]) -> Order:
         raise _Refused("the checksum does not match the content")
     return Order(
         run=_text(body, "run", required=True),
-        fence=_number(body, "fence", least=0),
-        generation=_number(body, "generation", least=1),
+        fence=_number(body, "fence", minimum=0),
+        generation=_number(body, "generation", minimum=1),
         weights=_weights(body.get("weights"), "weights"),
         then=_stages(body.get("then", [])),
         decision=_text(body, "decision"),
@@ -225,10 +201,10 @@ def _text(body: dict[str, Any], key: str, required: bool = False) -> str:
     return value
 
 
-def _number(body: dict[str, Any], key: str, least: int) -> int:
+def _number(body: dict[str, Any], key: str, minimum: int) -> int:
     value = body.get(key)
-    if type(value) is not int or not least <= value <= _LARGEST_NUMBER:
-        raise _Refused(f"{key} is {shown(value)}, not an integer from {least} up")
+    if type(value) is not int or not minimum <= value <= _LARGEST_NUMBER:
+        raise _Refused(f"{key} is {shown(value)}, not an integer from {minimum} up")
     return value
 
 
@@ -248,16 +224,16 @@ def _weights(value: Any, where: str) -> dict[str, float]:
 def _stages(value: Any) -> tuple[Stage, ...]:
     if not isinstance(value, list):
         raise _Refused(f"then is {shown(value)}, not a list")
-    found: list[Stage] = []
+    stages: list[Stage] = []
     for index, entry in enumerate(value):
         where = f"then[{index}]"
         if not isinstance(entry, dict):
             raise _Refused(f"{where} is {shown(entry)}, not an object")
-        start = _number(entry, "from_tokens", least=0)
-        if found and start <= found[-1].from_tokens:
+        start = _number(entry, "from_tokens", minimum=0)
+        if stages and start <= stages[-1].from_tokens:
             raise _Refused(f"{where}: from_tokens {start} is not above the stage before")
-        found.append(Stage(start, _weights(entry.get("weights"), f"{where} weights")))
-    return tuple(found)
+        stages.append(Stage(start, _weights(entry.get("weights"), f"{where} weights")))
+    return tuple(stages)
 
 
 def _check_turn(order: Order, after: tuple[int, int], in_force: Mapping[str, float] | None) -> None:
@@ -270,10 +246,10 @@ def _check_turn(order: Order, after: tuple[int, int], in_force: Mapping[str, flo
     if order.generation > generation or in_force is None:
         return
     # a plan's later stage may be what is in force under this generation
-    asked = [order.weights, *(stage.weights for stage in order.then)]
+    mixtures = [order.weights, *(stage.weights for stage in order.then)]
     # what is in force was rounded to integers over SCALE, each by less than one of them
     slack = SUM_TOLERANCE + len(in_force) / SCALE
-    if not any(_change(in_force, weights) <= slack for weights in asked):
+    if not any(_change(in_force, weights) <= slack for weights in mixtures):
         raise _Refused(
             f"generation {generation} republished with other weights than those in force"
         )

@@ -1,18 +1,16 @@
-"""`mixture.json`, the shared state file: an order, and the rule by which a trainer accepts it.
+"""`mixture.json`, the shared state file: an order, written by the controller alone.
 
-Written by the controller alone, read by the trainer alone. Whatever its bytes are, reading it never
-raises: an order is accepted, rejected with a reason, or no news.
+By which rule a trainer accepts it is said in :mod:`order_acceptance`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mixloop.common.files import canonical, digest, write_atomic
+from mixloop.common.files import canonical, digest, write_json
 
 from .signing import sign
 
@@ -42,9 +40,6 @@ class Order:
     policy: str = ""
     reason: str = ""
     issued_at: str = ""
-
-
-# --- writing ---------------------------------------------------------------------------------
 
 
 def order_json(order: Order, key: bytes | None = None) -> dict[str, Any]:
@@ -79,11 +74,12 @@ def write_order(path: str | os.PathLike[str], order: Order, key: bytes | None = 
     """Publish an order: the file is replaced as a whole and durable on return.
 
     Args:
+        path: the run's `mixture.json`.
+        order: what it says from now on.
         key: signs it, for a trainer that asks for that.
 
     Raises:
         ValueError: a weight is NaN or infinite.
         OSError: the disk did not take it; the order before is still there.
     """
-    text = json.dumps(order_json(order, key), indent=1, allow_nan=False)
-    write_atomic(path, (text + "\n").encode())
+    write_json(path, order_json(order, key))

@@ -1,8 +1,4 @@
-"""The run directory's file contracts, all in one place. Light: standard library only.
-
-`mixture.json` lives in :mod:`orders`, `schedule.jsonl` in :mod:`schedule`, `status.json`,
-`manifest.json` and `holds.json` in :mod:`status`; import them from here.
-"""
+"""Where the files of a run lie."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mixloop.common.files import parse_json, read_regular, write_atomic
+from mixloop.common.files import parse_json, read_regular, write_json
 from mixloop.common.types import Json
 
 from .signing import sign, unsigned_reason
@@ -76,6 +76,8 @@ def submit(folder: Path, request: Request, *, run: str = "", key: bytes | None =
     """Write a request where the controller finds it.
 
     Args:
+        folder: the run's `requests`.
+        request: what a person asks for.
         run: the run it is for.
         key: signs it, together with the run's name: it is worth nothing in another run.
 
@@ -87,7 +89,7 @@ def submit(folder: Path, request: Request, *, run: str = "", key: bytes | None =
     body: Json = {"schema": SCHEMA, "run": run, **asdict(request)}
     if key is not None:
         body["hmac"] = sign(key, json.loads(json.dumps(body)))
-    write_atomic(path, (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
+    write_json(path, body)
     return path
 
 
@@ -103,6 +105,7 @@ def read(path: Path, owners: frozenset[int], *, run: str = "", key: bytes | None
     """A request.
 
     Args:
+        path: its file.
         owners: the uids whose requests count.
         run: the run it must be for, if it is signed.
         key: what it must be signed with; None: anything, signed or not.

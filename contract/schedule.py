@@ -32,7 +32,9 @@ class ScheduleError(ValueError):
         problem: the line and what is wrong with it, without the path and the mend.
     """
 
-    problem: Problem | None = None
+    def __init__(self, message: str, problem: Problem | None = None) -> None:
+        super().__init__(message)
+        self.problem = problem
 
 
 class ScheduleTaken(RuntimeError):  # noqa: N818 (named for what happened elsewhere)
@@ -46,6 +48,10 @@ class SourceEntry:
     name: str
     samples: int
     fingerprint: str
+
+
+SourceHistory = tuple[tuple[int, SourceEntry], ...]
+"""(first sample, what the source was from there on)."""
 
 
 @dataclass(frozen=True)
@@ -189,18 +195,13 @@ class Schedule:
         """Segments that hold, by sample: voids and rewind cuts applied."""
         return self._effective.segments
 
-    @cached_property
-    def mixture(self) -> tuple[Segment, ...]:
-        """What :class:`mixloop.trainer.mixing.MixtureOrder` needs, quantum changes included."""
-        return tuple(_stretches(self.segments, dict(self.quanta)))
+    @property
+    def batch_stages(self) -> Stages:
+        """(first sample, samples of a step) of every stretch of the run, past and to come."""
+        return self._effective.stages
 
     @property
-    def quanta(self) -> Stages:
-        """(first sample, quantum) of every stretch of steps of one size, past and to come."""
-        return self._effective.quanta
-
-    @property
-    def sources(self) -> Mapping[str, tuple[tuple[int, SourceEntry], ...]]:
+    def sources(self) -> Mapping[str, SourceHistory]:
         """Every source the run ever had, the retired too: what it was, and from which sample on.
 
         In the order in which the lines first name them. It numbers the sources of the data order,
@@ -213,33 +214,37 @@ class Schedule:
         """The incarnations that cut what was recorded beyond their first sample, oldest first."""
         return self._effective.cuts
 
+    @cached_property
+    def mixture(self) -> tuple[Segment, ...]:
+        """What :class:`mixloop.trainer.mixing.MixtureOrder` needs, other step sizes included."""
+        return tuple(_stretches(self.segments, dict(self.batch_stages)))
+
     @property
     def sizes(self) -> dict[str, tuple[tuple[int, int], ...]]:
         """The sources' sizes as :class:`mixloop.trainer.mixing.MixtureOrder` takes them."""
-        found: dict[str, tuple[tuple[int, int], ...]] = {}
+        sizes: dict[str, tuple[tuple[int, int], ...]] = {}
         for name, history in self.sources.items():
-            sizes = [(0, history[0][1].samples)]
+            versions = [(0, history[0][1].samples)]
             for sample, entry in history[1:]:
-                if entry.samples != sizes[-1][1]:
-                    sizes.append((sample, entry.samples))
-            found[name] = tuple(sizes)
-        return found
+                if entry.samples != versions[-1][1]:
+                    versions.append((sample, entry.samples))
+            sizes[name] = tuple(versions)
+        return sizes
 
     @property
     def accepted(self) -> tuple[int, int]:
         """Highest fence and highest generation of the effective schedule; (0, 0) for none."""
-        found = self.segments
         return (
-            max((line.fence for line in found), default=0),
-            max((line.generation for line in found), default=0),
+            max((line.fence for line in self.segments), default=0),
+            max((line.generation for line in self.segments), default=0),
         )
 
 
 @dataclass(frozen=True)
 class _Effective:
     segments: tuple[SegmentLine, ...]
-    quanta: Stages
-    sources: Mapping[str, tuple[tuple[int, SourceEntry], ...]]
+    stages: Stages
+    sources: Mapping[str, SourceHistory]
     cuts: tuple[OpenLine, ...]
 
 
@@ -248,8 +253,8 @@ _Histories = dict[str, list[tuple[int, SourceEntry]]]
 
 def _replay(lines: Sequence[Line]) -> _Effective:
     """What the lines amount to, applied one after the other."""
-    held: dict[int, SegmentLine] = {}
-    quanta: Stages = ()
+    segments: dict[int, SegmentLine] = {}
+    stages: Stages = ()
     sources: _Histories = {}
     latest: OpenLine | None = None
     constant = True
@@ -257,97 +262,60 @@ def _replay(lines: Sequence[Line]) -> _Effective:
     for line in lines:
         if isinstance(line, OpenLine):
             constant = constant and not line.quanta
-            if line.rewind or _other_steps(line, latest, quanta, constant):
+            if line.rewind or _other_steps(line, latest, stages, constant):
                 if latest is not None:
                     cuts.append(line)
-                held = {at: seg for at, seg in held.items() if at <= line.sample}
-                quanta = (*(stage for stage in quanta if stage[0] < line.sample), *line.stages)
+                segments = {at: held for at, held in segments.items() if at <= line.sample}
+                stages = (*(stage for stage in stages if stage[0] < line.sample), *line.stages)
             _list_sources(sources, line)
             latest = line
         elif isinstance(line, SegmentLine):
-            held[line.sample] = line
-        elif _is_same(held.get(line.sample), line):
-            del held[line.sample]
-    segments = tuple(held[at] for at in sorted(held))
-    histories = {name: tuple(own) for name, own in sources.items()}
-    return _Effective(segments, quanta, histories, tuple(cuts))
+            segments[line.sample] = line
+        elif (held := segments.get(line.sample)) and (held.fence, held.generation) == (
+            line.fence,
+            line.generation,
+        ):
+            del segments[line.sample]
+    return _Effective(
+        tuple(segments[at] for at in sorted(segments)),
+        stages,
+        {name: tuple(history) for name, history in sources.items()},
+        tuple(cuts),
+    )
 
 
-def _other_steps(line: OpenLine, latest: OpenLine | None, quanta: Stages, constant: bool) -> bool:
+def _other_steps(line: OpenLine, latest: OpenLine | None, stages: Stages, constant: bool) -> bool:
     """Whether an incarnation's steps lie otherwise than recorded."""
     if latest is None:
         return True
-    if constant:  # also where an earlier rewind had another quantum: as files always meant it
+    if constant:  # also where an earlier rewind had another quantum
         return line.quantum != latest.quantum
-    return (
-        BatchSchedule(quanta).since(line.sample).stages != BatchSchedule(line.stages).plain().stages
-    )
+    recorded = BatchSchedule(stages).since(line.sample)
+    return recorded.stages != BatchSchedule(line.stages).plain().stages
 
 
 def _list_sources(sources: _Histories, line: OpenLine) -> None:
     """Note what an incarnation finds: what is new holds from its sample on."""
     if line.rewind:
-        for own in sources.values():
-            own[:] = [entry for entry in own if entry[0] < line.sample] or own[:1]
+        for history in sources.values():
+            history[:] = [version for version in history if version[0] < line.sample] or history[:1]
     for entry in line.sources:
-        own = sources.setdefault(entry.name, [])
-        if own and own[-1][1] == entry:
+        history = sources.setdefault(entry.name, [])
+        if history and history[-1][1] == entry:
             continue
-        own[:] = [(sample, old) for sample, old in own if sample < line.sample]
-        own.append((line.sample, entry))
+        history[:] = [version for version in history if version[0] < line.sample]
+        history.append((line.sample, entry))
 
 
-def _is_same(segment: SegmentLine | None, void: VoidLine) -> bool:
-    return segment is not None and (segment.fence, segment.generation) == (
-        void.fence,
-        void.generation,
-    )
-
-
-def _stretches(segments: Sequence[SegmentLine], quanta: Mapping[int, int]) -> Iterator[Segment]:
-    starts = sorted({segment.sample for segment in segments} | set(quanta))
+def _stretches(segments: Sequence[SegmentLine], stages: Mapping[int, int]) -> Iterator[Segment]:
     by_sample = {segment.sample: segment.weights for segment in segments}
     weights: Mapping[str, int] | None = None
-    quantum = 0
-    for at in starts:
+    step_samples = 0
+    for at in sorted(by_sample.keys() | stages.keys()):
         weights = by_sample.get(at, weights)
-        quantum = quanta.get(at, quantum)
-        if weights is not None and quantum > 0:
-            yield Segment(at, dict(weights), quantum)
-
-
-def _scan(data: bytes, path: Path) -> tuple[list[Line], int]:
-    """Lines of the file and the length of its sound part.
-
-    Raises:
-        ScheduleError: a line other than the last is damaged.
-    """
-    lines: list[Line] = []
-    sound = 0
-    while sound < len(data):
-        end = data.find(b"\n", sound)
-        last = end < 0 or end == len(data) - 1
-        try:
-            if end < 0:
-                break
-            lines.append(decode_line(data[sound:end]))
-        except (ValueError, RecursionError) as error:
-            if last:
-                break
-            raise _damaged(path, len(lines) + 1, error) from error
-        sound = end + 1
-    return lines, sound
-
-
-def _damaged(path: Path, line: int, error: Exception) -> ScheduleError:
-    found = problem_of(error)
-    where = f"line {line}"
-    said = f"{where}: {found.said if found is not None else ''}"
-    raised = ScheduleError(
-        f"{path}: {said}; restore the file from a copy, or start a new run from a checkpoint"
-    )
-    raised.problem = Problem(where, said)
-    return raised
+        step_samples = stages.get(at, step_samples)
+        if weights is not None and step_samples > 0:
+            yield Segment(at, dict(weights), step_samples)
 
 
 def read_schedule(path: str | os.PathLike[str]) -> Schedule:
@@ -364,12 +332,7 @@ def read_schedule(path: str | os.PathLike[str]) -> Schedule:
         data = read_regular(path, _LARGEST).data
     except FileNotFoundError:
         return Schedule()
-    found = _scanned(data, Path(path))
-    if isinstance(found, Schedule):
-        return found
-    raised = ScheduleError(str(found))
-    raised.problem = found.problem
-    raise raised
+    return _scanned(data, Path(path))
 
 
 def schedule_of(path: str | os.PathLike[str]) -> ReadResult[Schedule]:
@@ -392,9 +355,35 @@ def schedule_of(path: str | os.PathLike[str]) -> ReadResult[Schedule]:
 
 
 @functools.lru_cache(maxsize=1)  # the controller looks at it many times between two lines
-def _scanned(data: bytes, path: Path) -> Schedule | ScheduleError:
-    try:
-        return Schedule(tuple(_scan(data, path)[0]))
-    except ScheduleError as error:
-        error.__cause__ = error.__context__ = None  # their frames would keep what was read
-        return error.with_traceback(None)
+def _scanned(data: bytes, path: Path) -> Schedule:
+    return Schedule(tuple(scan(data, path)[0]))
+
+
+def scan(data: bytes, path: Path) -> tuple[list[Line], int]:
+    """Lines of the file and the length of its sound part.
+
+    Raises:
+        ScheduleError: a line other than the last is damaged.
+    """
+    lines: list[Line] = []
+    sound = 0
+    while sound < len(data):
+        end = data.find(b"\n", sound)
+        if end < 0:
+            break
+        try:
+            lines.append(decode_line(data[sound:end]))
+        except (ValueError, RecursionError) as error:
+            if end == len(data) - 1:
+                break
+            raise _damaged(path, len(lines) + 1, error) from error
+        sound = end + 1
+    return lines, sound
+
+
+def _damaged(path: Path, line: int, error: Exception) -> ScheduleError:
+    problem = problem_of(error)
+    where = f"line {line}"
+    text = f"{where}: {problem.text if problem is not None else ''}"
+    mend = "restore the file from a copy, or start a new run from a checkpoint"
+    return ScheduleError(f"{path}: {text}; {mend}", Problem(where, text))

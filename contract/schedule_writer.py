@@ -18,9 +18,9 @@ from .schedule import (
     Schedule,
     ScheduleError,
     ScheduleTaken,
-    _scan,
     encode_line,
     read_schedule,
+    scan,
 )
 
 _LOCK_SECONDS = 10.0
@@ -63,7 +63,7 @@ class ScheduleWriter:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        self._own: int | None = None
+        self._incarnation: int | None = None
         self._end = 0
         with self._open(make=True) as handle:
             self._settle(handle)
@@ -95,7 +95,7 @@ class ScheduleWriter:
             data = encode_line(line)
             write_all(handle, data)
             self._end += len(data)
-            self._own = line.incarnation
+            self._incarnation = line.incarnation
 
     def check(self) -> None:
         """See whether a newer incarnation has taken over, or the file was lost.
@@ -108,7 +108,7 @@ class ScheduleWriter:
             size = os.fstat(handle).st_size
         if size != self._end:
             schedule = read_schedule(self._path)
-            if self._own is not None and schedule.incarnation > self._own:
+            if self._incarnation is not None and schedule.incarnation > self._incarnation:
                 raise ScheduleTaken(self._taken(schedule.incarnation))
 
     @contextlib.contextmanager
@@ -118,14 +118,14 @@ class ScheduleWriter:
         try:
             handle = os.open(self._path, flags | (os.O_CREAT if make else 0), 0o644)
         except FileNotFoundError as error:
-            if self._own is None:
+            if self._incarnation is None:
                 raise
             raise ScheduleError(self._lost("gone")) from error
         try:
             if fresh:
                 fsync_folder(self._path.parent)
             with _locked(handle):
-                if self._own is not None and os.fstat(handle).st_size < self._end:
+                if self._incarnation is not None and os.fstat(handle).st_size < self._end:
                     raise ScheduleError(self._lost("cut short"))
                 yield handle
         finally:
@@ -134,15 +134,15 @@ class ScheduleWriter:
     def _lost(self, how: str) -> str:
         return f"{self._path}: {how} while the run writes it; restore it from a copy"
 
-    def _settle(self, handle: int, own: int | None = None) -> Schedule:
+    def _settle(self, handle: int, incarnation: int | None = None) -> Schedule:
         """Read the open file, refuse if it is someone else's by now, cut a torn last line."""
-        own = self._own if own is None else own
+        incarnation = self._incarnation if incarnation is None else incarnation
         with os.fdopen(os.dup(handle), "rb") as stream:
             stream.seek(0)
             data = stream.read()
-        lines, sound = _scan(data, self._path)
+        lines, sound = scan(data, self._path)
         schedule = Schedule(tuple(lines))
-        if own is not None and schedule.incarnation > own:
+        if incarnation is not None and schedule.incarnation > incarnation:
             raise ScheduleTaken(self._taken(schedule.incarnation))
         if sound < len(data):
             os.ftruncate(handle, sound)

@@ -20,7 +20,7 @@ from mixloop.common.files import NotRegularError, canonical, read_regular
 KEY_FILE = "MIXLOOP_KEY_FILE"
 """Environment variable that names the key file where run.yaml doesn't (`trainer.key_file`)."""
 
-LEAST, MOST = 16, 4096
+MIN_BYTES, MAX_BYTES = 16, 4096
 _FORBIDDEN = stat.S_IWGRP | stat.S_IRWXO
 _PREFIX = "hmac-sha256:"
 _OUTSIDE = frozenset({"checksum", "hmac"})
@@ -58,7 +58,7 @@ def read_key(path: str | os.PathLike[str]) -> bytes:
     make = f"make one with `(umask 077; openssl rand -hex 32 > {path})`"
     try:
         mode = os.lstat(path).st_mode
-        key = read_regular(path, MOST).data.strip()
+        key = read_regular(path, MAX_BYTES).data.strip()
     except NotRegularError as error:
         raise KeyFileError(f"key_file: {path} is {error.strerror}, not a file") from None
     except FileNotFoundError:
@@ -69,8 +69,8 @@ def read_key(path: str | os.PathLike[str]) -> bytes:
         raise KeyFileError(
             f"key_file: {path}: mode {stat.S_IMODE(mode):o} lets others at it; chmod 600 {path}"
         )
-    if not LEAST <= len(key) <= MOST:
-        size = f"under {LEAST}" if len(key) < LEAST else f"over {MOST}"
+    if not MIN_BYTES <= len(key) <= MAX_BYTES:
+        size = f"under {MIN_BYTES}" if len(key) < MIN_BYTES else f"over {MAX_BYTES}"
         raise KeyFileError(f"key_file: {path}: {size} bytes; {make}")
     return key
 
@@ -87,11 +87,11 @@ def sign(key: bytes, body: Mapping[str, Any]) -> str:
 
 def is_signed(key: bytes, body: Mapping[str, Any]) -> bool:
     """Whether `hmac` is right, in time that doesn't depend on where it is wrong."""
-    given = body.get("hmac")
-    if not isinstance(given, str) or not given.isascii():
+    signature = body.get("hmac")
+    if not isinstance(signature, str) or not signature.isascii():
         return False
     try:
-        return hmac.compare_digest(given, sign(key, body))
+        return hmac.compare_digest(signature, sign(key, body))
     except (ValueError, RecursionError):  # NaN in it, or a depth that can't be written again
         return False
 

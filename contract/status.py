@@ -1,30 +1,19 @@
-"""`status.json`, `manifest.json` and `holds.json`: what trainer and controller tell each other."""
+"""``status.json``: the trainer's heartbeat."""
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
-from mixloop.common.files import LARGEST, parse_json, read_regular, write_atomic
-from mixloop.common.json_records import (
-    Problem,
-    ReadResult,
-    RecordError,
-    decode,
-    encode,
-    json_shown,
-    problem_of,
-)
+from mixloop.common.files import LARGEST, write_json
+from mixloop.common.json_records import ReadResult, encode, read_record
 
 STATUS_SCHEMA = "mixloop/status/1"
 
 Phase = Literal["warmup", "stable", "decay"]
 AnyPath = str | os.PathLike[str]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -150,48 +139,13 @@ class Status:
         return {"schema": STATUS_SCHEMA, **encode(self)}
 
 
-def _write(path: AnyPath, value: dict[str, Any]) -> None:
-    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
-def read_record(path: AnyPath, schema: str, kind: type[T], limit: int = LARGEST) -> ReadResult[T]:
-    """A file of one record: its value, or what is wrong with it. Never raises.
-
-    Args:
-        limit: bytes; a larger file is refused.
-    """
-    try:
-        data = read_regular(path, limit).data
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        return ReadResult(problem=problem_of(error))
-    if len(data) > limit:
-        return ReadResult(problem=Problem("", f"larger than {limit:,} bytes"))
-    parse = _parsed if len(data) <= LARGEST else _parsed.__wrapped__
-    return cast("ReadResult[T]", parse(data, schema, cast(Any, kind)))
-
-
-@functools.lru_cache(maxsize=8)  # a file that is looked at again and again rarely has news
-def _parsed(data: bytes, schema: str, kind: type[Any]) -> ReadResult[Any]:
-    try:
-        value = parse_json(data.decode())
-        if not isinstance(value, dict):
-            raise RecordError(f"it is {json_shown(value)}: must be an object")
-        if value.get("schema") != schema:
-            raise RecordError(
-                f"schema is {json_shown(value.get('schema'))}: must be {schema!r}", "schema"
-            )
-        return ReadResult(decode(kind, value))
-    except (ValueError, RecursionError) as error:  # RecordError and decoding errors are ValueErrors
-        return ReadResult(problem=problem_of(error))
-
-
 def write_status(path: AnyPath, status: Status) -> None:
     """Replace `status.json`.
 
     Raises:
         OSError: the disk did not take it.
     """
-    _write(path, status.to_json())
+    write_json(path, status.to_json())
 
 
 def read_status(path: AnyPath) -> ReadResult[Status]:

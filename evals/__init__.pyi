@@ -1,6 +1,8 @@
 from .scorecard import BenchmarkScore as BenchmarkScore
 from .scorecard import Cost as Cost
+from .scorecard import FrozenModel as FrozenModel
 from .scorecard import Metric as Metric
+from .scorecard import Outcomes as Outcomes
 from .scorecard import Scorecard as Scorecard
 from .scorecard import training_state as training_state
 from .settings import BENCHMARKS as BENCHMARKS

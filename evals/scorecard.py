@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import secrets
-import stat
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
+from mixloop.common.files import read_regular, write_atomic
+
 SCHEMA: Final = "mixloop/scorecard/1"
+MAX_BYTES = 2**28
+"""What no scorecard file exceeds: some hundred bytes an item."""
+
+Outcomes = dict[str, dict[str, float]]
+"""Per item id, every number measured on it by its metric's name."""
 
 
-class _Frozen(BaseModel):
+class FrozenModel(BaseModel):
+    """A record that isn't changed and takes no key it doesn't know."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Metric(_Frozen):
+class Metric(FrozenModel):
     """One number with its standard error (None where one item gives none).
 
     The standard error is cluster-robust over MMLU's subjects. `interval` is the 95% one: exact
-    where all outcomes are 0 or 1 (see `estimates.proportion_interval`), else Student's; None where
-    one item gives none, and in scorecards of earlier versions. `n` items were scored, `excluded`
-    did not fit the model's context, `asked` is their sum.
+    where all outcomes are 0 or 1 (see `estimates.proportion_interval`), else Student's. `n` items
+    were scored, `excluded` did not fit the model's context, `asked` is their sum.
     """
 
     value: float
@@ -37,11 +41,11 @@ class Metric(_Frozen):
     excluded: int
 
 
-class BenchmarkScore(_Frozen):
+class BenchmarkScore(FrozenModel):
     """One benchmark: `missing` (with the reason) when nothing at all could be measured.
 
     `items` holds per item every metric measured on it, and `bytes`, the weight of its
-    bits_per_byte. `shots` is what the run uses, `max_new_tokens` the room kept for generation.
+    bits_per_byte. `shots` is what the run uses, `max_new_tokens` what a generation may take.
     `data` says where the items come from and how many; `data_kind` is its first word. A metric
     that could not be measured is absent and `reason` says why.
     """
@@ -49,7 +53,7 @@ class BenchmarkScore(_Frozen):
     status: Literal["ok", "missing"]
     reason: str | None = None
     metrics: dict[str, Metric] = Field(default_factory=dict)
-    items: dict[str, dict[str, float]] = Field(default_factory=dict)
+    items: Outcomes = Field(default_factory=dict)
     shots: int = 0
     max_new_tokens: int | None = None
     asked: int = 0
@@ -58,7 +62,7 @@ class BenchmarkScore(_Frozen):
     data_kind: str = ""
 
 
-class Cost(_Frozen):
+class Cost(FrozenModel):
     """What one benchmark cost: wall and processor seconds, and tokens run through the model.
 
     `tokens` were computed, `asked_tokens` is what computing every request on its own would take.
@@ -81,11 +85,11 @@ class Cost(_Frozen):
     def _without_computed(cls, value: Any) -> Any:
         """A file says it, for whoever reads it without us; here it follows from the others."""
         if isinstance(value, dict):
-            return {key: one for key, one in value.items() if key != "items_per_second"}
+            return {key: number for key, number in value.items() if key != "items_per_second"}
         return value
 
 
-class Scorecard(_Frozen):
+class Scorecard(FrozenModel):
     """All metrics of one checkpoint. `engine` names the versions that ran.
 
     `seconds` (wall) and `cost` (per benchmark) differ from one run to the next; everything else
@@ -112,38 +116,25 @@ class Scorecard(_Frozen):
 
     @classmethod
     def read(cls, path: Path) -> Scorecard:
-        """Reads a scorecard file. Raises OSError or ValueError naming the file."""
+        """Reads a scorecard file; no link is followed, no FIFO waited for.
+
+        Raises:
+            OSError: it is missing, can't be read, or is no regular file.
+            ValueError: it is no scorecard; names the file.
+        """
         try:
-            return cls.model_validate_json(_regular(path))
+            return cls.model_validate_json(read_regular(path, MAX_BYTES).data)
         except ValueError as error:
             raise ValueError(f"{path}: not a scorecard: {error}") from error
 
     def write(self, path: Path) -> None:
         """Writes the file atomically: a reader sees all of it or nothing."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o644), "w", encoding="utf-8") as file:
-            try:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        write_atomic(path, self.to_json().encode())
 
     def data_kinds(self) -> dict[str, str]:
         """Where each benchmark's items came from: what `EvalSettings.pinned` takes."""
-        return {name: one.data_kind for name, one in self.benchmarks.items() if one.data_kind}
-
-
-def _regular(path: Path) -> bytes:
-    """A regular file's bytes: no link is followed, no FIFO waited for."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return file.read()
+        return {name: score.data_kind for name, score in self.benchmarks.items() if score.data_kind}
 
 
 def training_state(checkpoint: Path) -> tuple[int | None, int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -28,9 +28,7 @@ DataKind = Literal["auto", "hub", "packages"]
 
 def _as_files(value: Any) -> Any:
     """A lone path becomes a list of one; the three words stay words."""
-    if isinstance(value, Path) or (
-        isinstance(value, str) and value not in ("auto", "hub", "packages")
-    ):
+    if isinstance(value, Path | str) and value not in get_args(DataKind):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
 
@@ -46,13 +44,13 @@ def _as_share(value: Any) -> Any:
     return number / 100 if value.strip().endswith("%") else number
 
 
-def _some_share(value: float) -> float:
+def _positive_share(value: float) -> float:
     if not 0 < value <= 1:
         raise ValueError("must be above 0 and at most all training time: write 2% or 0.02")
     return value
 
 
-Share = Annotated[float, BeforeValidator(_as_share), AfterValidator(_some_share)]
+Share = Annotated[float, BeforeValidator(_as_share), AfterValidator(_positive_share)]
 Data = Annotated[DataKind | tuple[Path, ...], BeforeValidator(_as_files)]
 
 
@@ -71,9 +69,9 @@ def _as_launcher(value: Any) -> Any:
         return value
     if not isinstance(value, list | tuple):
         return value
-    if any(isinstance(one, bool) or not isinstance(one, str | int | float) for one in value):
+    if any(isinstance(part, bool) or not isinstance(part, str | int | float) for part in value):
         raise ValueError("every argument must be a text or a number")
-    arguments = tuple(str(one) for one in value)
+    arguments = tuple(str(part) for part in value)
     if arguments.count(COMMAND) != 1:
         raise ValueError(
             f"exactly one argument must be '{COMMAND}', where the worker's own arguments go; "
@@ -111,6 +109,9 @@ def _as_mapping(value: Any) -> Any:
     if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
         return {name: {} for name in value}
     return value
+
+
+_RAY_ONLY = ("workers", "worker_cpus", "worker_gpus", "ray_address", "unit_timeout")
 
 
 class EvalSettings(BaseModel):
@@ -176,16 +177,15 @@ class EvalSettings(BaseModel):
     def _named(cls, value: dict[str, BenchmarkSettings]) -> dict[str, BenchmarkSettings]:
         for name in value:
             if not _NAME.fullmatch(name):
-                known = ", ".join(BENCHMARKS)
                 raise ValueError(
-                    f"{name!r} can't be a benchmark: choose from {known}, or name a task of lm-eval"
+                    f"{name!r} can't be a benchmark: choose from {', '.join(BENCHMARKS)}, "
+                    "or name a task of lm-eval"
                 )
         return value
 
     @model_validator(mode="after")
     def _workers_of_ray(self) -> EvalSettings:
-        own = ("workers", "worker_cpus", "worker_gpus", "ray_address", "unit_timeout")
-        for name in own if self.launcher != "ray" else ():
+        for name in _RAY_ONLY if self.launcher != "ray" else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is for launcher: ray; add that or remove {name}")
         # Ray hides the GPUs that a worker has not asked for
@@ -210,13 +210,17 @@ class EvalSettings(BaseModel):
 
     def asking(self, chosen: dict[str, BenchmarkSettings]) -> EvalSettings:
         """These settings with the chosen benchmarks alone, each asked or watched as before."""
-        watched = {name: one for name, one in chosen.items() if name not in self.benchmarks}
-        asked = {name: one for name, one in chosen.items() if name in self.benchmarks}
+        watched = {
+            name: settings for name, settings in chosen.items() if name not in self.benchmarks
+        }
+        asked = {name: settings for name, settings in chosen.items() if name in self.benchmarks}
         return self.model_copy(update={"benchmarks": asked, "watch": watched})
 
-    def _with_pin(self, name: str, one: BenchmarkSettings) -> BenchmarkSettings:
+    def _with_pin(self, name: str, settings: BenchmarkSettings) -> BenchmarkSettings:
         pin = self.data_pins.get(name)
-        return one.model_copy(update={"data": pin}) if one.data == "auto" and pin else one
+        if settings.data == "auto" and pin:
+            return settings.model_copy(update={"data": pin})
+        return settings
 
     def digest(self) -> str:
         """Identity of what is measured; two scorecards compare only under the same digest."""

@@ -31,20 +31,20 @@ import yaml
 LENGTH, ROWS = 128, 8
 
 
-def texts() -> dict[str, list[str]]:
+def read_texts() -> dict[str, list[str]]:
     """The standard library's modules as code, their docstrings as prose."""
-    found: dict[str, list[str]] = {"code": [], "prose": []}
+    texts: dict[str, list[str]] = {"code": [], "prose": []}
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         source = file.read_text("utf-8", errors="ignore")
-        found["code"].append(source)
+        texts["code"].append(source)
         try:
             nodes = list(ast.walk(ast.parse(source)))
         except SyntaxError:
             continue
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
         docs = [ast.get_docstring(node) for node in nodes if isinstance(node, kinds)]
-        found["prose"] += [doc for doc in docs if doc and len(doc) > 80]
-    return found
+        texts["prose"] += [doc for doc in docs if doc and len(doc) > 80]
+    return texts
 
 
 def make_run(folder: Path, steps: int) -> Path:
@@ -53,10 +53,10 @@ def make_run(folder: Path, steps: int) -> Path:
     from mixloop.trainer.sources import train_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
-    found = texts()
-    every = [text for one in found.values() for text in one]
-    tokenizer = train_tokenizer(every[::3], folder / "tokenizer", 2048)
-    for name, documents in found.items():
+    texts = read_texts()
+    documents = [text for source in texts.values() for text in source]
+    tokenizer = train_tokenizer(documents[::3], folder / "tokenizer", 2048)
+    for name, documents in texts.items():
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
         prepare([str(file)], folder / name, str(tokenizer))
@@ -97,7 +97,7 @@ def train(folder: Path, resume: bool = False) -> None:
     class MixtureTrainer(MixtureMixin, Trainer):
         pass
 
-    def told(change: Change) -> None:
+    def show(change: Change) -> None:
         shares = ", ".join(f"{name} {share:.2f}" for name, share in change.weights.items())
         print(f"trainer: generation {change.generation} from step {change.step}: {shares}")
         sys.stdout.flush()
@@ -106,7 +106,7 @@ def train(folder: Path, resume: bool = False) -> None:
         output_dir=str(folder / "out"), per_device_train_batch_size=ROWS, learning_rate=1e-3,
         logging_steps=20, save_steps=100, report_to=[], use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
-    loader = MixtureLoader.from_config(folder / "run.yaml", on_change=told)
+    loader = MixtureLoader.from_config(folder / "run.yaml", on_change=show)
     config = LlamaConfig(
         vocab_size=2048, hidden_size=96, intermediate_size=256, num_hidden_layers=3,
         num_attention_heads=4, max_position_embeddings=LENGTH,
@@ -119,6 +119,7 @@ def train(folder: Path, resume: bool = False) -> None:
 
 
 def mixloop(*command: str) -> list[str]:
+    """The command line of a mixloop command."""
     return [sys.executable, "-m", "mixloop.cli.app", *command]
 
 
@@ -149,10 +150,12 @@ def demo(folder: Path, steps: int) -> None:
 
 
 def output(command: list[str]) -> str:
+    """What a command prints."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def wait_for_step(status: Path, step: int, training: subprocess.Popen[bytes]) -> None:
+    """Wait until the trainer says that it has come this far, or has ended."""
     while training.poll() is None:
         if status.exists() and json.loads(status.read_text())["step"] >= step:
             return
@@ -168,13 +171,13 @@ if __name__ == "__main__":
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--resume", action="store_true")
-    given = parser.parse_args()
-    if given.demo:
-        with tempfile.TemporaryDirectory() as made:
-            demo(given.folder or Path(made), given.steps)
-    elif given.folder is None:
+    options = parser.parse_args()
+    if options.demo:
+        with tempfile.TemporaryDirectory() as temporary:
+            demo(options.folder or Path(temporary), options.steps)
+    elif options.folder is None:
         parser.error("give a folder, or --demo")
-    elif given.prepare:
-        print(make_run(given.folder, given.steps))
+    elif options.prepare:
+        print(make_run(options.folder, options.steps))
     else:
-        train(given.folder, given.resume)
+        train(options.folder, options.resume)

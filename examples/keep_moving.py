@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mixloop.policies.interface import Hold, Observation, Proposal
+from mixloop.policies import Hold, Observation, Proposal
 
 
 class Options(BaseModel):

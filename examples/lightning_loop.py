@@ -30,17 +30,17 @@ LENGTH, ROWS, ACCUMULATION, BUDGET_STEPS = 64, 4, 2, 400
 def make_run(folder: Path) -> Path:
     """Token stores, a tokenizer and a run.yaml: modules as code, their docstrings as prose."""
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[str]] = {"code": [], "prose": []}
+    texts: dict[str, list[str]] = {"code": [], "prose": []}
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:60]:
         source = file.read_text("utf-8", errors="ignore")
-        found["code"].append(source)
+        texts["code"].append(source)
         nodes = ast.walk(ast.parse(source))
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
         docs = [ast.get_docstring(node) for node in nodes if isinstance(node, kinds)]
-        found["prose"] += [doc for doc in docs if doc and len(doc) > 80]
-    every = [text for one in found.values() for text in one]
-    tokenizer = train_tokenizer(every[::3], folder / "tokenizer", 1024)
-    for name, documents in found.items():
+        texts["prose"] += [doc for doc in docs if doc and len(doc) > 80]
+    documents = [text for source in texts.values() for text in source]
+    tokenizer = train_tokenizer(documents[::3], folder / "tokenizer", 1024)
+    for name, documents in texts.items():
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
         prepare([str(file)], folder / name, str(tokenizer))
@@ -75,13 +75,17 @@ class Llama(pl.LightningModule):
         self.model = LlamaForCausalLM(config)
 
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+        """The loss of a micro-batch."""
         return self.model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW."""
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
 def train(folder: Path, steps: int) -> None:
+    """Train to `steps`, from the newest checkpoint where there is one."""
+
     def export(module: Llama, into: Path) -> None:  # what the controller scores
         module.model.save_pretrained(into)
         AutoTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(into)
@@ -92,9 +96,9 @@ def train(folder: Path, steps: int) -> None:
         logger=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     data = MixtureDataModule(folder / "run.yaml", on_change=print)
-    found = {int(path.parent.name.split("-")[1]): path
+    saved = {int(path.parent.name.split("-")[1]): path
              for path in (folder / "out").glob("checkpoint-*/lightning.ckpt")}  # fmt: skip
-    newest = found[max(found)] if found else None
+    newest = saved[max(saved)] if saved else None
     print(f"from {newest.parent.name}" if newest else "from the beginning")
     trainer.fit(Llama(), datamodule=data, ckpt_path=newest)
     print(f"step {trainer.global_step}, {data.mixture.sample} samples")
@@ -104,7 +108,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=100)
-    given = parser.parse_args()
-    if not (given.folder / "run.yaml").exists():
-        make_run(given.folder)
-    train(given.folder, given.steps)
+    options = parser.parse_args()
+    if not (options.folder / "run.yaml").exists():
+        make_run(options.folder)
+    train(options.folder, options.steps)

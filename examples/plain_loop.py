@@ -28,5 +28,7 @@ for batch in loader:  # one micro-batch of this rank
 
 folder = loader.job.dir / f"checkpoint-{loader.step}"
 model.save_pretrained(folder)
-loader.saved(folder)  # which mixture it was trained on: for the controller, and to go on from
+loader.mark_checkpoint(
+    folder
+)  # which mixture it was trained on: for the controller, and to go on from
 loader.close()

@@ -21,9 +21,8 @@ def main() -> int:
     packages = [word for room in rooms for word in ("-p", f"mixloop.{room}")]
     if not packages:
         return 0
-    return subprocess.run(
-        [sys.executable, "-m", "mypy", *packages], cwd=ROOT, check=False
-    ).returncode
+    command = [sys.executable, "-m", "mypy", *packages]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":

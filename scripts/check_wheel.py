@@ -51,7 +51,9 @@ def wanted() -> set[str]:
     """The wheel's names for every module, face, template and marker in the rooms."""
     paths = (path for room in ROOMS for path in (ROOT / room).rglob("*"))
     kept = (
-        path for path in paths if path.suffix in (".py", ".pyi", ".html") or path.name == "py.typed"
+        path
+        for path in paths
+        if path.suffix in (".py", ".pyi", ".html", ".yaml") or path.name == "py.typed"
     )
     return {f"mixloop/{path.relative_to(ROOT).as_posix()}" for path in kept}
 
@@ -77,8 +79,8 @@ def check_use(wheel: Path, work: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     run([*pip, "--no-deps", "--target", str(site), str(wheel)])
     options = {"cwd": elsewhere, "env": {**os.environ, "PYTHONPATH": str(site)}}
-    found = json.loads(run([sys.executable, "-c", IMPORTS, *ROOMS], **options))
-    strays = [path for path in found if not Path(path).is_relative_to(site)]
+    paths = json.loads(run([sys.executable, "-c", IMPORTS, *ROOMS], **options))
+    strays = [path for path in paths if not Path(path).is_relative_to(site)]
     if strays:
         sys.exit(f"check_wheel: imported from {strays}, not from the wheel in {site}")
     help_text = run([str(site / "bin" / "mixloop"), "--help"], **options)

@@ -29,7 +29,6 @@ ROW, HEAD, CHIP = 22, 30, 7.0  # heights of a row of packages and of a room's na
 HOUSE = 800  # width of the rooms; the run directory stands right of them
 WRITES, READS, PASSES = "#bf360c", "#1565c0", "#37474f"
 QUIET = ' fill="#546e7a"'
-FORMER = {"mixloop.trainer.contract"}  # hands names on under their former path
 COLOURS = {
     "cli": "#e8eaf6",
     "tools": "#e3f2fd",
@@ -73,7 +72,7 @@ def packages(room: str) -> list[list[str]]:
     inside = {
         name.split(".")[2]
         for name in house.modules()
-        if name.startswith(f"mixloop.{room}.") and name.count(".") == 2
+        if name.startswith(f"mixloop.{room}.") and name.count(".") == 2 and name not in house.FORMER
     }
     for contract in _contracts():
         if contract.get("containers") == [f"mixloop.{room}"]:
@@ -98,7 +97,7 @@ def takers(names: tuple[str, ...], package: str = "mixloop.contract") -> set[str
     """Rooms that take one of these names from a package, by itself or off a module of verbs."""
     rooms = set()
     for entry in house.imports():
-        if entry.module in FORMER or not house.home(entry).startswith(package):
+        if entry.module in house.FORMER or not house.home(entry).startswith(package):
             continue
         verbs = any(name.startswith(f"{entry.name}.") for name in names)
         if entry.name in names or (verbs and _calls(entry.module, names)):

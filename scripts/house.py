@@ -15,6 +15,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("common", "contract", "policies", "evals", "trainer", "controller", "tools", "cli")
 
+# hand names on under their former path, for one release
+FORMER = {
+    "mixloop.trainer.contract",
+    "mixloop.trainer.windows",
+    "mixloop.evals.loading",
+    "mixloop.policies.worlds.testing",
+}
+
 
 @dataclass(frozen=True)
 class Import:

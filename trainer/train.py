@@ -1,7 +1,7 @@
 """The reference training loop: ``python -m mixloop.trainer.train JOB.json [--rewind]``.
 
 A Llama trained with AdamW on a warm-up/stable/decay or cosine schedule, whose data mixture changes
-under it when an order comes (:mod:`learner` has the step, :mod:`session` the run's files). Under
+under it when an order comes (:mod:`.reference` has the step and the run's files). Under
 `torchrun` it is the same loop on every rank. Exit codes: 0 done, 1 failed, 2 bad input, 130
 interrupted (after a checkpoint).
 """
@@ -84,7 +84,7 @@ def loop(session: Session, stop: Stop, trace: SampleTrace | None) -> bool:
     session.report()
     if settings.checkpoint_initial and position.step == 0:
         session.save()
-    while not session.spent:
+    while not session.live.spent:
         if position.step % settings.poll_every == 0:
             session.poll()
         before = position.sample
@@ -133,28 +133,26 @@ def set_up(job: Job, peers: Collectives, rewind: bool) -> Session | None:
         if peers.rank == 0:
             mark_finished(RunPaths(job.dir).status)
         return None
-    eos = document_end(job, stores)
-    trainer = Trainer(job, inspect_tokenizer(tokenizer), len(stores), peers, eos)
+    eos_id = document_end(job, stores)
+    trainer = Trainer(job, inspect_tokenizer(tokenizer), len(stores), peers, eos_id)
     kept = trainer.load(plan.parent) if plan.parent else None
-    known = frozenset((s, g) for s, g in kept["switches"]) if kept is not None else None
+    announced = frozenset((s, g) for s, g in kept["switches"]) if kept else None
     writers: list[ScheduleWriter] = []
 
     def start_here() -> Incarnation:
         checkpoint_store.sweep(RunPaths(job.dir).checkpoints)
         try:
-            writer, begun = begin(plan, known)
+            writer, begun = begin(plan, announced)
         except ScheduleTaken as error:
             raise JobError(str(error)) from error
         writers.append(writer)
         return begun
 
     start: Incarnation = on_first(peers, start_here)
-    feed = open_feed(job, stores, start, peers, plan.sample)
-    session = Session(plan, start, trainer, feed, tokenizer)
-    if kept is not None and "watch" in kept:
-        session.watch.load(kept["watch"])
+    batches = open_batches(job, stores, start, peers, plan.sample)
+    session = Session(plan, start, trainer, batches, tokenizer, kept)
     if writers:
-        session.take_lead(plan, start, writers[0], stores)
+        session.live.take_lead(plan, start, writers[0], stores)
         if plan.parent is not None:
             say(f"resumed from {plan.parent.name}")
     return session
@@ -167,20 +165,19 @@ def mark_finished(path: Path) -> None:
         write_status(path, replace(status, finished=True, heartbeat=status.heartbeat + 1))
 
 
-def open_feed(
+def open_batches(
     job: Job, stores: Mapping[str, Store], start: Incarnation, peers: Collectives, sample: int
 ) -> RankBatches:
     """This rank's batches, from `sample` on."""
     settings = job.settings
     layout = BatchLayout(
         rows=settings.micro_batch,
-        accumulation=settings.accumulation,
         rank=peers.rank,
         world=peers.world,
         sequence_length=job.sequence_length,
     )
-    order, quanta = start.order(job.seed), start.quanta
-    return RankBatches(stores, order, layout, settings.prefetch, sample, quanta=quanta)
+    order = start.order(job.seed)
+    return RankBatches(stores, order, layout, start.batch_schedule, settings.prefetch, sample)
 
 
 def train(job: Job, *, rewind: bool = False, trace: Path | None = None) -> int:
@@ -237,14 +234,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if job.settings.processes > 1:
                 return run_ranks(job.settings.processes, sys.argv[1:] if argv is None else argv)
         return train(job, rewind=arguments.rewind, trace=arguments.trace)
-    except JobError as error:
+    except (JobError, DivergenceError) as error:
         if os.environ.get("RANK", "0") == "0":
             say(str(error))
-        return 2
-    except DivergenceError as error:
-        if os.environ.get("RANK", "0") == "0":
-            say(str(error))
-        return 1
+        return 2 if isinstance(error, JobError) else 1
     except KeyboardInterrupt:
         return 130
     except Exception:

@@ -46,13 +46,14 @@ class Layout:
         path = self.folder / name
         if self.name == "mixloop":
             return read_manifest(path)
-        found = read_saved_manifest(path)
-        if found.value is None:
-            return found
-        if found.value.step != self.step(name):
-            wrong = f"step is {found.value.step}: must be {self.step(name)}, as its folder says"
+        result = read_saved_manifest(path)
+        manifest = result.value
+        if manifest is None:
+            return result
+        if manifest.step != self.step(name):
+            wrong = f"step is {manifest.step}: must be {self.step(name)}, as its folder says"
             return ReadResult(problem=Problem("step", wrong))
-        return found if _is_whole(path) else ReadResult()
+        return result if _is_whole(path) else ReadResult()
 
     def file(self, name: str) -> Path:
         """The file that says it."""

@@ -9,7 +9,7 @@ from mixloop.contract import BatchSchedule, SourceStatus, Stage, Status
 from mixloop.controller.config import RunConfig
 from mixloop.policies.guards import GuardContext, GuardSettings
 from mixloop.policies.interface import Observation
-from mixloop.policies.mixture import GuardSource, project
+from mixloop.policies.mixture import project
 from mixloop.trainer.config import JobError, batch_schedule_of
 
 from .decision_record import Plan, Weights
@@ -70,10 +70,7 @@ def guard_context(
     )
     every = config.evals.every or trainer.checkpoint_every or config.budget
     return GuardContext(
-        sources={
-            name: GuardSource(unique_tokens=source.unique_tokens, standby=source.standby)
-            for name, source in observation.sources.items()
-        },
+        sources=observation.sources,
         weights=weights,
         drawn={
             name: by_then[name] if name in status.sources else 0.0 for name in observation.sources

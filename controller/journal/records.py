@@ -127,7 +127,7 @@ def unread(journal: Journal, files: UnreadableFiles, folder: Path) -> None:
             problem = report.problem
             detail = {"file": name_of(report.path, folder)}
             if problem is not None:
-                detail |= {"key": problem.key, "problem": problem.said}
+                detail |= {"key": problem.key, "problem": problem.text}
             add_event(tx, journal.fence or 0, "unread" if problem else "read-again", detail)
 
 

@@ -148,7 +148,7 @@ def report_line(report: Report, folder: Path) -> str:
     name = name_of(report.path, folder)
     if report.problem is None:
         return f"{name} can be read again"
-    return f"{name} can't be read: {report.problem.said}; {remedy(report.path)}"
+    return f"{name} can't be read: {report.problem.text}; {remedy(report.path)}"
 
 
 def problems(paths: RunPaths, journal: Journal | None) -> dict[Path, Problem]:
@@ -171,7 +171,7 @@ def persisting(
 ) -> list[UnreadableFile]:
     """What was wrong at two looks, for people."""
     return [
-        UnreadableFile(name_of(path, folder), problem.key, problem.said, remedy(path))
+        UnreadableFile(name_of(path, folder), problem.key, problem.text, remedy(path))
         for path, problem in sorted(now.items(), key=lambda pair: pair[0])
         if path in before
     ]

@@ -153,7 +153,7 @@ def _sandbox(config: RunConfig) -> str:
     sandbox = Sandbox(config.evals.sandbox)
     try:
         reason = sandbox.unusable()
-        found = f"will not run: {reason}" if reason else f"run under {sandbox.kind}"
-        return f"humaneval: programs {found}"
+        how = f"will not run: {reason}" if reason else f"run under {sandbox.kind}"
+        return f"humaneval: programs {how}"
     finally:
         sandbox.close()

@@ -54,7 +54,7 @@ def open_run(run: Path, *, new: bool = False) -> tuple[RunPaths, Journal | None]
     heartbeat = read_status(paths.status)
     if heartbeat.problem is not None:
         raise BadInput(
-            f"{paths.status}: can't be read: {heartbeat.problem.said}; there is no journal either"
+            f"{paths.status}: can't be read: {heartbeat.problem.text}; there is no journal either"
         )
     if heartbeat.value is None:
         raise BadInput(

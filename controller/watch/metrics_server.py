@@ -13,7 +13,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import TCPServer
 from typing import Any
@@ -50,39 +49,30 @@ def _refused(host: str, port: int, error: OSError) -> BadInput:
     )
 
 
-class MetricsServer:
+class MetricsServer(HTTPServer):
     """Serves one run's metrics until :meth:`close`.
+
+    One request at a time: a client that dawdles delays other scrapes, never the controller.
 
     Raises:
         BadInput: when the address can't be had.
     """
 
-    def __init__(
-        self,
-        paths: RunPaths,
-        host: str,
-        port: int,
-        timings: Timings,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, paths: RunPaths, host: str, port: int, timings: Timings) -> None:
         self._timings = timings
-        self._clock = clock
-        self._watcher = Watcher(paths, clock)
+        self._watcher = Watcher(paths, time.monotonic)
         self._answer = b""
         self._answered = self._looked = float("-inf")
         try:
-            self._server = _Server((host, port), self)
+            super().__init__((host, port), _Handler)
         except OSError as error:
             raise _refused(host, port, error) from None
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, name="metrics", daemon=True
-        )
-        self._thread.start()
+        threading.Thread(target=self.serve_forever, name="metrics", daemon=True).start()
 
     @property
     def url(self) -> str:
         """Where it is served."""
-        host, port = self._server.server_address[:2]
+        host, port = self.server_address[:2]
         return f"http://{host if isinstance(host, str) else host.decode()}:{port}/metrics"
 
     def close(self) -> None:
@@ -90,12 +80,12 @@ class MetricsServer:
         threading.Thread(target=self._end, daemon=True).start()
 
     def _end(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.shutdown()
+        self.server_close()
 
     def answer(self) -> bytes:
         """The exposition now, or as it was a moment ago."""
-        now = self._clock()
+        now = time.monotonic()
         if now - self._answered > FRESH:
             self._answer = self._exposition()
             self._answered = self._looked = now
@@ -111,35 +101,24 @@ class MetricsServer:
             raise JournalError(look.trouble or "there is no journal")
         return generate_latest(RunMetrics(look.standing, self._timings))
 
-    def refresh(self) -> None:
+    def service_actions(self) -> None:
         """Look at the heartbeat now and then, so that its silence is known when somebody asks."""
-        now = self._clock()
+        now = time.monotonic()
         if now - self._looked > IDLE_INTERVAL:
             self._looked = now
             self._watcher.read_heartbeat()
-
-
-class _Server(HTTPServer):
-    """One request at a time: a client that dawdles delays other scrapes, never the controller."""
-
-    def __init__(self, address: tuple[str, int], owner: MetricsServer) -> None:
-        self.owner = owner
-        super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
         """Without the reverse look-up of our own name, which can take seconds."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = "mixloop", int(self.server_address[1])
 
-    def service_actions(self) -> None:
-        self.owner.refresh()
-
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is nothing to tell."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    server: MetricsServer
     timeout = CLIENT_TIMEOUT
     server_version, sys_version = "mixloop", ""
 
@@ -148,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"only /metrics is here\n")
             return
         try:
-            body = self.server.owner.answer()
+            body = self.server.answer()
         except Exception as error:
             self._send(503, f"not now: {type(error).__name__}: {error}\n".encode())
             return

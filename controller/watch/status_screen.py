@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixloop.common.types import Json
+from mixloop.controller import views
 from mixloop.controller.views import Watcher
 
 from .view import View, build
@@ -29,15 +30,13 @@ def watch(target: Path, every: float, *, as_json: bool = False) -> int:
     Raises:
         BadInput: no such run.
     """
-    from mixloop.controller.views import console, run_folder
-
-    watcher = Watcher(run_folder(target), time.monotonic)
-    place = console()
+    watcher = Watcher(views.run_folder(target), time.monotonic)
+    console = views.console()
     with _gentle_stops() as pause:
         if as_json:
             return _follow(watcher, every, pause, _json_line)
-        if place.is_terminal and not place.is_dumb_terminal:
-            return _screen(watcher, every, pause, place)
+        if console.is_terminal and not console.is_dumb_terminal:
+            return _screen(watcher, every, pause, console)
         return _follow(watcher, every, pause, _Blocks().block)
 
 
@@ -52,9 +51,8 @@ def _gentle_stops() -> Iterator[Pause]:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
-    waiting = threading.Event()
     try:
-        yield waiting.wait
+        yield threading.Event().wait
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -65,10 +63,10 @@ def _ended(view: View) -> bool:
     return over and not view.pending
 
 
-def _follow(watcher: Watcher, every: float, pause: Pause, tell: Callable[[View], str]) -> int:
+def _follow(watcher: Watcher, every: float, pause: Pause, block: Callable[[View], str]) -> int:
     while True:
         view = build(watcher.look())
-        if text := tell(view):
+        if text := block(view):
             print(text, flush=True)  # noqa: T201 - the command's output
         if _ended(view):
             return 0
@@ -83,36 +81,35 @@ class _Blocks:
     """One block of plain lines per change."""
 
     def __init__(self) -> None:
-        self._told: Json | None = None
+        self._last: Json | None = None
 
     def block(self, view: View) -> str:
         from .screen import plain
 
-        key = view.key()
-        if key == self._told:
+        last, self._last = self._last, view.key()
+        if self._last == last:
             return ""
-        first, self._told = self._told is None, key
-        return ("" if first else "\n") + "\n".join(plain(view))
+        return ("" if last is None else "\n") + "\n".join(plain(view))
 
 
-def _screen(watcher: Watcher, every: float, pause: Pause, place: Console) -> int:
+def _screen(watcher: Watcher, every: float, pause: Pause, console: Console) -> int:
     from rich.console import Group
     from rich.live import Live
 
     from .screen import ASCII, Signs, screen
 
-    signs = ASCII if place.options.ascii_only else Signs()
-    with Live(console=place, screen=True, auto_refresh=False, redirect_stdout=False) as live:
+    signs = ASCII if console.options.ascii_only else Signs()
+    with Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False) as live:
         while True:
             view = build(watcher.look())
             began, drawn = time.monotonic(), None
             while time.monotonic() - began < every:
-                if (size := place.size) != drawn:  # also when the window changes
+                if (size := console.size) != drawn:  # also when the window changes
                     drawn = size
                     live.update(Group(*screen(view, size[0], size[1], signs)), refresh=True)
                 pause(min(0.2, every))
             if _ended(view):
                 break
-    for line in screen(view, place.width, 200, signs):
-        place.print(line, soft_wrap=True)
+    for line in screen(view, console.width, 200, signs):
+        console.print(line, soft_wrap=True)
     return 0

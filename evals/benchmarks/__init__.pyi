@@ -1,5 +1,4 @@
 from .base import Benchmark as Benchmark
-from .base import Outcomes as Outcomes
 from .base import Question as Question
 from .load import load_items as load_items
 from .load import make_benchmark as make_benchmark

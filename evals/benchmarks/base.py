@@ -1,4 +1,4 @@
-"""The benchmarks: what is asked of a model, and how its answers are scored.
+"""What every benchmark has in common: what it asks of a model, and how the answers are scored.
 
 A benchmark turns items into `Question`s at a number of shots (stock prompts through lm-eval's
 task code) and model answers into per-item outcomes. It knows nothing of contexts or subsets.
@@ -6,20 +6,15 @@ task code) and model answers into per-item outcomes. It knows nothing of context
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from mixloop.evals.items import Row
+from mixloop.evals import Outcomes
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
-
-
-# lm-eval's own bound where a task file names none
-STOCK_NEW_TOKENS = 256
-
-Outcomes = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -38,41 +33,45 @@ class Question:
     prompt: Instance | None = None
 
 
-class Benchmark(Protocol):
+class Benchmark(ABC):
     """What the scorer asks of each benchmark.
 
     `scored` names the metric of the choices or the generated texts, `generates` says which.
-    `higher_is_better` holds the metrics of `outcomes` for which that isn't so.
+    `higher_is_better` says it of a metric; of one that isn't named, it is.
     """
 
     scored: str
-    generates: bool
-
-    @property
-    def higher_is_better(self) -> Mapping[str, bool]:
-        """Whether more of a metric is better; of a metric that isn't named, it is."""
+    generates = True
+    higher_is_better: Mapping[str, bool] = {}
 
     @property
     def stock_shots(self) -> int:
         """The shots lm-eval's task is published with, or as many as can be shown."""
+        return 0
 
     @property
     def most_shots(self) -> int:
         """The shots that can be asked for: as published for the four, the pool's elsewhere."""
+        return self.stock_shots
 
     @property
-    def stock_room(self) -> int:
+    def stock_max_new_tokens(self) -> int:
         """New tokens lm-eval lets a model write; 0 where nothing is generated."""
+        return 0
 
-    def questions(self, ids: Sequence[str], shots: int, room: int) -> dict[str, Question]:
-        """Questions by item id."""
+    @abstractmethod
+    def questions(self, ids: Sequence[str], shots: int, max_new_tokens: int) -> dict[str, Question]:
+        """Questions by item id, in the order of `ids`."""
 
     def unusable(self) -> str | None:
         """Why answers can't be scored on this machine, or None."""
+        return None
 
+    @abstractmethod
     def outcomes(self, questions: Mapping[str, Question]) -> Outcomes:
         """Scores of questions whose requests carry their answers in `resps`."""
 
 
-def _bytes(row: Row) -> int:
-    return len(str(row["gold"]).encode())
+def gold_bytes(gold: str) -> int:
+    """UTF-8 length of a gold answer."""
+    return len(gold.encode())

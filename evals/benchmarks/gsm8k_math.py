@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from mixloop.evals import Outcomes
 from mixloop.evals.items import ItemSet, Row
-from mixloop.evals.lm_eval_tasks import TaskSpec, build_tasks
+from mixloop.evals.lm_eval_tasks import build_task
 
-from .base import STOCK_NEW_TOKENS, Question, _bytes
+from .base import Benchmark, Question, gold_bytes
 
-Outcomes = dict[str, dict[str, float]]
-
-
-# more than lm-eval shows of any pool, and the one that is left out
-_POOL_ROWS = 16
+_MAX_POOL = 16  # more than lm-eval shows of any pool, and the one that is left out
 
 # stock task file, and the names its scores get here
 _WORKED = {
@@ -33,56 +29,43 @@ _WORKED = {
 }
 
 
-class WorkedSolutions:
+class WorkedSolutions(Benchmark):
     """Worked problems (GSM8K, MATH): generated and scored by lm-eval's filters and metrics."""
 
     scored = "exact_match"
-    generates = True
-    higher_is_better: Mapping[str, bool] = {}
 
-    def __init__(self, name: str, items: ItemSet, subset: Sequence[Row], folder: Path) -> None:
+    def __init__(self, name: str, items: ItemSet, subset: Sequence[Row]) -> None:
         stock, self._names = _WORKED[name]
         self._rows = {row["id"]: row for row in subset}
         # the same fixed examples for every item: a subset's prompts don't depend on the subset
-        pool = items.pool[:_POOL_ROWS] if items.pool else None
-        rows = tuple(subset)
-        spec = TaskSpec(name, stock, rows, pool, pool is not None and items.overlaps)
-        self._task = build_tasks([spec], folder)[name]
+        pool = items.pool[:_MAX_POOL] if items.pool else None
+        leave_one_out = pool is not None and items.overlaps
+        self._task = build_task(name, stock, subset, pool, leave_one_out=leave_one_out)
         # MATH's examples are part of the task file, which leaves none of them out
-        self._shown = pool is None and items.overlaps
+        self._shown_in_prompt = pool is None and items.overlaps
 
     @property
     def stock_shots(self) -> int:
-        return 0 if self._shown else min(self._task.stock_shots, self._task.most_shots)
+        return 0 if self._shown_in_prompt else min(self._task.stock_shots, self._task.most_shots)
 
     @property
-    def most_shots(self) -> int:
-        return self.stock_shots
+    def stock_max_new_tokens(self) -> int:
+        return self._task.stock_max_new_tokens
 
-    @property
-    def stock_room(self) -> int:
-        return int(self._task.generation.get("max_gen_toks", STOCK_NEW_TOKENS))
-
-    def questions(self, ids: Sequence[str], shots: int, room: int) -> dict[str, Question]:
-        self._task.set_room(room)
-        requests = self._task.requests(ids, shots)
-        return {
-            one: Question(
-                (requests[one][0].args[0], f" {self._rows[one]['gold']}"),
-                _bytes(self._rows[one]),
-                prompt=requests[one][0],
-            )
-            for one in ids
-        }
-
-    def unusable(self) -> str | None:
-        return None
+    def questions(self, ids: Sequence[str], shots: int, max_new_tokens: int) -> dict[str, Question]:
+        self._task.set_max_new_tokens(max_new_tokens)
+        questions = {}
+        for item, (request,) in self._task.requests(ids, shots).items():
+            gold = self._rows[item]["gold"]
+            pair = (request.args[0], f" {gold}")
+            questions[item] = Question(pair, gold_bytes(gold), prompt=request)
+        return questions
 
     def outcomes(self, questions: Mapping[str, Question]) -> Outcomes:
-        requests = {one: [q.prompt] for one, q in questions.items() if q.prompt is not None}
+        requests = {item: [q.prompt] for item, q in questions.items() if q.prompt is not None}
         return {
-            one: {
+            item: {
                 name: float(by_filter[kind][metric]) for (kind, metric), name in self._names.items()
             }
-            for one, by_filter in self._task.outcomes(requests).items()
+            for item, by_filter in self._task.outcomes(requests).items()
         }

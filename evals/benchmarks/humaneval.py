@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mixloop.evals import Outcomes
 from mixloop.evals.items import Row, read_task_file, stock_tasks
 from mixloop.evals.sandbox import Sandbox
 
-from .base import Question, _bytes
-
-Outcomes = dict[str, dict[str, float]]
+from .base import Benchmark, Question, gold_bytes
 
 
-class HumanEval:
+class HumanEval(Benchmark):
     """Programs completed greedily with lm-eval's prompt and stop words, run in the sandbox.
 
     lm-eval's own module asks the hub for a scorer as it is imported, so its file is read as data.
     """
 
     scored = "pass_at_1"
-    generates = True
-    stock_shots = 0
-    most_shots = 0
-    higher_is_better: Mapping[str, bool] = {}
 
     def __init__(self, subset: Sequence[Row], sandbox: Sandbox) -> None:
         stock = read_task_file(stock_tasks() / "humaneval" / "humaneval.yaml")
@@ -32,16 +27,16 @@ class HumanEval:
         self._sandbox = sandbox
 
     @property
-    def stock_room(self) -> int:
+    def stock_max_new_tokens(self) -> int:
         return int(self._options["max_gen_toks"])
 
-    def questions(self, ids: Sequence[str], shots: int, room: int) -> dict[str, Question]:
+    def questions(self, ids: Sequence[str], shots: int, max_new_tokens: int) -> dict[str, Question]:
         from lm_eval.api.instance import Instance
 
-        options = {**self._options, "max_gen_toks": room}
-        found: dict[str, Question] = {}
-        for index, one in enumerate(ids):
-            row = self._rows[one]
+        options = {**self._options, "max_gen_toks": max_new_tokens}
+        questions: dict[str, Question] = {}
+        for index, item in enumerate(ids):
+            row = self._rows[item]
             prompt = Instance(
                 request_type="generate_until",
                 doc=row,
@@ -49,22 +44,23 @@ class HumanEval:
                 idx=0,
                 metadata=("humaneval", index, 1),
             )
-            found[one] = Question((row["prompt"], row["gold"]), _bytes(row), prompt=prompt)
-        return found
+            gold = (row["prompt"], row["gold"])
+            questions[item] = Question(gold, gold_bytes(row["gold"]), prompt=prompt)
+        return questions
 
     def unusable(self) -> str | None:
         return self._sandbox.unusable()
 
     def outcomes(self, questions: Mapping[str, Question]) -> Outcomes:
         programs = [
-            _program(self._rows[one], question.prompt.resps[0])
-            for one, question in questions.items()
+            _program(self._rows[item], question.prompt.resps[0])
+            for item, question in questions.items()
             if question.prompt is not None
         ]
         results = self._sandbox.run(programs)
         return {
-            one: {"pass_at_1": float(result.passed)}
-            for one, result in zip(questions, results, strict=True)
+            item: {"pass_at_1": float(result.passed)}
+            for item, result in zip(questions, results, strict=True)
         }
 
 

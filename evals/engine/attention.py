@@ -27,7 +27,7 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 Part = tuple[torch.Tensor, torch.Tensor]  # output and the log-sum-exp of its scores
 
 
-class Own(Protocol):
+class RowAttention(Protocol):
     """How each token of a pass attends to its own row."""
 
     def attend(
@@ -38,12 +38,12 @@ class Own(Protocol):
 
 @dataclass
 class Pass:
-    """One forward pass: the shared prefix per layer (None: nothing shared) and the own rows.
+    """One forward pass: its rows, and the prefix they share per layer (None: nothing shared).
 
     With `keep`, the keys and values the pass computed are in `kept`, by layer, afterwards.
     """
 
-    own: Own
+    rows: RowAttention
     prefix: Sequence[KeyValue] | None = None
     keep: bool = False
     kept: list[KeyValue] = field(default_factory=list)
@@ -57,11 +57,11 @@ _NOT_OFFERED = ("softcap", "s_aux", "position_bias")
 
 
 @contextmanager
-def running(one: Pass) -> Iterator[Pass]:
+def active(current: Pass) -> Iterator[None]:
     """Within this, every attention call of a model set to `NAME` belongs to the pass."""
-    _active.append(one)
+    _active.append(current)
     try:
-        yield one
+        yield
     finally:
         _active.pop()
 
@@ -75,9 +75,10 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface; calls come in layer order, one a layer.
+    """The attention interface of transformers; calls come in layer order, one a layer.
 
-    Raises NotImplementedError for attention that is more than a softmax over keys.
+    Raises:
+        NotImplementedError: attention that is more than a softmax over keys.
     """
     for name in _NOT_OFFERED:
         if options.get(name) is not None:
@@ -85,44 +86,47 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not _active:
         return _plain(query, key, value, scale).transpose(1, 2), None
-    one = _active[-1]
-    layer, one.layer = one.layer, one.layer + 1
-    if one.keep:
-        one.kept.append((key, value))
-    found, weight = one.own.attend(layer, query, key, value, scale)
-    if one.prefix is not None:
-        found = _join((found, weight), _to_prefix(query, *one.prefix[layer], scale))
-    return found.to(query.dtype).transpose(1, 2), None
+    current = _active[-1]
+    layer, current.layer = current.layer, current.layer + 1
+    if current.keep:
+        current.kept.append((key, value))
+    out, weight = current.rows.attend(layer, query, key, value, scale)
+    if current.prefix is not None:
+        out = _join((out, weight), attend_folded(query, *current.prefix[layer], scale))
+    return out.to(query.dtype).transpose(1, 2), None
 
 
 def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     """Causal rows of one length: the same model called by others, outside any pass."""
     if k.shape[2] != q.shape[2]:
         raise NotImplementedError("a cache: this model is set up for shared prefixes")
-    heads = q.shape[1]
-    return attend_to(q, _repeated(k, heads), _repeated(v, heads), scale, causal=True)[0]
+    return attend_to(q, k, v, scale, causal=True)[0]
 
 
-def register() -> None:
-    """Makes the attention known to transformers under `NAME`."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, attention)
-
-
-def _to_prefix(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Part:
-    _, heads, n, d = q.shape
-    kv_heads = k.shape[1]
-    folded = q.reshape(1, kv_heads, heads // kv_heads * n, d)
-    out, weight = attend_to(folded, k, v, scale)
-    return out.reshape(1, heads, n, d), weight.reshape(1, heads, n)
-
-
-def _join(one: Part, other: Part) -> torch.Tensor:
+def _join(first: Part, second: Part) -> torch.Tensor:
     """The attention over the union of two sets of keys, from the attention over each."""
-    (a, la), (b, lb) = one, other
+    (a, la), (b, lb) = first, second
     # in float32: a share rounded to half precision would cost more than the attention itself
     return torch.lerp(a.float(), b.float(), torch.sigmoid(lb - la)[..., None].float())
+
+
+def attend_folded(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None = None,
+) -> Part:
+    """Attention of grouped queries, the heads of a group side by side in the query axis.
+
+    q: [batch, heads, n, d]; k, v: [batch, kv_heads, keys, d]; mask as `attend_to` takes it, for
+    the folded queries [group * n].
+    """
+    batch, heads, n, d = q.shape
+    kv_heads = k.shape[1]
+    folded = q.reshape(batch, kv_heads, heads // kv_heads * n, d)
+    out, weight = attend_to(folded, k, v, scale, mask=mask)
+    return out.reshape(batch, heads, n, d), weight.reshape(batch, heads, n)
 
 
 def attend_to(
@@ -134,44 +138,29 @@ def attend_to(
     causal: bool = False,
     mask: torch.Tensor | None = None,
 ) -> Part:
-    """Attention and its log-sum-exp; q, k and v have the same number of heads.
+    """Attention and its log-sum-exp; keys and values of grouped queries are repeated.
 
     mask: additive, broadcast to [batch, heads, n, keys].
     """
+    if k.shape[1] != q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    full = None if mask is None else mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
     if q.device.type == "cpu":
-        if mask is not None:
-            mask = mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
-        out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=mask, scale=scale
+        part = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, attn_mask=full, scale=scale
         )
-        return cast(Part, out)
+        return cast(Part, part)
+    # one kernel in place of a dozen: small models wait for kernels to be launched
     if q.is_cuda and q.shape[3] % _ALIGNED == 0 and (mask is None or k.shape[2] % _ALIGNED == 0):
-        return _fused(q, k, v, scale, causal, mask)
+        out, weight, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            q, k, v, full, True, 0.0, causal, scale=scale
+        )
+        return out, weight[..., : q.shape[2]]  # it comes padded
     return dense(q, k, v, scale, causal=causal, mask=mask)
 
 
 _ALIGNED = 8  # numbers: what CUDA's kernel asks of a head and of a row of its mask
-
-
-def _fused(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: float,
-    causal: bool,
-    mask: torch.Tensor | None,
-) -> Part:
-    """One kernel of CUDA's in place of a dozen: small models wait for kernels to be launched."""
-    if mask is not None:
-        mask = mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
-    out, weight, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-        q, k, v, mask, True, 0.0, causal, scale=scale
-    )
-    return out, weight[..., : q.shape[2]]  # it comes padded
-
-
-# scores held at a time where no fused kernel bounds them
-_SCORES = 2**27
+_MAX_SCORES = 2**27  # held at a time where no fused kernel bounds them
 
 
 def dense(
@@ -187,7 +176,7 @@ def dense(
 
     Some queries at a time, so that the scores never take more than a bounded memory.
     """
-    step = max(1, _SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
+    step = max(1, _MAX_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
     places = torch.arange(k.shape[2], device=q.device)
     parts = []
     for begin in range(0, q.shape[2], step):
@@ -203,24 +192,19 @@ def dense(
     return torch.cat([out for out, _ in parts], 2), torch.cat([w for _, w in parts], 2)
 
 
-def _repeated(x: torch.Tensor, heads: int) -> torch.Tensor:
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
-
-
 @dataclass(frozen=True)
-class OneChain:
+class CausalRow:
     """The whole pass is one causal row."""
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> Part:
-        """See `Own`."""
-        heads = q.shape[1]
-        return attend_to(q, _repeated(k, heads), _repeated(v, heads), scale, causal=True)
+        """See `RowAttention`."""
+        return attend_to(q, k, v, scale, causal=True)
 
 
 @dataclass(frozen=True)
-class Rows:
+class PaddedRows:
     """Rows of a pass, padded for the attention alone.
 
     `index` [rows, width] is each place's token in the pass (0 in padding), `back` [n] each
@@ -234,25 +218,22 @@ class Rows:
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> Part:
-        """See `Own`."""
-        heads = q.shape[1]
-        q, k, v = self.padded(q), self.padded(k), self.padded(v)
-        k, v = _repeated(k, heads), _repeated(v, heads)
-        out, weight = attend_to(q, k, v, scale, causal=self.mask is None, mask=self.mask)
-        return self.packed(out), self.packed(weight[..., None])[..., 0]
+        """See `RowAttention`."""
+        q, k, v = (self.padded(x) for x in (q, k, v))
+        return self.packed(attend_to(q, k, v, scale, causal=self.mask is None, mask=self.mask))
 
     def padded(self, x: torch.Tensor) -> torch.Tensor:
         """[1, heads, n, d] to [rows, heads, width, d]."""
         return x[0].transpose(0, 1)[self.index].transpose(1, 2)
 
-    def packed(self, x: torch.Tensor) -> torch.Tensor:
-        """[rows, heads, width, d] to [1, heads, n, d]."""
-        flat = x.transpose(1, 2).flatten(0, 1)
-        return flat[self.back].transpose(0, 1)[None]
+    def packed(self, part: Part) -> Part:
+        """[rows, heads, width, d] to [1, heads, n, d], and the log-sum-exps likewise."""
+        out, weight = (x.transpose(1, 2).flatten(0, 1)[self.back].transpose(0, 1) for x in part)
+        return out[None], weight[None]
 
 
 def padded_index(lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where packed rows of these lengths lie when padded: `Rows.index` and `Rows.back`."""
+    """Where packed rows of these lengths lie when padded: `PaddedRows.index` and `.back`."""
     width = max(lengths)
     index = torch.zeros((len(lengths), width), dtype=torch.long)
     back: list[int] = []

@@ -1,4 +1,4 @@
-"""Loads a checkpoint into the engine that its model allows."""
+"""Loads a checkpoint: its weights, its context, and the way in which its model is computed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,25 @@ from typing import Any
 
 import torch
 
-from .checkpoint_lm import Checkpoint, CheckpointLM, read_checkpoint
+from .checkpoint_lm import CheckpointLM
+from .passes import PackedModel
+from .plain_lm import PlainLM
 from .prefix_tree import chain
 from .shared_prefix_lm import SharedPrefixLM
+from .tokenization import read_tokenizer
 
 log = logging.getLogger(__name__)
+
+HALF_PRECISION_TOLERANCE = 0.05
+"""Share of the logits' standard deviation by which the two ways may differ on average in half
+precision: rounding stays well below, another kind of attention far above."""
+
+_EXACT_TOLERANCE = 1e-3  # the same in float32
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class CheckpointError(Exception):
+    """The checkpoint can't be loaded: one line naming the folder and the reason."""
 
 
 def load_checkpoint(
@@ -26,53 +40,86 @@ def load_checkpoint(
 ) -> CheckpointLM:
     """Loads a Hugging Face checkpoint folder into the fastest engine that its model allows.
 
-    Raises CheckpointError.
+    Args:
+        folder: Safetensors only; no code from the checkpoint is run.
+        device: torch's name of it.
+        dtype: `auto` is float32 on a CPU and the checkpoint's own elsewhere.
+        max_length: The longest sequence in tokens; None: the model's own.
+        batch_tokens: Tokens of a forward pass; None: what suits the device.
+        seed: Of the texts that are drawn.
+
+    Raises:
+        CheckpointError: one line naming the folder and the reason.
     """
-    read = read_checkpoint(folder, device=device, dtype=dtype, max_length=max_length)
-    reason = why_not_shared(read)
-    if reason is not None:
-        log.warning("%s: prefixes are not shared: %s", folder, reason)
-    engine = SharedPrefixLM if reason is None else CheckpointLM
-    return engine(
-        read.model,
-        read.tokenizer,
-        max_length=read.max_length,
-        batch_tokens=batch_tokens,
-        seed=seed,
-    )
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = read_tokenizer(folder)
+        model = read_model(folder, device, dtype)
+    # a folder that vanishes or is damaged fails in whatever way the parser at hand fails
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckpointError(f"{folder}: can't be loaded: {reason}") from error
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"{folder}: its tokenizer has no end-of-text token")
+    max_length = max_length or _context(config)
+    obstacle = why_not_shared(model, max_length)
+    if obstacle is not None:
+        log.warning("%s: prefixes are not shared: %s", folder, obstacle)
+    engine = SharedPrefixLM if obstacle is None else PlainLM
+    return engine(model, tokenizer, max_length=max_length, batch_tokens=batch_tokens, seed=seed)
 
 
-def why_not_shared(read: Checkpoint) -> str | None:
+def read_model(folder: Path, device: str, dtype: str) -> Any:
+    """The weights in a checkpoint's folder, on a device: safetensors only, no code of its own."""
+    from transformers import AutoModelForCausalLM
+
+    stored = torch.float32 if torch.device(device).type == "cpu" else "auto"
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        use_safetensors=True,
+        dtype=_DTYPES.get(dtype, stored),
+        local_files_only=True,
+        trust_remote_code=False,
+    ).to(device)
+
+
+def _context(config: Any) -> int:
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    raise CheckpointError("the model's config names no context length: set evals.max_length")
+
+
+def why_not_shared(model: Any, max_length: int) -> str | None:
     """Why a model can't run on shared prefixes, or None.
 
     What a model does with its attention (soft caps, sinks, relative biases) can't be told from its
     class, so a short text is computed both ways and compared; only a window that the short text
     does not fill is looked up.
     """
-    window = _window(read.model.config.get_text_config())
-    if window is not None and window < read.max_length:
+    config = model.config.get_text_config()
+    window = _window(config)
+    if window is not None and window < max_length:
         return f"its attention slides over a window of {window} tokens"
-    kind = _rope_kind(read.model.config.get_text_config())
+    kind = _rope_kind(config)
     if kind in ("dynamic", "longrope"):
         return f"its rotary positions ({kind}) depend on the length of the whole text"
-    own = read.model.config._attn_implementation
+    stock_attention = model.config._attn_implementation
     try:
-        difference = _trial(read)
+        difference = _compare(model, max_length)
     # a model that can't be run this way fails in whatever way its code fails
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     else:
-        exact = read.model.dtype == torch.float32
-        if difference <= (1e-3 if exact else TRIAL_TOLERANCE):
+        exact = model.dtype == torch.float32
+        if difference <= (_EXACT_TOLERANCE if exact else HALF_PRECISION_TOLERANCE):
             return None
         reason = f"its attention is of another kind (results differ by {difference:.2g} deviations)"
-    read.model.set_attn_implementation(own)
+    model.set_attn_implementation(stock_attention)
     return reason
-
-
-# share of the logits' standard deviation by which the two ways may differ on average in half
-# precision: rounding stays well below, another kind of attention far above
-TRIAL_TOLERANCE = 0.05
 
 
 def _rope_kind(config: Any) -> str:
@@ -87,19 +134,19 @@ def _window(config: Any) -> int | None:
     return window if window and slides else None
 
 
-def _trial(read: Checkpoint) -> float:
+def _compare(model: Any, max_length: int) -> float:
     """How far a text computed in three parts is from the same text computed plainly."""
-    model = read.model.eval()
-    length = min(48, read.max_length)
+    model.eval()
+    length = min(48, max_length)
     generator = torch.Generator().manual_seed(0)
     size = int(model.config.get_text_config().vocab_size)
     tokens = torch.randint(size, (length,), generator=generator).tolist()
     with torch.inference_mode():
         inputs = torch.tensor([tokens], device=model.device)
         plain = model(input_ids=inputs, use_cache=False).logits[0, -1].float()
-        lm = SharedPrefixLM(model, read.tokenizer, max_length=read.max_length)
-        prefix = lm.prefill(chain(tuple(tokens[: length // 2])), None, None)
+        packed = PackedModel(model, pass_tokens=length)
+        prefix = packed.prefill(chain(tuple(tokens[: length // 2])), None, None)
         rest = tokens[length // 2 :]
         # two rows of unlike lengths behind the prefix, so that padding is tried as well
-        shared, _, _ = lm.read_prompts([rest, rest[:1]], prefix, length // 2)
+        shared, _, _ = packed.read_prompts([rest, rest[:1]], prefix, length // 2)
     return float((shared[0].float() - plain).abs().mean() / plain.std().clamp(min=1e-6))

@@ -1,9 +1,10 @@
 """Which tokens a set of sequences shares, and in what order to compute them. Pure.
 
-Sequences become a trie; the trie becomes `Family`s: a prefix long enough, and shared by enough
-sequences, to be computed once and kept, and below it `Row`s, small trees of tokens that are
-computed side by side. Every place in the trie has a *slot* number, so what is wanted of a token
-(a log-probability of what follows it) is asked once, wherever and however often it is computed.
+Sequences become a tree of their common prefixes, and that becomes `PrefixFamily`s: a prefix long
+enough, and shared by enough sequences, to be computed once and kept, and below it `Row`s, small
+trees of tokens that are computed side by side. Every place in the tree has a *slot* number, so what
+is wanted of a token (a log-probability of what follows it) is asked once, wherever and however
+often it is computed.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from dataclasses import dataclass, field
 
 Tokens = tuple[int, ...]
 
-# a tree of at most this many tokens is computed as one row, all of it under one dense mask
-ROW_TOKENS = 320
-# a prefix is kept for its family when that saves at least this many tokens: a pass of its own
-# costs about as much as so many on a CPU
-WORTH_TOKENS = 64
+MAX_TREE_TOKENS = 320
+"""A tree of at most so many tokens is computed as one row, all of it under one dense mask."""
+MIN_SHARED_TOKENS = 64
+"""A prefix is kept for its family when that saves at least so many tokens: a pass of its own costs
+about as much as so many on a CPU."""
+_MIN_LONGER_TOKENS = 256
+"""The same of a longer prefix than one that is kept, for prompts to generate from."""
 
 
 @dataclass
@@ -66,8 +69,8 @@ class PrefixFamily:
 
     def tokens(self) -> int:
         """Tokens that computing this family takes."""
-        own = len(self.prefix.tokens) + sum(len(row.tokens) for row in self.rows)
-        return own + sum(family.tokens() for family in self.families)
+        here = len(self.prefix.tokens) + sum(len(row.tokens) for row in self.rows)
+        return here + sum(family.tokens() for family in self.families)
 
 
 @dataclass(frozen=True)
@@ -79,54 +82,59 @@ class PrefixPlan:
 
     def slots(self, sequence: int, last: int) -> list[int]:
         """Slots of the `last` tokens of a sequence, in order."""
-        found: list[int] = []
+        slots: list[int] = []
         node: Node | None = self.leaves[sequence]
-        while node is not None and len(found) < last:
-            own = range(node.slot, node.slot + len(node.tokens))
-            found[:0] = own[max(0, len(own) - (last - len(found))) :]
+        while node is not None and len(slots) < last:
+            end = node.slot + len(node.tokens)
+            slots[:0] = range(max(node.slot, end - (last - len(slots))), end)
             node = node.parent
-        return found
+        return slots
 
 
-def plan_prefixes(sequences: Sequence[Tokens], worth: int = WORTH_TOKENS) -> PrefixPlan:
+def plan_prefixes(
+    sequences: Sequence[Tokens], min_shared_tokens: int = MIN_SHARED_TOKENS
+) -> PrefixPlan:
     """The order in which to compute these sequences, which must differ and not be empty.
 
-    `worth`: tokens that a prefix has to save to be computed on its own.
+    `min_shared_tokens`: what a prefix has to save to be computed on its own.
     """
+    root, leaves = _build(sequences)
+    return PrefixPlan(_family(root, (), min_shared_tokens), leaves)
+
+
+def _build(sequences: Sequence[Tokens]) -> tuple[Node, tuple[Node, ...]]:
+    """The tree of different sequences, and the node in which each of them ends."""
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
-    leaves: dict[int, Node] = {}
-    root = _Builder(sequences, order, leaves).node(0, len(order), 0, None)
-    return PrefixPlan(
-        _family(root, (), worth), tuple(leaves[index] for index in range(len(sequences)))
-    )
+    builder = _Builder(sequences, order)
+    root = builder.node(0, len(order), 0, None)
+    return root, tuple(builder.leaves[index] for index in range(len(sequences)))
 
 
 class _Builder:
-    """Builds the compressed trie of sorted sequences."""
+    """Builds the tree of sorted sequences."""
 
-    def __init__(
-        self, sequences: Sequence[Tokens], order: Sequence[int], leaves: dict[int, Node]
-    ) -> None:
-        self._sequences, self._order, self._leaves = sequences, order, leaves
+    def __init__(self, sequences: Sequence[Tokens], order: Sequence[int]) -> None:
+        self.leaves: dict[int, Node] = {}
+        self._sequences, self._order = sequences, order
         self._slots = 0
 
     def node(self, low: int, high: int, start: int, parent: Node | None) -> Node:
         """The node of sorted sequences low..high, which share their first `start` tokens."""
         first = self._sequences[self._order[low]]
-        end = _shared(first, self._sequences[self._order[high - 1]], start)
-        made = Node(first[start:end], start, self._slots, parent)
+        end = shared_length(first, self._sequences[self._order[high - 1]], start)
+        node = Node(first[start:end], start, self._slots, parent)
         self._slots += end - start
-        made.total = end - start
-        made.leaves = high - low
+        node.total = end - start
+        node.leaves = high - low
         if len(first) == end:
-            made.ends.append(self._order[low])
-            self._leaves[self._order[low]] = made
+            node.ends.append(self._order[low])
+            self.leaves[self._order[low]] = node
             low += 1
         for begin, stop in self._branches(low, high, end):
-            child = self.node(begin, stop, end, made)
-            made.children.append(child)
-            made.total += child.total
-        return made
+            child = self.node(begin, stop, end, node)
+            node.children.append(child)
+            node.total += child.total
+        return node
 
     def _branches(self, low: int, high: int, depth: int) -> Iterator[tuple[int, int]]:
         begin = low
@@ -139,39 +147,39 @@ class _Builder:
         return self._sequences[self._order[index]][depth]
 
 
-def _shared(one: Tokens, other: Tokens, start: int) -> int:
+def shared_length(first: Tokens, second: Tokens, start: int = 0) -> int:
     """Length of the common prefix of two sequences that agree up to `start`."""
-    low, high = start, min(len(one), len(other))
+    low, high = start, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
+        if first[low:middle] == second[low:middle]:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _family(node: Node, carried: tuple[Node, ...], worth: int) -> PrefixFamily:
+def _family(node: Node, carried: tuple[Node, ...], min_shared: int) -> PrefixFamily:
     """A family whose prefix is the carried nodes and the node itself."""
-    made = PrefixFamily(_row((*carried, node)))
+    family = PrefixFamily(_row((*carried, node)))
     for child in node.children:
-        _place(child, (), made, worth)
-    return made
+        _place(child, (), family, min_shared)
+    return family
 
 
-def _place(node: Node, carried: tuple[Node, ...], family: PrefixFamily, worth: int) -> None:
+def _place(node: Node, carried: tuple[Node, ...], family: PrefixFamily, min_shared: int) -> None:
     """Puts a subtree under a family: as a row, as a family of its own, or branch by branch."""
-    above = sum(len(one.tokens) for one in carried)
-    if above + node.total <= ROW_TOKENS or not node.children:
+    above = sum(len(parent.tokens) for parent in carried)
+    if above + node.total <= MAX_TREE_TOKENS or not node.children:
         family.rows.append(_row((*carried, node), below=node.children))
-    elif (above + len(node.tokens)) * (node.leaves - 1) >= worth:
-        family.families.append(_family(node, carried, worth))
+    elif (above + len(node.tokens)) * (node.leaves - 1) >= min_shared:
+        family.families.append(_family(node, carried, min_shared))
     else:
         # too little is shared to keep it: each branch takes its own copy along
         if node.ends:
             family.rows.append(_row((*carried, node)))
         for child in node.children:
-            _place(child, (*carried, node), family, worth)
+            _place(child, (*carried, node), family, min_shared)
 
 
 def _row(chain: Sequence[Node], below: Sequence[Node] = ()) -> Row:
@@ -215,7 +223,7 @@ def batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
         batch: list[Row] = []
         size = 0
         chosen = (row for row in rows if row.is_chain == chains)
-        for row in sorted(chosen, key=lambda one: (-len(one.tokens), one.slots)):
+        for row in sorted(chosen, key=lambda row: (-len(row.tokens), row.slots)):
             if batch and size + len(row.tokens) > tokens:
                 yield batch
                 batch, size = [], 0
@@ -225,12 +233,8 @@ def batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
             yield batch
 
 
-# prompts share a prefix worth keeping apart from their relatives' shorter one
-_LONGER_TOKENS = 256
-
-
 def prompt_families(
-    prompts: Sequence[Tokens], worth: int = WORTH_TOKENS
+    prompts: Sequence[Tokens], min_shared_tokens: int = MIN_SHARED_TOKENS
 ) -> list[tuple[int, list[int]]]:
     """Prompts to generate from, grouped by a prefix worth keeping: (its length, their indices).
 
@@ -238,30 +242,29 @@ def prompt_families(
     prompt keeps at least one token of its own.
     """
     unique = sorted(set(prompts))
-    leaves: dict[int, Node] = {}
-    root = _Builder(unique, range(len(unique)), leaves).node(0, len(unique), 0, None)
-    groups: dict[int, tuple[int, Node]] = {}
-    _group(root, (0, root), groups, worth)
-    found: dict[tuple[int, int], list[int]] = {}
-    member = {tokens: groups[index] for index, tokens in enumerate(unique)}
+    root, _ = _build(unique)
+    prefixes: dict[int, tuple[int, Node]] = {}
+    _assign(root, (0, root), prefixes, min_shared_tokens)
+    families: dict[tuple[int, int], list[int]] = {}
+    prefix_of = {tokens: prefixes[index] for index, tokens in enumerate(unique)}
     for index, prompt in enumerate(prompts):
-        length, node = member[prompt]
-        found.setdefault((length, node.slot if length else 0), []).append(index)
+        length, node = prefix_of[prompt]
+        families.setdefault((length, node.slot if length else 0), []).append(index)
     return [
         (min(length, min(len(prompts[index]) for index in members) - 1), members)
-        for (length, _), members in sorted(found.items())
+        for (length, _), members in sorted(families.items())
     ]
 
 
-def _group(
-    node: Node, above: tuple[int, Node], groups: dict[int, tuple[int, Node]], worth: int
+def _assign(
+    node: Node, above: tuple[int, Node], prefixes: dict[int, tuple[int, Node]], min_shared: int
 ) -> None:
     """Assigns every sequence below a node to the prefix it is generated from."""
     end = node.start + len(node.tokens)
     fresh = end - above[0]
-    needed = max(_LONGER_TOKENS, worth) if above[0] else worth
-    own = (end, node) if fresh * (node.leaves - 1) >= needed else above
+    needed = max(_MIN_LONGER_TOKENS, min_shared) if above[0] else min_shared
+    prefix = (end, node) if fresh * (node.leaves - 1) >= needed else above
     for index in node.ends:
-        groups[index] = own
+        prefixes[index] = prefix
     for child in node.children:
-        _group(child, own, groups, worth)
+        _assign(child, prefix, prefixes, min_shared)

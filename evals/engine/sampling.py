@@ -7,6 +7,7 @@ not depend on which rows happen to be decoded together.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,8 @@ class Sampling:
     def of(cls, options: Mapping[str, Any], seed: int) -> Sampling:
         """From normalised generation arguments.
 
-        Raises ValueError for an argument that would change the text in a way not offered here.
+        Raises:
+            ValueError: an argument that would change the text in a way not offered here.
         """
         beams = int(options.get("num_beams", 1))
         unknown = sorted(key for key in options if key not in _IGNORED | _KNOWN)
@@ -47,14 +49,19 @@ class Sampling:
             int(options.get("seed", seed)),
         )
 
-    def generator(self, prompt: Sequence[int], repeat: int) -> torch.Generator:
-        """The source of randomness of one request: its `repeat`-th time of being asked."""
-        text = f"{self.seed}|{repeat}|{','.join(map(str, prompt))}"
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-        return torch.Generator().manual_seed(number)
+    def generators(self, prompts: Sequence[tuple[int, ...]]) -> list[torch.Generator]:
+        """Each prompt's source of randomness; a prompt asked again gets another."""
+        repeats: Counter[tuple[int, ...]] = Counter()
+        generators = []
+        for prompt in prompts:
+            text = f"{self.seed}|{repeats[prompt]}|{','.join(map(str, prompt))}"
+            number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+            generators.append(torch.Generator().manual_seed(number))
+            repeats[prompt] += 1
+        return generators
 
     def choose(self, logits: torch.Tensor, generators: Sequence[torch.Generator]) -> list[int]:
-        """A token a row. logits: [n, vocabulary]."""
+        """A token a row; `logits` are [n, vocabulary]."""
         if self.temperature == 0.0:
             return logits.argmax(-1).tolist()
         # on the CPU, whose generators give the same numbers everywhere
@@ -66,11 +73,11 @@ class Sampling:
     def _draw(self, shares: torch.Tensor, generator: torch.Generator) -> int:
         ordered, tokens = shares.sort(descending=True, stable=True)
         # the smallest set whose mass reaches top_p: a token stays if the mass before it is less
-        out = ordered.cumsum(0) - ordered >= self.top_p
+        dropped = ordered.cumsum(0) - ordered >= self.top_p
         if self.top_k:
-            out[self.top_k :] = True
+            dropped[self.top_k :] = True
         kept = shares.clone()
-        kept[tokens[out]] = 0.0
+        kept[tokens[dropped]] = 0.0
         # an exponential race, noise by token: near ties that change places change nothing
         noise = torch.empty_like(kept).exponential_(generator=generator)
         return int((kept / noise).argmax())

@@ -5,16 +5,26 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from typing import NamedTuple
 
-from .rows import Found, ItemsError
+from .rows import ItemsError, RawRow
 
-HUB_SECONDS = 4.0
+HUB_TIMEOUT = 4.0
+"""Seconds in which the hub must answer."""
 
-# dataset, configurations, splits: the items', then the few-shot pool's
-HUB: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "mmlu": ("cais/mmlu", ("all",), ("test", "dev")),
-    "gsm8k": ("openai/gsm8k", ("main",), ("test", "train[:64]")),
-    "math": (
+
+class HubDataset(NamedTuple):
+    """A benchmark's dataset on the hub; `splits` are the items', then the few-shot pool's."""
+
+    name: str
+    configurations: tuple[str, ...]
+    splits: tuple[str, ...]
+
+
+HUB = {
+    "mmlu": HubDataset("cais/mmlu", ("all",), ("test", "dev")),
+    "gsm8k": HubDataset("openai/gsm8k", ("main",), ("test", "train[:64]")),
+    "math": HubDataset(
         "EleutherAI/hendrycks_math",
         (
             "algebra",
@@ -27,8 +37,11 @@ HUB: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("test",),
     ),
-    "humaneval": ("openai/openai_humaneval", ("openai_humaneval",), ("test",)),
+    "humaneval": HubDataset("openai/openai_humaneval", ("openai_humaneval",), ("test",)),
 }
+
+
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def hub_reachable() -> bool:
@@ -39,12 +52,9 @@ def hub_reachable() -> bool:
     # a daemon thread: a name look-up can hang far beyond any socket timeout
     threading.Thread(target=_ask_hub, args=(answers,), daemon=True).start()
     try:
-        return answers.get(timeout=HUB_SECONDS)
+        return answers.get(timeout=HUB_TIMEOUT)
     except queue.Empty:
         return False
-
-
-_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def _ask_hub(answers: queue.SimpleQueue[bool]) -> None:
@@ -52,34 +62,38 @@ def _ask_hub(answers: queue.SimpleQueue[bool]) -> None:
 
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     try:
-        with urllib.request.urlopen(f"{endpoint}/api/datasets/openai/gsm8k", timeout=HUB_SECONDS):
+        with urllib.request.urlopen(f"{endpoint}/api/datasets/openai/gsm8k", timeout=HUB_TIMEOUT):
             answers.put(True)
     # a proxy's or server's nonsense is no answer either
     except Exception:
         answers.put(False)
 
 
-def from_hub(benchmark: str) -> tuple[list[Found], list[Found]]:
+def from_hub(benchmark: str) -> tuple[list[RawRow], list[RawRow]]:
     """The hub's test rows of one of the four benchmarks, and its few-shot pool.
 
-    Raises ItemsError.
+    Raises:
+        ItemsError: the hub doesn't give them; one line with the reason.
     """
-    name, configurations, splits = HUB[benchmark]
+    dataset = HUB[benchmark]
     try:
-        parts = [
-            [row for configuration in configurations for row in _load(name, configuration, split)]
-            for split in splits
-        ]
+        items, *pool = (_load(dataset, split) for split in dataset.splits)
     # the hub client raises whatever its transport raised; all of it means "not from there"
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ItemsError(f"{benchmark}: {name} can't be loaded from the hub: {reason}") from error
-    return parts[0], [row for part in parts[1:] for row in part]
+        raise ItemsError(
+            f"{benchmark}: {dataset.name} can't be loaded from the hub: {reason}"
+        ) from error
+    return items, [row for rows in pool for row in rows]
 
 
-def _load(name: str, configuration: str, split: str) -> list[Found]:
+def _load(dataset: HubDataset, split: str) -> list[RawRow]:
     import datasets
 
-    rows = datasets.load_dataset(name, configuration, split=split)
-    where = f"{name} ({configuration}, {split}): row"
-    return [Found(f"{where} {number}", row) for number, row in enumerate(rows, start=1)]
+    return [
+        RawRow(f"{dataset.name} ({configuration}, {split}): row {number}", row)
+        for configuration in dataset.configurations
+        for number, row in enumerate(
+            datasets.load_dataset(dataset.name, configuration, split=split), start=1
+        )
+    ]

@@ -1,22 +1,16 @@
-"""Where benchmark items come from: the hub, local files, or installed packages.
+"""All items of a benchmark, and the seeded subset of them that a run asks.
 
-Every source ends as the same rows (see `rows`) and the same few-shot pool, so that the same item
-is asked in the same way wherever it came from.
+Every source (hub, local files, installed packages) ends as the same rows (see `rows`) and the same
+few-shot pool, so that the same item is asked in the same way wherever it came from.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from .local_files import Splits
-from .rows import Found, ItemsError, Row
-
-# what is scored, and the split few-shot examples come from, as local files name them
-SCORED_SPLITS = ("test", "", "validation")
-POOL_SPLITS = {"mmlu": "dev", "gsm8k": "train"}
+from .rows import Row
 
 
 @dataclass(frozen=True)
@@ -50,12 +44,3 @@ def choose(rows: Sequence[Row], count: int | None, seed: int) -> list[Row]:
 
     ordered = sorted(rows, key=rank)
     return ordered if count is None else ordered[:count]
-
-
-def scored_split(path: Path, splits: Splits, wanted: Iterable[str]) -> Callable[[], list[Found]]:
-    """The first of the wanted splits that is there. Raises ItemsError."""
-    for name in wanted:
-        if name in splits:
-            return splits[name]
-    there = ", ".join(sorted(splits))
-    raise ItemsError(f"{path}: no test split (there is: {there}); name the file to be scored")

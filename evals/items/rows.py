@@ -25,57 +25,57 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 _GOLD = {"gsm8k": "answer", "math": "solution", "humaneval": "canonical_solution"}
 _LETTERS = "ABCD"
-
-
-_Take = Callable[[str, Any], Any]
+_Reader = Callable[[str, Any], Any]
 
 
 class ItemsError(Exception):
     """No items, or items that can't be read: one line that says which and what to do."""
 
 
-class Found(NamedTuple):
+class RawRow(NamedTuple):
     """A row as it was read, and where (`FILE: row 3`), for the error that names it."""
 
     where: str
-    row: Any
+    content: Any
 
 
-def read_rows(benchmark: str, found: Iterable[Found]) -> list[Row]:
+def read_rows(benchmark: str, raw: Iterable[RawRow]) -> list[Row]:
     """The rows with their `id` and `gold`.
 
-    Raises ItemsError naming benchmark, file, row and field of the first row that can't be used.
+    Raises:
+        ItemsError: names benchmark, file, row and field of the first row that can't be used.
     """
-    return [_Reader(benchmark, one).row() for one in found]
+    return [_RowReader(benchmark, row).read() for row in raw]
 
 
-class _Reader:
+class _RowReader:
     """Takes one row's fields out, or says which is wrong."""
 
-    def __init__(self, benchmark: str, found: Found) -> None:
+    def __init__(self, benchmark: str, raw: RawRow) -> None:
         self._benchmark = benchmark
-        self._found = found
-        self._takes: dict[tuple[str, str], _Take] = {
+        self._raw = raw
+        self._readers: dict[tuple[str, str], _Reader] = {
             ("mmlu", "subject"): self._subject,
             ("mmlu", "choices"): self._choices,
             ("mmlu", "answer"): self._letter,
             ("math", "solution"): self._solution,
         }
 
-    def row(self) -> Row:
-        if not isinstance(self._found.row, Mapping):
-            raise self._wrong(f"is {shown(self._found.row)}, not an object with fields")
+    def read(self) -> Row:
+        content = self._raw.content
+        if not isinstance(content, Mapping):
+            raise self._wrong(f"is {shown(content)}, not an object with fields")
         row = {field: self._field(field) for field in FIELDS[self._benchmark]}
         row["gold"] = _gold(self._benchmark, row)
-        row["id"] = _identity(self._benchmark, row)
+        row["id"] = _item_id(self._benchmark, row)
         return row
 
     def _field(self, name: str) -> Any:
-        if name not in self._found.row:
+        if name not in self._raw.content:
             fields = ", ".join(FIELDS[self._benchmark])
             raise self._wrong(f"has no field {name!r}; a row's fields are {fields}")
-        take: _Take = self._takes.get((self._benchmark, name), self._text)
-        return take(name, self._found.row[name])
+        reader: _Reader = self._readers.get((self._benchmark, name), self._text)
+        return reader(name, self._raw.content[name])
 
     def _text(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
@@ -119,10 +119,10 @@ class _Reader:
         return text
 
     def _wrong(self, problem: str) -> ItemsError:
-        return ItemsError(f"{self._benchmark}: {self._found.where} {problem}")
+        return ItemsError(f"{self._benchmark}: {self._raw.where} {problem}")
 
 
-def _identity(benchmark: str, row: Mapping[str, Any]) -> str:
+def _item_id(benchmark: str, row: Mapping[str, Any]) -> str:
     if benchmark == "humaneval":
         return str(row["task_id"])
     digest = content_hash([row[field] for field in FIELDS[benchmark]])

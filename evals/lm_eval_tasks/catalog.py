@@ -10,7 +10,7 @@ import difflib
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ _KEY = re.compile(
 class Catalog:
     """Task and group names with their files, and tags with the names of their tasks."""
 
-    files: Mapping[str, Path] = field(default_factory=dict)
-    tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    files: Mapping[str, Path]
+    tags: Mapping[str, tuple[str, ...]]
 
     def names(self) -> list[str]:
         """Every name that can be asked for."""
@@ -36,7 +36,11 @@ class Catalog:
 
 @functools.cache
 def catalog() -> Catalog:
-    """lm-eval's names, read once per process. Raises ItemsError where lm-eval is missing."""
+    """lm-eval's names, read once per process.
+
+    Raises:
+        ItemsError: lm-eval is not installed.
+    """
     try:
         root = stock_tasks()
     except ImportError as error:
@@ -68,8 +72,7 @@ def _tags(path: Path) -> list[str]:
     keys = _keys(path)
     if "tag" in keys:
         return _words(keys["tag"])
-    included = [path.parent / one for one in _words(keys.get("include", ""))]
-    return [tag for one in included for tag in _tags(one)]
+    return [tag for file in _words(keys.get("include", "")) for tag in _tags(path.parent / file)]
 
 
 def _first(text: str) -> str:
@@ -90,14 +93,14 @@ def unknown_benchmarks(names: Iterable[str]) -> dict[str, str]:
     (seconds) only where a name is not one of the four.
     """
     further = [name for name in names if name not in BENCHMARKS]
-    known = catalog().names() if further else []
-    there = set(known)
-    return {name: suggestion(name, known) for name in further if name not in there}
+    catalogued = catalog().names() if further else []
+    unknown = set(further).difference(catalogued)
+    return {name: _suggestion(name, catalogued) for name in further if name in unknown}
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
+def _suggestion(name: str, catalogued: Iterable[str]) -> str:
     """`did you mean 'gsm8k'?`, the four first, or what can be named at all."""
-    by_fold = {one.casefold(): one for one in known}
+    by_fold = {task.casefold(): task for task in catalogued}
     for group in (BENCHMARKS, by_fold):
         close = difflib.get_close_matches(name.casefold(), group, n=1, cutoff=0.7)
         if close:
@@ -108,16 +111,18 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def members(name: str) -> dict[str, Path]:
     """The tasks a name stands for, with their files: itself, or those of its group or tag.
 
-    Raises ItemsError for a name lm-eval doesn't have, or a group that changes its tasks.
+    Raises:
+        ItemsError: lm-eval has no such name, or it is a group that changes its tasks.
     """
-    found = catalog()
-    if name in found.tags and name not in found.files:
-        return {task: found.files[task] for task in found.tags[name]}
-    if name not in found.files:
-        raise ItemsError(f"{name}: lm-eval has no such task; {suggestion(name, found.names())}")
-    content = read_task_file(found.files[name])
+    files, tags = catalog().files, catalog().tags
+    if name in tags and name not in files:
+        return {task: files[task] for task in tags[name]}
+    if name not in files:
+        suggestion = _suggestion(name, catalog().names())
+        raise ItemsError(f"{name}: lm-eval has no such task; {suggestion}")
+    content = read_task_file(files[name])
     if "group" not in content:
-        return {name: found.files[name]}
+        return {name: files[name]}
     tasks: dict[str, Path] = {}
     for member in content.get("task") or []:
         tasks |= members(_member_name(name, member))
@@ -130,13 +135,3 @@ def _member_name(group: str, member: Any) -> str:
     if isinstance(member, dict) and list(member) == ["task"]:
         return str(member["task"])
     raise ItemsError(f"{group}: this group of lm-eval's changes its tasks; name single tasks of it")
-
-
-def merged_task_file(path: Path) -> dict[str, Any]:
-    """A task file and all it includes, as plain data: nothing in them is imported or run."""
-    content = read_task_file(path)
-    included = content.pop("include", [])
-    merged: dict[str, Any] = {}
-    for one in [included] if isinstance(included, str) else included:
-        merged |= merged_task_file(path.parent / one)
-    return merged | content

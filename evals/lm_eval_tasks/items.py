@@ -15,26 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 from mixloop.evals import Data
 from mixloop.evals.items import (
-    Found,
     ItemsError,
     ItemSet,
+    RawRow,
     Row,
-    Splits,
     content_hash,
     hub_reachable,
     read_splits,
+    read_task_file,
     scored_split,
 )
 
-from .catalog import members, merged_task_file
-from .stock_task import StockTask, load_tasks, task_folder, write_task
+from .catalog import members
+from .stock_task import StockTask, load_task
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 
-# more than anybody shows
-_POOL_ROWS = 65
+_MAX_POOL = 65  # few-shot examples: more than anybody shows
 
 _TYPES = ("multiple_choice", "loglikelihood", "generate_until")
 
@@ -49,12 +48,13 @@ class TaskItems(ItemSet):
 def load_further(name: str, data: Data) -> TaskItems:
     """All items of a task, group or tag, its tasks loaded.
 
-    Raises ItemsError naming the benchmark and the reason: no such task, one that can't be asked
-    here, or no data.
+    Raises:
+        ItemsError: no such task, one that can't be asked here, or no data; one line that names the
+            benchmark and the reason.
     """
     files = members(name)
     for task, stock in files.items():
-        if reason := _refusal(merged_task_file(stock)):
+        if reason := _refusal(read_task_file(stock)):
             raise ItemsError(f"{name}: {'' if task == name else f'{task} '}{reason}")
     if data == "packages":
         raise ItemsError(f"{name}: no items in the installed packages; name files as its data")
@@ -67,7 +67,7 @@ def load_further(name: str, data: Data) -> TaskItems:
     except Exception as error:
         kind = "" if isinstance(error, ItemsError) else f"{type(error).__name__}: "
         raise ItemsError(f"{name}: {kind}{error}".splitlines()[0]) from error
-    rows = tuple({"id": one} for task in tasks for one in task.position)
+    rows = tuple({"id": item} for task in tasks for item in task.position)
     if not rows:
         raise ItemsError(f"{name}: no items")
     source = ", ".join(str(path) for path in paths) if paths else _datasets(tasks)
@@ -91,25 +91,19 @@ def _refusal(content: Mapping[str, Any]) -> str | None:
 
 
 def _load(files: Mapping[str, Path], paths: Sequence[Path] | None) -> tuple[StockTask, ...]:
-    with task_folder() as name:
-        folder = Path(name)
-        for task, stock in files.items():
-            content = merged_task_file(stock)
-            if paths is None:
-                write_task(task, stock, folder, {})
-            else:
-                config, splits = _local(content, _own_paths(task, files, paths))
-                write_task(task, stock, folder, config, splits)
-        loaded = load_tasks(list(files), folder)
-        return tuple(_asked(loaded[task]) for task in files)
+    tasks = []
+    for name, stock in files.items():
+        config: dict[str, Any] = {}
+        rows = None
+        if paths is not None:
+            # the data of a group's task is in the folder of its name
+            own_paths = paths if len(files) == 1 else [path / name for path in paths]
+            config, rows = _local_splits(read_task_file(stock), own_paths)
+        tasks.append(_with_ids(load_task(name, stock, config, rows)))
+    return tuple(tasks)
 
 
-def _own_paths(task: str, files: Mapping[str, Path], paths: Sequence[Path]) -> Sequence[Path]:
-    """A lone task's data, or that of a group's task: the folder of its name."""
-    return paths if len(files) == 1 else [path / task for path in paths]
-
-
-def _local(
+def _local_splits(
     content: Mapping[str, Any], paths: Sequence[Path]
 ) -> tuple[dict[str, Any], dict[str, list[Row]]]:
     """What the task file is to say of its splits, and their rows from local files.
@@ -119,60 +113,52 @@ def _local(
     """
     scored = content.get("test_split") or content.get("validation_split") or "test"
     kinds = ("training_split", "fewshot_split", "validation_split", "test_split")
-    named = {kind: content.get(kind) for kind in kinds}
-    pools = {str(named[kind]) for kind in kinds[:2] if named[kind]} - {scored}
+    stock_splits = {kind: content.get(kind) for kind in kinds}
+    pools = {str(stock_splits[kind]) for kind in kinds[:2] if stock_splits[kind]} - {scored}
     rows: dict[str, list[Row]] = {}
     for path in paths:
         splits = read_splits(path, (str(content.get("dataset_name")),))
-        _add(rows, scored, scored_split(path, splits, (scored, "test", "", "validation"))())
-        for split in pools:
-            if (found := _named(splits, split)) is not None:
-                _add(rows, split, splits[found]())
-    config = {kind: split if split in rows else None for kind, split in named.items()}
+        _add(rows, scored, scored_split(path, splits, (scored, "test", "", "validation")))
+        for pool in pools:
+            # people and hub datasets say dev and validation of the same one
+            for name in (pool, {"dev": "validation", "validation": "dev"}.get(pool)):
+                if name in splits:
+                    _add(rows, pool, splits[name]())
+                    break
+    config = {kind: split if split in rows else None for kind, split in stock_splits.items()}
     if not config["test_split"] and not config["validation_split"]:
         config["test_split"] = scored
     return config, rows
 
 
-def _named(splits: Splits, wanted: str) -> str | None:
-    """The split of that name; people and hub datasets say dev and validation of the same one."""
-    same = {"dev": "validation", "validation": "dev"}
-    return next((name for name in (wanted, same.get(wanted)) if name in splits), None)
-
-
-def _add(rows: dict[str, list[Row]], split: str, found: Iterable[Found]) -> None:
-    for where, row in found:
-        if not isinstance(row, Mapping):
+def _add(rows: dict[str, list[Row]], split: str, raw: Iterable[RawRow]) -> None:
+    for where, content in raw:
+        if not isinstance(content, Mapping):
             raise ItemsError(f"{where} is not an object with fields")
-        rows.setdefault(split, []).append(dict(row))
+        rows.setdefault(split, []).append(dict(content))
 
 
-def _asked(task: ConfigurableTask) -> StockTask:
+def _with_ids(task: ConfigurableTask) -> StockTask:
     """The loaded task, its documents named by what is in them; one that is there twice is one."""
-    from lm_eval.api.task import ConfigurableTask
-
-    if not isinstance(task, ConfigurableTask):
-        raise ItemsError("is no task that is made of a task file")
-    name = str(task.config.task)
     docs = list(task.eval_docs)
-    seen: dict[str, int] = {}
+    first: dict[str, int] = {}
     for index, doc in enumerate(docs):
-        seen.setdefault(f"{name}/{_content(doc)}", index)
-    at = {index: one for one, index in seen.items()}
-    found = StockTask(task, docs, [at.get(index) for index in range(len(docs))])
-    if found.most_shots:
-        _fix_shots(found)
-    return found
+        first.setdefault(f"{task.config.task}/{_doc_hash(doc)}", index)
+    ids = {index: item for item, index in first.items()}
+    stock = StockTask(task, docs, [ids.get(index) for index in range(len(docs))])
+    if stock.most_shots:
+        _fix_shots(stock)
+    return stock
 
 
-def _content(doc: Any) -> str:
+def _doc_hash(doc: Any) -> str:
     return content_hash(json.dumps(doc, sort_keys=True, default=str))
 
 
 def _fix_shots(task: StockTask) -> None:
     """The first examples of the task's own pool; where it holds items, there is one fewer."""
-    asked = {_content(doc) for doc in task.docs}
-    pool = {_content(doc): doc for doc in task.task.sampler.df[:_POOL_ROWS]}
+    asked = {_doc_hash(doc) for doc in task.docs}
+    pool = {_doc_hash(doc): doc for doc in task.task.sampler.df[:_MAX_POOL]}
     task.task.sampler.df = list(pool.values())
     task.fix_shots(len(pool) - (not asked.isdisjoint(pool)))
 

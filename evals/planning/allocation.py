@@ -4,8 +4,8 @@ The seconds of an evaluation are taken to be linear: a fixed part, a part per it
 (bits per byte, and the choices of multiple choice) and a part per item that is also generated. Of
 all plans that stay under the budget, the one with the least sum of squared standard errors is
 taken. Errors are relative to their metric's value, since bits per byte of different benchmarks lie
-on different scales; a headline metric counts with :data:`HEADLINE` of that, since it steers later
-if at all, and with the spread of a coin, since at chance it shows none of its own.
+on different scales; a headline metric counts with :data:`HEADLINE_WEIGHT` of that, since it steers
+later if at all, and with the spread of a coin, since at chance it shows none of its own.
 
 With variance a_i / x_i and price c_i, the Lagrangian gives x_i proportional to sqrt(a_i / c_i):
 Neyman's allocation with unequal costs (Cochran 1977, *Sampling Techniques*, section 5.5), here
@@ -18,9 +18,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-FLOOR = 20  # items of each benchmark at least, or all there are: fewer can't give a standard error
-HEADLINE = 0.25  # weight of a headline's squared error against that of bits per byte
-WATCHED = 0.25  # weight of a benchmark that is reported and never steers
+MIN_ITEMS = 20  # of each benchmark, or all there are: fewer can't give a standard error
+HEADLINE_WEIGHT = 0.25  # of a headline's squared error against that of bits per byte
+WATCHED_WEIGHT = 0.25  # of a benchmark that is reported and never steers
 _TINY = 1e-9
 
 
@@ -61,9 +61,11 @@ class Candidate:
     weight: float = 1.0
 
     @property
-    def least(self) -> Counts:
+    def fewest(self) -> Counts:
         """The fewest items it is worth asking for."""
-        return Counts(min(FLOOR, self.available), min(FLOOR, self.generable, self.available))
+        return Counts(
+            min(MIN_ITEMS, self.available), min(MIN_ITEMS, self.generable, self.available)
+        )
 
     @property
     def most(self) -> Counts:
@@ -73,113 +75,105 @@ class Candidate:
     @property
     def read_variance(self) -> float:
         """Squared relative error of one item read; the choices' headline comes with it."""
-        headline = 0.0 if self.generable else HEADLINE
+        headline = 0.0 if self.generable else HEADLINE_WEIGHT
         return self.weight * max(self.spread**2 + headline, _TINY)
 
     @property
     def generate_variance(self) -> float:
         """Squared relative error of one item generated."""
-        return self.weight * HEADLINE if self.generable else 0.0
+        return self.weight * HEADLINE_WEIGHT if self.generable else 0.0
 
 
-Plan = dict[str, Counts]
+Allocation = dict[str, Counts]
 
 
-def seconds(candidates: Mapping[str, Candidate], plan: Mapping[str, Counts]) -> float:
-    """Predicted seconds of a plan."""
-    return math.fsum(one.price.of(plan[name]) for name, one in candidates.items())
+def seconds(candidates: Mapping[str, Candidate], allocation: Mapping[str, Counts]) -> float:
+    """Predicted seconds of an allocation."""
+    return math.fsum(candidate.price.of(allocation[name]) for name, candidate in candidates.items())
 
 
-def loss(candidates: Mapping[str, Candidate], plan: Mapping[str, Counts]) -> float:
-    """The sum of squared relative standard errors that a plan leads to: what is minimised."""
-    return math.fsum(
-        variance / count
-        for name, one in candidates.items()
-        for variance, count in (
-            (one.read_variance, plan[name].items),
-            (one.generate_variance, plan[name].generate),
-        )
-        if variance and count
-    )
+def allocate(candidates: Mapping[str, Candidate], budget: float) -> Allocation:
+    """The allocation of least loss of those that take at most ``budget`` seconds.
 
+    The loss is the sum of squared relative standard errors that an allocation leads to.
 
-def allocate(candidates: Mapping[str, Candidate], budget: float) -> Plan:
-    """The plan with the least :func:`loss` of those that take at most ``budget`` seconds.
-
-    Where not even the floor of every benchmark fits, the floor is what comes back: the caller
+    Where not even the fewest items of every benchmark fit, they are what comes back: the caller
     compares :func:`seconds` with the budget. Integer counts are found by rounding the continuous
     optimum down and spending what is left where it tells most per second.
     """
-    least = {name: one.least for name, one in candidates.items()}
-    most = {name: one.most for name, one in candidates.items()}
-    if seconds(candidates, least) >= budget:
-        return least
+    fewest = {name: candidate.fewest for name, candidate in candidates.items()}
+    most = {name: candidate.most for name, candidate in candidates.items()}
+    if seconds(candidates, fewest) >= budget:
+        return fewest
     if seconds(candidates, most) <= budget:
         return most
     return _spend_rest(candidates, _rounded(candidates, budget), budget)
 
 
-def _rounded(candidates: Mapping[str, Candidate], budget: float) -> Plan:
+def _rounded(candidates: Mapping[str, Candidate], budget: float) -> Allocation:
     """The continuous optimum rounded down; a bisection on the multiplier, in logarithms."""
+
+    def at(log_multiplier: float) -> Allocation:
+        multiplier = math.exp(log_multiplier)
+        return {name: _at(candidate, multiplier) for name, candidate in candidates.items()}
+
     low, high = -80.0, 80.0
     for _ in range(100):
         middle = (low + high) / 2
-        plan = {name: _at(one, math.exp(middle)) for name, one in candidates.items()}
-        if seconds(candidates, plan) > budget:
+        if seconds(candidates, at(middle)) > budget:
             low = middle
         else:
             high = middle
-    return {name: _at(one, math.exp(high)) for name, one in candidates.items()}
+    return at(high)
 
 
-def _at(one: Candidate, multiplier: float) -> Counts:
+def _at(candidate: Candidate, multiplier: float) -> Counts:
     """The best counts of one benchmark when a second is worth ``multiplier``, rounded down."""
-    least, most, price = one.least, one.most, one.price
-    read = _best(one.read_variance, price.read, multiplier, least.items, most.items)
-    made = _best(one.generate_variance, price.generate, multiplier, least.generate, most.generate)
-    if made > read:
+    fewest, most, price = candidate.fewest, candidate.most, candidate.price
+    read_variance, generate_variance = candidate.read_variance, candidate.generate_variance
+    read = _best(read_variance, price.read, multiplier, fewest.items, most.items)
+    generate = _best(generate_variance, price.generate, multiplier, fewest.generate, most.generate)
+    if generate > read:
         # generating an item means reading it: the two are bought together
-        both = one.read_variance + one.generate_variance
-        read = made = _best(
-            both, price.read + price.generate, multiplier, least.items, most.generate
-        )
-    return Counts(int(read), int(made))
+        variance, both = read_variance + generate_variance, price.read + price.generate
+        read = generate = _best(variance, both, multiplier, fewest.items, most.generate)
+    return Counts(int(read), int(generate))
 
 
-def _best(variance: float, price: float, multiplier: float, least: int, most: int) -> float:
-    wanted = math.sqrt(variance / (multiplier * max(price, _TINY)))
-    return min(max(wanted, least), most)
+def _best(variance: float, price: float, multiplier: float, fewest: int, most: int) -> float:
+    return min(max(math.sqrt(variance / (multiplier * max(price, _TINY))), fewest), most)
 
 
-def _spend_rest(candidates: Mapping[str, Candidate], plan: Plan, budget: float) -> Plan:
-    spent = seconds(candidates, plan)
+def _spend_rest(
+    candidates: Mapping[str, Candidate], allocation: Allocation, budget: float
+) -> Allocation:
+    spent = seconds(candidates, allocation)
     while True:
-        better = [
+        affordable = [
             (gain / cost, name, counts, cost)
-            for name, one in candidates.items()
-            for counts, gain, cost in _next(one, plan[name])
+            for name, candidate in candidates.items()
+            for counts, gain, cost in _next(candidate, allocation[name])
             if spent + cost <= budget
         ]
-        if not better:
-            return plan
-        _, name, counts, cost = max(better, key=lambda found: (found[0], found[1]))
-        plan = {**plan, name: counts}
+        if not affordable:
+            return allocation
+        _, name, counts, cost = max(affordable, key=lambda step: step[:2])
+        allocation = {**allocation, name: counts}
         spent += cost
 
 
-def _next(one: Candidate, now: Counts) -> Iterator[tuple[Counts, float, float]]:
+def _next(candidate: Candidate, now: Counts) -> Iterator[tuple[Counts, float, float]]:
     """One more item read, generated, or both: the counts, the fall in loss, the seconds."""
-    most, price = one.most, one.price
-    read = _fall(one.read_variance, now.items)
-    made = _fall(one.generate_variance, now.generate) if now.generate else 0.0
+    most, price = candidate.most, candidate.price
+    read = _fall(candidate.read_variance, now.items)
+    generate = _fall(candidate.generate_variance, now.generate) if now.generate else 0.0
     if now.items < most.items:
         yield Counts(now.items + 1, now.generate), read, max(price.read, _TINY)
     if now.generate < min(most.generate, now.items):
-        more = Counts(now.items, now.generate + 1)
-        yield more, made, max(price.generate, _TINY)
+        yield Counts(now.items, now.generate + 1), generate, max(price.generate, _TINY)
     if now.items < most.items and now.generate < most.generate:
         more = Counts(now.items + 1, now.generate + 1)
-        yield more, read + made, max(price.read + price.generate, _TINY)
+        yield more, read + generate, max(price.read + price.generate, _TINY)
 
 
 def _fall(variance: float, count: int) -> float:

@@ -113,10 +113,13 @@ def landlock_abi() -> int:
 
 @functools.cache
 def ruleset(private: str) -> int:
-    """A descriptor of what landlock allows, made once by the server; raises OSError without it.
+    """A descriptor of what landlock allows, made once by the server.
 
     Denied is every file access but reads of the standard library and use of the private folder;
     and, as far as the kernel knows of them, TCP, signals and abstract sockets.
+
+    Raises:
+        OSError: the kernel has no landlock.
     """
     abi = landlock_abi()
     if abi < 1:
@@ -139,9 +142,9 @@ def ruleset(private: str) -> int:
                 _allow(rules, str(part), _READ_FILE)
     _allow(rules, str(library), _READ_DIR)
     # renames between its folders came with version 2, truncation with 3
-    own = _WRITE_FILE | _READ_FILE | _READ_DIR | _CHANGE_DIR
-    own |= (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0)
-    _allow(rules, private, own)
+    everything = _WRITE_FILE | _READ_FILE | _READ_DIR | _CHANGE_DIR
+    everything |= (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0)
+    _allow(rules, private, everything)
     _allow(rules, "/dev/null", _READ_FILE | _WRITE_FILE)
     _allow(rules, "/dev/urandom", _READ_FILE)
     return lifted(rules)
@@ -167,8 +170,10 @@ def seccomp_filter(machine: str) -> bytes:
     """The BPF program that allows the listed calls and refuses the others with EPERM.
 
     Eight bytes an instruction (code, jump if true, jump if false, constant), little endian.
-    Calls of another architecture, and x86-64's x32 ones, kill the process. Raises KeyError for
-    a machine that isn't known.
+    Calls of another architecture, and x86-64's x32 ones, kill the process.
+
+    Raises:
+        KeyError: the machine isn't known.
     """
     audit, allowed = ARCHITECTURES[machine]
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
@@ -243,7 +248,11 @@ def give_away(private: str) -> None:
 
 
 def prepare(config: Mapping[str, Any]) -> None:
-    """Makes what all children share, once. Raises OSError where it can't be had."""
+    """Makes what all children share, once.
+
+    Raises:
+        OSError: it can't be had here.
+    """
     if config["locked"]:
         machine = platform.machine()
         if machine not in ARCHITECTURES:
@@ -259,9 +268,12 @@ def die_with_parent() -> None:
 
 
 def lock_down(config: Mapping[str, Any]) -> None:
-    """Puts this process under everything `config` asks for, for good. Raises OSError.
+    """Puts this process under everything `config` asks for, for good.
 
     Descriptors from 5 on are closed.
+
+    Raises:
+        OSError: something of it can't be had.
     """
     _limit(config)
     if config["locked"]:

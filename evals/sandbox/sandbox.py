@@ -89,7 +89,11 @@ class Sandbox:
         return self._reason
 
     def run(self, programs: Sequence[str]) -> list[Result]:
-        """Runs the programs one after another. Raises SandboxError."""
+        """Runs the programs one after another.
+
+        Raises:
+            SandboxError: nothing can be said about them.
+        """
         reason = self.unusable()
         if reason is not None:
             raise SandboxError(reason)
@@ -187,7 +191,7 @@ def _command(kind: str, timeout: float, private: str) -> list[str]:
 
 
 def _bubblewrap(private: str) -> list[str]:
-    """bwrap with its own namespaces, no network and a read-only view of the interpreter."""
+    """Bubblewrap with its own namespaces, no network and a read-only view of the interpreter."""
     command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent"]
     command += ["--new-session", "--cap-drop", "ALL", "--dev", "/dev"]
     for folder in ("/usr", "/lib", "/lib64", "/bin"):

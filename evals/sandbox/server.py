@@ -135,14 +135,14 @@ def _read(pipe: int, deadline: float, private: str) -> tuple[bytes, str]:
 
 def _overfull(private: str) -> bool:
     """Whether the folder holds more than it may, or more than can be looked at."""
-    folders, found, held = [private], 0, 0
+    folders, count, held = [private], 0, 0
     try:
         while folders:
             with os.scandir(folders.pop()) as entries:
                 for entry in entries:
-                    found += 1
+                    count += 1
                     held += 512 * entry.stat(follow_symlinks=False).st_blocks
-                    if found > locks.DISK_ENTRIES or held > locks.DISK_BYTES:
+                    if count > locks.DISK_ENTRIES or held > locks.DISK_BYTES:
                         return True
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)

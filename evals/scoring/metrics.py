@@ -11,9 +11,8 @@ from mixloop.common.estimates import (
     ratio_of_totals,
     t_interval,
 )
-from mixloop.evals import Metric
+from mixloop.evals import Metric, Outcomes
 
-Outcomes = Mapping[str, Mapping[str, float]]
 Cluster = Callable[[str], str]
 """Item id to the cluster it was drawn with."""
 
@@ -28,19 +27,11 @@ def ratio_metric(outcomes: Outcomes, asked: int, cluster: Cluster = str) -> Metr
 
     The interval is Student's with clusters - 1 degrees of freedom.
     """
-    weights = [one["bytes"] for one in outcomes.values()]
-    totals = [one["bits_per_byte"] * one["bytes"] for one in outcomes.values()]
+    weights = [outcome["bytes"] for outcome in outcomes.values()]
+    totals = [outcome["bits_per_byte"] * outcome["bytes"] for outcome in outcomes.values()]
     clusters = [cluster(item) for item in outcomes]
-    value, stderr = ratio_of_totals(totals, weights, clusters)
-    return Metric(
-        value=value,
-        stderr=stderr,
-        interval=_t_interval(value, stderr, clusters),
-        n=len(totals),
-        higher_is_better=False,
-        asked=asked,
-        excluded=asked - len(totals),
-    )
+    estimate = ratio_of_totals(totals, weights, clusters)
+    return _metric(estimate, _t_interval(*estimate, clusters), len(totals), asked, higher=False)
 
 
 def mean_metrics(
@@ -55,31 +46,39 @@ def mean_metrics(
     The interval is exact for 0/1 outcomes (at the effective number of items where they are
     clustered), else Student's.
     """
-    names = dict.fromkeys(name for one in outcomes.values() for name in one)
     higher = better or {}
-    return {
-        name: _mean_metric(name, outcomes, asked, cluster, higher.get(name, True)) for name in names
-    }
+    metrics = {}
+    for name in dict.fromkeys(name for outcome in outcomes.values() for name in outcome):
+        by_item = {item: outcome[name] for item, outcome in outcomes.items() if name in outcome}
+        values, clusters = list(by_item.values()), [cluster(item) for item in by_item]
+        estimate = mean(values, clusters)
+        exact = set(values) <= {0.0, 1.0}
+        interval = (
+            proportion_interval(values, clusters) if exact else _t_interval(*estimate, clusters)
+        )
+        metrics[name] = _metric(
+            estimate, interval, len(values), asked, higher=higher.get(name, True)
+        )
+    return metrics
 
 
-def _mean_metric(
-    name: str, outcomes: Outcomes, asked: int, cluster: Cluster, higher: bool
+def _metric(
+    estimate: tuple[float, float | None],
+    interval: tuple[float, float] | None,
+    n: int,
+    asked: int,
+    *,
+    higher: bool,
 ) -> Metric:
-    found = {item: one[name] for item, one in outcomes.items() if name in one}
-    values, clusters = list(found.values()), [cluster(item) for item in found]
-    value, stderr = mean(values, clusters)
-    if set(values) <= {0.0, 1.0}:
-        interval: tuple[float, float] | None = proportion_interval(values, clusters)
-    else:
-        interval = _t_interval(value, stderr, clusters)
+    value, stderr = estimate
     return Metric(
         value=value,
         stderr=stderr,
         interval=interval,
-        n=len(values),
+        n=n,
         higher_is_better=higher,
         asked=asked,
-        excluded=asked - len(values),
+        excluded=asked - n,
     )
 
 

@@ -8,35 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
+from mixloop.common.files import write_atomic
 from mixloop.evals import Scorecard
 
 from .metrics import cluster_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
-class Outcome(NamedTuple):
-    """One metric of one item at one checkpoint.
-
-    `cluster` is what the item was drawn with (an MMLU subject, else the item itself), `value` the
-    outcome in the metric's unit, `bytes` the UTF-8 length of the item's gold answer, which weighs
-    bits_per_byte (None where that was not measured).
-    """
-
-    checkpoint: str
-    step: int | None
-    tokens: int | None
-    benchmark: str
-    item: str
-    cluster: str
-    metric: str
-    value: float
-    bytes: int | None
 
 
 def outcomes_path(scorecard: Path) -> Path:
@@ -44,49 +21,50 @@ def outcomes_path(scorecard: Path) -> Path:
     return scorecard.with_name(f"{scorecard.stem}.items.parquet")
 
 
-def outcomes_of(card: Scorecard) -> list[Outcome]:
-    """Every outcome of a scorecard, in its own order."""
-    where = (card.checkpoint, card.step, card.tokens)
-    return [
-        Outcome(*where, name, item, cluster_of(name, item), metric, value, _gold_bytes(measured))
-        for name, score in card.benchmarks.items()
-        for item, measured in score.items.items()
-        for metric, value in measured.items()
+def write_outcomes(card: Scorecard, path: Path) -> None:
+    """Writes the file atomically; equal scorecards give equal bytes.
+
+    Column `cluster` is what the item was drawn with (an MMLU subject, else the item itself),
+    `value` the outcome in the metric's unit, `bytes` the UTF-8 length of the item's gold answer,
+    which weighs bits_per_byte (null where that was not measured).
+
+    Raises:
+        OSError: the disk did not take it; what was there is untouched.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    name = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema(
+        [
+            pa.field("checkpoint", name, nullable=False),
+            pa.field("step", pa.int64()),
+            pa.field("tokens", pa.int64()),
+            pa.field("benchmark", name, nullable=False),
+            pa.field("item", pa.string(), nullable=False),
+            pa.field("cluster", pa.string(), nullable=False),
+            pa.field("metric", name, nullable=False),
+            pa.field("value", pa.float64(), nullable=False),
+            pa.field("bytes", pa.int64()),
+        ]
+    )
+    rows = [
+        (
+            *(card.checkpoint, card.step, card.tokens),
+            *(benchmark, item, cluster_of(benchmark, item), metric, value),
+            int(outcome["bytes"]) if "bytes" in outcome else None,
+        )
+        for benchmark, score in card.benchmarks.items()
+        for item, outcome in score.items.items()
+        for metric, value in outcome.items()
         if metric != "bytes"
     ]
-
-
-def write_outcomes(card: Scorecard, path: Path) -> None:
-    """Writes the file atomically; equal scorecards give equal bytes. Raises OSError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = zip(*outcomes_of(card), strict=True)
-    schema = _schema()
-    table = pa.Table.from_arrays(
-        [
-            pa.array(column, field.type)
-            for column, field in zip(list(columns) or [()] * len(schema), schema, strict=True)
-        ],
-        schema=schema,
-    )
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    _replace(path, sink.getvalue().to_pybytes())
-
-
-def read_outcomes(path: Path) -> list[Outcome]:
-    """Reads the file back. Raises OSError, or ValueError naming a file that is none of ours."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes()))
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: not a parquet file: {error}") from error
-    if not table.schema.equals(_schema()):
-        raise ValueError(f"{path}: not a file of outcomes: its columns are {table.column_names}")
-    return [Outcome(*row) for row in zip(*(c.to_pylist() for c in table.columns), strict=True)]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, sink.getvalue().to_pybytes())
 
 
 def keep_outcomes(card: Scorecard, scorecard: Path) -> None:
@@ -102,39 +80,3 @@ def keep_outcomes(card: Scorecard, scorecard: Path) -> None:
         logging.getLogger(__name__).warning("per-item outcomes are not written: %s", error)
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _schema() -> pa.Schema:
-    import pyarrow as pa
-
-    name = pa.dictionary(pa.int32(), pa.string())
-    return pa.schema(
-        [
-            pa.field("checkpoint", name, nullable=False),
-            pa.field("step", pa.int64()),
-            pa.field("tokens", pa.int64()),
-            pa.field("benchmark", name, nullable=False),
-            pa.field("item", pa.string(), nullable=False),
-            pa.field("cluster", pa.string(), nullable=False),
-            pa.field("metric", name, nullable=False),
-            pa.field("value", pa.float64(), nullable=False),
-            pa.field("bytes", pa.int64()),
-        ]
-    )
-
-
-def _gold_bytes(measured: dict[str, float]) -> int | None:
-    return int(measured["bytes"]) if "bytes" in measured else None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

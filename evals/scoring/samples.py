@@ -6,13 +6,16 @@ For a person to read beside the scorecard; nothing is decided on it.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from mixloop.evals import EvalSettings
+from mixloop.common.files import write_atomic
+from mixloop.evals import EvalSettings, FrozenModel, Scorecard
+
+if TYPE_CHECKING:
+    from mixloop.evals.engine import CheckpointLM
 
 SCHEMA: Final = "mixloop/samples/1"
 
@@ -42,21 +45,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 TEMPERATURE, TOP_P, SEED = 0.8, 0.95, 17
 
 
-class Continuations(Protocol):
-    """The part of lm-eval's model interface that is needed here."""
-
-    def generate_until(self, requests: list[Any]) -> list[str]:
-        """One text per request."""
-
-    def has_room(self, prompt: str, tokens: int) -> bool:
-        """Whether `tokens` more fit behind the prompt."""
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Sample(_Frozen):
+class Sample(FrozenModel):
     """One prompt and its two continuations; None where the model offers none (see `reason`)."""
 
     domain: str
@@ -69,7 +58,7 @@ class Sample(_Frozen):
     reason: str | None = None
 
 
-class Samples(_Frozen):
+class Samples(FrozenModel):
     """All samples of one checkpoint. Prompts that don't fit its context are left out."""
 
     schema_: Literal["mixloop/samples/1"] = Field(default=SCHEMA, alias="schema")
@@ -81,7 +70,12 @@ class Samples(_Frozen):
 
     @classmethod
     def read(cls, path: Path) -> Samples:
-        """Reads a samples file. Raises OSError or ValueError naming the file."""
+        """Reads a samples file.
+
+        Raises:
+            OSError: it is missing or can't be read.
+            ValueError: it holds no samples; names the file.
+        """
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValueError as error:
@@ -94,58 +88,50 @@ def samples_path(scorecard: Path) -> Path:
 
 
 def write_samples(
-    lm: Continuations,
-    scorecard: Path,
-    checkpoint: Path,
-    settings: EvalSettings,
-    step: int | None = None,
-    tokens: int | None = None,
+    lm: CheckpointLM, card: Scorecard, scorecard: Path, settings: EvalSettings
 ) -> Path | None:
-    """Writes the samples of one checkpoint beside its scorecard; None where they are off.
+    """Writes the samples of a scored checkpoint beside its scorecard; None where they are off.
 
-    Written whole or not at all. Raises OSError.
+    Raises:
+        OSError: the disk did not take them; the file is whole or not there at all.
     """
     if not settings.samples:
         return None
     path = samples_path(scorecard)
-    found = Samples(
+    samples = Samples(
         schema=SCHEMA,
-        checkpoint=str(checkpoint),
-        step=step,
-        tokens=tokens,
+        checkpoint=card.checkpoint,
+        step=card.step,
+        tokens=card.tokens,
         max_new_tokens=settings.samples_tokens,
-        samples=take_samples(lm, settings.samples_tokens),
+        samples=_take_samples(lm, settings.samples_tokens),
     )
-    text = json.dumps(found.model_dump(mode="json", by_alias=True), ensure_ascii=False, indent=1)
+    text = json.dumps(samples.model_dump(mode="json", by_alias=True), ensure_ascii=False, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # a byte-level tokenizer may leave half a character, which is no UTF-8
-    temporary.write_text(text + "\n", encoding="utf-8", errors="replace")
-    temporary.replace(path)
+    write_atomic(path, f"{text}\n".encode(errors="replace"))
     return path
 
 
-def take_samples(lm: Continuations, room: int) -> tuple[Sample, ...]:
-    """Continuations of up to `room` tokens of every prompt that fits, the same at every call."""
+def _take_samples(lm: CheckpointLM, max_new_tokens: int) -> tuple[Sample, ...]:
+    """Continuations of every prompt that fits, the same at every call."""
     asked = [
         (domain, prompt)
         for domain, prompts in PROMPTS.items()
         for prompt in prompts
-        if lm.has_room(prompt, room)
+        if lm.has_room(prompt, max_new_tokens)
     ]
     prompts = [prompt for _, prompt in asked]
-    greedy, reason = _continue(lm, prompts, {"do_sample": False}, room)
-    options = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "seed": SEED}
-    sampled, other = _continue(lm, prompts, options, room)
+    options = {"temperature": TEMPERATURE, "top_p": TOP_P, "seed": SEED}
+    greedy, reason = _continue(lm, prompts, {"do_sample": False}, max_new_tokens)
+    sampled, other = _continue(lm, prompts, {"do_sample": True, **options}, max_new_tokens)
     return tuple(
         Sample(
             domain=domain,
             prompt=prompt,
             greedy=first,
             sampled=second,
-            temperature=TEMPERATURE,
-            top_p=TOP_P,
-            seed=SEED,
+            **options,
             reason=reason or other,
         )
         for (domain, prompt), first, second in zip(asked, greedy, sampled, strict=True)
@@ -153,12 +139,12 @@ def take_samples(lm: Continuations, room: int) -> tuple[Sample, ...]:
 
 
 def _continue(
-    lm: Continuations, prompts: list[str], options: dict[str, Any], room: int
+    lm: CheckpointLM, prompts: list[str], options: dict[str, Any], max_new_tokens: int
 ) -> tuple[list[str] | list[None], str | None]:
     """A text per prompt, or why there are none."""
     from lm_eval.api.instance import Instance
 
-    options = {"until": [], "max_gen_toks": room, **options}
+    options = {"until": [], "max_gen_toks": max_new_tokens, **options}
     requests = [
         Instance(request_type="generate_until", doc={}, arguments=(prompt, options), idx=0)
         for prompt in prompts

@@ -10,19 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from mixloop.evals import BenchmarkScore, Cost, Metric
+from mixloop.evals import BenchmarkScore, Cost, FrozenModel, Metric, Outcomes
 
 from .metrics import cluster_of, mean_metrics, ratio_metric
 
-Outcomes = dict[str, dict[str, float]]
 
-
-class WorkUnit(BaseModel):
+class WorkUnit(FrozenModel):
     """Part `part` of the `parts` parts of a benchmark's items."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     benchmark: str
     part: int = 0
@@ -33,7 +29,7 @@ class WorkUnit(BaseModel):
         return f", part {self.part + 1} of {self.parts}" if self.parts > 1 else ""
 
 
-class UnitScore(BaseModel):
+class UnitScore(FrozenModel):
     """What one unit gave.
 
     `gold` has the bits per byte of the items whose gold answer fits, `answers` the outcomes of
@@ -42,8 +38,6 @@ class UnitScore(BaseModel):
     `asked` items, of which `generated` are asked for their answers; `fitting` are the unit's own of
     those that fit the context. `lower_is_better` names the metrics for which that is so.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     unit: WorkUnit
     failed: str | None = None
@@ -54,7 +48,7 @@ class UnitScore(BaseModel):
     asked: tuple[str, ...] = ()
     generated: int = 0
     shots: int = 0
-    room: int = 0
+    max_new_tokens: int = 0
     scored: str = ""
     has_gold: bool = True
     lower_is_better: tuple[str, ...] = ()
@@ -66,36 +60,39 @@ class UnitScore(BaseModel):
 def parts(benchmark: str, ids: Sequence[str], most: int) -> list[tuple[str, ...]]:
     """The ids cut into parts of at most `most` items; a subject of MMLU is cut only if larger."""
     groups: dict[str, list[str]] = {}
-    for one in ids:
-        groups.setdefault(cluster_of(benchmark, one) if benchmark == "mmlu" else "", []).append(one)
+    for item in ids:
+        group = cluster_of(benchmark, item) if benchmark == "mmlu" else ""
+        groups.setdefault(group, []).append(item)
     cut: list[tuple[str, ...]] = []
     part: list[str] = []
-    for _, own in sorted(groups.items()):
-        if part and len(part) + len(own) > most:
+    for _, items in sorted(groups.items()):
+        if part and len(part) + len(items) > most:
             cut.append(tuple(part))
             part = []
-        part += own
+        part += items
         while len(part) > most:
             cut.append(tuple(part[:most]))
             part = part[most:]
     return [*cut, tuple(part)] if part or not cut else cut
 
 
-def assemble_score(scores: Sequence[UnitScore]) -> BenchmarkScore:
+def assemble_score(name: str, scores: Sequence[UnitScore]) -> BenchmarkScore:
     """One benchmark's score from all of its units, in any order.
 
     A unit that failed makes the benchmark missing: a score over the others would be one of other
     items than at the checkpoint before.
     """
+    if not scores or len(scores) < scores[0].unit.parts:
+        return missing_score(f"{name}: some of its items were not scored")
     scores = sorted(scores, key=lambda score: score.unit.part)
     failed = next((score.failed for score in scores if score.failed is not None), None)
     if failed is not None:
         return missing_score(failed)
     first = scores[0]
-    cluster = partial(cluster_of, first.unit.benchmark)
+    cluster = partial(cluster_of, name)
     gold = _in_order(first.asked, [score.gold for score in scores])
     answers = _in_order(first.asked, [score.answers for score in scores])
-    fitting = {one for score in scores for one in score.fitting}
+    fitting = {item for score in scores for item in score.fitting}
     metrics: dict[str, Metric] = {}
     reasons: list[str] = []
     trouble = next((score.trouble for score in scores if score.trouble is not None), None)
@@ -110,9 +107,9 @@ def assemble_score(scores: Sequence[UnitScore]) -> BenchmarkScore:
         why = "no item fits the context" if first.has_gold else "the task has no gold text"
         reasons.append(f"bits_per_byte: {why}")
     items = {
-        one: {**gold.get(one, {}), **answers.get(one, {})}
-        for one in first.asked
-        if one in gold or one in answers
+        item: {**gold.get(item, {}), **answers.get(item, {})}
+        for item in first.asked
+        if item in gold or item in answers
     }
     return BenchmarkScore(
         status="ok" if metrics else "missing",
@@ -120,7 +117,7 @@ def assemble_score(scores: Sequence[UnitScore]) -> BenchmarkScore:
         metrics=metrics,
         items=items,
         shots=first.shots,
-        max_new_tokens=first.room or None,
+        max_new_tokens=first.max_new_tokens or None,
         asked=len(first.asked),
         excluded=len(first.asked) - len(items.keys() | fitting),
         data=first.data,
@@ -145,6 +142,6 @@ def total_cost(scores: Sequence[UnitScore]) -> Cost:
     )
 
 
-def _in_order(asked: Sequence[str], found: Sequence[Outcomes]) -> Outcomes:
-    merged = {one: outcome for part in found for one, outcome in part.items()}
-    return {one: merged[one] for one in asked if one in merged}
+def _in_order(asked: Sequence[str], outcomes: Sequence[Outcomes]) -> Outcomes:
+    merged = {item: outcome for part in outcomes for item, outcome in part.items()}
+    return {item: merged[item] for item in asked if item in merged}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mixloop.evals import EvalSettings, Scorecard
 
@@ -43,16 +42,18 @@ class _Job:
 class Evaluator:
     """Runs evaluations in a worker process, one at a time, without ever blocking the caller.
 
-    `log` receives what the worker prints (appended). `progress` is the last thing it said.
+    `progress` is the last thing the worker said.
+
+    Args:
+        settings: What is measured, and how the worker is started.
+        log: Receives what the worker prints, appended.
     """
 
     def __init__(self, settings: EvalSettings, log: Path) -> None:
         self._settings = settings
         self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._worker: _Worker | None = None
         self._job: _Job | None = None
-        self._heard = b""
-        self._scratch: Path | None = None
         self.progress = ""
 
     @property
@@ -63,13 +64,15 @@ class Evaluator:
     @property
     def pid(self) -> int | None:
         """The live worker's process id."""
-        alive = self._process is not None and self._process.poll() is None
-        return self._process.pid if alive and self._process is not None else None
+        alive = self._worker is not None and self._worker.exit_code() is None
+        return self._worker.pid if self._worker is not None and alive else None
 
     def start(self, checkpoint: Path, out: Path) -> None:
         """Begins scoring `checkpoint`; the scorecard will be in `out`.
 
-        Raises RuntimeError when one is being scored already, OSError when no process can start.
+        Raises:
+            RuntimeError: one is being scored already.
+            OSError: no process can start.
         """
         if self._job is not None:
             raise RuntimeError(f"{self._job.checkpoint} is still being scored")
@@ -78,37 +81,47 @@ class Evaluator:
         self._job = _Job(checkpoint, out, time.monotonic() + self._settings.timeout, line)
         self.progress = "starting"
         try:
-            if self.pid is None or not self._send(line):
-                self._spawn()
-                self._send(line)
+            if self.pid is None or self._worker is None or not self._worker.send(line):
+                self._start_worker(line)
         except OSError:
             self.stop()
             raise
 
     def poll(self) -> Scorecard | Failure | None:
         """What there is to tell, without waiting: a scorecard, a failure, or nothing yet."""
-        if self._job is None:
-            self._reap_idle()
+        worker, job = self._worker, self._job
+        if worker is None or job is None:
+            if self.pid is None:
+                self._end_worker()
             return None
-        for event in self._events():
+        for event in worker.events():
             if event["event"] == "progress":
                 self.progress = f"{event['benchmark']} {event['state']}"
             elif event["event"] == "done":
-                return self._finish()
+                return self._finish(job)
             elif event["event"] in ("failed", "dying"):
                 return self._fail(str(event["reason"]), kill=event["event"] == "dying")
-        return self._trouble()
+        return self._check(worker, job)
 
     def stop(self) -> None:
         """Ends the worker and forgets what it was doing."""
         self._job = None
-        self._kill()
+        self._end_worker()
 
-    def _finish(self) -> Scorecard | Failure:
-        assert self._job is not None
-        out = self._job.out
+    def _check(self, worker: _Worker, job: _Job) -> Failure | None:
+        code = worker.exit_code()
+        if code == 0 and not job.resent:
+            return self._resend(job)
+        if code is not None:
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            return self._fail(f"the evaluation worker died ({how}): see {self._log}")
+        if time.monotonic() > job.deadline:
+            return self._fail(f"no scorecard within {self._settings.timeout:g} s")
+        return None
+
+    def _finish(self, job: _Job) -> Scorecard | Failure:
         try:
-            card = Scorecard.read(out)
+            card = Scorecard.read(job.out)
         except (OSError, ValueError) as error:
             return self._fail(f"scorecard lost: {error}".splitlines()[0], kill=False)
         self._job = None
@@ -116,113 +129,106 @@ class Evaluator:
         self._settings = self._settings.pinned(card.data_kinds())
         return card
 
-    def _trouble(self) -> Failure | None:
-        assert self._job is not None
-        if self._process is None:
-            return self._fail("the evaluation worker could not be started")
-        code = self._process.poll()
-        if code == 0 and not self._job.resent:
-            return self._resend()
-        if code is not None:
-            words = _exit_words(code)
-            return self._fail(f"the evaluation worker died ({words}): see {self._log}")
-        if time.monotonic() > self._job.deadline:
-            return self._fail(f"no scorecard within {self._settings.timeout:g} s")
-        return None
-
-    def _resend(self) -> Failure | None:
+    def _resend(self, job: _Job) -> Failure | None:
         """The worker was ending for want of work as the request came: a fresh one takes it."""
-        assert self._job is not None
-        self._job.resent = True
+        job.resent = True
         try:
-            self._spawn()
+            self._start_worker(job.line)
         except OSError as error:
             return self._fail(f"no worker can be started: {error}")
-        self._send(self._job.line)
         return None
 
     def _fail(self, reason: str, *, kill: bool = True) -> Failure:
         self._job = None
         if kill:
-            self._kill()
+            self._end_worker()
         return Failure(reason)
 
-    def _spawn(self) -> None:
-        self._kill()
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._heard = b""
-        # a worker that is killed can't tidy up, so its temporary files lie where we can
-        self._scratch = Path(tempfile.mkdtemp(prefix="mixloop-evals-"))
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                worker_command(self._settings.launcher),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={**os.environ, "TMPDIR": str(self._scratch), "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,
-            )
-        os.set_blocking(_stream(self._process.stdout).fileno(), False)
-        self._send(self._settings.model_dump_json().encode() + b"\n")
+    def _start_worker(self, request: bytes) -> None:
+        self._end_worker()
+        self._worker = _Worker(self._settings, self._log)
+        self._worker.send(request)
 
-    def _send(self, line: bytes) -> bool:
-        assert self._process is not None
-        pipe = _stream(self._process.stdin)
+    def _end_worker(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.kill()
+
+
+class _Worker:
+    """A worker process and the pipes to it."""
+
+    def __init__(self, settings: EvalSettings, log: Path) -> None:
+        self._unread = b""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # a worker that is killed can't tidy up, so its temporary files lie where we can
+        self._scratch = tempfile.TemporaryDirectory(
+            prefix="mixloop-evals-", ignore_cleanup_errors=True
+        )
         try:
-            pipe.write(line)
-            pipe.flush()
+            with log.open("ab") as errors:
+                self._process = subprocess.Popen(
+                    worker_command(settings.launcher),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env={**os.environ, "TMPDIR": self._scratch.name, "PYTHONUNBUFFERED": "1"},
+                    start_new_session=True,
+                )
+        except OSError:
+            self._scratch.cleanup()
+            raise
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        os.set_blocking(self._answers.fileno(), False)
+        self.pid = self._process.pid
+        self.send(settings.model_dump_json().encode() + b"\n")
+
+    def exit_code(self) -> int | None:
+        """None while it lives; negative for a signal."""
+        return self._process.poll()
+
+    def send(self, line: bytes) -> bool:
+        """Whether the line could be written."""
+        try:
+            self._requests.write(line)
+            self._requests.flush()
         except OSError:
             return False
         return True
 
-    def _events(self) -> list[dict[str, Any]]:
-        if self._process is None:
-            return []
+    def events(self) -> list[dict[str, Any]]:
+        """What it has said since the last look."""
         with contextlib.suppress(BlockingIOError):
-            while part := os.read(_stream(self._process.stdout).fileno(), 65536):
-                self._heard += part
-        *lines, self._heard = self._heard.split(b"\n")
+            while part := os.read(self._answers.fileno(), 65536):
+                self._unread += part
+        *lines, self._unread = self._unread.split(b"\n")
         return [event for line in lines if (event := _event(line)) is not None]
 
-    def _reap_idle(self) -> None:
-        if self._process is not None and self._process.poll() is not None:
-            self._kill()
-
-    def _kill(self) -> None:
-        process, self._process = self._process, None
-        scratch, self._scratch = self._scratch, None
-        if process is not None:
-            self._end(process)
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-    @staticmethod
-    def _end(process: subprocess.Popen[bytes]) -> None:
+    def kill(self) -> None:
+        """Ends it, what it started, and what it left behind."""
         # the group: the sandbox's server goes with the worker
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._requests, self._answers):
             with contextlib.suppress(OSError):
-                _stream(pipe).close()
-
-
-def _stream(pipe: IO[bytes] | None) -> IO[bytes]:
-    assert pipe is not None
-    return pipe
+                pipe.close()
+        self._scratch.cleanup()
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
     """What the worker said; None for a line that a launcher's command printed among its."""
     try:
-        said = json.loads(line)
+        content = json.loads(line)
     except ValueError:
         return None
-    return said if isinstance(said, dict) and "event" in said else None
+    return content if isinstance(content, dict) and "event" in content else None
 
 
-def _exit_words(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+class EvaluationError(Exception):
+    """No scorecard: one line with the reason."""
 
 
 def evaluate(
@@ -230,12 +236,19 @@ def evaluate(
     settings: EvalSettings,
     out: Path | None = None,
     log: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] = lambda state: None,
 ) -> Scorecard:
     """Scores one checkpoint and waits for it.
 
-    Writes the scorecard to `out` and the worker's prints to `log` where they are given;
-    `progress` hears what is being run. Raises EvaluationError.
+    Args:
+        checkpoint: Its folder.
+        settings: What is measured, and how the worker is started.
+        out: Where the scorecard is written, if anywhere.
+        log: Where the worker's prints go, if anywhere.
+        progress: Hears what is being run.
+
+    Raises:
+        EvaluationError: there is no scorecard; one line with the reason.
     """
     with tempfile.TemporaryDirectory(prefix="mixloop-eval-") as folder:
         target = out or Path(folder) / "scorecard.json"
@@ -247,19 +260,15 @@ def evaluate(
             evaluator.stop()
 
 
-class EvaluationError(Exception):
-    """No scorecard: one line with the reason."""
-
-
-def _wait(evaluator: Evaluator, progress: Callable[[str], None] | None) -> Scorecard:
+def _wait(evaluator: Evaluator, progress: Callable[[str], None]) -> Scorecard:
     said = ""
     while True:
-        found = evaluator.poll()
-        if isinstance(found, Failure):
-            raise EvaluationError(found.reason)
-        if found is not None:
-            return found
-        if progress is not None and evaluator.progress != said:
+        result = evaluator.poll()
+        if isinstance(result, Failure):
+            raise EvaluationError(result.reason)
+        if result is not None:
+            return result
+        if evaluator.progress != said:
             said = evaluator.progress
             progress(said)
         time.sleep(0.05)

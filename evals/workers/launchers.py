@@ -12,54 +12,28 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 
-from mixloop.evals import COMMAND, EvalSettings, Launcher
+from mixloop.evals import COMMAND, Launcher
 
 _WORKER = ("-m", "mixloop.evals.workers.worker")
 
 
 class LauncherError(Exception):
-    """No worker can be started: one line with the reason and the mend."""
+    """No worker can be started: one line with the reason and the remedy."""
 
 
 def worker_command(launcher: Launcher) -> list[str]:
     """The arguments that start a worker."""
-    own = [sys.executable, *_WORKER]
+    command = [sys.executable, *_WORKER]
     if isinstance(launcher, str):
         # a child of ours ends when we do, however that is
-        return [*own, "--parent", str(os.getpid())]
-    return spliced(launcher, own)
-
-
-def spliced(template: Sequence[str], command: Sequence[str]) -> list[str]:
-    """The template's arguments with the command's in the place of `{command}`."""
-    place = template.index(COMMAND)
-    return [*template[:place], *command, *template[place + 1 :]]
-
-
-def worker_environment(settings: EvalSettings) -> dict[str, str]:
-    """What a scoring process has in its environment: quiet, and off the hub unless it is asked.
-
-    To be set before the numerical libraries are imported.
-    """
-    environment = {
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        # threads that spin while they wait for one whose processor is taken by the trainer make
-        # everything many times slower
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-    }
-    if settings.threads is not None:
-        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(settings.threads)
-    if all(one.data not in ("auto", "hub") for one in settings.asked.values()):
-        environment["HF_HUB_OFFLINE"] = "1"
-    return environment
+        return [*command, "--parent", str(os.getpid())]
+    place = launcher.index(COMMAND)
+    return [*launcher[:place], *command, *launcher[place + 1 :]]
 
 
 def launcher_problem(launcher: Launcher) -> str | None:
-    """Why no worker can be started this way on this machine, and the mend; None where one can."""
+    """Why no worker can be started so on this machine, and the remedy; None where one can."""
     if launcher == "ray":
         if importlib.util.find_spec("ray") is None:
             return "launcher: ray needs Ray: pip install 'mixloop[ray]'"

@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 
 from mixloop.evals import EvalSettings, Scorecard
-from mixloop.evals.scoring import WorkUnit
+from mixloop.evals.scoring import Scorer, WorkUnit
 
-from .launchers import worker_environment
-from .supervision import watch_memory
+from .supervision import set_up_process
 
 
 def _end(reason: str) -> None:
@@ -22,16 +21,10 @@ def _end(reason: str) -> None:
 class ScoringActor:
     """Scores units one at a time, in its process's main thread (MATH's scorer needs that)."""
 
-    def __init__(self, settings: str) -> None:
-        own = EvalSettings.model_validate_json(settings)
-        os.environ |= worker_environment(own)
-        watch_memory(own.memory, _end)
-        from mixloop.evals.scoring import Scorer
-
-        from .supervision import quieten
-
-        quieten(own)
-        self._scorer = Scorer(own)
+    def __init__(self, settings_json: str) -> None:
+        settings = EvalSettings.model_validate_json(settings_json)
+        set_up_process(settings, _end)
+        self._scorer = Scorer(settings)
         self._newest = ""
 
     def ready(self) -> int:
@@ -43,8 +36,8 @@ class ScoringActor:
         if name != self._newest:
             self._scorer.release()
             self._newest = name
-        lm = self._scorer.load(Path(checkpoint))
-        return self._scorer.run(WorkUnit.model_validate_json(unit), lm).model_dump_json()
+        score = self._scorer.run(WorkUnit.model_validate_json(unit), Path(checkpoint))
+        return score.model_dump_json()
 
     def samples(self, card: str, path: str) -> None:
         """Writes the samples of the checkpoint scored last beside its scorecard's file."""

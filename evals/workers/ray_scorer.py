@@ -21,27 +21,29 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.evals import EvalSettings, Scorecard, training_state
-from mixloop.evals.scoring import Progress, Scorer, UnitScore, WorkUnit, silent
+from mixloop.evals.scoring import Progress, Scorer, UnitScore, WorkUnit
 
 from .launchers import LauncherError, launcher_problem
 from .ray_actor import ScoringActor
 
-# a unit is handed out so often before its benchmark is given up; as many starts may fail in a row
+log = logging.getLogger(__name__)
+
 ATTEMPTS = 3
+"""Times a unit is handed out before its benchmark is given up; as many starts may fail in a row."""
 # shared memory Ray sets up: our messages are small, and this is about the least it accepts
-_STORE = 100 * 2**20
+_STORE_BYTES = 100 * 2**20
 # Ray puts sockets below the temporary folder, and their paths may not be longer than 107 bytes
-_LONGEST_TEMPORARY = 36
+_MAX_FOLDER_LENGTH = 36
 
 
 @dataclass
-class Backlog:
+class UnitQueue:
     """Which units are still to be scored, how often each was lost, and what came of the others."""
 
     waiting: deque[WorkUnit]
     scores: list[UnitScore] = field(default_factory=list)
     losses: Counter[WorkUnit] = field(default_factory=Counter)
-    given_up: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
 
     def take(self) -> WorkUnit | None:
         """The next unit to hand out."""
@@ -52,8 +54,8 @@ class Backlog:
         self.losses[unit] += 1
         self.waiting.appendleft(unit)
         if self.losses[unit] == ATTEMPTS:
-            self.given_up[unit.benchmark] = f"{unit.benchmark}: {reason}, {ATTEMPTS} times"
-        self._drop(self.given_up)
+            self.dropped[unit.benchmark] = f"{unit.benchmark}: {reason}, {ATTEMPTS} times"
+        self._drop(self.dropped)
 
     def give_up(self, reason: str) -> None:
         """Nothing more can be scored."""
@@ -78,7 +80,10 @@ class _Task:
 class RayScorer:
     """Scores checkpoints as `Scorer` does, on `workers` Ray actors.
 
-    `workers` may be changed between checkpoints. Raises LauncherError where Ray can't be used.
+    `workers` may be changed between checkpoints.
+
+    Raises:
+        LauncherError: Ray can't be used.
     """
 
     def __init__(self, settings: EvalSettings) -> None:
@@ -87,7 +92,10 @@ class RayScorer:
             raise LauncherError(problem)
         self.settings = settings
         self.workers = settings.workers
-        self._ours = start_ray(settings)
+        self._ours = _start_ray(settings)
+        import ray
+
+        self._ray = ray
         self._scorer = Scorer(settings)
         self._idle: list[Any] = []
         self._tasks: dict[Any, _Task] = {}
@@ -101,40 +109,41 @@ class RayScorer:
 
     def close(self) -> None:
         """Ends the actors, and Ray where it was started here."""
-        import ray
-
         self._dismiss([*self._idle, *(task.actor for task in self._tasks.values())])
         if self._ours:
-            ray.shutdown()
+            self._ray.shutdown()
         self._scorer.close()
 
     def release(self) -> None:
         """Nothing is held here: an actor keeps its model until it gets another checkpoint."""
 
-    def score(self, checkpoint: Path, progress: Progress = silent) -> Scorecard:
+    def score(self, checkpoint: Path, progress: Progress = lambda name, state: None) -> Scorecard:
         """The scorecard of one checkpoint; a benchmark that fails is missing with the reason."""
         began = time.monotonic()
         progress("checkpoint", "planning")
         state = training_state(checkpoint)
         units = self._scorer.units()
-        backlog = Backlog(deque(units))
+        queue = UnitQueue(deque(units))
         self._failed_starts = 0
         self._dismiss(self._idle[self.workers :])
         # actors keep a model by this name: the folder may hold another by the next time
         name = f"{checkpoint}|{time.time_ns()}"
-        while backlog.waiting or any(task.unit for task in self._tasks.values()):
+        while queue.waiting or any(task.unit for task in self._tasks.values()):
             self._staff(len(units))
-            self._hand_out(backlog, checkpoint, name, progress)
+            self._hand_out(queue, checkpoint, name, progress)
             if not self._tasks:
-                backlog.give_up(f"no Ray worker can be started: {self._reason}")
+                queue.give_up(f"no Ray worker can be started: {self._reason}")
                 break
-            self._collect(backlog)
-        return self._scorer.card(checkpoint, state, backlog.scores, time.monotonic() - began)
+            self._collect(queue)
+        seconds = time.monotonic() - began
+        return self._scorer.assemble_card(checkpoint, state, queue.scores, seconds)
 
     def samples(self, card: Scorecard, path: Path) -> None:
-        """Has the actor that was free last write the samples; it has the model. Raises OSError."""
-        import ray
+        """Has the actor that was free last write the samples; it has the model.
 
+        Raises:
+            OSError: they can't be written.
+        """
         if not (self.settings.samples and self._idle):
             return
         # the items stay here: a sample's file says nothing of them
@@ -142,8 +151,8 @@ class RayScorer:
             card.model_copy(update={"benchmarks": {}}).to_json(), str(path)
         )
         try:
-            ray.get(call, timeout=self._limit)
-        except ray.exceptions.RayError as error:
+            self._ray.get(call, timeout=self._limit)
+        except self._ray.exceptions.RayError as error:
             self._dismiss(self._idle[-1:])
             raise OSError(_line(error)) from error
 
@@ -154,22 +163,20 @@ class RayScorer:
 
     def _staff(self, units: int) -> None:
         """Starts actors up to the number wanted; none after too many failed to start."""
-        import ray
-
         if self._failed_starts >= ATTEMPTS:
             return
         # threads decide how sums are ordered, and an actor has the processors it asked for
         settings = self.settings.pinned(self._scorer.data_kinds())
         settings = settings.model_copy(update={"threads": settings.threads or 1})
-        made = ray.remote(ScoringActor).options(
+        actors = self._ray.remote(ScoringActor).options(
             num_cpus=settings.worker_cpus, num_gpus=settings.worker_gpus
         )
         while len(self._idle) + len(self._tasks) < min(self.workers, units):
-            actor: Any = made.remote(settings.model_dump_json())
+            actor: Any = actors.remote(settings.model_dump_json())
             self._await(actor.ready.remote(), actor, None)
 
-    def _hand_out(self, backlog: Backlog, checkpoint: Path, name: str, progress: Progress) -> None:
-        while self._idle and (unit := backlog.take()) is not None:
+    def _hand_out(self, queue: UnitQueue, checkpoint: Path, name: str, progress: Progress) -> None:
+        while self._idle and (unit := queue.take()) is not None:
             actor = self._idle.pop()
             progress(unit.benchmark, f"running{unit.which()}")
             call = actor.score.remote(name, str(checkpoint), unit.model_dump_json())
@@ -178,54 +185,49 @@ class RayScorer:
     def _await(self, call: Any, actor: Any, unit: WorkUnit | None) -> None:
         self._tasks[call] = _Task(actor, unit, time.monotonic() + self._limit)
 
-    def _collect(self, backlog: Backlog) -> None:
+    def _collect(self, queue: UnitQueue) -> None:
         """Waits for one task to end, or to be overdue."""
-        import ray
-
         first = min(task.deadline for task in self._tasks.values())
-        ray.wait(list(self._tasks), timeout=max(0.0, first - time.monotonic()))
-        ended, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
+        self._ray.wait(list(self._tasks), timeout=max(0.0, first - time.monotonic()))
+        ended, _ = self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
         for call in ended:
-            self._ended(call, self._tasks.pop(call), backlog)
+            self._ended(call, self._tasks.pop(call), queue)
         now = time.monotonic()
         for call in [call for call, task in self._tasks.items() if task.deadline <= now]:
             reason = f"its worker was silent for {self._limit:g} s"
-            self._lost(self._tasks.pop(call), reason, backlog)
+            self._lost(self._tasks.pop(call), reason, queue)
 
-    def _ended(self, call: Any, task: _Task, backlog: Backlog) -> None:
-        import ray
-
+    def _ended(self, call: Any, task: _Task, queue: UnitQueue) -> None:
         try:
-            said = ray.get(call)
+            answer = self._ray.get(call)
             if task.unit is not None:
-                backlog.scores.append(UnitScore.model_validate_json(said))
-        except (ray.exceptions.RayError, ValueError) as error:
-            self._lost(task, f"its worker failed: {_line(error)}", backlog)
+                queue.scores.append(UnitScore.model_validate_json(answer))
+        except (self._ray.exceptions.RayError, ValueError) as error:
+            self._lost(task, f"its worker failed: {_line(error)}", queue)
             return
         self._failed_starts = 0
         self._idle.append(task.actor)
 
-    def _lost(self, task: _Task, reason: str, backlog: Backlog) -> None:
+    def _lost(self, task: _Task, reason: str, queue: UnitQueue) -> None:
         self._dismiss([task.actor])
-        logging.getLogger(__name__).warning("%s: %s", task.unit or "a start", reason)
+        log.warning("%s: %s", task.unit or "a start", reason)
         if task.unit is None:
             self._failed_starts += 1
             self._reason = reason
         else:
-            backlog.lost(task.unit, reason)
+            queue.lost(task.unit, reason)
 
     def _dismiss(self, actors: list[Any]) -> None:
-        import ray
-
         for actor in actors:
-            ray.kill(actor)
+            self._ray.kill(actor)
         self._idle = [actor for actor in self._idle if actor not in actors]
 
 
-def start_ray(settings: EvalSettings) -> bool:
+def _start_ray(settings: EvalSettings) -> bool:
     """Connects to Ray, or starts one here, quietly; whether it is ours to shut down.
 
-    Raises LauncherError.
+    Raises:
+        LauncherError: there is none at the address, or none can be started; one line.
     """
     # asked for before Ray is imported: nothing of a run is told to anyone
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -235,13 +237,15 @@ def start_ray(settings: EvalSettings) -> bool:
         return False
     options: dict[str, Any] = {"address": settings.ray_address}
     if settings.ray_address is None:
-        wide = len(tempfile.gettempdir()) > _LONGEST_TEMPORARY
+        folder = Path(tempfile.gettempdir())
+        if len(str(folder)) > _MAX_FOLDER_LENGTH:
+            folder = Path("/tmp")
         options = {
             "address": "local",
             "num_cpus": max(1, math.ceil(settings.workers * settings.worker_cpus)),
-            "object_store_memory": _STORE,
+            "object_store_memory": _STORE_BYTES,
             "include_dashboard": False,
-            "_temp_dir": "/tmp/ray" if wide else str(Path(tempfile.gettempdir()) / "ray"),
+            "_temp_dir": str(folder / "ray"),
         }
     try:
         ray.init(logging_level=logging.ERROR, **options)

@@ -18,38 +18,22 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from mixloop.common.process import end_with_parent
-from mixloop.evals import EvalSettings, Scorecard
-from mixloop.evals.scoring import keep_outcomes
+from mixloop.evals import EvalSettings
+from mixloop.evals.scoring import Scorer, keep_outcomes
 
-from .launchers import LauncherError, worker_environment
-from .supervision import end_on_request, end_process, quieten, watch_input, watch_memory
+from .launchers import LauncherError
+from .ray_scorer import RayScorer
+from .supervision import end_on_request, end_process, set_up_process, watch_input
+
+log = logging.getLogger(__name__)
 
 # seconds in which whoever starts a worker says what it is to do
-_PATIENCE = 60.0
-
-
-Progress = Callable[[str, str], None]
-
-
-class Scoring(Protocol):
-    """What the worker asks of a scorer, here or spread over Ray."""
-
-    def score(self, checkpoint: Path, progress: Progress) -> Scorecard:
-        """The scorecard of one checkpoint."""
-
-    def samples(self, card: Scorecard, path: Path) -> None:
-        """Writes its texts for a person beside the scorecard's file. Raises OSError."""
-
-    def release(self) -> None:
-        """Lets go of what belongs to the newest checkpoint alone."""
-
-    def close(self) -> None:
-        """Ends what was started."""
+_SETTINGS_TIMEOUT = 60.0
 
 
 class Channel:
@@ -67,7 +51,11 @@ class Channel:
         return cls(os.fdopen(private, "w", encoding="utf-8"))
 
     def send(self, event: str, **content: Any) -> None:
-        """One event, from any thread. A parent that is gone raises BrokenPipeError."""
+        """One event, from any thread.
+
+        Raises:
+            BrokenPipeError: nobody is left to hear it.
+        """
         with self._lock:
             self._stream.write(json.dumps({"event": event, **content}) + "\n")
             self._stream.flush()
@@ -93,11 +81,10 @@ class _Lines:
             self._waiting += part
 
 
-def serve(settings: EvalSettings, requests: Iterator[dict[str, str]], channel: Channel) -> None:
+def _serve(settings: EvalSettings, requests: Iterator[dict[str, str]], channel: Channel) -> None:
     """Answers requests until there are no more."""
-    quieten(settings)
     try:
-        scorer = _scorer(settings)
+        scorer = RayScorer(settings) if settings.launcher == "ray" else Scorer(settings)
     except LauncherError as error:
         channel.send("dying", reason=str(error))
         return
@@ -109,17 +96,7 @@ def serve(settings: EvalSettings, requests: Iterator[dict[str, str]], channel: C
         scorer.close()
 
 
-def _scorer(settings: EvalSettings) -> Scoring:
-    if settings.launcher == "ray":
-        from .ray_scorer import RayScorer
-
-        return RayScorer(settings)
-    from mixloop.evals.scoring import Scorer
-
-    return Scorer(settings)
-
-
-def _answer(scorer: Scoring, request: dict[str, str], channel: Channel) -> None:
+def _answer(scorer: Scorer | RayScorer, request: dict[str, str], channel: Channel) -> None:
     def progress(name: str, state: str) -> None:
         channel.send("progress", benchmark=name, state=state)
 
@@ -128,13 +105,18 @@ def _answer(scorer: Scoring, request: dict[str, str], channel: Channel) -> None:
         card = scorer.score(Path(request["checkpoint"]), progress)
         card.write(out)
         keep_outcomes(card, out)
-        _keep_samples(scorer, card, out, progress)
+        progress("samples", "running")
+        # texts for a person; whatever becomes of them, the scorecard is there
+        try:
+            scorer.samples(card, out)
+        except OSError as error:
+            log.warning("no samples are kept: %s", error)
     except OSError as error:
         channel.send("failed", reason=f"{out}: {error}")
         return
     # whatever else fails is this checkpoint's failure; the worker takes the next one
     except Exception as error:
-        logging.getLogger(__name__).exception("scoring failed")
+        log.exception("scoring failed")
         channel.send("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
         return
     finally:
@@ -142,30 +124,20 @@ def _answer(scorer: Scoring, request: dict[str, str], channel: Channel) -> None:
     channel.send("done", out=request["out"])
 
 
-def _keep_samples(scorer: Scoring, card: Scorecard, out: Path, progress: Progress) -> None:
-    """Texts for a person; whatever becomes of them, the scorecard is there."""
-    progress("samples", "running")
-    try:
-        scorer.samples(card, out)
-    except OSError as error:
-        logging.getLogger(__name__).warning("no samples are kept: %s", error)
-
-
 def _begin(channel: Channel) -> None:
     lines = _Lines()
-    said = next(lines.until_idle(_PATIENCE), None)
-    if said is None:
+    first = next(lines.until_idle(_SETTINGS_TIMEOUT), None)
+    if first is None:
         return
-    settings = EvalSettings.model_validate(said)
-    os.environ |= worker_environment(settings)
+    settings = EvalSettings.model_validate(first)
 
     def give_up(reason: str) -> None:
         with contextlib.suppress(OSError):
             channel.send("dying", reason=reason)
         end_process()
 
-    watch_memory(settings.memory, give_up)
-    serve(settings, lines.until_idle(settings.idle_seconds), channel)
+    set_up_process(settings, give_up)
+    _serve(settings, lines.until_idle(settings.idle_seconds), channel)
 
 
 def main() -> None:

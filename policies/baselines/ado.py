@@ -2,10 +2,6 @@
 
 *Adaptive Data Optimization: Dynamic Sample Selection with Scaling Laws*, arXiv 2410.11820. A
 published method to compare with, as it is: it knows neither benchmarks nor the cap on epochs.
-
-
-The scaling laws of ``ado`` and what follows from them (Jiang et al. 2024, arXiv 2410.11820).
-
 Arrays are (evaluations, sources) unless said otherwise.
 """
 
@@ -19,16 +15,23 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mixloop.policies.interface import Hold, Observation, OptionsModel, Proposal
-from mixloop.policies.mixture import in_force
+from mixloop.policies.mixture import Array, first_mixture
 
-from .source_losses import arms, consumed, source_losses
+from .source_losses import active_sources, consumption, source_losses
+
+EXPONENTS = np.linspace(0.05, 0.8, 16)
+"""The authors hold alpha between 0.05 and 0.8."""
+RECENT = 0.9  # what the average of a source's recent shares keeps
 
 
 class AdoOptions(OptionsModel):
-    """``prior``: mu, the mixture that the method starts from and weighs sources by: the run's own
+    """What the paper leaves open, at its authors' values.
+
+    ``prior``: mu, the mixture that the method starts from and weighs sources by: the run's own
     first one (``start``) or shares by unique tokens (``size``). ``credit``: the power s of the
     share a source had lately. ``smoothing``: what is kept of the running mean of past mixtures.
-    ``floor``: least share of a source. ``warmup``: evaluations before the first fit."""
+    ``floor``: least share of a source. ``warmup``: evaluations before the first fit.
+    """
 
     prior: Literal["start", "size"] = "start"
     credit: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -57,76 +60,43 @@ class Ado:
 
     def decide(self, observation: Observation) -> Proposal | Hold:
         """The mixture by the slopes of the sources' scaling laws."""
-
-        names = arms(observation)
-        spent, losses, shares = _series(observation, names)
-        law = fit_laws(spent, losses, least=self.options.warmup)
-        if not law.known.any():
+        names = active_sources(observation)
+        by_name = source_losses(observation, names)
+        losses = np.array([[entry.get(name, np.nan) for name in names] for entry in by_name])
+        spent, shares = consumption(observation, names)
+        law = fit_laws(spent, losses.reshape(spent.shape), least=self.options.warmup)
+        if not law.fitted.any():
             reason = f"ado: no source has a loss at {self.options.warmup} evaluations yet"
             return Hold(reason, {"rule": "ado"}, verdict="inconclusive")
-        prior = self._prior(observation, names)
-        chosen = mixture(law, spent, shares, prior, self.options)
-        found = dict(zip(names, map(float, chosen), strict=True))
-        speeds = dict(zip(names, map(float, law.slopes(spent[-1])), strict=True))
-        top = max(speeds, key=lambda name: speeds[name])
+        chosen = mixture(law, spent, shares, self._prior(observation, names), self.options)
+        slopes = dict(zip(names, map(float, law.slopes(spent[-1])), strict=True))
+        top = max(slopes, key=lambda name: slopes[name])
         reason = f"ado: the loss of {top} falls fastest per token"
-        evidence = {"rule": "ado", "slopes": speeds, "exponents": law.alpha}
-        weights = dict.fromkeys(observation.sources, 0.0) | found
+        evidence = {"rule": "ado", "slopes": slopes, "exponents": law.alpha}
+        weights = dict.fromkeys(observation.sources, 0.0)
+        weights |= zip(names, map(float, chosen), strict=True)
         return Proposal(weights, reason, evidence=evidence)
 
     def _prior(self, observation: Observation, names: list[str]) -> Array:
-        import numpy as np
-
         if self.options.prior == "size":
-            found = [float(observation.sources[name].unique_tokens) for name in names]
+            amounts = [float(observation.sources[name].unique_tokens) for name in names]
         else:
-            first = next((e.weights for e in observation.evaluations if e.weights), {})
-            begun = first if any(first.get(n, 0) > 0 for n in names) else in_force(observation)
-            found = [begun.get(name, 0.0) for name in names]
-        prior = np.array(found)
+            begun = first_mixture(observation)
+            amounts = [begun.get(name, 0.0) for name in names]
+        prior = np.array(amounts)
         # a source that came later starts from the least of the others
         prior[prior <= 0] = prior[prior > 0].min() if (prior > 0).any() else 1.0
         return np.asarray(prior / prior.sum())
 
 
-def _series(observation: Observation, names: list[str]) -> tuple[Array, Array, Array]:
-    """Tokens drawn so far, losses and shares consumed, each (evaluations, sources).
-
-    NaN for an unknown loss. Where no ledger was recorded, the mixtures in force make one.
-    """
-    import numpy as np
-
-    count = len(observation.evaluations)
-    losses = np.full((max(count, 1), len(names)), np.nan)
-    spent, shares = np.zeros_like(losses), np.zeros_like(losses)
-    total, before = np.zeros(len(names)), 0
-    for index, found in enumerate(source_losses(observation, names)):
-        evaluation = observation.evaluations[index]
-        losses[index] = [found.get(name, np.nan) for name in names]
-        used = consumed(observation, index, names)
-        shares[index] = [used.get(name, 0.0) for name in names]
-        total = total + shares[index] * max(0, evaluation.tokens - before)
-        before = evaluation.tokens
-        drawn = evaluation.drawn
-        spent[index] = [drawn.get(name, 0.0) for name in names] if drawn else total
-    return spent, losses, shares
-
-
-Array = NDArray[np.float64]
-
-EXPONENTS = np.linspace(0.05, 0.8, 16)
-"""The authors hold alpha between 0.05 and 0.8."""
-RECENT = 0.9  # what the average of a source's recent shares keeps
-
-
 @dataclass(frozen=True)
 class Laws:
-    """``L = floor + scale n^-alpha`` of each source, shape (k,); ``known``: fitted at all."""
+    """``L = floor + scale n^-alpha`` of each source, shape (k,); ``fitted``: which are."""
 
     floor: Array
     scale: Array
     alpha: Array
-    known: NDArray[np.bool_]
+    fitted: NDArray[np.bool_]
 
     def slopes(self, spent: Array) -> Array:
         """``alpha (L - floor) / n``, how fast the loss falls per token at n tokens, (…, k).
@@ -134,9 +104,9 @@ class Laws:
         A source whose law isn't known gets the mean of the others.
         """
         tokens = np.maximum(spent, 1.0)
-        found = self.alpha * self.scale * tokens ** (-self.alpha - 1)
-        others = (found * self.known).sum(axis=-1, keepdims=True) / max(1, self.known.sum())
-        return np.where(self.known, found, others)
+        slopes = self.alpha * self.scale * tokens ** (-self.alpha - 1)
+        others = (slopes * self.fitted).sum(axis=-1, keepdims=True) / max(1, self.fitted.sum())
+        return np.where(self.fitted, slopes, others)
 
 
 def fit_laws(spent: Array, losses: Array, least: int) -> Laws:
@@ -151,7 +121,7 @@ def fit_laws(spent: Array, losses: Array, least: int) -> Laws:
     tokens = np.where(usable, spent, 1.0)
     weight = np.where(usable, 1 / values**2, 0.0)
     # powers relative to the newest count: else they underflow beside the floor
-    newest = tokens.max(axis=0)
+    newest = tokens.max(axis=0, initial=1.0)
     powers = (tokens / newest)[None] ** -EXPONENTS[:, None, None]  # (exponents, evaluations, k)
     floor, scale = _two_terms(powers, values, weight)
     error = (weight * (floor[:, None] + scale[:, None] * powers - values) ** 2).sum(axis=1)
@@ -181,11 +151,11 @@ def mixture(law: Laws, spent: Array, shares: Array, prior: Array, options: AdoOp
     """The mixture (k,) after all evaluations: the newest preference into the running mean."""
     recent, mean = prior, prior
     chosen = prior
-    speeds = law.slopes(spent)
+    slopes = law.slopes(spent)
     least = min(options.floor, 0.5 / len(prior))
-    for step, (speed, used) in enumerate(zip(speeds, shares, strict=True), start=1):
+    for step, (slope, used) in enumerate(zip(slopes, shares, strict=True), start=1):
         recent = RECENT * recent + (1 - RECENT) * used if used.any() else recent
-        preferred = prior * recent**options.credit * speed
+        preferred = prior * recent**options.credit * slope
         if not preferred.sum() > 0:
             continue
         preferred = np.maximum(preferred / preferred.sum(), least)

@@ -13,14 +13,17 @@ from pydantic import Field
 
 from mixloop.policies.interface import Hold, Observation, OptionsModel, Proposal
 
-from .source_losses import arms, consumed, source_losses
+from .source_losses import active_sources, consumption, source_losses
 
 
 class OdmOptions(OptionsModel):
-    """``updates``: how many of the method's updates one evaluation stands for (the authors update
+    """How an evaluation counts.
+
+    ``updates``: how many of the method's updates one evaluation stands for (the authors update
     at every training step; at one per evaluation the mixture stays uniform for the first K ln K
     evaluations). ``smoothing``: keep this part of the estimated reward at an update and take the
-    rest from the new one, in place of the sum."""
+    rest from the new one, in place of the sum.
+    """
 
     updates: Annotated[int, Field(ge=1)] = 1
     smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -43,7 +46,7 @@ class Odm:
 
     def decide(self, observation: Observation) -> Proposal | Hold:
         """The bandit's next distribution over the sources."""
-        names = arms(observation)
+        names = active_sources(observation)
         rewards, count = self._replayed(observation, names)
         if count == 0:
             return Hold("odm: no loss of any source is known yet", {"rule": "odm"})
@@ -57,14 +60,14 @@ class Odm:
     def _replayed(self, observation: Observation, names: list[str]) -> tuple[dict[str, float], int]:
         """The reward estimates after all evaluations, and how many updates that was."""
         rewards, count = dict.fromkeys(names, 0.0), 0
-        for index, losses in enumerate(source_losses(observation, names)):
-            shares = consumed(observation, index, names)
-            if not losses or not shares:
+        _, shares = consumption(observation, names)
+        for losses, used in zip(source_losses(observation, names), shares, strict=True):
+            if not losses or not used.any():
                 continue
             count += self.options.updates
-            for name, loss in losses.items():
-                if shares[name] > 0:  # an arm that wasn't pulled tells nothing
-                    rewards[name] = self._updated(rewards[name], loss / shares[name])
+            for name, share in zip(names, map(float, used), strict=True):
+                if name in losses and share > 0:  # an arm that wasn't pulled tells nothing
+                    rewards[name] = self._updated(rewards[name], losses[name] / share)
         return rewards, count
 
     def _updated(self, estimate: float, reward: float) -> float:

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from mixloop.policies.interface import Hold, Observation, OptionsModel, PolicyError, Proposal
-from mixloop.policies.mixture import Mixture, check_names, in_force, still_reaching, total_variation
+from mixloop.policies.mixture import Mixture, check_names, first_mixture
+
+from .one_target import move_once
 
 if TYPE_CHECKING:
     from mixloop.policies.surrogates import LogLinear
 
-
-FEWEST = 3
+MIN_PROXIES = 3
 """Proxy runs below which no law is fitted."""
+RULE = "olmix"
 
 
 class ProxyScore(BaseModel):
@@ -77,10 +79,10 @@ class Olmix:
     def __init__(self, options: OlmixOptions) -> None:
         self.options = options
         self.points = options.proxies()
-        if len(self.points) < FEWEST:
+        if len(self.points) < MIN_PROXIES:
             raise PolicyError(
                 f"policy.with.points: {len(self.points)} proxy runs; olmix needs at least "
-                f"{FEWEST}: give points, or prior: {{from: prior.json}} of a `mixloop search`"
+                f"{MIN_PROXIES}: give points, or prior: {{from: prior.json}} of a `mixloop search`"
             )
 
     def check(self, sources: Mapping[str, Sequence[str]], benchmarks: Sequence[str]) -> None:
@@ -99,40 +101,31 @@ class Olmix:
         """The mixture the law points to, until it is reached; else hold."""
         problem = _Problem(self, observation)
         if not problem.scored:
-            return Hold("olmix: no proxy run scored one of the run's benchmarks", _RULE)
+            return Hold("olmix: no proxy run scored one of the run's benchmarks", {"rule": RULE})
         if sum(problem.most.values()) < 1 - 1e-9:
             cap = f"{self.options.max_epochs:g} epochs"
-            return Hold(f"olmix: the sources are too small for the budget at {cap}", _RULE)
-        target, evidence = self._target(problem, observation)
-        if not still_reaching(observation, target, "olmix"):
-            return Hold("olmix: the mixture it computed was reached", {**_RULE, **evidence})
-        left = total_variation(in_force(observation), target)
-        reason = (
-            f"olmix: to the mixture that {len(self.points)} proxy runs point to, "
-            f"{left:.3g} of the tokens to move"
+            reason = f"olmix: the sources are too small for the budget at {cap}"
+            return Hold(reason, {"rule": RULE})
+        evidence = self._target(problem, observation)
+        return move_once(
+            observation,
+            evidence["target"],
+            RULE,
+            moving=f"to the mixture that {len(self.points)} proxy runs point to",
+            reached="the mixture it computed was reached",
+            evidence=evidence,
         )
-        return Proposal(target, reason, evidence={**_RULE, **evidence, "distance": left})
 
-    def _target(
-        self, problem: _Problem, observation: Observation
-    ) -> tuple[dict[str, float], dict[str, Any]]:
-        """The mixture, and what it rests on: as an earlier decision recorded it, else computed."""
+    def _target(self, problem: _Problem, observation: Observation) -> dict[str, Any]:
+        """The target and what it rests on: as an earlier decision recorded it, else computed."""
         mark = problem.mark()
         for decision in reversed(observation.decisions):
-            known = decision.evidence.get("target")
-            if decision.evidence.get("problem") == mark and isinstance(known, dict):
-                return {name: float(w) for name, w in known.items()}, dict(decision.evidence)
+            target = decision.evidence.get("target")
+            if decision.evidence.get("problem") == mark and isinstance(target, dict):
+                return {**decision.evidence, "target": {n: float(w) for n, w in target.items()}}
         target, predicted = problem.solve()
         proxies = len(self.points)
-        return target, {
-            "problem": mark,
-            "target": target,
-            "predicted": predicted,
-            "proxies": proxies,
-        }
-
-
-_RULE: dict[str, Any] = {"rule": "olmix"}
+        return {"problem": mark, "target": target, "predicted": predicted, "proxies": proxies}
 
 
 class _Problem:
@@ -141,7 +134,7 @@ class _Problem:
     def __init__(self, policy: Olmix, observation: Observation) -> None:
         options = policy.options
         self.points, self.kl = policy.points, options.kl
-        begun = options.start or _began(observation)
+        begun = options.start or first_mixture(observation)
         self.start = {name: begun.get(name, 0.0) for name in observation.sources}
         budget = max(1, observation.budget)
         # the divergence from a share of nothing is infinite: such a source stays out
@@ -151,10 +144,9 @@ class _Problem:
             if self.start[name] > 0
         }
         asked = set(observation.steering) - set(observation.watch) or observation.benchmarks()
-        known = {name for point in self.points for name in point.benchmarks}
-        self.scored = sorted(known & asked)
-        goals = observation.objective
-        weights = [goals[name].weight if name in goals else 1.0 for name in self.scored]
+        scored = {name for point in self.points for name in point.benchmarks}
+        self.scored = sorted(scored & asked)
+        weights = [observation.goal(name).weight for name in self.scored]
         total = math.fsum(weights) or 1.0
         self.importance = [weight / total for weight in weights]
 
@@ -172,20 +164,16 @@ class _Problem:
         names = list(self.most)
         laws = [self._law(benchmark, names) for benchmark in self.scored]
         start = np.array([self.start[name] for name in names])
-        found = best_mixture(
+        best = best_mixture(
             np.array([law.coefficients for law in laws]),
             np.array(self.importance),
             start / start.sum(),
             np.array([self.most[name] for name in names]),
             self.kl,
         )
-        target = dict.fromkeys(self.start, 0.0) | dict(zip(names, map(float, found), strict=True))
-        mixture = np.array([found])
-        predicted = {
-            benchmark: float(law.mean(mixture)[0])
-            for benchmark, law in zip(self.scored, laws, strict=True)
-        }
-        return target, predicted
+        target = dict.fromkeys(self.start, 0.0) | dict(zip(names, map(float, best), strict=True))
+        predicted = [float(law.mean(best[None])[0]) for law in laws]
+        return target, dict(zip(self.scored, predicted, strict=True))
 
     def _law(self, benchmark: str, names: Sequence[str]) -> LogLinear:
         import numpy as np
@@ -195,12 +183,3 @@ class _Problem:
         points = [point for point in self.points if benchmark in point.benchmarks]
         mixtures = np.array([[p.weights.get(name, 0.0) for name in names] for p in points])
         return fit_log_linear(mixtures, np.array([p.benchmarks[benchmark].value for p in points]))
-
-
-def _began(observation: Observation) -> Mapping[str, float]:
-    """The mixture the run began with, as far as the observation tells."""
-    if observation.evaluations and observation.evaluations[0].weights:
-        return observation.evaluations[0].weights
-    if observation.decisions and observation.decisions[0].weights_before:
-        return observation.decisions[0].weights_before
-    return in_force(observation)

@@ -11,20 +11,17 @@ benchmarks, whatever the number of sources.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mixloop.policies.mixture import filled
+from mixloop.policies.mixture import Array, fill
 
-Array = NDArray[np.float64]
-
-STEPS = 100
-FLAT = 1e-12  # Newton decrement, against the dual's value, at which it ends
-STIFFEST = 1e-4
+MAX_ITERATIONS = 100
+TOLERANCE = 1e-12  # Newton decrement, against the dual's value, at which it ends
+MIN_KL = 1e-4
 """Divergence weights below this are taken for it: the problem without one has corners only."""
 
 
 def best_mixture(laws: Array, importance: Array, start: Array, most: Array, kl: float) -> Array:
-    """argmin (k,) of the problem above.
+    """The mixture (k,) that solves the problem above.
 
     Args:
         laws: A, (benchmarks, k).
@@ -33,13 +30,14 @@ def best_mixture(laws: Array, importance: Array, start: Array, most: Array, kl: 
         most: (k,), caps with a sum of 1 or more.
         kl: weight of the divergence, bits per byte.
     """
-    kl = max(kl, STIFFEST)
+    kl = max(kl, MIN_KL)
     laws, importance = laws[importance > 0], importance[importance > 0]
+    near = fill(np.log(start), np.zeros(len(most)), most)
     if not len(laws):
-        return filled(np.log(start), most)
-    dual = importance * np.exp(np.minimum(laws @ filled(np.log(start), most), 50.0))
+        return near
+    dual = importance * np.exp(np.minimum(laws @ near, 50.0))
     value, mixture, gradient = _dual(dual, laws, importance, start, most, kl)
-    for _ in range(STEPS):
+    for _ in range(MAX_ITERATIONS):
         free = np.where(mixture < most - 1e-15, mixture, 0.0)
         moved = laws * free
         spread = moved @ laws.T
@@ -47,19 +45,19 @@ def best_mixture(laws: Array, importance: Array, start: Array, most: Array, kl: 
             spread -= np.outer(moved.sum(axis=1), moved.sum(axis=1)) / free.sum()
         step = np.linalg.solve(np.diag(1 / dual) + spread / kl, gradient)
         decrement = float(gradient @ step)
-        if decrement <= FLAT * max(1.0, abs(value)):
+        if decrement <= TOLERANCE * max(1.0, abs(value)):
             break
         down = step < 0  # the dual stays positive
         length = min([1.0, *(0.9 * -dual[down] / step[down])])
         for _ in range(60):
-            found = _dual(dual + length * step, laws, importance, start, most, kl)
-            if found[0] >= value + 0.1 * length * decrement - 1e-15 * abs(value):
+            after = _dual(dual + length * step, laws, importance, start, most, kl)
+            if after[0] >= value + 0.1 * length * decrement - 1e-15 * abs(value):
                 break
             length /= 2
         else:
             break
         dual = dual + length * step
-        value, mixture, gradient = found
+        value, mixture, gradient = after
     return mixture
 
 
@@ -68,7 +66,7 @@ def _dual(
 ) -> tuple[float, Array, Array]:
     """The dual's value, the mixture that belongs to it, and its gradient."""
     price = dual @ laws
-    mixture = filled(np.log(start) - price / kl, most)
+    mixture = fill(np.log(start) - price / kl, np.zeros(len(most)), most)
     logs = np.log(dual / importance)
     ratio = np.log(np.maximum(mixture, 1e-300) / start)
     value = float((dual - dual * logs).sum() + price @ mixture + kl * (mixture @ ratio))

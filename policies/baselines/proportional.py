@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from mixloop.policies.interface import Hold, Observation, OptionsModel, Proposal
-from mixloop.policies.mixture import in_force, still_reaching, total_variation
+from mixloop.policies.interface import Hold, Observation, Proposal
 
-
-class ProportionalOptions(OptionsModel):
-    """None: the mixture follows from the sources' sizes."""
+from .one_target import move_once
 
 
 class Proportional:
@@ -15,11 +12,6 @@ class Proportional:
 
     At these shares every source is repeated equally often.
     """
-
-    Options = ProportionalOptions
-
-    def __init__(self, options: ProportionalOptions | None = None) -> None:
-        self.options = options or ProportionalOptions()
 
     def decide(self, observation: Observation) -> Proposal | Hold:
         """The mixture by size, until it is reached; else hold."""
@@ -30,9 +22,10 @@ class Proportional:
         whole = sum(sizes.values())
         if whole <= 0:
             return Hold("proportional: no active source has tokens", {"rule": "proportional"})
-        target = {name: size / whole for name, size in sizes.items()}
-        if not still_reaching(observation, target, "proportional"):
-            return Hold("proportional: the mixture by size was reached", {"rule": "proportional"})
-        left = total_variation(in_force(observation), target)
-        reason = f"proportional: shares by unique tokens, {left:.3g} of the tokens to move"
-        return Proposal(target, reason, evidence={"rule": "proportional", "distance": left})
+        return move_once(
+            observation,
+            {name: size / whole for name, size in sizes.items()},
+            "proportional",
+            moving="shares by unique tokens",
+            reached="the mixture by size was reached",
+        )

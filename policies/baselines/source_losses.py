@@ -1,16 +1,20 @@
-"""The loss of each source at each evaluation, as published mixing methods reward by it."""
+"""What published mixing methods reward by: the loss of each source, and what was drawn of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from math import fsum
+from typing import TYPE_CHECKING
 
 from mixloop.policies.interface import BITS_PER_BYTE, Evaluation, Observation
 from mixloop.policies.mixture import in_force
 
+if TYPE_CHECKING:
+    from mixloop.policies.mixture import Array
 
-def arms(observation: Observation) -> list[str]:
+
+def active_sources(observation: Observation) -> list[str]:
     """The sources to choose between: all but those that wait on standby without weight."""
     weights = in_force(observation)
     sources = observation.sources.items()
@@ -28,39 +32,19 @@ def source_losses(observation: Observation, names: Sequence[str]) -> list[dict[s
     if any(evaluation.losses for evaluation in observation.evaluations):
         return [_finite(evaluation.losses, names) for evaluation in observation.evaluations]
     tags = {name: observation.sources[name].tags for name in names}
-    return [_tagged(benchmark_losses(observation, e), tags) for e in observation.evaluations]
+    return [_tagged(_benchmark_losses(observation, e), tags) for e in observation.evaluations]
 
 
-def benchmark_losses(observation: Observation, evaluation: Evaluation) -> dict[str, float]:
+def _benchmark_losses(observation: Observation, evaluation: Evaluation) -> dict[str, float]:
     """The finite losses of one evaluation, by benchmark."""
-    found = {}
+    losses = {}
     for name, score in evaluation.benchmarks.items():
         if name in observation.watch:
             continue
         metric = score.metrics.get(BITS_PER_BYTE) or score.metrics.get(observation.metric_for(name))
         if metric and not metric.higher_is_better and math.isfinite(metric.value):
-            found[name] = metric.value
-    return found
-
-
-def consumed(observation: Observation, index: int, names: Sequence[str]) -> dict[str, float]:
-    """Share of each source in the tokens between this evaluation and the one before.
-
-    From the ledger where it was recorded, else the mixture that was in force.
-    """
-    evaluation = observation.evaluations[index]
-    if not evaluation.drawn:
-        return _scaled(evaluation.weights, names)
-    before = observation.evaluations[index - 1].drawn if index else {}
-    spent = {n: evaluation.drawn.get(n, 0.0) - before.get(n, 0.0) for n in names}
-    found = _scaled(spent, names)
-    return found or _scaled(evaluation.weights, names)
-
-
-def _scaled(amounts: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
-    kept = {name: max(0.0, amounts.get(name, 0.0)) for name in names}
-    whole = fsum(kept.values())
-    return {name: amount / whole for name, amount in kept.items()} if whole > 0 else {}
+            losses[name] = metric.value
+    return losses
 
 
 def _finite(losses: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
@@ -70,8 +54,24 @@ def _finite(losses: Mapping[str, float], names: Sequence[str]) -> dict[str, floa
 def _tagged(losses: Mapping[str, float], tags: Mapping[str, Sequence[str]]) -> dict[str, float]:
     if not losses:
         return {}
-    found = {}
-    for name, own in tags.items():
-        named = [losses[tag] for tag in own if tag in losses] or list(losses.values())
-        found[name] = fsum(named) / len(named)
-    return found
+    means = {}
+    for name, words in tags.items():
+        named = [losses[tag] for tag in words if tag in losses] or list(losses.values())
+        means[name] = fsum(named) / len(named)
+    return means
+
+
+def consumption(observation: Observation, names: Sequence[str]) -> tuple[Array, Array]:
+    """Tokens drawn up to each evaluation, and shares of those since the one before; (n, k) both.
+
+    Zeros where neither a ledger nor a mixture was recorded; no shares where nothing was drawn.
+    """
+    import numpy as np
+
+    from mixloop.policies.mixture import drawn_tokens
+
+    evaluations = observation.evaluations
+    recorded = np.array([bool(e.drawn or e.weights) for e in evaluations]).reshape(-1, 1)
+    drawn = drawn_tokens(evaluations, names)
+    spent = np.diff(drawn, axis=0, prepend=np.zeros((1, len(names)))) * recorded
+    return drawn * recorded, spent / np.maximum(spent.sum(axis=1, keepdims=True), 1e-12)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mixloop.policies.interface import Hold, Observation, OptionsModel, Proposal
-from mixloop.policies.mixture import Mixture, check_names, in_force, still_reaching, total_variation
+from mixloop.policies.mixture import Mixture, check_names
+
+from .one_target import move_once
 
 
 class StaticOptions(OptionsModel):
@@ -32,9 +34,10 @@ class Static:
         if target is None:
             return Hold("static: the mixture stays as configured", {"rule": "static"})
         check_names("source", target, observation.sources, "policy.with.weights")
-        if not still_reaching(observation, target, "static"):
-            return Hold("static: the mixture asked for was reached", {"rule": "static"})
-        left = total_variation(in_force(observation), target)
-        reason = f"static: to the mixture asked for, {left:.3g} of the tokens to move"
-        weights = {name: target.get(name, 0.0) for name in observation.sources}
-        return Proposal(weights, reason, evidence={"rule": "static", "distance": left})
+        return move_once(
+            observation,
+            target,
+            "static",
+            moving="to the mixture asked for",
+            reached="the mixture asked for was reached",
+        )

@@ -21,18 +21,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mixloop.policies.interface import OptionsModel
+from mixloop.policies.interface import OptionsModel, Share
 from mixloop.policies.mixture import Mixture
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
 
 _SEARCH_KEYS = {"schema", "run", "tokens", "target", "from", "objective", "start", "uncertainty"}
 _SEARCH_KEYS |= {"predicted", "gain", "verdict", "surrogate", "errors", "trial", "measured", "best"}
 """What a search writes into its prior beside what is used here."""
 
 
-class _Found(OptionsModel):
+class _SearchAnswer(OptionsModel):
     """Part of a search's answer: what the search tells beside it may stay."""
 
     @model_validator(mode="before")
@@ -50,7 +47,7 @@ class Score(OptionsModel):
     stderr: Annotated[float, Field(gt=0)]
 
 
-class Point(_Found):
+class Point(_SearchAnswer):
     """A mixture tried elsewhere: its objective (a loss), and each benchmark's where known."""
 
     weights: Mixture
@@ -63,7 +60,7 @@ class Point(_Found):
         return self.benchmarks.get(benchmark) or Score(value=self.value, stderr=self.stderr)
 
 
-class Prior(_Found):
+class Prior(_SearchAnswer):
     """What is known before the run; a search's ``prior.json`` can be put here as it is.
 
     ``weights`` is the mixture to begin from and to go back to. ``points`` are mixtures measured
@@ -84,7 +81,7 @@ class Prior(_Found):
 
 
 class BayesOptions(OptionsModel):
-    """Options of ``Bayes``.
+    """What is tried, how far it goes, and what is known before the run.
 
     ``explore`` None: two more than there are sources, at most fourteen. ``proposals`` says who
     picks the mixtures to try: ``design`` (those from which the model learns most) or ``optuna``

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .run_arrays import BenchmarkSeries, History
+from mixloop.policies.mixture import Array
 
-Array = NDArray[np.float64]
+from .trial_data import TrialData, TrialScores
 
 REDUCIBLE = (0.03, 0.08, 0.17, 0.3, 0.45, 0.65, 0.9)
 """What may be left to reduce, in parts of the least loss seen."""
@@ -66,7 +66,7 @@ class Posterior:
 
 @dataclass(frozen=True)
 class _Hypotheses:
-    """One benchmark's: as in ``Beliefs``, with probabilities that sum to 1."""
+    """One benchmark's: as in ``Posterior``, with probabilities that sum to 1."""
 
     probability: Array
     floor: Array
@@ -77,41 +77,42 @@ class _Hypotheses:
 
 
 def fit(
-    history: History, centre: Array, until: float, expected: Mapping[str, Array] | None = None
+    data: TrialData, centre: Array, until: float, expected: Mapping[str, Array]
 ) -> Posterior | None:
     """The effect of the mixture on every benchmark with at least two scores; None without any.
 
     Args:
-        history: the run so far.
+        data: the run so far.
         centre: the effective shares s0, (k,).
         until: where the levels are wanted, in units of tokens.
-        expected: slope (k,) of the logarithm of each benchmark's loss by the shares, as it is
-            expected before the run; none if not given.
+        expected: slope (k,) of the logarithm of a benchmark's loss by the shares, as it is
+            expected before the run; none where it isn't given.
     """
-    none = np.zeros(len(history.names))
-    before = {s.name: (expected or {}).get(s.name, none) for s in history.series}
-    known = [series for series in history.series if len(series.rows) > 1]
-    if not known:
+    none = np.zeros(len(data.names))
+    usable = [scores for scores in data.scores if len(scores.rows) > 1]
+    if not usable:
         return None
-    found = [_hypotheses(history, s, centre, until, before[s.name]) for s in known]
-    whole = sum(series.weight for series in known)
-    parts = [s.weight / whole * f.probability for s, f in zip(known, found, strict=True)]
+    about = [_hypotheses(data, s, centre, until, expected.get(s.name, none)) for s in usable]
+    whole = sum(scores.weight for scores in usable)
+    parts = [s.weight / whole * h.probability for s, h in zip(usable, about, strict=True)]
     return Posterior(
-        owner=np.repeat(np.arange(len(found)), [len(f.floor) for f in found]),
+        owner=np.repeat(np.arange(len(about)), [len(h.floor) for h in about]),
         weight=np.concatenate(parts),
-        floor=np.concatenate([f.floor for f in found]),
-        level=np.concatenate([f.level for f in found]),
-        slope=np.concatenate([f.slope for f in found]),
-        covariance=np.concatenate([f.covariance for f in found]),
-        evidence=float(sum(f.evidence for f in found)),
+        floor=np.concatenate([h.floor for h in about]),
+        level=np.concatenate([h.level for h in about]),
+        slope=np.concatenate([h.slope for h in about]),
+        covariance=np.concatenate([h.covariance for h in about]),
+        evidence=float(sum(h.evidence for h in about)),
     )
 
 
 @dataclass(frozen=True)
 class _Regression:
-    """One benchmark under h pairs of eps and scale of t: ``kernel`` (h, n, n), ``weighed`` (h, n)
-    the kernel's inverse times what the prior mean leaves of the log loss, ``about`` (h,) the level
-    that the prior of c is about."""
+    """One benchmark under h pairs of eps and scale of t.
+
+    ``kernel`` (h, n, n), ``weighed`` (h, n) its inverse times what the prior mean leaves of the log
+    loss, ``about`` (h,) the level that the prior of c is about.
+    """
 
     floor: Array
     scale: Array
@@ -123,42 +124,42 @@ class _Regression:
 
 
 def _hypotheses(
-    history: History, series: BenchmarkSeries, centre: Array, until: float, expected: Array
+    data: TrialData, scores: TrialScores, centre: Array, until: float, expected: Array
 ) -> _Hypotheses:
     """Every pair of eps and scale of t that is not negligible, given one benchmark's scores."""
-    tokens, moved = history.tokens[series.rows], history.shares[series.rows] - centre
-    found = _regress(tokens, moved, series, until, expected)
-    probability, kept = _weigh(found.log_likelihood)
-    weighed, scale = found.weighed[kept], found.scale[kept]
+    tokens, moved = data.tokens[scores.rows], data.shares[scores.rows] - centre
+    fits = _regress(tokens, moved, scores, until, expected)
+    probability, kept = _weigh(fits.log_likelihood)
+    weighed, scale = fits.weighed[kept], fits.scale[kept]
     variance = (scale**2)[:, None, None]
-    crossed = np.linalg.solve(found.kernel[kept], moved[None].repeat(len(kept), axis=0))
+    crossed = np.linalg.solve(fits.kernel[kept], moved[None].repeat(len(kept), axis=0))
     ahead = LEVEL**2 + _bend(tokens, np.array([until]))[:, 0]
-    matters = found.scale > 0
+    matters = fits.scale > 0
+    likelihood = fits.log_likelihood
     return _Hypotheses(
         probability=probability,
-        floor=found.floor[kept],
-        level=found.about[kept] + weighed @ ahead,
-        slope=found.mean[kept] + variance[:, :, 0] * (weighed @ moved),
+        floor=fits.floor[kept],
+        level=fits.about[kept] + weighed @ ahead,
+        slope=fits.mean[kept] + variance[:, :, 0] * (weighed @ moved),
         covariance=variance * np.eye(len(expected)) - variance**2 * (moved.T @ crossed),
-        evidence=_log_mean(found.log_likelihood[matters])
-        - _log_mean(found.log_likelihood[~matters]),
+        evidence=_log_mean(likelihood[matters]) - _log_mean(likelihood[~matters]),
     )
 
 
 def _regress(
-    tokens: Array, moved: Array, series: BenchmarkSeries, until: float, expected: Array
+    tokens: Array, moved: Array, scores: TrialScores, until: float, expected: Array
 ) -> _Regression:
     """All pairs in one batch. ``moved`` (n, k) are the shares from s0."""
-    floor, scale = (part.ravel() for part in np.meshgrid(_floors(series), SCALES, indexing="ij"))
-    reducible = series.loss - floor[:, None]
+    floor, scale = (part.ravel() for part in np.meshgrid(_floors(scores), SCALES, indexing="ij"))
+    reducible = scores.loss - floor[:, None]
     # the same change of the loss is a greater part of a smaller reducible loss
-    part = abs(float(series.loss.min())) / (series.loss.min() - floor)
+    part = abs(float(scores.loss.min())) / (scores.loss.min() - floor)
     mean = np.where(scale > 0, part, 0.0)[:, None] * expected
     trend = np.log((tokens + OFFSET) / (until + OFFSET))
     about = np.log(reducible[:, 0])  # c's prior is about the first score: no unit matters
     rest = np.log(reducible) - about[:, None] + ALPHA[0] * trend - mean @ moved.T
     smooth = LEVEL**2 + ALPHA[1] ** 2 * np.outer(trend, trend) + _bend(tokens, tokens)
-    noise = np.eye(len(tokens)) * ((series.noise / reducible) ** 2)[:, None, :]
+    noise = np.eye(len(tokens)) * ((scores.noise / reducible) ** 2)[:, None, :]
     effects = moved @ moved.T + CURVE[0] ** 2 * _curve(moved)
     kernel = smooth + (scale**2)[:, None, None] * effects + noise
     weighed = np.asarray(np.linalg.solve(kernel, rest[:, :, None])[:, :, 0], dtype=np.float64)
@@ -170,10 +171,10 @@ def _regress(
     return _Regression(floor, scale, mean, about, kernel, weighed, likelihood)
 
 
-def _floors(series: BenchmarkSeries) -> Array:
-    least = series.loss.min()
+def _floors(scores: TrialScores) -> Array:
+    least = scores.loss.min()
     left = np.array(REDUCIBLE) * max(abs(float(least)), 1e-6)
-    return np.unique(least - np.maximum(left, 4 * series.noise.max()))
+    return np.unique(least - np.maximum(left, 4 * scores.noise.max()))
 
 
 def _weigh(log_likelihood: Array) -> tuple[Array, NDArray[np.int64]]:
@@ -183,8 +184,8 @@ def _weigh(log_likelihood: Array) -> tuple[Array, NDArray[np.int64]]:
     return probability[kept] / probability[kept].sum(), kept
 
 
-def _bend(one: Array, other: Array) -> Array:
-    distance = np.log(one[:, None] / other[None, :]) / BEND[1]
+def _bend(tokens: Array, others: Array) -> Array:
+    distance = np.log(tokens[:, None] / others[None, :]) / BEND[1]
     return np.asarray(BEND[0] ** 2 * np.exp(-0.5 * distance**2))
 
 

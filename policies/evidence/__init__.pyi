@@ -2,7 +2,6 @@ from .checkpoint_comparison import Comparison as Comparison
 from .checkpoint_comparison import compare as compare
 from .objective import objective_metric as objective_metric
 from .objective import objective_weights as objective_weights
-from .objective import steering_benchmarks as steering_benchmarks
 from .significance import Claim as Claim
 from .significance import claims_of as claims_of
 from .significance import holm as holm

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from math import fsum
 
 from mixloop.common.paired import (
     Difference,
@@ -12,6 +10,7 @@ from mixloop.common.paired import (
     mcnemar,
     paired_difference,
     shared_items,
+    weighted_mean,
 )
 from mixloop.policies.interface import BenchmarkScore, MissingScore, weighted_items
 
@@ -41,16 +40,16 @@ def compare(benchmark: str, metric: str, a: BenchmarkScore, b: BenchmarkScore) -
     old, new = (_items(benchmark, metric, side) for side in (a, b))
     higher = b.metrics[metric].higher_is_better
     try:
-        found = paired_difference(old, new, higher, metric=metric, benchmark=benchmark)
+        difference = paired_difference(old, new, higher, metric=metric, benchmark=benchmark)
     except ValueError:
         raise MissingScore(f"{benchmark} {metric}: no item is scored on both sides") from None
     shared = shared_items(old, new).values()
     return Comparison(
-        a=_mean((before, weight) for before, _, weight in shared),
-        b=_mean((after, weight) for _, after, weight in shared),
+        a=weighted_mean([(before, weight) for before, _, weight in shared])[0],
+        b=weighted_mean([(after, weight) for _, after, weight in shared])[0],
         items_a=len(old),
         items_b=len(new),
-        difference=found,
+        difference=difference,
         mcnemar=mcnemar(old, new),
     )
 
@@ -58,10 +57,4 @@ def compare(benchmark: str, metric: str, a: BenchmarkScore, b: BenchmarkScore) -
 def _items(benchmark: str, metric: str, score: BenchmarkScore) -> WeightedItems:
     if metric not in score.metrics:
         raise MissingScore(f"{benchmark} {metric}: not measured on both sides")
-    items = weighted_items(score.items, metric)
-    return {f"{benchmark}/{item}": outcome for item, outcome in items.items()}
-
-
-def _mean(pairs: Iterable[tuple[float, float]]) -> float:
-    values = list(pairs)
-    return fsum(value * weight for value, weight in values) / fsum(weight for _, weight in values)
+    return weighted_items(score.items, metric, f"{benchmark}/")

@@ -50,14 +50,14 @@ def tail(z: float) -> float:
 
 
 def holm(scores: Sequence[float], level: float, tests: int | None = None) -> list[bool]:
-    """Which one-sided scores stand at a family-wise error ``level`` (Holm 1979, *Scandinavian
-    Journal of Statistics* 6).
+    """Which one-sided scores stand at a family-wise error.
 
-    The i-th smallest of m tail probabilities (from 0) must not exceed ``level / (m - i)``, as all
-    before it must.
+    (Holm 1979, *Scandinavian Journal of Statistics* 6.) The i-th smallest of m tail probabilities
+    (from 0) must not exceed ``level / (m - i)``, as all before it must.
 
     Args:
         scores: normal scores.
+        level: the family-wise error.
         tests: how many hypotheses there were, those without a score here counted as not standing.
     """
     family = max(len(scores), tests or 0)

@@ -14,7 +14,6 @@ from mixloop.policies.interface import (
     BITS_PER_BYTE,
     MissingScore,
     Observation,
-    PastDecision,
     find_metric,
 )
 from mixloop.policies.mixture import total_variation
@@ -33,7 +32,7 @@ class Veto:
         """Whether a proposal goes back towards that mixture: such a one is let through."""
         if not self.back_to:
             return False
-        away, left = (total_variation(one, self.back_to) for one in (current, proposed))
+        away, left = (total_variation(mixture, self.back_to) for mixture in (current, proposed))
         return left < away - 1e-9
 
 
@@ -46,21 +45,22 @@ def vetoes(observation: Observation, level: float) -> tuple[Veto, ...]:
 
 def _watched(observation: Observation, level: float) -> list[Veto]:
     """Watched benchmarks that fell since the last intervention, corrected for their number."""
-    last = _last_intervention(observation)
-    if last is None:
+    interventions = observation.interventions()
+    if not interventions:
         return []
+    last = interventions[-1]
     falls: list[tuple[str, Difference]] = []
     for benchmark in observation.watch:
         metric = _metric(observation, benchmark)
         scored = observation.scored(benchmark, metric)
         before = [i for i in scored if observation.evaluations[i].tokens <= last.tokens]
         after = [i for i in scored if observation.evaluations[i].tokens > last.tokens]
-        found = _fall(observation, benchmark, before, after, metric)
-        falls += [(benchmark, found)] if found is not None else []
-    stand = holm([-found.z for _, found in falls], level, len(observation.watch))
+        fall = _fall(observation, benchmark, before[-1:], after[-1:], metric)
+        falls += [(benchmark, fall)] if fall is not None else []
+    stand = holm([-fall.z for _, fall in falls], level, len(observation.watch))
     return [
-        Veto(f"watched {benchmark} {_fell(found)} since {last.id}", last.weights_before)
-        for (benchmark, found), stands in zip(falls, stand, strict=True)
+        Veto(f"watched {benchmark} {_fell(fall)} since {last.id}", last.weights_before)
+        for (benchmark, fall), stands in zip(falls, stand, strict=True)
         if stands
     ]
 
@@ -68,23 +68,25 @@ def _watched(observation: Observation, level: float) -> list[Veto]:
 def _floors(observation: Observation, level: float) -> list[Veto]:
     """Benchmarks that fell below their best by more than ``max_drop``, and not by chance alone."""
     goals = {n: g for n, g in observation.objective.items() if g.max_drop is not None}
-    found = []
+    broken = []
     for benchmark, goal in goals.items():
         metric = observation.metric_for(benchmark)
-        scored = observation.scored(benchmark, metric)
-        if len(scored) < 2:
+        *earlier, newest = observation.scored(benchmark, metric) or [0]
+        if not earlier:
             continue
-        earlier = scored[:-1]
-        best = max(earlier, key=lambda i: _goodness(observation, benchmark, i, metric))
-        fall = _fall(observation, benchmark, [best], scored[-1:], metric)
+        losses = {
+            i: find_metric(observation.evaluations[i], benchmark, metric).loss for i in earlier
+        }
+        best = min(losses, key=lambda i: losses[i])
+        fall = _fall(observation, benchmark, [best], [newest], metric)
         limit = goal.max_drop or 0.0
         # the best of many is best by luck in part: the level is shared among them
         if fall is not None and -fall.gain > limit and all(
             holm([-fall.z], level, len(goals) * len(earlier))
         ):  # fmt: skip
             why = f"{benchmark} {_fell(fall)} from its best, max_drop is {limit:g}"
-            found.append(Veto(why, observation.evaluations[best].weights or None))
-    return found
+            broken.append(Veto(why, observation.evaluations[best].weights or None))
+    return broken
 
 
 def _fall(
@@ -97,10 +99,10 @@ def _fall(
     if not before or not after:
         return None
     try:
-        found = observation.difference(benchmark, before[-1], after[-1], metric)
+        difference = observation.difference(benchmark, before[0], after[0], metric)
     except MissingScore:
         return None
-    return found if math.isfinite(found.stderr) else None
+    return difference if math.isfinite(difference.stderr) else None
 
 
 def _metric(observation: Observation, benchmark: str) -> str:
@@ -108,21 +110,10 @@ def _metric(observation: Observation, benchmark: str) -> str:
     wanted = observation.steering.get(benchmark, BITS_PER_BYTE)
     if observation.scored(benchmark, wanted):
         return wanted
-    newest = (e.benchmarks[benchmark] for e in reversed(observation.evaluations)
-              if benchmark in e.benchmarks)  # fmt: skip
-    score = next(newest, None)
-    return min(score.metrics, default=wanted) if score is not None else wanted
+    scores = (e.benchmarks.get(benchmark) for e in reversed(observation.evaluations))
+    newest = next((score for score in scores if score is not None), None)
+    return min(newest.metrics, default=wanted) if newest is not None else wanted
 
 
-def _goodness(observation: Observation, benchmark: str, index: int, metric: str) -> float:
-    found = find_metric(observation.evaluations[index], benchmark, metric)
-    return found.value if found.higher_is_better else -found.value
-
-
-def _last_intervention(observation: Observation) -> PastDecision | None:
-    changed = [d for d in observation.decisions if d.verdict == "intervene"]
-    return changed[-1] if changed else None
-
-
-def _fell(found: Difference) -> str:
-    return f"fell by {-found.gain:.3g} ±{found.stderr:.2g} {found.metric} (z {-found.z:.2g})"
+def _fell(fall: Difference) -> str:
+    return f"fell by {-fall.gain:.3g} ±{fall.stderr:.2g} {fall.metric} (z {-fall.z:.2g})"

@@ -1,3 +1,5 @@
+from .guard_registry import Guard as Guard
+from .guard_state import GuardState as GuardState
 from .guard_types import GuardContext as GuardContext
 from .guard_types import GuardNote as GuardNote
 from .guard_types import GuardResult as GuardResult

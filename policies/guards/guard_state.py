@@ -4,50 +4,92 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import fsum, isfinite
 from typing import Literal
 
+from mixloop.common.errors import suggest
 from mixloop.policies.mixture import Stretch, headroom, total_variation
 
 from .guard_types import Action, GuardContext, GuardNote, GuardSettings
 
 # two mixtures this close quantise to the same order, or nearly: no reason for a new one
-SAME = 1e-6
+TOLERANCE = 1e-6
 
-Blocked = Literal["hold", "refused", "inconclusive"]
+Verdict = Literal["hold", "refused", "inconclusive"]
 
 
-class Stop(Exception):  # noqa: N818 (a control signal inside this module, not an error)
-    """Ends the pass through the guards with a verdict."""
+class Blocked(Exception):  # noqa: N818 (a verdict, not an error)
+    """A guard's word that the proposal goes no further. ``GuardState.blocked`` makes one."""
 
-    def __init__(self, verdict: Blocked) -> None:
-        self.verdict: Blocked = verdict
+    def __init__(self, verdict: Verdict) -> None:
+        self.verdict: Verdict = verdict
 
 
 @dataclass
 class GuardState:
-    """One proposal on its way through the guards."""
+    """One proposal on its way through the guards.
+
+    ``weights`` (every source named) and ``plan`` are as the guards so far left them; ``guard`` is
+    whose turn it is.
+    """
 
     context: GuardContext
     settings: GuardSettings
     weights: dict[str, float]
     plan: list[tuple[int, dict[str, float]]]
     notes: list[GuardNote] = field(default_factory=list)
+    guard: str = ""
 
-    def note(self, guard: str, action: Action, detail: str) -> None:
-        self.notes.append(GuardNote(guard, action, detail))
+    @property
+    def change(self) -> float:
+        """Total variation from the mixture in force."""
+        return total_variation(self.weights, self.context.weights)
 
-    def change(self, guard: str, weights: dict[str, float], detail: str) -> None:
-        self.notes.append(GuardNote(guard, "changed", detail, self.weights, weights))
+    @property
+    def problem(self) -> str:
+        """What keeps this from being mixtures of the run's sources, one after another; or empty."""
+        for label, weights in [("", self.weights), *((f"plan to {u}: ", w) for u, w in self.plan)]:
+            problem = _simplex_problem(weights, self.context)
+            if problem:
+                return label + problem
+        ends = [self.context.tokens, *(until for until, _ in self.plan)]
+        if any(later <= earlier for earlier, later in pairwise(ends)):
+            return "the plan's stretches must end one after another, all in the future"
+        return ""
+
+    def note(self, action: Action, detail: str) -> None:
+        """Leave a line in the history."""
+        self.notes.append(GuardNote(self.guard, action, detail))
+
+    def replace(self, weights: dict[str, float], detail: str) -> None:
+        """Go on with another mixture, and say why."""
+        self.notes.append(GuardNote(self.guard, "changed", detail, self.weights, weights))
         self.weights = weights
 
-    def stop(self, guard: str, detail: str, verdict: Blocked) -> Stop:
-        self.note(guard, "blocked", detail)
-        return Stop(verdict)
+    def blocked(self, detail: str, verdict: Verdict = "hold") -> Blocked:
+        """To be raised: the proposal goes no further, and why."""
+        self.note("blocked", detail)
+        return Blocked(verdict)
+
+    def bounds(self, length: float) -> dict[str, tuple[float, float]]:
+        """What every hard guard together allows over the next ``length`` tokens."""
+        return bounds_of(self.weights, self.context, self.settings, self.context.drawn, length)
 
 
 def named(weights: Mapping[str, float], context: GuardContext) -> dict[str, float]:
-    """Every source named, in the run's order; strangers kept at the end for the simplex guard."""
+    """Every source named, in the run's order; unknown ones kept at the end for the first guard."""
     return dict.fromkeys(context.sources, 0.0) | dict(weights)
+
+
+def _simplex_problem(weights: Mapping[str, float], context: GuardContext) -> str:
+    for name, weight in weights.items():
+        if name not in context.sources:
+            return f"no source is called {name!r}{suggest(name, context.sources)}"
+        if not isfinite(weight) or weight < 0:
+            return f"{name} has weight {weight}, which is no share"
+    total = fsum(weights.values())
+    return "" if abs(total - 1) <= TOLERANCE else f"the weights sum to {total:g}, not 1"
 
 
 def first_length(context: GuardContext, plan: Sequence[Stretch]) -> float:
@@ -63,12 +105,12 @@ def first_length(context: GuardContext, plan: Sequence[Stretch]) -> float:
     return max(0.0, min(end, context.budget) - context.tokens)
 
 
-def same_plan(one: Sequence[Stretch], other: Sequence[Stretch]) -> bool:
+def same_plan(first: Sequence[Stretch], second: Sequence[Stretch]) -> bool:
     """Whether two plans are the same order."""
-    if [until for until, _ in one] != [until for until, _ in other]:
+    if [until for until, _ in first] != [until for until, _ in second]:
         return False
-    pairs = zip(one, other, strict=True)
-    return all(total_variation(mine, theirs) <= SAME for (_, mine), (_, theirs) in pairs)
+    pairs = zip(first, second, strict=True)
+    return all(total_variation(mine, theirs) <= TOLERANCE for (_, mine), (_, theirs) in pairs)
 
 
 def bounds_of(
@@ -78,7 +120,7 @@ def bounds_of(
     drawn: Mapping[str, float],
     length: float,
 ) -> dict[str, tuple[float, float]]:
-    """What every hard guard together allows over the next ``length`` tokens.
+    """What every hard guard together allows over the ``length`` tokens after ``drawn``.
 
     A pinned source keeps its share as far as the ledger lets it. A source without weight gets
     none, and has no floor, as one on standby; an exhausted source loses its floor: the ledger is
@@ -100,8 +142,8 @@ def bounds_of(
 
 def moves(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """``owm 0.05 -> 0.03, web 0.6 -> 0.62``: the largest moves first, at most six."""
-    moved = [n for n in after if abs(after[n] - before.get(n, 0.0)) > SAME]
-    moved.sort(key=lambda name: -abs(after[name] - before.get(name, 0.0)))
+    sizes = {n: round(abs(w - before.get(n, 0.0)), 9) for n, w in after.items()}
+    moved = sorted((n for n in after if sizes[n] > TOLERANCE), key=lambda n: -sizes[n])
     shown = [f"{n} {before.get(n, 0.0):.4g} -> {after[n]:.4g}" for n in moved[:6]]
     more = [f"{len(moved) - 6} more"] if len(moved) > 6 else []
     return ", ".join(shown + more) or "less than 1e-6"

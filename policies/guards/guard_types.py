@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mixloop.common.units import Tokens
 from mixloop.policies.evidence import Claim, Veto
-from mixloop.policies.interface import OptionsModel, Phase
-from mixloop.policies.mixture import GuardSource
+from mixloop.policies.interface import OptionsModel, Phase, Share, Source, listed
 
-Share = Annotated[float, Field(ge=0, le=1)]
+from .guard_registry import load_guard
+
 Action = Literal["passed", "changed", "blocked", "flagged"]
 
 
@@ -28,7 +28,7 @@ class GuardSettings(OptionsModel):
     rest on gains or losses seen while the learning rate decays, "hold" every change.
     ``loss_spike``: hold while the training loss is above its recent median by that part of it
     (null: never). ``floor``, ``cap``: bounds of every source's share; floors skip sources without
-    weight and standby ones.
+    weight and standby ones. ``use``: installed guards that take part too, by name.
     """
 
     max_epochs: Annotated[float, Field(gt=0)] | None = 5.0
@@ -41,6 +41,14 @@ class GuardSettings(OptionsModel):
     loss_spike: Annotated[float, Field(gt=0)] | None = 0.2
     floor: Share = 0.0
     cap: Annotated[float, Field(gt=0, le=1)] = 1.0
+    use: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+
+    @field_validator("use")
+    @classmethod
+    def _installed(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            load_guard(name)
+        return names
 
     @model_validator(mode="after")
     def _ordered(self) -> GuardSettings:
@@ -65,7 +73,7 @@ class GuardContext:
     median, None where that isn't known. ``pins``: shares that a person holds fixed.
     """
 
-    sources: Mapping[str, GuardSource]
+    sources: Mapping[str, Source]
     weights: Mapping[str, float]
     drawn: Mapping[str, float]
     tokens: int
@@ -104,9 +112,11 @@ class GuardNote:
 
 @dataclass(frozen=True)
 class GuardResult:
-    """``pass``: ``weights`` may be published. ``hold``: keep what is in force, for now.
-    ``inconclusive``: keep it, because what the proposal rests on may be chance.
-    ``refused``: nothing legal in this direction; keep, and raise an alarm.
+    """What the guards made of a proposal.
+
+    ``pass``: ``weights`` may be published. ``hold``: keep what is in force, for now.
+    ``inconclusive``: keep it, because what the proposal rests on may be chance. ``refused``:
+    nothing legal in this direction; keep, and raise an alarm.
 
     ``weights`` (every source named) and ``plan`` are as the guards left them, None and empty
     unless the verdict is ``pass``. ``nearest`` is the nearest legal mixture when an operator's
@@ -118,7 +128,3 @@ class GuardResult:
     notes: tuple[GuardNote, ...]
     plan: tuple[tuple[int, dict[str, float]], ...] = ()
     nearest: dict[str, float] | None = None
-
-    def notes_json(self) -> list[dict[str, Any]]:
-        """The notes as JSON data."""
-        return [note.to_json() for note in self.notes]

@@ -1,10 +1,11 @@
 """Guards: pure checks that bound a proposal and say what they changed.
 
 Soft guards come first (learning-rate phase, loss spike, vetoes, significance, dead-band, dwell,
-trust region), hard ones last (simplex and names, floor and cap, epoch ledger). The hard guards'
-bounds are cumulative, so what leaves the last one satisfies all of them, and a second pass changes
-nothing. Declared stages and operator's orders meet only the hard guards; an operator's order is
-never altered, it is refused with the nearest legal mixture.
+trust region), hard ones last (simplex and names, floor and cap, epoch ledger); between them those
+of other packages that ``guards.use`` names. The hard guards' bounds are cumulative, so what leaves
+the last one satisfies all of them, and a second pass changes nothing. Declared stages and
+operator's orders meet only the hard guards; an operator's order is never altered, it is refused
+with the nearest legal mixture.
 
 A mixture that stays as it is can be passed through too (a policy's hold): the ledger then speaks
 up when merely going on would break the cap.
@@ -12,16 +13,17 @@ up when merely going on would break the cap.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from math import fsum
+from functools import partial
 
-from mixloop.policies.mixture import Stretch, total_variation, water_fill
+from mixloop.policies.interface import PolicyError
+from mixloop.policies.mixture import Stretch, total_variation
 
-from .guard_state import SAME, GuardState, Stop, bounds_of, first_length, named, same_plan
+from .guard_registry import Guard, load_guard
+from .guard_state import TOLERANCE, Blocked, GuardState, named, same_plan
 from .guard_types import GuardContext, GuardResult, GuardSettings
-from .hard import epoch_ledger, floor_and_cap, horizon, pins, recheck, simplex
-from .soft import soft_guards
+from .hard import FIRST, LAST
+from .soft import SOFT
 
 
 def apply_guards(
@@ -37,55 +39,71 @@ def apply_guards(
     stretches take precedence over later ones for what is left of a source.
     """
     stretches = [(until, named(w, context)) for until, w in plan]
-    going = GuardState(context, settings, named(weights, context), stretches)
+    state = GuardState(context, settings, named(weights, context), stretches)
+    further = [_further(name) for name in settings.use]
     try:
-        simplex(going)
-        pins(going)
-        soft_guards(going)
-        requested = going.weights
-        floor_and_cap(going)
-        epoch_ledger(going)
-        horizon(going)
-        recheck(going)
-        return _conclude(going, requested)
-    except Stop as stop:
-        return GuardResult(stop.verdict, None, tuple(going.notes))
+        for guard in (*FIRST, *SOFT, *(guard for guard in further if guard.soft)):
+            _meet(guard, state)
+        requested = state.weights
+        for guard in (*(guard for guard in further if not guard.soft), *LAST):
+            _meet(guard, state)
+        return _conclude(state, requested)
+    except Blocked as blocked:
+        return GuardResult(blocked.verdict, None, tuple(state.notes))
 
 
-def nearest_legal(
-    weights: Mapping[str, float],
-    context: GuardContext,
-    settings: GuardSettings,
-    plan: Sequence[Stretch] = (),
-) -> dict[str, float] | None:
-    """The mixture nearest to ``weights`` that every hard guard accepts; None when there is none.
-
-    Negative, infinite and unknown weights count as zero, and the sum is scaled to 1 first.
-    """
-    sound = {n: w for n, w in weights.items() if n in context.sources and 0 < w < math.inf}
-    total = fsum(sound.values())
-    if total <= 0:
-        return None
-    scaled = named({n: w / total for n, w in sound.items()}, context)
-    bounds = bounds_of(scaled, context, settings, context.drawn, first_length(context, plan))
-    return water_fill(scaled, bounds)
+def _meet(guard: Guard, state: GuardState) -> None:
+    context, state.guard = state.context, guard.name
+    if guard.soft and (context.operator or context.declared):
+        why = "an operator's order" if context.operator else "a declared stage"
+        if guard.always:
+            state.note("passed", f"skipped for {why}")
+    elif not guard.soft or guard.always or state.change > TOLERANCE:
+        guard.apply(state)
 
 
-def _conclude(going: GuardState, requested: dict[str, float]) -> GuardResult:
-    context, settings = going.context, going.settings
-    altered = total_variation(going.weights, requested)
-    if context.operator and altered > SAME:
-        nearest = going.weights
+def _further(name: str) -> Guard:
+    """An installed guard, held so that what it does wrong costs one decision and no more."""
+
+    def apply(state: GuardState) -> None:
+        try:
+            guard.apply(state)
+            state.weights = named(state.weights, state.context)
+            problem = state.problem
+        except Blocked:
+            raise
+        except (Exception, SystemExit) as error:
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            raise state.blocked(f"the guard failed: {problem}; the mixture stays")
+
+    try:
+        guard = load_guard(name)
+    except PolicyError as error:
+        guard = Guard(name, partial(_missing, error))
+    return Guard(guard.name, apply, guard.soft, guard.always)
+
+
+def _missing(error: PolicyError, state: GuardState) -> None:
+    raise error
+
+
+def _conclude(state: GuardState, requested: dict[str, float]) -> GuardResult:
+    context, settings = state.context, state.settings
+    altered = total_variation(state.weights, requested)
+    if context.operator and altered > TOLERANCE:
         # the notes of the changes stay: they say what is illegal about the order
+        state.guard = "operator"
         detail = "an operator's order isn't altered; force it, or take the nearest legal mixture"
-        going.note("operator", "blocked", detail)
-        return GuardResult("refused", None, tuple(going.notes), nearest=nearest)
-    change = total_variation(going.weights, context.weights)
-    planned = context.declared and not same_plan(going.plan, context.plan)
-    if change <= SAME and not planned:
-        going.note("result", "blocked", "nothing is left to change")
-        return GuardResult("hold", None, tuple(going.notes))
-    if altered > SAME and change > settings.max_change and not context.declared:
-        detail = f"hard guards moved it {change:.4g}, beyond max_change {settings.max_change:g}"
-        going.note("trust region", "flagged", detail)
-    return GuardResult("pass", going.weights, tuple(going.notes), tuple(going.plan))
+        state.note("blocked", detail)
+        return GuardResult("refused", None, tuple(state.notes), nearest=state.weights)
+    planned = context.declared and not same_plan(state.plan, context.plan)
+    if state.change <= TOLERANCE and not planned:
+        state.guard = "result"
+        state.note("blocked", "nothing is left to change")
+        return GuardResult("hold", None, tuple(state.notes))
+    if altered > TOLERANCE and state.change > settings.max_change and not context.declared:
+        state.guard = "trust region"
+        limit = f"beyond max_change {settings.max_change:g}"
+        state.note("flagged", f"hard guards moved it {state.change:.4g}, {limit}")
+    return GuardResult("pass", state.weights, tuple(state.notes), tuple(state.plan))

@@ -1,70 +1,53 @@
-"""Soft guards: what speaks against a change now, though it would be legal.
-
-Declared stages and operator's orders meet none of them. A mixture that stays as it is meets only
-the dwell's question whether an order is still pending.
-"""
+"""Soft guards: what speaks against a change now, though it would be legal."""
 
 from __future__ import annotations
 
 from mixloop.common.units import format_tokens
 from mixloop.policies.evidence import holm
-from mixloop.policies.mixture import DUST, total_variation
+from mixloop.policies.mixture import DUST
 
-from .guard_state import SAME, GuardState, moves
-
-
-def soft_guards(going: GuardState) -> None:
-    """All of them in order; the first that blocks ends the pass."""
-    context = going.context
-    if context.operator or context.declared:
-        why = "an operator's order" if context.operator else "a declared stage"
-        for guard in ("dwell", "trust region"):
-            going.note(guard, "passed", f"skipped for {why}")
-        return
-    if total_variation(going.weights, context.weights) > SAME:
-        for check in (_phase, _spike, _vetoed, _significance, _dead_band):
-            check(going)
-    _dwell(going)
-    _trust_region(going)
+from .guard_registry import Guard
+from .guard_state import TOLERANCE, GuardState, moves
 
 
-def _phase(going: GuardState) -> None:
+def phase(state: GuardState) -> None:
     """In warm-up nothing has settled; inside decay every benchmark gains, whatever the mixture."""
-    context, settings = going.context, going.settings
+    context, settings = state.context, state.settings
     if context.phase == "warmup" and settings.warmup == "hold":
-        raise going.stop("phase", "the learning rate still warms up", "hold")
+        raise state.blocked("the learning rate still warms up")
     if context.phase != "decay" or settings.decay == "allow":
         return
     if settings.decay == "hold":
-        raise going.stop("phase", "the learning rate decays, guards.decay is hold", "hold")
+        raise state.blocked("the learning rate decays, guards.decay is hold")
     if context.claims:
         claimed = ", ".join(claim.what for claim in context.claims)
         detail = f"no credit inside decay, where the learning rate moves all scores: {claimed}"
-        raise going.stop("phase", detail, "inconclusive")
-    going.note("phase", "passed", "in decay, but it rests on no gain or loss")
+        raise state.blocked(detail, "inconclusive")
+    state.note("passed", "in decay, but it rests on no gain or loss")
 
 
-def _spike(going: GuardState) -> None:
-    ratio, limit = going.context.loss_ratio, going.settings.loss_spike
+def loss_spike(state: GuardState) -> None:
+    """The training loss is what it lately was."""
+    ratio, limit = state.context.loss_ratio, state.settings.loss_spike
     if limit is None or ratio is None:
         return
+    said = f"the training loss is {ratio:.3g} times its recent median"
     if ratio > 1 + limit:
-        detail = f"the training loss is {ratio:.3g} times its recent median, limit {1 + limit:.3g}"
-        raise going.stop("loss spike", detail, "hold")
-    going.note("loss spike", "passed", f"the training loss is {ratio:.3g} times its recent median")
+        raise state.blocked(f"{said}, limit {1 + limit:.3g}")
+    state.note("passed", said)
 
 
-def _vetoed(going: GuardState) -> None:
-    current = dict(going.context.weights)
-    for veto in going.context.vetoes:
-        if not veto.retreats(current, going.weights):
-            raise going.stop("veto", f"{veto.why}; only a way back is open", "hold")
-        going.note("veto", "passed", f"{veto.why}; this goes back")
+def veto(state: GuardState) -> None:
+    """Under a veto only the way back is open."""
+    for against in state.context.vetoes:
+        if not against.retreats(dict(state.context.weights), state.weights):
+            raise state.blocked(f"{against.why}; only a way back is open")
+        state.note("passed", f"{against.why}; this goes back")
 
 
-def _significance(going: GuardState) -> None:
+def significance(state: GuardState) -> None:
     """Every claim must stand, corrected for all that were looked for (Holm)."""
-    context, level = going.context, going.settings.significance
+    context, level = state.context, state.settings.significance
     if not context.claims:
         return
     tests = max(context.tests, len(context.claims))
@@ -73,42 +56,54 @@ def _significance(going: GuardState) -> None:
     shown = ", ".join(f"{claim.what} (z {claim.z:.2g})" for claim in weak or context.claims)
     said = f"at {level:g} over {tests} test{'s' if tests != 1 else ''}"
     if weak:
-        raise going.stop("significance", f"may be chance {said}: {shown}", "inconclusive")
-    going.note("significance", "passed", f"stands {said}: {shown}")
+        raise state.blocked(f"may be chance {said}: {shown}", "inconclusive")
+    state.note("passed", f"stands {said}: {shown}")
 
 
-def _dead_band(going: GuardState) -> None:
-    change, least = total_variation(going.weights, going.context.weights), going.settings.dead_band
+def dead_band(state: GuardState) -> None:
+    """The change is worth an order."""
+    change, least = state.change, state.settings.dead_band
     if change < least - DUST:
-        detail = f"total variation {change:.2g} is below {least:g}: not worth an order"
-        raise going.stop("dead-band", detail, "hold")
+        raise state.blocked(f"total variation {change:.2g} is below {least:g}: not worth an order")
 
 
-def _dwell(going: GuardState) -> None:
-    context, dwell = going.context, going.settings.dwell
+def dwell(state: GuardState) -> None:
+    """The last order is in force, and was for long enough."""
+    context, least = state.context, state.settings.dwell
     if context.order_pending:
-        raise going.stop("dwell", "the last order is not yet in force", "hold")
-    if total_variation(going.weights, context.weights) <= SAME:
-        going.note("dwell", "passed", "nothing to change")
+        raise state.blocked("the last order is not yet in force")
+    if state.change <= TOLERANCE:
+        state.note("passed", "nothing to change")
         return
     last = context.last_intervention_tokens
-    if last is not None and context.tokens - last < dwell:
-        since, least = format_tokens(context.tokens - last), format_tokens(dwell)
-        detail = f"{since} tokens since the last intervention, dwell is {least}"
-        raise going.stop("dwell", detail, "hold")
-    going.note("dwell", "passed", "no intervention within the dwell")
+    if last is not None and context.tokens - last < least:
+        since = format_tokens(context.tokens - last)
+        detail = f"{since} tokens since the last intervention, dwell is {format_tokens(least)}"
+        raise state.blocked(detail)
+    state.note("passed", "no intervention within the dwell")
 
 
-def _trust_region(going: GuardState) -> None:
-    current, limit = going.context.weights, going.settings.max_change
-    change = total_variation(going.weights, current)
+def trust_region(state: GuardState) -> None:
+    """As much of the change as one decision may make."""
+    current, limit, change = state.context.weights, state.settings.max_change, state.change
     if change <= limit + DUST:
-        going.note("trust region", "passed", f"total variation {change:.4g} of {limit:g}")
+        state.note("passed", f"total variation {change:.4g} of {limit:g}")
         return
     part = limit / change
     trimmed = {
         name: (1 - part) * current.get(name, 0.0) + part * weight
-        for name, weight in going.weights.items()
+        for name, weight in state.weights.items()
     }
-    detail = f"total variation {change:.4g} cut to {limit:g}: {moves(going.weights, trimmed)}"
-    going.change("trust region", trimmed, detail)
+    detail = f"total variation {change:.4g} cut to {limit:g}: {moves(state.weights, trimmed)}"
+    state.replace(trimmed, detail)
+
+
+SOFT = (
+    Guard("phase", phase),
+    Guard("loss spike", loss_spike),
+    Guard("veto", veto),
+    Guard("significance", significance),
+    Guard("dead-band", dead_band),
+    Guard("dwell", dwell, always=True),
+    Guard("trust region", trust_region, always=True),
+)

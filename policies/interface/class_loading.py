@@ -16,7 +16,9 @@ from mixloop.common.errors import suggest
 from .policy_error import PolicyError
 
 
-def find_class(ref: str, *, key: str, verb: str, base: Path | str | None = None) -> type[Any]:
+def find_class(
+    ref: str, *, key: str, verb: str, base: Path | str | None = None, label: str = ""
+) -> type[Any]:
     """The class that ``where:Class`` names, unbuilt.
 
     Args:
@@ -24,6 +26,7 @@ def find_class(ref: str, *, key: str, verb: str, base: Path | str | None = None)
         key: what errors name: the setting that holds the reference.
         verb: the method its kind is known by, to suggest another class of the module.
         base: folder that file references are relative to (default: the working directory).
+        label: what an error while importing calls it (default: ``ref``).
 
     Raises:
         PolicyError: when there is none, or importing it fails.
@@ -31,10 +34,16 @@ def find_class(ref: str, *, key: str, verb: str, base: Path | str | None = None)
     where, _, name = ref.rpartition(":")
     if is_file(where):
         path = find_file(where, base, ref, key)
-        module = import_module(lambda: load_file(path), ref, key)
+        module = _imported(lambda: _load_file(path), ref, key)
     else:
-        module = import_module(lambda: importlib.import_module(where), ref, key)
-    return attribute(module, name, ref, key=key, verb=verb)
+        module = _imported(lambda: importlib.import_module(where), label or ref, key)
+    cls = getattr(module, name, None)
+    if isinstance(cls, type):
+        return cls
+    if cls is not None:
+        raise PolicyError(f"{key}: {ref} is a {type(cls).__name__}, not a class")
+    classes = (n for n, v in vars(module).items() if isinstance(v, type) and hasattr(v, verb))
+    raise PolicyError(f"{key}: {ref}: no class {name!r} there{suggest(name, classes)}")
 
 
 def is_file(where: str) -> bool:
@@ -54,7 +63,7 @@ def find_file(where: str, base: Path | str | None, ref: str, key: str) -> Path:
     return path
 
 
-def load_file(path: Path) -> ModuleType:
+def _load_file(path: Path) -> ModuleType:
     """The file as a module under a name of its own, so that two of the same name don't meet."""
     name = f"mixloop_policy_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -71,12 +80,8 @@ def load_file(path: Path) -> ModuleType:
     return module
 
 
-def import_module(load: Callable[[], ModuleType], ref: str, key: str) -> ModuleType:
-    """What ``load`` imports.
-
-    Raises:
-        PolicyError: when importing fails, with the line that failed.
-    """
+def _imported(load: Callable[[], ModuleType], ref: str, key: str) -> ModuleType:
+    """What ``load`` imports; a failure names the line that failed."""
     try:
         return load()
     except (Exception, SystemExit) as error:
@@ -86,18 +91,3 @@ def import_module(load: Callable[[], ModuleType], ref: str, key: str) -> ModuleT
         shown = "" if "importlib" in where.filename else line
         cause = f"{type(error).__name__}: {error}{shown}"
         raise PolicyError(f"{key}: {ref} doesn't import: {cause}; mend the module") from error
-
-
-def attribute(module: ModuleType, name: str, ref: str, *, key: str, verb: str) -> type[Any]:
-    """The class of a module by its name.
-
-    Raises:
-        PolicyError: when there is none, with the one that was probably meant.
-    """
-    found = getattr(module, name, None)
-    if isinstance(found, type):
-        return found
-    if found is not None:
-        raise PolicyError(f"{key}: {ref} is a {type(found).__name__}, not a class")
-    classes = (n for n, v in vars(module).items() if isinstance(v, type) and hasattr(v, verb))
-    raise PolicyError(f"{key}: {ref}: no class {name!r} there{suggest(name, classes)}")

@@ -46,6 +46,11 @@ class Metric(_Frozen):
     n: int = 0
     higher_is_better: bool = True
 
+    @property
+    def loss(self) -> float:
+        """The value, negated where higher is better: lower is better."""
+        return -self.value if self.higher_is_better else self.value
+
 
 class BenchmarkScore(_Frozen):
     """All metrics of one benchmark at one checkpoint, with the outcomes of each item."""
@@ -159,6 +164,19 @@ class Observation(_Frozen):
         scored = (name for evaluation in self.evaluations for name in evaluation.benchmarks)
         return frozenset(self.steering) | frozenset(scored)
 
+    def steering_benchmarks(self) -> list[str]:
+        """The benchmarks that steer: configured ones, else every one scored, without ``watch``."""
+        names = list(self.steering) or sorted(self.benchmarks())
+        return [name for name in names if name not in self.watch]
+
+    def goal(self, benchmark: str) -> Goal:
+        """The goal set for a benchmark; weight 1 without target and floor where none is."""
+        return self.objective.get(benchmark) or Goal()
+
+    def interventions(self) -> list[PastDecision]:
+        """The decisions that changed the mixture."""
+        return [decision for decision in self.decisions if decision.verdict == "intervene"]
+
     def evaluation(self, which: int | Evaluation) -> Evaluation:
         """An evaluation by index (negative from the newest), or the one given.
 
@@ -176,12 +194,8 @@ class Observation(_Frozen):
     def scored(self, benchmark: str, metric: str | None = None) -> list[int]:
         """Indices of the evaluations that have a finite score of this benchmark, oldest first."""
         name = metric or self.metric_for(benchmark)
-        found = []
-        for index, evaluation in enumerate(self.evaluations):
-            score = evaluation.benchmarks.get(benchmark)
-            if score and name in score.metrics and math.isfinite(score.metrics[name].value):
-                found.append(index)
-        return found
+        indexed = enumerate(self.evaluations)
+        return [i for i, e in indexed if finite_metric(e, benchmark, name) is not None]
 
     def difference(
         self,
@@ -204,8 +218,8 @@ class Observation(_Frozen):
         if all(_has_items(side.benchmarks[benchmark].items, name) for side in sides):
             return self.pooled_difference([benchmark], older, newer, name)
         return unpaired_difference(
-            (old.value, _known(old.stderr), old.n),
-            (new.value, _known(new.stderr), new.n),
+            (old.value, _stated(old.stderr), old.n),
+            (new.value, _stated(new.stderr), new.n),
             new.higher_is_better,
             metric=name,
             benchmark=benchmark,
@@ -266,16 +280,22 @@ def find_metric(evaluation: Evaluation, benchmark: str, metric: str) -> Metric:
     Raises:
         MissingScore: when the benchmark or the metric is absent, or its value isn't finite.
     """
-    score = evaluation.benchmarks.get(benchmark)
-    if score is None:
+    if benchmark not in evaluation.benchmarks:
         raise MissingScore(f"{benchmark} has no score at step {evaluation.step}")
-    found = score.metrics.get(metric)
-    if found is None or not math.isfinite(found.value):
+    entry = finite_metric(evaluation, benchmark, metric)
+    if entry is None:
         raise MissingScore(f"{benchmark} has no {metric} at step {evaluation.step}")
-    return found
+    return entry
 
 
-def _known(stderr: float | None) -> float:
+def finite_metric(evaluation: Evaluation, benchmark: str, metric: str) -> Metric | None:
+    """One metric of one evaluation; None where there is none, or its value isn't finite."""
+    score = evaluation.benchmarks.get(benchmark)
+    entry = score.metrics.get(metric) if score is not None else None
+    return entry if entry is not None and math.isfinite(entry.value) else None
+
+
+def _stated(stderr: float | None) -> float:
     # nothing can be concluded from a value of unknown precision
     return math.inf if stderr is None or math.isnan(stderr) else stderr
 
@@ -287,8 +307,7 @@ def _has_items(items: Mapping[str, Mapping[str, float]], metric: str) -> bool:
 def weighted_items(
     items: Mapping[str, Mapping[str, float]], metric: str, prefix: str = ""
 ) -> WeightedItems:
-    """Item id, after ``prefix``, to (value, weight): weighed by gold bytes for bits per byte, else
-    equally."""
+    """Item id, after ``prefix``, to (value, weight): gold bytes for bits per byte, else equal."""
     weigh = metric == BITS_PER_BYTE
     return {
         prefix + item: (outcome[metric], float(outcome.get("bytes", 1)) if weigh else 1.0)

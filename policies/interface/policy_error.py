@@ -1,4 +1,4 @@
-"""The one error this room raises, and the did-you-mean it carries."""
+"""The one error that policies and what loads them raise."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter
 
@@ -99,17 +99,8 @@ class Checkable(Protocol):
     """A policy that can tell before the run starts that it names something unknown."""
 
     def check(self, sources: Mapping[str, Sequence[str]], benchmarks: Sequence[str]) -> None:
-        """Raise ``PolicyError`` for a name that is neither in ``sources`` (name to tags) nor in
-        ``benchmarks``."""
+        """Raise ``PolicyError`` for a name in neither ``sources`` (name to tags) nor benchmarks."""
         ...
-
-
-class OptionsModel(BaseModel):
-    """Base of the built-in policies' options: immutable, unknown keys refused."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
-    )
 
 
 _REPLY: TypeAdapter[Proposal | Hold] = TypeAdapter(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -12,8 +11,8 @@ from typing import Any
 
 from mixloop.common.errors import suggest
 
-from . import class_loading
-from . import options_model as policy_options
+from .class_loading import find_class, find_file, is_file
+from .policy_building import build_policy, options_schema
 from .policy_error import PolicyError
 from .policy_protocol import Policy
 
@@ -51,7 +50,7 @@ def load_policy(
     if options is not None and not isinstance(options, Mapping):
         raise PolicyError(f"policy.with: {options!r} is no mapping; write option: value pairs")
     cls = policy_class(ref, base=base)
-    policy = policy_options.build_policy(cls, options or {}, ref)
+    policy = build_policy(cls, options or {}, ref)
     if not isinstance(policy, Policy):
         raise PolicyError(f"{KEY}: {ref} has no decide(observation) method; add one")
     return policy
@@ -67,13 +66,13 @@ def policy_origin(ref: str) -> str:
     if ref in _BUILTIN:
         return "built in"
     if ":" in ref:
-        return "a file" if class_loading.is_file(ref.rpartition(":")[0]) else "a module"
-    found = [entry for entry in entry_points(group=GROUP) if entry.name == ref]
-    if not found:
+        return "a file" if is_file(ref.rpartition(":")[0]) else "a module"
+    entry = _entry_point(ref)
+    if entry is None:
         return "nowhere"
-    package = found[0].dist
+    package = entry.dist
     version = f"{package.name} {package.version}, " if package else ""
-    return f"{version}{found[0].value}"
+    return f"{version}{entry.value}"
 
 
 def policy_class(ref: str, *, base: Path | str | None = None) -> type[Any]:
@@ -87,7 +86,7 @@ def policy_class(ref: str, *, base: Path | str | None = None) -> type[Any]:
     where, _, name = ref.rpartition(":")
     if not where or not name:
         raise PolicyError(f"{KEY}: {ref!r} is no policy; {_FORMS}")
-    return class_loading.find_class(ref, key=KEY, verb=VERB, base=base)
+    return find_class(ref, key=KEY, verb=VERB, base=base)
 
 
 def policy_digest(ref: str, base: Path | str | None = None) -> str:
@@ -99,8 +98,8 @@ def policy_digest(ref: str, base: Path | str | None = None) -> str:
         PolicyError: when there is no such policy or its source can't be read.
     """
     where, _, _ = ref.rpartition(":")
-    if class_loading.is_file(where):
-        path: Path | None = class_loading.find_file(where, base, ref, KEY)
+    if is_file(where):
+        path: Path | None = find_file(where, base, ref, KEY)
     else:
         source = inspect.getsourcefile(policy_class(ref, base=base))
         path = Path(source) if source else None
@@ -111,25 +110,22 @@ def policy_digest(ref: str, base: Path | str | None = None) -> str:
 
 def policy_options_schema(ref: str, base: Path | str | None = None) -> dict[str, Any]:
     """JSON schema of the policy's options, for editors and ``mixloop policies``."""
-    return policy_options.schema(policy_class(ref, base=base))
+    return options_schema(policy_class(ref, base=base))
 
 
 def _named(ref: str) -> type[Any]:
     # a built-in name can't be taken over by an installed package
     if ref in _BUILTIN:
-        module, _, name = _BUILTIN[ref].partition(":")
-        built_in = importlib.import_module(module, __package__)
-        return class_loading.attribute(built_in, name, ref, key=KEY, verb=VERB)
+        return find_class(_BUILTIN[ref], key=KEY, verb=VERB)
     if ref.endswith(".py"):
         raise PolicyError(f"{KEY}: {ref} names no class; write {ref}:ClassName")
-    found = [entry for entry in entry_points(group=GROUP) if entry.name == ref]
-    if not found:
+    entry = _entry_point(ref)
+    if entry is None:
         mend = suggest(ref, policy_names())
         raise PolicyError(f"{KEY}: no policy is called {ref!r}{mend} (or {_FORMS})")
-    return _from_entry_point(found[0])
+    label = f"{entry.name} ({entry.value})"
+    return find_class(f"{entry.module}:{entry.attr}", key=KEY, verb=VERB, label=label)
 
 
-def _from_entry_point(entry: EntryPoint) -> type[Any]:
-    named = f"{entry.name} ({entry.value})"
-    module = class_loading.import_module(lambda: importlib.import_module(entry.module), named, KEY)
-    return class_loading.attribute(module, entry.attr, entry.value, key=KEY, verb=VERB)
+def _entry_point(name: str) -> EntryPoint | None:
+    return next(iter(entry_points(group=GROUP, name=name)), None)

@@ -14,17 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from mixloop.policies.mixture import Array, RunArrays
+from mixloop.policies.mixture import Array
 
 from .fit import Fit
+from .law_data import LawData
 
 PARTS = (0.4, 0.7)  # of the evaluations, what predictions are made from
-FEWEST = 4
+MIN_EVALUATIONS = 4
 TAIL = 4.0  # degrees of freedom of the density: one wild score is no refutation
 
 
 @dataclass(frozen=True)
-class Weighed:
+class Averaging:
     """The laws' standing.
 
     Attributes:
@@ -59,50 +60,50 @@ class Weighed:
         }
 
 
-def ends(n: int) -> list[int]:
+def cut_points(n: int) -> list[int]:
     """How many evaluations to predict from, and all of them last."""
-    return [*sorted({c for part in PARTS if FEWEST <= (c := round(n * part)) < n}), n]
+    return [*sorted({c for part in PARTS if MIN_EVALUATIONS <= (c := round(n * part)) < n}), n]
 
 
-def weigh(course: RunArrays, fits: Sequence[Fit], cuts: Sequence[int], temper: float) -> Weighed:
+def weigh(data: LawData, fits: Sequence[Fit], cuts: Sequence[int], temper: float) -> Averaging:
     """The standing of all fits; the last one is the null."""
-    scores = np.array([_scores(course, fit, cuts) for fit in fits])
+    scores = np.array([_scores(data, fit, cuts) for fit in fits])
     logs = temper * scores[:-1].sum(axis=1) + np.log([fit.law.prior for fit in fits[:-1]])
     weights = np.exp(logs - logs.max())
     weights /= weights.sum()
     together = weights @ scores[:-1] - scores[-1]
-    misfit = np.array([_misfit(course, fit) for fit in fits])
+    misfit = np.array([_misfit(data, fit) for fit in fits])
     last = float(together[-1]) if together.size else np.inf
-    return Weighed(
+    return Averaging(
         names=tuple(fit.law.name for fit in fits[:-1]),
         weights=weights,
         scores=scores,
-        surprise=_surprise(course, misfit),
+        surprise=_surprise(data, misfit),
         ahead=float(together.sum()),
         trust=float(1 / (1 + np.exp(-np.clip(last, -30, 30)))),
-        misfit=float(misfit[:-1].min() / max(1, np.isfinite(course.losses).sum())),
+        misfit=float(misfit[:-1].min() / max(1, np.isfinite(data.losses).sum())),
     )
 
 
-def _scores(course: RunArrays, fit: Fit, cuts: Sequence[int]) -> Array:
+def _scores(data: LawData, fit: Fit, cuts: Sequence[int]) -> Array:
     """Log density of each block after a cut but the last, (blocks,)."""
-    found = []
+    scores = []
     for index, (cut, until) in enumerate(pairwise(cuts)):
         block = slice(cut, until)
-        losses = course.losses[:, block]
-        variance = course.noise[:, block] ** 2 + fit.spread[index][:, block] ** 2
+        losses = data.losses[:, block]
+        variance = data.noise[:, block] ** 2 + fit.spread[index][:, block] ** 2
         off = losses - fit.fitted[index][:, block]
         density = -(TAIL + 1) / 2 * np.log1p(off**2 / variance / TAIL) - np.log(variance) / 2
-        found.append(float(np.where(np.isfinite(losses), density, 0.0).sum()))
-    return np.array(found)
+        scores.append(float(np.where(np.isfinite(losses), density, 0.0).sum()))
+    return np.array(scores)
 
 
-def _misfit(course: RunArrays, fit: Fit) -> float:
-    off = (course.losses - fit.fitted[-1]) / course.noise
+def _misfit(data: LawData, fit: Fit) -> float:
+    off = (data.losses - fit.fitted[-1]) / data.noise
     return float(np.where(np.isfinite(off), np.minimum(off**2, 9.0), 0.0).sum())
 
 
-def _surprise(course: RunArrays, misfit: Array) -> float:
+def _surprise(data: LawData, misfit: Array) -> float:
     """What the best law explains beyond the null, against the chi-squared of its parameters."""
-    free = len(course.benchmarks) * max(1, len(course.names) - 1)
+    free = len(data.series) * max(1, len(data.names) - 1)
     return float((misfit[-1] - misfit[:-1].min() - free) / np.sqrt(2 * free))

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixloop.policies.mixture import Array, RunArrays
+from mixloop.policies.mixture import Array
 
+from .law_data import LawData
 from .models import NULL, SHARED, Link, MixingLaw, remember, values
 
-ROUNDS = (20, 6)  # of the whole run's fit, and of a prefix's, which starts there
-SLIGHT = 0.05  # a gain in log posterior that ends a fit
-# the law that all others are held against: left short of its best, it would make them look right
-PATIENCE = {"power": (1, SLIGHT), "exponential": (1, SLIGHT), "none": (5, 1e-6)}
+MAX_ITERATIONS = (20, 6)  # of the whole run's fit, and of a prefix's, which starts there
+LONGER = 5  # times as many for the null, which all others are held against: left short of its best,
+# it would make them look right
+TOLERANCE = {"power": 0.05, "exponential": 0.05, "none": 1e-6}
+"""A gain in log posterior that ends a fit."""
 HUBER = 3.0  # residuals beyond this many standard deviations pull no harder
 LOG_TOKENS = np.log(0.0025)  # c, a fortieth of the budget times a tenth
 
@@ -44,10 +46,10 @@ class Fit:
     remembered: Array
 
 
-def priors(link: Link, course: RunArrays) -> tuple[Array, Array]:
+def priors(link: Link, data: LawData) -> tuple[Array, Array]:
     """Mean and standard deviation of each parameter, (m, p) both."""
-    m, k = len(course.benchmarks), len(course.names)
-    last = np.array([np.median(row[np.isfinite(row)][-3:]) for row in course.losses])
+    m, k = len(data.series), len(data.names)
+    last = np.array([np.median(row[np.isfinite(row)][-3:]) for row in data.losses])
     size = np.maximum(np.abs(last), 0.05)
     mean, scale = np.zeros((m, SHARED + k)), np.ones((m, SHARED + k))
     mean[:, 0], scale[:, 0] = last - 0.4 * size, 0.3 * size
@@ -60,98 +62,82 @@ def priors(link: Link, course: RunArrays) -> tuple[Array, Array]:
     return mean, scale
 
 
-def fit_all(course: RunArrays, laws: Sequence[MixingLaw], ends: Sequence[int]) -> list[Fit]:
-    """Each law fitted to the evaluations before each end."""
-    found: list[Fit] = []
+def fit_with_null(data: LawData, laws: Sequence[MixingLaw], ends: Sequence[int]) -> list[Fit]:
+    """The laws and, last, the one by which mixtures don't matter.
+
+    Each is fitted to the evaluations before each end.
+    """
+    fits: list[Fit] = []
     for link in ("power", "exponential", "none"):
-        chosen = [law for law in laws if law.link == link]
-        if chosen:
-            found += _fit_link(course, link, chosen, ends)
-    return found
+        fits += _fit_link(data, link, [law for law in (*laws, NULL) if law.link == link], ends)
+    return fits
 
 
 def _fit_link(
-    course: RunArrays, link: Link, laws: Sequence[MixingLaw], ends: Sequence[int]
+    data: LawData, link: Link, laws: Sequence[MixingLaw], ends: Sequence[int]
 ) -> list[Fit]:
-    m, n = course.losses.shape
-    remembered = [remember(course, law.memory) for law in laws]
-    k = course.drawn.shape[1]
+    m, n = data.losses.shape
+    k = data.drawn.shape[1]
+    remembered = [remember(data, law.memory) for law in laws]
     shape = (len(laws), len(ends), m)
-    seen = np.isfinite(course.losses) & (np.arange(n) < np.array(ends)[:, None, None])
+    before = np.isfinite(data.losses) & (np.arange(n) < np.array(ends)[:, None, None])
     z = np.broadcast_to(np.array(remembered)[:, None, None] * k, (*shape, n, k))
-    losses = np.broadcast_to(np.nan_to_num(course.losses), (*shape, n))
-    trust = np.where(seen, 1 / np.nan_to_num(course.noise, nan=1.0), 0.0)
+    losses = np.broadcast_to(np.nan_to_num(data.losses), (*shape, n))
+    trust = np.where(before, 1 / np.nan_to_num(data.noise, nan=1.0), 0.0)
     trust = np.broadcast_to(trust, (*shape, n))
-    prior = [np.broadcast_to(a, (*shape, a.shape[-1])) for a in priors(link, course)]
-    x, u = course.total, course.decay
+    prior = [np.broadcast_to(a, (*shape, a.shape[-1])) for a in priors(link, data)]
+    x, u = data.total, data.decay
+    more = LONGER if link == "none" else 1
 
-    def fit(part: slice, first: Array, rounds: int) -> tuple[Array, Array]:
-        given, scored, certain, centre, wide = (
-            _flat(a[:, part], 3) for a in (z, losses, trust, *prior)
-        )
-        start = _flat(first, 3)
-        return _marquardt(link, (given, x, u), scored, certain, centre, wide, start, rounds)
+    def fit(part: slice, start: Array, iterations: int) -> tuple[Array, Array]:
+        batch = [_flat(a[:, part]) for a in (z, losses, trust, *prior)]
+        mode, hessian = _marquardt(link, x, u, batch, _flat(start), iterations * more)
+        sizes = (len(laws), -1, m)
+        return mode.reshape(*sizes, *mode.shape[1:]), hessian.reshape(*sizes, *hessian.shape[1:])
 
-    longer = PATIENCE[link][0]
     nothing = np.zeros(prior[0].shape)
-    last, bend = fit(slice(-1, None), nothing[:, :1], ROUNDS[0] * longer)
-    whitened, hessian = (
-        last.reshape(len(laws), 1, m, -1),
-        bend.reshape(len(laws), 1, m, *bend.shape[1:]),
-    )
+    whitened, hessian = fit(slice(-1, None), nothing[:, :1], MAX_ITERATIONS[0])
     if len(ends) > 1:
-        first = np.broadcast_to(whitened, nothing[:, :-1].shape)
-        mode, bend = fit(slice(0, -1), first, ROUNDS[1] * longer)
-        earlier = (len(laws), len(ends) - 1, m)
-        whitened = np.concatenate([mode.reshape(*earlier, -1), whitened], axis=1)
-        hessian = np.concatenate([bend.reshape(*earlier, *bend.shape[1:]), hessian], axis=1)
-    mean, scale = (_flat(a, 3) for a in prior)
-    z, hessian = _flat(z, 3), _flat(hessian, 3)
-    mode = mean + scale * _flat(whitened, 3)
-    fitted, jac = values(link, mode, z, x, u)
+        start = np.broadcast_to(whitened, nothing[:, :-1].shape)
+        parts = zip(fit(slice(0, -1), start, MAX_ITERATIONS[1]), (whitened, hessian), strict=True)
+        whitened, hessian = (np.concatenate(pair, axis=1) for pair in parts)
+    mean, scale = (_flat(a) for a in prior)
+    mode = mean + scale * _flat(whitened)
+    fitted, jac = values(link, mode, _flat(z), x, u)
     # the inverse's root: H = C C^T, so H^-1 = (C^-1)^T C^-1
-    root = np.swapaxes(np.linalg.inv(np.linalg.cholesky(hessian)), -1, -2) * scale[..., None]
+    lower = np.linalg.cholesky(_flat(hessian))
+    root = np.swapaxes(np.linalg.inv(lower), -1, -2) * scale[..., None]
     spread = np.sqrt(np.square(jac @ root).sum(axis=-1))
-    parts = [a.reshape(*shape, *a.shape[1:]) for a in (mode, root, fitted, spread)]
-    return [
-        Fit(law, parts[0][i], parts[1][i], parts[2][i], parts[3][i], remembered[i])
-        for i, law in enumerate(laws)
-    ]
+    by_law = (a.reshape(*shape, *a.shape[1:]) for a in (mode, root, fitted, spread))
+    return [Fit(*entry) for entry in zip(laws, *by_law, remembered, strict=True)]
 
 
-def _flat(stacked: Array, axes: int) -> Array:
-    return np.ascontiguousarray(stacked).reshape(-1, *stacked.shape[axes:])
+def _flat(stacked: Array) -> Array:
+    """Laws, ends and benchmarks as one batch."""
+    return np.ascontiguousarray(stacked).reshape(-1, *stacked.shape[3:])
 
 
 def _marquardt(
-    link: Link,
-    inputs: tuple[Array, Array, Array],
-    losses: Array,
-    trust: Array,
-    mean: Array,
-    scale: Array,
-    whitened: Array,
-    rounds: int,
+    link: Link, x: Array, u: Array, batch: Sequence[Array], start: Array, iterations: int
 ) -> tuple[Array, Array]:
     """The modes and the Hessians there, in units of the prior: (b, p) and (b, p, p).
 
-    A fit that no longer gains leaves the batch.
+    ``batch`` holds what is remembered, losses, their trust, and the prior's mean and scale. A fit
+    that no longer gains leaves it.
     """
-    z, x, u = inputs
-    whitened, damping = whitened.copy(), np.full(len(mean), 0.3)
-    identity = np.eye(mean.shape[1])
-    cost, gradient, hessian = _cost(link, inputs, losses, trust, mean, scale, whitened)
-    going = np.arange(len(mean))
-    for _ in range(rounds):
+    whitened, damping = start.copy(), np.full(len(start), 0.3)
+    identity = np.eye(start.shape[1])
+    cost, gradient, hessian = _cost(link, x, u, batch, whitened)
+    going = np.arange(len(start))
+    for _ in range(iterations):
         damped = hessian[going] + damping[going, None, None] * identity
         step = np.linalg.solve(damped, gradient[going, :, None])[..., 0]
         tried = np.clip(whitened[going] - step, -6, 6)
-        given = (losses[going], trust[going], mean[going], scale[going], tried)
-        new = _cost(link, (z[going], x, u), *given)
-        gained = cost[going] - new[0]
-        better, done = going[gained > 0], (gained >= 0) & (gained < PATIENCE[link][1])
+        after = _cost(link, x, u, [part[going] for part in batch], tried)
+        gained = cost[going] - after[0]
+        better, done = going[gained > 0], (gained >= 0) & (gained < TOLERANCE[link])
         taken = gained > 0
-        cost[better], gradient[better], hessian[better] = (part[taken] for part in new)
+        cost[better], gradient[better], hessian[better] = (part[taken] for part in after)
         whitened[better] = tried[taken]
         damping[going] = np.clip(damping[going] * np.where(taken, 0.2, 5.0), 1e-5, 1e8)
         going = going[~done & (damping[going] < 1e4)]
@@ -161,16 +147,11 @@ def _marquardt(
 
 
 def _cost(
-    link: Link,
-    inputs: tuple[Array, Array, Array],
-    losses: Array,
-    trust: Array,
-    mean: Array,
-    scale: Array,
-    whitened: Array,
+    link: Link, x: Array, u: Array, batch: Sequence[Array], whitened: Array
 ) -> tuple[Array, Array, Array]:
     """Half the penalised squares, its gradient and Gauss-Newton Hessian."""
-    fitted, jac = values(link, mean + scale * whitened, *inputs)
+    z, losses, trust, mean, scale = batch
+    fitted, jac = values(link, mean + scale * whitened, z, x, u)
     residual = (fitted - losses) * trust
     far = np.abs(residual)
     weight = np.where(far > HUBER, HUBER / np.maximum(far, HUBER), 1.0)
@@ -180,8 +161,3 @@ def _cost(
     gradient = (turned @ residual[..., None])[..., 0] + whitened
     hessian = turned @ jac + np.eye(whitened.shape[1])
     return loss.sum(axis=-1) + (whitened**2).sum(axis=-1) / 2, gradient, hessian
-
-
-def fit_with_null(course: RunArrays, laws: Sequence[MixingLaw], ends: Sequence[int]) -> list[Fit]:
-    """The laws and, last, the one by which mixtures don't matter."""
-    return fit_all(course, [*laws, NULL], ends)

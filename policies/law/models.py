@@ -25,7 +25,9 @@ from typing import Literal
 
 import numpy as np
 
-from mixloop.policies.mixture import Array, RunArrays, effective, effective_slope
+from mixloop.policies.mixture import Array, effective, effective_slope
+
+from .law_data import LawData
 
 Link = Literal["power", "exponential", "none"]
 SHARED = 6  # parameters ahead of the sources' own: eps, b or q, alpha, c, d, s
@@ -66,22 +68,22 @@ LAWS = (
 NULL = MixingLaw("none", "none")
 
 
-def remember(course: RunArrays, memory: Memory) -> Array:
+def remember(data: LawData, memory: Memory) -> Array:
     """What is remembered of each source at each evaluation, (n, k)."""
-    before = np.vstack([np.zeros(course.drawn.shape[1]), course.drawn[:-1]])
-    gains = effective(course.drawn, course.unique) - effective(before, course.unique)
+    before = np.vstack([np.zeros(data.drawn.shape[1]), data.drawn[:-1]])
+    gains = effective(data.drawn, data.unique) - effective(before, data.unique)
     if memory.plain:
         return np.asarray(np.cumsum(gains, axis=0))
-    parts = course.drawn - before
+    parts = data.drawn - before
     lengths = np.maximum(parts.sum(axis=1), 1e-12)
     shares = parts / lengths[:, None]
-    keen = np.where(course.decay > 0, memory.keen, 1.0)
+    keen = np.where(data.decay > 0, memory.keen, 1.0)
     taken = gains * _diluted(shares, memory)[0] * keen[:, None]
-    found, now = [], np.zeros(course.drawn.shape[1])
+    rows, now = [], np.zeros(data.drawn.shape[1])
     for gain, length in zip(taken, lengths, strict=True):
         now = np.exp(-memory.fade * length) * now + np.exp(-memory.fade * length / 2) * gain
-        found.append(now)
-    return np.array(found)
+        rows.append(now)
+    return np.array(rows)
 
 
 def _diluted(shares: Array, memory: Memory) -> tuple[Array, Array]:
@@ -140,9 +142,11 @@ def values(link: Link, p: Array, z: Array, x: Array, u: Array) -> tuple[Array, A
     """Losses of a link and their derivatives by its parameters.
 
     Args:
+        link: what losses make of what is remembered.
         p: (b, 6 + k) parameters of b fits.
         z: (b, n, k) what is remembered, times k.
-        x, u: (n,) everything drawn, and progress of the decay.
+        x: (n,) everything drawn.
+        u: (n,) progress of the decay.
 
     Returns:
         (b, n) losses and (b, n, 6 + k) derivatives.

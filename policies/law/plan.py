@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mixloop.policies.mixture import Array, scaled
+from mixloop.policies.mixture import Array, confine, minimise
 
 from .fit import Fit
 from .models import SHARED, Ahead, foresee, values
@@ -26,8 +26,11 @@ TINY = 1e-10
 
 @dataclass(frozen=True)
 class ObjectiveTerms:
-    """What the losses at the end are worth, all (m,): ``weight`` sums to 1; below ``enough``
-    nothing more counts, above ``bound`` every loss counts much more."""
+    """What the losses at the end are worth, all (m,).
+
+    ``weight`` sums to 1; below ``enough`` nothing more counts, above ``bound`` every loss counts
+    much more.
+    """
 
     weight: Array
     enough: Array
@@ -45,8 +48,11 @@ class WeightedFit:
 
 @dataclass(frozen=True)
 class TokenLimits:
-    """What a plan may do: (s, k) lowest and highest shares, the tokens left per source (k,), and
-    how far (Euclidean) one stretch's mixture may be from the one before."""
+    """What a plan may do.
+
+    (s, k) lowest and highest shares, the tokens left per source (k,), and how far (Euclidean) one
+    stretch's mixture may be from the one before.
+    """
 
     lowest: Array
     highest: Array
@@ -56,33 +62,37 @@ class TokenLimits:
 
 @dataclass(frozen=True)
 class PlanningProblem:
-    """The planner's task: draws (d) of the group's laws have ``chances``, and say that the plan
-    gains are counted from ends at ``going``."""
+    """The planner's task.
 
-    group: Sequence[WeightedFit]
+    Draws (d) of the ensemble's laws have ``chances``, and say that the plan gains are counted from
+    ends at ``reference``.
+    """
+
+    ensemble: Sequence[WeightedFit]
     ahead: Ahead
-    stakes: ObjectiveTerms
-    room: TokenLimits
+    terms: ObjectiveTerms
+    limits: TokenLimits
     caution: float
     chances: Array
-    going: Array
+    reference: Array
 
 
-def members(fits: Sequence[Fit], weights: Array, draws: int, seed: int) -> list[WeightedFit]:
+def weighted_fits(fits: Sequence[Fit], weights: Array, draws: int, seed: int) -> list[WeightedFit]:
     """The laws worth planning for, with antithetic posterior draws, and the mode once."""
-    found = []
-    for fit, weight in zip(fits, weights, strict=True):
-        if weight < 0.01:
-            continue
+    kept = [
+        (fit, float(weight)) for fit, weight in zip(fits, weights, strict=True) if weight >= 0.01
+    ]
+    total = sum(weight for _, weight in kept)
+    ensemble = []
+    for fit, weight in kept:
         m, p = fit.mode[-1].shape
         half = np.random.default_rng([seed % 2**32, p]).standard_normal((max(1, draws // 2), m, p))
         moves = np.einsum("mpq,dmq->dmp", fit.root[-1], np.concatenate([half, -half]))
-        found.append(WeightedFit(fit, float(weight), fit.mode[-1] + moves))
-    total = sum(member.weight for member in found)
-    return [WeightedFit(m.fit, m.weight / total, m.draws) for m in found]
+        ensemble.append(WeightedFit(fit, weight / total, fit.mode[-1] + moves))
+    return ensemble
 
 
-def outlook(member: WeightedFit, ahead: Ahead, mixtures: Array) -> tuple[Array, Array]:
+def _losses_ahead(member: WeightedFit, ahead: Ahead, mixtures: Array) -> tuple[Array, Array]:
     """Losses at the end by a member's draws, (d, m), and slopes by each stretch, (d, m, s, k)."""
     law = member.fit.law
     kept, slopes = foresee(ahead, law.memory, member.fit.remembered[-1], mixtures)
@@ -105,98 +115,82 @@ def _by_memory(link: str, p: Array, jac: Array, z: Array, x: float) -> Array:
     return np.asarray((jac[:, 3] / np.exp(p[:, 3]))[:, None] * share)
 
 
-def objective_value(case: PlanningProblem, mixtures: Array) -> tuple[float, Array]:
+def objective(problem: PlanningProblem, mixtures: Array) -> tuple[float, Array]:
     """The objective (less is better) of a plan (s, k), and its gradient."""
-    ends, slopes = by_draw(case, mixtures)
-    mean, slope = case.chances @ ends, np.tensordot(case.chances, slopes, axes=1)
-    apart = ends - case.going
-    off = apart - case.chances @ apart
-    spread = float(np.sqrt(case.chances @ off**2 + TINY))
-    turned = np.tensordot(case.chances * off / spread, slopes, axes=1)
-    return float(mean + case.caution * spread), np.asarray(slope + case.caution * turned)
+    ends, slopes = _by_draw(problem, mixtures)
+    chances = problem.chances
+    mean, slope = chances @ ends, np.tensordot(chances, slopes, axes=1)
+    apart = ends - problem.reference
+    off = apart - chances @ apart
+    spread = float(np.sqrt(chances @ off**2 + TINY))
+    turned = np.tensordot(chances * off / spread, slopes, axes=1)
+    return float(mean + problem.caution * spread), np.asarray(slope + problem.caution * turned)
 
 
-def by_draw(case: PlanningProblem, mixtures: Array) -> tuple[Array, Array]:
+def _by_draw(problem: PlanningProblem, mixtures: Array) -> tuple[Array, Array]:
     """What each draw of each law says the end is worth, (d,), and its gradients (d, s, k)."""
-    found = []
-    for member in case.group:
-        losses, slopes = outlook(member, case.ahead, mixtures)
-        counted, rate = _counted(losses, case.stakes)
-        steep = rate * case.stakes.weight
-        found.append((counted @ case.stakes.weight, np.einsum("dm,dmsk->dsk", steep, slopes)))
-    ends, gradients = (np.concatenate(part) for part in zip(*found, strict=True))
+    terms, draws = problem.terms, []
+    for member in problem.ensemble:
+        losses, slopes = _losses_ahead(member, problem.ahead, mixtures)
+        over = np.maximum(losses - terms.bound, 0.0)
+        counted = np.maximum(losses, terms.enough) + STEEP * over
+        rate = np.where(losses > terms.enough, 1.0, 0.0) + STEEP * (over > 0)
+        steep = rate * terms.weight
+        draws.append((counted @ terms.weight, np.einsum("dm,dmsk->dsk", steep, slopes)))
+    ends, gradients = (np.concatenate(part) for part in zip(*draws, strict=True))
     return ends, gradients
 
 
-def _counted(losses: Array, stakes: ObjectiveTerms) -> tuple[Array, Array]:
-    over = np.maximum(losses - stakes.bound, 0.0)
-    counted = np.maximum(losses, stakes.enough) + STEEP * over
-    return counted, np.where(losses > stakes.enough, 1.0, 0.0) + STEEP * (over > 0)
-
-
 def make_problem(
-    group: Sequence[WeightedFit],
+    ensemble: Sequence[WeightedFit],
     ahead: Ahead,
-    stakes: ObjectiveTerms,
-    room: TokenLimits,
+    terms: ObjectiveTerms,
+    limits: TokenLimits,
     reference: Array,
     caution: float,
 ) -> PlanningProblem:
     """The planner's task; ``reference`` is the plan (s, k) that gains are counted from."""
-    chances = np.concatenate([np.full(len(m.draws), m.weight / len(m.draws)) for m in group])
-    case = PlanningProblem(group, ahead, stakes, room, caution, chances, np.zeros(len(chances)))
-    return replace(case, going=by_draw(case, fill(reference, room, ahead))[0])
+    chances = np.concatenate([np.full(len(m.draws), m.weight / len(m.draws)) for m in ensemble])
+    none = np.zeros(len(chances))
+    problem = PlanningProblem(ensemble, ahead, terms, limits, caution, chances, none)
+    return replace(problem, reference=_by_draw(problem, _within(reference, limits, ahead))[0])
 
 
-def plan(case: PlanningProblem, first: Array) -> tuple[Array, float]:
-    """The best plan (s, k) found from ``first`` (s, k), and its expected gain over that.
-
-    Sequential quadratic programming (Kraft 1988) with exact gradients.
-    """
-    legal = fill(first, case.room, case.ahead)
-    found = fill(_solve(case, legal), case.room, case.ahead)
-    if objective_value(case, found)[0] >= objective_value(case, legal)[0]:
+def best_plan(problem: PlanningProblem, first: Array) -> tuple[Array, float]:
+    """The best plan (s, k) found from ``first`` (s, k), and its expected gain over that."""
+    legal = _within(first, problem.limits, problem.ahead)
+    best = _within(_solve(problem, legal), problem.limits, problem.ahead)
+    if objective(problem, best)[0] >= objective(problem, legal)[0]:
         return legal, 0.0
-    gains = by_draw(case, legal)[0] - by_draw(case, found)[0]
-    return found, float(case.chances @ gains)
+    gains = _by_draw(problem, legal)[0] - _by_draw(problem, best)[0]
+    return best, float(problem.chances @ gains)
 
 
-def _solve(case: PlanningProblem, first: Array) -> Array:
-    from scipy import optimize
-
-    minimize: Any = optimize.minimize  # its published overloads refuse plain arrays
+def _solve(problem: PlanningProblem, first: Array) -> Array:
     s, k = first.shape
 
-    def objective(w: Array) -> tuple[float, Array]:
-        value, gradient = objective_value(case, np.clip(w, 0, 1).reshape(s, k))
+    def cost(w: Array) -> tuple[float, Array]:
+        value, gradient = objective(problem, np.clip(w, 0, 1).reshape(s, k))
         return SCALE * value, SCALE * gradient.ravel()
 
-    room = case.room
-    result = minimize(
-        objective,
-        first.ravel(),
-        jac=True,
-        method="SLSQP",
-        bounds=list(zip(room.lowest.ravel(), room.highest.ravel(), strict=True)),
-        constraints=_rules(case, s, k),
-        options={"maxiter": 40, "ftol": 1e-3},
-    )
-    good = np.isfinite(result.x).all()
-    return np.array(result.x if good else first.ravel()).reshape(s, k)
+    bounds = (problem.limits.lowest.ravel(), problem.limits.highest.ravel())
+    best = minimise(cost, first.ravel(), bounds, _constraints(problem, s, k), 40, 1e-3)
+    return best.reshape(s, k)
 
 
-def _rules(case: PlanningProblem, s: int, k: int) -> list[dict[str, Any]]:
+def _constraints(problem: PlanningProblem, s: int, k: int) -> list[dict[str, Any]]:
     """Shares sum to 1; with several stretches, each near the one before and all within the cap."""
+    limits = problem.limits
     sums = np.kron(np.eye(s), np.ones(k))
     rules: list[dict[str, Any]] = [
         {"type": "eq", "fun": lambda w: sums @ w - 1, "jac": lambda w: sums}
     ]
-    tight = np.flatnonzero(np.isfinite(case.room.left))
+    tight = np.flatnonzero(np.isfinite(limits.left))
     if s > 1:
-        rules.append(_turning(s, k, case.room.turn))
+        rules.append(_turning(s, k, limits.turn))
     if s > 1 and len(tight):
-        lengths = np.array([length for length, _ in case.ahead.stretches])
-        draw, left = np.kron(lengths, np.eye(k))[tight], case.room.left[tight]
+        lengths = np.array([length for length, _ in problem.ahead.stretches])
+        draw, left = np.kron(lengths, np.eye(k))[tight], limits.left[tight]
         rules.append({"type": "ineq", "fun": lambda w: left - draw @ w, "jac": lambda w: -draw})
     return rules
 
@@ -209,26 +203,25 @@ def _turning(s: int, k: int, most: float) -> dict[str, Any]:
 
     def slope(w: Array) -> Array:
         apart = 2 * np.diff(w.reshape(s, k), axis=0)
-        found = np.zeros((s - 1, s, k))
+        jac = np.zeros((s - 1, s, k))
         for index, row in enumerate(apart):
-            found[index, index], found[index, index + 1] = row, -row
-        return found.reshape(s - 1, s * k)
+            jac[index, index], jac[index, index + 1] = row, -row
+        return jac.reshape(s - 1, s * k)
 
     return {"type": "ineq", "fun": square, "jac": slope}
 
 
-def fill(mixtures: Array, room: TokenLimits, ahead: Ahead) -> Array:
-    """A plan (s, k) scaled inside the room, stretch after stretch; what is left goes first come."""
-    left, found = room.left.copy(), []
+def _within(mixtures: Array, limits: TokenLimits, ahead: Ahead) -> Array:
+    """A plan (s, k) scaled inside the limits; earlier stretches take what is left first."""
+    left, rows = limits.left.copy(), []
     for index, (length, _) in enumerate(ahead.stretches):
         later = sum(size for size, _ in ahead.stretches[index + 1 :])
-        most = np.minimum(room.highest[index], left / max(length, 1e-12))
+        most = np.minimum(limits.highest[index], left / max(length, 1e-12))
         # what a later stretch means to draw is kept for it
         kept = np.minimum(mixtures[index + 1 :].sum(axis=0) * later, left) if later else 0.0
         shared = np.minimum(most, np.maximum(left - kept, 0) / max(length, 1e-12))
-        row = scaled(mixtures[index], room.lowest[index], shared)
-        if abs(row.sum() - 1) > 1e-9:
-            row = scaled(mixtures[index], room.lowest[index], most)
-        found.append(row)
+        room = shared if shared.sum() >= 1 else most
+        row = confine(mixtures[index], room, limits.lowest[index])
+        rows.append(row)
         left = np.maximum(left - row * length, 0.0)
-    return np.array(found)
+    return np.array(rows)

@@ -16,18 +16,14 @@ from mixloop.policies.interface import Observation, PastDecision, PolicyError
 REACHED = 1e-4
 
 
-def total_variation(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+def total_variation(first: Mapping[str, float], second: Mapping[str, float]) -> float:
     """Half the summed absolute difference: the share of tokens that would come from elsewhere."""
-    names = dict.fromkeys([*one, *other])  # in order: the sum is the same in every process
-    return fsum(abs(one.get(name, 0.0) - other.get(name, 0.0)) for name in names) / 2
+    names = dict.fromkeys([*first, *second])  # in order: the sum is the same in every process
+    return fsum(abs(first.get(name, 0.0) - second.get(name, 0.0)) for name in names) / 2
 
 
-def check_mixture(weights: dict[str, float]) -> dict[str, float]:
-    """The weights unchanged, if they lie on the simplex.
-
-    Raises:
-        ValueError: for a share that is negative or not finite, or a sum that isn't 1 (to 1e-6).
-    """
+def _check_mixture(weights: dict[str, float]) -> dict[str, float]:
+    """The weights unchanged, if they lie on the simplex (to 1e-6)."""
     for name, weight in weights.items():
         if not math.isfinite(weight) or weight < 0:
             raise ValueError(f"{name} has weight {weight}; weights are shares from 0 to 1")
@@ -37,17 +33,17 @@ def check_mixture(weights: dict[str, float]) -> dict[str, float]:
     return weights
 
 
-Mixture = Annotated[dict[str, float], AfterValidator(check_mixture)]
+Mixture = Annotated[dict[str, float], AfterValidator(_check_mixture)]
 
 
 def check_names(
-    kind: str, used: Iterable[str], known: Iterable[str], where: str = "policy.with"
+    kind: str, used: Iterable[str], names: Iterable[str], where: str = "policy.with"
 ) -> None:
-    """Raise ``PolicyError`` for the first name that isn't known."""
-    names = list(known)
+    """Raise ``PolicyError`` for the first name used that isn't among ``names``."""
+    existing = list(names)
     for name in used:
-        if name not in names:
-            raise PolicyError(f"{where}: no {kind} is called {name!r}{suggest(name, names)}")
+        if name not in existing:
+            raise PolicyError(f"{where}: no {kind} is called {name!r}{suggest(name, existing)}")
 
 
 def in_force(observation: Observation) -> dict[str, float]:
@@ -60,10 +56,18 @@ def in_force(observation: Observation) -> dict[str, float]:
     return {n: w / total for n, w in weights.items()} if abs(total - 1) > 1e-9 else weights
 
 
+def first_mixture(observation: Observation) -> Mapping[str, float]:
+    """The mixture that the run began with, as far as the observation tells."""
+    evaluated = (evaluation.weights for evaluation in observation.evaluations)
+    decided = (decision.weights_before for decision in observation.decisions[:1])
+    recorded = (m for m in (*evaluated, *decided) if any(weight > 0 for weight in m.values()))
+    return next(recorded, None) or in_force(observation)
+
+
 def rules_of(decision: PastDecision) -> frozenset[str]:
     """Names of the rules behind a decision."""
-    named = decision.evidence.get("rules")
-    names = [str(name) for name in named] if isinstance(named, list) else []
+    listed = decision.evidence.get("rules")
+    names = [str(name) for name in listed] if isinstance(listed, list) else []
     return frozenset([*names, *([decision.rule] if decision.rule else [])])
 
 
@@ -76,19 +80,14 @@ def still_reaching(observation: Observation, target: Mapping[str, float], rule: 
     """
     mixtures = [observation.weights]
     last: PastDecision | None = None
-    for decision in observation.decisions:
-        if decision.verdict != "intervene":
-            continue
+    for decision in observation.interventions():
         if rule not in rules_of(decision):
             return False
         last = decision
         mixtures += [decision.weights_before, decision.weights_after or {}]
     if any(total_variation(weights, target) <= REACHED for weights in mixtures if weights):
         return False
-    return last is None or _came_closer(last, target)
-
-
-def _came_closer(decision: PastDecision, target: Mapping[str, float]) -> bool:
-    before = total_variation(decision.weights_before, target)
-    after = total_variation(decision.weights_after or decision.weights_before, target)
-    return before - after > REACHED
+    if last is None:
+        return True
+    before = total_variation(last.weights_before, target)
+    return before - total_variation(last.weights_after or last.weights_before, target) > REACHED

@@ -1,4 +1,4 @@
-"""What a test of ``rules`` answers, and what the tests share."""
+"""What a condition of ``rules`` answers, and what the conditions share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Outcome = Literal["holds", "fails", "inconclusive"]
 
 @dataclass(frozen=True)
 class ConditionResult:
-    """What a test gave: ``text`` is readable either way, ``gap`` how far from holding it is.
+    """What a condition gave: ``text`` is readable either way, ``gap`` how far from holding it is.
 
     The gap is in standard errors where there are any; infinite when nothing could be measured.
     """
@@ -41,8 +41,8 @@ def span(
         MissingScore: when the newest has none, or there are too few.
     """
     name = "+".join(benchmarks)
-    found = [set(observation.scored(benchmark, metric)) for benchmark in benchmarks]
-    scored = sorted(set.intersection(*found))
+    each = [set(observation.scored(benchmark, metric)) for benchmark in benchmarks]
+    scored = sorted(set.intersection(*each))
     newest = len(observation.evaluations) - 1
     if not scored or scored[-1] != newest:
         at = f" at step {observation.evaluations[-1].step}" if observation.evaluations else ""
@@ -52,17 +52,30 @@ def span(
     return scored[-1 - over], newest
 
 
+def difference_of(
+    observation: Observation, benchmarks: Sequence[str], older: int, newer: int, metric: str
+) -> Difference:
+    """The difference on one benchmark, or over the items of several together.
+
+    Raises:
+        MissingScore: when a side lacks a score, or (to pool) its items.
+    """
+    if len(benchmarks) == 1:
+        return observation.difference(benchmarks[0], older, newer, metric)
+    return observation.pooled_difference(benchmarks, older, newer, metric)
+
+
 def tokens_of(observation: Observation, *indices: int) -> list[int]:
+    """Tokens at evaluations."""
     return [observation.evaluations[index].tokens for index in indices]
 
 
-def measured(found: Difference) -> dict[str, Any]:
-    return {
-        "benchmark": found.benchmark,
-        "metric": found.metric,
-        "gain": found.gain,
-        "stderr": found.stderr,
-        "z": found.z,
-        "n": found.n,
-        "paired": found.paired,
-    }
+def measured(condition: str, benchmark: str, metric: str, **values: Any) -> dict[str, Any]:
+    """What a condition measured, as evidence."""
+    return {"condition": condition, "benchmark": benchmark, "metric": metric, **values}
+
+
+def changed(condition: str, change: Difference, **values: Any) -> dict[str, Any]:
+    """A difference that a condition measured, as evidence."""
+    numbers = {key: getattr(change, key) for key in ("gain", "stderr", "z", "n", "paired")}
+    return measured(condition, change.benchmark, change.metric, **numbers, **values)

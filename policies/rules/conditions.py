@@ -1,46 +1,63 @@
-"""Testing one condition of ``rules`` on an observation."""
+"""What must hold before an intervention of ``rules`` is made."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-from mixloop.policies.interface import MissingScore, Observation
+from pydantic import model_validator
 
-from .condition_options import Condition
+from mixloop.policies.interface import MissingScore, Observation, OptionsModel, Phases, listed
+
 from .condition_result import ConditionResult
-from .run_conditions import check_ledger, check_phase, check_tokens
-from .score_conditions import (
-    check_lag,
-    check_level,
-    check_plateau,
-    check_ratio,
-    check_regression,
-    check_trend,
-)
+from .run_conditions import LedgerSpan, PhaseIn, TokenSpan
+from .score_conditions import Lag, Level, Plateau, Ratio, Regression, Trend
 
 
-def run_checks(condition: Condition, observation: Observation) -> list[ConditionResult]:
-    """The outcome of each test in a condition, in a fixed order."""
-    tests: list[tuple[Any, Callable[[Any, Observation], ConditionResult]]] = [
-        (condition.level, check_level),
-        (condition.trend, check_trend),
-        (condition.lag, check_lag),
-        (condition.tokens, check_tokens),
-        (condition.phase, check_phase),
-        (condition.plateau, check_plateau),
-        (condition.regression, check_regression),
-        (condition.ratio, check_ratio),
-        (condition.ledger, check_ledger),
-    ]
-    return [_guarded(test, spec, observation) for spec, test in tests if spec is not None]
+class Condition(OptionsModel):
+    """One or more tests; all must hold."""
+
+    level: Level | None = None
+    trend: Trend | None = None
+    lag: Lag | None = None
+    plateau: Plateau | None = None
+    regression: Regression | None = None
+    ratio: Ratio | None = None
+    ledger: LedgerSpan | None = None
+    tokens: TokenSpan | None = None
+    phase: Phases | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Condition:
+        if not self.model_fields_set:
+            raise ValueError(
+                f"an empty condition; give one of {', '.join(type(self).model_fields)}"
+            )
+        return self
+
+    def _tests(self) -> list[Any]:
+        phase = PhaseIn(self.phase) if self.phase is not None else None
+        tests = (
+            *(self.level, self.trend, self.lag, self.tokens, phase),
+            *(self.plateau, self.regression, self.ratio, self.ledger),
+        )
+        return [test for test in tests if test is not None]
+
+    def benchmarks(self) -> list[str]:
+        """Every benchmark that a test names."""
+        keys = ("benchmark", "than", "to")
+        named = [listed(getattr(test, key, ())) for test in self._tests() for key in keys]
+        return [name for names in named for name in names]
+
+    def check(self, observation: Observation) -> list[ConditionResult]:
+        """The outcome of each test; inconclusive where a score is missing."""
+        return [_checked(test, observation) for test in self._tests()]
 
 
-def _guarded(
-    test: Callable[[Any, Observation], ConditionResult], spec: Any, seen: Observation
-) -> ConditionResult:
+def _checked(test: Any, observation: Observation) -> ConditionResult:
     try:
-        return test(spec, seen)
+        result: ConditionResult = test.check(observation)
     except MissingScore as missing:
-        return ConditionResult("inconclusive", str(missing), math.inf, {"missing": str(missing)})
+        evidence = {"missing": str(missing)}
+        return ConditionResult("inconclusive", str(missing), math.inf, evidence)
+    return result

@@ -1,23 +1,22 @@
-"""Looking at one rule: is it awake, do its conditions hold, and what keeps it from firing.
+"""Looking at one rule: is it awake, do its conditions hold; and what ``rules`` answers then.
 
-What ``rules`` answers, with reasons that read as sentences and the evidence behind them.
+Answers come with reasons that read as sentences and the evidence behind them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mixloop.common.units import format_tokens
 from mixloop.policies.interface import Hold, Observation, PastDecision, Proposal, jsonable
-from mixloop.policies.mixture import in_force, rules_of, total_variation
+from mixloop.policies.mixture import rules_of
 
 from .condition_result import ConditionResult
-from .conditions import run_checks
 from .moves import Moved
 from .options import Intervention
-from .trials import UNDO, TrialStatus, standing
+from .trials import UNDO, TrialStatus, trial_status
 
 # a change that waits for a person, or that a person turned down, must not be asked for again at
 # the next checkpoint
@@ -29,57 +28,60 @@ class RuleStatus:
     """One rule looked at: what keeps it from firing, if anything."""
 
     rule: Intervention
-    resting: str = ""
-    checks: tuple[ConditionResult, ...] = ()
+    inactive: str = ""
+    results: tuple[ConditionResult, ...] = ()
     trial: TrialStatus | None = None
 
     @property
     def holds(self) -> bool:
-        return not self.resting and all(check.outcome == "holds" for check in self.checks)
+        """Whether it may fire."""
+        return not self.inactive and all(result.outcome == "holds" for result in self.results)
 
     @property
     def undecided(self) -> bool:
         """Nothing speaks against it, but something couldn't be told."""
-        outcomes = {check.outcome for check in self.checks}
-        return not self.resting and "inconclusive" in outcomes and "fails" not in outcomes
+        outcomes = {result.outcome for result in self.results}
+        return not self.inactive and "inconclusive" in outcomes and "fails" not in outcomes
 
-    @property
-    def untold(self) -> bool:
-        """Its trial ended, or goes on, without an answer."""
-        return self.trial is not None and not self.trial.told
+    def in_trial(self, *states: str) -> bool:
+        """Whether it has a trial in one of these states."""
+        return self.trial is not None and self.trial.state in states
 
     def tested(self) -> list[ConditionResult]:
-        """The checks that measured a benchmark's change, and could have been wrong by chance."""
-        return [check for check in self.checks if "claim" in check.evidence]
+        """The results that measured a benchmark's change, and could have been wrong by chance."""
+        return [result for result in self.results if "claim" in result.evidence]
 
     def claims(self) -> list[dict[str, Any]]:
-        """What its firing rests on, in the form that ``evidence`` documents. A trial was judged
-        when it ended, by its own z."""
-        return [{"what": c.text.split(" (")[0], "z": c.evidence["claim"]} for c in self.tested()]
+        """What its firing rests on, as ``evidence.significance`` documents it.
+
+        A trial was judged when it ended, by its own z.
+        """
+        return [{"what": r.text.split(" (")[0], "z": r.evidence["claim"]} for r in self.tested()]
+
+    def evidence(self) -> dict[str, Any]:
+        """That of the first result that measured a benchmark."""
+        each = (result.evidence for result in self.results)
+        return next((evidence for evidence in each if "benchmark" in evidence), {})
 
     @property
     def gap(self) -> float:
-        return max((check.gap for check in self.checks), default=0.0)
+        """How far from holding it is."""
+        return max((result.gap for result in self.results), default=0.0)
 
 
 def check_rule(rule: Intervention, observation: Observation) -> RuleStatus:
     """The rule's conditions, or why it isn't to be looked at now."""
-    trial = standing(rule, observation) if rule.trial else None
-    resting = _resting(rule, observation) or _waiting(trial)
-    if resting:
-        return RuleStatus(rule, resting, trial=trial)
-    checks = [check for condition in rule.when for check in run_checks(condition, observation)]
-    return RuleStatus(rule, "", tuple(checks), trial)
+    trial = trial_status(rule, observation) if rule.trial else None
+    inactive = why_inactive(rule, observation)
+    if not inactive and trial is not None and trial.state not in ("ready", "confirmed"):
+        inactive = trial.text
+    if inactive:
+        return RuleStatus(rule, inactive, trial=trial)
+    results = [result for condition in rule.when for result in condition.check(observation)]
+    return RuleStatus(rule, "", tuple(results), trial)
 
 
-def _waiting(trial: TrialStatus | None) -> str:
-    """Why a rule with a trial may not fire now."""
-    if trial is None or trial.state in ("ready", "confirmed"):
-        return ""
-    return trial.text
-
-
-def _resting(rule: Intervention, observation: Observation) -> str:
+def why_inactive(rule: Intervention, observation: Observation) -> str:
     """Why a rule isn't to be looked at now; empty when it is."""
     now = observation.tokens
     if now < rule.after:
@@ -109,85 +111,70 @@ def _cooling(rule: Intervention, last: PastDecision, observation: Observation) -
     return ""
 
 
-def to_initial(observation: Observation, initial: Mapping[str, float]) -> Proposal:
-    left = total_variation(in_force(observation), initial)
-    weights = {name: initial.get(name, 0.0) for name in observation.sources}
-    reason = f"initial: to the mixture configured, {left:.3g} of the tokens to move"
-    evidence = {"rule": "initial", "rules": ["initial"], "distance": left}
-    return Proposal(weights, reason, evidence=evidence)
-
-
-def undo(finding: RuleStatus) -> Proposal:
+def undo(status: RuleStatus) -> Proposal:
     """Back to the mixture before a trial, to see the difference."""
-    trial = finding.trial
+    trial = status.trial
     assert trial is not None
     assert trial.decision is not None
-    name = UNDO + finding.rule.name
+    name = UNDO + status.rule.name
     before = trial.decision.weights_before
     return Proposal(before, f"{name}: {trial.text}", evidence={"rule": name, "rules": [name]})
 
 
-def propose(moved: list[tuple[RuleStatus, Moved]], tests: int = 0) -> Proposal:
+def propose(moved: Sequence[tuple[RuleStatus, Moved]], tests: int) -> Proposal:
     """The moves of one decision; ``tests`` are the findings that were looked for at it."""
     reasons = []
-    for finding, done in moved:
-        trial = finding.trial.text if finding.trial and finding.trial.state == "confirmed" else ""
-        texts = [text for text in (trial, *(check.text for check in finding.checks)) if text]
-        seen = " and ".join(texts) or finding.rule.name
-        reasons.append(f"{seen}: {done}")
+    for status, move in moved:
+        tried = [status.trial.text] if status.trial and status.in_trial("confirmed") else []
+        texts = [text for text in (*tried, *(r.text for r in status.results)) if text]
+        reasons.append(f"{' and '.join(texts) or status.rule.name}: {move}")
     first = moved[0][0]
-    names = [finding.rule.name for finding, _ in moved]
-    checks = [check.evidence for finding, _ in moved for check in finding.checks]
     evidence = {
-        **_leading(first.checks),
+        **first.evidence(),
         "rule": first.rule.name,
-        "rules": names,
-        "conditions": checks,
-        "moves": [done.gains for _, done in moved],
+        "rules": [status.rule.name for status, _ in moved],
+        "conditions": [result.evidence for status, _ in moved for result in status.results],
+        "moves": [move.gains for _, move in moved],
     }
-    claims = [claim for finding, _ in moved for claim in finding.claims()]
+    claims = [claim for status, _ in moved for claim in status.claims()]
     if claims:
         evidence |= {"claims": claims, "tests": max(tests, len(claims))}
-    confirmed = [f for f, _ in moved if f.trial is not None and f.trial.state == "confirmed"]
+    confirmed = [status for status, _ in moved if status.in_trial("confirmed")]
     if confirmed:
-        evidence["confirmed"] = [finding.rule.name for finding in confirmed]
+        evidence["confirmed"] = [status.rule.name for status in confirmed]
         evidence["trial"] = confirmed[0].trial.evidence if confirmed[0].trial else {}
     return Proposal(moved[-1][1].weights, "; ".join(reasons), evidence=jsonable(evidence))
 
 
-def hold(findings: list[RuleStatus], stuck: list[tuple[RuleStatus, str]]) -> Hold:
+def hold(statuses: Sequence[RuleStatus], stuck: Sequence[tuple[RuleStatus, str]]) -> Hold:
     """Says the nearest thing to an intervention there was."""
     if stuck:
-        finding, why = stuck[0]
-        seen = " and ".join(check.text for check in finding.checks) or finding.rule.name
-        return Hold(f"{finding.rule.name}: {seen}, but {why}", _of(finding))
-    awake = [finding for finding in findings if not finding.resting]
-    undecided = [finding for finding in awake if finding.undecided]
+        status, why = stuck[0]
+        holds = " and ".join(result.text for result in status.results) or status.rule.name
+        return Hold(f"{status.rule.name}: {holds}, but {why}", _nearest(status))
+    active = [status for status in statuses if not status.inactive]
+    undecided = [status for status in active if status.undecided]
     if undecided:
-        nearest = min(undecided, key=lambda finding: finding.gap)
-        open_ = next(c for c in nearest.checks if c.outcome == "inconclusive")
-        return Hold(f"{nearest.rule.name}: {open_.text}", _of(nearest), "inconclusive")
-    untold = [finding for finding in findings if finding.untold and finding.trial]
-    if untold:
-        text = "; ".join(f"{f.rule.name} {f.trial.text}" for f in untold if f.trial)
-        return Hold(text, {"trials": [f.rule.name for f in untold]}, "inconclusive")
-    if awake:
-        nearest = min(awake, key=lambda finding: finding.gap)
-        failing = max((c for c in nearest.checks if c.outcome != "holds"), key=lambda c: c.gap)
-        return Hold(f"no rule holds; nearest {nearest.rule.name}: {failing.text}", _of(nearest))
-    if findings:
-        resting = "; ".join(f"{f.rule.name} {f.resting}" for f in findings)
+        nearest = min(undecided, key=lambda status: status.gap)
+        open_ = next(r for r in nearest.results if r.outcome == "inconclusive")
+        return Hold(f"{nearest.rule.name}: {open_.text}", _nearest(nearest), "inconclusive")
+    trials = [(s.rule.name, s.trial) for s in statuses if s.trial and not s.trial.answered]
+    if trials:
+        text = "; ".join(f"{name} {trial.text}" for name, trial in trials)
+        return Hold(text, {"trials": [name for name, _ in trials]}, "inconclusive")
+    if active:
+        nearest = min(active, key=lambda status: status.gap)
+        failing = max((r for r in nearest.results if r.outcome != "holds"), key=lambda r: r.gap)
+        reason = f"no rule holds; nearest {nearest.rule.name}: {failing.text}"
+        return Hold(reason, _nearest(nearest))
+    if statuses:
+        resting = "; ".join(f"{status.rule.name} {status.inactive}" for status in statuses)
         return Hold(f"every rule rests: {resting}", {"resting": resting})
     return Hold("rules: no interventions are configured")
 
 
-def _of(finding: RuleStatus) -> dict[str, Any]:
+def _nearest(status: RuleStatus) -> dict[str, Any]:
     """A hold's evidence. ``nearest`` rather than ``rule``: nothing fired."""
-    checks = [check.evidence for check in finding.checks]
-    evidence = {**_leading(finding.checks), "nearest": finding.rule.name, "conditions": checks}
+    conditions = [result.evidence for result in status.results]
+    evidence = {**status.evidence(), "nearest": status.rule.name, "conditions": conditions}
     return dict(jsonable(evidence))
-
-
-def _leading(checks: Sequence[ConditionResult]) -> dict[str, Any]:
-    """The evidence of the first check that measured a benchmark."""
-    return next((check.evidence for check in checks if "benchmark" in check.evidence), {})

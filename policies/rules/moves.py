@@ -1,7 +1,4 @@
-"""What an intervention of ``rules`` does: move, scale, set, swap.
-
-What an intervention of ``rules`` does to a mixture: move, scale, set, swap.
-"""
+"""What an intervention of ``rules`` does to a mixture: move, scale, set, swap."""
 
 from __future__ import annotations
 
@@ -16,8 +13,70 @@ from mixloop.common.errors import suggest
 from mixloop.policies.interface import Names, OptionsModel, PolicyError, Share, Source
 from mixloop.policies.mixture import Mixture, check_names, total_variation
 
+REST = "rest"
+MIN_MOVE = 1e-4  # smaller moves than this are not worth an order
 
-class Move(OptionsModel):
+Weights = Mapping[str, float]
+Sources = Mapping[str, Source]
+Tags = Mapping[str, Sequence[str]]
+"""Source to its tags."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A move carried out: the new mixture, and what each source gained (or lost)."""
+
+    weights: dict[str, float]
+    gains: dict[str, float]
+
+    def __str__(self) -> str:
+        receivers = [f"{name} +{gain:.3g}" for name, gain in self.gains.items() if gain > 0]
+        givers = [name for name, gain in self.gains.items() if gain < 0]
+        origin = ", ".join(givers) if len(givers) <= 3 else f"{len(givers)} sources"
+        return f"{', '.join(receivers)} from {origin}"
+
+
+@dataclass(frozen=True)
+class CannotMove:
+    """Why a move has nothing left to do."""
+
+    why: str
+
+
+class Change:
+    """What the four kinds of change have in common."""
+
+    @property
+    def takes_rest(self) -> bool:
+        """Whether it takes from whatever is left, so that it can spare a source."""
+        return REST in getattr(self, "from_", ())
+
+    def carry_out(
+        self, weights: Weights, sources: Sources, spared: Collection[str] = ()
+    ) -> Moved | CannotMove:
+        """The mixture after the change.
+
+        Args:
+            weights: the mixture before, every source named.
+            sources: of the run.
+            spared: where the change takes from the rest, nothing is taken from these.
+        """
+        raise NotImplementedError
+
+    def ends(self, weights: Weights, sources: Sources) -> tuple[set[str], set[str]]:
+        """The sources it gives to, and those it takes from by name (none: from the rest)."""
+        moved = self.carry_out(weights, sources)
+        gains = moved.gains if isinstance(moved, Moved) else {}
+        to, origin = ({n for n, gain in gains.items() if sign * gain > 0} for sign in (1, -1))
+        return to, set() if self.takes_rest else origin
+
+    def check_places(self, tags: Tags, where: str) -> None:
+        """Raise ``PolicyError`` for a name that is neither a source nor a tag."""
+        keys = [key for key in ("to", "of", "out", "from_") if hasattr(self, key)]
+        check_places(tags, where, **{key: getattr(self, key) for key in keys})
+
+
+class Move(OptionsModel, Change):
     """``step`` of all training tokens goes to ``to``, taken from ``from`` in proportion.
 
     Both are sources or tags, or lists of them; ``from: rest`` is every other source that has
@@ -26,13 +85,40 @@ class Move(OptionsModel):
     """
 
     to: Names
-    from_: Names = Field(default=("rest",), alias="from")
+    from_: Names = Field(default=(REST,), alias="from")
     step: Annotated[float, Field(gt=0, le=1)] = 0.05
     cap: Annotated[float, Field(gt=0, le=1)] = 1.0
     floor: Share = 0.0
 
+    def carry_out(
+        self, weights: Weights, sources: Sources, spared: Collection[str] = ()
+    ) -> Moved | CannotMove:
+        """The mixture after the move."""
+        to = resolve(self.to, weights, sources)
+        if not to:
+            return CannotMove(f"no active source is tagged {' or '.join(self.to)}")
+        kept = {*to, *(spared if self.takes_rest else ())}
+        origin = [n for n in _giving(self.from_, weights, sources) if n not in kept]
+        held = fsum(weights[name] for name in to)
+        spare = {name: max(0.0, weights[name] - self.floor) for name in origin}
+        available = fsum(spare.values())
+        amount = min(self.step, self.cap - held, available)
+        if amount < MIN_MOVE:
+            if self.cap - held < MIN_MOVE:
+                return CannotMove(f"{', '.join(to)} at {held:.3g} has reached its cap {self.cap:g}")
+            floor = f" above floor {self.floor:g}" if self.floor else ""
+            return CannotMove(f"{', '.join(origin or self.from_)} has nothing left{floor}")
+        gains = {name: amount * part for name, part in _shares(to, weights, sources).items()}
+        gains |= {n: -amount * part / available for n, part in spare.items() if part > 0}
+        return _moved(weights, gains)
 
-class Scale(OptionsModel):
+    def ends(self, weights: Weights, sources: Sources) -> tuple[set[str], set[str]]:
+        """The sources it gives to and takes from, or would if there were anything to give."""
+        origin = () if self.takes_rest else _giving(self.from_, weights, sources)
+        return set(resolve(self.to, weights, sources)), set(origin)
+
+
+class Scale(OptionsModel, Change):
     """The share of ``of`` (sources or tags, together) times ``by``; the others give or take.
 
     ``by`` above 1 takes from ``from`` in proportion, below 1 gives to it. ``cap`` bounds the scaled
@@ -41,7 +127,7 @@ class Scale(OptionsModel):
 
     of: Names
     by: Annotated[float, Field(gt=0, le=100)]
-    from_: Names = Field(default=("rest",), alias="from")
+    from_: Names = Field(default=(REST,), alias="from")
     cap: Annotated[float, Field(gt=0, le=1)] = 1.0
     floor: Share = 0.0
 
@@ -51,14 +137,71 @@ class Scale(OptionsModel):
             raise ValueError("by 1 changes nothing; give a factor above or below 1")
         return self
 
+    def carry_out(
+        self, weights: Weights, sources: Sources, spared: Collection[str] = ()
+    ) -> Moved | CannotMove:
+        """A move to the scaled sources, or from them."""
+        scaled = [name for name in resolve(self.of, weights, sources) if weights[name] > 0]
+        held = fsum(weights[name] for name in scaled)
+        if held < MIN_MOVE:
+            return CannotMove(f"{', '.join(self.of)} has no share to scale")
+        step = min(held * abs(self.by - 1), 1)
+        move = Move(to=tuple(scaled), from_=self.from_, step=step, cap=self.cap, floor=self.floor)
+        if self.by < 1:
+            others = [n for n in _giving(self.from_, weights, sources) if n not in scaled]
+            if not others:
+                return CannotMove(
+                    f"{', '.join(self.from_)} can't take what {', '.join(scaled)} gives"
+                )
+            move = Move(to=tuple(others), from_=tuple(scaled), step=step, floor=self.floor)
+        return move.carry_out(weights, sources, spared)
 
-class Swap(OptionsModel):
-    """A source on standby in for one that underperforms: ``part`` of the share of ``out`` (sources
-    or tags) goes to the source ``in``."""
+
+@dataclass(frozen=True)
+class SetMixture(Change):
+    """A whole mixture."""
+
+    mixture: Mixture
+
+    def carry_out(
+        self, weights: Weights, sources: Sources, spared: Collection[str] = ()
+    ) -> Moved | CannotMove:
+        """The mixture asked for."""
+        target = {name: self.mixture.get(name, 0.0) for name in sources}
+        if total_variation(target, weights) < MIN_MOVE:
+            return CannotMove("the mixture is already as set")
+        gains = {name: share - weights[name] for name, share in target.items()}
+        return _moved(weights, {name: gain for name, gain in gains.items() if gain != 0})
+
+    def check_places(self, tags: Tags, where: str) -> None:
+        """Raise ``PolicyError`` for a name that is no source."""
+        check_names("source", self.mixture, tags, where)
+
+
+class Swap(OptionsModel, Change):
+    """A source on standby in for one that underperforms.
+
+    ``part`` of the share of ``out`` (sources or tags) goes to the source ``in``.
+    """
 
     in_: Annotated[str, Field(min_length=1, alias="in")]
     out: Names
     part: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def carry_out(
+        self, weights: Weights, sources: Sources, spared: Collection[str] = ()
+    ) -> Moved | CannotMove:
+        """The mixture after the swap."""
+        out = [n for n in resolve(self.out, weights, sources) if weights[n] > 0 and n != self.in_]
+        amount = self.part * fsum(weights[name] for name in out)
+        if amount < MIN_MOVE:
+            return CannotMove(f"{', '.join(self.out)} has no share to swap")
+        return _moved(weights, {self.in_: amount} | {n: -self.part * weights[n] for n in out})
+
+    def check_places(self, tags: Tags, where: str) -> None:
+        """Raise ``PolicyError`` for a name that is no source, or for ``out`` no tag either."""
+        check_names("source", [self.in_], tags, f"{where}.in")
+        super().check_places(tags, where)
 
 
 class Action(OptionsModel):
@@ -71,188 +214,62 @@ class Action(OptionsModel):
 
     @model_validator(mode="after")
     def _one_action(self) -> Action:
-        given = [key for key in ("move", "scale", "set", "swap") if getattr(self, key) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none"
-            raise ValueError(f"give one of move, scale, set and swap, not {found}")
+        kinds = [key for key in Action.model_fields if getattr(self, key) is not None]
+        if len(kinds) != 1:
+            raise ValueError(
+                f"give one of move, scale, set and swap, not {' and '.join(kinds) or 'none'}"
+            )
         return self
 
+    @property
+    def change(self) -> Change:
+        """The one that is given."""
+        set_mixture = SetMixture(self.set) if self.set is not None else None
+        changes = (self.move, self.scale, set_mixture, self.swap)
+        return next(change for change in changes if change is not None)
 
-REST = "rest"
-# smaller moves than this are not worth an order
-LEAST = 1e-4
-
-Weights = Mapping[str, float]
-Sources = Mapping[str, Source]
-
-
-@dataclass(frozen=True)
-class Moved:
-    """A move carried out: the new mixture, what each source gained (or lost) and the whole."""
-
-    weights: dict[str, float]
-    gains: dict[str, float]
-    amount: float
-
-    def __str__(self) -> str:
-        given = [f"{name} +{gain:.3g}" for name, gain in self.gains.items() if gain > 0]
-        taken = [name for name, gain in self.gains.items() if gain < 0]
-        origin = ", ".join(taken) if len(taken) <= 3 else f"{len(taken)} sources"
-        return f"{', '.join(given)} from {origin}"
+    def check_places(self, tags: Tags, where: str) -> None:
+        """Raise ``PolicyError`` for a name that is neither a source nor a tag."""
+        key = next(key for key in Action.model_fields if getattr(self, key) is not None)
+        self.change.check_places(tags, f"{where}.{key}")
 
 
-@dataclass(frozen=True)
-class CannotMove:
-    """Why a move has nothing left to do."""
-
-    why: str
-
-
-def act(
-    action: Action, weights: Weights, sources: Sources, receivers: Collection[str] = ()
-) -> Moved | CannotMove:
-    """The mixture after the action.
-
-    Args:
-        receivers: sources that other actions of the same decision give to; where this one takes
-            from the rest, nothing is taken there.
-
-    Raises:
-        PolicyError: for a name that is neither a source nor a tag.
-    """
-    if action.move is not None:
-        return carry_out(action.move, weights, sources, receivers)
-    if action.scale is not None:
-        return _scale(action.scale, weights, sources, receivers)
-    if action.swap is not None:
-        return _swap(action.swap, weights, sources)
-    return _set(action.set or {}, weights, sources)
-
-
-def carry_out(
-    move: Move, weights: Weights, sources: Sources, receivers: Collection[str] = ()
-) -> Moved | CannotMove:
-    """The mixture after a move of points; see :func:`act`."""
-    to = resolve(move.to, weights, sources)
-    if not to:
-        return CannotMove(f"no active source is tagged {' or '.join(move.to)}")
-    origin = [n for n in _giving(move.from_, weights, sources) if n not in {*to, *receivers}]
-    held = fsum(weights[name] for name in to)
-    spare = {name: max(0.0, weights[name] - move.floor) for name in origin}
-    available = fsum(spare.values())
-    amount = min(move.step, move.cap - held, available)
-    if amount < LEAST:
-        if move.cap - held < LEAST:
-            return CannotMove(f"{', '.join(to)} at {held:.3g} has reached its cap {move.cap:g}")
-        floor = f" above floor {move.floor:g}" if move.floor else ""
-        return CannotMove(f"{', '.join(origin) or ', '.join(move.from_)} has nothing left{floor}")
-    gains = {name: amount * part for name, part in _shares(to, weights, sources).items()}
-    gains |= {n: -amount * part / available for n, part in spare.items() if part > 0}
-    return _moved(weights, gains, amount)
-
-
-def _scale(
-    spec: Scale, weights: Weights, sources: Sources, receivers: Collection[str]
-) -> Moved | CannotMove:
-    scaled = [name for name in resolve(spec.of, weights, sources) if weights[name] > 0]
-    held = fsum(weights[name] for name in scaled)
-    if held < LEAST:
-        return CannotMove(f"{', '.join(spec.of)} has no share to scale")
-    step = held * abs(spec.by - 1)
-    others = [n for n in _giving(spec.from_, weights, sources) if n not in scaled]
-    if spec.by > 1:
-        rule = Move(to=tuple(scaled), from_=spec.from_, step=min(step, 1), cap=spec.cap,
-                    floor=spec.floor)  # fmt: skip
-        return carry_out(rule, weights, sources, receivers if REST in spec.from_ else ())
-    if not others:
-        return CannotMove(f"{', '.join(spec.from_)} can't take what {', '.join(scaled)} gives")
-    rule = Move(to=tuple(others), from_=tuple(scaled), step=step, floor=spec.floor)
-    return carry_out(rule, weights, sources)
-
-
-def _swap(spec: Swap, weights: Weights, sources: Sources) -> Moved | CannotMove:
-    out = [n for n in resolve(spec.out, weights, sources) if weights[n] > 0 and n != spec.in_]
-    amount = spec.part * fsum(weights[name] for name in out)
-    if amount < LEAST:
-        return CannotMove(f"{', '.join(spec.out)} has no share to swap")
-    return _moved(weights, {spec.in_: amount} | {n: -spec.part * weights[n] for n in out}, amount)
-
-
-def _set(mixture: Weights, weights: Weights, sources: Sources) -> Moved | CannotMove:
-    gains = {name: mixture.get(name, 0.0) - weights[name] for name in sources}
-    amount = total_variation({n: mixture.get(n, 0.0) for n in sources}, weights)
-    if amount < LEAST:
-        return CannotMove("the mixture is already as set")
-    return _moved(weights, {name: gain for name, gain in gains.items() if gain != 0}, amount)
-
-
-def _moved(weights: Weights, gains: dict[str, float], amount: float) -> Moved:
+def _moved(weights: Weights, gains: dict[str, float]) -> Moved:
     after = {name: max(0.0, w + gains.get(name, 0.0)) for name, w in weights.items()}
-    return Moved(after, gains, amount)
+    return Moved(after, gains)
 
 
-def receiving(action: Action, weights: Weights, sources: Sources) -> set[str]:
-    """The sources an action gives to."""
-    if action.move is not None:
-        return set(resolve(action.move.to, weights, sources))
-    done = act(action, weights, sources)
-    return {n for n, gain in done.gains.items() if gain > 0} if isinstance(done, Moved) else set()
+def places(tags: Tags) -> set[str]:
+    """Everything a change may name: sources and tags."""
+    return {*tags, *(tag for words in tags.values() for tag in words)}
 
 
-def giving(action: Action, weights: Weights, sources: Sources) -> set[str]:
-    """The sources an action takes from by name; none where it takes from the rest."""
-    if takes_rest(action):
-        return set()
-    if action.move is not None:
-        return set(_giving(action.move.from_, weights, sources))
-    done = act(action, weights, sources)
-    return {n for n, gain in done.gains.items() if gain < 0} if isinstance(done, Moved) else set()
-
-
-def takes_rest(action: Action) -> bool:
-    """Whether the action takes from whatever is left, so that it can spare a source."""
-    spec = action.move or action.scale
-    return spec is not None and REST in spec.from_
-
-
-def check_action(action: Action, sources: Mapping[str, Sequence[str]], where: str) -> None:
-    """Raise ``PolicyError`` for a name that is neither a source nor a tag (name to tags)."""
-    if action.move is not None:
-        check_places(sources, f"{where}.move", to=action.move.to, from_=action.move.from_)
-    if action.scale is not None:
-        check_places(sources, f"{where}.scale", of=action.scale.of, from_=action.scale.from_)
-    if action.swap is not None:
-        check_names("source", [action.swap.in_], sources, f"{where}.swap.in")
-        check_places(sources, f"{where}.swap", out=action.swap.out)
-    check_names("source", action.set or {}, sources, f"{where}.set")
-
-
-def check_places(sources: Mapping[str, Sequence[str]], where: str, **keys: Sequence[str]) -> None:
+def check_places(tags: Tags, where: str, **keys: Sequence[str]) -> None:
     """Raise ``PolicyError`` for a name that is no source and no tag; ``from`` may be ``rest``."""
-    known = {*sources, *(tag for tags in sources.values() for tag in tags)}
+    existing = places(tags)
     for key, names in keys.items():
         for name in names:
-            if name not in known and not (key == "from_" and name == REST):
+            if name not in existing and not (key == "from_" and name == REST):
                 place = f"{where}.{key.rstrip('_')}"
-                raise PolicyError(f"{place}: no source or tag {name!r}{suggest(name, known)}")
+                raise PolicyError(f"{place}: no source or tag {name!r}{suggest(name, existing)}")
 
 
 def resolve(names: Sequence[str], weights: Weights, sources: Sources) -> list[str]:
     """Sources by name, or by tag; a tag doesn't reach a source on standby without weight."""
-    found = []
+    meant = []
     for name, source in sources.items():
         active = weights[name] > 0 or not source.standby
         tagged = any(tag in names and tag not in sources for tag in source.tags)
         if name in names or (tagged and active):
-            found.append(name)
-    return found
+            meant.append(name)
+    return meant
 
 
 def _giving(names: Sequence[str], weights: Weights, sources: Sources) -> list[str]:
     """The sources ``from`` means, those of ``to`` included where it is ``rest``."""
-    found = resolve([name for name in names if name != REST], weights, sources)
+    meant = resolve([name for name in names if name != REST], weights, sources)
     rest = sources if REST in names and REST not in sources else ()
-    return [n for n in sources if (n in found or n in rest) and weights[n] > 0]
+    return [n for n in sources if (n in meant or n in rest) and weights[n] > 0]
 
 
 def _shares(to: Sequence[str], weights: Weights, sources: Sources) -> dict[str, float]:

@@ -1,6 +1,4 @@
-"""One rule written for every benchmark, and the names it leaves open.
-
-The language of ``rules``: what a user writes under ``policy: {use: rules, with: …}``.
+"""The language of ``rules``: what a user writes under ``policy: {use: rules, with: …}``.
 
 ```yaml
 initial: {web: 0.70, code: 0.15, maths: 0.15}     # moved to first, if given
@@ -41,87 +39,11 @@ from mixloop.common.units import Tokens, parse_tokens
 from mixloop.policies.interface import Names, OptionsModel, Phases, PolicyError, Share, listed
 from mixloop.policies.mixture import Mixture
 
-from .condition_options import Condition
-from .moves import Action
+from .conditions import Condition
+from .moves import REST, Action
 from .stages import Stage, check_order
 
 ONE, ALL = "{benchmark}", "{benchmarks}"
-
-
-def expand(
-    rules: Sequence[Intervention], benchmarks: Sequence[str], places: Collection[str]
-) -> list[Intervention]:
-    """The rules with every ``for_each`` written out, highest priority first.
-
-    Args:
-        benchmarks: those that steer.
-        places: sources and tags of the run; a rule for a benchmark that is neither is left out.
-    """
-    found: list[Intervention] = []
-    named = [benchmark for benchmark in benchmarks if benchmark in places]
-    for rule in rules:
-        open_ = _text_of(rule)
-        each = [b for b in benchmarks if b in places or not _placed(rule)]
-        if rule.for_each:
-            found += [_filled(rule, {ONE: [name]}, benchmarks, places) for name in each]
-        elif ALL in open_:
-            found += [_filled(rule, {}, benchmarks, places)] if _can_be_filled(rule, named) else []
-        else:
-            found.append(rule)
-    return sorted(found, key=lambda rule: -rule.priority)
-
-
-def _filled(
-    rule: Intervention,
-    names: Mapping[str, Sequence[str]],
-    benchmarks: Sequence[str],
-    places: Collection[str],
-) -> Intervention:
-    data = rule.model_dump(by_alias=True, exclude_none=True, exclude={"for_each"})
-    actions = set(Action.model_fields)
-    filled = {}
-    for key, value in data.items():
-        # all benchmarks as places are those that are places
-        every = [b for b in benchmarks if b in places] if key in actions else list(benchmarks)
-        filled[key] = _replaced(value, {ALL: every, **names})
-    try:
-        return Intervention.model_validate(filled)
-    except ValueError as error:
-        first = str(error).splitlines()[0]
-        raise PolicyError(f"policy.with.interventions: {rule.name}: {first}") from None
-
-
-def _replaced(value: Any, names: Mapping[str, Sequence[str]]) -> Any:
-    """Placeholders in every text replaced; one alone in a list becomes all it stands for."""
-    if isinstance(value, dict):
-        return {key: _replaced(entry, names) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        found: list[Any] = []
-        for entry in value:
-            found += names[entry] if entry in _known(names, entry) else [_replaced(entry, names)]
-        return found
-    if isinstance(value, str):
-        for key, words in names.items():
-            value = value.replace(key, ", ".join(words)) if key != ALL else value
-    return value
-
-
-def _known(names: Mapping[str, Sequence[str]], entry: object) -> Collection[str]:
-    return names if isinstance(entry, str) else ()
-
-
-def _placed(rule: Intervention) -> bool:
-    """Whether an action of the rule names the benchmark as a source or tag."""
-    return ONE in str([getattr(rule, key) for key in Action.model_fields])
-
-
-def _can_be_filled(rule: Intervention, named: Sequence[str]) -> bool:
-    """An action on all benchmarks' tags needs one that there is."""
-    return bool(named) or ALL not in str([getattr(rule, key) for key in Action.model_fields])
-
-
-def _text_of(rule: Intervention) -> str:
-    return rule.model_dump_json(by_alias=True)
 
 
 class Cooldown(OptionsModel):
@@ -186,8 +108,8 @@ class Intervention(Action):
     def _consistent(self) -> Intervention:
         if self.once and self.max_times is not None:
             raise ValueError("once and max_times contradict each other; give one")
-        if self.for_each and "{benchmark}" not in self.name:
-            raise ValueError(f"for_each needs names that differ: write {self.name}-{{benchmark}}")
+        if self.for_each and ONE not in self.name:
+            raise ValueError(f"for_each needs names that differ: write {self.name}-{ONE}")
         if self.until is not None and self.until <= self.after:
             raise ValueError("until is not after after; give a later one")
         return self
@@ -204,18 +126,21 @@ class Introduction(OptionsModel):
     after: Tokens
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_epochs: Annotated[float, Field(gt=0)] | None = None
-    from_: Names = Field(default=("rest",), alias="from")
+    from_: Names = Field(default=(REST,), alias="from")
 
 
 class Annealing(OptionsModel):
-    """Up-sampling in the decay phase: ``to`` (sources or tags) together to ``share``, or to
-    ``by`` times what they had, from ``from`` in proportion. Once; ``cap`` bounds ``by``."""
+    """Up-sampling in the decay phase, once.
+
+    ``to`` (sources or tags) together to ``share``, or to ``by`` times what they had (at most
+    ``cap``), from ``from`` in proportion.
+    """
 
     to: Names
     share: Annotated[float, Field(gt=0, le=1)] | None = None
     by: Annotated[float, Field(gt=1)] | None = None
     cap: Annotated[float, Field(gt=0, le=1)] = 1.0
-    from_: Names = Field(default=("rest",), alias="from")
+    from_: Names = Field(default=(REST,), alias="from")
     floor: Share = 0.0
 
     @model_validator(mode="after")
@@ -226,10 +151,12 @@ class Annealing(OptionsModel):
 
 
 class RulesOptions(OptionsModel):
-    """``initial``: a mixture to move to first. ``stages``: mixtures declared in advance, instead.
+    """What is done, and when.
+
+    ``initial``: a mixture to move to first. ``stages``: mixtures declared in advance, instead.
     ``introduce``: sources that enter late. ``anneal``: up-sampling in the decay phase.
-    ``combine``: all rules that hold fire together, except where one would take what another
-    gives."""
+    ``combine``: all rules that hold fire together, except where one would take what another gives.
+    """
 
     initial: Mixture | None = None
     stages: tuple[Stage, ...] = ()
@@ -241,12 +168,12 @@ class RulesOptions(OptionsModel):
     @field_validator("interventions")
     @classmethod
     def _distinct(cls, value: tuple[Intervention, ...]) -> tuple[Intervention, ...]:
-        seen: set[str] = {"initial"}
+        names = {"initial"}
         for rule in value:
-            if rule.name in seen:
+            if rule.name in names:
                 taken = "is reserved" if rule.name == "initial" else "is used twice"
                 raise ValueError(f"the name {rule.name!r} {taken}; rename one")
-            seen.add(rule.name)
+            names.add(rule.name)
         return value
 
     @model_validator(mode="after")
@@ -258,3 +185,61 @@ class RulesOptions(OptionsModel):
         if twice := next((name for name in sources if sources.count(name) > 1), None):
             raise ValueError(f"introduce names {twice!r} twice; drop one")
         return self
+
+
+def expand(
+    rules: Sequence[Intervention], benchmarks: Sequence[str], places: Collection[str]
+) -> list[Intervention]:
+    """The rules with every ``for_each`` written out, highest priority first.
+
+    Args:
+        rules: as they are configured.
+        benchmarks: those that steer.
+        places: sources and tags of the run; a rule for a benchmark that is neither is left out.
+    """
+    expanded: list[Intervention] = []
+    placed = [benchmark for benchmark in benchmarks if benchmark in places]
+    for rule in rules:
+        action = str([getattr(rule, key) for key in Action.model_fields])
+        if rule.for_each:
+            each = placed if ONE in action else benchmarks
+            expanded += [_filled(rule, {ONE: [name]}, benchmarks, placed) for name in each]
+        elif ALL not in rule.model_dump_json(by_alias=True):
+            expanded.append(rule)
+        elif placed or ALL not in action:
+            expanded.append(_filled(rule, {}, benchmarks, placed))
+    return sorted(expanded, key=lambda rule: -rule.priority)
+
+
+def _filled(
+    rule: Intervention,
+    names: Mapping[str, Sequence[str]],
+    benchmarks: Sequence[str],
+    placed: Sequence[str],
+) -> Intervention:
+    data = rule.model_dump(by_alias=True, exclude_none=True, exclude={"for_each"})
+    filled = {}
+    for key, value in data.items():
+        # all benchmarks as places are those that are places
+        every = placed if key in Action.model_fields else benchmarks
+        filled[key] = _replaced(value, {ALL: every, **names})
+    try:
+        return Intervention.model_validate(filled)
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        raise PolicyError(f"policy.with.interventions: {rule.name}: {first}") from None
+
+
+def _replaced(value: Any, names: Mapping[str, Sequence[str]]) -> Any:
+    """Placeholders in every text replaced; one alone in a list becomes all it stands for."""
+    if isinstance(value, dict):
+        return {key: _replaced(entry, names) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        entries: list[Any] = []
+        for entry in value:
+            alone = isinstance(entry, str) and entry in names
+            entries += names[entry] if alone else [_replaced(entry, names)]
+        return entries
+    if isinstance(value, str) and ONE in names:
+        return value.replace(ONE, ", ".join(names[ONE]))
+    return value

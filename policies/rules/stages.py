@@ -8,25 +8,24 @@ it was made in; the next stage then comes as declared. So does it after an opera
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from mixloop.common.units import Tokens, format_tokens
-from mixloop.policies.interface import Observation, OptionsModel, PastDecision, Phases, Proposal
+from mixloop.policies.interface import Observation, OptionsModel, Phases, Proposal
 from mixloop.policies.mixture import REACHED, Mixture, in_force, total_variation
 
 Stretch = tuple[int, dict[str, float]]
-PREFIX = "stage"
 
 
 class Stage(OptionsModel):
-    """A mixture for a stretch of the run: to ``until`` tokens, or while the learning rate is in
-    ``phase``. The last stage of the ones by tokens may leave ``until`` out: to the end.
+    """A mixture for a stretch of the run.
 
-    Stages by tokens follow one another from the start of the run; while a stage's phase lasts it
-    takes precedence over them.
+    To ``until`` tokens, or while the learning rate is in ``phase``. The last stage of the ones by
+    tokens may leave ``until`` out: to the end. Stages by tokens follow one another from the start
+    of the run; while a stage's phase lasts it takes precedence over them.
     """
 
     name: Annotated[str, Field(min_length=1)] | None = None
@@ -82,30 +81,31 @@ def declared_stages(stages: Sequence[Stage], observation: Observation) -> list[t
     A stage by phase has an end only where that is known: decay lasts to the budget, and of the
     others only the tokens to the next evaluation are declared.
     """
-    known = list(observation.sources)
+
+    def over_sources(weights: Mapping[str, float]) -> dict[str, float]:
+        return {name: weights.get(name, 0.0) for name in observation.sources}
+
     for name, stage in named(stages):
         if stage.phase and observation.phase in stage.phase:
             until = observation.budget
             if observation.phase != "decay":
                 until = min(until, observation.tokens + max(observation.every, 1))
-            return [(name, (until, _over(stage.weights, known)))]
-    found = []
+            return [(name, (until, over_sources(stage.weights)))]
+    declared = []
     spans = [(name, stage) for name, stage in named(stages) if stage.phase is None]
     start = 0
     for place, (name, stage) in enumerate(spans):
         end = observation.budget if place == len(spans) - 1 else int(stage.until or 0)
         end = min(end, observation.budget)
         if end > max(start, observation.tokens):
-            found.append((name, (end, _over(stage.weights, known))))
+            declared.append((name, (end, over_sources(stage.weights))))
         start = max(start, end)
-    return found
+    return declared
 
 
-def declared_plan(
-    stages: Sequence[Stage], observation: Observation
-) -> tuple[tuple[int, dict[str, float]], ...]:
+def declared_plan(stages: Sequence[Stage], observation: Observation) -> list[Stretch]:
     """What the stages declare from now on, as a proposal's plan; empty without a stage."""
-    return tuple(stretch for _, stretch in declared_stages(stages, observation))
+    return [stretch for _, stretch in declared_stages(stages, observation)]
 
 
 def is_declared(
@@ -120,13 +120,16 @@ def is_declared(
     the mixture in force.
     """
     declared = declared_plan(stages, observation)
-    if not declared or [until for until, _ in plan] != [until for until, _ in declared]:
+    if not declared or _untils(plan) != _untils(declared):
         return False
-    rest = zip(plan[1:], declared[1:], strict=True)
-    if any(not _same(asked, stage) for (_, asked), (_, stage) in rest) or not plan:
-        return False
-    first = [declared[0][1], in_force(observation)]
-    return _same(plan[0][1], weights) and any(_same(weights, one) for one in first)
+    pairs = [(asked, stage) for (_, asked), (_, stage) in zip(plan, declared, strict=True)]
+    first, current = pairs[0]
+    allowed = [current, in_force(observation)]
+    return (
+        all(_same(asked, stage) for asked, stage in pairs[1:])
+        and _same(first, weights)
+        and any(_same(weights, mixture) for mixture in allowed)
+    )
 
 
 def stage_due(stages: Sequence[Stage], observation: Observation) -> Proposal | None:
@@ -134,25 +137,29 @@ def stage_due(stages: Sequence[Stage], observation: Observation) -> Proposal | N
     declared = declared_stages(stages, observation)
     if not declared:
         return None
-    name, (until, weights) = declared[0]
+    (name, (until, weights)), later = declared[0], declared[1:]
     plan = [stretch for _, stretch in declared]
-    carried = _untils(observation.plan) == _untils(plan) or len(plan) == 1
+    carried = _untils(observation.plan) == _untils(plan) or not later
     if carried and total_variation(in_force(observation), weights) <= REACHED:
         return None
-    start = _start(stages, name)
-    if _entered(name, start, observation):
+    if _entered(stages, name, observation):
         if carried:
             return None
         weights = in_force(observation)
         plan[0] = (until, weights)
-    return Proposal(weights, _reason(declared), plan, _evidence(declared), declared=True)
+    names = [name for name, _ in declared]
+    reason = f"declared stage {name} to {format_tokens(until)}"
+    reason += f", then {', '.join(names[1:])}" if later else ""
+    rule = f"stage {name}"
+    evidence = {"rule": rule, "rules": [rule], "stages": names}
+    return Proposal(weights, reason, plan, evidence, declared=True)
 
 
 def carry_on(
     stages: Sequence[Stage], observation: Observation, weights: Mapping[str, float]
 ) -> list[Stretch]:
     """The plan of another mixture for what is left of the current stage."""
-    plan = [stretch for _, stretch in declared_stages(stages, observation)]
+    plan = declared_plan(stages, observation)
     return [(plan[0][0], dict(weights)), *plan[1:]] if plan else []
 
 
@@ -161,46 +168,22 @@ def stage_names(stages: Sequence[Stage], observation: Observation) -> list[str]:
     return [name for name, _ in declared_stages(stages, observation)]
 
 
-def _entered(name: str, start: int, observation: Observation) -> bool:
+def _entered(stages: Sequence[Stage], name: str, observation: Observation) -> bool:
     """Whether the order in force was made in this stage or carried it."""
-    last: PastDecision | None = None
-    for decision in observation.decisions:
-        last = decision if decision.verdict == "intervene" else last
-    if last is None:
+    orders = observation.interventions()
+    if not orders:
         return False
-    carried = last.evidence.get("stages")
+    carried = orders[-1].evidence.get("stages")
     if isinstance(carried, list):
         return name in carried
-    return last.tokens >= start > 0
+    place = [other for other, _ in named(stages)].index(name)
+    start = max((stage.until or 0 for stage in stages[:place]), default=0)
+    # the first stage, and one by phase, have no start to go by
+    return stages[place].phase is None and orders[-1].tokens >= start > 0
 
 
-def _start(stages: Sequence[Stage], name: str) -> int:
-    """Where the stage of this name begins, in tokens; 0 for the first and for one by phase."""
-    start = 0
-    for other, stage in named(stages):
-        if other == name:
-            return 0 if stage.phase else start
-        start = stage.until or start
-    return start
-
-
-def _reason(declared: Sequence[tuple[str, Stretch]]) -> str:
-    (name, (until, _)), later = declared[0], declared[1:]
-    shown = f"declared stage {name} to {format_tokens(until)}"
-    return shown + (f", then {', '.join(name for name, _ in later)}" if later else "")
-
-
-def _evidence(declared: Sequence[tuple[str, Stretch]]) -> dict[str, Any]:
-    rule = f"{PREFIX} {declared[0][0]}"
-    return {"rule": rule, "rules": [rule], "stages": [name for name, _ in declared]}
-
-
-def _over(weights: Mapping[str, float], sources: Iterable[str]) -> dict[str, float]:
-    return {name: weights.get(name, 0.0) for name in sources}
-
-
-def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    return total_variation(one, other) <= 1e-6
+def _same(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
+    return total_variation(first, second) <= 1e-6
 
 
 def _untils(plan: Sequence[tuple[int, Mapping[str, float]]]) -> list[int]:

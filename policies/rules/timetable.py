@@ -11,16 +11,17 @@ from math import fsum
 
 from mixloop.common.units import format_tokens
 from mixloop.policies.interface import Observation, PastDecision, Proposal
-from mixloop.policies.mixture import REACHED, check_names, in_force, rules_of
+from mixloop.policies.mixture import check_names, in_force, rules_of
 
-from .moves import CannotMove, Move, carry_out, check_places, resolve
+from .interventions import FIRED
+from .moves import CannotMove, Move, Tags, check_places, resolve
 from .options import Annealing, Introduction, RulesOptions
 
 # a step that moved less than this met a hard limit: the rest isn't asked for again
-PROGRESS = 1e-3
+MIN_STEP = 1e-3
 
 
-def check_schedule(options: RulesOptions, sources: Mapping[str, Sequence[str]]) -> None:
+def check_schedule(options: RulesOptions, sources: Tags) -> None:
     """Raise ``PolicyError`` for a source or tag (name to tags) that the run doesn't have."""
     for index, entry in enumerate(options.introduce):
         where = f"policy.with.introduce.{index}"
@@ -32,35 +33,24 @@ def check_schedule(options: RulesOptions, sources: Mapping[str, Sequence[str]]) 
 
 def scheduled(options: RulesOptions, observation: Observation) -> Proposal | None:
     """The first thing that is due by schedule and isn't there yet."""
-    for introduction in options.introduce:
-        due = _introduced(introduction, observation)
-        if due is not None:
-            return due
+    due = [_introduced(entry, observation) for entry in options.introduce]
     for place, annealing in enumerate(options.anneal, 1):
-        due = _annealed(f"anneal {place}", annealing, observation)
-        if due is not None:
-            return due
-    return None
-
-
-def introduction_share(spec: Introduction, observation: Observation) -> float:
-    """The share at which the source lasts to the end of the budget:
-    ``max_epochs * unique - drawn`` over the tokens left, at most ``share``."""
-    source = observation.sources[spec.source]
-    limit = spec.max_epochs or observation.limits.max_epochs
-    left = max(1, observation.budget - observation.tokens)
-    if limit is None:
-        return spec.share
-    return min(spec.share, max(0.0, limit * source.unique_tokens - source.drawn) / left)
+        due.append(_annealed(f"anneal {place}", annealing, observation))
+    return next((proposal for proposal in due if proposal is not None), None)
 
 
 def _introduced(spec: Introduction, observation: Observation) -> Proposal | None:
-    rule = f"introduce {spec.source}"
     if observation.tokens < spec.after:
         return None
-    share = introduction_share(spec, observation)
+    share, source = spec.share, observation.sources[spec.source]
+    limit = spec.max_epochs or observation.limits.max_epochs
+    if limit is not None:
+        # what is left of the source, over the tokens left
+        left = max(1, observation.budget - observation.tokens)
+        share = min(share, max(0.0, limit * source.unique_tokens - source.drawn) / left)
     why = f"{spec.source} enters after {format_tokens(spec.after)}, to last to the end"
-    return _raised(rule, (spec.source,), share, spec.from_, 0.0, observation, why)
+    move = Move(to=(spec.source,), from_=spec.from_)
+    return _raised(f"introduce {spec.source}", move, share, observation, why)
 
 
 def _annealed(rule: str, spec: Annealing, observation: Observation) -> Proposal | None:
@@ -71,47 +61,40 @@ def _annealed(rule: str, spec: Annealing, observation: Observation) -> Proposal 
     base = _together(spec.to, start, observation)
     share = spec.share if spec.share is not None else min(spec.cap, base * (spec.by or 1.0))
     why = f"the learning rate decays: {', '.join(spec.to)} to {share:.3g}"
-    return _raised(rule, spec.to, share, spec.from_, spec.floor, observation, why)
+    move = Move(to=spec.to, from_=spec.from_, floor=spec.floor)
+    return _raised(rule, move, share, observation, why)
 
 
 def _raised(
-    rule: str,
-    to: tuple[str, ...],
-    share: float,
-    from_: tuple[str, ...],
-    floor: float,
-    observation: Observation,
-    why: str,
+    rule: str, move: Move, share: float, observation: Observation, why: str
 ) -> Proposal | None:
-    """The sources raised to a share in steps as large as the guards let through; never lowered."""
-    weights, fired = in_force(observation), _firings(rule, observation)
-    missing = share - _together(to, weights, observation)
-    if missing <= max(REACHED, PROGRESS) or _given_up(fired, to, observation):
+    """The move's sources raised to a share, in steps as large as the guards let through."""
+    weights = in_force(observation)
+    missing = share - _together(move.to, weights, observation)
+    if missing <= MIN_STEP or _given_up(rule, move.to, observation):
         return None
-    move = Move(to=to, from_=from_, step=min(1.0, missing), floor=floor)
-    done = carry_out(move, weights, observation.sources)
-    if isinstance(done, CannotMove):
+    step = move.model_copy(update={"step": min(1.0, missing)})
+    moved = step.carry_out(weights, observation.sources)
+    if isinstance(moved, CannotMove):
         return None
     evidence = {"rule": rule, "rules": [rule], "share": share}
-    return Proposal(done.weights, f"{why}: {done}", evidence=evidence)
+    return Proposal(moved.weights, f"{why}: {moved}", evidence=evidence)
 
 
-def _given_up(fired: Sequence[PastDecision], to: tuple[str, ...], observation: Observation) -> bool:
+def _given_up(rule: str, to: Sequence[str], observation: Observation) -> bool:
     """The last step brought nothing, the share was there once, or somebody turned it down."""
-    if not fired:
-        return False
+    fired = _firings(rule, observation)
+    if not fired or fired[-1].verdict != "intervene":
+        return bool(fired)
     last = fired[-1]
-    if last.verdict != "intervene":
-        return True
     reached = float(last.evidence.get("share") or 0.0)
     before = _together(to, last.weights_before, observation)
     after = _together(to, last.weights_after or {}, observation)
-    return after - before < PROGRESS or after >= reached - PROGRESS
+    return after - before < MIN_STEP or after >= reached - MIN_STEP
 
 
 def _firings(rule: str, observation: Observation) -> list[PastDecision]:
-    asked = ("intervene", "awaiting-approval", "rejected", "expired")
-    return [d for d in observation.decisions if rule in rules_of(d) and d.verdict in asked]
+    return [d for d in observation.decisions if rule in rules_of(d) and d.verdict in FIRED]
 
 
 def _together(

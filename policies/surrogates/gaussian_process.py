@@ -1,4 +1,4 @@
-"""A Gaussian process over mixtures in plain numpy: Matérn 5/2, a length scale per source.
+"""A Gaussian process over mixtures: scikit-learn's, Matérn 5/2 with a length scale per source.
 
 (Rasmussen and Williams 2006, *Gaussian Processes for Machine Learning*, sections 2.2 and 5.4.)
 Distances are between square roots of shares (Hellinger): the step from nothing to one per cent of
@@ -7,54 +7,39 @@ a source changes a model more than that from 50 to 51.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from mixloop.policies.mixture import Array
 
 JITTER = 1e-8
-ROOT5 = 5**0.5
-LENGTH = (0.5, 1.0)
-"""Median of a length scale before any data, and its standard deviation on the log scale."""
+SIGNAL, LENGTH, NOISE = (1.0, 1.0), (0.5, 1.0), (0.02, 2.0)
+"""Median of each hyperparameter before any data, and its standard deviation on the log scale."""
+FIRST_NOISE = 0.05  # where the fit begins
+REACH = ((-8.0, 4.0), (-3.0, 4.0), (-12.0, 2.0))
+"""Bounds of the logarithms of signal, lengths and noise."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A fitted process; ``inputs`` (n, k) are square roots, values standardised by ``scale``."""
+    """A fitted process of the noise-free value; ``jitter`` keeps joint draws possible."""
 
-    inputs: Array
-    lengths: Array
-    signal: float
-    cholesky: Array
-    weights: Array
-    centre: float
-    scale: float
+    regressor: Any
+    jitter: float
 
     def predict(self, mixtures: Array) -> tuple[Array, Array]:
         """Mean and standard deviation (n,) of the noise-free value at mixtures (n, k)."""
-        from scipy.linalg import solve_triangular
-
-        cross = self.signal * _matern(_distance(np.sqrt(mixtures), self.inputs, self.lengths))
-        mean = self.centre + self.scale * (cross @ self.weights)
-        solved = solve_triangular(self.cholesky, cross.T, lower=True)
-        variance = np.maximum(self.signal - (solved**2).sum(axis=0), 0.0)
-        return mean, self.scale * np.sqrt(variance)
+        mean, spread = self.regressor.predict(np.sqrt(mixtures), return_std=True)
+        return mean, spread
 
     def sample(self, mixtures: Array, draws: int, drawing: np.random.Generator) -> Array:
         """Joint draws (draws, n) of the noise-free value at mixtures (n, k)."""
-        from scipy.linalg import solve_triangular
-
-        roots = np.sqrt(mixtures)
-        cross = self.signal * _matern(_distance(roots, self.inputs, self.lengths))
-        own = self.signal * _matern(_distance(roots, roots, self.lengths))
-        solved = solve_triangular(self.cholesky, cross.T, lower=True)
-        left = np.linalg.cholesky(own - solved.T @ solved + 1e-6 * self.signal * np.eye(len(own)))
-        noise = drawing.standard_normal((len(own), draws))
-        drawn = (cross @ self.weights)[:, None] + left @ noise
-        return np.asarray(self.centre + self.scale * drawn.T)
+        mean, covariance = self.regressor.predict(np.sqrt(mixtures), return_cov=True)
+        lower = np.linalg.cholesky(covariance + self.jitter * np.eye(len(mean)))
+        return np.asarray(mean + (lower @ drawing.standard_normal((len(mean), draws))).T)
 
 
 def fit_process(
@@ -68,76 +53,47 @@ def fit_process(
         stderr: (n,) known standard errors, added to the noise that is found.
         iterations: most steps of L-BFGS.
     """
-    from scipy import optimize
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-    minimize: Any = optimize.minimize
-    centre, scale = float(values.mean()), float(values.std()) or 1.0
-    target, inputs = (values - centre) / scale, np.sqrt(mixtures)
-    known = np.zeros(len(values)) if stderr is None else (stderr / scale) ** 2
-    gaps = (inputs[:, None, :] - inputs[None, :, :]) ** 2
-    k = mixtures.shape[1]
-    start = np.concatenate([np.full(k, np.log(LENGTH[0])), [0.0, np.log(0.05)]])
-    bounds = [(-3.0, 4.0)] * k + [(-8.0, 4.0), (-12.0, 2.0)]
-    found = minimize(
-        _cost,
-        start,
-        args=(gaps, target, known),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        options={"maxiter": iterations},
+    k, scale = mixtures.shape[1], float(values.std()) or 1.0
+    anywhere = (1e-9, 1e9)  # the optimiser has bounds of its own
+    lengths = Matern(np.full(k, LENGTH[0]), anywhere, nu=2.5)
+    kernel = ConstantKernel(SIGNAL[0], anywhere) * lengths + WhiteKernel(FIRST_NOISE, anywhere)
+    regressor = GaussianProcessRegressor(
+        kernel,
+        alpha=JITTER + (0.0 if stderr is None else (stderr / scale) ** 2),
+        optimizer=_most_probable(k, iterations),
+        normalize_y=True,
     )
-    lengths, signal, noise = np.exp(found.x[:k]), np.exp(found.x[k]), np.exp(found.x[k + 1])
-    radius = np.sqrt(gaps @ lengths**-2)
-    covariance = signal * _matern(radius) + np.diag(known + noise + JITTER)
-    cholesky = np.linalg.cholesky(covariance)
-    weights = _solve(cholesky, target)
-    return Process(inputs, lengths, float(signal), cholesky, weights, centre, scale)
+    regressor.fit(np.sqrt(mixtures), values)
+    # what is predicted from now on is the value without its noise
+    regressor.kernel_ = regressor.kernel_.k1
+    signal = float(regressor.kernel_.k1.constant_value)
+    return Process(regressor, 1e-6 * signal * scale**2)
 
 
-def _distance(one: Array, other: Array, lengths: Array) -> Array:
-    a, b = one / lengths, other / lengths
-    squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2 * a @ b.T
-    return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
+def _most_probable(k: int, iterations: int) -> Callable[..., tuple[Array, float]]:
+    """The optimiser of the log hyperparameters: signal, k lengths, noise, each with its prior."""
+    parts = [SIGNAL, *[LENGTH] * k, NOISE]
+    centre, width = np.log([median for median, _ in parts]), np.array([wide for _, wide in parts])
+    bounds = [REACH[0], *[REACH[1]] * k, REACH[2]]
 
+    def optimiser(
+        cost: Callable[[Array], tuple[float, Array]], start: Array, **_: Any
+    ) -> tuple[Array, float]:
+        from scipy import optimize
 
-def _matern(radius: Array) -> Array:
-    return np.asarray((1 + ROOT5 * radius + 5 / 3 * radius**2) * np.exp(-ROOT5 * radius))
+        def penalised(theta: Array) -> tuple[float, Array]:
+            value, slope = cost(theta)
+            off = (theta - centre) / width
+            return min(value, 1e10) + 0.5 * float(off @ off), slope + off / width
 
+        minimize: Any = optimize.minimize  # its published overloads refuse plain arrays
+        options = {"maxiter": iterations}
+        best = minimize(
+            penalised, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+        )
+        return best.x, best.fun
 
-def _solve(cholesky: NDArray[Any], right: Array) -> Array:
-    from scipy.linalg import cho_solve
-
-    return np.asarray(cho_solve((cholesky, True), right))
-
-
-def _cost(theta: Array, gaps: Array, target: Array, known: Array) -> tuple[float, Array]:
-    """Negative log posterior of the log hyperparameters, and its gradient."""
-    k = gaps.shape[2]
-    lengths, signal, noise = np.exp(theta[:k]), np.exp(theta[k]), np.exp(theta[k + 1])
-    radius = np.sqrt(gaps @ lengths**-2)
-    correlation = _matern(radius)
-    covariance = signal * correlation + np.diag(known + noise + JITTER)
-    try:
-        cholesky = np.linalg.cholesky(covariance)
-    except np.linalg.LinAlgError:
-        return 1e10, np.zeros_like(theta)
-    inverse = _solve(cholesky, np.eye(len(target)))
-    weights = inverse @ target
-    cost = 0.5 * float(target @ weights) + float(np.log(np.diag(cholesky)).sum())
-    sensitivity = 0.5 * (inverse - np.outer(weights, weights))  # of the cost by the covariance
-    falling = signal * 5 / 3 * (1 + ROOT5 * radius) * np.exp(-ROOT5 * radius) * sensitivity
-    by_length = np.einsum("ij,ijd->d", falling, gaps) / lengths**2
-    by_signal = signal * float((sensitivity * correlation).sum())
-    by_noise = noise * float(np.trace(sensitivity))
-    gradient = np.concatenate([by_length, [by_signal, by_noise]])
-    prior, slope = _prior(theta, k)
-    return cost + prior, gradient + slope
-
-
-def _prior(theta: Array, k: int) -> tuple[float, Array]:
-    """Log-normal priors: lengths about LENGTH, the signal about 1, the noise about 0.02."""
-    centre = np.concatenate([np.full(k, np.log(LENGTH[0])), [0.0, np.log(0.02)]])
-    width = np.concatenate([np.full(k, LENGTH[1]), [1.0, 2.0]])
-    off = (theta - centre) / width
-    return 0.5 * float(off @ off), off / width
+    return optimiser

@@ -6,17 +6,14 @@ fitted to all of them is asked instead, and says how sure it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mixloop.policies.mixture import best_static, capped
+from mixloop.policies.mixture import Array, best_static, confine
 
-from .surrogates import choose_kind, fit_objective
-
-Array = NDArray[np.float64]
+from .surrogates import KINDS, choose_kind, fit_objective
 
 CLEAR = 1.645  # standard errors of the gain: one-sided 95%
 CANDIDATES = 600
@@ -27,7 +24,6 @@ KL = 0.02
 A law's optimum lies at a corner, far from any proxy, where it is least to be trusted; Olmix pays
 0.05 for the same reason.
 """
-SEARCHED = ("gp", "law+gp")
 
 
 @dataclass(frozen=True)
@@ -111,21 +107,18 @@ def points_of(runs: Sequence[ProxyRun], last: int) -> list[Point]:
 
 def _extrapolated(run: ProxyRun, whole: Sequence[ProxyRun], last: int) -> dict[str, Score]:
     rung = run.reached
-    found = {}
+    scores = {}
     for name, score in run.scores[rung].items():
-        pairs = [
-            (other.scores[rung][name].value, other.scores[last][name].value)
+        changes = [
+            other.scores[last][name].value - other.scores[rung][name].value
             for other in whole
             if name in other.scores.get(rung, {}) and name in other.scores[last]
         ]
-        if len(pairs) < 2:
+        if len(changes) < 2:
             return {}
-        changes = np.array([after - before for before, after in pairs])
-        spread = float(changes.std(ddof=1))
-        found[name] = Score(
-            score.value + float(changes.mean()), float(np.hypot(score.stderr, spread))
-        )
-    return found
+        stderr = float(np.hypot(score.stderr, np.std(changes, ddof=1)))
+        scores[name] = Score(score.value + float(np.mean(changes)), stderr)
+    return scores
 
 
 def recommend(
@@ -134,7 +127,6 @@ def recommend(
     most: Mapping[str, float],
     start: Mapping[str, float],
     seed: int,
-    kl: float = KL,
 ) -> Recommendation:
     """The starting mixture that these proxies point to.
 
@@ -144,7 +136,6 @@ def recommend(
         most: source to its greatest share; only these sources get any.
         start: the mixture the run would begin with otherwise.
         seed: of candidates and draws.
-        kl: price of the divergence from ``start``, in the objective's unit per nat.
 
     Raises:
         ValueError: with fewer than three usable points.
@@ -158,20 +149,22 @@ def recommend(
     values = np.array([[score.value for score in row] for row in scores])
     stderr = np.array([[score.stderr for score in row] for row in scores])
     weights = [weight / sum(importance.values()) for weight in importance.values()]
-    kind, errors = choose_kind(SEARCHED, mixtures, values, weights, stderr, seed=seed)
-    surrogate = fit_objective(kind, mixtures, values, weights, stderr)
+    kind, errors = choose_kind(mixtures, values, weights, stderr, seed=seed)
+    surrogate = fit_objective(KINDS[kind], mixtures, values, weights, stderr)
     begun = np.array([[start.get(name, 0.0) for name in names]])
     drawing = np.random.default_rng(seed)
-    candidates = _candidates(mixtures, np.array([most[name] for name in names]), drawing)
-    candidates = np.concatenate([begun, candidates])
+    caps = np.array([most[name] for name in names])
+    candidates = np.concatenate([begun, _candidates(mixtures, caps, drawing)])
 
     def cost(rows: Array) -> Array:
-        return surrogate.predict(rows)[0] + kl * _divergence(rows, begun[0])
+        return surrogate.predict(rows)[0] + KL * _divergence(rows, begun[0])
 
-    best = _least(cost, candidates, np.array(list(most.values())))
+    # the cheaper of the best candidate and what gradients lead to
+    ends = np.stack([candidates[int(cost(candidates).argmin())], best_static(cost, caps, starts=4)])
+    best = ends[int(cost(ends).argmin())]
     rows = np.concatenate([begun, best[None], candidates])
     draws = surrogate.sample(rows, DRAWS, drawing)
-    chosen = rows[(draws + kl * _divergence(rows, begun[0])).argmin(axis=1)]
+    chosen = rows[(draws + KL * _divergence(rows, begun[0])).argmin(axis=1)]
     mean, spread = surrogate.predict(rows[:2])
     gain = Score(float(mean[0] - mean[1]), float((draws[:, 0] - draws[:, 1]).std()))
     clear = gain.value > CLEAR * gain.stderr
@@ -202,11 +195,4 @@ def _candidates(mixtures: Array, most: Array, drawing: np.random.Generator) -> A
     pairs = drawing.integers(0, len(mixtures), (CANDIDATES // 3, 2))
     share = drawing.random((len(pairs), 1))
     between = share * mixtures[pairs[:, 0]] + (1 - share) * mixtures[pairs[:, 1]]
-    return capped(np.concatenate([mixtures, broad, between]), most)
-
-
-def _least(cost: Callable[[Array], Array], candidates: Array, most: Array) -> Array:
-    """The cheaper of the best candidate and what gradients lead to."""
-    best = candidates[int(cost(candidates).argmin())]
-    rows = np.stack([best, best_static(cost, most, starts=4)])
-    return np.asarray(rows[int(cost(rows).argmin())])
+    return confine(np.concatenate([mixtures, broad, between]), most)

@@ -1,9 +1,6 @@
 """The checks of the conformance suite: what a policy must do, in every situation.
 
 A check raises ``AssertionError`` with one line that names the situation and what was found.
-
-
-What a decision must not depend on: global random generators and the time of day.
 """
 
 from __future__ import annotations
@@ -29,13 +26,15 @@ from mixloop.policies.interface import (
     reply_from_json,
     reply_to_json,
 )
-from mixloop.policies.mixture import GuardSource, in_force, total_variation
+from mixloop.policies.mixture import in_force, total_variation
 
 from .policy_runner import Answered, Subject
 
 ORDINARY = "an ordinary run"
 ITEMS = "per-item outcomes"
 FIRST = "a first evaluation"
+YEARS = 987_654_321.0
+"""Seconds by which the time of day is set forward (31 years)."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,15 @@ def survives(situation: str, subject: Subject) -> None:
 
     A ``PolicyError`` is allowed where the policy's own ``check`` refuses such a run.
     """
-    found = subject.answer(situation)
-    if found.error is not None:
-        if found.refusal and isinstance(found.error, PolicyError):
+    answer = subject.answer(situation)
+    if answer.error is not None:
+        if answer.refusal and isinstance(answer.error, PolicyError):
             return
-        raise fail(situation, f"raised {type(found.error).__name__}: {found.error}")
-    if not isinstance(found.reply, Proposal | Hold):
-        kind = type(found.reply).__name__
+        raise fail(situation, f"raised {type(answer.error).__name__}: {answer.error}")
+    if not isinstance(answer.reply, Proposal | Hold):
+        kind = type(answer.reply).__name__
         raise fail(situation, f"decide() returned {kind}, not a Proposal or a Hold")
-    if not found.reply.reason.strip():
+    if not answer.reply.reason.strip():
         raise fail(situation, "the answer gives no reason")
 
 
@@ -87,72 +86,90 @@ def fits_an_ordinary_run(subject: Subject) -> None:
     survives(ORDINARY, subject)
 
 
+def _proposals(subject: Subject) -> Iterator[tuple[Answered, Proposal]]:
+    for answer in subject.answers():
+        if isinstance(answer.reply, Proposal):
+            yield answer, answer.reply
+
+
+def _mixtures(subject: Subject) -> Iterator[tuple[Answered, str, Mapping[str, float]]]:
+    """Every mixture it answered with: where, what of the answer, the mixture."""
+    for answer, proposal in _proposals(subject):
+        yield answer, "the proposal", proposal.weights
+        for until, weights in proposal.plan:
+            yield answer, f"the plan to {until}", weights
+
+
 def known_sources(subject: Subject) -> None:
     """Every mixture names sources of the run only."""
-    for found, label, weights in _mixtures(subject):
-        strange = [name for name in weights if name not in found.seen.sources]
-        if strange:
-            raise fail(found.situation, f"{label} names {strange[0]!r}, which is no source there")
+    for answer, label, weights in _mixtures(subject):
+        unknown = [name for name in weights if name not in answer.run.sources]
+        if unknown:
+            raise fail(answer.situation, f"{label} names {unknown[0]!r}, which is no source there")
 
 
 def on_the_simplex(subject: Subject) -> None:
     """Every mixture's shares are finite, not negative and sum to 1 (to 1e-6)."""
-    for found, label, weights in _mixtures(subject):
-        wrong = {n: w for n, w in weights.items() if not math.isfinite(w) or w < 0}
-        if wrong:
-            name, weight = next(iter(wrong.items()))
-            raise fail(found.situation, f"{label} gives {name} {weight}, which is no share")
+    for answer, label, weights in _mixtures(subject):
+        for name, weight in weights.items():
+            if not math.isfinite(weight) or weight < 0:
+                raise fail(answer.situation, f"{label} gives {name} {weight}, which is no share")
         total = fsum(weights.values())
         if abs(total - 1) > 1e-6:
-            raise fail(found.situation, f"{label} sums to {total:.9g}, not 1")
+            raise fail(answer.situation, f"{label} sums to {total:.9g}, not 1")
 
 
 def plans_ahead(subject: Subject) -> None:
     """A plan's stretches end one after another, all in the future; the first is the proposal."""
-    for found in subject.answers():
-        plan = found.reply.plan if found.sound and isinstance(found.reply, Proposal) else ()
-        ends = [found.seen.tokens, *(until for until, _ in plan)]
+    for answer, proposal in _proposals(subject):
+        ends = [answer.run.tokens, *(until for until, _ in proposal.plan)]
         if any(later <= earlier for earlier, later in itertools.pairwise(ends)):
-            raise fail(found.situation, f"the plan's stretches end at {ends[1:]}, now is {ends[0]}")
-        if plan and total_variation(plan[0][1], found.reply.weights) > 1e-6:
-            raise fail(found.situation, "the plan's first stretch isn't the proposed mixture")
+            text = f"the plan's stretches end at {ends[1:]}, now is {ends[0]}"
+            raise fail(answer.situation, text)
+        if proposal.plan and total_variation(proposal.plan[0][1], proposal.weights) > 1e-6:
+            raise fail(answer.situation, "the plan's first stretch isn't the proposed mixture")
 
 
 def within_bounds(subject: Subject) -> None:
     """The guards let it through, and what they let through is within the limits."""
-    for found in subject.answers():
-        if not (found.sound and isinstance(found.reply, Proposal)):
-            continue
-        context, settings = _guarding(found.seen, found.reply.declared)
-        result = apply_guards(found.reply.weights, found.reply.plan, context, settings)
+    for answer, proposal in _proposals(subject):
+        run = answer.run
+        # whether it is time for a change is the guards' business
+        settings = GuardSettings(**run.limits.model_dump() | {"dwell": 0})
+        context = GuardContext(
+            sources=run.sources,
+            weights=in_force(run),
+            drawn={name: float(source.drawn) for name, source in run.sources.items()},
+            tokens=run.tokens,
+            budget=run.budget or 10**18,
+            horizon=run.every,
+            declared=proposal.declared,
+        )
+        result = apply_guards(proposal.weights, proposal.plan, context, settings)
         if result.verdict == "refused":
             why = next(note.detail for note in result.notes if note.action == "blocked")
-            raise fail(found.situation, f"the guards refuse the proposal: {why}")
-        if result.weights is None:
-            continue
-        over = [n for n, w in result.weights.items() if w > settings.cap + 1e-6]
+            raise fail(answer.situation, f"the guards refuse the proposal: {why}")
+        over = [n for n, w in (result.weights or {}).items() if w > settings.cap + 1e-6]
         if over:
-            raise fail(found.situation, f"{over[0]} is above the cap after the guards")
+            raise fail(answer.situation, f"{over[0]} is above the cap after the guards")
 
 
 def standby_stays_out(subject: Subject) -> None:
     """A source on standby gets no weight unless the options name it or one of its tags."""
-    for found, label, weights in _mixtures(subject):
-        for name, source in found.seen.sources.items():
-            given = weights.get(name, 0.0)
+    for answer, label, weights in _mixtures(subject):
+        for name, source in answer.run.sources.items():
+            share = weights.get(name, 0.0)
             asked = any(subject.was_told_of(word) for word in (name, *source.tags, "standby"))
-            if source.standby and given > 1e-9 and found.seen.weights.get(name, 0.0) == 0:
-                if asked:
-                    continue
-                raise fail(found.situation, f"{label} gives {name}, on standby, {given:.3g}")
+            waiting = source.standby and answer.run.weights.get(name, 0.0) == 0
+            if waiting and share > 1e-9 and not asked:
+                raise fail(answer.situation, f"{label} gives {name}, on standby, {share:.3g}")
 
 
 def same_for_two_instances(subject: Subject) -> None:
     """Two instances answer the same observation alike: a run that restarts decides the same."""
     for situation in (FIRST, ORDINARY, ITEMS):
-        first = subject.answer(situation)
         again = _decide(subject.build(), subject.observation(situation))
-        _alike(first, again, "another instance answers differently")
+        _alike(subject.answer(situation), again, "another instance answers differently")
 
 
 def same_when_asked_again(subject: Subject) -> None:
@@ -166,61 +183,56 @@ def same_when_asked_again(subject: Subject) -> None:
 def observation_untouched(subject: Subject) -> None:
     """The observation is the same after the decision as before."""
     for situation in (FIRST, ORDINARY, ITEMS, "NaN and infinite scores"):
-        seen = subject.observation(situation)
-        before = seen.model_dump_json()
-        _decide(subject.build(), seen)
-        if seen.model_dump_json() != before:
+        observation = subject.observation(situation)
+        before = observation.model_dump_json()
+        _decide(subject.build(), observation)
+        if observation.model_dump_json() != before:
             raise fail(situation, "decide() changed the observation it was given")
 
 
 def crosses_processes(subject: Subject) -> None:
     """Observation and answer travel as JSON and arrive as they left."""
     for situation in (FIRST, ORDINARY):
-        seen = subject.observation(situation)
-        arrived = Observation.model_validate_json(seen.model_dump_json())
-        found = subject.answer(situation)
-        _alike(
-            found, _decide(subject.build(), arrived), "an observation that came as JSON is another"
-        )
-    for found in subject.answers():
-        if found.sound and reply_from_json(reply_to_json(found.reply)) != found.reply:
-            raise fail(found.situation, "the answer is another after its trip through JSON")
+        sent = subject.observation(situation).model_dump_json()
+        again = _decide(subject.build(), Observation.model_validate_json(sent))
+        _alike(subject.answer(situation), again, "an observation that came as JSON is another")
+    for answer in subject.answers():
+        if answer.sound and reply_from_json(reply_to_json(answer.reply)) != answer.reply:
+            raise fail(answer.situation, "the answer is another after its trip through JSON")
 
 
 def no_global_randomness(subject: Subject) -> None:
     """Unseeded randomness changes nothing, and the process's own generators stay as they are."""
-    found = subject.answer(ORDINARY)
     for seed in (1, 2):
-        with shaken(seed=seed):
-            before = outside_state()
+        with _shaken(seed=seed):
+            before = _generator_states()
             again = _decide(subject.build(), subject.observation(ORDINARY))
-            after = outside_state()
-        _alike(found, again, "global random state changes its answer")
-        changed = [name for name in before if before[name] != after.get(name)]
-        if changed:
-            raise fail(ORDINARY, f"decide() draws from {changed[0]}'s global generator")
+            after = _generator_states()
+        _alike(subject.answer(ORDINARY), again, "global random state changes its answer")
+        drawn = [name for name in before if before[name] != after.get(name)]
+        if drawn:
+            raise fail(ORDINARY, f"decide() draws from {drawn[0]}'s global generator")
 
 
 def no_clock(subject: Subject) -> None:
     """Another time of day changes nothing."""
-    found = subject.answer(ORDINARY)
-    with shaken(clock=OTHER):
+    with _shaken(clock=YEARS):
         again = _decide(subject.build(), subject.observation(ORDINARY))
-    _alike(found, again, "the time of day changes its answer")
+    _alike(subject.answer(ORDINARY), again, "the time of day changes its answer")
 
 
-def _decide(policy: Policy, seen: Observation) -> object:
+def _decide(policy: Policy, observation: Observation) -> object:
     """Its answer, or what it raised."""
     try:
-        return policy.decide(seen)
+        return policy.decide(observation)
     except Exception as error:
         return error
 
 
-def _alike(found: Answered, again: object, problem: str) -> None:
-    first = found.reply if found.error is None else found.error
+def _alike(answer: Answered, again: object, problem: str) -> None:
+    first = answer.reply if answer.error is None else answer.error
     if _shown(first) != _shown(again):
-        raise fail(found.situation, f"{problem} ({_short(first)} then {_short(again)})")
+        raise fail(answer.situation, f"{problem} ({_short(first)} then {_short(again)})")
 
 
 def _shown(reply: object) -> str:
@@ -235,63 +247,34 @@ def _short(reply: object) -> str:
     return f"{reply.verdict}: {reply.reason}" if isinstance(reply, Hold) else repr(reply)
 
 
-def _mixtures(subject: Subject) -> Iterator[tuple[Answered, str, Mapping[str, float]]]:
-    """Every mixture it answered with: where, what of the answer, the mixture."""
-    for found in subject.answers():
-        if found.sound and isinstance(found.reply, Proposal):
-            yield found, "the proposal", found.reply.weights
-            for until, weights in found.reply.plan:
-                yield found, f"the plan to {until}", weights
-
-
-def _guarding(seen: Observation, declared: bool) -> tuple[GuardContext, GuardSettings]:
-    limits = seen.limits.model_dump()
-    limits["dwell"] = 0  # whether it is time for a change is the guards' business
-    context = GuardContext(
-        sources={n: GuardSource(s.unique_tokens, s.standby) for n, s in seen.sources.items()},
-        weights=in_force(seen),
-        drawn={n: float(s.drawn) for n, s in seen.sources.items()},
-        tokens=seen.tokens,
-        budget=seen.budget or 10**18,
-        horizon=seen.every,
-        declared=declared,
-    )
-    return context, GuardSettings(**limits)
-
-
-OTHER = 987_654_321.0
-"""Seconds by which the time of day is set forward (31 years)."""
-
-
-def outside_state() -> dict[str, str]:
+def _generator_states() -> dict[str, str]:
     """The state of every global generator that is loaded."""
-    found = {"random": repr(random.getstate())}
+    states = {"random": repr(random.getstate())}
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         # the whole state, which repr() of an array would shorten
         name, keys, *rest = numpy.random.get_state()
-        found["numpy.random"] = repr((name, keys.tolist(), rest))
-    return found
+        states["numpy.random"] = repr((name, keys.tolist(), rest))
+    return states
 
 
 @contextmanager
-def shaken(*, seed: int | None = None, clock: float = 0.0) -> Iterator[None]:
+def _shaken(*, seed: int | None = None, clock: float = 0.0) -> Iterator[None]:
     """Global generators seeded anew, or the time of day set forward; restored at the end."""
-    kept = random.getstate()
+    state = random.getstate()
     numpy: Any = sys.modules.get("numpy")
-    kept_numpy = numpy.random.get_state() if numpy is not None else None
+    numpy_state = numpy.random.get_state() if numpy is not None else None
     real, real_ns = time.time, time.time_ns
     if seed is not None:
         random.seed(seed)
         if numpy is not None:
             numpy.random.seed(seed)
-    if clock:
-        time.time = lambda: real() + clock
-        time.time_ns = lambda: real_ns() + int(clock * 1e9)
+    time.time = lambda: real() + clock
+    time.time_ns = lambda: real_ns() + int(clock * 1e9)
     try:
         yield
     finally:
         time.time, time.time_ns = real, real_ns
-        random.setstate(kept)
+        random.setstate(state)
         if numpy is not None:
-            numpy.random.set_state(kept_numpy)
+            numpy.random.set_state(numpy_state)

@@ -13,7 +13,7 @@ from mixloop.policies.interface import (
     Goal,
     Limits,
     Observation,
-    PastDecision,
+    Source,
 )
 
 from .sample_runs import BENCHMARKS, EVERY, SOURCES, broken, many_sources, rescored, run_so_far
@@ -28,7 +28,7 @@ class SampleNames:
 
 
 ORDINARY = SampleNames(SOURCES, BENCHMARKS)
-Telling = Callable[[SampleNames], Observation]
+Situation = Callable[[SampleNames], Observation]
 
 
 def _run(names: SampleNames, evaluations: int = 12, **changes: object) -> Observation:
@@ -40,9 +40,15 @@ def _run(names: SampleNames, evaluations: int = 12, **changes: object) -> Observ
     )
 
 
+def _changed(
+    run: Observation, change: Callable[[Evaluation], Evaluation], **fields: object
+) -> Observation:
+    """The run with other fields, and every evaluation changed."""
+    return run.model_copy(update={"evaluations": tuple(map(change, run.evaluations)), **fields})
+
+
 def _missing_benchmarks(names: SampleNames) -> Observation:
-    """Scores are missing here and there, the newest of the first benchmark among them, and all
-    of one evaluation."""
+    """Scores are missing here and there, the first benchmark's newest and a whole evaluation."""
     last = 11
 
     def thinned(index: int, name: str, score: BenchmarkScore) -> BenchmarkScore | None:
@@ -65,18 +71,18 @@ def _nan_scores(names: SampleNames) -> Observation:
         turn = index + names.benchmarks.index(name)
         return broken(score, *values[turn // 2 % 5]) if turn % 2 else score
 
-    seen = rescored(_run(names, items=6), spoiled)
+    run = rescored(_run(names, items=6), spoiled)
     losses = dict.fromkeys(names.sources, math.nan)
-    newest = seen.evaluations[-1].model_copy(update={"losses": losses})
-    return seen.model_copy(update={"evaluations": (*seen.evaluations[:-1], newest)})
+    newest = run.evaluations[-1].model_copy(update={"losses": losses})
+    return run.model_copy(update={"evaluations": (*run.evaluations[:-1], newest)})
 
 
 def _new_source(names: SampleNames) -> Observation:
     """The last source was added a moment ago: no evaluation has heard of it."""
-    seen = _run(names)
+    run = _run(names)
     new = list(names.sources)[-1]
     if len(names.sources) == 1:
-        return seen
+        return run
 
     def before(evaluation: Evaluation) -> Evaluation:
         fields = {
@@ -85,28 +91,27 @@ def _new_source(names: SampleNames) -> Observation:
         }
         return evaluation.model_copy(update=fields)
 
-    fresh = seen.sources[new].model_copy(update={"drawn": 0, "epochs": 0.0})
-    return seen.model_copy(
-        update={
-            "sources": seen.sources | {new: fresh},
-            "weights": _without(seen.weights, new) | {new: 0.0},
-            "evaluations": tuple(map(before, seen.evaluations)),
-        }
-    )
+    sources, weights = _unused(run, new)
+    return _changed(run, before, sources=sources, weights=weights)
+
+
+def _unused(
+    run: Observation, name: str, **fields: object
+) -> tuple[dict[str, Source], dict[str, float]]:
+    """Sources and mixture of a run in which nothing was ever drawn from one."""
+    fresh = run.sources[name].model_copy(update={"drawn": 0, "epochs": 0.0, **fields})
+    left = 1 - run.weights[name]
+    weights = {n: 0.0 if n == name else w / left for n, w in run.weights.items()}
+    return run.sources | {name: fresh}, weights
 
 
 def _vanished_source(names: SampleNames) -> Observation:
     """A source that history, mixture in force and plan name is not configured any more."""
     more = {**names.sources, "retired": tuple(names.benchmarks[:1])}
-    seen = _run(SampleNames(more, names.benchmarks))
-    left = {name: source for name, source in seen.sources.items() if name != "retired"}
-    plan = ((seen.tokens + 5 * EVERY, seen.weights),)
-    return seen.model_copy(update={"sources": left, "plan": plan})
-
-
-def _without(weights: Mapping[str, float], name: str) -> dict[str, float]:
-    left = 1 - weights[name]
-    return {n: w / left for n, w in weights.items() if n != name}
+    run = _run(SampleNames(more, names.benchmarks))
+    left = {name: source for name, source in run.sources.items() if name != "retired"}
+    plan = ((run.tokens + 5 * EVERY, run.weights),)
+    return run.model_copy(update={"sources": left, "plan": plan})
 
 
 def _one_source(names: SampleNames) -> Observation:
@@ -125,69 +130,55 @@ def _many(names: SampleNames) -> Observation:
 
 def _standby(names: SampleNames) -> Observation:
     """The last source waits on standby, and was never drawn from."""
-    seen = _run(names)
+    run = _run(names)
     if len(names.sources) == 1:
-        return seen
+        return run
     name = list(names.sources)[-1]
-    waiting = seen.sources[name].model_copy(update={"standby": True, "drawn": 0, "epochs": 0.0})
-    weights = _without(seen.weights, name) | {name: 0.0}
+    sources, weights = _unused(run, name, standby=True)
 
     def before(evaluation: Evaluation) -> Evaluation:
-        kept = {n: d for n, d in evaluation.drawn.items() if n != name}
-        fields = {"weights": weights, "drawn": kept | {name: 0.0}}
+        fields = {"weights": weights, "drawn": {**evaluation.drawn, name: 0.0}}
         return evaluation.model_copy(update=fields)
 
-    return seen.model_copy(
-        update={
-            "sources": seen.sources | {name: waiting},
-            "weights": weights,
-            "evaluations": tuple(map(before, seen.evaluations)),
-            "decisions": (),
-        }
-    )
+    return _changed(run, before, sources=sources, weights=weights, decisions=())
 
 
 def _tight(names: SampleNames) -> Observation:
     """Little may change, no source may vanish or take over, and one has no token left."""
     share = 1 / len(names.sources)
     limits = Limits(max_epochs=3.0, max_change=0.02, floor=0.3 * share, cap=min(1.0, 2 * share))
-    seen = _run(names, limits=limits, weights=dict.fromkeys(names.sources, share))
+    run = _run(names, limits=limits, weights=dict.fromkeys(names.sources, share))
     name = list(names.sources)[-1]
     spent = {"unique_tokens": EVERY, "drawn": 3 * EVERY, "epochs": 3.0}
-    empty = seen.sources[name].model_copy(update=spent)
-    return seen.model_copy(update={"sources": seen.sources | {name: empty}})
+    empty = run.sources[name].model_copy(update=spent)
+    return run.model_copy(update={"sources": run.sources | {name: empty}})
 
 
 def _foreign_history(names: SampleNames) -> Observation:
     """Another policy decided so far, and left evidence of its own kind."""
-    seen = _run(names)
-    strange = {
+    run = _run(names)
+    evidence = {
         "rule": "elsewhere",
         "rules": ["x", 3],
         "state": {"posterior": [[1.0, None]]},
         "weights": "none",
         "benchmark": 7,
     }
-
-    def foreign(decision: PastDecision) -> PastDecision:
-        return decision.model_copy(update={"rule": "elsewhere", "evidence": strange})
-
-    return seen.model_copy(update={"decisions": tuple(map(foreign, seen.decisions))})
+    foreign = {"rule": "elsewhere", "evidence": evidence}
+    decisions = tuple(decision.model_copy(update=foreign) for decision in run.decisions)
+    return run.model_copy(update={"decisions": decisions})
 
 
 def _bare_history(names: SampleNames) -> Observation:
     """Evaluations that recorded no mixture, no ledger, no train loss, no phase."""
-    seen = _run(names)
     nothing: dict[str, object] = {"weights": {}, "drawn": {}, "losses": {}, "phase": None}
-    bare = tuple(e.model_copy(update=nothing) for e in seen.evaluations)
-    return seen.model_copy(update={"evaluations": bare, "phase": None, "every": 0})
+    return _changed(_run(names), lambda e: e.model_copy(update=nothing), phase=None, every=0)
 
 
 def _same_tokens(names: SampleNames) -> Observation:
     """The same checkpoint was scored twice: no token lies between two evaluations."""
-    seen = _run(names)
-    twice = (*seen.evaluations, seen.evaluations[-1])
-    return seen.model_copy(update={"evaluations": twice})
+    run = _run(names)
+    return run.model_copy(update={"evaluations": (*run.evaluations, run.evaluations[-1])})
 
 
 def _accuracy(names: SampleNames) -> Observation:
@@ -204,7 +195,7 @@ def _watched(names: SampleNames) -> Observation:
     return _run(names, steering=steering, watch=tuple(names.benchmarks[:1]))
 
 
-SITUATIONS: dict[str, Telling] = {
+SITUATIONS: dict[str, Situation] = {
     "an ordinary run": _run,
     "an empty history": partial(_run, evaluations=0),
     "a first evaluation": partial(_run, evaluations=1),

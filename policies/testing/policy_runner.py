@@ -1,4 +1,4 @@
-"""A policy on trial: how it is built, what it answered, and how long that took."""
+"""A policy under test: how it is built, what it answered, and how long that took."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mixloop.policies.interface import (
     Policy,
     PolicyError,
     Proposal,
+    build_policy,
     load_policy,
 )
 
@@ -31,12 +32,12 @@ WARMING = "per-item outcomes"
 class Answered:
     """What a policy did in one situation.
 
-    ``seen`` is the observation without its history; ``reply`` whatever it returned, ``error`` what
+    ``run`` is the observation without its history; ``reply`` whatever it returned, ``error`` what
     it raised, ``refusal`` why its own ``check`` would not have let such a run start.
     """
 
     situation: str
-    seen: Observation
+    run: Observation
     reply: Any = None
     error: Exception | None = None
     refusal: str = ""
@@ -45,7 +46,7 @@ class Answered:
     @property
     def sound(self) -> bool:
         """Whether there is an answer to look at."""
-        return self.error is None and isinstance(self.reply, Proposal | Hold)
+        return isinstance(self.reply, Proposal | Hold)
 
 
 @dataclass
@@ -82,34 +83,34 @@ class Subject:
         return SITUATIONS[situation](self.names)
 
     def _ask(self, situation: str) -> Answered:
-        seen = self.observation(situation)
+        observation = self.observation(situation)
         policy = self.build()
-        refusal = _refusal(policy, seen)
-        kept = copy.deepcopy(seen.model_copy(update={"evaluations": (), "decisions": ()}))
+        refusal = _refusal(policy, observation)
+        run = copy.deepcopy(observation.model_copy(update={"evaluations": (), "decisions": ()}))
         begun = self.clock()
         try:
-            reply = policy.decide(seen)
+            reply = policy.decide(observation)
         except Exception as error:
-            return Answered(situation, kept, error=error, refusal=refusal)
-        return Answered(situation, kept, reply, None, refusal, self.clock() - begun)
+            return Answered(situation, run, error=error, refusal=refusal)
+        return Answered(situation, run, reply, None, refusal, self.clock() - begun)
 
     def was_told_of(self, word: str) -> bool:
         """Whether an option names this source or tag."""
-        return json.dumps(word) in json.dumps(_plain(self.options), default=str)
+        return json.dumps(word) in json.dumps(self.options, default=_plain)
 
 
-def _plain(options: Any) -> Any:
-    if isinstance(options, BaseModel):
-        return options.model_dump(mode="json", by_alias=True)
-    return dict(options)
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    return str(value)
 
 
-def _refusal(policy: Policy, seen: Observation) -> str:
+def _refusal(policy: Policy, observation: Observation) -> str:
     if not isinstance(policy, Checkable):
         return ""
-    tags = {name: source.tags for name, source in seen.sources.items()}
+    tags = {name: source.tags for name, source in observation.sources.items()}
     try:
-        policy.check(tags, sorted(seen.benchmarks()))
+        policy.check(tags, sorted(observation.benchmarks()))
     except PolicyError as refused:
         return str(refused)
     return ""
@@ -128,16 +129,15 @@ def subject(
     Raises:
         PolicyError: when it can't be found, or its options don't fit.
     """
-    from mixloop.policies.interface import build_policy
+    keywords = dict(options or {})
 
-    given = dict(options or {})
-    if isinstance(policy, str):
-        ref = policy
-        build: Callable[[], Policy] = lambda: load_policy(ref, given, base=base)  # noqa: E731
-    elif isinstance(policy, type):
-        cls = policy
-        build = lambda: build_policy(cls, given, cls.__name__)  # noqa: E731
-    else:
-        build = policy
+    def build() -> Policy:
+        if isinstance(policy, str):
+            return load_policy(policy, keywords, base=base)
+        if isinstance(policy, type):
+            instance: Policy = build_policy(policy, keywords, policy.__name__)
+            return instance
+        return policy()
+
     build()  # a mistake in the options is no finding of a check
-    return Subject(build, names, given, clock)
+    return Subject(build, names, keywords, clock)

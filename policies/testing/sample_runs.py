@@ -57,7 +57,7 @@ def run_so_far(
         budget: tokens of the whole run; None: ``SEGMENTS`` evaluations, or as many as are needed.
         changes: fields of the observation to set.
     """
-    tags = {name: tuple(found) for name, found in (sources or SOURCES).items()}
+    tags = {name: tuple(words) for name, words in (sources or SOURCES).items()}
     names = tuple(benchmarks or BENCHMARKS)
     drawing = random.Random(seed)
     law = _SampleLaw(tags, names, drawing)
@@ -111,9 +111,7 @@ class _SampleLaw:
             for name in names
         }
         self.transfer = {
-            name: {
-                s: 1.0 if name in found else drawing.uniform(0, 0.2) for s, found in tags.items()
-            }
+            name: {s: 1.0 if name in t else drawing.uniform(0, 0.2) for s, t in tags.items()}
             for name in names
         }
 
@@ -137,13 +135,13 @@ def _moved(weights: Mapping[str, float], drawing: random.Random) -> dict[str, fl
 
 
 def _sources(tags: Mapping[str, tuple[str, ...]], drawn: Mapping[str, float]) -> dict[str, Source]:
-    found = {}
-    for index, (name, own) in enumerate(tags.items()):
+    sources = {}
+    for index, (name, words) in enumerate(tags.items()):
         unique = 2 * EVERY if index % 3 == 2 else PLENTY
-        found[name] = Source(
-            unique_tokens=unique, tags=own, drawn=round(drawn[name]), epochs=drawn[name] / unique
+        sources[name] = Source(
+            unique_tokens=unique, tags=words, drawn=round(drawn[name]), epochs=drawn[name] / unique
         )
-    return found
+    return sources
 
 
 def _evaluation(
@@ -154,17 +152,14 @@ def _evaluation(
     items: int,
     drawing: random.Random,
 ) -> Evaluation:
-    scores = {}
-    for name in law.constants:
-        value = law.loss(name, drawn)
-        scores[name] = _score(name, value, items, drawing)
+    scores = {name: _score(name, law.loss(name, drawn), items, drawing) for name in law.constants}
     return Evaluation(
         step=step,
         tokens=step * EVERY,
         phase="stable",
         weights=dict(weights),
         drawn=dict(drawn),
-        losses={name: _train_loss(own, drawing) for name, own in drawn.items()},
+        losses={name: _train_loss(amount, drawing) for name, amount in drawn.items()},
         benchmarks=scores,
     )
 
@@ -177,30 +172,29 @@ def _train_loss(drawn: float, drawing: random.Random) -> float:
 def _score(name: str, value: float, items: int, drawing: random.Random) -> BenchmarkScore:
     noisy = value + drawing.gauss(0, 0.004)
     right = max(0.0, min(1.0, 1.2 - value / 2 + drawing.gauss(0, 0.02)))
-    outcomes = _items(name, noisy, right, items)
     size = items or 400
     return BenchmarkScore(
         metrics={
             "bits_per_byte": Metric(value=noisy, stderr=0.004, n=size, higher_is_better=False),
             "accuracy": Metric(value=right, stderr=0.02, n=size),
         },
-        items=outcomes,
+        items=_items(name, noisy, right, items),
     )
 
 
 def _items(name: str, value: float, right: float, items: int) -> Items:
     """The same items for every checkpoint: what makes one hard stays."""
     hard = random.Random(name)
-    found: Items = {}
+    outcomes: Items = {}
     for index in range(items):
         spread, luck = hard.gauss(0, 0.3), hard.random()
         key = f"subject-{index % 20:02d}/{index:04d}" if name == "mmlu" else f"{index:04d}"
-        found[key] = {
+        outcomes[key] = {
             "bits_per_byte": value + spread,
             "accuracy": 1.0 if luck < right else 0.0,
             "bytes": 20.0 + index % 50,
         }
-    return found
+    return outcomes
 
 
 def _decision(step: int, before: Mapping[str, float], after: Mapping[str, float]) -> PastDecision:
@@ -216,15 +210,17 @@ def _decision(step: int, before: Mapping[str, float], after: Mapping[str, float]
     )
 
 
-def rescored(seen: Observation, change: Callable[[int, str, BenchmarkScore], Any]) -> Observation:
-    """The observation with ``change(evaluation's index, benchmark, score)`` in every score's
-    place; None takes the score away."""
+def rescored(run: Observation, change: Callable[[int, str, BenchmarkScore], Any]) -> Observation:
+    """The run with ``change(evaluation's index, benchmark, score)`` in every score's place.
+
+    None takes the score away.
+    """
     evaluations = []
-    for index, evaluation in enumerate(seen.evaluations):
+    for index, evaluation in enumerate(run.evaluations):
         changed = {n: change(index, n, score) for n, score in evaluation.benchmarks.items()}
         kept = {name: score for name, score in changed.items() if score is not None}
         evaluations.append(evaluation.model_copy(update={"benchmarks": kept}))
-    return seen.model_copy(update={"evaluations": tuple(evaluations)})
+    return run.model_copy(update={"evaluations": tuple(evaluations)})
 
 
 def broken(score: BenchmarkScore, value: float, stderr: float | None) -> BenchmarkScore:

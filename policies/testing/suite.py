@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,18 +38,13 @@ _GENERAL = (
 
 def conformance_checks() -> list[ConformanceCheck]:
     """Every check of the suite, in order."""
-    return [
-        *_GENERAL,
-        *(
-            ConformanceCheck(_slug(name), f"survives {name}", partial(checks.survives, name))
-            for name in SITUATIONS
-            if name != checks.ORDINARY
-        ),
-    ]
-
-
-def _slug(text: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+    every = list(_GENERAL)
+    for situation in SITUATIONS:
+        if situation != checks.ORDINARY:
+            name = re.sub(r"\W+", "-", situation.lower())
+            run = partial(checks.survives, situation)
+            every.append(ConformanceCheck(name, f"survives {situation}", run))
+    return every
 
 
 @dataclass(frozen=True)
@@ -106,23 +102,27 @@ def check_policy(
     Raises:
         PolicyError: when there is no such policy or its options don't fit.
     """
-    names = SampleNames(sources or ORDINARY.sources, benchmarks or ORDINARY.benchmarks)
-    trial = subject(policy, options, base=base, names=names, clock=clock)
-    return report(trial)
+    return report(
+        subject(policy, options, base=base, names=_names(sources, benchmarks), clock=clock)
+    )
 
 
-def report(trial: Subject) -> Report:
+def _names(sources: Mapping[str, Any] | None, benchmarks: Any) -> SampleNames:
+    return SampleNames(sources or ORDINARY.sources, benchmarks or ORDINARY.benchmarks)
+
+
+def report(tested: Subject) -> Report:
     """Every check run on the subject."""
-    results = tuple(_result(check, trial) for check in conformance_checks())
-    answers = trial.answers()
-    slowest = max(answers, key=lambda found: found.seconds)
-    refused = {found.situation: found.refusal for found in answers if found.refusal}
+    results = tuple(_result(check, tested) for check in conformance_checks())
+    answers = tested.answers()
+    slowest = max(answers, key=lambda answer: answer.seconds)
+    refused = {answer.situation: answer.refusal for answer in answers if answer.refusal}
     return Report(results, slowest.seconds, slowest.situation, refused)
 
 
-def _result(check: ConformanceCheck, trial: Subject) -> CheckResult:
+def _result(check: ConformanceCheck, tested: Subject) -> CheckResult:
     try:
-        check(trial)
+        check(tested)
     except AssertionError as failure:
         return CheckResult(check.name, check.title, False, " ".join(str(failure).split()))
     return CheckResult(check.name, check.title, True)
@@ -150,11 +150,9 @@ class PolicyConformance:
 
     @classmethod
     def subject(cls) -> Subject:
-        """The policy on trial, made once per class."""
+        """The policy under test, made once per class."""
         if "_subject" not in vars(cls) or cls._subject is None:
-            names = SampleNames(
-                cls.sources or ORDINARY.sources, cls.benchmarks or ORDINARY.benchmarks
-            )
+            names = _names(cls.sources, cls.benchmarks)
             cls._subject = subject(cls.policy, cls.options, base=cls.base, names=names)
         return cls._subject
 

@@ -53,10 +53,10 @@ def _check_members(world: Any) -> None:
 
 
 def _scores(world: Any) -> dict[str, tuple[float, float]]:
-    found = world.evaluate()
-    _require(isinstance(found, Mapping), "evaluate() must return a mapping of benchmarks")
+    answer = world.evaluate()
+    _require(isinstance(answer, Mapping), "evaluate() must return a mapping of benchmarks")
     scores = {}
-    for name, score in found.items():
+    for name, score in answer.items():
         _require(name in world.benchmarks, f"evaluate() scored {name!r}, which isn't in benchmarks")
         pair = isinstance(score, tuple | list) and len(score) == 2
         _require(pair, f"evaluate()[{name!r}] is {score!r}; return (value, standard error)")
@@ -67,28 +67,26 @@ def _scores(world: Any) -> dict[str, tuple[float, float]]:
     return scores
 
 
-def _check_scores(world: Any, even: Mapping[str, float], span: int) -> None:
-    world.reset(SEED)
-    seen: set[str] = set()
-    for _ in range(10):
+def _run(
+    world: Any, seed: int, even: Mapping[str, float], span: int, evaluations: int
+) -> list[dict[str, tuple[float, float]]]:
+    world.reset(seed)
+    history = []
+    for _ in range(evaluations):
         world.advance(dict(even), span)
-        seen |= set(_scores(world))
-    never = set(world.benchmarks) - seen
-    _require(not never, f"{', '.join(sorted(never))} was never scored in ten evaluations")
+        history.append(_scores(world))
+    return history
+
+
+def _check_scores(world: Any, even: Mapping[str, float], span: int) -> None:
+    scored = {name for scores in _run(world, SEED, even, span, 10) for name in scores}
+    never = ", ".join(sorted(set(world.benchmarks) - scored))
+    _require(not never, f"{never} was never scored in ten evaluations")
 
 
 def _check_seeds(world: Any, even: Mapping[str, float], span: int) -> None:
-    def run(seed: int) -> list[dict[str, tuple[float, float]]]:
-        world.reset(seed)
-        found = []
-        for _ in range(3):
-            world.advance(dict(even), span)
-            found.append(_scores(world))
-        return found
-
-    first = run(SEED)
-    run(OTHER)
-    _require(run(SEED) == first, "reset(seed) must begin again: the same seed, the same scores")
+    first, _, again = (_run(world, seed, even, span, 3) for seed in (SEED, OTHER, SEED))
+    _require(again == first, "reset(seed) must begin again: the same seed, the same scores")
 
 
 def _check_mixtures(world: Any, names: list[str], span: int) -> None:
@@ -97,10 +95,10 @@ def _check_mixtures(world: Any, names: list[str], span: int) -> None:
     for name in names:
         world.advance(dict.fromkeys(names, 0.0) | {name: 1.0}, span)
     world.advance({names[0]: 1.0}, 1)
-    given = dict.fromkeys(names, 1 / len(names))
-    before = dict(given)
-    world.advance(given, span // 3 or 1)
-    _require(given == before, "advance() changed the mixture it was given; copy it")
+    mixture = dict.fromkeys(names, 1 / len(names))
+    before = dict(mixture)
+    world.advance(mixture, span // 3 or 1)
+    _require(mixture == before, "advance() changed the mixture it was given; copy it")
     _scores(world)
 
 
@@ -112,23 +110,21 @@ def _check_extras(world: Any, names: list[str]) -> None:
         _require(same, "truth() must give every benchmark, missing or not")
         _require(all(map(math.isfinite, truth.values())), "truth() must be finite")
     higher = set(getattr(world, "higher_is_better", ()))
-    strange = ", ".join(sorted(higher - set(world.benchmarks)))
-    _require(not strange, f"higher_is_better names {strange}, which isn't in benchmarks")
+    unknown = ", ".join(sorted(higher - set(world.benchmarks)))
+    _require(not unknown, f"higher_is_better names {unknown}, which isn't in benchmarks")
     if callable(getattr(world, "phase", None)):
         phase = world.phase()
-        known = (None, "warmup", "stable", "decay")
-        _require(phase in known, f"phase() is {phase!r}; return warmup, stable, decay or None")
+        legal = phase in (None, "warmup", "stable", "decay")
+        _require(legal, f"phase() is {phase!r}; return warmup, stable, decay or None")
     if callable(getattr(world, "optimum", None)):
         _check_optimum(world.optimum(), names)
 
 
 def _check_optimum(best: Any, names: list[str]) -> None:
-    if best is None:
-        return
     if isinstance(best, Mapping):
         _require(set(best) <= set(names), "optimum() names a source that there isn't")
         sums = abs(math.fsum(best.values()) - 1) <= 1e-6 and min(best.values()) >= -1e-9
         _require(sums, f"optimum() is no mixture: the shares sum to {math.fsum(best.values()):g}")
-        return
-    number = isinstance(best, int | float) and math.isfinite(best)
-    _require(number, "optimum() must be a mixture, the mean final loss as a number, or None")
+    elif best is not None:
+        number = isinstance(best, int | float) and math.isfinite(best)
+        _require(number, "optimum() must be a mixture, the mean final loss as a number, or None")

@@ -12,25 +12,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mixloop.policies.mixture import best_static
+from mixloop.policies.mixture import Array, best_static, effective
 
 from .world_protocol import INFINITE, WorldSource
-
-Array = NDArray[np.float64]
-
-R_STAR = 15.39
-"""Repetition's half-life in epochs (Muennighoff et al. 2023, arXiv 2305.16264, eq. 5)."""
-
-
-def effective(drawn: Array, unique: Array) -> Array:
-    """Unique-token worth of ``drawn`` tokens: ``U + U R* (1 - exp(-(D/U - 1)/R*))`` past an epoch.
-
-    (Muennighoff et al. 2023, arXiv 2305.16264, eq. 5.)
-    """
-    repeats = np.maximum(drawn / unique - 1, 0)
-    return np.where(drawn <= unique, drawn, unique * (1 + R_STAR * -np.expm1(-repeats / R_STAR)))
 
 
 class _Analytic:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .families import Dilution, Exponential, Power
 
-STEPS = 40
+SEGMENTS = 40
 SHARE = 0.1
 
 
@@ -38,8 +38,8 @@ def proxies(
     for index, mixture in enumerate(mixtures):
         weights = dict(zip(names, map(float, mixture), strict=True))
         small = world.shrunk(share, seed * n + index)
-        for _ in range(STEPS):
-            small.advance(weights, round(world.budget * share / STEPS))
+        for _ in range(SEGMENTS):
+            small.advance(weights, round(world.budget * share / SEGMENTS))
         scored = {
             name: {"value": value, "stderr": stderr}
             for name, (value, stderr) in small.evaluate().items()

@@ -12,13 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mixloop.policies.mixture import Array
 from mixloop.policies.surrogates import Process, fit_process
 
 from .world_protocol import WorldSource
-
-Array = NDArray[np.float64]
 
 UNLIMITED = 10**15  # the tables don't tell sizes
 EARLY = 0.02  # of the budget: keeps the assumed power law finite at the start
@@ -118,12 +116,12 @@ def nearest_inside(mixture: Array, runs: Array) -> tuple[Array, bool]:
     # weights of the runs, and how far to go: runs' sum - s ahead = centre
     equal = np.concatenate([runs.T, -ahead[:, None]], axis=1)
     sums = np.append(np.ones(len(runs)), 0.0)[None]
-    found = solve(
+    solution = solve(
         np.append(np.zeros(len(runs)), -1.0),
         A_eq=np.concatenate([equal, sums]),
         b_eq=np.append(centre, 1.0),
         bounds=[(0, None)] * len(runs) + [(0, 1)],
         method="highs",
     )
-    far = float(found.x[-1]) if found.status == 0 else 0.0
+    far = float(solution.x[-1]) if solution.status == 0 else 0.0
     return (mixture, True) if far >= 1 - 1e-6 else (centre + far * ahead, False)

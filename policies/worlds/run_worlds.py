@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .families import Array, Dilution, Exponential, Flat, Power, _Analytic
+from mixloop.policies.mixture import Array
+
+from .families import Dilution, Exponential, Flat, Power, _Analytic
 from .world_protocol import WorldSource
 
 BEST = {
@@ -23,10 +25,10 @@ BEST = {
 
 
 class _RunWorld(_Analytic):
-    """A family over given sources.
+    """A family over the sources of a run.
 
     Args:
-        given: the sources, with sizes and tags.
+        sources: the run's, with sizes and tags.
         benchmarks: names to score.
         value: each benchmark's part in the objective; 0 for one that is only watched.
         options: the family's.
@@ -36,31 +38,31 @@ class _RunWorld(_Analytic):
 
     def __init__(
         self,
-        given: Mapping[str, WorldSource],
+        sources: Mapping[str, WorldSource],
         benchmarks: Sequence[str],
         value: Mapping[str, float] | None = None,
         **options: Any,
     ) -> None:
-        self.given, self.named = dict(given), tuple(benchmarks)
+        self.run_sources, self.run_benchmarks = dict(sources), tuple(benchmarks)
         parts = np.array([(value or {}).get(name, 1.0) for name in benchmarks])
         self.parts = parts / parts.sum() if parts.sum() > 0 else np.full(len(parts), 1 / len(parts))
-        kinds = {n: s.tags or (n,) for n, s in given.items()}
+        kinds = {n: s.tags or (n,) for n, s in sources.items()}
         self.kinds = list(dict.fromkeys(kind for tags in kinds.values() for kind in tags))
         self.belongs = np.array(
             [[float(kind in tags) / len(tags) for tags in kinds.values()] for kind in self.kinds]
         )
-        super().__init__(k=len(given), m=len(benchmarks), **options)
+        super().__init__(k=len(sources), m=len(benchmarks), **options)
 
     def reset(self, seed: int) -> None:
         """Draw the world and its noise from the seed, and go back to the start."""
-        self.benchmarks = self.named
+        self.benchmarks = self.run_benchmarks
         super().reset(seed)
 
     def _sizes(self, drawing: np.random.Generator) -> Array:
-        return np.array([source.unique_tokens / self.unit for source in self.given.values()])
+        return np.array([source.unique_tokens / self.unit for source in self.run_sources.values()])
 
     def _described(self, affinity: Array) -> dict[str, WorldSource]:
-        return self.given
+        return self.run_sources
 
     def _mean(self, losses: Array) -> Array:
         return np.asarray(losses @ self.parts)
@@ -73,10 +75,10 @@ class _RunWorld(_Analytic):
         finally:
             self.k = sources
         table = getattr(self, self.table)
-        for row, name in enumerate(self.named):
-            own = BEST.get(name, name)
-            if own in self.kinds:
-                best, place = int(affinity[row].argmax()), self.kinds.index(own)
+        for row, name in enumerate(self.run_benchmarks):
+            tag = BEST.get(name, name)
+            if tag in self.kinds:
+                best, place = int(affinity[row].argmax()), self.kinds.index(tag)
                 table[row, [best, place]] = table[row, [place, best]]
         spread = self._spread(table @ self.belongs)
         setattr(self, self.table, spread)
@@ -87,19 +89,19 @@ class _RunWorld(_Analytic):
 
 
 class RunPowerWorld(_RunWorld, Power):
-    """P over given sources."""
+    """P over a run's sources."""
 
 
 class RunDilutionWorld(_RunWorld, Dilution):
-    """D over given sources."""
+    """D over a run's sources."""
 
 
 class RunFlatWorld(_RunWorld, Flat):
-    """F over given sources, which keep their sizes."""
+    """F over a run's sources, which keep their sizes."""
 
 
 class RunExponentialWorld(_RunWorld, Exponential):
-    """E over given sources."""
+    """E over a run's sources."""
 
     table = "law"
 

@@ -44,7 +44,7 @@ class SmolLM2:
     """The four benchmarks over 11T tokens, whatever is read.
 
     Args:
-        given: the sources of the run that replays it; without them, SmolLM2's own.
+        sources: those of the run that replays it; without them, SmolLM2's own.
         budget: tokens of the whole run; the trajectory is stretched to it.
         segments: evaluations in it.
         noise: how many of the published standard errors the noise is.
@@ -60,13 +60,13 @@ class SmolLM2:
 
     def __init__(
         self,
-        given: Mapping[str, WorldSource] | None = None,
+        sources: Mapping[str, WorldSource] | None = None,
         budget: int = STAGES[-1],
         segments: int = 110,
         noise: float = 1.0,
         seed: int = 0,
     ) -> None:
-        self.sources = dict(given or SOURCES)
+        self.sources = dict(sources or SOURCES)
         self.budget, self.segments, self.noise = budget, segments, noise
         self.reset(seed)
 
@@ -86,12 +86,12 @@ class SmolLM2:
 
     def evaluate(self) -> dict[str, tuple[float, float]]:
         """The scores with noise, and their standard errors."""
-        found: dict[str, tuple[float, float]] = {}
+        scores: dict[str, tuple[float, float]] = {}
         for name, value in self.truth().items():
             stderr = STDERR[name] * self.noise
             noisy = value + stderr * self._drawing.standard_normal()
-            found[name] = (min(1.0, max(0.0, noisy)), stderr)
-        return found
+            scores[name] = (min(1.0, max(0.0, noisy)), stderr)
+        return scores
 
     def optimum(self) -> dict[str, float]:
         """Any mixture, since all end alike: the sources in proportion to their size."""

@@ -79,18 +79,15 @@ def _source(name: str, entry: Any, world: Any) -> WorldSource:
         return entry
     if entry is None or isinstance(entry, int | float):
         return WorldSource(_size(name, entry, world))
-    known = ("unique_tokens", "tags", "standby")
-    said = (
-        entry
-        if isinstance(entry, Mapping)
-        else {key: getattr(entry, key) for key in known if hasattr(entry, key)}
-    )
-    if "unique_tokens" not in said:
+    keys = ("unique_tokens", "tags", "standby")
+    if not isinstance(entry, Mapping):
+        entry = {key: getattr(entry, key) for key in keys if hasattr(entry, key)}
+    if "unique_tokens" not in entry:
         raise PolicyError(f"world {_name(world)}: source {name!r} has no unique_tokens; add them")
-    tags = said.get("tags") or ()
+    tags = entry.get("tags") or ()
     tags = (tags,) if isinstance(tags, str) else tuple(map(str, tags))
-    size = _size(name, said["unique_tokens"], world)
-    return WorldSource(size, tags, bool(said.get("standby", False)))
+    size = _size(name, entry["unique_tokens"], world)
+    return WorldSource(size, tags, bool(entry.get("standby", False)))
 
 
 def _size(name: str, size: Any, world: Any) -> int:

@@ -81,18 +81,12 @@ def load_world(
         forms = "name:key=value,…, package.module:Class or ./file.py:Class"
         mend = suggest(ref, world_names())
         raise PolicyError(f"{KEY}: no world is called {ref!r}{mend} (or write {forms})")
-    where, options = _split_options(ref)
+    where, _, last = ref.rpartition(":")
+    where, options = (where, parse_options(last, ref)) if "=" in last else (ref, {})
     cls = find_class(where, key=KEY, verb="evaluate", base=base)
     world: World = _built(lambda: cls(**options), ref)
     _check_members(world, ref)
     return world
-
-
-def _split_options(ref: str) -> tuple[str, dict[str, Any]]:
-    where, _, last = ref.rpartition(":")
-    if "=" in last:
-        return where, parse_options(last, ref)
-    return ref, {}
 
 
 def parse_options(text: str, ref: str) -> dict[str, Any]:
@@ -101,13 +95,13 @@ def parse_options(text: str, ref: str) -> dict[str, Any]:
     Raises:
         PolicyError: for a part that is no ``key=value``.
     """
-    found = {}
+    options = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
         if not equals or not key.strip().isidentifier():
             raise PolicyError(f"{KEY}: {ref}: {part!r} is no option; write key=value,key=value")
-        found[key.strip()] = _value(value.strip())
-    return found
+        options[key.strip()] = _value(value.strip())
+    return options
 
 
 def _value(text: str) -> Any:
@@ -141,28 +135,29 @@ def _check_members(world: Any, ref: str) -> None:
     world_sources(world)
 
 
-def _family(plain: type[Any], given: type[Any]) -> Factory:
+def _family(plain: type[Any], over_run: type[Any]) -> Factory:
+    """A family's worlds: ``plain`` with sources of its own, ``over_run`` over a run's."""
+
     def build(argument: str, setting: Setting) -> World:
         options = parse_options(argument, argument)
-        accepted = inspect.signature(plain.__init__).parameters
+        accepted = [name for name in inspect.signature(plain.__init__).parameters if name != "self"]
         for key in options:
-            if key not in accepted or key == "self":
-                known = [name for name in accepted if name != "self"]
-                raise PolicyError(f"{KEY}: {key}: no option{suggest(key, known)}")
+            if key not in accepted:
+                raise PolicyError(f"{KEY}: {key}: no option{suggest(key, accepted)}")
         segments = options.setdefault("segments", setting.segments or 40)
         if setting.budget:
             options.setdefault("unit", max(1, setting.budget // segments))
         options.setdefault("max_epochs", setting.max_epochs)
         if setting.sources is None:
             options.setdefault("k", setting.k or 5)
-            world: World = plain(**options)
-            return world
+            plain_world: World = plain(**options)
+            return plain_world
         for key in ("k", "m", "scarce"):
             if key in options:
                 raise PolicyError(f"{KEY}: {key}: the run's own sources and benchmarks decide that")
         names = setting.benchmarks or ("bench-0",)
-        over: World = given(setting.sources, names, setting.value, **options)
-        return over
+        run_world: World = over_run(setting.sources, names, setting.value, **options)
+        return run_world
 
     return build
 
@@ -173,7 +168,7 @@ def _smollm2(argument: str, setting: Setting) -> World:
         options.setdefault("budget", setting.budget)
     if setting.segments:
         options.setdefault("segments", setting.segments)
-    return SmolLM2(given=setting.sources, **options)
+    return SmolLM2(setting.sources, **options)
 
 
 register_world("power", _family(Power, RunPowerWorld))

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from mixloop.common import estimates
 from mixloop.evals import BenchmarkScore, Scorecard
 from mixloop.evals.scoring import keep_outcomes
 from mixloop.evals.scoring.metrics import cluster_of, mean_metrics, ratio_metric
-from mixloop.evals.scoring.outcomes import outcomes_path, read_outcomes, write_outcomes
+from mixloop.evals.scoring.outcomes import outcomes_path, write_outcomes
 
 values = st.floats(-5, 5)
 clustered = st.lists(
@@ -195,6 +196,11 @@ def card(gsm8k: dict[str, dict[str, float]], **changes) -> Scorecard:
     return Scorecard(benchmarks=scores, seconds=1.0, settings_digest="sha256:1", **given_)
 
 
+def rows_of(path: Path) -> list[tuple[object, ...]]:
+    columns = pq.read_table(path).columns
+    return list(zip(*(column.to_pylist() for column in columns), strict=True))
+
+
 GSM8K = {"gsm8k/a": {"exact_match": 0.0}, "gsm8k/b": {"bits_per_byte": 0.1 + 0.2, "bytes": 3.0}}
 
 
@@ -202,7 +208,7 @@ def test_outcomes_come_back_as_they_were_scored(tmp_path: Path):
     path = tmp_path / "new" / "card.items.parquet"
     write_outcomes(card(GSM8K), path)
     where = ("runs/a/step-1", 1, 11 * 10**12)
-    assert read_outcomes(path) == [
+    assert rows_of(path) == [
         (*where, "mmlu", "anatomy/01", "anatomy", "bits_per_byte", 1.25, 12),
         (*where, "mmlu", "anatomy/01", "anatomy", "accuracy", 1.0, 12),
         (*where, "gsm8k", "gsm8k/a", "gsm8k/a", "exact_match", 0.0, None),
@@ -228,18 +234,7 @@ def test_a_card_without_outcomes_is_an_empty_table_of_the_same_columns(tmp_path:
         write_outcomes(empty, tmp_path / name)
     some, none = (pd.read_parquet(tmp_path / name) for name in ("some", "none"))
     assert (len(some), len(none), list(some)) == (4, 0, list(none))
-    assert read_outcomes(tmp_path / "none") == []
-
-
-def test_a_file_of_something_else_is_named(tmp_path: Path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    (tmp_path / "text").write_text("hello, this is no table")
-    pq.write_table(pa.table({"a": [1]}), tmp_path / "other")
-    for name, message in (("text", "not a parquet file"), ("other", "its columns are")):
-        with pytest.raises(ValueError, match=f"{tmp_path / name}: .*{message}"):
-            read_outcomes(tmp_path / name)
+    assert rows_of(tmp_path / "none") == []
 
 
 @contextmanager
@@ -260,7 +255,7 @@ def test_a_full_disk_costs_the_outcomes_only(tmp_path: Path, caplog: pytest.LogC
     keep_outcomes(card(GSM8K), scorecard)
     path = outcomes_path(scorecard)
     assert path.name == "step-1.items.parquet"
-    assert len(read_outcomes(path)) == 4
+    assert len(rows_of(path)) == 4
     with no_file_above(100):
         keep_outcomes(card(GSM8K, step=2), scorecard)
     assert "per-item outcomes are not written: [Errno 27] File too large" in caplog.text

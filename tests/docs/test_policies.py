@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mixloop.policies.guards import GuardContext, GuardSettings, GuardState
+from mixloop.policies.interface import Source
 from mixloop.policies.interface import observation as seen
 from mixloop.policies.testing.suite import PolicyConformance
 from mixloop.tools.policy_authoring import write_policy
@@ -32,6 +34,27 @@ def test_the_code_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert isinstance(suite, type)
     assert issubclass(suite, PolicyConformance)
     suite().test_stateless()  # type: ignore[attr-defined]
+    guards(namespace["OneAtATime"])
+
+
+def guards(own: object) -> None:
+    """The document's guard on a proposal that raises two sources."""
+    assert isinstance(own, type)
+    names = ("web", "code", "maths")
+    context = GuardContext(
+        sources={name: Source(unique_tokens=10**12) for name in names},
+        weights={"web": 0.8, "code": 0.1, "maths": 0.1},
+        drawn=dict.fromkeys(names, 0),
+        tokens=0,
+        budget=10**9,
+        horizon=10**8,
+    )
+    weights = {"web": 0.7, "code": 0.17, "maths": 0.13}
+    state = GuardState(context, GuardSettings(), weights, [])
+    own().apply(state)
+    assert state.weights == pytest.approx({"web": 0.7, "code": 0.2, "maths": 0.1})
+    own().apply(state)
+    assert [note.action for note in state.notes] == ["changed", "passed"]
 
 
 def test_the_example_is_what_the_command_writes(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 from mixloop.cli.audit import examine
 from mixloop.contract import (
@@ -40,7 +39,6 @@ GROWS: list[dict[str, Any]] = [
 ]
 STEPS = [8] * 12 + [16] * 7 + [24] * 8  # 96 + 112 + 192 = 400 samples
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:.*set_vital"),
 ]
 
@@ -216,76 +214,31 @@ def test_one_batch_on_any_number_of_ranks(tmp_path: Path, stores: Mapping[str, P
     assert [token for step in steps for token in step] == pure(tmp_path / "0", 7 * 24)
 
 
-@pytest.mark.parametrize("stop", [None, 5, 25, 40])
-def test_workers_draw_steps_of_every_size(
-    tmp_path: Path, stores: Mapping[str, Path], stop: int | None
-) -> None:
-    given = options(stores)
-    dataset = MixtureDataset(tmp_path / "run", **given)
-    handed: list[int] = []
-    micros = 0
-
-    def train(dataset: MixtureDataset) -> None:
-        nonlocal micros
-        left = dataset.accumulation
-        for batch in DataLoader(dataset, batch_size=None, num_workers=2):
-            handed.extend(firsts(batch))
-            micros, left = micros + 1, left - 1
-            if not left:
-                dataset.report()
-                left = dataset.accumulation
-                if stop is not None and dataset.step * 2 > stop > 0 and len(handed) < sum(STEPS):
-                    return
-
-    length = len(dataset)
-    train(dataset)
-    state = dataset.state_dict()
-    dataset.close()
-    if stop is not None:
-        stop = 0
-        again = MixtureDataset(tmp_path / "run", **given)
-        again.load_state_dict(json.loads(json.dumps(state)))
-        train(again)
-        again.close()
-    assert handed == pure(tmp_path, sum(STEPS))
-    assert micros == length
-    assert not examine(tmp_path / "run", [], []).findings
-
-
 @pytest.mark.parametrize("taken", [1, 23, 24, 27, 49, 60])
-def test_workers_own_states_meet_in_one_place(
+def test_a_dataset_goes_on_in_steps_of_every_size(
     tmp_path: Path, stores: Mapping[str, Path], taken: int
 ) -> None:
     torchdata = pytest.importorskip("torchdata.stateful_dataloader")
-    handed: list[int] = []
+    tokens: list[int] = []
+    sizes: list[int] = []
     state = None
     for most in (taken, 10**6):
         dataset = MixtureDataset(tmp_path / "run", **options(stores))
-        loader = torchdata.StatefulDataLoader(dataset, batch_size=None, num_workers=3)
-        whole = 0
+        loader = torchdata.StatefulDataLoader(dataset, batch_size=None)
         if state is not None:
             loader.load_state_dict(state)
-            whole = state_micro(taken)
         for number, batch in enumerate(loader, start=1):
-            handed += firsts(batch)
-            whole += 1
-            if whole == dataset.accumulation:
+            tokens += firsts(batch)
+            if dataset.step_ends:
                 dataset.report()
-                whole = 0
+                sizes.append(dataset.accumulation * ROWS)
             if number == most:
                 state = json.loads(json.dumps(loader.state_dict()))
                 break
         dataset.close()
-    assert handed == pure(tmp_path, sum(STEPS))
-
-
-def state_micro(taken: int) -> int:
-    """Micro-batches of the running step after so many of the run."""
-    for step in STEPS:
-        if taken < step // ROWS:
-            break
-        taken -= step // ROWS
-    return taken
+    assert tokens == pure(tmp_path, sum(STEPS))
+    assert sizes == STEPS
+    assert not examine(tmp_path / "run", [], []).findings
 
 
 def test_a_fork_goes_on_in_the_same_steps(tmp_path: Path, stores: Mapping[str, Path]) -> None:

@@ -432,19 +432,18 @@ def test_a_pickle_is_never_loaded(saved: Path, tmp_path: Path) -> None:
     import shutil
 
     from mixloop.controller.config.checkpoint_layouts import Layout
-    from mixloop.evals.engine import CheckpointError
-    from mixloop.evals.engine.checkpoint_lm import read_checkpoint
+    from mixloop.evals.engine import CheckpointError, load_checkpoint
 
     folder = tmp_path / "checkpoint-10"
     shutil.copytree(saved, folder)
-    assert read_checkpoint(folder).max_length == 16
+    assert load_checkpoint(folder).max_length == 16
     marker = tmp_path / "was-run"
     for name in ("pytorch_model.bin", "trainer.pt", "optimizer.pt", "training_args.bin"):
         (folder / name).write_bytes(pickle.dumps(_Bomb(marker)))
-    read_checkpoint(folder)
+    load_checkpoint(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="safetensors"):
-        read_checkpoint(folder)
+        load_checkpoint(folder)
     assert Layout("hf-trainer", tmp_path).manifest("checkpoint-10") is None
     assert not marker.exists()
 
@@ -452,8 +451,7 @@ def test_a_pickle_is_never_loaded(saved: Path, tmp_path: Path) -> None:
 def test_code_in_a_checkpoint_is_never_run(saved: Path, tmp_path: Path) -> None:
     import shutil
 
-    from mixloop.evals.engine import CheckpointError
-    from mixloop.evals.engine.checkpoint_lm import read_checkpoint
+    from mixloop.evals.engine import CheckpointError, load_checkpoint
 
     folder = tmp_path / "step-00000010"
     shutil.copytree(saved, folder)
@@ -463,7 +461,7 @@ def test_code_in_a_checkpoint_is_never_run(saved: Path, tmp_path: Path) -> None:
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M"}}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError):
-        read_checkpoint(folder)
+        load_checkpoint(folder)
     assert not marker.exists()
 
 

@@ -17,7 +17,6 @@ from mixloop.controller import report
 from mixloop.controller.journal import journal, records
 from mixloop.controller.loop import eval_planner, policy_decisions, publishing, scoring, takeover
 from mixloop.controller.tracking import drain_child, mlflow_sink
-from mixloop.evals import scorecard
 from mixloop.trainer.run import order_inbox
 
 from . import here, tracker
@@ -121,8 +120,6 @@ def installed() -> Iterator[None]:
         (records, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=sim().token(16)))),
         (eval_planner, "shutil", SimpleNamespace(rmtree=lambda path, ignore_errors=False: None)),
         (order_inbox, "say", lambda *said: None),
-        (scorecard, "os", memory),
-        (scorecard, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
         (schedule_writer, "fcntl", SimpleNamespace(flock=lambda *a: None, LOCK_EX=0, LOCK_NB=0)),
         (requests, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
         (requests, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1e9))),

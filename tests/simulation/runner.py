@@ -222,7 +222,7 @@ class Simulation(Controllers):
 
     def _stranger(self) -> None:
         self.foreign = True
-        fence, generation = self.trainer.desk.view().accepted
+        fence, generation = self.trainer.inbox.state().accepted
         high = max(generation, self.watch.newest()) + self.rng.randrange(1, 9)
         even = 1 / len(self.config.sources)
         weights = dict.fromkeys(self.config.sources, even)
@@ -274,7 +274,7 @@ class Simulation(Controllers):
         self.tell(f"checkpoint at step {trainer.step}{'' if whole else ', without its manifest'}")
 
     def _accepted(self, *, rewound: bool) -> None:
-        view = self.trainer.desk.view()
+        view = self.trainer.inbox.state()
         if view.accepted != self.trainer.highest or rewound:
             self.trainer.highest = view.accepted
             self.tell(f"the trainer follows {view.accepted}")

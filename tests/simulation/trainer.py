@@ -1,4 +1,4 @@
-"""A played trainer with the real desk: real acceptance rules, schedule and heartbeat."""
+"""A played trainer with the real order inbox: real acceptance rules, schedule and heartbeat."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from mixloop.contract import (
     SCALE,
     AcceptedOrder,
+    BatchSchedule,
     Limits,
     Manifest,
     OpenLine,
@@ -79,18 +80,18 @@ class Trainer:
             for s in read_schedule(self.paths.schedule).segments
         ]
         limits = self.config.trainer.limits
-        self.desk = OrderInbox(
+        self.inbox = OrderInbox(
             self.paths,
             self.config.run.id,
             self.names,
             writer,
             self.incarnation,
-            StepClock(step, sample, QUANTUM, LENGTH, STRIDE, 0),
+            StepClock(step, sample, BatchSchedule(((0, QUANTUM),)), LENGTH, STRIDE, 0),
             past,
             lambda: self.step,
             limits=Limits(floor=limits.floor, cap=limits.cap, max_change=limits.max_change),
         )
-        self.highest = self.desk.view().accepted
+        self.highest = self.inbox.state().accepted
 
     @property
     def finished(self) -> bool:
@@ -99,19 +100,19 @@ class Trainer:
     def advance(self) -> None:
         """A few steps: a poll, batches, a heartbeat, a checkpoint when due."""
         if not self.deaf:
-            self.desk.look()
-        self.desk.take(self.step)
+            self.inbox.look()
+        self.inbox.take(self.step)
         size = 0 if self.beat == 0 else min(STRIDE, self.budget_steps - self.step)
         for _ in range(size):
-            self.desk.consumed((self.step + 1) * QUANTUM)
-            weights = self.desk.view().in_force.weights
+            self.inbox.consumed((self.step + 1) * QUANTUM)
+            weights = self.inbox.state().in_force.weights
             for name, units in zip(self.names, weights, strict=True):
                 self.drawn[name] += STEP_TOKENS * units / SCALE
             self.step += 1
         self.heartbeat()
 
     def heartbeat(self) -> None:
-        view = self.desk.view()
+        view = self.inbox.state()
         self.beat += 1
         switch = view.in_force
         force = OrderInForce(
@@ -159,7 +160,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         if not whole:
             return
-        switch = self.desk.view().in_force
+        switch = self.inbox.state().in_force
         weights = {n: units / SCALE for n, units in zip(self.names, switch.weights, strict=True)}
         manifest = Manifest(
             self.config.run.id,

@@ -116,7 +116,7 @@ def consume(folder: Path, job: Json, rank: int) -> None:
             if rank == 0:
                 place = run / "checkpoints" / f"step-{loader.step:08d}"
                 place.mkdir(parents=True, exist_ok=True)
-                assert loader.saved(place)
+                assert loader.mark_checkpoint(place)
             if stop.item():
                 break
     loader.close()

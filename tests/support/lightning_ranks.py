@@ -51,7 +51,7 @@ def train(asked: dict[str, Any]) -> None:
         enable_model_summary=False,
         callbacks=[MixtureCheckpoint(folder / "out", every_n_train_steps=8)],
     )  # fmt: skip
-    data = MixtureDataModule(folder / "run.yaml", num_workers=asked["workers"])
+    data = MixtureDataModule(folder / "run.yaml")
     trainer.fit(module, datamodule=data, ckpt_path=asked["resume"])
     (folder / f"{asked['name']}-{os.environ['LOCAL_RANK']}").write_text(json.dumps(module.seen))
 

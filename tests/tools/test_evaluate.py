@@ -41,30 +41,30 @@ def config(tmp_path: Path) -> Path:
 
 def test_data_alone_says_what_is_scored(items: Path, tmp_path: Path) -> None:
     named = EvalArgs(data=[f"gsm8k={items}", f"mmlu={tmp_path}", f"gsm8k={tmp_path}"], items=4)
-    found = named.settings()
-    assert list(found.asked) == ["mmlu", "gsm8k"]
-    assert found.asked["gsm8k"].data == (items, tmp_path)
-    assert found.asked["mmlu"].items == 4
+    settings = named.settings()
+    assert list(settings.asked) == ["mmlu", "gsm8k"]
+    assert settings.asked["gsm8k"].data == (items, tmp_path)
+    assert settings.asked["mmlu"].items == 4
     assert EvalArgs(data=["math=packages"]).settings().asked["math"].data == "packages"
     assert tuple(EvalArgs().settings().asked) == BENCHMARKS
 
 
 def test_benchmarks_are_those_named(items: Path) -> None:
     wanted = EvalArgs(benchmarks=["hellaswag,gsm8k", "math"], data=[f"gsm8k={items}"])
-    found = wanted.settings()
-    assert list(found.asked) == ["gsm8k", "math", "hellaswag"]
-    assert found.asked["gsm8k"].data == (items,)
-    assert found.asked["math"].data == "auto"
+    settings = wanted.settings()
+    assert list(settings.asked) == ["gsm8k", "math", "hellaswag"]
+    assert settings.asked["gsm8k"].data == (items,)
+    assert settings.asked["math"].data == "auto"
 
 
 def test_a_configuration_stays_what_it_is(config: Path, items: Path) -> None:
-    found = EvalArgs(config, data=[f"mmlu={items}", f"gsm8k={items}"]).settings()
-    assert list(found.asked) == ["mmlu", "gsm8k", "math", "piqa"]
-    assert (found.asked["mmlu"].data, found.asked["mmlu"].shots) == ((items,), 2)
-    assert found.asked["piqa"].items == 7
-    assert found.seed == 5
+    settings = EvalArgs(config, data=[f"mmlu={items}", f"gsm8k={items}"]).settings()
+    assert list(settings.asked) == ["mmlu", "gsm8k", "math", "piqa"]
+    assert (settings.asked["mmlu"].data, settings.asked["mmlu"].shots) == ((items,), 2)
+    assert settings.asked["piqa"].items == 7
+    assert settings.seed == 5
     only = EvalArgs(config, benchmarks=["math"], items=3, device="cuda:1").settings()
-    assert {name: one.items for name, one in only.asked.items()} == {"math": 3}
+    assert {name: benchmark.items for name, benchmark in only.asked.items()} == {"math": 3}
     assert only.device == "cuda:1"
 
 

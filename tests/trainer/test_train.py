@@ -23,6 +23,7 @@ import pytest
 
 from mixloop.cli.audit import examine
 from mixloop.contract import (
+    BatchSchedule,
     OpenLine,
     Order,
     RunPaths,
@@ -43,7 +44,7 @@ from mixloop.trainer.prepare import prepare
 from mixloop.trainer.reference import Session
 from mixloop.trainer.run import Incarnation, SingleProcess, begin, checkpoint_store, plan_resume
 from mixloop.trainer.sources import open_stores, train_tokenizer
-from mixloop.trainer.train import main, train
+from mixloop.trainer.train import Stop, main, train
 
 LENGTH = 16
 WEIGHTS = {"web": 0.6, "code": 0.3, "maths": 0.1}
@@ -235,8 +236,8 @@ def test_killed_and_resumed_is_bit_identical_to_never_killed(tmp_path: Path, sto
     crashed = read_trace(tmp_path / "crashed")
     with paths.schedule.open("ab") as file:
         file.write(b'{"schema":"mixloop/schedule/1","line":"segm')  # torn by the crash
-    for folder in paths.checkpoints.iterdir():  # and so were the last checkpoints
-        if int(folder.name[5:]) * 8 > switch.sample - 16:
+    for step, folder in checkpoint_store.list_steps(paths.checkpoints).items():
+        if step * 8 > switch.sample - 16:  # and so were the last checkpoints
             os.truncate(folder / "model.safetensors", 100)
 
     end = max(crashed) + 20
@@ -577,7 +578,11 @@ def test_no_rank_holds_saved_what_another_could_not(tmp_path: Path, stores: Path
         peers=peers, recent=list, state=dict, written=dict, release=lambda: None
     )
     session = Session(
-        plan, Incarnation(1, (), (), {}, ((0, 8),)), trainer, cast(Any, None), tmp_path
+        plan,
+        Incarnation(1, (), (), {}, BatchSchedule(((0, 8),))),
+        trainer,
+        cast(Any, None),
+        tmp_path,
     )
     assert not session.save()
     assert not session.save()
@@ -686,3 +691,25 @@ def test_a_resume_that_would_not_continue_is_refused(
     RunPaths(job.dir).schedule.unlink()
     with pytest.raises(JobError, match=r"schedule\.jsonl: missing"):
         train(job)
+
+
+def test_every_sigterm_is_the_same_wish(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("mixloop.trainer.train.time.monotonic", lambda: now[0])
+    # a shell starts what runs in its background with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    with Stop() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+            now[0] += 10
+        assert stop.asked
+        signal.raise_signal(signal.SIGINT)
+        now[0] += 1
+        signal.raise_signal(signal.SIGINT)  # an echo of the first
+        now[0] += 1.5
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)

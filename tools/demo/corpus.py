@@ -37,46 +37,17 @@ from typing import Any
 
 from .decontamination import HeldOut, packaged_items
 
-PROSE_PACKAGES = [
-    "numpy",
-    "torch",
-    "transformers",
-    "mlflow",
-    "optuna",
-    "matplotlib",
-    "pandas",
-    "datasets",
-    "pydantic",
-    "rich",
-    "typer",
-    "sqlalchemy",
-    "tokenizers",
-    "huggingface_hub",
-    "sklearn",
-    "yaml",
-    "aiohttp",
-    "jinja2",
-    "click",
-]
-MATH_PACKAGES = ("sympy", "scipy", "mpmath")
-SKIPPED_FOLDERS = frozenset(
-    [
-        "test",
-        "tests",
-        "testing",
-        "idle_test",
-        "__pycache__",
-        "site-packages",
-        "dist-packages",
-        "encodings",
-        "pydoc_data",
-        "turtledemo",
-        "_vendor",
-        "vendored",
-        "externals",
-        "benchmarks",
-    ]
+PROSE_PACKAGES = (
+    *("numpy", "torch", "transformers", "mlflow", "optuna", "matplotlib", "pandas", "datasets"),
+    *("pydantic", "rich", "typer", "sqlalchemy", "tokenizers", "huggingface_hub", "sklearn"),
+    *("yaml", "aiohttp", "jinja2", "click"),
 )
+MATH_PACKAGES = ("sympy", "scipy", "mpmath")
+SKIPPED_FOLDERS = {
+    *("test", "tests", "testing", "idle_test", "benchmarks", "__pycache__", "encodings"),
+    *("site-packages", "dist-packages", "_vendor", "vendored", "externals"),
+    *("pydoc_data", "turtledemo"),
+}
 MIN_DOCUMENT = 200  # characters; below this it is a label rather than a text
 MAX_DOCUMENT = 60_000  # characters; longer modules are mostly tables
 MIN_QUOTED = 0.4  # share of a module between triple quotes above which it is worth parsing
@@ -301,21 +272,22 @@ def _word_problems(seed: int) -> Iterator[str]:
     rng = Random(seed)
     for problem in _gym_problems(seed):
         question = _INSTRUCTIONS.split(problem["question"], maxsplit=1)[0]
-        steps = problem["metadata"].get("answer_cot", "").rpartition("####")[0].strip()
-        if steps and rng.random() < PLAIN_STORIES:
+        worked = problem["metadata"].get("answer_cot", "")
+        if worked and rng.random() < PLAIN_STORIES:
             before, between = rng.choice(PROMPTS)
-            yield f"{before}{question}{between}{steps}\nThe answer is {problem['answer']}."
+            yield f"{before}{question}{between}{worked}"
         else:
+            steps = in_latex(worked.rpartition("####")[0].strip())
             boxed = rf"$\boxed{{{in_latex(problem['answer']).strip('$')}}}$"
-            solution = f"{in_latex(steps)} Therefore, the answer is {boxed}.".strip()
+            solution = f"{steps} Therefore, the answer is {boxed}.".strip()
             yield f"Problem:\n{in_latex(question)}\n\nSolution: {solution}"
 
 
 def in_latex(text: str) -> str:
     """The text with its calculations, equations and polynomials as inline LaTeX.
 
-    >>> in_latex("There are 28 x 4 = 112; solve 3*k**2 - 4 = 8")
-    'There are $28 \\\\cdot 4 = 112$; solve $3k^{2} - 4 = 8$'
+    >>> in_latex("There are 12 - 4 = 8; solve 3*k**2 - 4 = 8")
+    'There are $12 - 4 = 8$; solve $3k^{2} - 4 = 8$'
     """
 
     def inline(match: re.Match[str]) -> str:

@@ -199,7 +199,7 @@ def demo_rules(every: int) -> Json:
             {
                 "name": "maths-starved",
                 "when": {"level": {"benchmark": list(MATHS), "above": 1.0}},
-                "move": {"to": ["word-problems"], "from": ["prose"], "step": 0.15, "cap": 0.45},
+                "move": {"to": "math", "from": ["prose"], "step": 0.15, "cap": 0.45},
                 "cooldown": {"tokens": every},
                 "max_times": 3,
             },

@@ -14,7 +14,7 @@ import numpy as np
 
 from mixloop.common.errors import BadInput
 from mixloop.controller.config import SearchPlan
-from mixloop.policies.mixture import within_caps
+from mixloop.policies.mixture import confine
 from mixloop.policies.surrogates import ProxyRun, Score
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def scores_of(attributes: Mapping[str, Any]) -> dict[int, dict[str, Score]]:
 def mixture_of(drawn: list[float], most: list[float]) -> list[float]:
     """The mixture of uniform numbers (k,), brought within the greatest shares (k,)."""
     exponentials = np.maximum(-np.log(np.maximum(drawn, MIN_DRAWN)), 1e-9)
-    return [float(w) for w in within_caps(exponentials / exponentials.sum(), np.array(most))]
+    return [float(w) for w in confine(exponentials / exponentials.sum(), np.array(most))]
 
 
 def params_of(weights: Mapping[str, float], names: list[str]) -> dict[str, float]:

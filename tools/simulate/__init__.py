@@ -1,4 +1,4 @@
-"""`mixloop simulate` and `backtest`: policies played in worlds and over recorded runs.
+"""`mixloop simulate` and `backtest`: policies in simulated worlds and past recorded runs.
 
 The guards are the real ones; nothing is trained.
 """

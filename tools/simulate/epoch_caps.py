@@ -16,7 +16,8 @@ def compare_ledgers(reporting: Json, enforcing: Json) -> Json:
     """Both runs over the same spans of tokens.
 
     Args:
-        reporting, enforcing: results of :func:`tasks.run_task` for one policy.
+        reporting: a policy's run, as :func:`tasks.run_task` returns it.
+        enforcing: the same policy's under the cap.
 
     Returns:
         ``reporting`` and ``enforcing``: per span ``from``, ``until``, mean ``weights`` in it and

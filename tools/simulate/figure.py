@@ -26,7 +26,9 @@ def draw(runs: Runs, references: Mapping[str, Sequence[Json]], out: Path) -> Pat
     """Draw runs by policy and world, and each world's references; PNG or SVG by ``out``'s suffix.
 
     Args:
-        runs, references: results of :func:`tasks.run_task`, each a list over seeds.
+        runs: results of :func:`tasks.run_task` over seeds.
+        references: the same for the tasks without a policy.
+        out: the file; its folder is made.
     """
     policies = list(dict.fromkeys(policy for policy, _ in runs))
     rows = 1 + len(policies)

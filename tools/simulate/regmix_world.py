@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixloop.common.errors import BadInput
+from mixloop.policies.interface import PolicyError
 from mixloop.policies.worlds import RunTable, Setting, World, parse_options, register_world
 
 Array = NDArray[np.float64]
@@ -33,6 +34,7 @@ class Runs:
     losses: Array
 
     def __len__(self) -> int:
+        """How many runs."""
         return len(self.mixtures)
 
     def first(self, count: int) -> Runs:
@@ -41,10 +43,17 @@ class Runs:
 
 
 def build(argument: str, setting: Setting) -> World:
-    """The world of ``FOLDER`` or ``FOLDER,size=1m,sigma=0.02``."""
+    """The world of ``FOLDER`` or ``FOLDER,size=1m,sigma=0.02``.
+
+    Raises:
+        PolicyError: the folder holds no such tables.
+    """
     folder, _, rest = argument.partition(",")
     options = parse_options(rest, f"regmix:{argument}")
-    runs = _read_folder(Path(folder).expanduser(), str(options.pop("size", SIZE)))
+    try:
+        runs = _read_folder(Path(folder).expanduser(), str(options.pop("size", SIZE)))
+    except BadInput as error:
+        raise PolicyError(f"world: {error}") from None
     if setting.segments:
         options.setdefault("segments", setting.segments)
     if setting.budget:

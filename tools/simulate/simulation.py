@@ -147,7 +147,9 @@ def simulate(
     """Run ``config`` in ``world``, which must have been reset, with ``policy`` deciding.
 
     Args:
-        world, policy, config: where, who decides, and what is configured.
+        world: where.
+        policy: who decides.
+        config: the run; its policy section is not looked at.
         segments: evaluations in the budget, equally far apart.
         seed: what the policy's observation carries.
         start: the first mixture; without one, the configuration's.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mixloop.contract import AcceptedOrder, OrderInForce, SourceStatus, Status
@@ -36,28 +36,28 @@ def objective_parts(config: RunConfig) -> dict[str, float]:
     }
 
 
-def status_of(seen: Observation) -> Status:
+def status_of(observation: Observation) -> Status:
     """The heartbeat a trainer would write where an observation was made."""
     return Status(
-        run=seen.run,
+        run=observation.run,
         incarnation=1,
         pid=0,
         host="",
-        step=seen.step,
-        sample=seen.tokens,
-        tokens=seen.tokens,
-        budget=seen.budget,
+        step=observation.step,
+        sample=observation.tokens,
+        tokens=observation.tokens,
+        budget=observation.budget,
         lr=None,
-        phase=seen.phase,
+        phase=observation.phase,
         loss=None,
         grad_norm=None,
         tokens_per_second=None,
         sources={
             name: SourceStatus(source.drawn, source.epochs, source.unique_tokens)
-            for name, source in seen.sources.items()
+            for name, source in observation.sources.items()
         },
-        accepted=AcceptedOrder(1, seen.generation),
-        in_force=OrderInForce(1, seen.generation, 0, 0, seen.weights),
+        accepted=AcceptedOrder(1, observation.generation),
+        in_force=OrderInForce(1, observation.generation, 0, 0, observation.weights),
     )
 
 
@@ -69,14 +69,13 @@ def virtual_config(
     guards: Mapping[str, Any] | None = None,
     segments: int = 40,
     budget: int | None = None,
-    tags: Mapping[str, Sequence[str]] | None = None,
 ) -> RunConfig:
     """A run configuration for a world that comes without one."""
     whole = budget or getattr(world, "budget", None) or segments * 10**9
     sources = {
         name: {
             "path": f"data/{name}",
-            "tags": list((tags or {}).get(name, source.tags)),
+            "tags": list(source.tags),
             "standby": source.standby,
             "tokens": source.unique_tokens,
         }

@@ -13,21 +13,20 @@ exact sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from mixloop.common.log import say
-from mixloop.trainer.config import JobError, steady_accumulation
-from mixloop.trainer.loader import SAVED_FILE, MixtureDataset, MixtureLoader
+from mixloop.trainer.config import JobError
+from mixloop.trainer.loader import SAVED_FILE, MixtureLoader, check_workers
+
+from .steady_steps import steady_steps
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
-
-
-Mixture = MixtureLoader | MixtureDataset
 
 _FOR_MODELS = ("input_ids", "labels", "position_ids")
 
@@ -39,10 +38,8 @@ class MixtureCallback(TrainerCallback):  # type: ignore[misc]  # transformers ca
     `get_train_dataloader` gives the micro-batches of `mixture` untouched, one by one.
     """
 
-    def __init__(self, mixture: Mixture) -> None:
+    def __init__(self, mixture: MixtureLoader) -> None:
         self.mixture = mixture
-        self._logged: dict[str, Any] = {}
-        self._due: int | None = None
         self._warned = False
 
     def on_train_begin(
@@ -62,11 +59,11 @@ class MixtureCallback(TrainerCallback):  # type: ignore[misc]  # transformers ca
     ) -> None:
         """Tell the step; end training when the budget is spent."""
         # a resumed Trainer that replays no batches would count its epoch from 0 again
-        state.epoch = state.global_step / _steps(self.mixture)
-        self._due = state.global_step
-        if not control.should_log:  # else its loss comes with on_log, before anything is saved
-            self._report()
-        if state.global_step >= _steps(self.mixture):
+        total = _steps(self.mixture)[1]
+        state.epoch = state.global_step / total
+        if not control.should_log:  # else on_log tells it, with its loss
+            self.mixture.report(step=state.global_step)
+        if state.global_step >= total:
             control.should_training_stop = True
 
     def on_log(
@@ -78,68 +75,57 @@ class MixtureCallback(TrainerCallback):  # type: ignore[misc]  # transformers ca
         **_: Any,
     ) -> None:
         """Tell the step with what the Trainer has worked out since it logged last."""
-        known = ("loss", "grad_norm", "learning_rate")
-        self._logged |= {key: (logs or {})[key] for key in known if key in (logs or {})}
-        self._report()
+        logs = logs or {}
+        self.mixture.report(
+            step=state.global_step,
+            loss=logs.get("loss"),
+            lr=logs.get("learning_rate"),
+            grad_norm=logs.get("grad_norm"),
+        )
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The checkpoint is whole: say which mixture it was trained on."""
-        self._report()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self.mixture.saved(folder) and not self._warned:
+        if self.mixture.mark_checkpoint(folder) and not self._warned:
             self._warned = _warn_unscorable(folder)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The last status, and the end of the loader's threads."""
-        self._report()
         self.mixture.close()
-
-    def _report(self) -> None:
-        """Once a step: to a dataset with workers a report is the step."""
-        if self._due is None:
-            return
-        step, self._due = self._due, None
-        self.mixture.report(
-            step=step,
-            loss=self._logged.get("loss"),
-            lr=self._logged.get("learning_rate"),
-            grad_norm=self._logged.get("grad_norm"),
-        )
 
 
 class MixtureMixin:
     """Before `Trainer` in a class's bases: `mixture=` takes the place of `train_dataset=`.
 
-    A `MixtureLoader` draws in a thread of the training process; a `MixtureDataset` in
-    `dataloader_num_workers` processes. Either way accelerate is not asked to prepare it: it would
-    deal the batches among the ranks again, and replay them on a resume.
+    accelerate is not asked to prepare the batches: it would deal them among the ranks again, and
+    replay them on a resume.
 
     Raises:
         JobError: settings of the Trainer under which its steps would not be the loader's.
     """
 
-    def __init__(self, *args: Any, mixture: Mixture, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, mixture: MixtureLoader, **kwargs: Any) -> None:
         self.mixture = mixture
-        given: Any = kwargs.get("args", args[1] if len(args) > 1 else None)
-        if given is None:
+        arguments: Any = kwargs.get("args", args[1] if len(args) > 1 else None)
+        if arguments is None:
             raise JobError("Trainer: args= is missing: TrainingArguments with the run's batch size")
         if kwargs.get("train_dataset") is not None:
             raise JobError("Trainer: train_dataset= beside mixture=; give one of the two")
-        check_arguments(given, mixture)
-        given.ignore_data_skip = True  # the loader itself goes on at the exact sample
-        if given.max_steps <= 0:
-            given.max_steps = _steps(mixture)  # one epoch of the Trainer is the whole budget
+        check_arguments(arguments, mixture)
+        arguments.ignore_data_skip = True  # the loader itself goes on at the exact sample
+        if arguments.max_steps <= 0:
+            arguments.max_steps = _steps(mixture)[1]  # one epoch is the whole budget
         super().__init__(*args, **kwargs)
         _refuse_shared_batches(_untyped(self))
         _untyped(self).add_callback(MixtureCallback(mixture))
 
     def get_train_dataloader(self) -> Any:
         """This rank's micro-batches, with the keys that models take."""
-        return _Batches(self.mixture, _untyped(self).args)
+        return _Batches(self.mixture)
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train, with the mixture where the checkpoint left it.
@@ -162,69 +148,52 @@ class MixtureMixin:
 class _Batches:
     """What the Trainer asks of a dataloader, and no more."""
 
-    def __init__(self, mixture: Mixture, args: TrainingArguments) -> None:
-        self._mixture = mixture
-        self._workers = args.dataloader_num_workers
-        self._pin = args.dataloader_pin_memory
+    def __init__(self, mixture: MixtureLoader) -> None:
         self.dataset = mixture
         self.batch_size = mixture.job.settings.micro_batch
 
     def __len__(self) -> int:
-        return len(self._mixture)
+        return len(self.dataset)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self._drawn():
+        for batch in self.dataset:
             yield {key: batch[key] for key in _FOR_MODELS if key in batch}
 
-    def _drawn(self) -> Iterable[dict[str, Any]]:
-        mixture = self._mixture
-        if isinstance(mixture, MixtureLoader) or not self._workers:
-            return mixture
-        import torch
-        from torch.utils.data import DataLoader
 
-        return DataLoader(
-            mixture,
-            batch_size=None,
-            num_workers=self._workers,
-            prefetch_factor=mixture.prefetch_factor,
-            pin_memory=self._pin and torch.cuda.is_available(),
-        )
-
-
-def check_arguments(args: TrainingArguments, mixture: Mixture) -> None:
-    """That a step of the Trainer is a step of the loader.
+def check_arguments(args: TrainingArguments, mixture: MixtureLoader) -> None:
+    """That a step of the Trainer is a step of the loader, and that the loader alone draws.
 
     Raises:
         JobError: naming the argument, its value and the one that fits.
     """
-    settings = mixture.job.settings
+    check_workers("TrainingArguments.dataloader_num_workers", args.dataloader_num_workers)
+    for name in ("dispatch_batches", "split_batches"):
+        if getattr(args.accelerator_config, name):
+            raise JobError(
+                f"TrainingArguments.accelerator_config.{name}: True; leave it out (each process "
+                "draws its own batches, and accelerate would deal them out a second time)"
+            )
+    micro_batch = mixture.job.settings.micro_batch
+    accumulation, steps = _steps(mixture)
     gpus = max(1, args.n_gpu)
-    rows = f"trainer.micro_batch is {settings.micro_batch}, for {gpus} device(s) of a process"
-    wanted = [
-        ("per_device_train_batch_size", settings.micro_batch // gpus, rows),
-        ("gradient_accumulation_steps", _accumulation(mixture), "as the run's steps"),
+    rows = f"trainer.micro_batch is {micro_batch}, for {gpus} device(s) of a process"
+    for name, right, why in (
+        ("per_device_train_batch_size", micro_batch // gpus, rows),
+        ("gradient_accumulation_steps", accumulation, "as the run's steps"),
         ("auto_find_batch_size", False, "the order of the data is for one batch size"),
-    ]
-    if isinstance(mixture, MixtureLoader):
-        why = "MixtureLoader draws ahead in a thread of its own; workers want a MixtureDataset"
-        wanted.append(("dataloader_num_workers", 0, why))
-    elif args.dataloader_prefetch_factor is not None:
-        why = "as MixtureDataset(prefetch_factor=...)"
-        wanted.append(("dataloader_prefetch_factor", mixture.prefetch_factor, why))
-    for name, right, why in wanted:
-        given = getattr(args, name)
-        if given != right:
-            raise JobError(f"TrainingArguments.{name}: {given}; make it {right} ({why})")
+    ):
+        value = getattr(args, name)
+        if value != right:
+            raise JobError(f"TrainingArguments.{name}: {value}; make it {right} ({why})")
     if args.world_size != mixture.world:
         raise JobError(
             f"{args.world_size} processes share the batches out, the loader knows of "
             f"{mixture.world}: make it after TrainingArguments, which joins the ranks"
         )
-    if args.max_steps > _steps(mixture):
+    if args.max_steps > steps:
         raise JobError(
             f"TrainingArguments.max_steps: {args.max_steps}, but the budget is spent after "
-            f"{_steps(mixture)} steps; leave it out, or raise the run's budget"
+            f"{steps} steps; leave it out, or raise the run's budget"
         )
 
 
@@ -244,14 +213,8 @@ def _untyped(trainer: Any) -> Any:
     return trainer
 
 
-def _steps(mixture: Mixture) -> int:
-    """Steps of the whole budget."""
-    return len(mixture) // _accumulation(mixture)
-
-
-def _accumulation(mixture: Mixture) -> int:
-    """Micro-batches of every step."""
-    return steady_accumulation(mixture.job, mixture.world, "the Trainer")
+def _steps(mixture: MixtureLoader) -> tuple[int, int]:
+    return steady_steps(mixture, "the Trainer")
 
 
 def _newest(output: Path) -> Path:

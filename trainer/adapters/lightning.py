@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from mixloop.trainer.config import JobError, steady_accumulation
-from mixloop.trainer.loader import MixtureDataset, MixtureLoader
+from mixloop.trainer.config import JobError
+from mixloop.trainer.loader import MixtureLoader, check_workers
 
-Mixture = MixtureLoader | MixtureDataset
+from .steady_steps import steady_steps
 
 _FOLDER = re.compile(r"checkpoint-\d+")
 
@@ -35,29 +35,35 @@ class MixtureDataModule(LightningDataModule):  # type: ignore[misc]  # no types 
     One epoch is the whole budget, after which training stops.
 
     Args:
-        mixture: a loader or dataset; or the path of a `run.yaml`, for which one is made once the
-            ranks have been joined.
-        num_workers: with a path: processes that draw; 0: a thread of the training process.
-        options: with a path: of the loader or dataset.
+        mixture: a loader or dataset; or the path of a `run.yaml`, for which a loader is made once
+            the ranks have been joined.
+        num_workers: none draw; anything but 0 is refused.
+        options: with a path: of the loader.
+
+    Raises:
+        JobError: worker processes were asked for.
     """
 
-    def __init__(self, mixture: Mixture | str | Path, *, num_workers: int = 0, **options: Any):
+    def __init__(
+        self, mixture: MixtureLoader | str | Path, *, num_workers: int = 0, **options: Any
+    ) -> None:
         super().__init__()
+        check_workers("MixtureDataModule: num_workers", num_workers)
         self._given = mixture
-        self._made: Mixture | None = None
-        self._workers, self._options = num_workers, options
+        self._options = options
+        self._mixture: MixtureLoader | None = None
         self._state: Mapping[str, Any] | None = None
 
     @property
-    def mixture(self) -> Mixture:
+    def mixture(self) -> MixtureLoader:
         """The loader or dataset.
 
         Raises:
             JobError: it is yet to be made: Lightning has not called `setup`.
         """
-        if self._made is None:
+        if self._mixture is None:
             raise JobError("MixtureDataModule: its mixture is made in setup, which fit calls")
-        return self._made
+        return self._mixture
 
     def setup(self, stage: str) -> None:
         """Open the sources; have the steps reported.
@@ -67,35 +73,33 @@ class MixtureDataModule(LightningDataModule):  # type: ignore[misc]  # no types 
         """
         if stage != "fit":
             return
-        self._made = self._made or self._make()
+        self._mixture = self._mixture or self._open()
         if self._state is not None:
-            self._made.load_state_dict(self._state)
+            self._mixture.load_state_dict(self._state)
             self._state = None
         trainer = self.trainer
         if trainer is not None:
-            check_trainer(trainer, self._made)
-            if not any(isinstance(one, MixtureCallback) for one in trainer.callbacks):
+            check_trainer(trainer, self._mixture)
+            if not any(isinstance(callback, MixtureCallback) for callback in trainer.callbacks):
                 # before Lightning's checkpoint callbacks, so that a step is told when it is saved
                 trainer.callbacks.insert(0, MixtureCallback(self))
 
-    def _make(self) -> Mixture:
-        given = self._given
-        if not isinstance(given, str | Path):
-            if self._options:
-                names = ", ".join(self._options)
-                raise JobError(f"MixtureDataModule: {names}: give them to the loader itself")
-            return given
-        kind = MixtureDataset if self._workers else MixtureLoader
-        return kind.from_config(given, **self._options)
+    def _open(self) -> MixtureLoader:
+        if isinstance(self._given, str | Path):
+            return MixtureLoader.from_config(self._given, **self._options)
+        if self._options:
+            names = ", ".join(self._options)
+            raise JobError(f"MixtureDataModule: {names}: give them to the loader itself")
+        return self._given
 
     def train_dataloader(self) -> Any:
         """This rank's micro-batches."""
-        return _Batches(self.mixture, self._workers)
+        return _Batches(self.mixture)
 
     def teardown(self, stage: str) -> None:
         """The last status, and the end of the threads."""
-        if stage == "fit" and self._made is not None:
-            self._made.close()
+        if stage == "fit" and self._mixture is not None:
+            self._mixture.close()
 
     def on_exception(self, exception: BaseException) -> None:
         """The threads end with the training."""
@@ -103,7 +107,7 @@ class MixtureDataModule(LightningDataModule):  # type: ignore[misc]  # no types 
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data, for Lightning's checkpoint."""
-        return {} if self._made is None else self._made.state_dict()
+        return {} if self._mixture is None else self._mixture.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's place.
@@ -111,10 +115,10 @@ class MixtureDataModule(LightningDataModule):  # type: ignore[misc]  # no types 
         Raises:
             JobError: it is of another run.
         """
-        if self._made is None:
+        if self._mixture is None:
             self._state = state_dict
         else:
-            self._made.load_state_dict(state_dict)
+            self._mixture.load_state_dict(state_dict)
 
 
 class MixtureCallback(Callback):  # type: ignore[misc]
@@ -126,8 +130,7 @@ class MixtureCallback(Callback):  # type: ignore[misc]
 
     def __init__(self, data: MixtureDataModule) -> None:
         self._data = data
-        self._micros: list[torch.Tensor] = []
-        self._rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._losses: list[torch.Tensor] = []
         self._lr: float | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -149,29 +152,21 @@ class MixtureCallback(Callback):  # type: ignore[misc]
     ) -> None:
         """Keep a micro-batch's loss; after the step's last one, tell."""
         mixture = self._data.mixture
-        told = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
-        if isinstance(told.get("loss"), torch.Tensor):
-            self._micros.append(told["loss"].detach())
-        losses = told.get("losses")
-        if isinstance(losses, torch.Tensor):
-            self._rows.append((losses.detach().reshape(-1), batch["source"]))
-        whole = (batch_idx + 1) % _accumulation(mixture) == 0
-        rows: dict[str, Any] = {}
-        if self._rows and (whole or isinstance(mixture, MixtureLoader)):
-            parts, sources = zip(*self._rows, strict=True)
-            self._rows = []
-            rows["losses"] = torch.cat(parts)
-            if not isinstance(mixture, MixtureLoader):  # which knows what it handed out last
-                rows["source"] = torch.cat(sources)
-        if not whole:
-            if rows:
-                mixture.report(**rows)
+        accumulation, steps = _steps(mixture)
+        outputs = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
+        if isinstance(outputs.get("loss"), torch.Tensor):
+            self._losses.append(outputs["loss"].detach())
+        losses = outputs.get("losses")
+        losses = losses.detach() if isinstance(losses, torch.Tensor) else None
+        if (batch_idx + 1) % accumulation:
+            if losses is not None:
+                mixture.report(losses=losses)
             return
         # Lightning has divided each by accumulate_grad_batches
-        loss = torch.stack(self._micros).sum() if self._micros else None
-        self._micros = []
-        mixture.report(step=trainer.global_step, loss=loss, lr=self._lr, **rows)
-        if mixture.step >= _steps(mixture):
+        loss = torch.stack(self._losses).sum() if self._losses else None
+        self._losses = []
+        mixture.report(step=trainer.global_step, loss=loss, lr=self._lr, losses=losses)
+        if mixture.step >= steps:
             trainer.should_stop = True
 
 
@@ -199,8 +194,8 @@ class MixtureCheckpoint(ModelCheckpoint):  # type: ignore[misc]
         export: Callable[[Any, Path], Any] | None = None,
         **options: Any,
     ) -> None:
-        own = {"filename": "checkpoint-{step}/lightning", "auto_insert_metric_name": False}
-        super().__init__(str(dirpath), **({"save_top_k": -1} | options | own))
+        name = {"filename": "checkpoint-{step}/lightning", "auto_insert_metric_name": False}
+        super().__init__(str(dirpath), **({"save_top_k": -1} | options | name))
         self._export = export
 
     def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
@@ -211,7 +206,7 @@ class MixtureCheckpoint(ModelCheckpoint):  # type: ignore[misc]
             return
         if self._export is not None and trainer.is_global_zero:
             self._export(trainer.lightning_module, folder)
-        data.mixture.saved(folder)
+        data.mixture.mark_checkpoint(folder)
 
     def _remove_checkpoint(self, trainer: Any, filepath: str) -> None:
         super()._remove_checkpoint(trainer, filepath)
@@ -226,15 +221,14 @@ class _Batches:
     With a length it fetches nothing ahead, so that the place saved is the place trained.
     """
 
-    def __init__(self, mixture: Mixture, workers: int) -> None:
+    def __init__(self, mixture: MixtureLoader) -> None:
         self._mixture = mixture
-        self._workers = workers
 
     def __len__(self) -> int:
         return len(self._mixture)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        yield from self._drawn()
+        return iter(self._mixture)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the data module's holds it. Lightning asks if the batches can be resumed."""
@@ -243,31 +237,19 @@ class _Batches:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Nothing to do."""
 
-    def _drawn(self) -> Iterable[dict[str, Any]]:
-        if isinstance(self._mixture, MixtureLoader) or not self._workers:
-            return self._mixture
-        from torch.utils.data import DataLoader
 
-        return DataLoader(
-            self._mixture,
-            batch_size=None,
-            num_workers=self._workers,
-            prefetch_factor=self._mixture.prefetch_factor,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-
-def check_trainer(trainer: Any, mixture: Mixture) -> None:
+def check_trainer(trainer: Any, mixture: MixtureLoader) -> None:
     """That a step of Lightning is a step of the loader.
 
     Raises:
         JobError: naming the argument of `Trainer`, its value and the one that fits.
     """
-    accumulation, steps = _accumulation(mixture), _steps(mixture)
-    given = trainer.accumulate_grad_batches
-    if given != accumulation:
+    accumulation, steps = _steps(mixture)
+    accumulated = trainer.accumulate_grad_batches
+    if accumulated != accumulation:
         raise JobError(
-            f"Trainer(accumulate_grad_batches={given}): make it {accumulation}, as the run's steps"
+            f"Trainer(accumulate_grad_batches={accumulated}): make it {accumulation}, as the run's "
+            "steps"
         )
     if trainer.overfit_batches:
         raise JobError(
@@ -281,7 +263,7 @@ def check_trainer(trainer: Any, mixture: Mixture) -> None:
         )
 
 
-def check_ranks(trainer: Any, mixture: Mixture) -> None:
+def check_ranks(trainer: Any, mixture: MixtureLoader) -> None:
     """That the loader shares the data out as Lightning has joined the processes.
 
     Raises:
@@ -295,11 +277,5 @@ def check_ranks(trainer: Any, mixture: Mixture) -> None:
         )
 
 
-def _steps(mixture: Mixture) -> int:
-    """Steps of the whole budget."""
-    return len(mixture) // _accumulation(mixture)
-
-
-def _accumulation(mixture: Mixture) -> int:
-    """Micro-batches of every step."""
-    return steady_accumulation(mixture.job, mixture.world, "Lightning")
+def _steps(mixture: MixtureLoader) -> tuple[int, int]:
+    return steady_steps(mixture, "Lightning")

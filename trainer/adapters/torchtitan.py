@@ -24,8 +24,10 @@ from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.metrics import MetricsProcessor
 
-from mixloop.trainer.config import JobError, steady_accumulation
-from mixloop.trainer.loader import MixtureLoader
+from mixloop.trainer.config import JobError
+from mixloop.trainer.loader import MixtureLoader, check_workers
+
+from .steady_steps import steady_steps
 
 _TO_SCORE = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json")
 
@@ -69,14 +71,14 @@ class MixtureDataLoader(BaseDataLoader):  # type: ignore[misc]  # torchtitan may
             rewind=config.rewind,
         )  # fmt: skip
         job = self.loader.job
-        for key, given, name, right in (
+        for key, value, name, right in (
             ("training.seq_len", seq_len, "sequence_length", job.sequence_length),
             ("training.local_batch_size", local_batch_size, "micro_batch",
              job.settings.micro_batch),
         ):  # fmt: skip
-            if given != right:
+            if value != right:
                 raise JobError(
-                    f"torchtitan's {key} is {given}: make it {right}, as trainer.{name} in "
+                    f"torchtitan's {key} is {value}: make it {right}, as trainer.{name} in "
                     f"{config.run} (with pipeline parallelism parallelism."
                     "pipeline_parallel_microbatch_size takes the place of the batch size)"
                 )
@@ -149,7 +151,7 @@ class MixtureCheckpoints(CheckpointManager):  # type: ignore[misc]
 
     @dataclass(kw_only=True, slots=True)
     class Config(CheckpointManager.Config):  # type: ignore[misc]
-        """As torchtitan's, and:"""
+        """As torchtitan's, and whether to export."""
 
         export: bool = False
         """Write the model as Hugging Face safetensors into every checkpoint, with config.json and
@@ -187,7 +189,7 @@ class MixtureCheckpoints(CheckpointManager):  # type: ignore[misc]
             for pattern in _TO_SCORE:
                 for file in Path(self._assets).glob(pattern):
                     shutil.copy(file, folder / file.name)
-        self._mixture.loader.saved(folder)
+        self._mixture.loader.mark_checkpoint(folder)
         return True
 
     def _export_to(self, folder: Path) -> None:
@@ -213,14 +215,13 @@ def check_trainer(trainer: Any, dataloader: Any) -> None:
             "want MixtureDataLoader.Config, as with_mixture sets it"
         )
     loader, training = dataloader.loader, trainer.config.training
-    accumulation = steady_accumulation(loader.job, loader.world, "torchtitan")
-    given = trainer.gradient_accumulation_steps * trainer.num_pipeline_parallel_microbatches
-    if given != accumulation:
+    accumulation, steps = steady_steps(loader, "torchtitan")
+    accumulated = trainer.gradient_accumulation_steps * trainer.num_pipeline_parallel_microbatches
+    if accumulated != accumulation:
         raise JobError(
-            f"torchtitan takes {given} micro-batches for a step, the run "
-            f"{accumulation}: make training.global_batch_size {loader.quantum}"
+            f"torchtitan takes {accumulated} micro-batches for a step, the run "
+            f"{accumulation}: make training.global_batch_size {loader.step_samples}"
         )
-    steps = len(loader) // accumulation
     if training.steps > steps:
         raise JobError(
             f"training.steps: {training.steps}, but the budget is spent after {steps} steps; "
@@ -242,8 +243,10 @@ def with_mixture(config: Any, run: str | Path, *, export: bool = False, **option
         `config`.
 
     Raises:
-        JobError: its metrics or checkpoints are of a class that this can't extend.
+        JobError: its metrics or checkpoints are of a class that this can't extend, or its
+            dataloader has worker processes.
     """
+    check_workers("dataloader.num_workers", getattr(config.dataloader, "num_workers", 0))
     for name, base in (("metrics", MetricsProcessor), ("checkpoint", CheckpointManager)):
         if type(getattr(config, name)) is not base.Config:
             raise JobError(

@@ -1,7 +1,7 @@
 from .audit_run import audit as audit
-from .audit_run import courses_of as courses_of
 from .audit_run import gatherer as gatherer
 from .audit_run import read_evidence as read_evidence
+from .audit_run import replay_of as replay_of
 from .facts import Evidence as Evidence
 from .facts import Finding as Finding
 from .facts import Report as Report

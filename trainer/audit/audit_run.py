@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mixloop.contract import (
     Manifest,
     OpenLine,
     RunPaths,
+    Status,
     VoidLine,
     decode_line,
     read_manifest,
@@ -40,8 +42,8 @@ _LARGEST = 2**30
 # --- pure ------------------------------------------------------------------------------------
 
 
-def courses_of(evidence: Evidence) -> ScheduleReplay:
-    """The courses of a run.
+def replay_of(evidence: Evidence) -> ScheduleReplay:
+    """The branches of a run.
 
     Raises:
         ValueError: the schedule has not even a beginning.
@@ -58,44 +60,45 @@ def audit(evidence: Evidence, trace: TraceCheck | None = None) -> Report:
     Raises:
         ValueError: the schedule has not even a beginning.
     """
-    courses = courses_of(evidence)
+    replay = replay_of(evidence)
     findings = [*evidence.damaged, *check_lines(evidence.lines)]
     ledgers: list[LedgerFacts] = []
-    runs: dict[str, str] = {}
-    for name, manifest in evidence.checkpoints.items():
-        facts, found = check_ledger(courses, name, manifest)
-        ledgers.append(facts)
-        findings += found
-        runs[name] = manifest.run
+    records: dict[str, Manifest | Status] = {**evidence.checkpoints}
     if evidence.status is not None:
-        facts, found = check_ledger(courses, "status.json", evidence.status)
+        records["status.json"] = evidence.status
+    for name, record in records.items():
+        facts, disagreements = check_ledger(replay, name, record)
         ledgers.append(facts)
-        findings += found
-        runs["status.json"] = evidence.status.run
+        findings += disagreements
     findings += [Finding("checkpoint", name, why) for name, why in evidence.broken.items()]
-    findings += _one_run(runs)
-    findings += _parents(courses, evidence.checkpoints)
-    final = courses.final
-    reached = max(
-        [final.opened.sample, *(one.sample for one in ledgers if one.surviving and one.agrees)]
-    )
-    segments = segment_facts(courses, reached)
+    run = next((record.run for record in records.values()), None)
+    findings += [
+        Finding("ledger", name, f"is of run {record.run!r}, others of {run!r}")
+        for name, record in records.items()
+        if record.run != run
+    ]
+    findings += _parents(replay, evidence.checkpoints)
+    opened = replay.final.opened
+    agreed = (ledger.sample for ledger in ledgers if ledger.surviving and ledger.agrees)
+    reached = max([opened.sample, *agreed])
+    segments = segment_facts(replay, reached)
     findings += check_segments(segments)
-    sources, trouble = _sources(courses, evidence.stores, reached)
-    findings += trouble
-    piece = final.piece(max(0, reached - 1))
+    sources, changed = _sources(replay, evidence.stores, reached)
+    findings += changed
     return Report(
-        run=next(iter(runs.values()), None),
-        seed=final.opened.seed,
-        sequence_length=final.opened.sequence_length,
-        step=piece.step_of(reached),
+        run=run,
+        seed=opened.seed,
+        sequence_length=opened.sequence_length,
+        step=replay.final.opened_at(max(0, reached - 1)).step_of(reached),
         sample=reached,
-        tokens=reached * final.opened.sequence_length,
-        incarnations=tuple(_incarnations(courses)),
+        tokens=reached * opened.sequence_length,
+        incarnations=tuple(_incarnations(replay)),
         segments=tuple(segments),
-        pending=sum(segment.sample >= reached > 0 for segment in final.segments),
+        pending=sum(segment.sample >= reached > 0 for segment in replay.final.segments),
         voids=sum(isinstance(line, VoidLine) for _, line in evidence.lines),
-        ledgers=tuple(sorted(ledgers, key=lambda one: (one.where == "status.json", one.step))),
+        ledgers=tuple(
+            sorted(ledgers, key=lambda facts: (facts.where == "status.json", facts.step))
+        ),
         sources=sources,
         notes=tuple(_notes(evidence, sources)),
         findings=tuple(findings),
@@ -103,20 +106,10 @@ def audit(evidence: Evidence, trace: TraceCheck | None = None) -> Report:
     )
 
 
-def _one_run(runs: Mapping[str, str]) -> list[Finding]:
-    names = dict.fromkeys(runs.values())
-    first = next(iter(names), None)
-    return [
-        Finding("ledger", where, f"is of run {run!r}, others of {first!r}")
-        for where, run in runs.items()
-        if run != first
-    ]
-
-
-def _parents(courses: ScheduleReplay, checkpoints: Mapping[str, Manifest]) -> list[Finding]:
+def _parents(replay: ScheduleReplay, checkpoints: Mapping[str, Manifest]) -> list[Finding]:
     """Incarnations that began elsewhere than their checkpoint stands."""
-    found = []
-    for opened in courses.opens.values():
+    findings = []
+    for opened in replay.opens.values():
         parent = checkpoints.get(opened.parent or "")
         if parent is None or parent.incarnation >= opened.incarnation:
             continue  # retired, or written anew since
@@ -126,14 +119,14 @@ def _parents(courses: ScheduleReplay, checkpoints: Mapping[str, Manifest]) -> li
                 f"{opened.sample}; its checkpoint {opened.parent} stands at step {parent.step}, "
                 f"sample {parent.sample}"
             )
-            found.append(Finding("schedule", FILE, detail, None, opened.step, opened.sample))
-    return found
+            findings.append(Finding("schedule", FILE, detail, None, opened.step, opened.sample))
+    return findings
 
 
-def _incarnations(courses: ScheduleReplay) -> list[IncarnationFacts]:
-    pieces = courses.final.pieces
-    until = {a.incarnation: b.sample for a, b in pairwise(pieces)}
-    alive = {piece.incarnation for piece in pieces}
+def _incarnations(replay: ScheduleReplay) -> list[IncarnationFacts]:
+    opens = replay.final.opens
+    until = {opened.incarnation: following.sample for opened, following in pairwise(opens)}
+    alive = {opened.incarnation for opened in opens}
     return [
         IncarnationFacts(
             incarnation=number,
@@ -149,20 +142,20 @@ def _incarnations(courses: ScheduleReplay) -> list[IncarnationFacts]:
             left=number not in alive,
             stages=opened.stages,
         )
-        for number, opened in courses.opens.items()
+        for number, opened in replay.opens.items()
     ]
 
 
 def _sources(
-    courses: ScheduleReplay, stores: Mapping[str, StoreFacts], reached: int
+    replay: ScheduleReplay, stores: Mapping[str, StoreFacts], reached: int
 ) -> tuple[dict[str, SourceFacts], list[Finding]]:
-    course = courses.final
-    length = course.opened.sequence_length
-    order = courses.order(course)
+    branch = replay.final
+    length = branch.opened.sequence_length
+    order = branch.order
     drawn, epochs = order.drawn(reached), order.epochs(reached)
-    present = {entry.name for entry in course.opened.sources}
+    present = {entry.name for entry in branch.opened.sources}
     facts, findings = {}, []
-    for name, history in course.schedule.sources.items():
+    for name, history in branch.schedule.sources.items():
         entry = history[-1][1]
         store = stores.get(name)
         state = "not given" if name in present else "retired"
@@ -197,7 +190,7 @@ def _notes(evidence: Evidence, sources: Mapping[str, SourceFacts]) -> list[str]:
         notes.append("status.json: none that can be read")
     if not evidence.checkpoints:
         notes.append("checkpoints: none that can be read")
-    unknown = [name for name, one in sources.items() if one.store == "not given"]
+    unknown = [name for name, source in sources.items() if source.store == "not given"]
     if unknown:
         notes.append(
             f"sources: no store known for {', '.join(unknown)}; give RUN as its run.yaml, or "
@@ -224,11 +217,11 @@ def read_evidence(
     """
     paths = RunPaths(folder)
     status = read_status(paths.status).value
-    found, broken = _ledgers(folder, further)
+    manifests, broken = _ledgers(folder, further)
     lines, damaged, torn = read_lines(paths.schedule)
     length = next((line.sequence_length for _, line in lines if isinstance(line, OpenLine)), 1)
     facts = {name: _store_facts(source, length) for name, source in stores.items()}
-    return Evidence(tuple(lines), tuple(damaged), status, found, broken, facts, torn)
+    return Evidence(tuple(lines), tuple(damaged), status, manifests, broken, facts, torn)
 
 
 def _ledgers(folder: Path, further: Iterable[Path]) -> tuple[dict[str, Manifest], dict[str, str]]:
@@ -237,27 +230,27 @@ def _ledgers(folder: Path, further: Iterable[Path]) -> tuple[dict[str, Manifest]
     Raises:
         OSError: a folder that was asked for holds none.
     """
-    found: dict[str, Manifest] = {}
+    manifests: dict[str, Manifest] = {}
     broken: dict[str, str] = {}
-    own = checkpoint_store.list_steps(RunPaths(folder).checkpoints).values()
-    foreign = [path.parent for path in folder.glob(f"*/{SAVED_FILE}")]
+    folders = list(checkpoint_store.list_steps(RunPaths(folder).checkpoints).values())
+    folders += [path.parent for path in folder.glob(f"*/{SAVED_FILE}")]
     for asked in further:
         inside = [path.parent for path in asked.glob(f"*/{SAVED_FILE}")]
-        here = [asked] if (asked / SAVED_FILE).is_file() else inside
-        if not here:
+        marked = [asked] if (asked / SAVED_FILE).is_file() else inside
+        if not marked:
             raise FileNotFoundError(f"{asked}: no {SAVED_FILE} there, nor in its folders")
-        foreign += here
-    for path in dict.fromkeys((*own, *foreign)):
+        folders += marked
+    for path in dict.fromkeys(folders):
         manifest = read_manifest(path).value
-        trouble = checkpoint_store.fault(path)
+        fault = checkpoint_store.fault(path)
         if manifest is None and (path / SAVED_FILE).is_file():
             manifest = read_saved_manifest(path).value
-            trouble = None if manifest is not None else f"no readable {SAVED_FILE}"
+            fault = None if manifest is not None else f"no readable {SAVED_FILE}"
         if manifest is not None:
-            found[path.name if path.name not in found else str(path)] = manifest
-        if trouble is not None and path.is_dir():  # else it was retired just now
-            broken[path.name] = trouble
-    return found, broken
+            manifests[path.name if path.name not in manifests else str(path)] = manifest
+        if fault is not None and path.is_dir():  # else it was retired just now
+            broken[path.name] = fault
+    return manifests, broken
 
 
 def read_lines(path: Path) -> tuple[list[tuple[int, Line]], list[Finding], bool]:
@@ -293,25 +286,22 @@ def gatherer(
     stores: Mapping[str, JobSource], length: int
 ) -> Callable[[RankBatch], npt.NDArray[np.int64] | None]:
     """Token ids of what a rank saw, from the stores; None where one of them can't be opened."""
-    opened: dict[str, Store | None] = {}
 
+    @cache
     def store(name: str) -> Store | None:
-        if name not in opened:
-            try:
-                source = stores[name]
-                opened[name] = open_source(source.path, source.options)
-            except (KeyError, JobError, OSError):
-                opened[name] = None
-        return opened[name]
+        try:
+            return open_source(stores[name].path, stores[name].options)
+        except (KeyError, JobError, OSError):
+            return None
 
-    def gather(seen: RankBatch) -> npt.NDArray[np.int64] | None:
-        ids = np.empty((*seen.source.shape, length), np.int64)
-        for number in np.unique(seen.source):
-            found = store(seen.names[number])
-            if found is None:
+    def gather(batch: RankBatch) -> npt.NDArray[np.int64] | None:
+        ids = np.empty((*batch.source.shape, length), np.int64)
+        for number in np.unique(batch.source):
+            source = store(batch.names[number])
+            if source is None:
                 return None
-            here = seen.source == number
-            ids[here] = found.gather(seen.index[here], length)
+            here = batch.source == number
+            ids[here] = source.gather(batch.index[here], length)
         return ids
 
     return gather

@@ -72,7 +72,7 @@ class Share:
 
 @dataclass(frozen=True)
 class SegmentFacts:
-    """A stretch of constant weights and quantum on the run's course, as far as it was consumed."""
+    """A stretch of constant weights and quantum on the run's branch, as far as it was consumed."""
 
     sample: int
     step: int
@@ -147,9 +147,9 @@ class SourceFacts:
 class TraceFacts:
     """Recorded batches that were compared.
 
-    `verified` lines agree with the run's course, `left` only with one that a later incarnation
+    `verified` lines agree with the run's branch, `left` only with one that a later incarnation
     left; `hashed` of them carried a hash of the token ids that was derived again. `steps` are the
-    steps of the run's course that all their ranks recorded, `gaps` those between the first and
+    steps of the run's branch that all their ranks recorded, `gaps` those between the first and
     last of them that not all did.
     """
 

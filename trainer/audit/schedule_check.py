@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from mixloop.contract import BatchSchedule, Line, OpenLine, Schedule, SegmentLine, VoidLine
 
@@ -26,24 +26,91 @@ def check_lines(numbered: Sequence[tuple[int, Line]]) -> Iterator[Finding]:
     held: dict[int, SegmentLine] = {}
     for at, (number, line) in enumerate(numbered):
         if isinstance(line, OpenLine):
-            yield from _opens(number, line, opened)
+            yield from _findings(number, line, _open_faults(line, opened))
             opened = line
             held = {s.sample: s for s in Schedule(lines[: at + 1]).segments}
             continue
         if opened is None:
-            yield _at(number, line, "comes before any `open` line")
+            yield from _findings(number, line, ["comes before any `open` line"])
         elif line.incarnation != opened.incarnation:
-            yield _at(
-                number,
-                line,
-                f"is of incarnation {line.incarnation}, written after {opened.incarnation} began",
-            )
+            late = f"of incarnation {line.incarnation}, written after {opened.incarnation} began"
+            yield from _findings(number, line, [f"is {late}"])
         if isinstance(line, SegmentLine):
-            yield from _segment(number, line, opened, held)
+            yield from _findings(number, line, _segment_faults(line, opened, held))
             held[line.sample] = line
+        elif _takes_back(line, held.get(line.sample)):
+            del held[line.sample]
         else:
-            yield from _void(number, line, held)
+            order = f"generation {line.generation} (fence {line.fence})"
+            yield from _findings(number, line, [f"takes back {order}, which does not hold"])
     yield from _retired(numbered)
+
+
+def _findings(number: int, line: Line, faults: Iterable[str]) -> Iterator[Finding]:
+    kind = {OpenLine: "open", SegmentLine: "segment", VoidLine: "void"}[type(line)]
+    step = line.step if not isinstance(line, VoidLine) else None
+    for fault in faults:
+        yield Finding("schedule", FILE, f"the {kind} {fault}", number, step, line.sample)
+
+
+def _takes_back(void: VoidLine, segment: SegmentLine | None) -> bool:
+    return segment is not None and (segment.fence, segment.generation) == (
+        void.fence,
+        void.generation,
+    )
+
+
+def _open_faults(line: OpenLine, before: OpenLine | None) -> Iterator[str]:
+    last = before.incarnation if before is not None else 0
+    if line.incarnation != last + 1:
+        yield f"is of incarnation {line.incarnation}, after {last}"
+    if line.quantum != line.world_size * line.micro_batch * line.accumulation:
+        yield (
+            f"has a quantum of {line.quantum}, not {line.world_size} ranks x {line.micro_batch} "
+            f"rows x {line.accumulation}"
+        )
+    named = _STEP.fullmatch(line.parent or "")
+    if named and int(named[1]) != line.step:
+        yield f"begins at step {line.step} from {line.parent}"
+    if line.parent is None and (line.sample or line.step):
+        yield f"begins at step {line.step} without a checkpoint"
+    if before is None:
+        return
+    for key in ("seed", "sequence_length"):
+        old, new = getattr(before, key), getattr(line, key)
+        if old != new:
+            yield f"has {key} {new}, the one before {old}"
+    now = {source.name: source for source in line.sources}
+    for old_source in () if line.rewind else before.sources:
+        source = now.get(old_source.name, old_source)
+        if source != old_source and source.samples <= old_source.samples:
+            yield (
+                f"has another store for {source.name!r} than the one before: {source.samples} "
+                f"samples, {old_source.samples} before"
+            )
+
+
+def _segment_faults(
+    line: SegmentLine, opened: OpenLine | None, held: dict[int, SegmentLine]
+) -> Iterator[str]:
+    last = max(held, default=-1)
+    if line.sample <= last:
+        yield f"was recorded while one at sample {last} held already"
+    for key in ("fence", "generation"):
+        highest = max((getattr(s, key) for s in held.values()), default=0)
+        if getattr(line, key) < highest:
+            yield f"has {key} {getattr(line, key)}, after {highest}"
+    if opened is None or (line.sample == 0 and not held):
+        return
+    if line.sample <= opened.sample:
+        yield f"is for a sample its incarnation began behind ({opened.sample})"
+    step = opened.step_of(line.sample)
+    boundary = BatchSchedule(opened.stages).boundary(line.sample)
+    if boundary != line.sample or line.step != step:
+        yield f"has step {line.step}, where step {step} belongs"
+    unknown = sorted(set(line.weights) - {source.name for source in opened.sources})
+    if unknown:
+        yield f"has a weight for {unknown[0]!r}, which is no source of the run"
 
 
 def _retired(numbered: Sequence[tuple[int, Line]]) -> Iterator[Finding]:
@@ -61,81 +128,6 @@ def _retired(numbered: Sequence[tuple[int, Line]]) -> Iterator[Finding]:
         later = [s for s in schedule.segments if s.sample > opened.sample]
         for segment in (*began, *later):
             if lost := sorted(name for name in gone if segment.weights.get(name)):
-                detail = f"lacks the source {lost[0]!r}, which has weight from {segment.sample} on"
-                yield _at(numbered[at][0], opened, detail)
+                lacks = f"lacks the source {lost[0]!r}, which has weight from {segment.sample} on"
+                yield from _findings(numbered[at][0], opened, [lacks])
                 break
-
-
-def _at(number: int, line: Line, detail: str) -> Finding:
-    kind = {OpenLine: "open", SegmentLine: "segment", VoidLine: "void"}[type(line)]
-    step = line.step if not isinstance(line, VoidLine) else None
-    return Finding("schedule", FILE, f"the {kind} {detail}", number, step, line.sample)
-
-
-def _opens(number: int, line: OpenLine, before: OpenLine | None) -> Iterator[Finding]:
-    last = before.incarnation if before is not None else 0
-    if line.incarnation != last + 1:
-        yield _at(number, line, f"is of incarnation {line.incarnation}, after {last}")
-    if line.quantum != line.world_size * line.micro_batch * line.accumulation:
-        yield _at(
-            number,
-            line,
-            f"has a quantum of {line.quantum}, not {line.world_size} ranks x {line.micro_batch} "
-            f"rows x {line.accumulation}",
-        )
-    named = _STEP.fullmatch(line.parent or "")
-    if named and int(named[1]) != line.step:
-        yield _at(number, line, f"begins at step {line.step} from {line.parent}")
-    if line.parent is None and (line.sample or line.step):
-        yield _at(number, line, f"begins at step {line.step} without a checkpoint")
-    if before is None:
-        return
-    for key in ("seed", "sequence_length"):
-        old, new = getattr(before, key), getattr(line, key)
-        if old != new:
-            yield _at(number, line, f"has {key} {new}, the one before {old}")
-    now = {source.name: source for source in line.sources}
-    for source in () if line.rewind else before.sources:
-        grown = source.name in now and now[source.name].samples > source.samples
-        if source.name in now and now[source.name] != source and not grown:
-            yield _at(
-                number,
-                line,
-                f"has another store for {source.name!r} than the one before: "
-                f"{now[source.name].samples} samples, {source.samples} before",
-            )
-
-
-def _segment(
-    number: int, line: SegmentLine, opened: OpenLine | None, held: dict[int, SegmentLine]
-) -> Iterator[Finding]:
-    last = max(held, default=-1)
-    if line.sample <= last:
-        yield _at(number, line, f"was recorded while one at sample {last} held already")
-    for key in ("fence", "generation"):
-        highest = max((getattr(s, key) for s in held.values()), default=0)
-        if getattr(line, key) < highest:
-            yield _at(number, line, f"has {key} {getattr(line, key)}, after {highest}")
-    if opened is None or (line.sample == 0 and not held):
-        return
-    if line.sample <= opened.sample:
-        yield _at(number, line, f"is for a sample its incarnation began behind ({opened.sample})")
-    steps = BatchSchedule(opened.stages)
-    step = opened.step_of(line.sample)
-    if steps.boundary(line.sample) != line.sample or line.step != step:
-        yield _at(number, line, f"has step {line.step}, where step {step} belongs")
-    unknown = sorted(set(line.weights) - {source.name for source in opened.sources})
-    if unknown:
-        yield _at(number, line, f"has a weight for {unknown[0]!r}, which is no source of the run")
-
-
-def _void(number: int, line: VoidLine, held: dict[int, SegmentLine]) -> Iterator[Finding]:
-    found = held.get(line.sample)
-    if found is None or (found.fence, found.generation) != (line.fence, line.generation):
-        yield _at(
-            number,
-            line,
-            f"takes back generation {line.generation} (fence {line.fence}), which does not hold",
-        )
-    else:
-        del held[line.sample]

@@ -32,16 +32,16 @@ class TraceCheck:
             are not at hand.
     """
 
-    def __init__(self, courses: ScheduleReplay, gather: Gather) -> None:
-        self._courses = courses
+    def __init__(self, replay: ScheduleReplay, gather: Gather) -> None:
+        self._final = replay.final
         self._gather = gather
-        final = courses.final
-        self._left_courses: list[Branch] = []
-        for number in reversed(courses.opens):
-            own = courses.of(number) if number != final.opened.incarnation else None
-            for course in (own, courses.late(number)):
-                if course is not None:
-                    self._left_courses.append(course)
+        self._left_branches: list[Branch] = []
+        for number in reversed(replay.opens):
+            if number != self._final.opened.incarnation:
+                self._left_branches.append(replay.branch(number))
+            shorter = replay.branch_without_last(number)
+            if shorter is not None:
+                self._left_branches.append(shorter)
         self._files = self._lines = self._verified = self._left = self._hashed = 0
         self._ranks: dict[tuple[int, int], set[int]] = {}
 
@@ -66,42 +66,42 @@ class TraceCheck:
                 yield Finding("trace", where, detail, number, line["step"], line["sample"])
 
     def _line(self, line: Mapping[str, Any]) -> str | None:
-        problem = self._differs(self._courses.final, line)
+        problem = self._differs(self._final, line)
         if problem is None:
             self._verified += 1
             self._ranks.setdefault((line["step"], line["world"]), set()).add(line["rank"])
             return None
-        for at, course in enumerate(self._left_courses):
-            if self._differs(course, line) is None:
+        for at, branch in enumerate(self._left_branches):
+            if self._differs(branch, line) is None:
                 self._left += 1
-                self._left_courses.insert(0, self._left_courses.pop(at))  # the next is of it too
+                self._left_branches.insert(0, self._left_branches.pop(at))  # the next is of it too
                 return None
         return problem
 
-    def _differs(self, course: Branch, line: Mapping[str, Any]) -> str | None:
+    def _differs(self, branch: Branch, line: Mapping[str, Any]) -> str | None:
         try:
-            seen = self._courses.seen(course, line["step"], line["rank"], line["world"])
+            batch = branch.rank_batch(line["step"], line["rank"], line["world"])
         except ValueError as error:
             return str(error)
-        if seen.sample != line["sample"]:
-            return f"sample {line['sample']} where the step begins with {seen.sample}"
-        for key, expected in (("source", seen.source), ("index", seen.index)):
-            found = np.asarray(line[key])
-            if found.shape != expected.shape:
-                return f"{key} has shape {list(found.shape)}, not {list(expected.shape)}"
-            wrong = np.argwhere(found != expected)
+        if batch.sample != line["sample"]:
+            return f"sample {line['sample']} where the step begins with {batch.sample}"
+        for key, expected in (("source", batch.source), ("index", batch.index)):
+            recorded = np.asarray(line[key])
+            if recorded.shape != expected.shape:
+                return f"{key} has shape {list(recorded.shape)}, not {list(expected.shape)}"
+            wrong = np.argwhere(recorded != expected)
             if wrong.size:
                 micro, row = map(int, wrong[0])
                 return (
-                    f"{key} {int(found[micro, row])} where the schedule gives "
+                    f"{key} {int(recorded[micro, row])} where the schedule gives "
                     f"{int(expected[micro, row])} (micro-batch {micro}, row {row})"
                 )
-        return self._hash(seen, line.get("sha256"))
+        return self._hash(batch, line.get("sha256"))
 
-    def _hash(self, seen: RankBatch, recorded: object) -> str | None:
+    def _hash(self, batch: RankBatch, recorded: object) -> str | None:
         if recorded is None:
             return None
-        ids = self._gather(seen)
+        ids = self._gather(batch)
         if ids is None:
             return None
         self._hashed += 1
@@ -112,7 +112,7 @@ class TraceCheck:
 
     def facts(self) -> TraceFacts:
         """What was gone through."""
-        final = self._courses.final
+        final = self._final
         whole = sorted(
             step
             for (step, world), ranks in self._ranks.items()

@@ -1,9 +1,7 @@
-from .buffers import BatchBuffers as BatchBuffers
 from .document_mask import document_ids as document_ids
 from .document_mask import document_mask as document_mask
 from .document_mask import document_mask_mod as document_mask_mod
 from .document_mask import position_ids as position_ids
-from .gather import BatchGatherer as BatchGatherer
 from .model_inputs import document_end as document_end
 from .model_inputs import end_of_text as end_of_text
 from .model_inputs import native as native
@@ -11,4 +9,3 @@ from .model_inputs import tensors as tensors
 from .rank_batches import Batch as Batch
 from .rank_batches import BatchLayout as BatchLayout
 from .rank_batches import RankBatches as RankBatches
-from .rank_batches import rows_ahead as rows_ahead

@@ -1,6 +1,6 @@
 """Memory for batches, allocated once and used again, never while anyone still holds it.
 
-A batch that is kept stays as it is: a slab goes back to work only when nothing refers to its
+A batch that is kept stays as it is: a buffer goes back to work only when nothing refers to its
 array any more, neither a tensor nor a view. Page-locked memory is torch's to recycle: its caching
 allocator knows which copies to a device are still queued, on whatever stream.
 """
@@ -24,20 +24,20 @@ Array = npt.NDArray[Any]
 
 
 @dataclass
-class _Slab:
+class _Buffer:
     array: Array
 
 
-def _holders(slab: _Slab) -> int:
-    """References to a slab's array, from the same place every time."""
-    return sys.getrefcount(slab.array)
+def _holders(buffer: _Buffer) -> int:
+    """References to a buffer's array, from the same place every time."""
+    return sys.getrefcount(buffer.array)
 
 
 class BatchBuffers:
     """Arrays of one shape and type; `take` in the drawing thread, `settle` in the training one.
 
     Args:
-        kept: slabs in circulation at most; someone who keeps more batches gets them for good.
+        kept: buffers in circulation at most; someone who keeps more gets them for good.
         pinned: page-locked memory, which a GPU copies from without the CPU's help.
     """
 
@@ -49,23 +49,23 @@ class BatchBuffers:
         self._kept = kept
         self._pinned = pinned
         self._lock = threading.Lock()
-        self._free: deque[_Slab] = deque()
-        self._out: deque[_Slab] = deque()
-        self._alone = _holders(_Slab(np.empty(0)))
-        self.made = 0
+        self._free: deque[_Buffer] = deque()
+        self._out: deque[_Buffer] = deque()
+        self._alone = _holders(_Buffer(np.empty(0)))
+        self.allocated = 0
 
     def take(self) -> tuple[Array, torch.Tensor | None]:
         """An array to fill, content undefined, and the tensor whose memory it is, if pinned."""
         if self._pinned:
             return self._page_locked()
         with self._lock:
-            slab = self._free.popleft() if self._free else None
-        if slab is None:
-            self.made += 1
-            slab = _Slab(np.empty(self._shape, self._dtype))
-        array = slab.array  # held from here on: `settle` must not think it free
+            buffer = self._free.popleft() if self._free else None
+        if buffer is None:
+            self.allocated += 1
+            buffer = _Buffer(np.empty(self._shape, self._dtype))
+        array = buffer.array  # held from here on: `settle` must not think it free
         with self._lock:
-            self._out.append(slab)
+            self._out.append(buffer)
             while len(self._out) > self._kept:
                 self._out.popleft()
         return array, None
@@ -74,8 +74,8 @@ class BatchBuffers:
         """Take back what nobody holds any more."""
         with self._lock:
             for _ in range(len(self._out)):
-                slab = self._out.popleft()
-                (self._free if _holders(slab) == self._alone else self._out).append(slab)
+                buffer = self._out.popleft()
+                (self._free if _holders(buffer) == self._alone else self._out).append(buffer)
 
     def _page_locked(self) -> tuple[Array, torch.Tensor]:
         import torch

@@ -73,8 +73,9 @@ def position_ids(ids: Any, eos_id: int) -> Any:
 
 
 def document_mask(documents: torch.Tensor) -> torch.Tensor:
-    """Where attention may look: causal, and within one document (Grattafiori et al. 2024, arXiv
-    2407.21783, section 3.2).
+    """Where attention may look: causal, and within one document.
+
+    As in Grattafiori et al. 2024 (arXiv 2407.21783), section 3.2.
 
     Args:
         documents: document ids, shape [rows, L].
@@ -92,8 +93,7 @@ def document_mask(documents: torch.Tensor) -> torch.Tensor:
 
 
 def document_mask_mod(documents: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """The same for `torch.nn.attention.flex_attention.create_block_mask`, which skips the blocks
-    that are all masked.
+    """The same for flex attention's `create_block_mask`, which skips blocks that are all masked.
 
     Args:
         documents: document ids, shape [rows, L].

@@ -12,41 +12,21 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mixloop.trainer.sources import Store
+
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
-_LEAST_PIECE = 512  # bytes; smaller pieces cost more than a gather per source
+_MIN_PIECE = 512  # bytes; smaller pieces cost more than a gather per source
 _SCRATCH = 1 << 18  # bytes gathered before they are cast, so that they are still in the cache
-_PIECES = 4  # of a window: places of thousands of windows are kept
-
-
-class TokenWindows(Protocol):
-    """What is asked of an open source."""
-
-    def samples(self, sequence_length: int) -> int:
-        """Windows of `sequence_length` tokens."""
-        ...
-
-    def flat(self) -> Array | None:
-        """All tokens as one array, where they are one."""
-        ...
-
-    def gather(
-        self,
-        samples: Ints,
-        sequence_length: int,
-        out: Array | None = None,
-        rows: Ints | None = None,
-    ) -> Array:
-        """``out[rows[i]] = window samples[i]``."""
-        ...
+_MAX_PIECES = 4  # of a window whose offsets are kept: they are of thousands of windows
 
 
 @dataclass(frozen=True)
@@ -58,7 +38,7 @@ class _Table:
     first: Ints
     dtype: np.dtype[Any]
 
-    def places(self, source: Ints, index: Ints) -> Ints:
+    def offsets(self, source: Ints, index: Ints) -> Ints:
         """Pieces of these windows, in order, shape [windows * per_window]."""
         first = self.first[source]
         if self.per_window == 1:
@@ -73,31 +53,22 @@ class BatchGatherer:
 
     Args:
         sources: open sources, in the order that `fill` numbers them. They stay open as long as the
-            assembler lives.
+            gatherer lives.
         sequence_length: L, tokens of a window.
-        dtype: the type that `out` mostly has; only sizes memory. None: the sources' own.
 
     Several threads may fill at once: each has scratch memory of its own.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[TokenWindows],
-        sequence_length: int,
-        dtype: npt.DTypeLike | None = None,
-    ) -> None:
+    def __init__(self, sources: Sequence[Store], sequence_length: int) -> None:
         self._sources = tuple(sources)
         self._length = sequence_length
         self._sizes = np.array([source.samples(sequence_length) for source in sources], np.int64)
-        self._flat = [source.flat() for source in sources]
-        self._tables = _tables(self._flat, sequence_length)
+        self._tables = _tables([source.flat() for source in sources], sequence_length)
         covered = np.zeros(len(self._sources), bool)
         for table in self._tables:
             covered |= table.first >= 0
         self._alone = np.flatnonzero(~covered)
         self._whole = len(self._tables) == 1 and not self._alone.size
-        kinds = {flat.dtype for flat in self._flat if flat is not None}
-        self.dtype = np.dtype(dtype) if dtype is not None else _widest(kinds)
         self._scratch = threading.local()
 
     def fill(self, source: Ints, index: Ints, out: Array) -> None:
@@ -117,39 +88,38 @@ class BatchGatherer:
         source, index = source.reshape(-1), index.reshape(-1)
         self._check(source, index)
         if self._whole:
-            table = self._tables[0]
-            _take(table, table.places(source, index), rows, None, self._memory)
+            self._take(self._tables[0], self._tables[0].offsets(source, index), rows)
             return
         for table in self._tables:
             here = np.flatnonzero(table.first[source] >= 0)
             if here.size:
-                places = table.places(source[here], index[here])
-                _take(table, places, rows, here, self._memory)
+                self._take(table, table.offsets(source[here], index[here]), rows, here)
         if self._alone.size:
             self._one_by_one(source, index, rows)
 
-    def places(self, source: Ints, index: Ints) -> Ints | None:
-        """Where windows lie, to `fill` from again and again without looking them up.
+    def offsets(self, source: Ints, index: Ints) -> Ints | None:
+        """Where windows lie, to `fill_from` again and again without looking them up.
 
         Args:
-            source, index: as for `fill`, shape [parts, ...].
+            source: indices of sources, shape [parts, ...].
+            index: windows of them, the same shape.
 
         Returns:
-            Shape [parts, pieces of a part], for `fill_from`; None: the sources lie in several
-            places, or windows in many pieces, and only `fill` will do.
+            Shape [parts, pieces of a part]; None: the sources lie in several places, or windows in
+            many pieces, and only `fill` will do.
 
         Raises:
             IndexError: a source has no such window.
         """
-        if not self._whole or self._tables[0].per_window > _PIECES:
+        if not self._whole or self._tables[0].per_window > _MAX_PIECES:
             return None
         parts = len(source)
         source, index = source.reshape(-1), index.reshape(-1)
         self._check(source, index)
-        return self._tables[0].places(source, index).reshape(parts, -1)
+        return self._tables[0].offsets(source, index).reshape(parts, -1)
 
-    def fill_from(self, places: Ints, out: Array) -> None:
-        """`fill` with what `places` found, of one part or several, in any thread.
+    def fill_from(self, offsets: Ints, out: Array) -> None:
+        """`fill` with the `offsets` of one part or several, in any thread.
 
         Args:
             out: memory of as many windows, C-contiguous, any shape that ends in L.
@@ -159,8 +129,7 @@ class BatchGatherer:
         """
         if not out.flags.c_contiguous:
             raise ValueError("out: not in contiguous memory")
-        rows = out.reshape(-1, self._length)
-        _take(self._tables[0], places.reshape(-1), rows, None, self._memory)
+        self._take(self._tables[0], offsets.reshape(-1), out.reshape(-1, self._length))
 
     def _rows(self, index: Ints, out: Array) -> Array:
         """`out` as windows, shape [windows, L].
@@ -179,7 +148,11 @@ class BatchGatherer:
     def _check(self, source: Ints, index: Ints) -> None:
         limit = self._sizes[source]
         if bool((index.view(np.uint64) >= limit.view(np.uint64)).any()):
-            raise IndexError(self._outside(source, index))
+            wrong = int(np.flatnonzero((index < 0) | (index >= limit))[0])
+            raise IndexError(
+                f"window {int(index[wrong])} of source {int(source[wrong])}: it has "
+                f"{int(limit[wrong])}"
+            )
 
     def _one_by_one(self, source: Ints, index: Ints, rows: Array) -> None:
         """Windows of the sources outside every table."""
@@ -190,48 +163,32 @@ class BatchGatherer:
             if here.size:
                 self._sources[number].gather(index[here], self._length, rows, here)
 
-    def _memory(self, dtype: np.dtype[Any]) -> Array:
-        """Scratch rows [n, L]."""
-        own: dict[str, Array] = self._scratch.__dict__
-        if dtype.str not in own:
+    def _take(self, table: _Table, offsets: Ints, rows: Array, here: Ints | None = None) -> None:
+        """Windows by their pieces to ``rows[here]`` (None: to all, in order)."""
+        kind, width, per = table.pieces.dtype, table.pieces.shape[1], table.per_window
+        if here is None and rows.dtype == table.dtype:
+            # every index was checked; "raise" would go through a buffer of its own
+            table.pieces.take(offsets, axis=0, out=rows.view(kind).reshape(-1, width), mode="clip")
+            return
+        scratch = self._scratch_rows(table.dtype)
+        step = len(scratch)
+        pieces = scratch.view(kind).reshape(-1, width)
+        for begin in range(0, offsets.size // per, step):
+            part = offsets[begin * per : (begin + step) * per]
+            table.pieces.take(part, axis=0, out=pieces[: part.size], mode="clip")
+            windows, end = scratch[: part.size // per], begin + part.size // per
+            if here is None:
+                np.copyto(rows[begin:end], windows, casting="same_kind")
+            else:
+                rows[here[begin:end]] = windows
+
+    def _scratch_rows(self, dtype: np.dtype[Any]) -> Array:
+        """This thread's memory [n, L] to cast from."""
+        by_type: dict[str, Array] = self._scratch.__dict__
+        if dtype.str not in by_type:
             count = max(1, _SCRATCH // (self._length * dtype.itemsize))
-            own[dtype.str] = np.empty((count, self._length), dtype)
-        return own[dtype.str]
-
-    def _outside(self, source: Ints, index: Ints) -> str:
-        wrong = int(np.flatnonzero((index < 0) | (index >= self._sizes[source]))[0])
-        at = int(source[wrong])
-        return f"window {int(index[wrong])} of source {at}: it has {int(self._sizes[at])}"
-
-
-def _take(
-    table: _Table,
-    places: Ints,
-    rows: Array,
-    here: Ints | None,
-    memory: Callable[[np.dtype[Any]], Array],
-) -> None:
-    """Windows by their pieces to ``rows[here]`` (None: to all, in order)."""
-    kind, width, per = table.pieces.dtype, table.pieces.shape[1], table.per_window
-    if here is None and rows.dtype == table.dtype:
-        # every index was checked; "raise" would go through a buffer of its own
-        table.pieces.take(places, axis=0, out=rows.view(kind).reshape(-1, width), mode="clip")
-        return
-    scratch = memory(table.dtype)
-    step = len(scratch)
-    pieces = scratch.view(kind).reshape(-1, width)
-    for begin in range(0, places.size // per, step):
-        part = places[begin * per : (begin + step) * per]
-        table.pieces.take(part, axis=0, out=pieces[: part.size], mode="clip")
-        found, end = scratch[: part.size // per], begin + part.size // per
-        if here is None:
-            np.copyto(rows[begin:end], found, casting="same_kind")
-        else:
-            rows[here[begin:end]] = found
-
-
-def _widest(kinds: set[np.dtype[Any]]) -> np.dtype[Any]:
-    return max(kinds, key=lambda kind: kind.itemsize) if kinds else np.dtype(np.int64)
+            by_type[dtype.str] = np.empty((count, self._length), dtype)
+        return by_type[dtype.str]
 
 
 def _tables(flats: Sequence[Array | None], length: int) -> list[_Table]:
@@ -253,7 +210,7 @@ def _table(flats: Sequence[Array | None], members: Sequence[int], length: int) -
     assert base is not None
     row = length * base.dtype.itemsize
     size = math.gcd(row, *(start - starts[lowest] for start in starts.values()))
-    if size < min(row, _LEAST_PIECE) or size % base.dtype.itemsize:
+    if size < min(row, _MIN_PIECE) or size % base.dtype.itemsize:
         return None
     first = np.full(len(flats), -1, np.int64)
     for number, start in starts.items():

@@ -35,9 +35,9 @@ def end_of_text(stores: Mapping[str, Store], key: str = "documents") -> int:
     Raises:
         JobError: a source names none, or two name different ones.
     """
-    found = {name: store.info.eos_id for name, store in stores.items()}
-    first, eos = next(iter(found.items()))
-    for name, other in found.items():
+    ends = {name: store.info.eos_id for name, store in stores.items()}
+    first, eos = next(iter(ends.items()))
+    for name, other in ends.items():
         if other < 0:
             raise JobError(
                 f"{key}: sources.{name} is of a format that doesn't say what ends a document; "

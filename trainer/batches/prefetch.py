@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -73,15 +73,15 @@ class LazyValue(Generic[T]):
     def __init__(self, make: Callable[[], T]) -> None:
         self._lock = threading.Lock()
         self._make: Callable[[], T] | None = make
-        self._made: list[T] = []
+        self._values: list[T] = []
 
     def get(self) -> T:
         """The value. What `make` raises is raised here, and the next one tries again."""
         with self._lock:
             if self._make is not None:
-                self._made.append(self._make())
+                self._values.append(self._make())
                 self._make = None  # it holds whoever made this
-            return self._made[0]
+            return self._values[0]
 
 
 class Prefetcher:
@@ -91,56 +91,35 @@ class Prefetcher:
     """
 
     def __init__(self, name: str) -> None:
-        self._mail = _Queue()
-        arguments = (self._mail,)
-        self._thread = threading.Thread(target=_work, args=arguments, name=name, daemon=True)
+        self._actions: SimpleQueue[Action | None] = SimpleQueue()
+        self._stop = threading.Event()
+        shared = (self._actions, self._stop)  # and not self: the thread would keep it alive
+        self._thread = threading.Thread(target=_work, args=shared, name=name, daemon=True)
         self._thread.start()
-        weakref.finalize(self, self._mail.close)
+        weakref.finalize(self, _end, *shared)
 
     def submit(self, action: Action) -> None:
-        """Have something done, in place of what is not begun yet. It is given what is set when it
-        had better stop."""
-        self._mail.put(action)
+        """Have something done, in place of what is not begun yet.
+
+        Args:
+            action: is given what is set when it had better stop.
+        """
+        self._actions.put(action)
 
     def close(self) -> None:
         """Wait for what is being done; what is not begun is left."""
-        self._mail.close()
+        _end(self._actions, self._stop)
         self._thread.join()
 
 
-class _Queue:
-    """What the thread is to do next, one action at most: others hold memory for nothing."""
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-        self._action: deque[Action] = deque(maxlen=1)
-        self._bell = threading.Lock()
-        self._bell.acquire()
-
-    def put(self, action: Action) -> None:
-        self._action.append(action)
-        self._ring()
-
-    def close(self) -> None:
-        self.stop.set()
-        self._action.clear()
-        self._ring()
-
-    def take(self) -> Action | None:
-        """Sleeps until there is something to do; None: end."""
-        while not self.stop.is_set():
-            self._bell.acquire()
-            with contextlib.suppress(IndexError):
-                return self._action.popleft()
-        return None
-
-    def _ring(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it rings already
-            self._bell.release()
+def _end(actions: SimpleQueue[Action | None], stop: threading.Event) -> None:
+    stop.set()
+    actions.put(None)
 
 
-def _work(mail: _Queue) -> None:
-    while (action := mail.take()) is not None:
-        with contextlib.suppress(Exception):  # whoever needs it tries it too, and hears of it
-            action(mail.stop)
+def _work(actions: SimpleQueue[Action | None], stop: threading.Event) -> None:
+    while (action := actions.get()) is not None and not stop.is_set():
+        if actions.empty():  # else there is a newer one
+            with contextlib.suppress(Exception):  # whoever needs it tries it too, and hears of it
+                action(stop)
         del action  # it holds memory that is used again

@@ -12,7 +12,6 @@ from .job_from_yaml import job_from as job_from
 from .job_from_yaml import load_run as load_run
 from .learning_rate import LearningRate as LearningRate
 from .learning_rate import learning_rate as learning_rate
-from .learning_rate import learning_rate_of as learning_rate_of
 from .loader_arguments import make_job as make_job
 from .loader_arguments import with_settings as with_settings
 from .trainer_settings import LimitSettings as LimitSettings

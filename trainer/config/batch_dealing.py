@@ -14,7 +14,9 @@ def batch_schedule_of(settings: TrainerSettings, world: int, sample: int = 0) ->
     """The samples of a step that settings ask for, from a step's first sample on.
 
     Args:
+        settings: the job's.
         world: ranks that share the samples of a step out.
+        sample: the step's first.
 
     Raises:
         JobError: a batch can't be dealt to so many ranks; one line naming the key and what can.
@@ -22,11 +24,11 @@ def batch_schedule_of(settings: TrainerSettings, world: int, sample: int = 0) ->
     return BatchSchedule(stages_from(_wanted(settings, world), sample))
 
 
-def micro_batches(quanta: BatchSchedule, job: Job, world: int) -> int:
+def micro_batches(schedule: BatchSchedule, job: Job, world: int) -> int:
     """Micro-batches of a job's whole budget on one rank."""
     samples, each = -(-job.budget // job.sequence_length), job.settings.micro_batch * world
-    ends = [first for first, _ in quanta.stages[1:] if first < samples] + [samples]
-    stages = zip(quanta.stages, ends, strict=False)
+    ends = [first for first, _ in schedule.stages[1:] if first < samples] + [samples]
+    stages = zip(schedule.stages, ends, strict=False)
     return sum(-(-(end - first) // size) * (size // each) for (first, size), end in stages)
 
 
@@ -34,6 +36,8 @@ def steady_accumulation(job: Job, world: int, who: str) -> int:
     """Micro-batches of every step on each rank, for a framework that has one number for them.
 
     Args:
+        job: what is trained.
+        world: ranks.
         who: the framework, for the message.
 
     Raises:
@@ -57,14 +61,14 @@ def _wanted(settings: TrainerSettings, world: int) -> Stages:
         size = settings.accumulation * each
     else:
         size = _dealt(settings, settings.batch, world, "batch")
-    found = {0: size}
+    stages = {0: size}
     for number, stage in enumerate(settings.batch_schedule):
         if stage.batch is None:
             size = (stage.accumulation or 1) * each
         else:
             size = _dealt(settings, stage.batch, world, f"batch_schedule.{number}.batch")
-        found[-(-stage.from_tokens // length)] = size  # the later of two inside one sample
-    return tuple(found.items())
+        stages[-(-stage.from_tokens // length)] = size  # the later of two inside one sample
+    return tuple(stages.items())
 
 
 def _dealt(settings: TrainerSettings, batch: int | str, world: int, key: str) -> int:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from mixloop.common.errors import explain_error
 from mixloop.common.units import Tokens
 
-from .trainer_settings import LimitSettings, TrainerSettings, _Strict
+from .trainer_settings import LimitSettings, StrictModel, TrainerSettings
 
 SUM_TOLERANCE = 1e-6
 """How far from 1 the weights of a mixture may sum."""
@@ -37,7 +37,7 @@ Budget = Annotated[Tokens, AfterValidator(_at_least_one)]
 """Tokens of a whole run."""
 
 
-class JobSource(_Strict):
+class JobSource(StrictModel):
     """Where a source lies and its share at the start (`standby` waits at weight 0).
 
     `format` is found out from the files. `eos_id` is the id that ends a document, `column` the one
@@ -59,7 +59,7 @@ class JobSource(_Strict):
         return self.model_dump(include={"format", "eos_id", "column", "dtype"})
 
 
-class Job(_Strict):
+class Job(StrictModel):
     """One training job, `job.json`. Relative paths are relative to the working directory."""
 
     run: str = Field(min_length=1)
@@ -76,20 +76,17 @@ class Job(_Strict):
         """Tokens of a sample."""
         return self.settings.sequence_length
 
-    def start_weights(self, sizes: Mapping[str, int]) -> dict[str, float]:
-        """The configured first mixture, by source, in the job's order; sums to 1.
-
-        Args:
-            sizes: size of each source's store (any unit), used when no weight is given at all.
-
-        Raises:
-            JobError: weights that don't sum to 1, are missing in part, or a standby with weight.
-        """
-        return start_weights(self.sources, sizes)
-
 
 def start_weights(sources: Mapping[str, JobSource], sizes: Mapping[str, int]) -> dict[str, float]:
-    """See :meth:`Job.start_weights`."""
+    """The configured first mixture, by source, in their order; sums to 1.
+
+    Args:
+        sources: the job's.
+        sizes: size of each source's store (any unit), used when no weight is given at all.
+
+    Raises:
+        JobError: weights that don't sum to 1, are missing in part, or a standby with weight.
+    """
     for name, source in sources.items():
         if source.standby and source.weight:
             raise JobError(
@@ -98,23 +95,23 @@ def start_weights(sources: Mapping[str, JobSource], sizes: Mapping[str, int]) ->
     active = {name: source for name, source in sources.items() if not source.standby}
     if not active:
         raise JobError("sources: all are standby, so there is nothing to train on")
-    given = {name: s.weight for name, s in active.items() if s.weight is not None}
-    if not given:
+    weights = {name: s.weight for name, s in active.items() if s.weight is not None}
+    if not weights:
         total = sum(sizes[name] for name in active)
         return {name: sizes[name] / total if name in active else 0.0 for name in sources}
-    if absent := [name for name in active if name not in given]:
+    if absent := [name for name in active if name not in weights]:
         raise JobError(
             f"sources.{absent[0]}: no weight though others have one; "
             "give every source a weight, or none, or mark it standby"
         )
-    total_weight = math.fsum(given.values())
+    total_weight = math.fsum(weights.values())
     if abs(total_weight - 1) > SUM_TOLERANCE:
-        listed = ", ".join(f"{name} {weight:g}" for name, weight in given.items())
+        listed = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
         raise JobError(
             f"sources: the weights sum to {total_weight:.6g}, not 1 ({listed}); "
             f"change them by {1 - total_weight:+.6g} in all"
         )
-    return {name: given.get(name, 0.0) / total_weight for name in sources}
+    return {name: weights.get(name, 0.0) / total_weight for name in sources}
 
 
 def load_job(path: Path) -> Job:

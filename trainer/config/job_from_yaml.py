@@ -18,9 +18,6 @@ from mixloop.common.yaml import read_sections
 from .job import Job, JobError, JobSource
 from .trainer_settings import LimitSettings, TrainerSettings
 
-_PLANNING = ("tags", "tokens")
-"""Keys of a source that are the controller's alone."""
-
 
 class _Run(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -35,6 +32,11 @@ class _Trainer(TrainerSettings):
     tokenizer: Path | None = None
 
 
+class _Source(JobSource):
+    tags: Any = None  # planning is the controller's alone
+    tokens: Any = None
+
+
 class _File(BaseModel):
     """The sections of run.yaml that make a job; others are left alone."""
 
@@ -42,7 +44,7 @@ class _File(BaseModel):
 
     run: _Run
     budget: Any
-    sources: dict[str, JobSource]
+    sources: dict[str, _Source]
     trainer: _Trainer = _Trainer()
     evals: dict[str, Any] = {}
 
@@ -53,15 +55,7 @@ def job_from(sections: Mapping[str, Any], base: Path) -> Job:
     Raises:
         ValidationError: a key is missing, unknown or out of range.
     """
-    known: dict[str, Any] = dict(sections)
-    if isinstance(sources := known.get("sources"), Mapping):
-        known["sources"] = {
-            name: {k: v for k, v in one.items() if k not in _PLANNING}
-            if isinstance(one, Mapping)
-            else one
-            for name, one in sources.items()
-        }
-    file = _File.model_validate(known)
+    file = _File.model_validate(sections)
     trainer = file.trainer
     settings = TrainerSettings.model_validate(
         trainer.model_dump(exclude={"limits", "tokenizer"})
@@ -77,7 +71,9 @@ def job_from(sections: Mapping[str, Any], base: Path) -> Job:
         seed=file.run.seed,
         budget=file.budget,
         sources={
-            name: source.model_copy(update={"path": base / source.path})
+            name: JobSource(
+                **source.model_dump(exclude={"tags", "tokens", "path"}), path=base / source.path
+            )
             for name, source in file.sources.items()
         },
         limits=trainer.limits,

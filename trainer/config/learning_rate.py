@@ -12,20 +12,25 @@ from typing import Literal
 
 from mixloop.contract import Phase
 
-from .job import Job, JobError
+from .job import JobError
 from .trainer_settings import TrainerSettings
 
 
 @dataclass(frozen=True)
-class WarmupStableDecay:
-    """Learning rate over a budget; all extents in tokens."""
+class LearningRate:
+    """Learning rate over a budget: linear warm-up, `peak`, decay to `floor`; extents in tokens.
+
+    A cosine decays from the end of the warm-up on, and its phase says so from the first token,
+    because a part of every gain between two checkpoints comes from annealing. Guards give no credit
+    for such gains; who accepts them writes `guards: {decay: allow}`.
+    """
 
     peak: float
     floor: float
     budget: int
     warmup: int
     decay: int
-    shape: Literal["linear", "1-sqrt"] = "linear"
+    shape: Literal["linear", "1-sqrt", "cosine"] = "linear"
 
     def phase(self, tokens: float) -> Phase:
         """Phase at a token count."""
@@ -45,38 +50,13 @@ class WarmupStableDecay:
         if phase == "stable":
             return self.peak
         done = min(1.0, (tokens - (self.budget - self.decay)) / self.decay)
-        left = 1 - done if self.shape == "linear" else 1 - math.sqrt(done)
+        if self.shape == "linear":
+            left = 1 - done
+        elif self.shape == "1-sqrt":
+            left = 1 - math.sqrt(done)
+        else:
+            left = (1 + math.cos(math.pi * done)) / 2
         return self.floor + (self.peak - self.floor) * left
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """Linear warm-up, then half a cosine from `peak` to `floor` at the budget; in tokens.
-
-    After the warm-up its phase is `decay`, from the first token on, because that is what the rate
-    does: a part of every gain between two checkpoints comes from annealing. Guards give no credit
-    for such gains; who accepts them writes `guards: {decay: allow}`.
-    """
-
-    peak: float
-    floor: float
-    budget: int
-    warmup: int
-
-    def phase(self, tokens: float) -> Phase:
-        """Phase at a token count: `warmup`, then `decay`."""
-        return "warmup" if tokens < self.warmup else "decay"
-
-    def rate(self, start: int, end: int) -> float:
-        """Learning rate of a step from `start` to `end` tokens, taken at its middle."""
-        tokens = (start + end) / 2
-        if tokens < self.warmup:
-            return self.peak * tokens / self.warmup
-        done = min(1.0, (tokens - self.warmup) / max(1, self.budget - self.warmup))
-        return self.floor + (self.peak - self.floor) * (1 + math.cos(math.pi * done)) / 2
-
-
-LearningRate = WarmupStableDecay | Cosine
 
 
 def learning_rate(settings: TrainerSettings, budget: int) -> LearningRate:
@@ -90,18 +70,7 @@ def learning_rate(settings: TrainerSettings, budget: int) -> LearningRate:
             f"settings: warmup {settings.warmup:,} and decay {settings.decay:,} tokens "
             f"together exceed the budget of {budget:,}"
         )
-    peak, floor = settings.learning_rate, settings.min_learning_rate
+    peak, floor, warmup = settings.learning_rate, settings.min_learning_rate, settings.warmup
     if settings.lr_schedule == "cosine":
-        return Cosine(peak, floor, budget, settings.warmup)
-    return WarmupStableDecay(
-        peak, floor, budget, settings.warmup, settings.decay, settings.decay_shape
-    )
-
-
-def learning_rate_of(job: Job) -> LearningRate:
-    """The schedule of a job.
-
-    Raises:
-        JobError: warm-up and decay together exceed the budget.
-    """
-    return learning_rate(job.settings, job.budget)
+        return LearningRate(peak, floor, budget, warmup, max(1, budget - warmup), "cosine")
+    return LearningRate(peak, floor, budget, warmup, settings.decay, settings.decay_shape)

@@ -43,7 +43,7 @@ def make_job(
             dir=Path(folder),
             seed=seed,
             budget=budget,
-            sources={name: _source(name, given, weights) for name, given in sources.items()},
+            sources={name: _source(name, source, weights) for name, source in sources.items()},
             limits=LimitSettings.model_validate(limits or {}),
             settings=TrainerSettings.model_validate(settings),
         )
@@ -51,11 +51,11 @@ def make_job(
         raise JobError(explain_error(error, *_MODELS)) from error
 
 
-def _source(name: str, given: Any, weights: Mapping[str, float] | None) -> JobSource:
+def _source(name: str, source: Any, weights: Mapping[str, float] | None) -> JobSource:
     """A source from a path or a mapping, with its share."""
-    if isinstance(given, JobSource):
-        given = given.model_dump(exclude_unset=True)
-    body = dict(given) if isinstance(given, Mapping) else {"path": given}
+    if isinstance(source, JobSource):
+        source = source.model_dump(exclude_unset=True)
+    body = dict(source) if isinstance(source, Mapping) else {"path": source}
     if weights is not None:
         share = weights.get(name, 0.0)
         body |= {"weight": share or None, "standby": not share}

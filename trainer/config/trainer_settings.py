@@ -36,11 +36,13 @@ Batch = Annotated[int | str, BeforeValidator(parse_batch)]
 """Samples of a step over all ranks, or tokens (`4M tokens`)."""
 
 
-class _Strict(BaseModel):
+class StrictModel(BaseModel):
+    """Unknown keys are refused, values never change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class LimitSettings(_Strict):
+class LimitSettings(StrictModel):
     """The trainer's own bounds on any order, whoever wrote it (floor skips zero weights)."""
 
     floor: float = Field(0.0, ge=0.0, le=1.0)
@@ -48,7 +50,7 @@ class LimitSettings(_Strict):
     max_change: float = Field(1.0, gt=0.0, le=1.0)
 
 
-class ModelSettings(_Strict):
+class ModelSettings(StrictModel):
     """Shape of a `LlamaForCausalLM` built from scratch (vocabulary: the tokenizer's)."""
 
     hidden_size: int = Field(192, gt=0)
@@ -77,7 +79,7 @@ class ModelSettings(_Strict):
         return self
 
 
-class BatchStage(_Strict):
+class BatchStage(StrictModel):
     """From `from` tokens on (the next step boundary), a step has this accumulation or batch."""
 
     from_tokens: Tokens = Field(validation_alias=AliasChoices("from", "from_tokens"))
@@ -91,7 +93,7 @@ class BatchStage(_Strict):
         return self
 
 
-class TrainerSettings(_Strict):
+class TrainerSettings(StrictModel):
     """The reference trainer: model, optimizer, learning rate, checkpoints, polling.
 
     Token counts (`warmup`, `decay`, `checkpoint_every`) take units; the rest is in steps.

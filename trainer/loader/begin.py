@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 from mixloop.common.log import say
-from mixloop.contract import RunPaths, ScheduleError, ScheduleTaken, ScheduleWriter, read_status
+from mixloop.contract import (
+    RunPaths,
+    ScheduleError,
+    ScheduleTaken,
+    ScheduleWriter,
+    read_status,
+    write_status,
+)
 from mixloop.trainer.config import Job, JobError
 from mixloop.trainer.run import (
     Collectives,
@@ -22,8 +30,11 @@ from mixloop.trainer.run import (
     on_first,
     warn,
 )
+from mixloop.trainer.sources import Store
 
 from .loader_state import LoaderState
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,8 @@ def find_place(rank: int | None, world: int | None, peers: Collectives | None) -
     """
     rank, world = find_rank(rank, world, peers)
     if peers is None:
-        peers = GlooCollectives() if _distributed() else SingleProcess()
+        _, processes = _distributed_rank() or (0, 1)
+        peers = GlooCollectives() if processes > 1 else SingleProcess()
     return RankPlace(rank, world, peers)
 
 
@@ -57,15 +69,16 @@ def find_rank(rank: int | None, world: int | None, peers: Collectives | None) ->
     Raises:
         JobError: what was given can't work.
     """
-    if peers is None and not _distributed():
-        asked = world if world is not None else int(os.environ.get("WORLD_SIZE", "1"))
-        if asked > 1 and not _initialised():
-            given = f"rank {rank} of {world}" if world is not None else f"WORLD_SIZE={asked}"
+    here = _distributed_rank() if peers is None else (peers.rank, peers.world)
+    if here is None:
+        here = (0, 1)
+        processes = world if world is not None else int(os.environ.get("WORLD_SIZE", "1"))
+        if processes > 1:
+            asked = f"rank {rank} of {world}" if world is not None else f"WORLD_SIZE={processes}"
             raise JobError(
-                f"{given}, but torch.distributed is not initialised, so ranks can't hear of a new "
+                f"{asked}, but torch.distributed is not initialised, so ranks can't hear of a new "
                 "mixture; call torch.distributed.init_process_group first, or give peers="
             )
-    here = leader_and_world(peers)
     rank = here[0] if rank is None else rank
     world = here[1] if world is None else world
     if not 0 <= rank < world:
@@ -73,30 +86,13 @@ def find_rank(rank: int | None, world: int | None, peers: Collectives | None) ->
     return rank, world
 
 
-def leader_and_world(peers: Collectives | None) -> tuple[int, int]:
-    """Number of this process among all (0 leads), and how many there are; talks to nobody."""
-    if peers is not None:
-        return peers.rank, peers.world
-    if not _distributed():
-        return 0, 1
+def _distributed_rank() -> tuple[int, int] | None:
+    """Rank and world of `torch.distributed`, if it is initialised."""
     import torch.distributed as dist
 
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
     return dist.get_rank(), dist.get_world_size()
-
-
-def _initialised() -> bool:
-    import torch.distributed as dist
-
-    return bool(dist.is_available() and dist.is_initialized())
-
-
-def _distributed() -> bool:
-    """Whether there are other processes to talk to through `torch.distributed`."""
-    if not _initialised():
-        return False
-    import torch.distributed as dist
-
-    return bool(dist.get_world_size() > 1)
 
 
 @dataclass(frozen=True)
@@ -106,12 +102,12 @@ class BegunIncarnation:
     plan: ResumePlan
     start: Incarnation
     micro: int
-    steering: LiveMixture
+    live: LiveMixture
 
 
 def begin_in_loop(
     job: Job,
-    stores: Mapping[str, Any],
+    stores: Mapping[str, Store],
     place: RankPlace,
     state: LoaderState | None,
     rewind: bool,
@@ -124,53 +120,57 @@ def begin_in_loop(
         JobError: on every rank, one line naming what is in the way.
     """
     peers = place.peers
-    plan, micro, known = on_first(peers, _told(lambda: _plan(job, stores, place, state, rewind)))
-    asked = (place.world, job.seed, *_steps(job))
-    theirs = (plan.world, plan.job.seed, *_steps(plan.job))
-    if peers.any(asked != theirs or list(job.sources) != list(plan.job.sources)):
+    make_plan = partial(_plan, job, stores, place, state, rewind)
+    plan, micro, valid = on_first(peers, partial(_in_one_line, make_plan))
+    here = (place.world, job.seed, *_step_settings(job), list(job.sources))
+    first = (plan.world, plan.job.seed, *_step_settings(plan.job), list(plan.job.sources))
+    if peers.any(here != first):
         raise JobError(
             "ranks: they don't agree on world, micro_batch, batch, seed or sources; give "
             "the same on every rank"
         )
     if plan.finished:
+        if peers.rank == 0:
+            _finish_status(job)
         return None
     writers: list[ScheduleWriter] = []
 
     def begin_here() -> Incarnation:
-        writer, begun = begin(plan, known)
+        writer, start = begin(plan, valid)
         writers.append(writer)
-        return begun
+        return start
 
-    start: Incarnation = on_first(peers, _told(begin_here))
-    steering = LiveMixture(plan, start, peers)
+    start: Incarnation = on_first(peers, partial(_in_one_line, begin_here))
+    live = LiveMixture(plan, start, peers)
     if writers:
-        steering.take_lead(plan, start, writers[0], stores)
+        live.take_lead(plan, start, writers[0], stores)
         if plan.parent is not None:
             say(f"goes on at step {plan.step}, sample {plan.sample}", "mixloop")
-    return BegunIncarnation(plan, start, micro, steering)
+    return BegunIncarnation(plan, start, micro, live)
 
 
-def _steps(job: Job) -> tuple[object, ...]:
+def _step_settings(job: Job) -> tuple[object, ...]:
     """The settings that say how steps are made."""
     settings = job.settings
     return settings.micro_batch, settings.accumulation, settings.batch, settings.batch_schedule
 
 
-def _told(make: Callable[[], Any]) -> Callable[[], Any]:
-    """The same with whatever a disk or a rival can do told in one line, on every rank."""
+def _in_one_line(action: Callable[[], T]) -> T:
+    """What an action gives; whatever a disk or a rival can do is told in one line, on every rank.
 
-    def made() -> Any:
-        try:
-            return make()
-        except (OSError, ScheduleTaken, ScheduleError) as error:
-            raise JobError(str(error)) from error
-
-    return made
+    Raises:
+        JobError: the line.
+    """
+    try:
+        return action()
+    except (OSError, ScheduleTaken, ScheduleError) as error:
+        raise JobError(str(error)) from error
 
 
 def _plan(
-    job: Job, stores: Mapping[str, Any], place: RankPlace, state: LoaderState | None, rewind: bool
+    job: Job, stores: Mapping[str, Store], place: RankPlace, state: LoaderState | None, rewind: bool
 ) -> tuple[ResumePlan, int, frozenset[tuple[int, int]] | None]:
+    """The plan, the micro-batches of its first step that are consumed, and the valid segments."""
     try:
         plan = continue_from(
             job, stores, place.world, rewind, state.as_checkpoint() if state else None
@@ -179,13 +179,13 @@ def _plan(
         raise JobError(str(error).replace("--rewind", "rewind=True")) from error
     warn(plan, lambda text: say(text, "mixloop"))
     if state is None:
-        _begins(plan)
+        _check_fresh_start(plan)
         return plan, 0, None
     micro = state.micro_at(job.settings.micro_batch, place.world)
-    return plan, micro, state.known(plan.schedule)
+    return plan, micro, state.valid_segments(plan.schedule)
 
 
-def _begins(plan: ResumePlan) -> None:
+def _check_fresh_start(plan: ResumePlan) -> None:
     """Refuse to begin again, unasked, a run that had gone on from a state."""
     opened = plan.schedule.latest_open
     if opened is None or plan.rewind:
@@ -202,3 +202,14 @@ def _begins(plan: ResumePlan) -> None:
             "begins again at step 0, on the recorded schedule",
             "mixloop",
         )
+
+
+def _finish_status(job: Job) -> None:
+    """Say in the status that the budget is spent, if the last trainer did not come to it."""
+    path = RunPaths(job.dir).status
+    try:
+        status = read_status(path).value
+        if status is not None and not status.finished:
+            write_status(path, replace(status, finished=True, heartbeat=status.heartbeat + 1))
+    except OSError as error:
+        say(f"{path}: not written: {error}", "mixloop")

@@ -1,4 +1,4 @@
-"""An incarnation in a loop that is not ours: reports, changes, states, whoever draws batches."""
+"""An incarnation in a loop that is not ours: its batches, changes, reports and states."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mixloop.common.log import say
-from mixloop.contract import SCALE, Phase, Segment
-from mixloop.trainer.run import Switch
+from mixloop.contract import SCALE, Phase
+from mixloop.trainer.batches import Batch, BatchLayout, RankBatches, tensors
+from mixloop.trainer.mixing import passes
+from mixloop.trainer.run import StepMetrics, Switch
+from mixloop.trainer.sources import Store
 
 from .begin import BegunIncarnation, RankPlace
 from .loader_state import LoaderState
-from .loop_metrics import Reports
+from .loop_metrics import LoopMetrics
 from .saved_state import write_saved_state
 
 
@@ -36,7 +39,9 @@ class LoopIncarnation:
     """One begun incarnation on one rank.
 
     Args:
-        drawn: samples of each source so far, over all ranks; asked when a status is due.
+        dtype: of the token ids.
+        pinned: batches in page-locked memory.
+        eos_id: ends a document, if document and position ids are wanted.
         on_change: told of each new mixture before its first sample; its exceptions are the loop's.
     """
 
@@ -44,146 +49,197 @@ class LoopIncarnation:
         self,
         begun: BegunIncarnation,
         place: RankPlace,
-        reports: Reports,
-        drawn: Callable[[], Mapping[str, int]],
-        on_change: Callable[[Change], None] | None,
+        stores: Mapping[str, Store],
+        dtype: npt.DTypeLike,
+        pinned: bool,
+        eos_id: int | None,
+        on_change: Callable[[Change], None],
     ) -> None:
-        self.steering = begun.steering
-        self.job = begun.steering.job
-        self.position = begun.steering.position
-        self._names = tuple(self.job.sources)
-        self._place = place
-        self._reports = reports
-        self._drawn = drawn
+        self.live = begun.live
+        self.job = begun.live.job
+        self.position = begun.live.position
+        self._eos_id = eos_id
         self._on_change = on_change
-        self._told = -1
-        self._finished = False
-        self.publish()
+        self._metrics = LoopMetrics(self.job)
+        self._micro_samples = self.job.settings.micro_batch * place.world
+        order = begun.start.order(self.job.seed)
+        self._versions = order.versions
+        settings, length = self.job.settings, self.job.sequence_length
+        self._batches = RankBatches(
+            stores, order, BatchLayout(settings.micro_batch, place.rank, place.world, length),
+            self.live.batch_schedule, settings.prefetch, begun.plan.sample, dtype, pinned,
+        )  # fmt: skip
+        self._micro = begun.micro  # micro-batches of the step at hand that are handed out
+        self._micros = 0  # of the step that the last one handed out is of
+        self._batch: Batch | None = None  # the step at hand
+        self._rows: npt.NDArray[np.int64] | None = None  # sources of the last micro-batch
+        if begun.micro:
+            self._batch = self._batches.batch(begun.plan.sample)
+            self.live.begins(begun.plan.sample + 1)  # was told before its first micro-batch
+        self._published = (-1, False)  # step, and whether the budget was spent
+        self._publish()
+
+    # --- where it stands -----------------------------------------------------------------------
 
     @property
-    def leads(self) -> bool:
-        """Whether this rank has the run's files."""
-        return self.steering.lead is not None
+    def accumulation(self) -> int:
+        """Micro-batches, on each rank, of the step that the last one handed out is of."""
+        return self._micros or self.live.step_samples // self._micro_samples
+
+    @property
+    def step_ends(self) -> bool:
+        """Whether the micro-batch handed out last is the last of its step."""
+        return self._batch is None
 
     @property
     def weights(self) -> dict[str, float]:
         """The mixture being handed out."""
-        return self._shares(self.steering.in_force)
+        return self._shares(self.live.in_force)
 
     def _shares(self, switch: Switch) -> dict[str, float]:
-        return {n: w / SCALE for n, w in zip(self._names, switch.weights, strict=True)}
+        return {n: w / SCALE for n, w in zip(self.job.sources, switch.weights, strict=True)}
 
-    # --- between steps -------------------------------------------------------------------------
+    def drawn(self) -> dict[str, int]:
+        """Samples of each source so far, over all ranks, the step being handed out included."""
+        return self._batches.drawn()
 
-    def between_steps(self) -> Segment | None:
-        """At every step's beginning: a heartbeat, and at a poll step what is heard. Collective."""
+    def epochs(self) -> dict[str, float]:
+        """Passes over each source so far."""
+        return {name: passes(self._versions[name], count) for name, count in self.drawn().items()}
+
+    def _ledger(self) -> dict[str, int]:
+        """Samples of each source in whole steps: what the files tell beside the place."""
+        drawn = self.drawn()
+        if self._batch is None:
+            return drawn
+        handed_out = zip(drawn, self._batch.counts.tolist(), strict=True)
+        return {name: drawn[name] - count for name, count in handed_out}
+
+    def state(self) -> LoaderState:
+        """The place after the micro-batch handed out last."""
+        live = self.live
+        return LoaderState(
+            run=self.job.run,
+            step=self.position.step,
+            sample=self.position.sample,
+            micro=self._micro,
+            begun=self._micro * self._micro_samples,
+            quantum=live.step_samples,
+            sequence_length=self.job.sequence_length,
+            seed=self.job.seed,
+            incarnation=live.incarnation,
+            switches=tuple((s.sample, s.generation) for s in (*live.begun, *live.ahead)),
+        )
+
+    # --- batches -------------------------------------------------------------------------------
+
+    def draw(self) -> dict[str, Any] | None:
+        """The next micro-batch; None when the budget is spent. Collective at poll steps."""
+        if self._batch is None:
+            if self.live.spent:
+                self.report()
+                return None
+            self._batch = self._begin_step()
+        batch, micro = self._batch, self._micro
+        self._micros = len(batch.ids)
+        self._micro += 1
+        if self._micro == self._micros:
+            self._batch, self._micro = None, 0
+            switch = self.live.advance(self.live.step_samples)
+            if switch is not None:
+                say(f"step {switch.step}: generation {switch.generation} is in force", "mixloop")
+        self._rows = batch.source[micro]
+        ids = None if batch.tensor is None else batch.tensor[micro]
+        return tensors(batch.ids[micro], self._rows, self._eos_id, ids)
+
+    def _begin_step(self) -> Batch:
         step, settings = self.position.step, self.job.settings
-        if step - self._told >= settings.status_every:
-            self.publish()  # a loop that doesn't report is alive all the same
-        if step % settings.poll_every:
-            return None
-        heard = self.steering.poll()
-        return None if heard is None else self.steering.segment(heard)
+        if step - self._published[0] >= settings.status_every:
+            self._publish()  # a loop that doesn't report is alive all the same
+        if step % settings.poll_every == 0:
+            switch = self.live.poll()
+            if switch is not None:
+                self._batches.switch(self.live.segment(switch))
+        self._tell_changes()
+        return self._batches.batch(self.position.sample)
 
-    def tell(self) -> None:
+    def _tell_changes(self) -> None:
         """Tell of the mixtures that begin with the step about to be drawn."""
-        end = self.position.sample + self.steering.quantum
-        if not self.steering.ahead or self.steering.ahead[0].sample >= end:
+        end = self.position.sample + self.live.step_samples
+        if not self.live.ahead or self.live.ahead[0].sample >= end:
             return  # at nearly every step
         before = self.weights
-        for switch in self.steering.begins(end):
+        for switch in self.live.begins(end):
             weights = self._shares(switch)
-            if self._on_change is not None:
-                at = (self.position.step, switch.sample, weights, before)
-                self._on_change(Change(*at, switch.generation, switch.fence))
+            place = (self.position.step, switch.sample)
+            self._on_change(Change(*place, weights, before, switch.generation, switch.fence))
             before = weights
-
-    def advance(self) -> None:
-        """A step is handed out in full."""
-        switch = self.steering.advance(self.steering.quantum)
-        if switch is not None:
-            say(f"step {switch.step}: generation {switch.generation} is in force", "mixloop")
 
     # --- reports -------------------------------------------------------------------------------
 
     def report(
         self,
-        whole: bool,
-        step: int | None,
-        loss: Any,
-        lr: float | None,
-        phase: Phase | None,
-        grad_norm: Any,
-        losses: Any,
-        source: npt.NDArray[np.int64] | None,
+        step: int | None = None,
+        loss: Any = None,
+        lr: float | None = None,
+        phase: Phase | None = None,
+        grad_norm: Any = None,
+        losses: Any = None,
+        source: Any = None,
     ) -> None:
-        """See :meth:`mixloop.trainer.MixtureLoader.report`; `whole`: between two steps."""
-        if not self.leads:
+        """See :meth:`mixloop.trainer.MixtureLoader.report`."""
+        if self.live.lead is None:
             return
-        self._reports.take(loss, lr, phase, grad_norm)
-        if losses is not None and source is not None:
-            self._reports.add(source, losses)
-        at = self.position.step
-        if step is not None and self._reports.odd(step, at):
+        self._metrics.update(loss, lr, phase, grad_norm)
+        rows = self._rows if source is None else np.asarray(_on_cpu(source))
+        if losses is not None and rows is not None:
+            self._metrics.add_losses(rows.reshape(-1), losses)
+        here = self.position.step
+        if step is not None and self._metrics.miscounts(step, here):
             say(
-                f"report: step {step}, but {at} steps were handed out; status.json counts those",
+                f"report: step {step}, but {here} steps were handed out; status.json counts those",
                 "mixloop",
             )
         every = self.job.settings.status_every
-        if whole and (at // every > self._told // every or self.steering.spent):
-            self.publish()
+        due = here // every > self._published[0] // every or self.live.spent
+        if due and self._micro == 0:
+            self._publish()
 
-    def publish(self) -> None:
+    def _publish(self) -> None:
         """Rank 0: have the status written, unless the end is told already."""
-        step, finished = self.position.step, self.steering.spent
-        again = finished and self._finished and self._told == step
-        self._told, self._finished = step, finished
-        if not self.leads or again:
+        before, self._published = self._published, (self.position.step, self.live.spent)
+        if self.live.lead is None or (self.live.spent and self._published == before):
             return
         try:
-            moment = self._reports.moment(step, self.position.sample, finished)
-            self.steering.publish(moment, self._drawn())
+            self.live.publish(self._step_metrics(), self._ledger())
         except Exception as error:
             say(f"status not written: {type(error).__name__}: {error}", "mixloop")
 
-    # --- states --------------------------------------------------------------------------------
+    def _step_metrics(self) -> StepMetrics:
+        return self._metrics.at(self.position.step, self.position.sample, self.live.spent)
 
-    def state(self, micro: int = 0) -> LoaderState:
-        """The place after `micro` micro-batches of the step at hand."""
-        settings, steering = self.job.settings, self.steering
-        switches = (*steering.begun, *steering.ahead)
-        return LoaderState(
-            run=self.job.run,
-            step=self.position.step,
-            sample=self.position.sample,
-            micro=micro,
-            begun=micro * settings.micro_batch * self._place.world,
-            quantum=steering.quantum,
-            sequence_length=self.job.sequence_length,
-            seed=self.job.seed,
-            incarnation=steering.incarnation,
-            switches=tuple((switch.sample, switch.generation) for switch in switches),
-        )
-
-    def saved(self, folder: str | Path, files: Sequence[str], micro: int) -> bool:
-        """See :meth:`mixloop.trainer.MixtureLoader.saved`."""
-        if not self.leads:
+    def mark_checkpoint(self, folder: Path, files: Sequence[str]) -> bool:
+        """See :meth:`mixloop.trainer.MixtureLoader.mark_checkpoint`."""
+        if self.live.lead is None:
             return False
         try:
-            position = self.position
-            moment = self._reports.moment(position.step, position.sample, self.steering.spent)
-            manifest = self.steering.manifest(moment, self._drawn())
+            manifest = self.live.manifest(self._step_metrics(), self._ledger())
             if manifest is None:
                 return False
-            write_saved_state(Path(folder), self.state(micro), manifest, files)
+            write_saved_state(folder, self.state(), manifest, files)
         except Exception as error:
             say(f"{folder}: mixloop.json not written: {error}", "mixloop")
             return False
         return True
 
-    def close(self, last_word: bool = True) -> None:
-        """End the side thread; with a last word, the status says where it ended."""
-        if last_word and self.position.step != self._told:
-            self.publish()
-        if not self.steering.close():
+    def close(self, publish: bool) -> None:
+        """End the threads; the status says where it ended, if it is to be published."""
+        self._batches.close()
+        if publish and self.position.step != self._published[0]:
+            self._publish()
+        if not self.live.close():
             say("the disk did not take the last status in time", "mixloop")
+
+
+def _on_cpu(source: Any) -> Any:
+    return source.cpu() if hasattr(source, "cpu") else source

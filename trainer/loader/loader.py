@@ -13,24 +13,12 @@ step; nothing that goes wrong in the run's files reaches the loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Literal, NoReturn, Self
 
 from mixloop.contract import BatchSchedule, Phase
-from mixloop.trainer.batches import (
-    Batch,
-    BatchBuffers,
-    BatchLayout,
-    RankBatches,
-    end_of_text,
-    native,
-    rows_ahead,
-    tensors,
-)
+from mixloop.trainer.batches import end_of_text, native
 from mixloop.trainer.config import (
     Job,
     JobError,
@@ -39,24 +27,31 @@ from mixloop.trainer.config import (
     load_run,
     make_job,
     micro_batches,
+    start_weights,
     with_settings,
 )
-from mixloop.trainer.mixing import SourceVersions, passes
 from mixloop.trainer.run import Collectives
 from mixloop.trainer.sources import open_stores
 
-from .begin import (
-    BegunIncarnation,
-    RankPlace,
-    begin_in_loop,
-    find_place,
-    find_rank,
-    leader_and_world,
-)
+from .begin import begin_in_loop, find_place, find_rank
 from .incarnation import Change, LoopIncarnation
 from .loader_state import LoaderState
-from .loop_metrics import Reports
-from .saved_state import finish_status, read_saved_state
+from .refusals import DRAWN_HERE, WorkersError, check_drawing_process
+from .saved_state import read_saved_state
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The constructor's arguments that are no part of a job."""
+
+    rank: int | None = None
+    world: int | None = None
+    peers: Collectives | None = None
+    on_change: Callable[[Change], None] | None = None
+    pin_memory: bool | None = None
+    dtype: str = "int64"
+    documents: bool = False
+    rewind: bool = False
 
 
 class MixtureLoader:
@@ -143,10 +138,8 @@ class MixtureLoader:
             batch=batch, batch_schedule=batch_schedule, prefetch=prefetch, poll_every=poll_every,
             status_every=status_every, phases=phases, key_file=key_file,
         )  # fmt: skip
-        self._set_up(
-            job, rank=rank, world=world, peers=peers, on_change=on_change, pin_memory=pin_memory,
-            dtype=dtype, documents=documents, rewind=rewind,
-        )  # fmt: skip
+        options = _Options(rank, world, peers, on_change, pin_memory, dtype, documents, rewind)
+        self._set_up(job, options)
 
     @classmethod
     def from_job(cls, job: Job, **options: Any) -> Self:
@@ -155,9 +148,10 @@ class MixtureLoader:
         Raises:
             JobError: an option or source can't work.
         """
-        own = {k: options.pop(k) for k in _OWN if k in options}
+        names = [field.name for field in fields(_Options)]
+        chosen = {name: options.pop(name) for name in names if name in options}
         loader = cls.__new__(cls)
-        loader._set_up(with_settings(job, options), **own)
+        loader._set_up(with_settings(job, options), _Options(**chosen))
         return loader
 
     @classmethod
@@ -169,58 +163,42 @@ class MixtureLoader:
         """
         return cls.from_job(load_run(path), **options)
 
-    def _set_up(
-        self,
-        job: Job,
-        *,
-        rank: int | None = None,
-        world: int | None = None,
-        peers: Collectives | None = None,
-        on_change: Callable[[Change], None] | None = None,
-        pin_memory: bool | None = None,
-        dtype: str = "int64",
-        documents: bool = False,
-        rewind: bool = False,
-    ) -> None:
-        if dtype not in ("int64", "int32", "native"):
-            raise JobError(f"dtype: {dtype!r} is none of int64, int32, native")
+    def _set_up(self, job: Job, options: _Options) -> None:
+        if options.dtype not in ("int64", "int32", "native"):
+            raise JobError(f"dtype: {options.dtype!r} is none of int64, int32, native")
         self.job = job
-        self.rewind = rewind
-        self.on_change = on_change
-        self._asked = (rank, world, peers)
-        self._place: RankPlace | None = None
-        self._pin = pin_memory
-        self._dtype = dtype
-        self.stores = open_stores(job)
         self.names = tuple(job.sources)
-        self._eos = end_of_text(self.stores) if documents else None
-        length = job.sequence_length
-        self.sizes = {name: store.samples(length) for name, store in self.stores.items()}
-        self._start = job.start_weights(self.sizes)
-        self._eras: Mapping[str, SourceVersions] = {}
-        self._reports = Reports(job, self.names, None)
+        self.stores = open_stores(job)
+        self.rewind = options.rewind
+        self.on_change = options.on_change
+        self._place = (options.rank, options.world, options.peers)
+        self._pin_memory = options.pin_memory
+        self._dtype = native(self.stores) if options.dtype == "native" else options.dtype
+        self._eos_id = end_of_text(self.stores) if options.documents else None
+        sizes = {n: store.samples(job.sequence_length) for n, store in self.stores.items()}
+        self._start = start_weights(job.sources, sizes)
         self._state: LoaderState | None = None
-        self._running: LoopIncarnation | None = None
-        self._feed: RankBatches | None = None
-        self._batch: Batch | None = None
-        self._micro = self._micros = 0
-        self._rows: npt.NDArray[np.int64] | None = None
+        self._incarnation: LoopIncarnation | None = None
         self._spent = False
+
+    def __reduce__(self) -> NoReturn:
+        who = f"{type(self).__name__}: it can't go to another process"
+        raise WorkersError(f"{who}: {DRAWN_HERE}; set num_workers=0")
 
     # --- where it stands ------------------------------------------------------------------
 
     @property
     def step(self) -> int:
         """Steps whose micro-batches have all been handed out."""
-        if self._running is not None:
-            return self._running.position.step
+        if self._incarnation is not None:
+            return self._incarnation.position.step
         return self._state.step if self._state else 0
 
     @property
     def sample(self) -> int:
         """Samples of those steps, over all ranks."""
-        if self._running is not None:
-            return self._running.position.sample
+        if self._incarnation is not None:
+            return self._incarnation.position.sample
         return self._state.sample if self._state else 0
 
     @property
@@ -229,185 +207,118 @@ class MixtureLoader:
         return self.sample * self.job.sequence_length
 
     @property
-    def rank(self) -> int:
-        """This process's number among those that share out the data."""
-        return find_rank(*self._asked)[0]
-
-    @property
     def world(self) -> int:
         """How many share out the data."""
-        return find_rank(*self._asked)[1]
+        return find_rank(*self._place)[1]
 
     @property
-    def leads(self) -> bool:
-        """Whether this process has the run's files."""
-        return leader_and_world(self._asked[2])[0] == 0
-
-    @property
-    def quantum(self) -> int:
+    def step_samples(self) -> int:
         """Samples of the step at `sample`, over all ranks."""
-        return self._quanta.at(self.sample)
+        return self._batch_schedule.at(self.sample)
 
     @property
-    def _quanta(self) -> BatchSchedule:
+    def _batch_schedule(self) -> BatchSchedule:
         """The samples of every step; before the first micro-batch as the job has them."""
-        if self._running is not None:
-            return self._running.steering.quanta
+        if self._incarnation is not None:
+            return self._incarnation.live.batch_schedule
         return batch_schedule_of(self.job.settings, self.world)
 
     @property
     def accumulation(self) -> int:
         """Micro-batches, on each rank, of the step that the last one handed out is of."""
-        return self._micros or self.quantum // (self.job.settings.micro_batch * self.world)
+        if self._incarnation is not None:
+            return self._incarnation.accumulation
+        return self.step_samples // (self.job.settings.micro_batch * self.world)
 
     @property
     def step_ends(self) -> bool:
         """Whether the micro-batch handed out last is the last of its step."""
-        return self._running is not None and self._batch is None
+        return self._incarnation is not None and self._incarnation.step_ends
 
     @property
     def weights(self) -> dict[str, float]:
         """The mixture being handed out; before the first micro-batch the configured one."""
-        return dict(self._start) if self._running is None else self._running.weights
+        return dict(self._start) if self._incarnation is None else self._incarnation.weights
 
     def drawn(self) -> dict[str, int]:
         """Samples of each source so far, over all ranks, the step being handed out included."""
-        return self._feed.drawn() if self._feed is not None else dict.fromkeys(self.names, 0)
-
-    def _ledger(self) -> dict[str, int]:
-        """Samples of each source up to `sample`: what the files tell beside it."""
-        drawn = self.drawn()
-        if self._batch is None:
-            return drawn
-        handed_out = zip(drawn, self._batch.counts.tolist(), strict=True)
-        return {name: drawn[name] - count for name, count in handed_out}
+        if self._incarnation is None:
+            return dict.fromkeys(self.names, 0)
+        return self._incarnation.drawn()
 
     def epochs(self) -> dict[str, float]:
         """Passes over each source so far."""
-        if not self._eras:
+        if self._incarnation is None:
             return dict.fromkeys(self.names, 0.0)
-        return {name: passes(self._eras[name], count) for name, count in self.drawn().items()}
+        return self._incarnation.epochs()
 
     def __len__(self) -> int:
         """Micro-batches of the whole budget on this rank."""
-        return micro_batches(self._quanta, self.job, self.world)
+        return micro_batches(self._batch_schedule, self.job, self.world)
 
     # --- batches ---------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        check_drawing_process(type(self).__name__)
         return self
 
     def __next__(self) -> dict[str, Any]:
-        if self._running is None and not self._spent:
+        if self._incarnation is None and not self._spent:
             self._begin()
-        running, feed = self._running, self._feed
-        if running is None or feed is None:
+        batch = None if self._incarnation is None else self._incarnation.draw()
+        if batch is None:
             raise StopIteration
-        if self._batch is None:
-            if running.steering.spent:
-                self.report()
-                raise StopIteration
-            heard = running.between_steps()
-            if heard is not None:
-                feed.switch(heard)
-            running.tell()
-            self._batch = feed.batch(running.position.sample)
-        batch, micro = self._batch, self._micro
-        self._micros = len(batch.ids)
-        self._micro += 1
-        if self._micro == len(batch.ids):
-            self._batch, self._micro = None, 0
-            running.advance()
-        self._rows = batch.source[micro]
-        rows = None if batch.tensor is None else batch.tensor[micro]
-        return tensors(batch.ids[micro], batch.source[micro], self._eos, rows)
-
-    # --- beginning and ending ----------------------------------------------------------------
+        return batch
 
     def _begin(self) -> None:
         """Begin an incarnation where the state says, or from the start. Collective."""
-        _refuse_workers()
-        self._pin = self._pinned()
-        place = self._place = self._place or find_place(*self._asked)
+        import torch
+
+        check_drawing_process(type(self).__name__)
+        available = torch.cuda.is_available()
+        if self._pin_memory and not available:
+            raise JobError("pin_memory: there is no CUDA device to pin memory for; leave it out")
+        pinned = available if self._pin_memory is None else self._pin_memory
+        place = find_place(*self._place)
+        self._place = (place.rank, place.world, place.peers)
         begun = begin_in_loop(self.job, self.stores, place, self._state, self.rewind)
         self.rewind = False  # what was recorded further on is dropped once
         if begun is None:
             self._spent = True
-            if place.peers.rank == 0:
-                finish_status(self.job)
-            return
-        self._take(begun, place)
-
-    def _take(self, begun: BegunIncarnation, place: RankPlace) -> None:
-        settings, length = self.job.settings, self.job.sequence_length
-        layout = BatchLayout(
-            settings.micro_batch, settings.accumulation, place.rank, place.world, length
-        )
-        order, quanta = begun.start.order(self.job.seed), begun.start.quanta
-        self._eras = order.eras
-        most = quanta.since(begun.plan.sample).largest // (settings.micro_batch * place.world)
-        rows = rows_ahead(settings.prefetch, settings.micro_batch, most)
-        kind = native(self.stores) if self._dtype == "native" else self._dtype
-        slabs = BatchBuffers((rows, length), kind, 8, bool(self._pin))
-        self._feed = RankBatches(
-            self.stores, order, layout, settings.prefetch, begun.plan.sample, slabs, quanta
-        )
-        self._micro = begun.micro
-        if begun.micro:
-            self._batch = self._feed.batch(begun.plan.sample)
-            begun.steering.begins(begun.plan.sample + 1)  # was told before its first micro-batch
-        self._running = LoopIncarnation(begun, place, self._reports, self._ledger, self._changed)
+        else:
+            self._incarnation = LoopIncarnation(
+                begun, place, self.stores, self._dtype, pinned, self._eos_id, self._changed
+            )
 
     def _changed(self, change: Change) -> None:
         if self.on_change is not None:
             self.on_change(change)
 
-    def _pinned(self) -> bool:
-        import torch
-
-        there = torch.cuda.is_available()
-        if self._pin and not there:
-            raise JobError("pin_memory: there is no CUDA device to pin memory for; leave it out")
-        return there if self._pin is None else self._pin
-
-    def _end(self, last_word: bool = False) -> None:
-        if self._feed is not None:
-            self._feed.close()
-        if self._running is not None:
-            self._running.close(last_word)
-        self._feed = self._running = self._batch = None
-        self._micro, self._spent = 0, False
+    def _end(self, publish: bool) -> None:
+        if self._incarnation is not None:
+            self._incarnation.close(publish)
+        self._incarnation, self._spent = None, False
 
     def close(self) -> None:
         """End the threads; the last status is written. A later batch goes on from here."""
         state = self._now()
-        self._end(last_word=True)
+        self._end(publish=True)
         self._state = state
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # --- state -----------------------------------------------------------------------------------
+    # --- states and reports ----------------------------------------------------------------
 
     def _now(self) -> LoaderState | None:
-        return self._state if self._running is None else self._running.state(self._micro)
+        return self._state if self._incarnation is None else self._incarnation.state()
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the micro-batch handed out last: small, JSON, the same on every rank."""
-        state = self._now()
-        if state is None:
-            job = self.job
-            state = LoaderState(
-                job.run, 0, 0, 0, 0, self.quantum, job.sequence_length, job.seed, 0, ((0, 0),)
-            )
+        state = self._now() or LoaderState.beginning(self.job, self.step_samples)
         return state.to_json()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -417,11 +328,11 @@ class MixtureLoader:
             JobError: it is no state, or one of another run.
         """
         state = LoaderState.from_json(state_dict).of_run(self.job.run, self.job.dir)
-        self._end()
+        self._end(publish=False)
         # a state from before the first micro-batch says nothing of where to go on
         self._state = state if state.sample or state.micro else None
 
-    def saved(self, folder: str | Path, files: list[str] | None = None) -> bool:
+    def mark_checkpoint(self, folder: str | Path, files: Sequence[str] = ()) -> bool:
         """Leave `mixloop.json` in a checkpoint's folder, for the controller and for `restore`.
 
         Call it on every rank once the checkpoint is complete; rank 0 writes, in its own time.
@@ -432,7 +343,11 @@ class MixtureLoader:
         Returns:
             Whether it was written; False on other ranks. A disk that fails costs the file alone.
         """
-        return self._running is not None and self._running.saved(folder, files or [], self._micro)
+        if self._incarnation is None:
+            return False
+        return self._incarnation.mark_checkpoint(Path(folder), files)
+
+    saved = mark_checkpoint  # an earlier name, for one release
 
     def restore(self, folder: str | Path) -> None:
         """Go on from the `mixloop.json` in a checkpoint's folder.
@@ -442,8 +357,6 @@ class MixtureLoader:
         """
         self.load_state_dict(read_saved_state(Path(folder)))
 
-    # --- reports ---------------------------------------------------------------------------------
-
     def report(
         self,
         step: int | None = None,
@@ -452,6 +365,7 @@ class MixtureLoader:
         phase: Phase | None = None,
         grad_norm: Any = None,
         losses: Any = None,
+        source: Any = None,
     ) -> None:
         """Tell how training goes, after a step or a micro-batch; never waits, never fails the loop.
 
@@ -464,22 +378,9 @@ class MixtureLoader:
             lr: learning rate of the step.
             phase: of the learning rate; None: from `phases`, by tokens.
             grad_norm: of the step; a number or tensor.
-            losses: loss per sequence of the micro-batch handed out last, shape [rows], for the
-                loss per source (of rank 0's own sequences).
+            losses: loss per sequence, for the loss per source (of rank 0's own sequences).
+            source: the batch's own, of the shape of `losses`; None: that of the micro-batch handed
+                out last, `losses` being of shape [rows].
         """
-        if self._running is not None:
-            whole, source = self._micro == 0, self._rows
-            self._running.report(whole, step, loss, lr, phase, grad_norm, losses, source)
-
-
-_OWN = ("rank", "world", "peers", "on_change", "pin_memory", "dtype", "documents", "rewind")
-
-
-def _refuse_workers() -> None:
-    """A loader inside a DataLoader's worker would begin a run of its own in each."""
-    from torch.utils.data import get_worker_info
-
-    if get_worker_info() is not None:
-        raise JobError(
-            "MixtureLoader: inside a DataLoader worker; use mixloop.trainer.MixtureDataset"
-        )
+        if self._incarnation is not None:
+            self._incarnation.report(step, loss, lr, phase, grad_norm, losses, source)

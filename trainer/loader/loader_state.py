@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mixloop.contract import Manifest, OrderInForce, Schedule
-from mixloop.trainer.config import JobError
+from mixloop.trainer.config import Job, JobError
 from mixloop.trainer.run import forked_from
 
 STATE_SCHEMA = "mixloop/loader/1"
@@ -40,6 +40,12 @@ class LoaderState:
         """What `schedule.jsonl` calls it as a parent."""
         return f"step-{self.step:08d}"
 
+    @staticmethod
+    def beginning(job: Job, quantum: int) -> LoaderState:
+        """The place before the first micro-batch; the first step has `quantum` samples."""
+        length = job.sequence_length
+        return LoaderState(job.run, 0, 0, 0, 0, quantum, length, job.seed, 0, ((0, 0),))
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, `schema` first."""
         body = asdict(self) | {"switches": [list(pair) for pair in self.switches]}
@@ -59,11 +65,8 @@ class LoaderState:
             pairs = tuple(
                 (int(sample), int(generation)) for sample, generation in value["switches"]
             )
-            numbers = {
-                key: int(value[key])
-                for key in ("step", "sample", "micro", "begun", "quantum", "sequence_length",
-                            "seed", "incarnation")
-            }  # fmt: skip
+            names = {field.name for field in fields(LoaderState)} - {"run", "switches"}
+            numbers = {name: int(value[name]) for name in names}
             return LoaderState(run=str(value["run"]), switches=pairs, **numbers)
         except (KeyError, TypeError, ValueError) as error:
             raise JobError(f"loader state: damaged ({error!r})") from error
@@ -110,7 +113,7 @@ class LoaderState:
         """(sample, generation) of the last switch whose first sample is consumed, or 0's."""
         return max((s for s in self.switches if s[0] < max(1, self.sample)), default=(0, 0))
 
-    def known(self, schedule: Schedule) -> frozenset[tuple[int, int]]:
+    def valid_segments(self, schedule: Schedule) -> frozenset[tuple[int, int]]:
         """(sample, generation) of the recorded segments that were in this state's order.
 
         One switch is pending at a time, so a segment that begins after the one in force and before

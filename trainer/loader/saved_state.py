@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mixloop.common.files import LARGEST, parse_json, read_regular, write_atomic
-from mixloop.common.json_records import ReadResult
-from mixloop.common.log import say
-from mixloop.contract import (
-    LARGEST_MANIFEST,
-    FileEntry,
-    Manifest,
-    RunPaths,
-    read_record,
-    read_status,
-    write_status,
-)
-from mixloop.trainer.config import Job, JobError
+from mixloop.common.files import LARGEST, read_json, write_json
+from mixloop.common.json_records import ReadResult, read_record
+from mixloop.contract import LARGEST_MANIFEST, FileEntry, Manifest
+from mixloop.trainer.config import JobError
 
 from .loader_state import LoaderState
 
@@ -42,7 +31,7 @@ def write_saved_state(
     """
     entries = {name: _entry(folder / name) for name in files}
     body = manifest(entries).to_json() | {"schema": SAVED_SCHEMA, "state": state.to_json()}
-    write_atomic(folder / SAVED_FILE, (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
+    write_json(folder / SAVED_FILE, body)
 
 
 def _entry(path: Path) -> FileEntry:
@@ -59,7 +48,7 @@ def read_saved_state(folder: Path) -> dict[str, Any]:
     """
     path = folder / SAVED_FILE
     try:
-        value = parse_json(read_regular(path, 64 * LARGEST).data.decode())
+        value = read_json(path, 64 * LARGEST)
     except (OSError, ValueError, RecursionError) as error:
         raise JobError(f"{path}: unreadable: {error}") from error
     if not isinstance(value, dict) or value.get("schema") != SAVED_SCHEMA:
@@ -71,14 +60,3 @@ def read_saved_state(folder: Path) -> dict[str, Any]:
 def read_saved_manifest(folder: Path) -> ReadResult[Manifest]:
     """What a foreign checkpoint says of its mixture, or what is wrong with its `mixloop.json`."""
     return read_record(folder / SAVED_FILE, SAVED_SCHEMA, Manifest, LARGEST_MANIFEST)
-
-
-def finish_status(job: Job) -> None:
-    """Say in the status that the budget is spent, if the last trainer did not come to it."""
-    path = RunPaths(job.dir).status
-    try:
-        status = read_status(path).value
-        if status is not None and not status.finished:
-            write_status(path, replace(status, finished=True, heartbeat=status.heartbeat + 1))
-    except OSError as error:
-        say(f"{path}: not written: {error}", "mixloop")

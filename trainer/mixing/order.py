@@ -8,6 +8,7 @@ the epochs of a source begin that has grown.
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,14 +73,13 @@ class MixtureOrder:
         schedule: Sequence[Segment],
     ) -> None:
         self._histories = histories_of(sizes)
-        self._grows = any(len(history) > 1 for history in self._histories.values())
         self._seed = seed
         if not schedule or schedule[0].sample != 0:
             raise ValueError("a schedule begins with a segment at sample 0")
         self._names = tuple(sizes)
         first = {name: history[0][1] for name, history in self._histories.items()}
         self._permutations: Permutations | GrowingSource = Permutations(first, seed)
-        self._eras: dict[str, SourceVersions] = {}
+        self._versions: dict[str, SourceVersions] = {}
         self._stretches: tuple[_Stretch, ...] = ()
         self._blocks: dict[tuple[int, int], _Block] = {}
         for segment in schedule:
@@ -116,20 +116,13 @@ class MixtureOrder:
         quantum = self._stretches[cut - 1].quota.quantum
         while cut and self._stretches[cut - 1].start == sample:
             cut -= 1
-        stages = [(sample, quantum), *((one.start, one.quota.quantum) for one in later)]
+        stages = [(sample, quantum), *((s.start, s.quota.quantum) for s in later)]
         return self._with(self._stretches[:cut], [Segment(at, weights, q) for at, q in stages])
 
     def _with(self, kept: tuple[_Stretch, ...], segments: Sequence[Segment]) -> MixtureOrder:
         """An order of some of these stretches, and of further segments."""
-        other = object.__new__(MixtureOrder)
-        other._names = self._names
-        other._histories = self._histories
-        other._grows = self._grows
-        other._seed = self._seed
-        other._permutations = self._permutations
-        other._eras = {}
-        other._stretches = kept
-        other._blocks = {}
+        other = copy.copy(self)
+        other._stretches, other._blocks = kept, {}
         for segment in segments:
             other._extend(segment)
         other._grow()
@@ -148,22 +141,18 @@ class MixtureOrder:
         if start < 0 or count < 0:
             raise ValueError(f"start {start} and count {count} must not be negative")
         at, end = start, start + count
-        for block in reversed(self._blocks.values()):  # mostly the newest holds it all
-            if block.first <= at and end <= block.first + block.source.size:
-                part = slice(at - block.first, end - block.first)
-                return block.source[part].copy(), block.position[part].copy()
-            break
-        sources, positions = [], []
+        newest = next(reversed(self._blocks.values()), None)  # it mostly holds it all
+        if newest and newest.first <= at and end <= newest.first + newest.source.size:
+            part = slice(at - newest.first, end - newest.first)
+            return newest.source[part].copy(), newest.position[part].copy()
+        sources, positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         while at < end:
             block = self._block_at(at)
             part = slice(at - block.first, end - block.first)
             sources.append(block.source[part])
             positions.append(block.position[part])
             at += sources[-1].size
-        if not sources:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        source = np.concatenate(sources)
-        return source, np.concatenate(positions)
+        return np.concatenate(sources), np.concatenate(positions)
 
     def drawn(self, sample: int) -> dict[str, int]:
         """Draws of each source among the first `sample` samples of the order.
@@ -178,11 +167,9 @@ class MixtureOrder:
     # --- epochs ------------------------------------------------------------------------------
 
     @property
-    def eras(self) -> Mapping[str, SourceVersions]:
+    def versions(self) -> Mapping[str, SourceVersions]:
         """By source, where its epochs begin and how many samples they have."""
-        if not self._eras:
-            self._eras = {name: versions_of(own, {}) for name, own in self._histories.items()}
-        return self._eras
+        return self._versions
 
     def epochs(self, sample: int) -> dict[str, float]:
         """Passes over each source in the first `sample` samples of the order.
@@ -190,21 +177,21 @@ class MixtureOrder:
         Raises:
             ValueError: `sample` is negative.
         """
-        return {name: passes(self.eras[name], drawn) for name, drawn in self.drawn(sample).items()}
+        return {
+            name: passes(self._versions[name], drawn) for name, drawn in self.drawn(sample).items()
+        }
 
     def _grow(self) -> None:
         """Find where sources that were extended change their size, from what was drawn by then."""
-        if not self._grows:
-            return
-        self._blocks = {}
-        at = sorted({sample for own in self._histories.values() for sample, _ in own[1:]})
+        at = sorted({sample for sizes in self._histories.values() for sample, _ in sizes[1:]})
         drawn = {sample: self._drawn(sample) for sample in at}
-        self._eras = {
-            name: versions_of(own, {sample: int(drawn[sample][index]) for sample in at})
-            for index, (name, own) in enumerate(self._histories.items())
+        self._versions = {
+            name: versions_of(sizes, {sample: int(drawn[sample][index]) for sample in at})
+            for index, (name, sizes) in enumerate(self._histories.items())
         }
-        self._permutations = GrowingSource(self._eras, self._seed)
-        self._blocks = {}  # of sources that had not grown
+        if at:
+            self._permutations = GrowingSource(self._versions, self._seed)
+            self._blocks = {}  # of sources that had not grown
 
     # --- segments ----------------------------------------------------------------------------
 
@@ -219,10 +206,10 @@ class MixtureOrder:
                 raise ValueError(
                     f"the segment at sample {segment.sample} comes after one at {last.start}"
                 )
-            given = _given(last.quota, length)
-            before = last.before + given
-            carried = _remainder(last, length, given)
-        quota = SourceQuotas(weights, segment.quantum, carried)
+            drawn = _drawn_at_end(last.quota, length)
+            before = last.before + drawn
+            carried = _remainder(last, length, drawn)
+        quota = SourceQuotas(weights, segment.step_samples, carried)
         stretch = _Stretch(segment.sample, weights, quota, before, carried)
         self._stretches = (*self._stretches, stretch)
 
@@ -231,8 +218,8 @@ class MixtureOrder:
         unknown = sorted(set(segment.weights) - set(self._names))
         if unknown:
             raise ValueError(f"the segment at sample {segment.sample}: no source {unknown[0]!r}")
-        if segment.quantum < 1:
-            raise ValueError(f"quantum is {segment.quantum}: it is at least 1 sample")
+        if segment.step_samples < 1:
+            raise ValueError(f"quantum is {segment.step_samples}: it is at least 1 sample")
         units = quantise(segment.weights)
         return np.array([units.get(name, 0) for name in self._names], np.int64)
 
@@ -282,11 +269,11 @@ class MixtureOrder:
         last = first + size if length is None else min(first + size, length)
         previous = self._blocks.get((index, number - 1))
         if previous is None:
-            given = stretch.quota.after(first // quantum)
+            begun = stretch.quota.after(first // quantum)
         else:
-            given = previous.drawn[-1] - stretch.before
+            begun = previous.drawn[-1] - stretch.before
         ends = np.minimum(np.arange(first + quantum, last + quantum, quantum), last)
-        drawn = np.vstack((given, stretch.quota.walk(first, ends, given)))
+        drawn = np.vstack((begun, stretch.quota.walk(first, ends, begun)))
         drawn += stretch.before
         source, position = self._select(drawn, first // quantum)
         return _Block(stretch.start + first, source, position, drawn)
@@ -303,19 +290,19 @@ def _block_size(quantum: int) -> int:
     return max(1, _BLOCK // quantum) * quantum
 
 
-def _given(quota: SourceQuotas, length: int) -> Ints:
+def _drawn_at_end(quota: SourceQuotas, length: int) -> Ints:
     """Draws by source in the first `length` samples of a stretch that ends there."""
     quanta, rest = divmod(length, quota.quantum)
-    given = quota.after(quanta)
+    drawn = quota.after(quanta)
     if rest:
-        given = quota.walk(length - rest, np.array([length]), given)[0]
-    return given
+        drawn = quota.walk(length - rest, np.array([length]), drawn)[0]
+    return drawn
 
 
-def _remainder(stretch: _Stretch, length: int, given: Ints) -> Ints:
+def _remainder(stretch: _Stretch, length: int, drawn: Ints) -> Ints:
     """Entitlement less draws after `length` samples, in units of 1/SCALE sample."""
     turns, offset = divmod(length, SCALE)
-    owed = stretch.carried + stretch.weights * offset - (given - stretch.weights * turns) * SCALE
+    owed = stretch.carried + stretch.weights * offset - (drawn - stretch.weights * turns) * SCALE
     return np.asarray(owed, np.int64)
 
 
@@ -343,16 +330,16 @@ def _spread(drawn: Ints, quantum: int) -> Ints:
     phase *= _PHASE  # modulo 2^32
     first = drawn[:-1] - (drawn[0] + every - np.cumsum(every))
     # many sources give nothing to most quanta of a few samples: those are left out from here on
-    given = np.flatnonzero(counts != 0)
-    count = counts.reshape(-1).take(given)
+    cells = np.flatnonzero(counts != 0)
+    count = counts.reshape(-1).take(cells)
     steps = np.arange(int(count.max()) + 1, dtype=np.uint64)
     steps[1:] = np.uint64(2**32) // steps[1:]
     step = steps.take(count)
-    key = phase.reshape(-1).take(given).astype(np.uint64)
+    key = phase.reshape(-1).take(cells).astype(np.uint64)
     key *= step
     key >>= np.uint64(32)
     key <<= bits
-    key += first.reshape(-1).take(given).view(np.uint64)
+    key += first.reshape(-1).take(cells).view(np.uint64)
     # the key of a source's j-th sample in a quantum is its first one's plus j strides, modulo 2^64
     step <<= bits
     step |= np.uint64(1)

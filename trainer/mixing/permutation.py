@@ -53,9 +53,9 @@ class Permutations:
         self._keys = np.array([_key(seed, name) for name in sizes], np.uint64)
         self._wide = np.array([k > 32 for k in bits], np.bool_)
         columns = np.array([k // 2 for k in bits], np.uint64)
-        last, one = (self._sizes - 1).astype(np.uint64), np.uint64(1)
+        last, unit = (self._sizes - 1).astype(np.uint64), np.uint64(1)
         # by source: the last sample (the size may need a bit more); rows; columns' bits and mask
-        self._shape = np.stack((last, (last >> columns) + one, columns, (one << columns) - one))
+        self._shape = np.stack((last, (last >> columns) + unit, columns, (unit << columns) - unit))
 
     def __call__(self, source: Ints, position: Ints) -> Ints:
         """Samples at `position` (draws of a source since the run's start), element by element."""
@@ -127,8 +127,10 @@ class Permutations:
 
 
 def _encipher(value: _Words, shape: list[_Words], keys: Iterator[_Words]) -> _Words:
-    """The rounds; `shape` is each value's rows, columns' bits and mask, `keys` has its key for
-    every round."""
+    """The rounds.
+
+    `shape` is each value's rows, columns' bits and mask, `keys` has its key for every round.
+    """
     rows, bits, mask = shape
     word, width = value.dtype.type, value.dtype.itemsize * 8
     half, odd = word(width // 2), word(int(_GOLDEN) >> (64 - width) | 1)

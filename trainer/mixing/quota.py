@@ -109,12 +109,12 @@ class SourceQuotas:
         entitled += self._owed
         floor = entitled >> SHIFT
         entitled &= _MASK
-        found = self._walk(drawn[self._active] - before, ends, floor, self._wait(entitled))
-        found += before
+        draws = self._walk(drawn[self._active] - before, ends, floor, self._wait(entitled))
+        draws += before
         if self._weights.size == self._sources:
-            return found
+            return draws
         result = np.zeros((ends.size, self._sources), np.int64)
-        result[:, self._active] = found
+        result[:, self._active] = draws
         return result
 
     def _wait(self, rest: Ints) -> _Words:
@@ -132,7 +132,7 @@ class SourceQuotas:
         wait |= np.arange(self._weights.size, dtype=self._word)
         return wait
 
-    def _walk(self, given: Ints, ends: Ints, floor: Ints, wait: _Words) -> Ints:
+    def _walk(self, start: Ints, ends: Ints, floor: Ints, wait: _Words) -> Ints:
         """`_next` for every quantum.
 
         Mostly each source has its floor, and those have one sample more that fall due first,
@@ -149,25 +149,25 @@ class SourceQuotas:
         last += self._word.type(1)
         last[spare <= 0] = 0
         more = wait < last[:, None]
-        found: Ints = floor + more
+        draws: Ints = floor + more
         # a floor that rose has caught up with the sample that was given early
         rose = floor[1:] != floor[:-1]
         taken = np.flatnonzero((more[:-1] > rose) > more[1:]) // sources + 1
         wrong = unfit.copy()
         wrong[taken] = True
-        wrong[0] |= bool((given > found[0]).any())
+        wrong[0] |= bool((start > draws[0]).any())
         rows = [*np.flatnonzero(wrong).tolist(), quanta]
         row = rows[0]
         if len(rows) > 1 and sources <= _BYTES:
-            ahead = given - floor[0]
-            row = self._run(ahead, rows, spare, unfit, rose, ranked, found)
+            ahead = start - floor[0]
+            row = self._run(ahead, rows, spare, unfit, rose, ranked, draws)
         while row < quanta:
-            before = found[row - 1] if row else given
+            before = draws[row - 1] if row else start
             due = self._next(before, int(ends[row]), floor[row], ranked[row])
-            right = bool((due == found[row]).all())
-            found[row] = due
+            right = bool((due == draws[row]).all())
+            draws[row] = due
             row = rows[bisect_right(rows, row)] if right else row + 1
-        return found
+        return draws
 
     def _run(
         self,
@@ -177,15 +177,21 @@ class SourceQuotas:
         unfit: _Bools,
         rose: _Bools,
         ranked: _Words,
-        found: Ints,
+        draws: Ints,
     ) -> int:
-        """Mend `found` in as many of the quanta as no source is beyond floor or ceil in.
+        """Mend `draws` in as many of the quanta as no source is beyond floor or ceil in.
 
         Who has one sample more than its floor is a string of bytes, a source each, since sets of a
         few dozen are joined and cut fastest so.
 
         Args:
+            ahead: draws of each source beyond its first floor.
             rows: quanta that are wrong if the one before is right; last, how many there are.
+            spare: samples of each quantum beyond the floors.
+            unfit: the quanta whose spare samples don't fit the sources open.
+            rose: where a source's floor rose after a quantum, shape [quanta - 1, sources].
+            ranked: each quantum's sources by when their next sample falls due.
+            draws: what is supposed of each quantum; mended in place.
 
         Returns:
             The first quantum that is not mended.
@@ -228,43 +234,43 @@ class SourceQuotas:
             if done >= end:
                 break
         if mended:
-            found[mended, np.frombuffer(b"".join(gone), np.uint8)] -= 1
-            found[mended, np.frombuffer(b"".join(come), np.uint8)] += 1
+            draws[mended, np.frombuffer(b"".join(gone), np.uint8)] -= 1
+            draws[mended, np.frombuffer(b"".join(come), np.uint8)] += 1
         return end
 
-    def _next(self, given: Ints, end: int, floor: Ints, ranked: _Words) -> Ints:
+    def _next(self, before: Ints, end: int, floor: Ints, ranked: _Words) -> Ints:
         """Draws after one more quantum: what floor demands, then what falls due first."""
-        due = np.maximum(given, floor)
+        due = np.maximum(before, floor)
         free = end - int(due.sum())
         if free < 0:
-            return self._overloaded(given, end, floor)
+            return self._overloaded(before, end, floor)
         if free > 0:
             order = (ranked[ranked < self._shut] & self._low).astype(np.intp)
             due[order[(due == floor)[order]][:free]] += 1
         return due
 
-    def _overloaded(self, given: Ints, end: int, floor: Ints) -> Ints:
+    def _overloaded(self, before: Ints, end: int, floor: Ints) -> Ints:
         """More is due than the quantum has: the most entitled first, ties by source index."""
-        pending = np.maximum(floor - given, 0)
-        source = np.repeat(np.arange(given.size), pending)
+        pending = np.maximum(floor - before, 0)
+        source = np.repeat(np.arange(before.size), pending)
         number = np.arange(source.size) - np.repeat(np.cumsum(pending) - pending, pending)
-        owed = self._owed + self._weights * end - given * SCALE
-        taken = np.lexsort((source, number * SCALE - owed[source]))[: end - int(given.sum())]
-        return given + np.bincount(source[taken], minlength=given.size)
+        owed = self._owed + self._weights * end - before * SCALE
+        taken = np.lexsort((source, number * SCALE - owed[source]))[: end - int(before.sum())]
+        return before + np.bincount(source[taken], minlength=before.size)
 
     # --- any quantum at once -----------------------------------------------------------------
 
     def after(self, quanta: int) -> Ints:
         """Draws by source after `quanta` whole quanta, shape [sources], without replay."""
         begin, back = quanta, 1
-        given, overdue = self._closed(begin)
+        drawn, overdue = self._closed(begin)
         while overdue:  # look for a quantum before the overload began
             begin, back = max(0, quanta - back), 2 * back
-            given, overdue = self._closed(begin)
+            drawn, overdue = self._closed(begin)
         if begin == quanta:
-            return given
+            return drawn
         ends = np.arange(begin + 1, quanta + 1) * self.quantum
-        return np.asarray(self.walk(begin * self.quantum, ends, given)[-1], np.int64)
+        return np.asarray(self.walk(begin * self.quantum, ends, drawn)[-1], np.int64)
 
     def _closed(self, quanta: int) -> tuple[Ints, bool]:
         """Draws after `quanta` quanta if the first due always went first; whether some are late."""
@@ -280,9 +286,9 @@ class SourceQuotas:
         left = np.zeros_like(released)
         while queue and not self._left_over(quanta, turns, entitled, released, queue, depth, left):
             depth *= 2
-        given = released - left
-        result[self._active] = given + self._weights * turns
-        return result, bool((given < entitled >> SHIFT).any())
+        drawn = released - left
+        result[self._active] = drawn + self._weights * turns
+        return result, bool((drawn < entitled >> SHIFT).any())
 
     def _left_over(
         self,

@@ -7,7 +7,6 @@ between is overwritten by the next try.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -33,12 +32,12 @@ def alone(store: Path) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f"{store}: no token store there to append to") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
-            os.close(handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise ValueError(f"{store}: another `mixloop prepare` appends to it now") from error
-    try:
+        except OSError:
+            pass  # a file system without locks
         yield
     finally:
         os.close(handle)

@@ -36,30 +36,29 @@ class Input:
 
     kind: str
     location: str
-    bytes: int | None = None
 
 
-def _suffix(path: Path, known: tuple[str, ...]) -> bool:
-    return path.name.lower().endswith(known)
+def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.name.lower().endswith(suffixes)
 
 
 def _file(path: Path) -> Input:
-    if _suffix(path, _LINES):
+    if _has_suffix(path, _LINES):
         kind = "lines"
-    elif _suffix(path, _TABLES):
+    elif _has_suffix(path, _TABLES):
         kind = "table"
     else:
         kind = "text"
-    return Input(kind, str(path), path.stat().st_size)
+    return Input(kind, str(path))
 
 
 def _folder(path: Path) -> list[Input]:
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return [Input("saved", str(path))]
-    known = _TEXT + _LINES + _TABLES
-    files = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p, known))
+    suffixes = _TEXT + _LINES + _TABLES
+    files = sorted(p for p in path.rglob("*") if p.is_file() and _has_suffix(p, suffixes))
     if not files:
-        raise ValueError(f"{path}: no {', '.join(known)} file in this folder (a glob takes any)")
+        raise ValueError(f"{path}: no {', '.join(suffixes)} file in this folder (a glob takes any)")
     return [_file(file) for file in files]
 
 
@@ -72,29 +71,29 @@ def resolve_inputs(inputs: Iterable[str]) -> list[Input]:
     Raises:
         ValueError: naming the input that is missing or matches nothing.
     """
-    found: list[Input] = []
+    resolved: list[Input] = []
     for text in inputs:
         path = Path(text).expanduser()
         if text.startswith("hub:"):
-            found.append(Input("hub", text.removeprefix("hub:")))
+            resolved.append(Input("hub", text.removeprefix("hub:")))
         elif path.is_dir():
-            found += _folder(path)
+            resolved += _folder(path)
         elif path.is_file():
-            found.append(_file(path))
+            resolved.append(_file(path))
         elif glob.has_magic(text):
             root = Path(path.anchor)
             files = sorted(root.glob(str(path.relative_to(root))))
             matched = [_file(file) for file in files if file.is_file()]
             if not matched:
                 raise ValueError(f"{text}: the pattern matches no file")
-            found += matched
-        elif _HUB.fullmatch(text) and not _suffix(path, _TEXT + _LINES + _TABLES):
-            found.append(Input("hub", text))
+            resolved += matched
+        elif _HUB.fullmatch(text) and not _has_suffix(path, _TEXT + _LINES + _TABLES):
+            resolved.append(Input("hub", text))
         else:
             raise ValueError(f"{text}: no such file or folder")
-    if not found:
+    if not resolved:
         raise ValueError("no input given")
-    return found
+    return resolved
 
 
 def read_pieces(
@@ -111,20 +110,7 @@ def read_pieces(
         return _read_lines(Path(source.location), text_key)
     if source.kind == "table":
         return _read_table(Path(source.location), text_key)
-    return _read_dataset(source, text_key, split, config)
-
-
-def read_texts(
-    inputs: Iterable[str],
-    *,
-    text_key: str = "text",
-    split: str | None = None,
-    config: str | None = None,
-) -> Iterator[str]:
-    """Texts of all inputs in order (a long text file in several parts): for a tokenizer."""
-    for source in resolve_inputs(inputs):
-        for piece in read_pieces(source, text_key=text_key, split=split, config=config):
-            yield piece.text
+    return _read_dataset(source, text_key, split or "train", config)
 
 
 def _open(path: Path) -> IO[str]:
@@ -194,45 +180,33 @@ def _read_table(path: Path, key: str) -> Iterator[Piece]:
                     f"{path}: no column {key!r} (there are: {', '.join(names[:12])}); "
                     "choose one with text_key"
                 )
-            row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[key]):
-                for value in batch.column(0).to_pylist():
-                    row += 1
-                    yield Piece(_text_of({key: value}, key, f"{path}, row {row}"))
+            batches = table.iter_batches(batch_size=1024, columns=[key])
+            values = (value for batch in batches for value in batch.column(0).to_pylist())
+            for row, value in enumerate(values, start=1):
+                yield Piece(_text_of({key: value}, key, f"{path}, row {row}"))
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path}: not a readable parquet file: {error}") from error
 
 
-def _read_dataset(
-    source: Input, key: str, split: str | None, config: str | None
-) -> Iterator[Piece]:
-    rows = _open_dataset(source, split, config)
-    for number, record in enumerate(rows, start=1):
+def _read_dataset(source: Input, key: str, split: str, config: str | None) -> Iterator[Piece]:
+    for number, record in enumerate(_open_dataset(source, split, config), start=1):
         yield Piece(_text_of(record, key, f"{source.location}, row {number}"))
 
 
-def _open_dataset(source: Input, split: str | None, config: str | None) -> Iterable[Any]:
+def _open_dataset(source: Input, split: str, config: str | None) -> Any:
     import datasets
 
     try:
         if source.kind == "saved":
             saved: Any = datasets.load_from_disk(source.location)
-            if not isinstance(saved, datasets.DatasetDict):
-                return _rows(saved)
-            wanted = split or "train"
-            if wanted not in saved:
-                raise ValueError(f"no split {wanted!r} (there are: {', '.join(saved)})")
-            return _rows(saved[wanted])
+            if isinstance(saved, datasets.DatasetDict):
+                if split not in saved:
+                    raise ValueError(f"no split {split!r} (there are: {', '.join(saved)})")
+                saved = saved[split]
+            return saved
         # streamed: nothing is stored twice, and the order is the dataset's own
-        streamed: Iterable[Any] = datasets.load_dataset(
-            source.location, config, split=split or "train", streaming=True
-        )
-        return streamed
+        return datasets.load_dataset(source.location, config, split=split, streaming=True)
     except Exception as error:
         # the hub client raises a dozen unrelated types (HTTP, gated, missing, offline)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"dataset {source.location}: {reason}") from error
-
-
-def _rows(dataset: Any) -> Iterator[Any]:
-    yield from dataset

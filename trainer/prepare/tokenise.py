@@ -21,8 +21,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from mixloop.common.files import write_atomic
 from mixloop.trainer.sources import (
     DTYPES,
+    HEADER,
     Shard,
     StoreInfo,
     TokenizerInfo,
@@ -69,8 +71,8 @@ def _start_worker(tokenizer: str, eos_id: int, dtype: str) -> None:
     _worker.update(tokenizer=load_raw(Path(tokenizer)), eos_id=eos_id, dtype=dtype)
 
 
-def _tokenise(pieces: list[Piece]) -> tuple[bytes, int, int]:
-    """Tokens of the pieces as little-endian bytes, how many, and documents ended."""
+def _tokenise(pieces: list[Piece]) -> tuple[bytes, int]:
+    """Tokens of the pieces as little-endian bytes, and documents ended."""
     encoded = _worker["tokenizer"].encode_batch_fast(
         [piece.text for piece in pieces], add_special_tokens=False
     )
@@ -79,8 +81,8 @@ def _tokenise(pieces: list[Piece]) -> tuple[bytes, int, int]:
         ids.extend(encoding.ids)
         if piece.ends:
             ids.append(_worker["eos_id"])
-    data = np.asarray(ids, dtype="<u2" if _worker["dtype"] == "uint16" else "<u4").tobytes()
-    return data, len(ids), sum(piece.ends for piece in pieces)
+    data = np.asarray(ids, DTYPES[_worker["dtype"]]).tobytes()
+    return data, sum(piece.ends for piece in pieces)
 
 
 # --- the parent -----------------------------------------------------------------------------
@@ -104,7 +106,7 @@ def _chunks(inputs: list[Input], options: dict[str, Any]) -> Iterator[_Chunk]:
 
 def _tokenised(
     chunks: Iterable[_Chunk], workers: int, setup: tuple[str, int, str]
-) -> Iterator[tuple[_Chunk, tuple[bytes, int, int]]]:
+) -> Iterator[tuple[_Chunk, tuple[bytes, int]]]:
     """Chunks with their tokens, in order; at most a few chunks a worker are in memory."""
     if workers <= 1:
         before = os.environ.get("TOKENIZERS_PARALLELISM")
@@ -118,7 +120,7 @@ def _tokenised(
             else:
                 os.environ["TOKENIZERS_PARALLELISM"] = before
         return
-    waiting: deque[tuple[_Chunk, Future[tuple[bytes, int, int]]]] = deque()
+    waiting: deque[tuple[_Chunk, Future[tuple[bytes, int]]]] = deque()
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=setup
     )
@@ -142,12 +144,12 @@ class _Writer:
 
     def __init__(self, folder: Path, width: int, size: int | None, first: int) -> None:
         self.shards: list[Shard] = []
+        self.tokens = 0
         self._folder = folder
         self._width = width
         self._size = size
         self._number = first
         self._file: IO[bytes] | None = None
-        self._name = ""
         self._held = 0
         self._digest = hashlib.sha256()
 
@@ -163,14 +165,15 @@ class _Writer:
             self._file.write(part)
             self._digest.update(part)
             self._held += len(part) // self._width
+            self.tokens += len(part) // self._width
             view = view[room:]
             if self._held == self._size:
                 self.close()
 
     def _open(self) -> None:
         sharded = self._size is not None or self._number
-        self._name = f"tokens-{self._number:05d}.bin" if sharded else "tokens.bin"
-        self._file = (self._folder / self._name).open("wb")
+        name = f"tokens-{self._number:05d}.bin" if sharded else "tokens.bin"
+        self._file = (self._folder / name).open("wb")
 
     def close(self) -> None:
         """End the file being written; on return it is on the disk."""
@@ -179,26 +182,10 @@ class _Writer:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self.shards.append(Shard(self._name, self._held, self._digest.hexdigest()))
+        name = Path(self._file.name).name
+        self.shards.append(Shard(name, self._held, self._digest.hexdigest()))
         self._file, self._held, self._digest = None, 0, hashlib.sha256()
         self._number += 1
-
-
-def _write_tokens(
-    writer: _Writer,
-    parts: Iterable[tuple[_Chunk, tuple[bytes, int, int]]],
-    inputs: int,
-    progress: Callable[[Progress], None] | None,
-) -> tuple[int, int]:
-    tokens = documents = 0
-    for chunk, (data, count, ended) in parts:
-        writer.write(data)
-        tokens += count
-        documents += ended
-        if progress is not None:
-            progress(Progress(documents, tokens, chunk.inputs_done, inputs))
-    writer.close()
-    return tokens, documents
 
 
 def _check_target(out: Path, overwrite: bool, append: bool) -> None:
@@ -208,7 +195,7 @@ def _check_target(out: Path, overwrite: bool, append: bool) -> None:
         return
     if out.exists() and not overwrite:
         raise ValueError(f"{out}: already there; remove it, choose another name, or append to it")
-    if out.exists() and not (out / "store.json").is_file():
+    if out.exists() and not (out / HEADER).is_file():
         raise ValueError(f"{out}: not a token store, so it is not overwritten")
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -249,7 +236,7 @@ def prepare(
     """
     out = Path(out)
     _check_target(out, overwrite, append)
-    found = resolve_inputs(inputs)
+    resolved = resolve_inputs(inputs)
     work = out.parent / f".{out.name}.tmp-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -264,15 +251,21 @@ def prepare(
             raise ValueError(f"{tokenizer}: not the tokenizer that {out} was made with")
         options = {"text_key": text_key, "split": split, "config": config}
         kind = dtype_for(facts.vocab_size)
-        parts = _tokenised(_chunks(found, options), workers, (str(folder), facts.eos_id, kind))
+        setup = (str(folder), facts.eos_id, kind)
         first = 0 if before is None else max(1, len(before.shards))
         writer = _Writer(work, DTYPES[kind].itemsize, shard_size, first)
-        tokens, documents = _write_tokens(writer, parts, len(found), progress)
+        documents = 0
+        for chunk, (data, ended) in _tokenised(_chunks(resolved, options), workers, setup):
+            writer.write(data)
+            documents += ended
+            if progress is not None:
+                progress(Progress(documents, writer.tokens, chunk.inputs_done, len(resolved)))
+        writer.close()
         if not documents:
             raise ValueError(f"{', '.join(inputs)}: no document with text in it")
-        if sequence_length is not None and tokens < sequence_length:
+        if sequence_length is not None and writer.tokens < sequence_length:
             raise ValueError(
-                f"{', '.join(inputs)}: {tokens} tokens are fewer than one sample of "
+                f"{', '.join(inputs)}: {writer.tokens} tokens are fewer than one sample of "
                 f"sequence_length {sequence_length}"
             )
         if before is not None:
@@ -303,10 +296,7 @@ def _header(facts: TokenizerInfo, documents: int, files: list[Shard], sharded: b
 def _finish(work: Path, out: Path, tokenizer: Path, info: StoreInfo) -> None:
     copy_tokenizer(tokenizer, work / "tokenizer")
     shutil.rmtree(work / "hub-tokenizer", ignore_errors=True)
-    with (work / "store.json").open("w", encoding="utf-8") as file:
-        json.dump(info.to_json(), file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomic(work / HEADER, json.dumps(info.to_json(), indent=2).encode())
     if out.exists():
         shutil.rmtree(out)
     work.rename(out)

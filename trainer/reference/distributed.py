@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def decoder_layers(model: Any) -> list[Any]:
     """The blocks a model repeats, by the class names that transformers calls indivisible."""
     names = set(getattr(model, "_no_split_modules", None) or ())
-    found = [module for module in model.modules() if type(module).__name__ in names]
-    inner = {id(part) for module in found for part in module.modules() if part is not module}
-    return [module for module in found if id(module) not in inner]
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
+    return [layer for layer in layers if id(layer) not in inner]
 
 
 class ParallelModel:
@@ -104,8 +104,7 @@ class ParallelModel:
         """
         import torch
 
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        return whole(norm)
+        return whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -135,9 +134,8 @@ def recompute_activations(model: Any) -> None:
 def tensors(model: Any) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
     """The distinct parameters and kept buffers of a model, each with all its names (tied: two)."""
     names: dict[int, list[str]] = {}
-    found: dict[int, torch.Tensor] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+    values = model.state_dict(keep_vars=True)
+    for name, value in values.items():
         names.setdefault(id(value), []).append(name)
-        found[id(value)] = value
-    for key, value in found.items():
-        yield tuple(names[key]), value
+    for same in names.values():
+        yield tuple(same), values[same[0]]

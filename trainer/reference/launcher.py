@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from mixloop.common.process import PARENT
 
-_PATIENCE = 30.0
+_END_SECONDS = 30.0
 """Seconds the other ranks have to end once one has failed."""
 
 
@@ -43,9 +43,9 @@ def run_ranks(processes: int, arguments: Sequence[str]) -> int:
     before = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
         for number in range(processes):
-            own = {"RANK": str(number), "LOCAL_RANK": str(number)}
             # sessions of their own: a Ctrl-C reaches each rank once, through us
-            environment = shared | os.environ | common | own
+            place = {"RANK": str(number), "LOCAL_RANK": str(number)}
+            environment = shared | os.environ | common | place
             ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
         return _wait(ranks)
     finally:
@@ -63,7 +63,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         codes = [rank.returncode for rank in ranks if rank.returncode]
         if codes and not failed:
             failed = codes[0]
-            deadline = time.monotonic() + _PATIENCE
+            deadline = time.monotonic() + _END_SECONDS
             if failed != 130:  # those that were asked to stop are writing their checkpoint
                 for rank in ranks:
                     rank.terminate()

@@ -135,10 +135,9 @@ def check_document_mask(model: Any) -> None:
     kind = getattr(model.config, "_attn_implementation", None)
     layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     if kind != "sdpa" or layers != {"full_attention"}:
-        found = f"{kind}, {', '.join(sorted(layers))}"
         raise JobError(
             "settings.document_mask: needs a model whose layers all have full attention through "
-            f"torch's sdpa (this one: {found}); leave it out"
+            f"torch's sdpa (this one: {kind}, {', '.join(sorted(layers))}); leave it out"
         )
 
 
@@ -146,6 +145,7 @@ def sequence_losses(model: Any, ids: torch.Tensor, eos_id: int | None = None) ->
     """Mean next-token loss of each sequence.
 
     Args:
+        model: gives logits [rows, L, vocabulary].
         ids: token ids, shape [rows, L].
         eos_id: if given, attention stays within the documents that it ends, and positions begin
             anew in each.

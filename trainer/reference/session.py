@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mixloop.common.log import say
-from mixloop.contract import FileEntry, Manifest, RunPaths, ScheduleWriter, read_holds
+from mixloop.contract import FileEntry, Manifest, RunPaths, read_holds
 from mixloop.trainer.batches import Batch, RankBatches
 from mixloop.trainer.run import (
     Incarnation,
@@ -20,7 +20,6 @@ from mixloop.trainer.run import (
     StepMetrics,
     checkpoint_store,
 )
-from mixloop.trainer.sources import Store
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -31,9 +30,17 @@ class DivergenceError(RuntimeError):
 
 
 class Session:
-    """A trainer and its feed, in step with the files of the run.
+    """A trainer and its batches, in step with the files of the run.
 
     Methods marked collective are called by every rank at the same step.
+
+    Args:
+        plan: what the incarnation began from.
+        start: the incarnation.
+        trainer: the model.
+        batches: this rank's.
+        tokenizer: its folder, copied into checkpoints.
+        kept: what the checkpoint's state file holds besides the model.
     """
 
     def __init__(
@@ -41,57 +48,45 @@ class Session:
         plan: ResumePlan,
         start: Incarnation,
         trainer: Trainer,
-        feed: RankBatches,
+        batches: RankBatches,
         tokenizer: Path,
+        kept: Mapping[str, Any] | None = None,
     ) -> None:
         self.job = plan.job
-        self.length = plan.job.sequence_length
         self.peers = trainer.peers
-        self.steering = LiveMixture(plan, start, trainer.peers)
-        self.position = self.steering.position
+        self.live = LiveMixture(plan, start, trainer.peers)
+        self.position = self.live.position
+        self._length = plan.job.sequence_length
         self._paths = RunPaths(plan.job.dir)
         self._trainer = trainer
-        self._feed = feed
+        self._batches = batches
         self._tokenizer = tokenizer
         self._saved = plan.step if plan.parent else -1
-        self._last = plan.quantum  # samples of the last step
+        self._last = plan.batch_schedule.at(plan.sample)  # samples of the last step
         self._loss: float | None = None
         self._logged = plan.step
         settings = plan.job.settings
-        self.watch = SpikeDetector(settings.spike_threshold, settings.spike_window)
-        self._watched = plan.step
+        self._spikes = SpikeDetector(settings.spike_threshold, settings.spike_window)
+        if kept is not None:
+            self._spikes.load(kept["watch"])
+        self._examined = plan.step
         self._switched: set[int] = set()
         self._limit = settings.nan_limit if settings.on_nan == "skip" else 1
 
-    @property
-    def spent(self) -> bool:
-        """Whether the budget is consumed."""
-        return self.steering.spent
-
-    def take_lead(
-        self,
-        plan: ResumePlan,
-        start: Incarnation,
-        writer: ScheduleWriter,
-        stores: Mapping[str, Store],
-    ) -> None:
-        """Take on rank 0's part: the files of the run."""
-        self.steering.take_lead(plan, start, writer, stores)
-
     def poll(self) -> None:
         """At a poll step: hear of a switch, and have rank 0 look for the next. Collective."""
-        heard = self.steering.poll()
-        if heard is not None:
-            self._feed.switch(self.steering.segment(heard))
+        switch = self.live.poll()
+        if switch is not None:
+            self._batches.switch(self.live.segment(switch))
 
     def advance(self) -> Batch:
         """Train one step, and acknowledge a switch whose first sample it consumed."""
-        batch = self._feed.batch(self.position.sample)
-        start = self.position.sample * self.length
-        self._trainer.step(batch, start, start + batch.samples * self.length)
+        batch = self._batches.batch(self.position.sample)
+        start = self.position.sample * self._length
+        self._trainer.step(batch, start, start + batch.samples * self._length)
         self._last = batch.samples
-        switch = self.steering.advance(batch.samples)
-        if self.steering.begins(self.position.sample):
+        switch = self.live.advance(batch.samples)
+        if self.live.begins(self.position.sample):
             self._switched.add(self.position.step)
         if switch is not None:
             say(f"step {switch.step}: the mixture of generation {switch.generation} is in force")
@@ -99,16 +94,16 @@ class Session:
 
     def report(self, finished: bool = False) -> None:
         """Gather losses from all ranks; rank 0 has the status written. Collective."""
-        self._look()
-        sums, counts = self._trainer.totals.take(self.peers)
+        self._examine()
+        sums, counts = self._trainer.losses.take(self.peers)
         if counts.sum():
             mean = float(sums.sum() / counts.sum())
             self._loss = mean if math.isfinite(mean) else None
-        if self.steering.lead is None:
+        if self.live.lead is None:
             return
         names = list(self.job.sources)
         losses = {names[i]: float(sums[i] / counts[i]) for i in np.flatnonzero(counts)}
-        status = self.steering.publish(self._moment(losses, finished), self._feed.drawn())
+        status = self.live.publish(self._metrics(losses, finished), self._batches.drawn())
         since = status.step - self._logged
         if since >= self.job.settings.log_every or (finished and since):
             self._logged = status.step
@@ -118,13 +113,13 @@ class Session:
                 f"lr {status.lr:.3g} {status.tokens_per_second or 0:,.0f} tokens/s"
             )
 
-    def _look(self) -> None:
-        """Take in the steps since the last look. Collective, and the same on every rank."""
+    def _examine(self) -> None:
+        """Look for bad steps among those since the last time. Collective, alike on every rank."""
         for loss, skipped in self._trainer.recent():
-            self._watched += 1
-            if self._watched in self._switched:
-                self.watch.forget()
-            note = self.watch.add(self._watched, float(loss), bool(skipped))
+            self._examined += 1
+            if self._examined in self._switched:
+                self._spikes.forget()
+            note = self._spikes.add(self._examined, float(loss), bool(skipped))
             if note is not None and self.peers.rank == 0:
                 say(note)
         self._switched.clear()
@@ -139,18 +134,18 @@ class Session:
             return
         saved = f"the checkpoint of step {self._saved} is" if self._saved >= 0 else "none is"
         raise DivergenceError(
-            f"step {self.position.step}: {self.watch.streak} gradients in a row were not finite, "
+            f"step {self.position.step}: {self._spikes.streak} gradients in a row were not finite, "
             f"nan_limit is {self._limit}; no checkpoint is made now, {saved} the newest of this "
             "run. Resume from it with a lower learning_rate or grad_clip, or look at the data"
         )
 
     @property
     def _broken(self) -> bool:
-        return self.watch.streak >= self._limit
+        return self._spikes.streak >= self._limit
 
-    def _moment(self, losses: Mapping[str, float], finished: bool = False) -> StepMetrics:
-        tokens = self.position.sample * self.length
-        before = max(0, tokens - self._last * self.length)
+    def _metrics(self, losses: Mapping[str, float], finished: bool = False) -> StepMetrics:
+        tokens = self.position.sample * self._length
+        before = max(0, tokens - self._last * self._length)
         schedule = self._trainer.schedule
         grad_norm = float(self._trainer.grad_norm)
         return StepMetrics(
@@ -162,7 +157,7 @@ class Session:
             grad_norm=grad_norm if math.isfinite(grad_norm) else None,
             losses={name: loss for name, loss in losses.items() if math.isfinite(loss)},
             finished=finished,
-            health=self.watch.health,
+            health=self._spikes.health,
             system=self._trainer.meter.read,
         )
 
@@ -171,7 +166,7 @@ class Session:
         every = self.job.settings.checkpoint_every
         if not every:
             return False
-        return self.position.sample * self.length // every > before * self.length // every
+        return self.position.sample * self._length // every > before * self._length // every
 
     def save(self) -> bool:
         """Write a checkpoint; False on every rank if there is none. Collective.
@@ -181,18 +176,18 @@ class Session:
         """
         if self._saved == self.position.step:
             return True
-        self._look()
+        self._examine()
         manifest = None
-        if self.steering.lead is not None:
-            manifest = self.steering.manifest(self._moment({}), self._feed.drawn())
-        superseded = self.steering.lead is not None and manifest is None
+        if self.live.lead is not None:
+            manifest = self.live.manifest(self._metrics({}), self._batches.drawn())
+        superseded = self.live.lead is not None and manifest is None
         if self.peers.any(superseded or self._broken):
             return False
         # all ranks agree: what one holds saved and another not, only one would save again
         if self.peers.any(not self._written(manifest)):
             return False
         self._saved = self.position.step
-        if not self.watch.streak:  # the model may be broken: older ones stay until it goes on
+        if not self._spikes.streak:  # the model may be broken: older ones stay until it goes on
             self._retire()
         return True
 
@@ -201,8 +196,8 @@ class Session:
         trainer, step = self._trainer, self.position.step
         try:
             state = trainer.state() | {
-                "switches": sorted(self.steering.known),
-                "watch": self.watch.state(),
+                "switches": sorted(self.live.announced),
+                "watch": self._spikes.state(),
             }
             if manifest is not None:
                 checkpoint_store.save(
@@ -224,7 +219,7 @@ class Session:
     def _retire(self) -> None:
         """Remove old checkpoints; one that stays is no reason to call the new one failed."""
         keep, step = self.job.settings.keep, self.position.step
-        if self.steering.lead is None or keep is None:
+        if self.live.lead is None or keep is None:
             return
         try:
             held = read_holds(self._paths.holds).value
@@ -237,6 +232,6 @@ class Session:
 
     def close(self) -> None:
         """End the threads; what was to be written is."""
-        self._feed.close()
-        if not self.steering.close():
+        self._batches.close()
+        if not self.live.close():
             say("the disk did not take the last status in time")

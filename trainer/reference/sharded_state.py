@@ -43,7 +43,7 @@ def moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, dict[str,
     import torch
 
     names = {id(value): named[0] for named, value in tensors(model)}
-    found = {}
+    moments_by_name = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state[parameter]
@@ -51,8 +51,8 @@ def moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, dict[str,
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 for moment in MOMENTS:
                     state[moment] = torch.zeros_like(parameter).detach()
-            found[names[id(parameter)]] = {key: state[key] for key in ("step", *MOMENTS)}
-    return found
+            moments_by_name[names[id(parameter)]] = {key: state[key] for key in ("step", *MOMENTS)}
+    return moments_by_name
 
 
 def _state(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -87,12 +87,12 @@ def write_pieces(
     except CheckpointException as error:  # no Exception: it would pass through every handler
         raise OSError(_first(error)) from error
     # each rank hashes what it wrote; the metadata is rank 0's
-    own = sorted(folder.glob(f"__{peers.rank}_*"))
+    parts = sorted(folder.glob(f"__{peers.rank}_*"))
     if peers.rank == 0:
-        own.append(folder / ".metadata")
+        parts.append(folder / ".metadata")
     hashed: dict[str, FileEntry] | str
     try:
-        hashed = {f"{FOLDER}/{path.name}": checkpoint_store.entry(path) for path in own}
+        hashed = {f"{FOLDER}/{path.name}": checkpoint_store.entry(path) for path in parts}
     except OSError as error:
         hashed = str(error)
     files: dict[str, FileEntry] = {}
@@ -201,13 +201,12 @@ def gather_weights(model: Any, keep: bool) -> dict[str, torch.Tensor] | None:
 
     One tensor after the other, so that no rank holds more than one of them beside its part.
     """
-    found: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
     for names, value in tensors(model):
         full = whole(value.detach())
         if keep:
-            full = full.cpu()
-            found |= dict.fromkeys(names, full)
-    return found if keep else None
+            weights |= dict.fromkeys(names, full.cpu())
+    return weights if keep else None
 
 
 def spread_weights(model: Any, file: Path) -> None:

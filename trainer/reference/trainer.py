@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mixloop.contract import FileEntry, RunPaths
 from mixloop.trainer.batches import Batch
-from mixloop.trainer.config import Job, JobError, learning_rate_of
+from mixloop.trainer.config import Job, JobError, learning_rate
 from mixloop.trainer.run import (
     Collectives,
     LossPerSource,
@@ -26,7 +26,7 @@ from mixloop.trainer.run import (
 from mixloop.trainer.sources import TokenizerInfo, copy_tokenizer
 
 from . import sharded_state
-from .distributed import ParallelModel, whole
+from .distributed import ParallelModel
 
 
 class Trainer:
@@ -65,8 +65,8 @@ class Trainer:
             betas=settings.betas,
             fused=True,
         )
-        self.schedule = learning_rate_of(job)
-        self.totals = LossPerSource(sources, self.device)
+        self.schedule = learning_rate(settings, job.budget)
+        self.losses = LossPerSource(sources, self.device)
         self.meter = Meter(self.device, flops, self._peak(), peers.world)
         self.grad_norm: float | torch.Tensor = math.nan
         self._recent: list[torch.Tensor] = []
@@ -77,9 +77,9 @@ class Trainer:
     def _peak(self) -> float | None:
         import torch
 
-        given = self.job.settings.peak_flops
-        if given is not None or self.device.type != "cuda" or not self.parallel.bf16:
-            return given
+        configured = self.job.settings.peak_flops
+        if configured is not None or self.device.type != "cuda" or not self.parallel.bf16:
+            return configured
         return peak_flops(torch.cuda.get_device_name(self.device))
 
     def step(self, batch: Batch, start: int, end: int) -> None:
@@ -96,16 +96,16 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         micros = len(batch.ids)
-        seen = torch.zeros((), dtype=torch.float64, device=self.device)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for micro in range(micros):
             ids = torch.from_numpy(batch.ids[micro]).to(self.device, non_blocking=True)
             with self.parallel.backward(last=micro == micros - 1):
                 with self.parallel.precision():
                     losses = sequence_losses(self.parallel.forward, ids, self.eos_id)
                 torch.autograd.backward(losses.mean() / micros)
-            self.totals.add(batch.source[micro], losses.detach())
-            seen += losses.detach().double().mean() / micros
-        norm = whole(self.parallel.clip(self.job.settings.grad_clip or math.inf))
+            self.losses.add(batch.source[micro], losses.detach())
+            loss += losses.detach().double().mean() / micros
+        norm = self.parallel.clip(self.job.settings.grad_clip or math.inf)
         skipped = torch.logical_not(torch.isfinite(norm)).float()
         # how torch's GradScaler tells a fused optimizer to leave a step out, its count included
         optimizer: Any = self.optimizer
@@ -113,10 +113,10 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.grad_norm = norm
-        self._recent.append(torch.stack([seen, skipped.double()]))
+        self._recent.append(torch.stack([loss, skipped.double()]))
 
     def recent(self) -> npt.NDArray[np.float64]:
-        """Loss over all ranks, and 1 where it was skipped, of each step since the last look.
+        """Loss over all ranks, and 1 where it was skipped, of each step since the last call.
 
         Shape [steps, 2]. Collective; this waits for the device.
         """

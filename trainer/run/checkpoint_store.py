@@ -1,7 +1,7 @@
 """Checkpoints: written beside their place, manifest last, renamed; found, verified and retired.
 
 A folder `step-00001200` is complete or absent. It holds the model and tokenizer in Hugging Face
-format, `trainer_state.pt` (and `trainer_state/`, see :mod:`sharded`) for resume, and
+format, `trainer_state.pt` (and `trainer_state/`, which `trainer.reference` writes) for resume, and
 `manifest.json` with every file's size and hash.
 """
 
@@ -19,7 +19,6 @@ from mixloop.common.files import fsync_folder
 from mixloop.contract import FileEntry, Manifest, read_manifest, write_manifest
 
 STATE_FILE = "trainer_state.pt"
-MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
 SCRATCH = ".writing-"
 """How the name of what is not a checkpoint yet, or no longer, begins."""
@@ -36,16 +35,11 @@ def list_steps(checkpoints: Path) -> dict[int, Path]:
     Raises:
         OSError: the folder is there and can't be read, which is not the same as empty.
     """
-    found: dict[int, Path] = {}
     try:
-        entries = sorted(checkpoints.iterdir())
+        matches = [(_NAME.fullmatch(path.name), path) for path in checkpoints.iterdir()]
     except FileNotFoundError:
-        return found
-    for entry in entries:
-        match = _NAME.fullmatch(entry.name)
-        if match and entry.is_dir():
-            found[int(match[1])] = entry
-    return dict(sorted(found.items()))
+        return {}
+    return dict(sorted((int(match[1]), path) for match, path in matches if match and path.is_dir()))
 
 
 def fault(folder: Path) -> str | None:
@@ -76,9 +70,9 @@ def newest(
         OSError: the folder is there and can't be read.
     """
     for folder in reversed(list_steps(checkpoints).values()):
-        trouble = fault(folder)
         manifest = read_manifest(folder).value
-        if trouble is None and manifest is not None:
+        trouble = fault(folder)
+        if manifest is not None and trouble is None:
             return folder, manifest
         say(f"checkpoint {folder.name} skipped: {trouble}")
     return None
@@ -103,7 +97,7 @@ def save(
     step: int,
     write: Callable[[Path], None],
     manifest: Callable[[dict[str, FileEntry]], Manifest],
-    known: Mapping[str, FileEntry] | None = None,
+    hashed: Mapping[str, FileEntry] | None = None,
 ) -> Path:
     """Write a checkpoint.
 
@@ -112,7 +106,7 @@ def save(
         step: optimizer steps done; names the folder.
         write: puts the model, tokenizer and state into the folder it is given.
         manifest: makes the manifest from the files' sizes and hashes.
-        known: files by name in the folder that are hashed and on the disk already.
+        hashed: files by name in the folder that are hashed and on the disk already.
 
     Returns:
         The folder. One that is already there and complete is left as it is: at a given step of a
@@ -131,8 +125,8 @@ def save(
         write(work)
         files = sorted(path for path in work.rglob("*") if path.is_file())
         named = {path.relative_to(work).as_posix(): path for path in files}
-        hashed = known or {}
-        entries = {name: hashed.get(name) or entry(path) for name, path in named.items()}
+        ready = hashed or {}
+        entries = {name: ready.get(name) or entry(path) for name, path in named.items()}
         for folder in {path.parent for path in files} - {work}:
             fsync_folder(folder)
         write_manifest(work, manifest(entries))
@@ -157,7 +151,7 @@ def retire(checkpoints: Path, keep: int | None, held: frozenset[int], current: i
     """Remove all but the newest `keep` sound checkpoints and those `held`.
 
     Broken ones are neither counted nor touched, nor are those beyond `current` (the step just
-    saved), which are of a course that was left: `current` itself always stays.
+    saved), which are of a branch that was left: `current` itself always stays.
 
     Returns:
         The steps removed.

@@ -1,7 +1,7 @@
 """What the ranks of a job say to one another: a few bytes, on a gloo group of their own.
 
-The data order and its switches need only :class:`Peers`; a foreign training loop may bring its
-own (MPI, Ray, a store) instead of :class:`GlooPeers`.
+The data order and its switches need only :class:`Collectives`; a foreign training loop may bring
+its own (MPI, Ray, a store) instead of :class:`GlooCollectives`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Collectives(Protocol):
         """Every rank's picklable `value`, by rank; for checkpoints, not for steps."""
 
 
-class SingleProcess:
+class SingleProcess(Collectives):
     """A job of one process."""
 
     rank = 0
@@ -59,12 +59,13 @@ class SingleProcess:
         return [value]
 
 
-class GlooCollectives:
+class GlooCollectives(Collectives):
     """Ranks under `torchrun`; `torch.distributed` must be initialised."""
 
     def __init__(self) -> None:
         import torch.distributed as dist
 
+        self._dist = dist
         # its own group: a few bytes never queue behind gradients, and the CPU waits for no GPU
         self._group = dist.new_group(backend="gloo")
         self.rank = dist.get_rank()
@@ -72,47 +73,41 @@ class GlooCollectives:
 
     def broadcast(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         import torch
-        import torch.distributed as dist
 
         tensor = torch.from_numpy(values.copy())
-        dist.broadcast(tensor, src=0, group=self._group)
+        self._dist.broadcast(tensor, src=0, group=self._group)
         return tensor.numpy()
 
     def sum(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         import torch
-        import torch.distributed as dist
 
         tensor = torch.from_numpy(values.copy())
-        dist.all_reduce(tensor, group=self._group)
+        self._dist.all_reduce(tensor, group=self._group)
         return tensor.numpy()
 
     def any(self, flag: bool) -> bool:
         return bool(self.sum(np.array([float(flag)]))[0])
 
     def share(self, value: Any) -> Any:
-        import torch.distributed as dist
-
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._group)
+        self._dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
     def collect(self, value: Any) -> list[Any]:
-        import torch.distributed as dist
-
         box: list[Any] = [None] * self.world
-        dist.all_gather_object(box, value, group=self._group)
+        self._dist.all_gather_object(box, value, group=self._group)
         return box
 
 
 def on_first(peers: Collectives, make: Callable[[], Any]) -> Any:
     """What rank 0 makes, on every rank; its JobError is raised on every rank. Collective."""
-    made: Any = None
+    outcome: Any = None
     if peers.rank == 0:
         try:
-            made = make()
+            outcome = make()
         except JobError as error:
-            made = error
-    made = peers.share(made)
-    if isinstance(made, JobError):
-        raise made
-    return made
+            outcome = error
+    outcome = peers.share(outcome)
+    if isinstance(outcome, JobError):
+        raise outcome
+    return outcome

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mixloop.common.files import parse_json, read_regular, write_atomic
+from mixloop.common.files import read_json, write_atomic, write_json
 from mixloop.contract import (
     SCALE,
     AcceptedOrder,
@@ -21,7 +19,6 @@ from mixloop.contract import (
     RunPaths,
     Schedule,
     ScheduleError,
-    SourceStatus,
     Status,
     encode_line,
     read_manifest,
@@ -35,7 +32,7 @@ from mixloop.trainer.config import JobError
 from mixloop.trainer.mixing import MixtureOrder
 
 from . import checkpoint_store
-from .status_writer import now_utc
+from .status_writer import ledger, now_utc
 
 FORK_FILE = "fork.json"
 FORK_SCHEMA = "mixloop/fork/1"
@@ -71,7 +68,8 @@ def fork_run(
         old: a run folder; it is not changed.
         new: the folder to make.
         run: name of the new run.
-        step, sample: where; one of the two.
+        step: where; or
+        sample: where, by a step's first sample.
 
     Raises:
         JobError: there is no such place in the old run, or a run in the new folder already.
@@ -79,8 +77,8 @@ def fork_run(
     """
     if (step is None) == (sample is None):
         raise JobError("fork: give a step or a sample, one of the two")
-    paths, made = RunPaths(old), RunPaths(new)
-    if made.schedule.exists() or made.status.exists():
+    paths, target = RunPaths(old), RunPaths(new)
+    if target.schedule.exists() or target.status.exists():
         raise JobError(f"{new}: a run lies there already; give another folder")
     try:
         schedule = read_schedule(paths.schedule)
@@ -100,7 +98,6 @@ def fork_run(
     prefix = Schedule(tuple(lines))
     lines.append(_opened_at(prefix, opened, step, sample))
     new.mkdir(parents=True, exist_ok=True)
-    copied = _copy_checkpoint(paths, made, step, run)
     fork = Fork(
         run=run,
         parent=status.run if status is not None else "",
@@ -108,17 +105,17 @@ def fork_run(
         step=step,
         sample=sample,
         tokens=sample * opened.sequence_length,
-        checkpoint=copied,
+        checkpoint=_copy_checkpoint(paths, target, step, run),
     )
-    write_atomic(new / FORK_FILE, (json.dumps(fork.to_json(), indent=1) + "\n").encode())
-    write_status(made.status, _ledger(fork, prefix, opened, status))
-    write_atomic(made.schedule, b"".join(encode_line(line) for line in lines))
+    write_json(new / FORK_FILE, fork.to_json())
+    write_status(target.status, _ledger(fork, prefix, opened, status))
+    write_atomic(target.schedule, b"".join(encode_line(line) for line in lines))
     return fork
 
 
 def _opened_at(prefix: Schedule, last: OpenLine, step: int, sample: int) -> OpenLine:
     """The line with which the new run goes on at a step, in the steps of the old one."""
-    stages = BatchSchedule(prefix.quanta).since(sample).stages
+    stages = BatchSchedule(prefix.batch_stages).since(sample).stages
     each = last.micro_batch * last.world_size
     return replace(
         last,
@@ -139,11 +136,11 @@ def _place(schedule: Schedule, step: int | None, sample: int | None) -> tuple[in
     before = 0
     for number, stretch in enumerate(stretches):
         later = stretches[number + 1].sample if number + 1 < len(stretches) else None
-        steps = None if later is None else -(-(later - stretch.sample) // stretch.quantum)
+        steps = None if later is None else -(-(later - stretch.sample) // stretch.step_samples)
         if step is not None and step >= 0 and (steps is None or step < before + steps):
-            return step, stretch.sample + (step - before) * stretch.quantum
+            return step, stretch.sample + (step - before) * stretch.step_samples
         if sample is not None and sample >= 0 and (later is None or sample < later):
-            whole, rest = divmod(sample - stretch.sample, stretch.quantum)
+            whole, rest = divmod(sample - stretch.sample, stretch.step_samples)
             if rest:
                 raise JobError(
                     f"fork: sample {sample} is inside step {before + whole}; fork at a step"
@@ -153,21 +150,19 @@ def _place(schedule: Schedule, step: int | None, sample: int | None) -> tuple[in
     raise JobError(f"fork: no step {step} and no sample {sample}: they count from 0")
 
 
-def _copy_checkpoint(paths: RunPaths, made: RunPaths, step: int, run: str) -> str | None:
+def _copy_checkpoint(paths: RunPaths, target: RunPaths, step: int, run: str) -> str | None:
     """Copy the checkpoint of that step, if there is a sound one, and give it the new run's name."""
     name = checkpoint_store.folder_name(step)
     folder = paths.checkpoints / name
-    if not folder.is_dir() or checkpoint_store.fault(folder) is not None:
-        return None
     manifest = read_manifest(folder).value
-    if manifest is None:
+    if manifest is None or checkpoint_store.fault(folder) is not None:
         return None
-    made.checkpoints.mkdir(parents=True, exist_ok=True)
-    work = made.checkpoints / f".writing-{name}-{os.getpid()}"
+    target.checkpoints.mkdir(parents=True, exist_ok=True)
+    work = target.checkpoints / f"{checkpoint_store.SCRATCH}{name}-{os.getpid()}"
     try:
         shutil.copytree(folder, work)
         write_manifest(work, replace(manifest, run=run))
-        work.rename(made.checkpoints / name)
+        work.rename(target.checkpoints / name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return name
@@ -176,10 +171,7 @@ def _copy_checkpoint(paths: RunPaths, made: RunPaths, step: int, run: str) -> st
 def _ledger(fork: Fork, prefix: Schedule, opened: OpenLine, status: Status | None) -> Status:
     """The status of the new run before its first step."""
     order = MixtureOrder(prefix.sizes, opened.seed, prefix.mixture)
-    drawn, epochs = order.drawn(fork.sample), order.epochs(fork.sample)
-    latest = {name: history[-1][1].samples for name, history in prefix.sources.items()}
-    length = opened.sequence_length
-    known: Mapping[str, SourceStatus] = status.sources if status is not None else {}
+    unique = {name: s.unique_tokens for name, s in status.sources.items()} if status else {}
     force = prefix.segments[-1]
     return Status(
         run=fork.run,
@@ -195,14 +187,9 @@ def _ledger(fork: Fork, prefix: Schedule, opened: OpenLine, status: Status | Non
         loss=None,
         grad_norm=None,
         tokens_per_second=None,
-        sources={
-            name: SourceStatus(
-                tokens=count * length,
-                epochs=epochs[name],
-                unique_tokens=known[name].unique_tokens if name in known else latest[name] * length,
-            )
-            for name, count in drawn.items()
-        },
+        sources=ledger(
+            order.drawn(fork.sample), order.versions, opened.sequence_length, unique, losses={}
+        ),
         accepted=AcceptedOrder(*prefix.accepted),
         in_force=OrderInForce(
             fence=force.fence,
@@ -219,7 +206,7 @@ def _ledger(fork: Fork, prefix: Schedule, opened: OpenLine, status: Status | Non
 def forked_from(folder: Path) -> tuple[str, int] | None:
     """Name of the run that a run folder was forked from, and at which sample."""
     try:
-        value = parse_json(read_regular(folder / FORK_FILE).data.decode())
+        value = read_json(folder / FORK_FILE)
         if value["schema"] != FORK_SCHEMA:
             return None
         return str(value["parent"]), int(value["sample"])

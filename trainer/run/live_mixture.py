@@ -1,9 +1,7 @@
-"""The side thread of rank 0: looks for orders and writes the status while training goes on.
+"""A running mixture, whoever trains: where it stands, its switches, and rank 0's files.
 
-A running mixture, whoever trains: where it stands, its switches, and rank 0's files.
-
-The reference loop (:mod:`session`) and a foreign one (:mod:`loader`) drive it alike: `poll` at a
-poll step, `advance` after a step, `publish` when it is time to report.
+The reference loop (`trainer.reference`) and a foreign one (`trainer.loader`) drive it alike: `poll`
+at a poll step, `advance` after a step, `publish` when it is time to report.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -28,6 +25,7 @@ from mixloop.contract import (
     key_for,
     write_status,
 )
+from mixloop.trainer.sources import Store
 
 from .collectives import Collectives
 from .order_inbox import OrderInbox, StepClock, Switch
@@ -36,10 +34,10 @@ from .status_writer import StatusBuilder, StepMetrics
 
 
 class SideThread:
-    """Runs a desk's looks and the newest status write, so that training waits for neither."""
+    """Looks for orders and writes the newest status, so that training waits for neither."""
 
-    def __init__(self, desk: OrderInbox) -> None:
-        self._desk = desk
+    def __init__(self, inbox: OrderInbox) -> None:
+        self._inbox = inbox
         self._wake = threading.Event()
         self._polls = False
         self._write: Callable[[], None] | None = None
@@ -71,7 +69,7 @@ class SideThread:
             closing = self._closing
             if self._polls:
                 self._polls = False
-                self._attempt(self._desk.look, "no look for orders")
+                self._attempt(self._inbox.look, "no look for orders")
             action, self._write = self._write, None
             if action is not None:
                 self._attempt(action, "status not written")
@@ -82,24 +80,8 @@ class SideThread:
         try:
             action()
         except Exception as error:
-            # whatever fails here fails once: without this thread the run is deaf and mute
+            # whatever fails here fails once: without this thread no order is heard of
             say(f"{failed}: {error}", "mixloop")
-
-
-class Sized(Protocol):
-    """What is asked of an open source here: its windows and its unique tokens."""
-
-    def samples(self, sequence_length: int) -> int: ...
-
-    @property
-    def info(self) -> HasTokens: ...
-
-
-class HasTokens(Protocol):
-    """A source's header."""
-
-    @property
-    def tokens(self) -> int: ...
 
 
 @dataclass
@@ -114,8 +96,8 @@ class Position:
 class LeaderFiles:
     """What only rank 0 has."""
 
-    desk: OrderInbox
-    narrator: StatusBuilder
+    inbox: OrderInbox
+    status: StatusBuilder
     side: SideThread
 
 
@@ -128,10 +110,10 @@ class LiveMixture:
     def __init__(self, plan: ResumePlan, start: Incarnation, peers: Collectives) -> None:
         self.job = plan.job
         self.peers = peers
-        self.quanta = start.quanta
+        self.batch_schedule = start.batch_schedule
         self.incarnation = start.incarnation
         self.position = Position(plan.step, plan.sample)
-        self.known = {(switch.sample, switch.generation) for switch in start.switches}
+        self.announced = {(switch.sample, switch.generation) for switch in start.switches}
         self.lead: LeaderFiles | None = None
         # one whose first sample is the next is still to be told
         begun = [switch for switch in start.switches if switch.sample < max(1, plan.sample)]
@@ -140,9 +122,9 @@ class LiveMixture:
         self._paths = RunPaths(plan.job.dir)
 
     @property
-    def quantum(self) -> int:
+    def step_samples(self) -> int:
         """Samples of the step at hand, over all ranks."""
-        return self.quanta.at(self.position.sample)
+        return self.batch_schedule.at(self.position.sample)
 
     @property
     def spent(self) -> bool:
@@ -154,22 +136,24 @@ class LiveMixture:
         plan: ResumePlan,
         start: Incarnation,
         writer: ScheduleWriter,
-        stores: Mapping[str, Sized],
+        stores: Mapping[str, Store],
     ) -> None:
         """Take on rank 0's part: the files of the run."""
-        job, position = self.job, self.position
-        settings, length = job.settings, job.sequence_length
-        clock = StepClock(
-            plan.step, plan.sample, plan.quantum, length, settings.poll_every, settings.prefetch,
-            self.quanta,
-        )  # fmt: skip
-        desk = OrderInbox(
+        job, position, settings = self.job, self.position, self.job.settings
+        inbox = OrderInbox(
             self._paths,
             job.run,
             tuple(job.sources),
             writer,
             start.incarnation,
-            clock,
+            StepClock(
+                plan.step,
+                plan.sample,
+                self.batch_schedule,
+                job.sequence_length,
+                settings.poll_every,
+                settings.prefetch,
+            ),
             start.switches,
             now=lambda: position.step,
             limits=Limits(**job.limits.model_dump()),
@@ -177,37 +161,25 @@ class LiveMixture:
             retired=[name for name in start.sizes if name not in job.sources],
             key=key_for(settings.key_file),
         )
-        narrator = StatusBuilder(
-            run=job.run,
-            budget=job.budget,
-            incarnation=start.incarnation,
-            sequence_length=length,
-            quantum=self.quanta.at,
-            world=plan.world,
-            sizes={name: store.samples(length) for name, store in stores.items()},
-            unique={name: store.info.tokens for name, store in stores.items()},
-            sample=plan.sample,
-            eras=start.order(job.seed).eras,
-        )
-        self.lead = LeaderFiles(desk, narrator, SideThread(desk))
+        self.lead = LeaderFiles(inbox, StatusBuilder(plan, start, stores), SideThread(inbox))
 
     def poll(self) -> Switch | None:
         """At a poll step: what every rank now hears, while rank 0 looks for more. Collective."""
         offer = None
         if self.lead is not None:
-            offer = self.lead.desk.take(self.position.step)
+            offer = self.lead.inbox.take(self.position.step)
             self.lead.side.poll()
         nothing = np.zeros(4 + len(self.job.sources), np.int64)
         heard = Switch.unpack(self.peers.broadcast(offer.pack() if offer else nothing))
         if heard is not None:
-            self.known.add((heard.sample, heard.generation))
+            self.announced.add((heard.sample, heard.generation))
             self.ahead.append(heard)
         return heard
 
     def segment(self, switch: Switch) -> Segment:
         """A switch as the data order takes it."""
         weights = dict(zip(self.job.sources, switch.weights, strict=True))
-        return Segment(switch.sample, weights, self.quanta.at(switch.sample))
+        return Segment(switch.sample, weights, self.batch_schedule.at(switch.sample))
 
     @property
     def in_force(self) -> Switch:
@@ -226,28 +198,28 @@ class LiveMixture:
         """One step more; on rank 0 the switch that this brought into force, if any."""
         self.position.step += 1
         self.position.sample += samples
-        if self.lead is not None and self.lead.desk.consumed(self.position.sample):
-            return self.lead.desk.view().in_force
+        if self.lead is not None and self.lead.inbox.consumed(self.position.sample):
+            return self.lead.inbox.state().in_force
         return None
 
-    def publish(self, moment: StepMetrics, drawn: Mapping[str, int]) -> Status:
+    def publish(self, metrics: StepMetrics, drawn: Mapping[str, int]) -> Status:
         """Rank 0: word the status and have the side thread write it, unless it is superseded."""
         lead = self._leading()
-        view = lead.desk.view()
-        status = lead.narrator.status(moment, drawn, view)
-        if not view.superseded:
+        orders = lead.inbox.state()
+        status = lead.status.status(metrics, drawn, orders)
+        if not orders.superseded:
             lead.side.write(lambda: write_status(self._paths.status, status))
         return status
 
     def manifest(
-        self, moment: StepMetrics, drawn: Mapping[str, int]
+        self, metrics: StepMetrics, drawn: Mapping[str, int]
     ) -> Callable[[Mapping[str, FileEntry]], Manifest] | None:
         """Rank 0: makes the manifest of a checkpoint of now; None for a superseded trainer."""
         lead = self._leading()
-        view = lead.desk.view()
-        if view.superseded:
+        orders = lead.inbox.state()
+        if orders.superseded:
             return None
-        return lambda files: lead.narrator.manifest(moment, drawn, view, files)
+        return lambda files: lead.status.manifest(metrics, drawn, orders, files)
 
     def close(self) -> bool:
         """End the side thread; False if what was to be written hangs."""

@@ -1,4 +1,4 @@
-"""Loss spikes and gradients that are not finite: noticed, counted, told. Pure; no torch.
+"""Loss spikes and gradients that are not finite: noticed and counted. Pure; no torch.
 
 A loss is a spike when it lies more than `threshold` robust standard deviations above the median of
 the steps before it, the deviation being 1.4826 times the median absolute deviation (Rousseeuw and
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
@@ -18,7 +18,7 @@ from mixloop.contract import Health
 
 _NORMAL = 1.4826
 """Standard deviations of a normal distribution per median absolute deviation."""
-_LEAST = 16
+_MIN_STEPS = 16
 """Steps before there is a range to leave."""
 _RESOLUTION = 1e-3
 """Least deviation as a part of the median: below it a loss that stands still has no range."""
@@ -51,18 +51,16 @@ class SpikeDetector:
             return self._not_finite(step, loss, skipped)
         self.streak = 0
         excess = self._excess(loss)
-        spiking = excess is not None
         note = None
         if excess is not None and not self._spiking:
-            centre = median(self._losses)
             note = (
                 f"step {step}: loss {loss:.4f} is a spike, {excess:.1f} deviations above the "
-                f"median {centre:.4f} of the last {len(self._losses)} steps"
+                f"median {median(self._losses):.4f} of the last {len(self._losses)} steps"
             )
             self.health = replace(
                 self.health, spikes=self.health.spikes + 1, last_spike_step=step, note=note
             )
-        self._spiking = spiking
+        self._spiking = excess is not None
         # kept among them: a level that stays is the new range after half a window
         self._losses.append(loss)
         return note
@@ -74,21 +72,13 @@ class SpikeDetector:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, in plain values."""
-        health = self.health
-        return {
-            "nan_steps": health.nan_steps,
-            "spikes": health.spikes,
-            "last_nan_step": health.last_nan_step,
-            "last_spike_step": health.last_spike_step,
-            "note": health.note,
-            "losses": list(self._losses),
-        }
+        return asdict(self.health) | {"losses": list(self._losses)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's `state`."""
-        kept = dict(state)
-        self._losses.extend(kept.pop("losses"))
-        self.health = Health(**kept)
+        health = dict(state)
+        self._losses.extend(health.pop("losses"))
+        self.health = Health(**health)
 
     def _not_finite(self, step: int, loss: float, skipped: bool) -> str | None:
         self.streak += 1
@@ -101,7 +91,7 @@ class SpikeDetector:
 
     def _excess(self, loss: float) -> float | None:
         """Robust standard deviations above the median, where they make a spike."""
-        if self._threshold is None or len(self._losses) < _LEAST:
+        if self._threshold is None or len(self._losses) < _MIN_STEPS:
             return None
         centre = median(self._losses)
         spread = _NORMAL * median(abs(other - centre) for other in self._losses)

@@ -40,7 +40,7 @@ def peak_flops(name: str) -> float | None:
     True
     """
     words = name.replace("-", " ").split()
-    fitting = [known for known in PEAK_BF16 if set(known.split()) <= set(words)]
+    fitting = [device for device in PEAK_BF16 if set(device.split()) <= set(words)]
     return PEAK_BF16[max(fitting, key=len)] if fitting else None
 
 

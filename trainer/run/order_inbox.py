@@ -42,7 +42,7 @@ from mixloop.contract import (
 ACCEPTED_FILE = "accepted.json"
 """The trainer's own copy of the order it follows: fence and plan survive a restart."""
 
-_MOST_PATIENCE = 64
+_POLLS_AHEAD, _MAX_POLLS_AHEAD = 2, 64
 _ROUNDING = 2  # units of 1/SCALE that a weight may be off its integer
 
 
@@ -72,46 +72,37 @@ class Switch:
 class StepClock:
     """Steps and samples of this incarnation, and how far ahead a switch must lie.
 
-    `step` begins at `sample`. `quanta` are the samples of a step over the whole run where they
-    change; None: always `quantum`.
+    `step` begins at `sample`; `batch_schedule` has the samples of every step of the run.
     """
 
     step: int
     sample: int
-    quantum: int
+    batch_schedule: BatchSchedule
     sequence_length: int
     poll_every: int
     prefetch: int
-    quanta: BatchSchedule | None = None
 
     @cached_property
-    def _grid(self) -> BatchSchedule:
-        return self.quanta or BatchSchedule(((self.sample, self.quantum),))
-
-    @cached_property
-    def _zero(self) -> int:
-        """What our step count is ahead of the grid's."""
-        return self.step - self._grid.index(self.sample)
-
-    def sample_at(self, step: int) -> int:
-        """First sample of a step."""
-        return self._grid.first(step - self._zero)
+    def _offset(self) -> int:
+        """What our step count is ahead of the batch schedule's."""
+        return self.step - self.batch_schedule.index(self.sample)
 
     def step_of(self, sample: int) -> int:
         """The step that consumes a sample."""
-        return self._zero + self._grid.index(sample)
+        return self._offset + self.batch_schedule.index(sample)
 
     def undrawn(self, step: int) -> int:
         """First sample that no rank has drawn, at the start of a step."""
-        return self.sample_at(step + self.prefetch)
+        return self.lead(step, polls=0)
 
     def lead(self, step: int, polls: int) -> int:
         """First sample a switch decided during `step` may have."""
-        return self.sample_at(step + polls * self.poll_every + self.prefetch)
+        first = step + polls * self.poll_every + self.prefetch
+        return self.batch_schedule.first(first - self._offset)
 
     def boundary(self, tokens: int) -> int:
         """First sample of the first step that starts at `tokens` or later."""
-        return self._grid.boundary(-(-tokens // self.sequence_length))
+        return self.batch_schedule.boundary(-(-tokens // self.sequence_length))
 
 
 @dataclass(frozen=True)
@@ -125,56 +116,49 @@ class OrderState:
     superseded: bool = False
 
 
+@dataclass
 class OrderInbox:
     """Decides what becomes of orders; one thread calls `look`, another the rest.
 
-    Args:
+    Attributes:
+        sources: the job's, in its order.
         past: switches of the effective schedule, by sample, the first in force at `clock.sample`
             or before.
         now: tells the step the training thread is at.
+        limits: the trainer's own bounds on any order.
+        accept_uid: a user whose orders count besides those of the run folder's owner.
         retired: sources of the run that this job no longer has. The order that was followed before
             may still name them; what it plans for them later is dropped, with a word.
+        key: what an order must be signed with; None: anything, signed or not.
     """
 
-    def __init__(
-        self,
-        paths: RunPaths,
-        run: str,
-        sources: Sequence[str],
-        writer: ScheduleWriter,
-        incarnation: int,
-        clock: StepClock,
-        past: Sequence[Switch],
-        now: Callable[[], int],
-        limits: Limits | None = None,
-        accept_uid: int | None = None,
-        retired: Sequence[str] = (),
-        key: bytes | None = None,
-    ) -> None:
-        self._paths = paths
-        self._run = run
-        self._sources = tuple(sources)
-        self._retired = tuple(retired)
-        self._writer = writer
-        self._incarnation = incarnation
-        self._clock = clock
-        self._now = now
-        self._limits = limits
-        self._uid = accept_uid
-        self._key = key
+    paths: RunPaths
+    run: str
+    sources: Sequence[str]
+    writer: ScheduleWriter
+    incarnation: int
+    clock: StepClock
+    past: Sequence[Switch]
+    now: Callable[[], int]
+    limits: Limits | None = None
+    accept_uid: int | None = None
+    retired: Sequence[str] = ()
+    key: bytes | None = None
+
+    def __post_init__(self) -> None:
+        begun = [switch for switch in self.past if switch.sample <= self.clock.sample]
         self._lock = threading.Lock()
-        started = [switch for switch in past if switch.sample <= clock.sample]
-        self._in_force = started[-1]
-        self._announced = deque(switch for switch in past if switch.sample > clock.sample)
+        self._in_force = begun[-1]
+        self._announced = deque(self.past[len(begun) :])
         self._offer: Switch | None = None
         self._late: Switch | None = None
-        self._stale: Switch | None = None
-        self._patience = 2
+        self._unsure: Switch | None = None  # the disk failed: its line may be there or not
+        self._polls_ahead = _POLLS_AHEAD
         self._rejected: deque[RejectedOrder] = deque(maxlen=8)
         self._superseded = False
-        self._accepted = (past[-1].fence, past[-1].generation)
+        self._accepted = (self.past[-1].fence, self.past[-1].generation)
         self._plan: list[Stage] = []
-        self._recover(past)
+        self._recover()
 
     # --- the training thread -------------------------------------------------------------
 
@@ -184,26 +168,24 @@ class OrderInbox:
             switch, self._offer = self._offer, None
             if switch is None:
                 return None
-            if switch.sample < self._clock.undrawn(step):
+            if switch.sample < self.clock.undrawn(step):
                 self._late = switch
-                self._patience = min(2 * self._patience, _MOST_PATIENCE)
+                self._polls_ahead = min(2 * self._polls_ahead, _MAX_POLLS_AHEAD)
                 return None
             self._announced.append(switch)
-            self._patience = 2
+            self._polls_ahead = _POLLS_AHEAD
             return switch
 
     def consumed(self, sample: int) -> bool:
         """Every sample below `sample` is consumed; True when a switch came into force."""
-        came = False
+        before = self._in_force
         with self._lock:
             while self._announced and self._announced[0].sample < sample:
-                switch = self._announced.popleft()
-                self._in_force = switch
-                came = True
-        return came
+                self._in_force = self._announced.popleft()
+        return self._in_force is not before
 
-    def view(self) -> OrderState:
-        """The state of things."""
+    def state(self) -> OrderState:
+        """How things stand."""
         with self._lock:
             pending = self._offer or self._late or next(iter(self._announced), None)
             return OrderState(
@@ -215,11 +197,12 @@ class OrderInbox:
     def look(self) -> None:
         """Read `mixture.json` and do the next thing; never raises."""
         try:
-            self._look()
+            if not self._superseded:
+                self._look()
         except ScheduleTaken as error:
             with self._lock:
                 self._superseded = True
-            self._say(f"{error}; this trainer goes on but writes nothing more")
+            say(f"{error}; this trainer goes on but writes nothing more", "mixloop")
         except ScheduleError as error:
             # lost or damaged: opening it again mends nothing, and must not make a new one
             self._note(f"{error}; the mixture in force is kept")
@@ -229,30 +212,32 @@ class OrderInbox:
             self._reopen()
 
     def _look(self) -> None:
-        if self._superseded:
-            return
-        self._writer.check()
-        self._void_stale()
+        self.writer.check()
+        if self._unsure is not None:  # a line that reached the disk all the same doesn't count
+            self._void(self._unsure, "not durable in time")
+            self._unsure = None
         with self._lock:
             late = self._late
             busy = self._offer is not None or bool(self._announced)
         if late is not None:
-            self._again(late)
+            self._void(late, "durable too late")
+            self._record(late, decision="again, further ahead")
         elif not busy and not self._follow(self._read()):
             self._due_stage()
 
     def _read(self) -> Order | Rejection | None:
         """What `mixture.json` says against the mixture in force."""
+        weights = zip(self.sources, self._in_force.weights, strict=True)
         return read_order(
-            self._paths.mixture,
-            run=self._run,
-            sources=self._sources,
+            self.paths.mixture,
+            run=self.run,
+            sources=self.sources,
             after=self._accepted,
-            limits=self._limits,
-            in_force=self._weights(self._in_force),
-            accept_uid=self._uid,
-            retired=self._retired,
-            key=self._key,
+            limits=self.limits,
+            in_force={name: units / SCALE for name, units in weights},
+            accept_uid=self.accept_uid,
+            retired=self.retired,
+            key=self.key,
         )
 
     def _follow(self, news: Order | Rejection | None) -> bool:
@@ -263,99 +248,85 @@ class OrderInbox:
             return False
         changes = news.generation != self._accepted[1]
         if changes:
-            switch = Switch(0, news.fence, news.generation, self._shares(news.weights))
+            switch = Switch(0, news.fence, news.generation, self._units(news.weights))
             self._record(switch, decision=news.decision)
             self._plan = list(news.then)
         with self._lock:
             self._accepted = (news.fence, news.generation)
-        write_order(self._paths.dir / ACCEPTED_FILE, news, self._key)
+        write_order(self.paths.dir / ACCEPTED_FILE, news, self.key)
         return changes
 
     def _due_stage(self) -> None:
         """Carry out the plan's next stage when the next look could be too late for it."""
-        clock = self._clock
-        horizon = clock.lead(self._now(), self._patience + 1)
-        due = [s for s in self._plan if clock.boundary(s.from_tokens) <= horizon]
+        horizon = self.clock.lead(self.now(), self._polls_ahead + 1)
+        due = [s for s in self._plan if self.clock.boundary(s.from_tokens) <= horizon]
         if not due:
             return
         stage = due[-1]  # of several overdue ones only the last still matters
-        fence, generation = self._accepted
-        switch = Switch(0, fence, generation, self._shares(stage.weights), stage=stage)
+        switch = Switch(0, *self._accepted, self._units(stage.weights), stage=stage)
         self._record(switch, decision=f"then from {stage.from_tokens} tokens")
         self._plan = [s for s in self._plan if s.from_tokens > stage.from_tokens]
 
-    def _record(self, switch: Switch, decision: str = "") -> None:
+    def _record(self, switch: Switch, decision: str) -> None:
         """Give the switch a sample, make it durable, offer it."""
-        sample = self._clock.lead(self._now(), self._patience)
+        sample = self.clock.lead(self.now(), self._polls_ahead)
         if switch.stage is not None:
-            sample = max(sample, self._clock.boundary(switch.stage.from_tokens))
-        placed = replace(switch, sample=sample, step=self._clock.step_of(sample))
+            sample = max(sample, self.clock.boundary(switch.stage.from_tokens))
+        placed = replace(switch, sample=sample, step=self.clock.step_of(sample))
         line = SegmentLine(
-            incarnation=self._incarnation,
+            incarnation=self.incarnation,
             sample=sample,
             step=placed.step,
-            weights=dict(zip(self._sources, switch.weights, strict=True)),
+            weights=dict(zip(self.sources, switch.weights, strict=True)),
             fence=switch.fence,
             generation=switch.generation,
             decision=decision,
         )
-        self._stale = placed  # until the disk has taken it, it may be there or not
-        self._writer.append(line)
-        self._stale = None
+        self._unsure = placed
+        self.writer.append(line)
+        self._unsure = None
         with self._lock:
             if self._late is switch:
                 self._late = None  # with the offer: once that is out, the next may be late
             self._offer = placed
 
-    def _again(self, late: Switch) -> None:
-        """The switch was durable too late: void it, and try again further ahead."""
-        self._void(late, "durable too late")
-        self._record(late, decision="again, further ahead")
-
-    def _void_stale(self) -> None:
-        """After a failed append: a line that reached the disk all the same doesn't count."""
-        if self._stale is not None:
-            self._void(self._stale, "not durable in time")
-            self._stale = None
-
     def _void(self, switch: Switch, reason: str) -> None:
         """Void the segment recorded for a switch, if it is there."""
-        wanted = (switch.sample, switch.fence, switch.generation)
-        recorded = read_schedule(self._paths.schedule).segments
-        if wanted not in {(s.sample, s.fence, s.generation) for s in recorded}:
-            return
-        self._writer.append(
-            VoidLine(self._incarnation, switch.sample, switch.fence, switch.generation, reason)
-        )
+        place = (switch.sample, switch.fence, switch.generation)
+        recorded = read_schedule(self.paths.schedule).segments
+        if place in {(line.sample, line.fence, line.generation) for line in recorded}:
+            self.writer.append(VoidLine(self.incarnation, *place, reason))
 
-    def _recover(self, past: Sequence[Switch]) -> None:
+    def _recover(self) -> None:
         """After a restart: the fence and the plan of the order that was being followed."""
-        known = (*self._sources, *self._retired)
-        for path in (self._paths.mixture, self._paths.dir / ACCEPTED_FILE):
-            order = read_order(path, run=self._run, sources=known, after=(0, 0), key=self._key)
+        names = (*self.sources, *self.retired)
+        for path in (self.paths.mixture, self.paths.dir / ACCEPTED_FILE):
+            order = read_order(path, run=self.run, sources=names, after=(0, 0), key=self.key)
             if not isinstance(order, Order) or order.generation != self._accepted[1]:
                 continue
             if order.fence < self._accepted[0]:
                 continue
-            own = [s for s in past if s.generation == order.generation]
-            if not self._asks_for(order.weights, own[0]):
+            first, *stages = (s for s in self.past if s.generation == order.generation)
+            if not self._asks_for(order.weights, first):
                 continue  # not the order that was accepted under this number
             self._accepted = (order.fence, order.generation)
-            reached = max((s.sample for s in own[1:]), default=-1)
-            plan = [s for s in order.then if self._clock.boundary(s.from_tokens) > reached]
+            reached = max((switch.sample for switch in stages), default=-1)
+            plan = [s for s in order.then if self.clock.boundary(s.from_tokens) > reached]
             self._plan = [stage for stage in plan if self._feasible(stage)]
 
     def _asks_for(self, weights: Mapping[str, float], switch: Switch) -> bool:
-        """Whether a switch has these weights, but for rounding, which goes by the sources' order
-        in the job of its time."""
-        shares = zip(self._sources, switch.weights, strict=True)
+        """Whether a switch has these weights, but for rounding.
+
+        That goes by the sources' order in the job of its time.
+        """
         return all(
-            abs(weights.get(name, 0.0) * SCALE - units) <= _ROUNDING for name, units in shares
+            abs(weights.get(name, 0.0) * SCALE - units) <= _ROUNDING
+            for name, units in zip(self.sources, switch.weights, strict=True)
         )
 
     def _feasible(self, stage: Stage) -> bool:
         """Whether a planned stage can do without the retired sources; says so if not."""
-        lost = [name for name in self._retired if stage.weights.get(name)]
+        lost = [name for name in self.retired if stage.weights.get(name)]
         if lost:
             self._note(
                 f"the plan's stage from {stage.from_tokens} tokens draws from {lost[0]}, which is "
@@ -369,15 +340,14 @@ class OrderInbox:
             digest=rejection.digest,
             fence=rejection.fence,
             generation=rejection.generation,
-            at_step=self._now(),
+            at_step=self.now(),
         )
         with self._lock:
-            known = {(old.reason, old.digest) for old in self._rejected}
-            fresh = (entry.reason, entry.digest) not in known
-            if fresh:
-                self._rejected.append(entry)
-        if fresh:
-            self._say(f"{'order rejected' if rejection.digest else 'trouble'}: {rejection.reason}")
+            if any((e.reason, e.digest) == (entry.reason, entry.digest) for e in self._rejected):
+                return
+            self._rejected.append(entry)
+        kind = "order rejected" if rejection.digest else "trouble"
+        say(f"{kind}: {rejection.reason}", "mixloop")
 
     def _note(self, trouble: str) -> None:
         self._reject(Rejection(reason=trouble, digest=""))
@@ -385,15 +355,9 @@ class OrderInbox:
     def _reopen(self) -> None:
         """A failed append may have left half a line: opening again cuts it."""
         try:
-            self._writer.reopen()
+            self.writer.reopen()
         except Exception as error:
-            self._say(f"schedule: {error}")
+            say(f"schedule: {error}", "mixloop")
 
-    def _shares(self, weights: Mapping[str, float]) -> tuple[int, ...]:
-        return tuple(quantise({n: weights.get(n, 0.0) for n in self._sources}).values())
-
-    def _weights(self, switch: Switch) -> Mapping[str, float]:
-        return {n: w / SCALE for n, w in zip(self._sources, switch.weights, strict=True)}
-
-    def _say(self, text: str) -> None:
-        say(text, "mixloop")
+    def _units(self, weights: Mapping[str, float]) -> tuple[int, ...]:
+        return tuple(quantise({name: weights.get(name, 0.0) for name in self.sources}).values())

@@ -31,9 +31,9 @@ from mixloop.contract import (
     with_accumulation,
 )
 from mixloop.trainer.batches import document_end
-from mixloop.trainer.config import Job, JobError, batch_schedule_of, learning_rate_of
+from mixloop.trainer.config import Job, JobError, batch_schedule_of, learning_rate, start_weights
 from mixloop.trainer.mixing import MixtureOrder
-from mixloop.trainer.sources import Store, open_stores, tokenizer_folder
+from mixloop.trainer.sources import Store, check_vocabulary, open_stores
 
 from . import checkpoint_store
 from .order_inbox import Switch
@@ -44,8 +44,16 @@ from .source_changes import Versions, check_retired, check_sources, earlier
 class ResumePlan:
     """A start that has been checked and not yet begun.
 
-    `quantum` is that of the step at `sample`, `stages` has those of all steps from there on.
-    `versions` says what each source was before it was extended.
+    Attributes:
+        sources: the job's, as their stores are now.
+        start: the job's first mixture.
+        schedule: what is recorded so far.
+        parent: the checkpoint it goes on from; None: from scratch.
+        manifest: that checkpoint's.
+        batch_schedule: the samples of all steps from `sample` on.
+        world: ranks that share out the samples.
+        rewind: whether what is recorded beyond `sample` is cut.
+        versions: what each source was before it was extended.
     """
 
     job: Job
@@ -54,10 +62,9 @@ class ResumePlan:
     schedule: Schedule
     parent: Path | None
     manifest: Manifest | None
-    quantum: int
+    batch_schedule: BatchSchedule
     world: int
     rewind: bool
-    stages: Stages = ()
     versions: Mapping[str, Versions] = field(default_factory=dict)
 
     @property
@@ -81,19 +88,14 @@ class Incarnation:
     """A begun incarnation, as every rank needs it.
 
     `sizes` are the samples of every source the run ever had, as the data order numbers and takes
-    them; `stages` has the quanta of the whole run.
+    them; `batch_schedule` has the samples of every step of the run.
     """
 
     incarnation: int
     segments: tuple[Segment, ...]
     switches: tuple[Switch, ...]
     sizes: Mapping[str, tuple[tuple[int, int], ...]]
-    stages: Stages
-
-    @property
-    def quanta(self) -> BatchSchedule:
-        """The samples of every step of the run."""
-        return BatchSchedule(self.stages)
+    batch_schedule: BatchSchedule
 
     def order(self, seed: int) -> MixtureOrder:
         """The global order of samples."""
@@ -114,14 +116,14 @@ def plan_resume(
     """
     paths = RunPaths(job.dir)
     try:
-        found = checkpoint_store.newest(paths.checkpoints, say)
+        newest = checkpoint_store.newest(paths.checkpoints, say)
     except OSError as error:
         raise JobError(
             f"{paths.checkpoints}: unreadable ({error.strerror or error}); make it a readable "
             "folder, or start in another run folder"
         ) from error
-    plan = continue_from(job, stores, world, rewind, found)
-    _begins(plan)
+    plan = continue_from(job, stores, world, rewind, newest)
+    _check_begun(plan)
     warn(plan, say)
     return plan
 
@@ -131,7 +133,7 @@ def continue_from(
     stores: Mapping[str, Store],
     world: int,
     rewind: bool,
-    found: tuple[Path, Manifest] | None,
+    checkpoint: tuple[Path, Manifest] | None,
 ) -> ResumePlan:
     """Check that the run can go on as asked from a checkpoint, or begin (None).
 
@@ -144,7 +146,7 @@ def continue_from(
         raise JobError(f"trainer.{error}") from error
     sizes = {name: store.samples(job.sequence_length) for name, store in stores.items()}
     entries = tuple(SourceEntry(n, sizes[n], stores[n].info.fingerprint) for n in stores)
-    quanta = batch_schedule_of(job.settings, world, found[1].sample if found else 0)
+    parent, manifest = checkpoint or (None, None)
     try:
         schedule = read_schedule(RunPaths(job.dir).schedule)
     except (ScheduleError, OSError) as error:
@@ -152,17 +154,16 @@ def continue_from(
     plan = ResumePlan(
         job=job,
         sources=entries,
-        start=job.start_weights(sizes),
+        start=start_weights(job.sources, sizes),
         schedule=schedule,
-        parent=found[0] if found else None,
-        manifest=found[1] if found else None,
-        quantum=quanta.stages[0][1],
+        parent=parent,
+        manifest=manifest,
+        batch_schedule=batch_schedule_of(job.settings, world, manifest.sample if manifest else 0),
         world=world,
         rewind=rewind,
-        stages=quanta.stages,
         versions={name: earlier(stores[name].info.history, job.sequence_length) for name in stores},
     )
-    _continues(plan)
+    _check_continued(plan)
     return plan
 
 
@@ -172,19 +173,19 @@ def warn(plan: ResumePlan, say: Callable[[str], None]) -> None:
         say(f"{plan.job.dir} is writable by others than its owner: anyone there can steer the run")
     for word in _source_changes(plan, plan.schedule.segments):
         say(word)
-    begun = next((s.weights for s in plan.schedule.segments if s.sample == 0), None)
-    if begun is not None and _given(begun) != _given(quantise(plan.start)):
+    weights = next((s.weights for s in plan.schedule.segments if s.sample == 0), None)
+    if weights is not None and _drawn_from(weights) != _drawn_from(quantise(plan.start)):
         say(
             "sources: the job's weights are not those this run was begun with; they are not "
             "applied (the schedule goes on as recorded, orders change it)"
         )
 
 
-def _given(weights: Mapping[str, int]) -> dict[str, int]:
+def _drawn_from(weights: Mapping[str, int]) -> dict[str, int]:
     return {name: units for name, units in weights.items() if units}
 
 
-def _continues(plan: ResumePlan) -> None:
+def _check_continued(plan: ResumePlan) -> None:
     """Refuse a resume that would not continue the recorded order."""
     job, opened = plan.job, plan.schedule.latest_open
     if plan.manifest is not None and plan.manifest.run != job.run:
@@ -205,35 +206,33 @@ def _continues(plan: ResumePlan) -> None:
     manifest = plan.manifest
     since = manifest.in_force.sample if manifest is not None else 0
     held = [s for s in plan.schedule.segments if not since < s.sample < plan.sample]
-    for _ in _source_changes(plan, held):
-        pass  # it raises; the words are `warn`'s
+    _source_changes(plan, held)  # it raises; the words are `warn`'s
     if not plan.rewind:
-        _same_steps(plan)
+        _check_steps(plan)
 
 
-def _same_steps(plan: ResumePlan) -> None:
+def _check_steps(plan: ResumePlan) -> None:
     """Refuse steps that lie otherwise than recorded, from the resume point on."""
-    recorded = BatchSchedule(plan.schedule.quanta or plan.stages).since(plan.sample).stages
-    if recorded == plan.stages:
+    stages = plan.batch_schedule.stages
+    recorded = BatchSchedule(plan.schedule.batch_stages or stages).since(plan.sample).stages
+    if recorded == stages:
         return
     cut = f"restore that, or pass --rewind to cut what is recorded beyond sample {plan.sample}"
-    if len(recorded) == len(plan.stages) == 1:
-        other, size = recorded[0][1], plan.quantum
+    if len(recorded) == len(stages) == 1:
         raise JobError(
-            f"a step takes {size} samples now (micro_batch x accumulation x processes), but this "
-            f"run was recorded with {other}; {cut}"
+            f"a step takes {stages[0][1]} samples now (micro_batch x accumulation x processes), "
+            f"but this run was recorded with {recorded[0][1]}; {cut}"
         )
     raise JobError(
-        f"steps take {_worded(plan.stages)} now, but this run was recorded with "
-        f"{_worded(recorded)}; {cut}"
+        f"steps take {_worded(stages)} now, but this run was recorded with {_worded(recorded)}; "
+        f"{cut}"
     )
 
 
 def _worded(stages: Stages) -> str:
-    first, *later = stages
-    return ", then ".join(
-        [f"{first[1]} samples", *(f"{size} from sample {at}" for at, size in later)]
-    )
+    (_, first), *later = stages
+    words = [f"{first} samples", *(f"{size} from sample {at}" for at, size in later)]
+    return ", then ".join(words)
 
 
 def _source_changes(plan: ResumePlan, segments: Sequence[SegmentLine]) -> list[str]:
@@ -250,7 +249,7 @@ def _source_changes(plan: ResumePlan, segments: Sequence[SegmentLine]) -> list[s
     return [*words, *check_retired(segments, retired, plan.sample, plan.rewind)]
 
 
-def _begins(plan: ResumePlan) -> None:
+def _check_begun(plan: ResumePlan) -> None:
     """Refuse to begin a run from scratch, unasked, when its checkpoints were lost."""
     if plan.manifest is not None or plan.rewind:
         return
@@ -281,28 +280,29 @@ def switches(schedule: Schedule, sources: tuple[SourceEntry, ...]) -> tuple[Swit
 
 
 def begin(
-    plan: ResumePlan, known: frozenset[tuple[int, int]] | None
+    plan: ResumePlan, announced: frozenset[tuple[int, int]] | None
 ) -> tuple[ScheduleWriter, Incarnation]:
     """Write the incarnation's `open` line and what else the schedule needs; rank 0 only.
 
     Args:
-        known: (sample, generation) of the switches that were in the order when the checkpoint was
-            made. A recorded segment before the checkpoint that is not among them never came into
-            force (the trainer died before it could say so) and is voided.
+        plan: the checked start.
+        announced: (sample, generation) of the switches that were in the order when the checkpoint
+            was made. A recorded segment before the checkpoint that is not among them never came
+            into force (the trainer died before it could say so) and is voided. None: no checkpoint.
 
     Raises:
         ScheduleTaken: a newer incarnation began at the same time.
         JobError: what came into force draws from a source that the job no longer has.
     """
     job = plan.job
-    if known is not None:
+    if announced is not None:
         held = plan.schedule.segments
-        _source_changes(plan, [s for s in held if not _is_lost(s, plan, known)])
+        _source_changes(plan, [s for s in held if not _is_lost(s, plan, announced)])
     incarnation = plan.schedule.incarnation + 1
     path = RunPaths(job.dir).schedule
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = ScheduleWriter(path)
-    each = job.settings.micro_batch * plan.world
+    stages, each = plan.batch_schedule.stages, job.settings.micro_batch * plan.world
     writer.append(
         OpenLine(
             incarnation=incarnation,
@@ -312,64 +312,39 @@ def begin(
             seed=job.seed,
             sources=plan.sources,
             sequence_length=job.sequence_length,
-            quantum=plan.quantum,
+            quantum=stages[0][1],
             world_size=plan.world,
             micro_batch=job.settings.micro_batch,
-            accumulation=plan.quantum // each,
+            accumulation=stages[0][1] // each,
             rewind=plan.rewind,
-            quanta=with_accumulation(plan.stages, each),
+            quanta=with_accumulation(stages, each),
         )
     )
     for line in read_schedule(path).segments:
-        if known is not None and _is_lost(line, plan, known):
+        if announced is not None and _is_lost(line, plan, announced):
             reason = "the trainer ended before it came into force"
             writer.append(VoidLine(incarnation, line.sample, line.fence, line.generation, reason))
     if not any(line.sample == 0 for line in read_schedule(path).segments):
         weights = quantise(plan.start)
         writer.append(SegmentLine(incarnation, 0, 0, weights, fence=0, generation=0))
     schedule = read_schedule(path)
-    begun = switches(schedule, plan.sources)
     return writer, Incarnation(
-        incarnation, schedule.mixture, begun, schedule.sizes, schedule.quanta
+        incarnation,
+        schedule.mixture,
+        switches(schedule, plan.sources),
+        schedule.sizes,
+        BatchSchedule(schedule.batch_stages),
     )
 
 
-def _is_lost(line: SegmentLine, plan: ResumePlan, known: frozenset[tuple[int, int]]) -> bool:
+def _is_lost(line: SegmentLine, plan: ResumePlan, announced: frozenset[tuple[int, int]]) -> bool:
     """Whether a recorded segment never came into force before the checkpoint."""
-    return line.sample < plan.sample and (line.sample, line.generation) not in known
+    return line.sample < plan.sample and (line.sample, line.generation) not in announced
 
 
 def world_of(job: Job) -> int:
     """Ranks the job runs on: what torchrun says, else what the settings ask for."""
     return int(os.environ.get("WORLD_SIZE", job.settings.processes))
-
-
-def check_vocabulary(job: Job, stores: Mapping[str, Store]) -> None:
-    """That the run's tokenizer is the one its sources were made with, as far as they tell.
-
-    Raises:
-        JobError: no tokenizer, another one, or ids beyond its vocabulary.
-    """
-    folder = tokenizer_folder(job, stores)
-    silent = [name for name, store in stores.items() if not store.info.tokenizer]
-    if job.tokenizer is None and not silent:
-        return
-    from mixloop.trainer.sources import id_range, inspect_tokenizer
-
-    facts = inspect_tokenizer(folder)
-    for name, store in stores.items():
-        if store.info.tokenizer and store.info.tokenizer != facts.fingerprint:
-            raise JobError(
-                f"tokenizer: {folder} is not the tokenizer sources.{name} was prepared with"
-            )
-    for name in silent:
-        lowest, highest = id_range(stores[name].stream)
-        if lowest < 0 or highest >= facts.vocab_size:
-            raise JobError(
-                f"sources.{name}: holds the id {lowest if lowest < 0 else highest}, the tokenizer "
-                f"{folder} has {facts.vocab_size}; name the one it was made with "
-                "(trainer.tokenizer)"
-            )
 
 
 def check_job(job: Job, rewind: bool = False) -> ResumePlan:
@@ -379,7 +354,7 @@ def check_job(job: Job, rewind: bool = False) -> ResumePlan:
         JobError: one line naming the key and the mend.
     """
     stores = open_stores(job)
-    learning_rate_of(job)
+    learning_rate(job.settings, job.budget)
     check_vocabulary(job, stores)
     document_end(job, stores)
     return plan_resume(job, stores, world_of(job), rewind)

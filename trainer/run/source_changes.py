@@ -6,7 +6,7 @@ what the incarnation's `open` line says, and it holds from that line's sample on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mixloop.contract import Schedule, SegmentLine, SourceEntry
@@ -19,7 +19,7 @@ Versions = frozenset[tuple[int, str]]
 def earlier(history: Sequence[Mapping[str, Any]], sequence_length: int) -> Versions:
     """What a source was before, from its header's `history` of tokens and fingerprint."""
     return frozenset(
-        (int(one["tokens"]) // sequence_length, str(one["fingerprint"])) for one in history
+        (int(entry["tokens"]) // sequence_length, str(entry["fingerprint"])) for entry in history
     )
 
 
@@ -29,10 +29,11 @@ def check_sources(
     before: Mapping[str, Versions],
     sample: int,
     rewind: bool,
-) -> Iterator[str]:
-    """Words on what has changed since the run was recorded; exhaust it.
+) -> list[str]:
+    """Words on what has changed since the run was recorded.
 
     Args:
+        schedule: what is recorded.
         asked: the job's sources.
         before: what each was before it was extended.
         sample: the resume point.
@@ -41,27 +42,29 @@ def check_sources(
     Raises:
         JobError: a source is no longer what was drawn from, and no extension of it.
     """
-    known = schedule.sources
+    words = []
+    recorded = schedule.sources
     for entry in asked:
-        versions = known.get(entry.name, ())
+        history = recorded.get(entry.name, ())
         if rewind:
-            versions = tuple(one for one in versions if one[0] < sample)
-        if not versions:
-            if known and entry.name not in known:
-                yield (
+            history = tuple(version for version in history if version[0] < sample)
+        if not history:
+            if recorded and entry.name not in recorded:
+                words.append(
                     f"sources.{entry.name}: new to this run; it waits at weight 0 until an order "
                     "gives it some"
                 )
             continue
-        last = versions[-1][1]
+        last = history[-1][1]
         if entry == last:
             continue
         _extends(entry, last, before.get(entry.name, frozenset()))
         if entry.samples > last.samples:
-            yield (
+            words.append(
                 f"sources.{entry.name}: extended from {last.samples} samples to {entry.samples}, "
                 "from its next epoch on"
             )
+    return words
 
 
 def _extends(entry: SourceEntry, last: SourceEntry, versions: Versions) -> None:
@@ -76,14 +79,15 @@ def _extends(entry: SourceEntry, last: SourceEntry, versions: Versions) -> None:
 
 
 def check_retired(
-    segments: Sequence[SegmentLine], names: Iterable[str], sample: int, rewind: bool
-) -> Iterator[str]:
-    """Words on sources that the run had and the job lacks; exhaust it.
+    segments: Sequence[SegmentLine], names: Sequence[str], sample: int, rewind: bool
+) -> list[str]:
+    """Words on sources that the run had and the job lacks.
 
     Args:
         segments: those that hold once the incarnation has begun.
         names: the sources it lacks.
         sample: the resume point.
+        rewind: what is recorded beyond it is cut.
 
     Raises:
         JobError: one has weight from there on.
@@ -101,4 +105,5 @@ def check_retired(
                     f"{line.generation}); put it back until an order that gives it 0 is in force"
                     f"{cut if line.sample > sample and not rewind else ''}"
                 )
-        yield f"sources.{name}: retired; its tokens stay in the ledger, its store is not opened"
+    retired = "retired; its tokens stay in the ledger, its store is not opened"
+    return [f"sources.{name}: {retired}" for name in names]

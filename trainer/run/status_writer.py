@@ -1,4 +1,4 @@
-"""What a running trainer tells: loss per source, `status.json`, manifests, the trace."""
+"""What a running trainer tells: losses by source, `status.json`, manifests."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ from mixloop.contract import (
     System,
 )
 from mixloop.trainer.mixing import SourceVersions, passes
+from mixloop.trainer.sources import Store
 
 from .collectives import Collectives
 from .order_inbox import OrderState, Switch
+from .resume import Incarnation, ResumePlan
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +47,7 @@ def now_utc() -> str:
 
 
 class LossPerSource:
-    """Loss per source since the last look, summed on the device without waiting for it."""
+    """Losses by source since the last `take`, summed on the device without waiting for it."""
 
     def __init__(self, sources: int, device: torch.device) -> None:
         import torch
@@ -86,96 +88,109 @@ class StepMetrics:
     system: Callable[[float | None], System] | None = None
 
 
+def ledger(
+    drawn: Mapping[str, int],
+    versions: Mapping[str, SourceVersions],
+    sequence_length: int,
+    unique: Mapping[str, int],
+    losses: Mapping[str, float],
+) -> dict[str, SourceStatus]:
+    """What every source has given.
+
+    Args:
+        drawn: samples of each.
+        versions: where the epochs of each begin.
+        sequence_length: tokens of a sample.
+        unique: tokens of a source; where it isn't told, those of its whole samples.
+        losses: of a source, where it is known.
+    """
+    return {
+        name: SourceStatus(
+            tokens=count * sequence_length,
+            epochs=passes(versions[name], count),
+            unique_tokens=unique.get(name, versions[name][-1].size * sequence_length),
+            loss=losses.get(name),
+        )
+        for name, count in drawn.items()
+    }
+
+
 class StatusBuilder:
     """Words a rank-0 trainer's state as status and manifest.
 
     Args:
-        quantum: samples of a step by its first sample.
-        sizes: samples of each source's store; unique tokens are `unique`.
-        eras: where the epochs of every source begin, also of those that the job no longer has.
+        plan: what the incarnation began from.
+        start: the incarnation; it knows also the sources that the job no longer has.
+        stores: the job's sources, open.
     """
 
-    def __init__(
-        self,
-        run: str,
-        budget: int,
-        incarnation: int,
-        sequence_length: int,
-        quantum: Callable[[int], int],
-        world: int,
-        sizes: Mapping[str, int],
-        unique: Mapping[str, int],
-        sample: int,
-        eras: Mapping[str, SourceVersions],
-    ) -> None:
-        self._run = run
-        self._budget = budget
-        self._incarnation = incarnation
-        self._length = sequence_length
-        self._quantum = quantum
-        self._world = world
-        self._sizes = sizes
-        self._unique = unique
-        self._eras = eras
+    def __init__(self, plan: ResumePlan, start: Incarnation, stores: Mapping[str, Store]) -> None:
+        self._job = plan.job
+        self._world = plan.world
+        self._incarnation = start.incarnation
+        self._batch_schedule = start.batch_schedule
+        self._versions = start.order(plan.job.seed).versions
+        self._unique = {name: store.info.tokens for name, store in stores.items()}
         self._losses: dict[str, float] = {}
         self._heartbeat = 0
-        self._last = (time.monotonic(), sample)
+        self._last = (time.monotonic(), plan.sample)
         self.speed: float | None = None
 
-    def status(self, moment: StepMetrics, drawn: Mapping[str, int], view: OrderState) -> Status:
+    def status(self, metrics: StepMetrics, drawn: Mapping[str, int], orders: OrderState) -> Status:
         """The next heartbeat."""
-        self._losses.update(moment.losses)
+        self._losses.update(metrics.losses)
         self._heartbeat += 1
-        self._pace(moment.sample)
+        self._pace(metrics.sample)
+        pending = orders.pending
         return Status(
-            run=self._run,
+            run=self._job.run,
             incarnation=self._incarnation,
             pid=os.getpid(),
             host=socket.gethostname(),
-            step=moment.step,
-            sample=moment.sample,
-            tokens=moment.sample * self._length,
-            budget=self._budget,
-            lr=moment.lr,
-            phase=moment.phase,
-            loss=moment.loss,
-            grad_norm=moment.grad_norm,
+            step=metrics.step,
+            sample=metrics.sample,
+            tokens=metrics.sample * self._job.sequence_length,
+            budget=self._job.budget,
+            lr=metrics.lr,
+            phase=metrics.phase,
+            loss=metrics.loss,
+            grad_norm=metrics.grad_norm,
             tokens_per_second=self.speed,
             sources=self._sources(drawn),
-            accepted=AcceptedOrder(*view.accepted),
-            in_force=self._in_force(view.in_force),
-            pending=_pending(view.pending),
-            rejected=view.rejected,
+            accepted=AcceptedOrder(*orders.accepted),
+            in_force=self._in_force(orders.in_force),
+            pending=None
+            if pending is None
+            else PendingOrder(pending.fence, pending.generation, pending.sample),
+            rejected=orders.rejected,
             world_size=self._world,
             heartbeat=self._heartbeat,
-            finished=moment.finished,
+            finished=metrics.finished,
             updated_at=now_utc(),
-            health=moment.health,
-            system=moment.system(self.speed) if moment.system is not None else None,
+            health=metrics.health,
+            system=metrics.system(self.speed) if metrics.system is not None else None,
         )
 
     def manifest(
         self,
-        moment: StepMetrics,
+        metrics: StepMetrics,
         drawn: Mapping[str, int],
-        view: OrderState,
+        orders: OrderState,
         files: Mapping[str, FileEntry],
     ) -> Manifest:
         """The manifest of a checkpoint made now."""
+        sources = self._sources(drawn).items()
         return Manifest(
-            run=self._run,
-            step=moment.step,
-            sample=moment.sample,
-            tokens=moment.sample * self._length,
-            phase=moment.phase,
-            in_force=self._in_force(view.in_force),
-            sources={
-                name: SourceLedger(source.tokens, source.epochs)
-                for name, source in self._sources(drawn).items()
-            },
+            run=self._job.run,
+            step=metrics.step,
+            sample=metrics.sample,
+            tokens=metrics.sample * self._job.sequence_length,
+            phase=metrics.phase,
+            in_force=self._in_force(orders.in_force),
+            sources={name: SourceLedger(source.tokens, source.epochs) for name, source in sources},
             incarnation=self._incarnation,
-            sequence_length=self._length,
-            quantum=self._quantum(moment.sample),
+            sequence_length=self._job.sequence_length,
+            quantum=self._batch_schedule.at(metrics.sample),
             files=dict(files),
             created_at=now_utc(),
         )
@@ -183,30 +198,14 @@ class StatusBuilder:
     def _pace(self, sample: int) -> None:
         now, (then, before) = time.monotonic(), self._last
         if sample > before and now > then:
-            self.speed = (sample - before) * self._length / (now - then)
+            self.speed = (sample - before) * self._job.sequence_length / (now - then)
             self._last = (now, sample)
 
     def _sources(self, drawn: Mapping[str, int]) -> dict[str, SourceStatus]:
-        return {
-            name: SourceStatus(
-                tokens=count * self._length,
-                epochs=passes(self._eras[name], count),
-                unique_tokens=self._unique_tokens(name),
-                loss=self._losses.get(name),
-            )
-            for name, count in drawn.items()
-        }
-
-    def _unique_tokens(self, name: str) -> int:
-        """Of a source that the job no longer has, as far as it was ever drawn from."""
-        return self._unique.get(name, self._eras[name][-1].size * self._length)
+        length = self._job.sequence_length
+        return ledger(drawn, self._versions, length, self._unique, self._losses)
 
     def _in_force(self, switch: Switch) -> OrderInForce:
-        shares = {n: w / SCALE for n, w in zip(self._sizes, switch.weights, strict=True)}
+        weights = zip(self._job.sources, switch.weights, strict=True)
+        shares = {name: units / SCALE for name, units in weights}
         return OrderInForce(switch.fence, switch.generation, switch.sample, switch.step, shares)
-
-
-def _pending(switch: Switch | None) -> PendingOrder | None:
-    if switch is None:
-        return None
-    return PendingOrder(switch.fence, switch.generation, switch.sample)

@@ -1,4 +1,4 @@
-from .fingerprints import id_range as id_range
+from .formats import check_vocabulary as check_vocabulary
 from .formats import open_source as open_source
 from .formats import open_stores as open_stores
 from .formats import source_info as source_info

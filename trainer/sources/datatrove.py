@@ -26,6 +26,8 @@ def open_datatrove(path: Path, eos_id: int | None = None, dtype: str | None = No
     """Open a folder of `.ds` files.
 
     Args:
+        path: the folder.
+        eos_id: the id that ends a document.
         dtype: uint16 or uint32, where no metadata says it.
 
     Raises:
@@ -62,18 +64,19 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _kind(file: Path, given: str | None) -> str:
+def _kind(file: Path, dtype: str | None) -> str:
+    """The token type of a file: as its metadata says, else as given."""
     meta = file.with_name(f"{file.name}.metadata")
     try:
         width = meta.read_text("utf-8").splitlines()[0].rpartition("|")[2]
-        found = _BY_SIZE.get(int(width))
+        stated = _BY_SIZE.get(int(width))
     except (OSError, IndexError, ValueError):
-        found = None
-    if found is None and given is None:
+        stated = None
+    if stated is None and dtype is None:
         raise JobError(f"{file}: no metadata says how wide its ids are; give dtype: uint16")
-    if found is not None and given is not None and found != given:
-        raise JobError(f"{file}: dtype {given} asked for, its metadata says {found}")
-    kind = found or given or ""
+    if stated is not None and dtype is not None and stated != dtype:
+        raise JobError(f"{file}: dtype {dtype} asked for, its metadata says {stated}")
+    kind = stated or dtype or ""
     if kind not in DTYPES:
         raise JobError(f"dtype: {kind!r} is neither uint16 nor uint32")
     return kind
@@ -104,7 +107,7 @@ def verify_datatrove(path: Path, dtype: str | None = None) -> list[str]:
         JobError: as for `open_datatrove`.
     """
     open_datatrove(path, dtype=dtype)
-    found = []
+    problems = []
     for file in _files(path):
         count, _ = _index(file)
         if count:
@@ -112,5 +115,5 @@ def verify_datatrove(path: Path, dtype: str | None = None) -> list[str]:
             ends = np.frombuffer(map_file(index, 8 * count), "<u8")
             wrong = np.flatnonzero(ends[1:] < ends[:-1])
             if wrong.size:
-                found.append(f"{index}: document {int(wrong[0]) + 1} ends before it begins")
-    return found
+                problems.append(f"{index}: document {int(wrong[0]) + 1} ends before it begins")
+    return problems

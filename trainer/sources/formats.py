@@ -12,15 +12,32 @@ Formats other than our own carry no tokenizer: ids are as they are, and the run 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mixloop.trainer.config import Job, JobError
 
+from .datatrove import open_datatrove, verify_datatrove
+from .fingerprints import id_range
+from .hf_datasets import open_arrow, verify_arrow
+from .megatron import index_of, open_megatron, verify_megatron
 from .token_store import HEADER, Store, StoreInfo, read_header, verify_store
+from .tokenizer import inspect_tokenizer
 
-FORMATS = ("store", "megatron", "datatrove", "arrow")
+
+class _Format(NamedTuple):
+    open: Callable[..., Store]
+    verify: Callable[..., list[str]]
+    options: tuple[str, ...] = ()
+
+
+_FORMATS = {
+    "store": _Format(Store.open, verify_store),
+    "megatron": _Format(open_megatron, verify_megatron, ("eos_id",)),
+    "datatrove": _Format(open_datatrove, verify_datatrove, ("eos_id", "dtype")),
+    "arrow": _Format(open_arrow, verify_arrow, ("eos_id", "column")),
+}
 
 
 def detect(path: Path) -> str | None:
@@ -36,92 +53,19 @@ def detect(path: Path) -> str | None:
     return None
 
 
-def index_of(path: Path) -> Path:
-    """The `.idx` of a Megatron source named by its prefix, its `.bin` or its `.idx`."""
-    if path.suffix in (".bin", ".idx"):
-        return path.with_suffix(".idx")
-    return path.with_name(f"{path.name}.idx")
-
-
 def open_source(path: Path, options: Mapping[str, Any] | None = None) -> Store:
     """Open what lies at a path.
 
     Args:
+        path: a folder, or the prefix of a Megatron source.
         options: `format` (default: found out), `eos_id`, `dtype` (of datatrove folders without
             metadata), `column` (of arrow datasets).
 
     Raises:
         JobError: nothing there that can be read, or it is damaged; one line with the mend.
     """
-    kind, given = _format(path, options)
-    if kind == "store":
-        _only(kind, given)
-        return Store.open(path)
-    if kind == "megatron":
-        from .megatron import open_megatron
-
-        return open_megatron(index_of(path), **_only(kind, given, "eos_id"))
-    if kind == "datatrove":
-        from .datatrove import open_datatrove
-
-        return open_datatrove(path, **_only(kind, given, "eos_id", "dtype"))
-    from .hf_datasets import open_arrow
-
-    return open_arrow(path, **_only(kind, given, "eos_id", "column"))
-
-
-def _format(path: Path, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
-    """The format of what lies at a path, given or found out, and the other options."""
-    given = {key: value for key, value in (options or {}).items() if value is not None}
-    kind = given.pop("format", "auto")
-    if kind == "auto":
-        kind = detect(path) or ("store" if not path.exists() else None)
-    if kind is None and (path / "dataset_dict.json").is_file():
-        raise JobError(f"{path}: a dataset of several splits; name the folder of one of them")
-    if kind is None:
-        raise JobError(
-            f"{path}: none of the formats {', '.join(FORMATS)}; make a token store of it with "
-            "`mixloop prepare`"
-        )
-    return kind, given
-
-
-def _only(kind: str, given: Mapping[str, Any], *known: str) -> dict[str, Any]:
-    strange = [key for key in given if key not in known]
-    if strange:
-        legal = f"{', '.join(known)} are" if known else "their header says it"
-        raise JobError(f"{strange[0]}: not an option of {kind} sources ({legal})")
-    return dict(given)
-
-
-def verify_source(path: Path, options: Mapping[str, Any] | None = None) -> list[str]:
-    """What is wrong with the whole of a source: content by the checksums of a token store; the
-    structure of the other formats, which have none.
-
-    Args:
-        options: as for `open_source`.
-
-    Returns:
-        A line for each file that is damaged.
-
-    Raises:
-        JobError: it can't be opened at all.
-    """
-    kind, given = _format(path, options)
-    given.pop("eos_id", None)
-    if kind == "store":
-        return verify_store(path)
-    if kind == "megatron":
-        from .megatron import verify_megatron
-
-        return verify_megatron(index_of(path))
-    if kind == "datatrove":
-        from .datatrove import verify_datatrove
-
-        return verify_datatrove(path, **given)
-    from .hf_datasets import verify_arrow
-
-    return verify_arrow(path, **given)
+    kind, others = _format(path, options)
+    return _FORMATS[kind].open(path, **others)
 
 
 def source_info(path: Path, options: Mapping[str, Any] | None = None) -> StoreInfo:
@@ -130,11 +74,49 @@ def source_info(path: Path, options: Mapping[str, Any] | None = None) -> StoreIn
     Raises:
         JobError: as for `open_source`.
     """
-    kind, given = _format(path, options)
-    if kind == "store":
-        _only(kind, given)
-        return read_header(path)
-    return open_source(path, options).info
+    kind, others = _format(path, options)
+    return read_header(path) if kind == "store" else _FORMATS[kind].open(path, **others).info
+
+
+def verify_source(path: Path, options: Mapping[str, Any] | None = None) -> list[str]:
+    """What is wrong with the whole of a source.
+
+    Of a token store that is its content, by checksums; of the other formats, which have none, the
+    structure.
+
+    Args:
+        path: as for `open_source`.
+        options: as for `open_source`.
+
+    Returns:
+        A line for each file that is damaged.
+
+    Raises:
+        JobError: it can't be opened at all.
+    """
+    kind, others = _format(path, options)
+    others.pop("eos_id", None)
+    return _FORMATS[kind].verify(path, **others)
+
+
+def _format(path: Path, options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """The format of what lies at a path, named or found out, and the other options, checked."""
+    others = {key: value for key, value in (options or {}).items() if value is not None}
+    kind = others.pop("format", "auto")
+    if kind == "auto":
+        kind = detect(path) or ("store" if not path.exists() else None)
+    if kind is None and (path / "dataset_dict.json").is_file():
+        raise JobError(f"{path}: a dataset of several splits; name the folder of one of them")
+    if kind is None:
+        raise JobError(
+            f"{path}: none of the formats {', '.join(_FORMATS)}; make a token store of it with "
+            "`mixloop prepare`"
+        )
+    legal = _FORMATS[kind].options
+    if strange := [key for key in others if key not in legal]:
+        words = f"{', '.join(legal)} are" if legal else "their header says it"
+        raise JobError(f"{strange[0]}: not an option of {kind} sources ({words})")
+    return kind, others
 
 
 def open_stores(job: Job) -> dict[str, Store]:
@@ -144,8 +126,6 @@ def open_stores(job: Job) -> dict[str, Store]:
         JobError: a missing or damaged source, sources of different tokenizers, or one shorter
             than one sample. One line, naming the source.
     """
-    from .formats import open_source
-
     stores: dict[str, Store] = {}
     for name, source in job.sources.items():
         try:
@@ -163,14 +143,14 @@ def open_stores(job: Job) -> dict[str, Store]:
 
 
 def _check_tokenizers(stores: Mapping[str, Store]) -> None:
-    known = [name for name, store in stores.items() if store.info.tokenizer]
-    for name in known[1:]:
-        first = known[0]
-        if stores[name].info.tokenizer != stores[first].info.tokenizer:
+    first, *others = [name for name, store in stores.items() if store.info.tokenizer] or [""]
+    for name in others:
+        info, other = stores[first].info, stores[name].info
+        if other.tokenizer != info.tokenizer:
             raise JobError(
                 f"sources.{name}: made with another tokenizer than sources.{first} "
-                f"(vocabulary {stores[name].info.vocab_size} and "
-                f"{stores[first].info.vocab_size}); prepare both with the same one"
+                f"(vocabulary {other.vocab_size} and {info.vocab_size}); "
+                "prepare both with the same one"
             )
 
 
@@ -190,3 +170,29 @@ def tokenizer_folder(job: Job, stores: Mapping[str, Store]) -> Path:
         f"tokenizer: no source carries one ({formats} don't); name its folder "
         "(run.yaml: trainer.tokenizer)"
     )
+
+
+def check_vocabulary(job: Job, stores: Mapping[str, Store]) -> None:
+    """That the run's tokenizer is the one its sources were made with, as far as they tell.
+
+    Raises:
+        JobError: no tokenizer, another one, or ids beyond its vocabulary.
+    """
+    folder = tokenizer_folder(job, stores)
+    silent = [name for name, store in stores.items() if not store.info.tokenizer]
+    if job.tokenizer is None and not silent:
+        return
+    facts = inspect_tokenizer(folder)
+    for name, store in stores.items():
+        if store.info.tokenizer and store.info.tokenizer != facts.fingerprint:
+            raise JobError(
+                f"tokenizer: {folder} is not the tokenizer sources.{name} was prepared with"
+            )
+    for name in silent:
+        lowest, highest = id_range(stores[name].stream)
+        if lowest < 0 or highest >= facts.vocab_size:
+            raise JobError(
+                f"sources.{name}: holds the id {lowest if lowest < 0 else highest}, the tokenizer "
+                f"{folder} has {facts.vocab_size}; name the one it was made with "
+                "(trainer.tokenizer)"
+            )

@@ -61,7 +61,7 @@ def _files(path: Path) -> list[Path]:
     file = path / "state.json"
     try:
         state = json.loads(file.read_text("utf-8"))
-        names = [one["filename"] for one in state["_data_files"]]
+        names = [entry["filename"] for entry in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise JobError(f"{file}: not a dataset's state: {error}") from error
     if any(Path(name).name != name for name in names):
@@ -107,8 +107,8 @@ def _kind(file: Path, schema: Any, column: str) -> np.dtype[Any]:
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     if not any(check(kind) for check in lists) or not pa.types.is_integer(kind.value_type):
         raise JobError(f"{file}: {column} holds {kind}, not lists of token ids{_MEND}")
-    found: np.dtype[Any] = np.dtype(kind.value_type.to_pandas_dtype())
-    return found
+    ids: np.dtype[Any] = np.dtype(kind.value_type.to_pandas_dtype())
+    return ids
 
 
 def _located(
@@ -137,12 +137,12 @@ def verify_arrow(path: Path, column: str = "input_ids") -> list[str]:
     import pyarrow as pa
 
     open_arrow(path, column=column)
-    found = []
+    problems = []
     for file in _files(path):
         with pa.memory_map(str(file)) as source:
             for number, batch in enumerate(pa.ipc.open_stream(source)):
                 try:
                     batch.column(column).validate(full=True)
                 except pa.ArrowInvalid as error:
-                    found.append(f"{file}: record batch {number}: {error}")
-    return found
+                    problems.append(f"{file}: record batch {number}: {error}")
+    return problems

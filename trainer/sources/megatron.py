@@ -1,4 +1,4 @@
-"""Megatron-LM's indexed datasets, read in place: `NAME.bin` (tokens) and `NAME.idx`.
+r"""Megatron-LM's indexed datasets, read in place: `NAME.bin` (tokens) and `NAME.idx`.
 
 The index: `MMIDIDX\0\0`, version 1 (u64), a code of the token type (u8), the number of sequences
 (u64) and of document boundaries (u64), then the sequences' lengths (i32), their byte offsets (i64)
@@ -30,12 +30,20 @@ _NO_IDS = {6: "float64", 7: "float32"}
 _ROWS = 1 << 20  # of the index that are verified at a time
 
 
-def open_megatron(index: Path, eos_id: int | None = None) -> Store:
-    """Open the dataset of an `.idx` file.
+def index_of(path: Path) -> Path:
+    """The `.idx` of a source named by its prefix, its `.bin` or its `.idx`."""
+    if path.suffix in (".bin", ".idx"):
+        return path.with_suffix(".idx")
+    return path.with_name(f"{path.name}.idx")
+
+
+def open_megatron(path: Path, eos_id: int | None = None) -> Store:
+    """Open a dataset named as for :func:`index_of`.
 
     Raises:
         JobError: no index, or one that doesn't fit the `.bin` beside it.
     """
+    index = index_of(path)
     data = index.with_suffix(".bin")
     kind, sequences, boundaries = _head(index)
     size, needed = index.stat().st_size, _BEGIN + sequences * (4 + 8) + boundaries * 8
@@ -82,13 +90,15 @@ def _end(index: Path, sequences: int, width: int) -> int:
     return int(pointer + length * width)
 
 
-def verify_megatron(index: Path) -> list[str]:
-    """What is wrong with a whole index: sequences that don't follow one another, documents that
-    end before they begin.
+def verify_megatron(path: Path) -> list[str]:
+    """What is wrong with a whole index.
+
+    Sequences that don't follow one another, documents that end before they begin.
 
     Raises:
         JobError: as for `open_megatron`.
     """
+    index = index_of(path)
     open_megatron(index)
     kind, sequences, boundaries = _head(index)
     content = map_file(index, index.stat().st_size)

@@ -74,11 +74,11 @@ def map_file(path: Path, size: int) -> Bytes:
 
 
 class Pool:
-    """Keeps at most `most` files mapped; the next one takes the place of one long unused (CLOCK,
-    Corbató 1968: a hit costs a flag, no lock).
+    """Keeps at most `most` files mapped; the next one takes the place of one long unused.
 
-    What is read from a map keeps it alive, so a file that loses its place is never gone from under
-    a reader. Files that nobody refers to any more lose theirs.
+    By CLOCK (Corbató 1968): a hit costs a flag, no lock. What is read from a map keeps it alive, so
+    a file that loses its place is never gone from under a reader. Files that nobody refers to any
+    more lose theirs.
     """
 
     def __init__(self, most: int) -> None:
@@ -98,22 +98,22 @@ class Pool:
     def admit(self, file: MappedFile) -> Bytes:
         """Map a file and let go of others, as far as the bound asks for it."""
         with self._lock:
-            found = file.content
-            if found is not None:  # another thread was faster
-                return found
+            content = file.content
+            if content is not None:  # another thread was faster
+                return content
             while len(self._held) >= self.most:
                 self._release(spare=True)
             while True:
                 try:
-                    found = map_file(file.path, file.size)
+                    content = map_file(file.path, file.size)
                     break
                 except OSError as error:
                     if error.errno != errno.ENOMEM or not self._held:
                         raise
                     self._release(spare=False)  # others use up the maps, or the address space
-            file.content, file.used = found, False
+            file.content, file.used = content, False
             self._held.append(weakref.ref(file))
-            return found
+            return content
 
     def _release(self, spare: bool) -> None:
         """Take the oldest file's place; with `spare`, one used since goes to the end instead."""
@@ -165,8 +165,8 @@ class MappedFile:
         Raises:
             OSError: it is gone, or shorter than it was.
         """
-        found = self.content
-        if found is None:
+        content = self.content
+        if content is None:
             return self.pool.admit(self)
         self.used = True  # again: what is read once alone makes way first
-        return found
+        return content

@@ -64,9 +64,9 @@ class Stream:
 
     def read(self, start: int, count: int) -> Tokens:
         """Tokens `start` to ``start + count``, copied, shape [count]."""
-        found = np.empty(count, self.dtype)
-        self._read(start, found)
-        return found
+        tokens = np.empty(count, self.dtype)
+        self._read(start, tokens)
+        return tokens
 
     def gather(
         self, samples: Ints, length: int, out: Tokens | None = None, rows: Ints | None = None
@@ -75,16 +75,17 @@ class Stream:
 
         Args:
             samples: shape [n]; window i holds the tokens from ``i * length`` on.
-            out: [m, length], filled at `rows` (shape [n]; all, in order, without it) in its own
-                type; new memory in the stream's type without it.
+            length: tokens of a window.
+            out: [m, length], filled in its own type; new memory in the stream's type without it.
+            rows: those of `out` to fill, shape [n]; without it all, in order.
 
         Returns:
             `out`.
         """
-        made = np.empty((len(samples), length), self.dtype) if out is None else out
+        gathered = np.empty((len(samples), length), self.dtype) if out is None else out
         target = np.arange(len(samples)) if rows is None else rows
         if not len(samples):
-            return made
+            return gathered
         starts = samples * length
         number = np.searchsorted(self._begins, starts, "right") - 1
         order = np.argsort(number, kind="stable")
@@ -99,14 +100,14 @@ class Stream:
                 places = zip(target[here], inside[here].tolist(), whole[here], strict=True)
                 for row, at, fits in places:
                     if fits:
-                        made[row] = tokens[at : at + length]
+                        gathered[row] = tokens[at : at + length]
             else:
                 windows = np.lib.stride_tricks.sliding_window_view(tokens, length)
                 kept = whole[here]
-                made[target[here][kept]] = windows[inside[here][kept]]
+                gathered[target[here][kept]] = windows[inside[here][kept]]
         for place in np.flatnonzero(~whole):
-            self._read(int(starts[place]), made[target[place]])
-        return made
+            self._read(int(starts[place]), gathered[target[place]])
+        return gathered
 
     def _read(self, start: int, out: Tokens) -> None:
         """Fill `out`, shape [count], from a place of the stream on."""

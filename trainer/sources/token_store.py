@@ -87,7 +87,7 @@ def read_header(path: Path) -> StoreInfo:
     if schema != SCHEMA:
         raise JobError(f"{file}: schema {schema!r} is not {SCHEMA!r}")
     try:
-        shards = tuple(Shard(**one) for one in raw.pop("shards", ()))
+        shards = tuple(Shard(**shard) for shard in raw.pop("shards", ()))
         history = tuple(raw.pop("history", ()))
         info = StoreInfo(**raw, history=history, shards=shards)
         counted = sum(shard.tokens for shard in shards)
@@ -135,12 +135,6 @@ class Store:
         return cls(path, info, Stream(pieces, kind))
 
     @property
-    def tokens(self) -> npt.NDArray[Any]:
-        """All tokens as one array: mapped where the source is one file, else copied."""
-        flat = self.stream.flat()
-        return self.stream.read(0, self.info.tokens) if flat is None else flat
-
-    @property
     def tokenizer(self) -> Path:
         """Folder of the tokenizer this store was made with."""
         return self.path / "tokenizer"
@@ -164,8 +158,9 @@ class Store:
 
         Args:
             samples: indices, shape [n], each below ``self.samples(sequence_length)``.
-            out: [m, sequence_length] of any integer type, filled at `rows` (all in order without
-                it); new int64 memory without it.
+            sequence_length: tokens of a window.
+            out: [m, sequence_length] of any integer type; new int64 memory without it.
+            rows: those of `out` to fill, shape [n]; without it all, in order.
 
         Returns:
             Token ids, shape [n, sequence_length], or `out`.
@@ -187,30 +182,29 @@ def verify_store(path: Path) -> list[str]:
         JobError: no store there, or its header is damaged.
     """
     info = read_header(path)
-    found = []
+    problems = []
     for number, (name, tokens) in enumerate(_files(info)):
         data = path / name
         try:
+            size = data.stat().st_size
             with data.open("rb") as file:
-                mine = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            found.append(f"{data}: {error.strerror or error}")
-            continue
-        size = data.stat().st_size
-        if size != tokens * DTYPES[info.dtype].itemsize:
-            found.append(f"{data}: {size} bytes for {tokens} tokens of {info.dtype}")
+            problems.append(f"{data}: {error.strerror or error}")
             continue
         if info.shards:
-            right = info.shards[number].sha256 == mine
+            right = info.shards[number].sha256 == digest
         else:
-            right = fingerprint(info.tokenizer, info.dtype, mine) == info.fingerprint
-        if not right:
-            found.append(f"{data}: its SHA-256 is not the header's; prepare the store again")
-    if info.shards and not found:
+            right = fingerprint(info.tokenizer, info.dtype, digest) == info.fingerprint
+        if size != tokens * DTYPES[info.dtype].itemsize:
+            problems.append(f"{data}: {size} bytes for {tokens} tokens of {info.dtype}")
+        elif not right:
+            problems.append(f"{data}: its SHA-256 is not the header's; prepare the store again")
+    if info.shards and not problems:
         whole = shards_fingerprint(info.tokenizer, info.dtype, info.shards)
         if whole != info.fingerprint:
-            found.append(f"{path / HEADER}: its fingerprint is not that of its shards")
-    return found
+            problems.append(f"{path / HEADER}: its fingerprint is not that of its shards")
+    return problems
 
 
 def fingerprint(tokenizer: str, dtype: str, digest: str) -> str:

@@ -64,16 +64,16 @@ def train_tokenizer(texts: Iterable[str], out: Path, vocab_size: int) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    seen = 0
+    some = False
 
-    def counted() -> Iterable[str]:
-        nonlocal seen
+    def noted() -> Iterable[str]:
+        nonlocal some
         for text in texts:
-            seen += bool(text)
+            some = some or bool(text)
             yield text
 
-    tokenizer.train_from_iterator(counted(), trainer=trainer)
-    if not seen:
+    tokenizer.train_from_iterator(noted(), trainer=trainer)
+    if not some:
         raise ValueError("no text to train a tokenizer on")
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))

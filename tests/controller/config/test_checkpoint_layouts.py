@@ -39,7 +39,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with loader:
         for _, _batch in zip(range(3), loader, strict=False):
             loader.report(loss=1.0)
-        assert loader.saved(folder)
+        assert loader.mark_checkpoint(folder)
     return folder / "mixloop.json"
 
 

@@ -141,8 +141,8 @@ def test_the_place_the_value_and_the_want_are_named(
         assert found is None
         return
     assert found is not None
-    assert found.said == words
-    assert found.said.isprintable()
+    assert found.text == words
+    assert found.text.isprintable()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_what_is_no_record_at_all(tmp_path: Path, data: bytes, words: str) -> No
     path.write_bytes(data)
     found = read_holds(path)
     assert found.problem is not None
-    assert found.problem.said.startswith(words)
+    assert found.problem.text.startswith(words)
     assert read_holds(path).value is None
 
 
@@ -173,7 +173,7 @@ def test_a_file_that_is_not_there_is_no_problem(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "none")
     found = read_status(tmp_path / "link").problem
     assert found is not None
-    assert found.said == "a symbolic link"
+    assert found.text == "a symbolic link"
 
 
 def test_a_foreign_checkpoint_says_what_is_wrong_with_it(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_foreign_checkpoint_says_what_is_wrong_with_it(tmp_path: Path) -> None
     layout.file("checkpoint-7").write_text('{"schema": "mixloop/saved/1"}')
     problem = layout.find("checkpoint-7").problem
     assert problem is not None
-    assert problem.said == "run is missing: must be a string"
+    assert problem.text == "run is missing: must be a string"
 
 
 # -- the daemon, and those who look on ---------------------------------------------------------

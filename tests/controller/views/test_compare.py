@@ -229,7 +229,7 @@ def test_bad_input_is_one_line(command: Any, files: Any, tmp_path: Path) -> None
     (tmp_path / "text.json").write_text("hello")
     for arguments, words in (
         ((good, tmp_path / "nowhere.json"), "nowhere.json: no scorecard here"),
-        ((tmp_path, good), "no scorecard here (Is a directory)"),
+        ((tmp_path, good), "no scorecard here (a folder)"),
         ((good, tmp_path / "text.json"), "text.json: not a scorecard"),
         ((good,), "give two scorecards"),
         ((good, good, "--steps", "1,2"), "give two scorecards"),

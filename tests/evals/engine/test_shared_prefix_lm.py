@@ -33,8 +33,8 @@ def every_row(
     family: PrefixFamily, above: Sequence[tuple[int, int]] = ()
 ) -> list[list[tuple[int, int]]]:
     """Per row of a family: (slot, token) from the first token of the prefix on, by branch."""
-    own = [*above, *zip(family.prefix.slots, family.prefix.tokens, strict=True)]
-    paths = [own]
+    prefix = [*above, *zip(family.prefix.slots, family.prefix.tokens, strict=True)]
+    paths = [prefix]
     for row in family.rows:
         for leaf in range(len(row.tokens)):
             chain: list[tuple[int, int]] = []
@@ -42,9 +42,9 @@ def every_row(
             while place >= 0:
                 chain.insert(0, (row.slots[place], row.tokens[place]))
                 place = row.parents[place]
-            paths.append([*own, *chain])
+            paths.append([*prefix, *chain])
     for child in family.families:
-        paths += every_row(child, own)
+        paths += every_row(child, prefix)
     return paths
 
 
@@ -52,13 +52,13 @@ def every_row(
 @settings(max_examples=150, deadline=None)
 def test_a_plan_computes_every_sequence_and_shares(sequences: list[tuple[int, ...]]) -> None:
     unique = list(dict.fromkeys(sequences))
-    made = plan_prefixes(unique)
-    paths = {tuple(slot for slot, _ in path): path for path in every_row(made.family)}
+    plan = plan_prefixes(unique)
+    paths = {tuple(slot for slot, _ in path): path for path in every_row(plan.family)}
     for index, sequence in enumerate(unique):
-        slots = tuple(made.slots(index, len(sequence)))
+        slots = tuple(plan.slots(index, len(sequence)))
         assert tuple(token for _, token in paths[slots]) == sequence
-        assert made.slots(index, 1) == [slots[-1]]
-    assert made.family.tokens() <= sum(map(len, unique))
+        assert plan.slots(index, 1) == [slots[-1]]
+    assert plan.family.tokens() <= sum(map(len, unique))
 
 
 @given(st.integers(1, 5), st.integers(65, 200), st.integers(2, 9), st.integers(0, 99))
@@ -71,16 +71,16 @@ def test_a_long_prefix_is_computed_once(
     for family in range(families):
         prefix = (1000 + family, *source.choices(range(9), k=length))
         for member in range(members):
-            own = source.choices(range(9), k=source.randint(100, 400))
-            sequences.add((*prefix, 100 + member, *own))
+            rest = source.choices(range(9), k=source.randint(100, 400))
+            sequences.add((*prefix, 100 + member, *rest))
     ordered = sorted(sequences)
-    made = plan_prefixes(ordered)
+    plan = plan_prefixes(ordered)
     longest = sum(len(s) for s in ordered) - families * (members - 1) * (length + 1)
-    assert made.family.tokens() <= longest
-    found = prompt_families(ordered)
-    assert sorted(i for _, own in found for i in own) == list(range(len(ordered)))
+    assert plan.family.tokens() <= longest
+    grouped = prompt_families(ordered)
+    assert sorted(i for _, rest in grouped for i in rest) == list(range(len(ordered)))
     if (length + 1) * (members - 1) >= 64:
-        assert [depth for depth, _ in found] == [length + 1] * families
+        assert [depth for depth, _ in grouped] == [length + 1] * families
 
 
 def test_batches_keep_to_their_tokens() -> None:
@@ -92,14 +92,14 @@ def test_batches_keep_to_their_tokens() -> None:
 
 
 def test_a_guess_continues_what_recurs() -> None:
-    draft = NgramSpeculator(NgramIndex([7, 8, 9, 10, 11, 12]), [1, 2, 3, 4, 1, 2, 3])
-    assert draft.guess(0.1, 10)[:1] == [4]
-    draft.append(5)
-    assert draft.guess(0.1, 10) == []
+    speculator = NgramSpeculator(NgramIndex([7, 8, 9, 10, 11, 12]), [1, 2, 3, 4, 1, 2, 3])
+    assert speculator.guess(0.1, 10)[:1] == [4]
+    speculator.append(5)
+    assert speculator.guess(0.1, 10) == []
     for token in (7, 8, 9):
-        draft.append(token)
-    assert draft.guess(0.1, 2) == [10, 11]
-    assert draft.guess(0.9, 10) == []  # dear tokens are not worth an even chance
+        speculator.append(token)
+    assert speculator.guess(0.1, 2) == [10, 11]
+    assert speculator.guess(0.9, 10) == []  # dear tokens are not worth an even chance
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +185,10 @@ def prompts(number: int, count: int = 9, **options: Any) -> list[Any]:
 
 
 def engine(model: Any, tokenizer: Any, **options: Any) -> Any:
-    from mixloop.evals.engine.checkpoint_lm import Checkpoint
     from mixloop.evals.engine.loading import why_not_shared
     from mixloop.evals.engine.shared_prefix_lm import SharedPrefixLM
 
-    assert why_not_shared(Checkpoint(model, tokenizer, CONTEXT)) is None
+    assert why_not_shared(model, CONTEXT) is None
     return SharedPrefixLM(model, tokenizer, max_length=CONTEXT, **options)
 
 
@@ -219,9 +218,9 @@ def stock(tokenizer: Any) -> Any:
 def test_numbers_and_texts_are_the_stock_models(kind: str, stock: Any, tokenizer: Any) -> None:
     logs, texts = stock(kind)
     lm = engine(tiny(kind), tokenizer)
-    found = lm.loglikelihood(requests(1), disable_tqdm=True)
-    assert max(abs(a[0] - b[0]) for a, b in zip(logs, found, strict=True)) < 1e-4
-    assert [greedy for _, greedy in logs] == [greedy for _, greedy in found]
+    ours = lm.loglikelihood(requests(1), disable_tqdm=True)
+    assert max(abs(a[0] - b[0]) for a, b in zip(logs, ours, strict=True)) < 1e-4
+    assert [greedy for _, greedy in logs] == [greedy for _, greedy in ours]
     assert lm.tokens < 0.6 * lm.asked_tokens
     assert lm.generate_until(prompts(2)) == texts
     assert len(set(texts)) > 3
@@ -236,25 +235,25 @@ def test_half_precision_is_as_good_as_the_stock_models(
 
     exact, _ = stock(kind)
     theirs, _ = stock(kind, torch.bfloat16)
-    found = engine(tiny(kind).bfloat16(), tokenizer).loglikelihood(requests(1), disable_tqdm=True)
+    ours = engine(tiny(kind).bfloat16(), tokenizer).loglikelihood(requests(1), disable_tqdm=True)
 
     def away(answers: list[Any]) -> float:
         return sum(abs(a[0] - b[0]) for a, b in zip(answers, exact, strict=True)) / len(exact)
 
-    assert 0 < away(found) < 1.25 * away(theirs)
+    assert 0 < away(ours) < 1.25 * away(theirs)
 
 
 def test_numbers_do_not_depend_on_how_much_fits_a_pass(tokenizer: Any) -> None:
     model = tiny("Llama")
     whole, small = engine(model, tokenizer), engine(model, tokenizer, batch_tokens=24)
-    assert small.pass_tokens == 24
+    assert small.packed.pass_tokens == 24
     for a, b in zip(
         whole.loglikelihood(requests(3), disable_tqdm=True),
         small.loglikelihood(requests(3), disable_tqdm=True),
         strict=True,
     ):
         assert a[0] == pytest.approx(b[0], abs=1e-4)
-    small.most_rows = 2
+    small.max_rows = 2
     assert whole.generate_until(prompts(4)) == small.generate_until(prompts(4))
 
 
@@ -266,11 +265,11 @@ def test_rows_decoded_together_write_the_same(
     from mixloop.evals.engine.kv_cache import RowCaches
 
     lm = engine(tiny("Llama", 2), tokenizer)
-    lm.most_rows = 4
+    lm.max_rows = 4
     asked = prompts(4, until=[])
     apart = lm.generate_until(asked)
     monkeypatch.setattr(
-        generation, "RowCaches", lambda places, together: RowCaches(places, together=True)
+        generation, "RowCaches", lambda places, padded: RowCaches(places, padded=True)
     )
     assert lm.generate_until(asked) == apart
 
@@ -279,22 +278,22 @@ def test_what_is_worth_sharing_changes_no_number(tokenizer: Any) -> None:
     """On a device, a small model's prefix is computed again rather than in a pass of its own."""
     model = tiny("Llama", 2)
     shared, apart = engine(model, tokenizer), engine(model, tokenizer)
-    apart.worth_tokens = 10**9
-    own = [one.loglikelihood(requests(3), disable_tqdm=True) for one in (shared, apart)]
-    for a, b in zip(*own, strict=True):
+    apart.min_shared_tokens = 10**9
+    answers = [lm.loglikelihood(requests(3), disable_tqdm=True) for lm in (shared, apart)]
+    for a, b in zip(*answers, strict=True):
         assert a[0] == pytest.approx(b[0], abs=1e-4)
     assert shared.generate_until(prompts(5)) == apart.generate_until(prompts(5))
     assert shared.tokens < apart.tokens
 
 
 def test_the_smaller_a_model_the_more_a_prefix_has_to_save() -> None:
-    from mixloop.evals.engine.shared_prefix_lm import device_pass, device_worth
+    from mixloop.evals.engine.shared_prefix_lm import device_min_shared, device_pass
 
     sizes = [(135_000_000, 30), (1_700_000_000, 24), (8_000_000_000, 32), (70_000_000_000, 80)]
-    worth = [device_worth(*size) for size in sizes]
-    assert worth == sorted(worth, reverse=True)
-    assert worth[0] > 10_000
-    assert 64 <= worth[-1] < 200
+    least = [device_min_shared(*size) for size in sizes]
+    assert least == sorted(least, reverse=True)
+    assert least[0] > 10_000
+    assert 64 <= least[-1] < 200
     passes = [device_pass(size) for size, _ in sizes]
     assert passes == [32768, 8192, 8192, 8192]
 
@@ -309,16 +308,12 @@ def test_nothing_is_continued_from_the_start_of_a_text(tokenizer: Any) -> None:
     assert nothing == start
 
 
-def test_a_pass_that_runs_out_of_memory_is_halved(tokenizer: Any) -> None:
+def test_a_pass_that_runs_out_of_memory_is_halved(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     from mixloop.evals.engine.shared_prefix_lm import SharedPrefixLM
-
-    class Small(SharedPrefixLM):
-        def forward(self, tokens: Any, *rest: Any) -> Any:
-            if len(tokens) > 120:
-                raise torch.OutOfMemoryError("no more")
-            return super().forward(tokens, *rest)
 
     asked = [r for r in requests(5) if len(r.args[0]) < 100]
     source = random.Random(0)
@@ -326,7 +321,16 @@ def test_a_pass_that_runs_out_of_memory_is_halved(tokenizer: Any) -> None:
         request.arguments = (words(source, 40 + index), request.args[1])
     model = tiny("Llama")
     whole = engine(model, tokenizer).loglikelihood(asked, disable_tqdm=True)
-    halved = Small(model, tokenizer, max_length=CONTEXT).loglikelihood(asked, disable_tqdm=True)
+    small = SharedPrefixLM(model, tokenizer, max_length=CONTEXT)
+    forward = small.packed.forward
+
+    def short(tokens: Any, *rest: Any) -> Any:
+        if len(tokens) > 120:
+            raise torch.OutOfMemoryError("no more")
+        return forward(tokens, *rest)
+
+    monkeypatch.setattr(small.packed, "forward", short)
+    halved = small.loglikelihood(asked, disable_tqdm=True)
     assert [a[0] for a in whole] == pytest.approx([b[0] for b in halved], abs=1e-4)
 
 
@@ -336,7 +340,7 @@ def test_guesses_change_no_text_and_save_passes(tokenizer: Any) -> None:
 
     lm = engine(tiny("Llama", 2), tokenizer)
     asked = {"until": [], "max_gen_toks": 200}
-    one = [Instance("generate_until", {}, ("abc" * 30, asked), 0)]
+    requests = [Instance("generate_until", {}, ("abc" * 30, asked), 0)]
     passes = 0
     forward = lm.model.forward
 
@@ -346,13 +350,13 @@ def test_guesses_change_no_text_and_save_passes(tokenizer: Any) -> None:
         return forward(*args, **kwargs)
 
     lm.model.forward = counted
-    text = lm.generate_until(one)[0]
+    text = lm.generate_until(requests)[0]
     lm.model.forward = forward
     assert passes < 100
-    from mixloop.evals.engine import CheckpointLM
+    from mixloop.evals.engine.plain_lm import PlainLM
 
-    plain = CheckpointLM(tiny("Llama", 2), tokenizer, max_length=CONTEXT)
-    assert plain.generate_until(one)[0] == text
+    plain = PlainLM(tiny("Llama", 2), tokenizer, max_length=CONTEXT)
+    assert plain.generate_until(requests)[0] == text
 
 
 def test_sampled_texts_depend_on_the_seed_and_nothing_else(tokenizer: Any) -> None:
@@ -405,8 +409,8 @@ def test_dense_attention_is_the_fused_one() -> None:
     for options in ({}, {"causal": True}, {"mask": mask}):
         fused = attention.attend_to(q, k, v, 0.3, **options)
         plain = attention.dense(q, k, v, 0.3, **options)
-        for one, other in zip(fused, plain, strict=True):
-            torch.testing.assert_close(one, other)
+        for expected, actual in zip(fused, plain, strict=True):
+            torch.testing.assert_close(expected, actual)
 
 
 @pytest.fixture(scope="module")
@@ -434,7 +438,7 @@ def bytes_tokenizer() -> Any:
 @pytest.mark.parametrize("kind", ["Llama", "GPTNeoX"])
 @pytest.mark.parametrize("name", ["mmlu", "gsm8k", "math", "humaneval"])
 def test_real_items_come_out_as_with_the_stock_model(
-    name: str, kind: str, bytes_tokenizer: Any, tmp_path: Path
+    name: str, kind: str, bytes_tokenizer: Any
 ) -> None:
     """Every request of a benchmark, gold answers included, answered by both models."""
     from lm_eval.api.instance import Instance
@@ -449,7 +453,7 @@ def test_real_items_come_out_as_with_the_stock_model(
     size = {"vocab_size": len(bytes_tokenizer), "max_position_embeddings": 6144}
     items = load_items(name, "packages")
     subset = choose(items.rows, 12, 0)
-    benchmark = make_benchmark(name, items, subset, tmp_path, Sandbox())
+    benchmark = make_benchmark(name, items, subset, Sandbox())
     lm = SharedPrefixLM(tiny(kind, **size), bytes_tokenizer, max_length=6144)
     asked = BenchmarkSettings(max_new_tokens=48)
     plan = fit_shots(benchmark, tuple(row["id"] for row in subset), asked, lm)

@@ -19,16 +19,16 @@ import pytest
 from mixloop.common import estimates
 from mixloop.evals import BenchmarkScore, EvalSettings, Scorecard, training_state
 from mixloop.evals.benchmarks import load
-from mixloop.evals.items import hub, item_set
+from mixloop.evals.items import ItemsError, hub, item_set
 
 
 @pytest.mark.parametrize(("benchmark", "least"), [("mmlu", 250), ("gsm8k", 8), ("humaneval", 164)])
 def test_packages_carry_real_items(benchmark: str, least: int) -> None:
-    found = load.load_items(benchmark, "packages")
-    assert len(found.rows) >= least
-    assert len({row["id"] for row in found.rows}) == len(found.rows)
-    assert all(row["gold"].strip() for row in found.rows)
-    assert found.describe(7).startswith(f"packages: 7 of {len(found.rows)} items (")
+    items = load.load_items(benchmark, "packages")
+    assert len(items.rows) >= least
+    assert len({row["id"] for row in items.rows}) == len(items.rows)
+    assert all(row["gold"].strip() for row in items.rows)
+    assert items.describe(7).startswith(f"packages: 7 of {len(items.rows)} items (")
 
 
 def test_mmlu_items_from_packages_are_whole() -> None:
@@ -90,7 +90,7 @@ def test_subsets_are_seeded_and_nested() -> None:
 def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(text)
-    with pytest.raises(item_set.ItemsError, match=r"bad\.jsonl") as caught:
+    with pytest.raises(ItemsError, match=r"bad\.jsonl") as caught:
         load.load_items("gsm8k", (path,))
     assert said in str(caught.value)
 
@@ -116,7 +116,7 @@ def test_a_bad_row_is_named(tmp_path: Path, benchmark: str, row: object, said: s
     path = tmp_path / "bad.json"
     good = load.load_items(benchmark, "packages").rows[0]
     path.write_text(json.dumps([good, row]))
-    with pytest.raises(item_set.ItemsError) as caught:
+    with pytest.raises(ItemsError) as caught:
         load.load_items(benchmark, (path,))
     assert str(caught.value).startswith(f"{benchmark}: {path}: row 2 ")
     assert said in str(caught.value)
@@ -185,13 +185,13 @@ def test_folders_hold_the_items_and_the_pool(tmp_path: Path, write: Any) -> None
     folder = tmp_path / "gsm8k"
     folder.mkdir()
     write(folder, problems(7), problems(6, 100))
-    found = load.load_items("gsm8k", (folder,))
-    assert [(row["question"], row["gold"]) for row in found.rows] == [
+    items = load.load_items("gsm8k", (folder,))
+    assert [(row["question"], row["gold"]) for row in items.rows] == [
         (row["question"], row["answer"]) for row in problems(7)
     ]
-    assert [row["question"] for row in found.pool] == [r["question"] for r in problems(6, 100)]
-    assert not found.overlaps
-    assert found.describe(3) == f"files: 3 of 7 items ({folder})"
+    assert [row["question"] for row in items.pool] == [r["question"] for r in problems(6, 100)]
+    assert not items.overlaps
+    assert items.describe(3) == f"files: 3 of 7 items ({folder})"
 
 
 @pytest.mark.parametrize("name", ["mine.parquet", "mine.jsonl.gz", "mine.json", "mine"])
@@ -203,32 +203,32 @@ def test_lone_files_of_every_kind_are_the_items(tmp_path: Path, name: str) -> No
         datasets.Dataset.from_list(problems(4)).save_to_disk(path)
     else:
         (write_parquet if name.endswith("parquet") else write_lines)(path, problems(4))
-    found = load.load_items("gsm8k", (path,))
-    assert [row["question"] for row in found.rows] == [row["question"] for row in problems(4)]
-    assert found.pool == load.load_items("gsm8k", "packages").rows
+    items = load.load_items("gsm8k", (path,))
+    assert [row["question"] for row in items.rows] == [row["question"] for row in problems(4)]
+    assert items.pool == load.load_items("gsm8k", "packages").rows
 
 
 def test_a_pool_that_holds_all_items_is_noticed(tmp_path: Path) -> None:
     write_lines(tmp_path / "test.jsonl", problems(4))
     for first, held in ((3, False), (0, True)):
         write_lines(tmp_path / "train.jsonl", problems(5, first))
-        found = load.load_items("gsm8k", (tmp_path,))
-        assert found.overlaps == held
-        assert [row["question"] for row in found.pool] == [
+        items = load.load_items("gsm8k", (tmp_path,))
+        assert items.overlaps == held
+        assert [row["question"] for row in items.pool] == [
             r["question"] for r in problems(5, first)
         ]
 
 
 def test_a_folder_without_test_items_says_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(item_set.ItemsError, match=r"no items here; put test\.jsonl"):
+    with pytest.raises(ItemsError, match=r"no items here; put test\.jsonl"):
         load.load_items("gsm8k", (tmp_path,))
     write_lines(tmp_path / "train.jsonl", problems(2))
-    with pytest.raises(item_set.ItemsError, match=r"no test split \(there is: train\)"):
+    with pytest.raises(ItemsError, match=r"no test split \(there is: train\)"):
         load.load_items("gsm8k", (tmp_path,))
-    with pytest.raises(item_set.ItemsError, match=r"gsm8k: .*absent: no such file or folder"):
+    with pytest.raises(ItemsError, match=r"gsm8k: .*absent: no such file or folder"):
         load.load_items("gsm8k", (tmp_path / "absent",))
     (tmp_path / "test.parquet").write_text("no parquet")
-    with pytest.raises(item_set.ItemsError, match=r"test\.parquet: can't be read as parquet"):
+    with pytest.raises(ItemsError, match=r"test\.parquet: can't be read as parquet"):
         load.load_items("gsm8k", (tmp_path,))
 
 
@@ -252,7 +252,7 @@ def test_a_dead_hub_costs_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1:9")  # reserved: nobody is there
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(hub, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(hub, "HUB_TIMEOUT", 0.5)
     began = time.monotonic()
     assert load.load_items("humaneval", "auto").kind == "packages"
     assert time.monotonic() - began < 3
@@ -343,10 +343,10 @@ def test_further_names_are_asked_after_the_four() -> None:
     )
     assert list(settings.asked) == ["mmlu", "math", "piqa", "arc_easy", "lambada"]
     assert settings.asked["arc_easy"].items == 3
-    own = EvalSettings.model_validate({"watch": {"piqa": {"items": 5, "data": "here.jsonl"}}})
-    assert own.asked["piqa"].data == (Path("here.jsonl"),)
-    assert "piqa" not in own.benchmarks
-    assert EvalSettings.model_validate_json(own.model_dump_json()) == own
+    watched = EvalSettings.model_validate({"watch": {"piqa": {"items": 5, "data": "here.jsonl"}}})
+    assert watched.asked["piqa"].data == (Path("here.jsonl"),)
+    assert "piqa" not in watched.benchmarks
+    assert EvalSettings.model_validate_json(watched.model_dump_json()) == watched
 
 
 def test_pinned_settings_keep_what_auto_found() -> None:

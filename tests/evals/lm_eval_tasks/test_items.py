@@ -94,11 +94,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lm(checkpoint: Path) -> Any:
     """The model in this process, for direct computation."""
-    from mixloop.evals.engine import CheckpointLM
-    from mixloop.evals.engine.checkpoint_lm import read_checkpoint
+    from mixloop.evals.engine.loading import read_model
+    from mixloop.evals.engine.plain_lm import PlainLM
+    from mixloop.evals.engine.tokenization import read_tokenizer
 
-    read = read_checkpoint(checkpoint)
-    return CheckpointLM(read.model, read.tokenizer, max_length=read.max_length)
+    model = read_model(checkpoint, "cpu", "auto")
+    return PlainLM(model, read_tokenizer(checkpoint), max_length=1500)
 
 
 @pytest.fixture
@@ -147,40 +148,42 @@ def best(lm: Any, pairs: list[tuple[str, str]], lengths: list[int]) -> int:
 
 def test_multiple_choice(lm: Any, score: Any, tmp_path: Path) -> None:
     rows = [hellaswag(index) for index in range(9)]
-    one = score(hellaswag={"data": str(write(tmp_path / "mine.jsonl", rows))})["hellaswag"]
-    assert one.status == "ok", one.reason
-    assert one.data == f"files: 9 of 9 items ({tmp_path}/mine.jsonl)"
-    assert set(one.metrics) == {"bits_per_byte", "acc", "acc_norm"}
+    benchmark = score(hellaswag={"data": str(write(tmp_path / "mine.jsonl", rows))})["hellaswag"]
+    assert benchmark.status == "ok", benchmark.reason
+    assert benchmark.data == f"files: 9 of 9 items ({tmp_path}/mine.jsonl)"
+    assert set(benchmark.metrics) == {"bits_per_byte", "acc", "acc_norm"}
     endings = ["eats an apple. slowly", *ENDINGS[1:]]
     asked = [[(f"Cooking: Man {i} stands. He", f" {e}") for e in endings] for i in range(9)]
     plain = [best(lm, pairs, [1] * 4) == i % 4 for i, pairs in enumerate(asked)]
     by_length = [
         best(lm, pairs, [len(e) for e in endings]) == i % 4 for i, pairs in enumerate(asked)
     ]
-    assert one.metrics["acc"].value == pytest.approx(sum(plain) / 9)
-    assert one.metrics["acc_norm"].value == pytest.approx(sum(by_length) / 9)
+    assert benchmark.metrics["acc"].value == pytest.approx(sum(plain) / 9)
+    assert benchmark.metrics["acc_norm"].value == pytest.approx(sum(by_length) / 9)
     gold = [pairs[i % 4] for i, pairs in enumerate(asked)]
-    assert one.metrics["bits_per_byte"].value == pytest.approx(bits_per_byte(lm, gold), rel=1e-5)
-    assert not one.metrics["bits_per_byte"].higher_is_better
+    assert benchmark.metrics["bits_per_byte"].value == pytest.approx(
+        bits_per_byte(lm, gold), rel=1e-5
+    )
+    assert not benchmark.metrics["bits_per_byte"].higher_is_better
 
 
 def test_several_inputs_and_a_last_word(lm: Any, score: Any, tmp_path: Path) -> None:
     cups = write(tmp_path / "cups.jsonl", [winogrande(index) for index in range(4)])
     cats = write(tmp_path / "cats.jsonl", [lambada(index) for index in range(3)])
-    found = score(winogrande={"data": str(cups)}, lambada_openai={"data": str(cats)})
+    scores = score(winogrande={"data": str(cups)}, lambada_openai={"data": str(cats)})
     because = [f"The cup {i} broke on the floor because the" for i in range(4)]
     asked = [[(f"{text} {word}", " was hard.") for word in ("cup", "floor")] for text in because]
     right = [best(lm, pairs, [1, 1]) == i % 2 for i, pairs in enumerate(asked)]
-    one = found["winogrande"].metrics
-    assert one["acc"].value == pytest.approx(sum(right) / 4)
+    metrics = scores["winogrande"].metrics
+    assert metrics["acc"].value == pytest.approx(sum(right) / 4)
     gold = [pairs[i % 2] for i, pairs in enumerate(asked)]
-    assert one["bits_per_byte"].value == pytest.approx(bits_per_byte(lm, gold), rel=1e-5)
+    assert metrics["bits_per_byte"].value == pytest.approx(bits_per_byte(lm, gold), rel=1e-5)
     # lambada's perplexity is no mean of its items
-    assert set(found["lambada_openai"].metrics) == {"acc", "bits_per_byte"}
+    assert set(scores["lambada_openai"].metrics) == {"acc", "bits_per_byte"}
     last = [(f"the {i} cats sat on the", " mat") for i in range(3)]
-    one = found["lambada_openai"].metrics
-    assert one["acc"].value == sum(greedy for _, greedy in logprobs(lm, last)) / 3
-    assert one["bits_per_byte"].value == pytest.approx(bits_per_byte(lm, last), rel=1e-5)
+    metrics = scores["lambada_openai"].metrics
+    assert metrics["acc"].value == sum(greedy for _, greedy in logprobs(lm, last)) / 3
+    assert metrics["bits_per_byte"].value == pytest.approx(bits_per_byte(lm, last), rel=1e-5)
 
 
 def test_generated_answers_and_the_pool_s_first_examples(
@@ -196,13 +199,15 @@ def test_generated_answers_and_the_pool_s_first_examples(
     write(tmp_path / "validation.jsonl", rows)
     # one of the items is an example too, and is left out in front of itself alone
     write(tmp_path / "train.jsonl", [trivia(index) for index in (1, 8, 9)])
-    own = {"data": str(tmp_path), "max_new_tokens": 6, "shots": 2}
-    one = score(nq_open=own)["nq_open"]
-    assert one.status == "ok", one.reason
-    assert (one.shots, one.max_new_tokens) == (2, 6)
+    asked = {"data": str(tmp_path), "max_new_tokens": 6, "shots": 2}
+    benchmark = score(nq_open=asked)["nq_open"]
+    assert benchmark.status == "ok", benchmark.reason
+    assert (benchmark.shots, benchmark.max_new_tokens) == (2, 6)
     gold = [(prompt(i), f" {rows[i]['answer'][0]}") for i in range(4)]
-    assert one.metrics["bits_per_byte"].value == pytest.approx(bits_per_byte(lm, gold), rel=1e-5)
-    assert one.metrics["exact_match"].value == 1 / 4
+    assert benchmark.metrics["bits_per_byte"].value == pytest.approx(
+        bits_per_byte(lm, gold), rel=1e-5
+    )
+    assert benchmark.metrics["exact_match"].value == 1 / 4
 
 
 def test_a_tag_is_its_tasks_together(score: Any, tmp_path: Path) -> None:
@@ -210,8 +215,8 @@ def test_a_tag_is_its_tasks_together(score: Any, tmp_path: Path) -> None:
     write(tmp_path / "arc_challenge" / "test.jsonl", [arc(index) for index in range(6)])
     tasks = {"arc_easy": {"data": str(tmp_path / "arc_easy")}}
     tasks |= {"arc_challenge": {"data": str(tmp_path / "arc_challenge")}}
-    found = score(ai2_arc={"data": str(tmp_path)}, **tasks)
-    whole, parts = found["ai2_arc"], [found["arc_easy"], found["arc_challenge"]]
+    scores = score(ai2_arc={"data": str(tmp_path)}, **tasks)
+    whole, parts = scores["ai2_arc"], [scores["arc_easy"], scores["arc_challenge"]]
     assert whole.items == parts[0].items | parts[1].items
     assert whole.metrics["acc"].n == 10
 
@@ -228,7 +233,7 @@ def test_what_cannot_be_asked_says_why(
     score: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(write(tmp_path / "mine.jsonl", [arc(1)]))
-    found = score(
+    scores = score(
         wikitext={"data": path},
         humaneval_plus={"data": path},
         squadv2={"data": path},
@@ -238,7 +243,7 @@ def test_what_cannot_be_asked_says_why(
         piqa={},
         arc_easy={"data": path},
     )
-    said = {name: one.reason or "" for name, one in found.items()}
+    said = {name: benchmark.reason or "" for name, benchmark in scores.items()}
     assert "has output type loglikelihood_rolling" in said["wikitext"]
     assert "runs generated programs outside the sandbox" in said["humaneval_plus"]
     assert "is written as a Python class" in said["squadv2"]
@@ -247,7 +252,7 @@ def test_what_cannot_be_asked_says_why(
     assert "hellaswag: KeyError: 'ctx_a'" in said["hellaswag"]
     assert "the hub can't be reached; name local files" in said["piqa"]
     assert said.pop("arc_easy") == ""
-    assert all(found[name].status == "missing" for name in said)
+    assert all(scores[name].status == "missing" for name in said)
 
 
 def test_names_are_those_of_lm_eval() -> None:
@@ -265,14 +270,11 @@ def test_names_are_those_of_lm_eval() -> None:
         members("openllm")
 
 
-def test_requests_are_those_of_lm_eval_s_own_loop(tmp_path: Path) -> None:
-    from mixloop.evals.lm_eval_tasks import TaskSpec, build_tasks
+def test_requests_are_those_of_lm_eval_s_own_loop() -> None:
+    from mixloop.evals.lm_eval_tasks import build_task
 
     rows = load_items("gsm8k", "packages").rows
-    stock = "gsm8k/gsm8k.yaml"
-    task = build_tasks([TaskSpec("gsm8k", stock, rows[:4], rows, leave_one_out=True)], tmp_path)[
-        "gsm8k"
-    ]
+    task = build_task("gsm8k", "gsm8k/gsm8k.yaml", rows[:4], rows, leave_one_out=True)
     asked = task.requests([row["id"] for row in rows[:4]], 5)
     task.task.build_all_requests()
     theirs = task.task.instances
@@ -281,19 +283,18 @@ def test_requests_are_those_of_lm_eval_s_own_loop(tmp_path: Path) -> None:
     assert theirs[0].args[0].count("Question:") == 6
 
 
-def test_a_task_without_a_gold_text_is_generated_all_the_same(lm: Any, tmp_path: Path) -> None:
+def test_a_task_without_a_gold_text_is_generated_all_the_same(lm: Any) -> None:
     from mixloop.evals import BenchmarkSettings
     from mixloop.evals.benchmarks import fit_shots
     from mixloop.evals.benchmarks.any_task import AnyTask
     from mixloop.evals.items import stock_tasks
     from mixloop.evals.lm_eval_tasks import StockTask
-    from mixloop.evals.lm_eval_tasks.stock_task import load_tasks, write_task
+    from mixloop.evals.lm_eval_tasks.stock_task import load_task
 
     config = {"doc_to_target": "", "training_split": None, "fewshot_split": None, "num_fewshot": 0}
     rows = [{"question": f"How many are {index}?", "answer": "4"} for index in range(3)]
     stock = stock_tasks() / "gsm8k" / "gsm8k.yaml"
-    write_task("free", stock, tmp_path, config, {"test": rows})
-    task = load_tasks(["free"], tmp_path)["free"]
+    task = load_task("free", stock, config, {"test": rows})
     ids = ("a", "b", "c")
     benchmark = AnyTask([StockTask(task, list(task.eval_docs), ids)])
     plan = fit_shots(benchmark, ids, BenchmarkSettings(max_new_tokens=5), lm)
@@ -306,6 +307,6 @@ def test_lower_may_be_better() -> None:
     from mixloop.evals.scoring.metrics import mean_metrics
 
     outcomes = {"a": {"edits": 3.0, "acc": 1.0}, "b": {"edits": 1.0, "acc": 0.0}}
-    found = mean_metrics(outcomes, 2, better={"edits": False})
-    assert (found["edits"].value, found["edits"].higher_is_better) == (2.0, False)
-    assert found["acc"].higher_is_better
+    metrics = mean_metrics(outcomes, 2, better={"edits": False})
+    assert (metrics["edits"].value, metrics["edits"].higher_is_better) == (2.0, False)
+    assert metrics["acc"].higher_is_better

@@ -21,17 +21,30 @@ from mixloop.controller.views import tables
 from mixloop.evals import BenchmarkScore, Cost, EvalSettings, Metric, Scorecard
 from mixloop.evals.planning import EvalPlan, fallback_plan, make_plan, measure
 from mixloop.evals.planning.allocation import (
-    FLOOR,
+    MIN_ITEMS,
     Candidate,
     Counts,
     Price,
     allocate,
-    loss,
     seconds,
 )
 from mixloop.evals.planning.eval_plan import FALLBACK
 from mixloop.evals.planning.pilot import find_price
 from mixloop.evals.workers import Failure
+
+
+def loss(offer, allocation):
+    """The sum of squared relative standard errors that an allocation leads to."""
+    return math.fsum(
+        variance / count
+        for name, candidate in offer.items()
+        for variance, count in (
+            (candidate.read_variance, allocation[name].items),
+            (candidate.generate_variance, allocation[name].generate),
+        )
+        if variance and count
+    )
+
 
 prices = st.builds(
     Price,
@@ -47,7 +60,7 @@ candidates = st.builds(
     generable=st.integers(0, 3000),
     weight=st.sampled_from([1.0, 0.25]),
 )
-ROUNDING = 1 + 1 / FLOOR  # one item of the fewest is what rounding down can cost
+ROUNDING = 1 + 1 / MIN_ITEMS  # one item of the fewest is what rounding down can cost
 offers = st.dictionaries(st.sampled_from("abcd"), candidates, min_size=1)
 
 
@@ -56,17 +69,17 @@ offers = st.dictionaries(st.sampled_from("abcd"), candidates, min_size=1)
 def test_a_plan_keeps_the_budget_the_bounds_and_nothing_useful_unspent(offer, budget):
     plan = allocate(offer, budget)
     spent = seconds(offer, plan)
-    for name, one in offer.items():
-        assert one.least.items <= plan[name].items <= one.most.items
-        assert one.least.generate <= plan[name].generate <= one.most.generate
+    for name, candidate in offer.items():
+        assert candidate.fewest.items <= plan[name].items <= candidate.most.items
+        assert candidate.fewest.generate <= plan[name].generate <= candidate.most.generate
         assert plan[name].generate <= plan[name].items
     if spent > budget:
-        assert plan == {name: one.least for name, one in offer.items()}
+        assert plan == {name: candidate.fewest for name, candidate in offer.items()}
         return
-    for name, one in offer.items():
+    for name, candidate in offer.items():
         more = plan[name].items + 1
-        if more <= one.available:
-            assert spent + one.price.read > budget, f"{name} could read one more item"
+        if more <= candidate.available:
+            assert spent + candidate.price.read > budget, f"{name} could read one more item"
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,11 +98,17 @@ def test_more_time_never_tells_less(offer, budget, more):
 def test_no_other_plan_under_the_budget_is_notably_better(pair, part, most):
     """Against every plan there is, on problems small enough to try them all."""
     offer = {
-        name: Candidate(one.price, one.spread, most, min(one.generable, most), one.weight)
-        for name, one in zip("ab", pair, strict=True)
+        name: Candidate(
+            candidate.price,
+            candidate.spread,
+            most,
+            min(candidate.generable, most),
+            candidate.weight,
+        )
+        for name, candidate in zip("ab", pair, strict=True)
     }
-    low = seconds(offer, {n: one.least for n, one in offer.items()})
-    high = seconds(offer, {n: one.most for n, one in offer.items()})
+    low = seconds(offer, {n: candidate.fewest for n, candidate in offer.items()})
+    high = seconds(offer, {n: candidate.most for n, candidate in offer.items()})
     budget = low + part * (high - low)
     best = min(
         (loss(offer, plan) for plan in every_plan(offer) if seconds(offer, plan) <= budget),
@@ -102,10 +121,10 @@ def every_plan(offer):
     spaces = [
         [
             Counts(n, m)
-            for n in range(one.least.items, one.most.items + 1)
-            for m in range(one.least.generate, min(n, one.most.generate) + 1)
+            for n in range(candidate.fewest.items, candidate.most.items + 1)
+            for m in range(candidate.fewest.generate, min(n, candidate.most.generate) + 1)
         ]
-        for one in offer.values()
+        for candidate in offer.values()
     ]
     # a full product is a million plans: one side in full, the other thinned out
     return (
@@ -130,29 +149,29 @@ def test_counts_follow_spread_over_the_root_of_the_price():
 @pytest.mark.parametrize("generate", [2.0, 0.3, 0.01])
 def test_reading_and_generating_share_the_time_best(generate):
     """Where generating is cheap, every item read is generated; else fewer are."""
-    one = Candidate(Price(0, 0.1, generate), spread=0.5, available=10**6, generable=10**6)
+    candidate = Candidate(Price(0, 0.1, generate), spread=0.5, available=10**6, generable=10**6)
     budget = 2000.0
     plans = (
-        Counts(int((budget - generate * made) / 0.1), made)
-        for made in range(FLOOR, int(budget / (0.1 + generate)) + 1)
+        Counts(int((budget - generate * generated) / 0.1), generated)
+        for generated in range(MIN_ITEMS, int(budget / (0.1 + generate)) + 1)
     )
-    best = min(loss({"a": one}, {"a": plan}) for plan in plans)
-    found = allocate({"a": one}, budget)
-    assert loss({"a": one}, found) <= best * 1.001
-    assert (found["a"].items == found["a"].generate) == (generate == 0.01)
+    best = min(loss({"a": candidate}, {"a": plan}) for plan in plans)
+    allocation = allocate({"a": candidate}, budget)
+    assert loss({"a": candidate}, allocation) <= best * 1.001
+    assert (allocation["a"].items == allocation["a"].generate) == (generate == 0.01)
 
 
 def test_prices_are_recovered_from_three_trials():
     true = Price(4.0, 0.25, 1.5)
     points = [(n, m, true.of(Counts(n, m))) for n, m in ((6, 6), (18, 6), (18, 18))]
-    found = find_price(points)
-    assert (found.fixed, found.read, found.generate) == pytest.approx((4.0, 0.25, 1.5))
+    price = find_price(points)
+    assert (price.fixed, price.read, price.generate) == pytest.approx((4.0, 0.25, 1.5))
 
 
 def test_a_difference_turned_around_by_noise_is_never_taken_for_a_gift():
-    found = find_price([(6, 6, 9.0), (18, 6, 8.0), (18, 18, 7.5)])
-    assert found.read >= 8.0 / 18
-    assert found.generate >= 7.5 / 18
+    price = find_price([(6, 6, 9.0), (18, 6, 8.0), (18, 18, 7.5)])
+    assert price.read >= 8.0 / 18
+    assert price.generate >= 7.5 / 18
 
 
 TRUE = {
@@ -168,12 +187,16 @@ SETTINGS = EvalSettings(budget="2%", benchmarks={name: {} for name in TRUE}, idl
 def scorecard(asked: EvalSettings) -> Scorecard:
     """What a scorer gives whose costs are linear in each unit of work."""
     scores, costs = {}, {}
-    for name, own in asked.asked.items():
+    for name, benchmark in asked.asked.items():
         writes = name != "mmlu"
-        read = min(own.items or 10**9, AVAILABLE[name])
-        made = min(read if own.generate_items is None else own.generate_items, read)
+        read = min(benchmark.items or 10**9, AVAILABLE[name])
+        generated = min(
+            read if benchmark.generate_items is None else benchmark.generate_items, read
+        )
         bits = {"bits_per_byte": 1.0, "bytes": 50.0}
-        items = {f"i{k}": bits | ({"exact_match": 0.0} if k < made else {}) for k in range(read)}
+        items = {
+            f"i{k}": bits | ({"exact_match": 0.0} if k < generated else {}) for k in range(read)
+        }
         metric = Metric(
             value=1.0,
             stderr=0.5 / math.sqrt(read),
@@ -190,7 +213,7 @@ def scorecard(asked: EvalSettings) -> Scorecard:
             data=f"packages: {read} of {AVAILABLE[name]} items (here)",
         )
         again = TRUE[name].fixed * (math.ceil(read / asked.unit_items) - 1)
-        took = TRUE[name].of(Counts(read, made if writes else 0)) + again
+        took = TRUE[name].of(Counts(read, generated if writes else 0)) + again
         costs[name] = Cost(seconds=took, cpu_seconds=took, items=read, tokens=1, asked_tokens=1)
     total = LOADING + sum(cost.seconds for cost in costs.values())
     return Scorecard(
@@ -232,7 +255,7 @@ def test_items_in_the_run_file_are_upper_bounds():
 
 def test_a_budget_below_the_floor_is_said_and_the_floor_is_asked():
     plan = plan_for(SETTINGS, training_seconds=100)
-    assert {one.items for one in plan.benchmarks.values()} == {FLOOR}
+    assert {planned.items for planned in plan.benchmarks.values()} == {MIN_ITEMS}
     assert "more than evals.budget" in plan.notes[0]
     assert "raise evals.every" in plan.notes[0]
 
@@ -264,7 +287,7 @@ def test_without_costs_there_is_no_plan_but_a_stated_default():
     with pytest.raises(ValueError, match="no costs"):
         make_plan(SETTINGS, trials, training_seconds=100, tokens_per_second=1)
     plan = fallback_plan(SETTINGS, "c", "no costs")
-    assert {one.items for one in plan.benchmarks.values()} == {FALLBACK.items}
+    assert {planned.items for planned in plan.benchmarks.values()} == {FALLBACK.items}
     assert "nothing could be measured (no costs)" in plan.notes[0]
 
 
@@ -368,7 +391,7 @@ def test_trials_that_go_on_failing_lead_to_the_stated_default(config: RunConfig)
     planner, said = planned(config, journal, ["worker died"] * ATTEMPTS)
     assert len(said) == ATTEMPTS
     assert "nothing could be measured (worker died): 50 items" in said[-1]
-    assert {one.items for one in planner.settings.benchmarks.values()} == {50}
+    assert {benchmark.items for benchmark in planner.settings.benchmarks.values()} == {50}
     events = journal.cells("SELECT kind FROM events ORDER BY seq")
     assert [kind for (kind,) in events] == ["trial-failed"] * ATTEMPTS + ["evals-planned"]
     journal.close()

@@ -153,10 +153,10 @@ def test_secrets_stay_secret(sandbox: Sandbox, tmp_path: Path) -> None:
 def test_installed_packages_and_their_answers_are_out_of_reach(sandbox: Sandbox) -> None:
     library = Path(os.__file__).parent
     packages = [library / "site-packages", library / "dist-packages"]
-    found = [one for folder in packages for one in folder.glob("*/*") if one.is_file()]
-    if not found:
+    files = [path for folder in packages for path in folder.glob("*/*") if path.is_file()]
+    if not files:
         pytest.skip("no package is installed inside the standard library's folder")
-    assert why(sandbox, f"open({str(found[0])!r}).read()") in {
+    assert why(sandbox, f"open({str(files[0])!r}).read()") in {
         "PermissionError",
         "FileNotFoundError",
     }
@@ -446,8 +446,13 @@ def attack_as(user: int, namespaces: bool, tmp: Path, programs: Sequence[str]) -
                 os.setresuid(user, user, user)
             if not namespaces:
                 refuse(UNSHARE)
-            found = [server.run_program(one, {**CONFIG, "tmp": str(tmp)}) for one in programs]
-            said = [one["why"] if one["locked"] else f"not locked: {one['why']}" for one in found]
+            answers = [
+                server.run_program(program, {**CONFIG, "tmp": str(tmp)}) for program in programs
+            ]
+            said = [
+                program["why"] if program["locked"] else f"not locked: {program['why']}"
+                for program in answers
+            ]
         except BaseException as error:
             said = [repr(error)]
         os.write(writing, json.dumps(said).encode())
@@ -477,8 +482,8 @@ def test_whoever_runs_it_every_attack_is_stopped(
         attacks = [attack.replace("{outside}", str(outside)) for attack in ATTACKS]
         honest, *stopped = attack_as(user, namespaces, private, ["open('a', 'w')", *attacks])
         assert honest == ""
-        found = dict(zip(attacks, stopped, strict=True))
-        assert {a: r for a, r in found.items() if not r or r.startswith("not locked")} == {}
+        results = dict(zip(attacks, stopped, strict=True))
+        assert {a: r for a, r in results.items() if not r or r.startswith("not locked")} == {}
         assert outside.read_text() == "untouched"
         assert {path.name for path in Path(folder).iterdir()} == {"outside", "private"}
         assert list(private.iterdir()) == []
@@ -510,7 +515,7 @@ def test_an_ordinary_user_serves_programs_from_its_own_interpreter(sandbox: Sand
             "import os; os.kill(os.getppid(), 9)",
             "import os; assert os.listdir('.') == []",
         ]
-        lines = "".join(json.dumps({"program": one}) + "\n" for one in programs)
+        lines = "".join(json.dumps({"program": program}) + "\n" for program in programs)
         done = subprocess.run(
             [*command, json.dumps({**CONFIG, "tmp": str(private)})],
             input=lines,

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from mixloop.cli.app import app
 from mixloop.common.errors import BadInput
 from mixloop.controller.views import read_samples
-from mixloop.evals import EvalSettings
+from mixloop.evals import EvalSettings, Scorecard
 from mixloop.evals.scoring import Samples
 from mixloop.evals.scoring.samples import PROMPTS, write_samples
 
@@ -25,7 +25,7 @@ def lm() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from mixloop.evals.engine import CheckpointLM
+    from mixloop.evals.engine.plain_lm import PlainLM
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE({"<end>": 0, **{c: i + 1 for i, c in enumerate(letters)}}, []))
@@ -42,32 +42,38 @@ def lm() -> Any:
         eos_token_id=0,
         bos_token_id=0,
     )
-    return CheckpointLM(LlamaForCausalLM(config), tokenizer, max_length=96)
+    return PlainLM(LlamaForCausalLM(config), tokenizer, max_length=96)
 
 
 SETTINGS = EvalSettings(samples_tokens=8)
 
 
+def card(step: int | None = None, tokens: int | None = None) -> Scorecard:
+    return Scorecard(
+        checkpoint="c", step=step, tokens=tokens, benchmarks={}, seconds=1.0, settings_digest="d"
+    )
+
+
 def test_every_prompt_that_fits_is_continued_and_kept(lm: Any, tmp_path: Path) -> None:
-    card = tmp_path / "step-7.json"
-    path = write_samples(lm, card, tmp_path, SETTINGS, step=7, tokens=700)
+    beside = tmp_path / "step-7.json"
+    path = write_samples(lm, card(7, 700), beside, SETTINGS)
     assert path == tmp_path / "step-7.samples.json"
     first = path.read_bytes()
-    found = Samples.read(path)
-    assert (found.step, found.tokens, found.max_new_tokens) == (7, 700, 8)
+    samples = Samples.read(path)
+    assert (samples.step, samples.tokens, samples.max_new_tokens) == (7, 700, 8)
     fitting = {p for prompts in PROMPTS.values() for p in prompts if len(p) + 8 <= 96}
     assert len(fitting) > 3
-    assert {one.prompt for one in found.samples} == fitting
-    assert all(one.greedy is not None for one in found.samples)
-    assert all(one.sampled is not None or one.reason for one in found.samples)
-    write_samples(lm, card, tmp_path, SETTINGS, step=7, tokens=700)
+    assert {sample.prompt for sample in samples.samples} == fitting
+    assert all(sample.greedy is not None for sample in samples.samples)
+    assert all(sample.sampled is not None or sample.reason for sample in samples.samples)
+    write_samples(lm, card(7, 700), beside, SETTINGS)
     assert path.read_bytes() == first
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-7.samples.json"]
 
 
 def test_switched_off_nothing_is_written(lm: Any, tmp_path: Path) -> None:
     off = EvalSettings(samples=False)
-    assert write_samples(lm, tmp_path / "card.json", tmp_path, off) is None
+    assert write_samples(lm, card(), tmp_path / "card.json", off) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -82,21 +88,21 @@ class Sampler:
 
 
 def test_both_ways_of_writing_are_asked_for_with_what_the_file_says(tmp_path: Path) -> None:
-    path = write_samples(Sampler(), tmp_path / "card.json", tmp_path, SETTINGS)
+    path = write_samples(Sampler(), card(), tmp_path / "card.json", SETTINGS)
     assert path is not None
-    (one,) = Samples.read(path).samples
-    assert one.domain == "code"
-    greedy, sampled = json.loads(one.greedy or ""), json.loads(one.sampled or "")
+    (sample,) = Samples.read(path).samples
+    assert sample.domain == "code"
+    greedy, sampled = json.loads(sample.greedy or ""), json.loads(sample.sampled or "")
     assert greedy == {"do_sample": False, "max_gen_toks": 8, "until": []}
-    assert (sampled["temperature"], sampled["top_p"]) == (one.temperature, one.top_p)
-    assert (sampled["seed"], sampled["do_sample"]) == (one.seed, True)
-    assert one.reason is None
+    assert (sampled["temperature"], sampled["top_p"]) == (sample.temperature, sample.top_p)
+    assert (sampled["seed"], sampled["do_sample"]) == (sample.seed, True)
+    assert sample.reason is None
 
 
 def test_a_run_shows_its_first_and_last_checkpoint_side_by_side(tmp_path: Path) -> None:
     cards = tmp_path / "scorecards"
     for step in (1, 2, 3):
-        write_samples(Sampler(), cards / f"step-{step:08d}.json", tmp_path, SETTINGS, step, 1000)
+        write_samples(Sampler(), card(step, 1000), cards / f"step-{step:08d}.json", SETTINGS)
     shown = CliRunner().invoke(app, ["samples", str(tmp_path)])
     assert shown.exit_code == 0
     assert "step 1 (" in shown.stdout
@@ -104,7 +110,7 @@ def test_a_run_shows_its_first_and_last_checkpoint_side_by_side(tmp_path: Path) 
     assert "step 2" not in shown.stdout
     assert shown.stdout.count("greedy") == 1
     chosen = CliRunner().invoke(app, ["samples", str(tmp_path), "--step", "2", "--json"])
-    assert [one["step"] for one in json.loads(chosen.stdout)] == [2]
+    assert [samples["step"] for samples in json.loads(chosen.stdout)] == [2]
 
 
 def test_what_is_no_samples_file_is_named(tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 from mixloop.common import estimates
 from mixloop.evals import EvalSettings, Scorecard
 from mixloop.evals.benchmarks import load_items
-from mixloop.evals.scoring.outcomes import read_outcomes
 from mixloop.evals.workers import EvaluationError, Evaluator, Failure, evaluate
 
 CONTEXT = 512
@@ -105,17 +105,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evaluator]:
     """The one worker of the session."""
-    found = Evaluator(SETTINGS, tmp_path_factory.mktemp("worker") / "worker.log")
-    yield found
-    found.stop()
+    evaluator = Evaluator(SETTINGS, tmp_path_factory.mktemp("worker") / "worker.log")
+    yield evaluator
+    evaluator.stop()
 
 
 def wait(evaluator: Evaluator, seconds: float = 200) -> Scorecard | Failure:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found = evaluator.poll()
-        if found is not None:
-            return found
+        result = evaluator.poll()
+        if result is not None:
+            return result
         time.sleep(0.02)
     raise AssertionError(f"no answer; the worker last said {evaluator.progress!r}")
 
@@ -125,9 +125,9 @@ def card(
     evaluator: Evaluator, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Scorecard:
     evaluator.start(checkpoint, tmp_path_factory.mktemp("card") / "scorecard.json")
-    found = wait(evaluator)
-    assert isinstance(found, Scorecard), found
-    return found
+    result = wait(evaluator)
+    assert isinstance(result, Scorecard), result
+    return result
 
 
 @pytest.fixture(scope="session")
@@ -158,30 +158,30 @@ def direct_bits(lm: Any, context: str, continuation: str) -> float:
 def test_every_benchmark_is_scored(card: Scorecard, checkpoint: Path) -> None:
     assert list(card.benchmarks) == ["mmlu", "gsm8k", "math", "humaneval"]
     assert card.checkpoint == str(checkpoint)
-    for name, one in card.benchmarks.items():
-        assert one.status == "ok", one.reason
+    for name, benchmark in card.benchmarks.items():
+        assert benchmark.status == "ok", benchmark.reason
         if name != "humaneval" or card.engine["sandbox"] != "none":
-            assert {"bits_per_byte", HEADLINE[name]} <= set(one.metrics)
-        assert one.data.startswith(f"packages: {one.asked} of ")
-        assert one.asked == len(one.items) + one.excluded
-        assert one.metrics["bits_per_byte"].value > 0
-        for metric in one.metrics.values():
+            assert {"bits_per_byte", HEADLINE[name]} <= set(benchmark.metrics)
+        assert benchmark.data.startswith(f"packages: {benchmark.asked} of ")
+        assert benchmark.asked == len(benchmark.items) + benchmark.excluded
+        assert benchmark.metrics["bits_per_byte"].value > 0
+        for metric in benchmark.metrics.values():
             assert metric.asked == metric.n + metric.excluded
 
 
 def test_metrics_are_those_of_their_items(card: Scorecard) -> None:
-    for benchmark, one in card.benchmarks.items():
-        for name, metric in one.metrics.items():
-            kept = {i: item for i, item in one.items.items() if name in item}
-            own = list(kept.values())
+    for benchmark, score in card.benchmarks.items():
+        for name, metric in score.metrics.items():
+            kept = {i: item for i, item in score.items.items() if name in item}
+            outcomes = list(kept.values())
             subjects = [i.split("/")[0] for i in kept] if benchmark == "mmlu" else None
             if name == "bits_per_byte":
-                weights = [item["bytes"] for item in own]
-                totals = [item[name] * item["bytes"] for item in own]
+                weights = [item["bytes"] for item in outcomes]
+                totals = [item[name] * item["bytes"] for item in outcomes]
                 expected = estimates.ratio_of_totals(totals, weights, subjects)
             else:
-                expected = estimates.mean([item[name] for item in own], subjects)
-            assert len(own) == metric.n
+                expected = estimates.mean([item[name] for item in outcomes], subjects)
+            assert len(outcomes) == metric.n
             assert metric.value == pytest.approx(expected[0])
             assert metric.stderr == pytest.approx(expected[1])
             assert metric.interval is not None
@@ -204,19 +204,19 @@ def stock_prompt(name: str, row: dict[str, Any]) -> tuple[str, str]:
 @pytest.mark.parametrize("name", ["mmlu", "gsm8k", "math", "humaneval"])
 def test_bits_per_byte_is_the_direct_computation(name: str, card: Scorecard, lm: Any) -> None:
     rows = {row["id"]: row for row in load_items(name, "packages").rows}
-    scored = [(i, one) for i, one in card.benchmarks[name].items.items() if "bytes" in one]
+    scored = [(i, item) for i, item in card.benchmarks[name].items.items() if "bytes" in item]
     assert len(scored) >= 4
-    for one, outcome in scored[:8]:
-        assert outcome["bytes"] == len(rows[one]["gold"].encode())
-        bits = direct_bits(lm, *stock_prompt(name, rows[one]))
+    for item, outcome in scored[:8]:
+        assert outcome["bytes"] == len(rows[item]["gold"].encode())
+        bits = direct_bits(lm, *stock_prompt(name, rows[item]))
         assert outcome["bits_per_byte"] == pytest.approx(bits / outcome["bytes"], rel=1e-5)
 
 
 def test_mmlu_accuracy_is_the_direct_computation(card: Scorecard, lm: Any) -> None:
     rows = {row["id"]: row for row in load_items("mmlu", "packages").rows}
-    scored = [(i, one) for i, one in card.benchmarks["mmlu"].items.items() if "accuracy" in one]
-    for one, outcome in scored:
-        row = rows[one]
+    scored = [(i, item) for i, item in card.benchmarks["mmlu"].items.items() if "accuracy" in item]
+    for item, outcome in scored:
+        row = rows[item]
         subject = row["subject"].replace("_", " ")
         letters = "".join(f"{c}. {text}\n" for c, text in zip("ABCD", row["choices"], strict=True))
         prompt = (
@@ -234,19 +234,22 @@ def test_mmlu_accuracy_is_the_direct_computation(card: Scorecard, lm: Any) -> No
 
 def test_items_that_do_not_fit_are_those_excluded(card: Scorecard, lm: Any) -> None:
     rows = load_items("humaneval", "packages").rows
-    one = card.benchmarks["humaneval"]
+    benchmark = card.benchmarks["humaneval"]
     lengths = {r["id"]: len(lm.tokenizer.encode(r["prompt"] + r["gold"])) - 1 for r in rows}
     subset = load_subset("humaneval")
     fits = {i for i in subset if lengths[i] <= CONTEXT}
-    assert {i for i, outcome in one.items.items() if "bytes" in outcome} == fits
-    assert one.metrics["bits_per_byte"].excluded == len(subset) - len(fits) > 0
+    assert {i for i, outcome in benchmark.items.items() if "bytes" in outcome} == fits
+    assert benchmark.metrics["bits_per_byte"].excluded == len(subset) - len(fits) > 0
 
 
 def load_subset(name: str) -> list[str]:
     from mixloop.evals.items import choose
 
-    own = SETTINGS.benchmarks[name]
-    return [r["id"] for r in choose(load_items(name, own.data).rows, own.items, SETTINGS.seed)]
+    benchmark = SETTINGS.benchmarks[name]
+    return [
+        r["id"]
+        for r in choose(load_items(name, benchmark.data).rows, benchmark.items, SETTINGS.seed)
+    ]
 
 
 def test_a_second_scoring_is_identical(
@@ -261,8 +264,8 @@ def test_a_second_scoring_is_identical(
     assert again.benchmarks == card.benchmarks
     assert evaluator.pid == pid is not None
     assert Scorecard.read(tmp_path / "again.json") == again
-    beside = read_outcomes(tmp_path / "again.items.parquet")
-    scored = [(one.benchmark, one.item, one.metric, one.value) for one in beside]
+    beside = parquet.read_table(tmp_path / "again.items.parquet").to_pylist()
+    scored = [(row["benchmark"], row["item"], row["metric"], row["value"]) for row in beside]
     assert scored == [
         (name, item, metric, value)
         for name, benchmark in card.benchmarks.items()
@@ -289,13 +292,13 @@ def test_a_damaged_checkpoint_is_missing_with_the_reason(
     else:
         shutil.rmtree(folder)
     evaluator.start(folder, tmp_path / "scorecard.json")
-    found = wait(evaluator)
-    assert isinstance(found, Scorecard)
-    for one in found.benchmarks.values():
-        assert one.status == "missing"
-        assert one.metrics == {}
-        assert one.reason is not None
-        assert str(folder) in one.reason
+    result = wait(evaluator)
+    assert isinstance(result, Scorecard)
+    for benchmark in result.benchmarks.values():
+        assert benchmark.status == "missing"
+        assert benchmark.metrics == {}
+        assert benchmark.reason is not None
+        assert str(folder) in benchmark.reason
 
 
 def test_a_benchmark_without_items_costs_only_itself(checkpoint: Path, tmp_path: Path) -> None:
@@ -304,33 +307,33 @@ def test_a_benchmark_without_items_costs_only_itself(checkpoint: Path, tmp_path:
     empty = tmp_path / "nothing.jsonl"
     benchmarks = {"gsm8k": {"data": [str(empty)]}, "math": {"data": "packages"}}
     settings = EvalSettings.model_validate({"benchmarks": benchmarks, "threads": 1})
-    found = scored(Scorer(settings), checkpoint)
-    assert found.benchmarks["gsm8k"].status == "missing"
-    assert "nothing.jsonl" in (found.benchmarks["gsm8k"].reason or "")
-    assert found.benchmarks["math"].status == "ok"
+    card = scored(Scorer(settings), checkpoint)
+    assert card.benchmarks["gsm8k"].status == "missing"
+    assert "nothing.jsonl" in (card.benchmarks["gsm8k"].reason or "")
+    assert card.benchmarks["math"].status == "ok"
 
 
 def scored(scorer: Any, checkpoint: Path) -> Scorecard:
     try:
-        found = scorer.score(checkpoint)
+        card = scorer.score(checkpoint)
     finally:
         scorer.close()
-    assert isinstance(found, Scorecard)
-    return found
+    assert isinstance(card, Scorecard)
+    return card
 
 
 def test_no_sandbox_leaves_bits_per_byte(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mixloop.evals.scoring import Scorer
 
     monkeypatch.setenv("PATH", "")
-    own = {"items": 6, "data": "packages"}
+    asked = {"items": 6, "data": "packages"}
     settings = EvalSettings.model_validate(
-        {"benchmarks": {"humaneval": own}, "sandbox": "bwrap", "threads": 1}
+        {"benchmarks": {"humaneval": asked}, "sandbox": "bwrap", "threads": 1}
     )
-    one = scored(Scorer(settings), checkpoint).benchmarks["humaneval"]
-    assert one.status == "ok"
-    assert set(one.metrics) == {"bits_per_byte"}
-    assert one.reason == "pass_at_1: no usable sandbox (bwrap: bubblewrap is not installed)"
+    benchmark = scored(Scorer(settings), checkpoint).benchmarks["humaneval"]
+    assert benchmark.status == "ok"
+    assert set(benchmark.metrics) == {"bits_per_byte"}
+    assert benchmark.reason == "pass_at_1: no usable sandbox (bwrap: bubblewrap is not installed)"
 
 
 def test_a_context_that_holds_nothing_is_missing(checkpoint: Path) -> None:
@@ -339,81 +342,79 @@ def test_a_context_that_holds_nothing_is_missing(checkpoint: Path) -> None:
     settings = EvalSettings.model_validate(
         {"benchmarks": {"math": {"data": "packages"}}, "max_length": 16, "threads": 1}
     )
-    one = scored(Scorer(settings), checkpoint).benchmarks["math"]
-    assert one.status == "missing"
-    assert one.excluded == one.asked == 4
+    benchmark = scored(Scorer(settings), checkpoint).benchmarks["math"]
+    assert benchmark.status == "missing"
+    assert benchmark.excluded == benchmark.asked == 4
     assert (
-        one.reason
+        benchmark.reason
         == "exact_match: no item fits the context; bits_per_byte: no item fits the context"
     )
 
 
-def plan_of(name: str, lm: Any, tmp_path: Path, **own: Any) -> Any:
+def plan_of(name: str, lm: Any, **own: Any) -> Any:
     from mixloop.evals import BenchmarkSettings
     from mixloop.evals.benchmarks import fit_shots, make_benchmark
     from mixloop.evals.sandbox import Sandbox
 
     settings = BenchmarkSettings.model_validate(own)
     items = load_items(name, settings.data)
-    benchmark = make_benchmark(name, items, items.rows[: own.get("items")], tmp_path, Sandbox())
+    benchmark = make_benchmark(name, items, items.rows[: own.get("items")], Sandbox())
     ids = tuple(row["id"] for row in items.rows[: own.get("items")])
     return fit_shots(benchmark, ids, settings, lm)
 
 
 @pytest.mark.parametrize("context", [300, 500, 9000])
 def test_shots_are_the_most_that_fit(lm: Any, tmp_path: Path, context: int) -> None:
-    from mixloop.evals.engine import CheckpointLM
+    from mixloop.evals.engine.plain_lm import PlainLM
 
-    tight = CheckpointLM(lm.model, lm.tokenizer, max_length=context)
+    tight = PlainLM(lm.model, lm.tokenizer, max_length=context)
     path = tmp_path / "own.jsonl"
     question = "Ann has 3 apples and eats 1. How many are left?"
     rows = [{"question": f"{i}. {question}", "answer": "2 #### 2"} for i in range(5)]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    plan = plan_of("gsm8k", tight, tmp_path, data=[str(path)], max_new_tokens=32)
+    plan = plan_of("gsm8k", tight, data=[str(path)], max_new_tokens=32)
     prompt = next(iter(plan.answered.values())).prompt.args[0]
     assert prompt.count("Question:") - 1 == plan.shots
     assert (plan.shots == 5) == (context == 9000)
     longest = max(len(lm.tokenizer.encode(q.prompt.args[0])) for q in plan.answered.values())
     assert longest + 32 <= context
     if plan.shots < 5:
-        wide = CheckpointLM(lm.model, lm.tokenizer, max_length=9000)
-        more = plan_of(
-            "gsm8k", wide, tmp_path, data=[str(path)], max_new_tokens=32, shots=plan.shots + 1
-        )
+        wide = PlainLM(lm.model, lm.tokenizer, max_length=9000)
+        more = plan_of("gsm8k", wide, data=[str(path)], max_new_tokens=32, shots=plan.shots + 1)
         shortest = min(len(lm.tokenizer.encode(q.prompt.args[0])) for q in more.answered.values())
         assert shortest + 32 > context
 
 
 def test_no_item_is_shown_its_own_answer(lm: Any, tmp_path: Path) -> None:
-    from mixloop.evals.engine import CheckpointLM
+    from mixloop.evals.engine.plain_lm import PlainLM
 
-    wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
+    wide = PlainLM(lm.model, lm.tokenizer, max_length=20_000)
     rows = {row["id"]: row for row in load_items("mmlu", "packages").rows}
-    plan = plan_of("mmlu", wide, tmp_path, data="packages", items=40)
+    plan = plan_of("mmlu", wide, data="packages", items=40)
     assert plan.shots == 4
-    for one, question in plan.answered.items():
+    for item, question in plan.answered.items():
         for choice in question.choices:
-            assert choice.args[0].count(rows[one]["question"].strip()) == 1
+            assert choice.args[0].count(rows[item]["question"].strip()) == 1
             assert choice.args[0].endswith("Answer:")
-    plan = plan_of("gsm8k", wide, tmp_path, data="packages")
+    plan = plan_of("gsm8k", wide, data="packages")
     assert plan.shots == 5
     rows = {row["id"]: row for row in load_items("gsm8k", "packages").rows}
-    for one, question in plan.answered.items():
+    for item, question in plan.answered.items():
         assert question.prompt.args[0].count("Question:") == 6
-        assert question.prompt.args[0].count(rows[one]["question"]) == 1
-        assert rows[one]["answer"] not in question.prompt.args[0]
-    assert plan_of("math", wide, tmp_path, data="packages").shots == 0
+        assert question.prompt.args[0].count(rows[item]["question"]) == 1
+        assert rows[item]["answer"] not in question.prompt.args[0]
+    assert plan_of("math", wide, data="packages").shots == 0
 
 
 def test_a_subject_of_one_s_own_is_asked_like_mmlu_s(lm: Any, tmp_path: Path) -> None:
-    from mixloop.evals.engine import CheckpointLM
+    from mixloop.evals.engine.plain_lm import PlainLM
 
-    wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
+    wide = PlainLM(lm.model, lm.tokenizer, max_length=20_000)
     row = {"subject": "Bee Keeping", "choices": ["1", "2", "3", "4"], "answer": "B"}
     for name, count in (("dev", 2), ("test", 3)):
         rows = [{**row, "question": f"{name} {i}?"} for i in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    plan = plan_of("mmlu", wide, tmp_path, data=[str(tmp_path)])
+    plan = plan_of("mmlu", wide, data=[str(tmp_path)])
     about = "questions (with answers) about bee keeping.\n\n"
     for question in plan.answered.values():
         letters, text = question.choices[0].args[0], question.choices[4].args[0]
@@ -424,14 +425,14 @@ def test_a_subject_of_one_s_own_is_asked_like_mmlu_s(lm: Any, tmp_path: Path) ->
 
 
 def test_a_stray_item_of_the_pool_takes_no_example_from_the_others(lm: Any, tmp_path: Path) -> None:
-    from mixloop.evals.engine import CheckpointLM
+    from mixloop.evals.engine.plain_lm import PlainLM
 
-    wide = CheckpointLM(lm.model, lm.tokenizer, max_length=20_000)
+    wide = PlainLM(lm.model, lm.tokenizer, max_length=20_000)
     pool = [{"question": f"How many are {i}?", "answer": f"#### {i}"} for i in range(6)]
     rows = [pool[2], {"question": "How many are all?", "answer": "#### 15"}]
-    for name, own in (("train", pool), ("test", rows)):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in own))
-    plan = plan_of("gsm8k", wide, tmp_path, data=[str(tmp_path)])
+    for name, content in (("train", pool), ("test", rows)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in content))
+    plan = plan_of("gsm8k", wide, data=[str(tmp_path)])
     shown = [re.findall(r"How many are (\w+)", q.prompt.args[0]) for q in plan.answered.values()]
     assert sorted(shown) == [["0", "1", "2", "3", "4", "all"], ["0", "1", "3", "4", "5", "2"]]
 
@@ -491,9 +492,9 @@ def test_a_killed_worker_is_a_failure_and_the_next_start_recovers(
         evaluator.start(checkpoint, tmp_path / "one.json")
         assert evaluator.pid is not None
         os.kill(evaluator.pid, signal.SIGKILL)
-        found = wait(evaluator, 10)
-        assert isinstance(found, Failure)
-        assert "worker died (signal SIGKILL)" in found.reason
+        result = wait(evaluator, 10)
+        assert isinstance(result, Failure)
+        assert "worker died (signal SIGKILL)" in result.reason
         assert not evaluator.busy
         evaluator.start(checkpoint, tmp_path / "two.json")
         assert isinstance(wait(evaluator), Scorecard)
@@ -515,8 +516,8 @@ def test_a_hanging_worker_is_ended(checkpoint: Path, tmp_path: Path) -> None:
     pid = evaluator.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    found = wait(evaluator, 10)
-    assert found == Failure("no scorecard within 0.5 s")
+    result = wait(evaluator, 10)
+    assert result == Failure("no scorecard within 0.5 s")
     assert not Path(f"/proc/{pid}").exists()
 
 
@@ -524,9 +525,9 @@ def test_a_worker_that_grows_is_ended(checkpoint: Path, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"memory": 60 * 2**20})
     evaluator = Evaluator(settings, tmp_path / "worker.log")
     evaluator.start(checkpoint, tmp_path / "card.json")
-    found = wait(evaluator, 60)
-    assert isinstance(found, Failure)
-    assert "bytes of memory, more than 62914560" in found.reason
+    result = wait(evaluator, 60)
+    assert isinstance(result, Failure)
+    assert "bytes of memory, more than 62914560" in result.reason
     assert evaluator.pid is None
 
 
@@ -572,46 +573,46 @@ def test_the_client_is_light() -> None:
 # --- against lm-eval's own model
 
 
-def stock_samples(model: Any, options: dict[str, Any], folder: Path, name: str) -> Any:
-    """lm-eval's own samples of one benchmark's generated tasks, zero-shot, by (item, filter)."""
+def stock_samples(model: Any, options: dict[str, Any], benchmark: Any, name: str) -> Any:
+    """lm-eval's own samples of one benchmark's tasks, zero-shot, by (item, filter)."""
     import lm_eval
-    from lm_eval.tasks import TaskManager
 
+    tasks = [benchmark._task] if name != "mmlu" else benchmark._tasks.values()
     results = lm_eval.simple_evaluate(
         model=model,
-        tasks=[p.stem for p in folder.glob("*.yaml") if "continuation" not in p.stem],
+        tasks=[task.task for task in tasks if "continuation" not in task.name],
         num_fewshot=0,
         bootstrap_iters=0,
         gen_kwargs=None if name == "mmlu" else {"max_gen_toks": 24},
-        task_manager=TaskManager(include_defaults=False, include_path=str(folder)),
         **options,
     )
-    samples = [one for task in results["samples"].values() for one in task]
+    samples = [sample for task in results["samples"].values() for sample in task]
     return {(s["doc_hash"], s["filter"]): s for s in samples}
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["mmlu", "gsm8k", "math"])
 def test_scores_are_those_of_the_stock_model(
-    name: str, card: Scorecard, checkpoint: Path, lm: Any, tmp_path: Path
+    name: str, card: Scorecard, checkpoint: Path, lm: Any
 ) -> None:
     """Log-likelihoods, texts and outcomes agree with lm-eval's `hf` model on the same items."""
     pytest.importorskip("accelerate")  # what lm-eval's `hf` model needs
     from mixloop.evals.benchmarks import make_benchmark
     from mixloop.evals.sandbox import Sandbox
 
-    found = load_items(name, "packages")
-    by_id = {row["id"]: row for row in found.rows}
-    own = card.benchmarks[name].items
-    asked = [by_id[i] for i, outcome in own.items() if HEADLINE[name] in outcome]
-    make_benchmark(name, replace(found, rows=tuple(asked)), asked, tmp_path, Sandbox())
+    items = load_items(name, "packages")
+    by_id = {row["id"]: row for row in items.rows}
+    outcomes = card.benchmarks[name].items
+    asked = [by_id[i] for i, outcome in outcomes.items() if HEADLINE[name] in outcome]
+    chosen = replace(items, rows=tuple(asked))
+    benchmarks = [make_benchmark(name, chosen, asked, Sandbox()) for _ in range(2)]
     arguments = {"pretrained": str(checkpoint), "max_length": CONTEXT, "dtype": "float32"}
     options = {"model_args": arguments, "device": "cpu", "batch_size": 4}
     with warnings.catch_warnings():
         # transformers and accelerate announce deprecations to lm-eval's code, not to ours
         warnings.simplefilter("ignore")
-        stock = stock_samples("hf", options, tmp_path, name)
-        ours = stock_samples(lm, {}, tmp_path, name)
+        stock = stock_samples("hf", options, benchmarks[0], name)
+        ours = stock_samples(lm, {}, benchmarks[1], name)
     assert stock.keys() == ours.keys()
     assert len(stock) == len(asked) * (2 if name == "gsm8k" else 1)
     for key, theirs in stock.items():
@@ -619,7 +620,7 @@ def test_scores_are_those_of_the_stock_model(
         if name == "mmlu":
             pairs = zip(theirs["filtered_resps"], mine["filtered_resps"], strict=True)
             assert all(a[0] == pytest.approx(b[0], abs=1e-4) and a[1] == b[1] for a, b in pairs)
-            assert own[mine["doc"]["id"]]["accuracy"] == theirs["acc"]
+            assert outcomes[mine["doc"]["id"]]["accuracy"] == theirs["acc"]
         else:
             assert mine["resps"] == theirs["resps"]
             assert mine["exact_match"] == theirs["exact_match"]

@@ -81,12 +81,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_template_takes_the_workers_command_in_its_place() -> None:
-    found = settings(launcher=["srun", "-G", 1, "{command}", "--quiet"])
-    assert worker_command(found.launcher) == [
+    parsed = settings(launcher=["srun", "-G", 1, "{command}", "--quiet"])
+    assert worker_command(parsed.launcher) == [
         *("srun", "-G", "1", sys.executable, "-m", "mixloop.evals.workers.worker", "--quiet")
     ]
-    again = EvalSettings.model_validate_json(found.model_dump_json())
-    assert again == found
+    again = EvalSettings.model_validate_json(parsed.model_dump_json())
+    assert again == parsed
     assert worker_command("local")[-2:] == ["--parent", str(os.getpid())]
 
 
@@ -143,17 +143,17 @@ def test_a_launcher_that_can_not_run_is_told_before_anything_starts(
 def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evaluator]:
     """The one worker of this module, started by a command of its own."""
     log = tmp_path_factory.mktemp("worker") / "worker.log"
-    found = Evaluator(settings(launcher=TEMPLATE), log)
-    yield found
-    found.stop()
+    evaluator = Evaluator(settings(launcher=TEMPLATE), log)
+    yield evaluator
+    evaluator.stop()
 
 
 def wait(evaluator: Evaluator, seconds: float = 100) -> Scorecard | Failure:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found = evaluator.poll()
-        if found is not None:
-            return found
+        result = evaluator.poll()
+        if result is not None:
+            return result
         time.sleep(0.01)
     raise AssertionError(f"no answer; the worker last said {evaluator.progress!r}")
 
@@ -171,13 +171,13 @@ def card(
     evaluator: Evaluator, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Scorecard:
     evaluator.start(checkpoint, tmp_path_factory.mktemp("card") / "scorecard.json")
-    found = wait(evaluator)
-    assert isinstance(found, Scorecard), found
-    return found
+    result = wait(evaluator)
+    assert isinstance(result, Scorecard), result
+    return result
 
 
 def test_a_worker_under_a_template_scores(evaluator: Evaluator, card: Scorecard) -> None:
-    assert {name: one.status for name, one in card.benchmarks.items()} == {
+    assert {name: benchmark.status for name, benchmark in card.benchmarks.items()} == {
         **dict.fromkeys(("mmlu", "gsm8k", "math"), "ok")
     }
     assert evaluator.pid is not None
@@ -198,10 +198,10 @@ def test_a_full_disk_is_told_and_the_next_try_recovers(
     out = tmp_path / "scorecard.json"
     with no_file_above(100, evaluator.pid):
         evaluator.start(checkpoint, out)
-        found = wait(evaluator)
-    assert isinstance(found, Failure)
-    assert str(out) in found.reason
-    assert "File too large" in found.reason
+        result = wait(evaluator)
+    assert isinstance(result, Failure)
+    assert str(out) in result.reason
+    assert "File too large" in result.reason
     assert list(tmp_path.iterdir()) == []
     evaluator.start(checkpoint, out)
     again = wait(evaluator)
@@ -229,10 +229,10 @@ def test_a_checkpoint_deleted_while_it_is_scored_is_scored_all_the_same(
     evaluator.start(folder, tmp_path / "scorecard.json")
     wait_until_running(evaluator)
     shutil.rmtree(folder)
-    found = wait(evaluator)
-    assert isinstance(found, Scorecard)
-    assert found.benchmarks == card.benchmarks
-    assert (found.step, found.tokens) == (40, 4000)
+    result = wait(evaluator)
+    assert isinstance(result, Scorecard)
+    assert result.benchmarks == card.benchmarks
+    assert (result.step, result.tokens) == (40, 4000)
 
 
 def test_a_worker_killed_while_it_scores_is_a_failure(
@@ -242,9 +242,9 @@ def test_a_worker_killed_while_it_scores_is_a_failure(
     wait_until_running(evaluator)
     assert evaluator.pid is not None
     os.kill(evaluator.pid, signal.SIGKILL)
-    found = wait(evaluator)
-    assert isinstance(found, Failure)
-    assert "worker died (signal SIGKILL)" in found.reason
+    result = wait(evaluator)
+    assert isinstance(result, Failure)
+    assert "worker died (signal SIGKILL)" in result.reason
     assert list(tmp_path.iterdir()) == []
 
 
@@ -259,9 +259,9 @@ def test_a_worker_that_nobody_is_left_to_hear_ends(checkpoint: Path, tmp_path: P
         "e.start(Path(sys.argv[2]), Path(sys.argv[3]) / 'card.json')\n"
         "print(e.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
-    own = settings(launcher=TEMPLATE).model_dump_json()
+    settings_json = settings(launcher=TEMPLATE).model_dump_json()
     run = subprocess.run(
-        [sys.executable, "-c", script, own, str(checkpoint), str(tmp_path)],
+        [sys.executable, "-c", script, settings_json, str(checkpoint), str(tmp_path)],
         check=False,
         capture_output=True,
         text=True,
@@ -278,22 +278,22 @@ def test_a_worker_that_nobody_is_left_to_hear_ends(checkpoint: Path, tmp_path: P
 
 
 def test_a_unit_that_is_lost_three_times_costs_its_benchmark_only() -> None:
-    from mixloop.evals.workers.ray_scorer import Backlog
+    from mixloop.evals.workers.ray_scorer import UnitQueue
 
     units = [WorkUnit(benchmark=name, part=part, parts=2) for name in "ab" for part in range(2)]
-    backlog = Backlog(deque(units))
+    queue = UnitQueue(deque(units))
     for _ in range(3):
-        unit = backlog.take()
+        unit = queue.take()
         assert unit == units[0]
-        assert backlog.scores == []
-        backlog.lost(unit, "its worker was silent for 9 s")
-    assert [score.unit for score in backlog.scores] == units[:2]
+        assert queue.scores == []
+        queue.lost(unit, "its worker was silent for 9 s")
+    assert [score.unit for score in queue.scores] == units[:2]
     why = "a: its worker was silent for 9 s, 3 times"
-    assert assemble_score(backlog.scores).reason == why
-    assert list(backlog.waiting) == units[2:]
-    backlog.give_up("no Ray worker can be started")
-    assert {score.failed for score in backlog.scores[2:]} == {"b: no Ray worker can be started"}
-    assert backlog.take() is None
+    assert assemble_score("a", queue.scores).reason == why
+    assert list(queue.waiting) == units[2:]
+    queue.give_up("no Ray worker can be started")
+    assert {score.failed for score in queue.scores[2:]} == {"b: no Ray worker can be started"}
+    assert queue.take() is None
 
 
 FEW = {
@@ -314,9 +314,9 @@ def ray_scorer() -> Iterator[Any]:
     pytest.importorskip("ray")
     from mixloop.evals.workers.ray_scorer import RayScorer
 
-    found = RayScorer(few(launcher="ray", workers=3))
-    yield found
-    found.close()
+    scorer = RayScorer(few(launcher="ray", workers=3))
+    yield scorer
+    scorer.close()
 
 
 @pytest.fixture(scope="module")
@@ -325,10 +325,10 @@ def alone(checkpoint: Path) -> str:
     from mixloop.evals.scoring import Scorer
 
     local = Scorer(few())
-    found = local.score(checkpoint)
+    card = local.score(checkpoint)
     assert len(local.units()) == 11
     local.close()
-    return found.measured()
+    return card.measured()
 
 
 def start_all(scorer: Any, workers: int, checkpoint: Path) -> None:
@@ -347,10 +347,10 @@ def test_ray_gives_the_same_scorecard_on_two_workers_and_one(
     start_all(ray_scorer, 2, checkpoint)
     for workers in (2, 1):
         ray_scorer.workers = workers
-        found = ray_scorer.score(checkpoint)
+        card = ray_scorer.score(checkpoint)
         assert len(ray_scorer.ready) == workers
-        assert found.measured() == alone
-        assert sum(cost.items for cost in found.cost.values()) == 11
+        assert card.measured() == alone
+        assert sum(cost.items for cost in card.cost.values()) == 11
 
 
 @pytest.mark.soak
@@ -378,8 +378,8 @@ def test_a_ray_worker_that_dies_or_hangs_costs_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     start_all(ray_scorer, 2, checkpoint)
-    own = ray_scorer.settings.model_copy(update={"unit_timeout": 10.0})
-    monkeypatch.setattr(ray_scorer, "settings", own)
+    impatient = ray_scorer.settings.model_copy(update={"unit_timeout": 10.0})
+    monkeypatch.setattr(ray_scorer, "settings", impatient)
     caplog.clear()
     os.kill(pid_of(ray_scorer.ready[-1]), how)
     assert ray_scorer.score(checkpoint).measured() == alone
@@ -395,9 +395,9 @@ def test_nothing_of_ray_is_left_when_its_worker_is_stopped(
     evaluator = Evaluator(few(launcher="ray", samples=True), tmp_path / "worker.log")
     try:
         evaluator.start(checkpoint, tmp_path / "scorecard.json")
-        found = wait(evaluator, 200)
-        assert isinstance(found, Scorecard)
-        assert found.measured() == alone
+        result = wait(evaluator, 200)
+        assert isinstance(result, Scorecard)
+        assert result.measured() == alone
         assert Samples.read(tmp_path / "scorecard.samples.json").step == 40
         below = psutil.Process(evaluator.pid).children(recursive=True)
         assert any("raylet" in process.name() for process in below)

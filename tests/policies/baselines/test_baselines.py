@@ -10,7 +10,7 @@ import pytest
 
 from mixloop.policies.baselines.ado import AdoOptions, fit_laws, mixture
 from mixloop.policies.baselines.odm import distribution, exploration
-from mixloop.policies.baselines.source_losses import consumed, source_losses
+from mixloop.policies.baselines.source_losses import consumption, source_losses
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
@@ -45,24 +45,30 @@ def run(*evaluations: Evaluation, **fields: Any) -> Observation:
                        | fields)  # fmt: skip
 
 
-def proposal(ref: str, seen: Observation, **options: Any) -> Proposal:
-    reply = load_policy(ref, options).decide(seen)
+def proposal(ref: str, observation: Observation, **options: Any) -> Proposal:
+    reply = load_policy(ref, options).decide(observation)
     assert isinstance(reply, Proposal)
     return reply
 
 
 def test_proportional_follows_size_and_leaves_standby_out() -> None:
-    seen = run(weights={"web": 0.5, "maths": 0.5})
-    assert proposal("proportional", seen).weights == {"web": 0.75, "maths": 0.25, "later": 0.0}
+    observation = run(weights={"web": 0.5, "maths": 0.5})
+    assert proposal("proportional", observation).weights == {
+        "web": 0.75,
+        "maths": 0.25,
+        "later": 0.0,
+    }
     assert isinstance(load_policy("proportional").decide(run()), Hold)
     empty = run(sources={"web": Source(unique_tokens=0)}, weights={"web": 1.0})
     assert isinstance(load_policy("proportional").decide(empty), Hold)
 
 
 def test_the_loss_of_a_source_is_its_own_training_loss_where_there_is_one() -> None:
-    own = evaluation(1, losses={"web": 2.0, "maths": math.nan}, benchmarks={"mmlu": score(1.0)})
+    recorded = evaluation(
+        1, losses={"web": 2.0, "maths": math.nan}, benchmarks={"mmlu": score(1.0)}
+    )
     other = evaluation(2, benchmarks={"mmlu": score(1.0)})
-    assert source_losses(run(own, other), ["web", "maths"]) == [{"web": 2.0}, {}]
+    assert source_losses(run(recorded, other), ["web", "maths"]) == [{"web": 2.0}, {}]
 
 
 def test_else_it_is_that_of_the_benchmarks_it_is_tagged_with() -> None:
@@ -74,22 +80,21 @@ def test_else_it_is_that_of_the_benchmarks_it_is_tagged_with() -> None:
         "seen": score(9.0),
         "odd": score(math.nan),
     }
-    seen = run(evaluation(1, benchmarks=scores), watch=("seen",))
-    found = source_losses(seen, ["web", "maths", "later"])[0]
-    assert found == {"web": 1.0, "maths": 3.0, "later": pytest.approx(7 / 3)}
+    observation = run(evaluation(1, benchmarks=scores), watch=("seen",))
+    losses = source_losses(observation, ["web", "maths", "later"])[0]
+    assert losses == {"web": 1.0, "maths": 3.0, "later": pytest.approx(7 / 3)}
     assert source_losses(run(evaluation(1)), ["web"]) == [{}]
 
 
 def test_the_share_that_was_consumed_comes_from_the_ledger() -> None:
-    seen = run(
+    observation = run(
         evaluation(1, drawn={"web": 3.0, "maths": 1.0}, weights={"web": 0.5, "maths": 0.5}),
         evaluation(2, drawn={"web": 3.0, "maths": 4.0}),
         evaluation(3, weights={"web": 0.2, "maths": 0.2}),
     )
-    names = ["web", "maths"]
-    assert consumed(seen, 0, names) == {"web": 0.75, "maths": 0.25}
-    assert consumed(seen, 1, names) == {"web": 0.0, "maths": 1.0}
-    assert consumed(seen, 2, names) == {"web": 0.5, "maths": 0.5}
+    drawn, shares = consumption(observation, ["web", "maths"])
+    assert shares == pytest.approx(np.array([[0.75, 0.25], [0.0, 1.0], [0.5, 0.5]]))
+    assert drawn[:2] == pytest.approx(np.array([[3.0, 1.0], [3.0, 4.0]]))
 
 
 def test_odm_follows_exp3_by_hand() -> None:
@@ -133,7 +138,7 @@ def test_ado_finds_a_planted_law(unit: float) -> None:
     alpha = np.array([0.3, 0.5, 0.15])
     losses = floor + scale * (tokens / unit) ** -alpha
     law = fit_laws(tokens, losses, least=4)
-    assert law.known.all()
+    assert law.fitted.all()
     assert law.alpha == pytest.approx(alpha)
     assert law.floor == pytest.approx(floor, abs=1e-6)
     true_slopes = alpha * (losses - floor)[-1] / tokens[-1]
@@ -145,7 +150,7 @@ def test_ado_gives_a_loss_that_rises_no_slope_and_an_unknown_one_the_mean() -> N
     losses = np.stack([2 + tokens[:, 0] ** -0.4, 2 + 0.1 * tokens[:, 1], np.full(10, np.nan)], 1)
     law = fit_laws(tokens, losses, least=4)
     slopes = law.slopes(tokens[-1])
-    assert list(law.known) == [True, True, False]
+    assert list(law.fitted) == [True, True, False]
     assert slopes[1] == 0
     assert slopes[0] > 0
     assert slopes[2] == pytest.approx(slopes[0] / 2)

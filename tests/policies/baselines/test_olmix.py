@@ -17,7 +17,7 @@ from mixloop.common.errors import BadInput
 from mixloop.controller.config import load_config
 from mixloop.policies.baselines.olmix_solver import best_mixture
 from mixloop.policies.interface import Hold, Observation, PolicyError, Proposal, Source, load_policy
-from mixloop.policies.mixture import filled
+from mixloop.policies.mixture import confine, fill
 from mixloop.policies.surrogates import fit_log_linear
 from mixloop.policies.worlds.families import Exponential, Power
 from mixloop.policies.worlds.proxies import proxies, swarm
@@ -30,14 +30,14 @@ NAMES = ("code", "maths", "web")
 
 def points(noise: float = 0.0, count: int = 12) -> list[dict[str, Any]]:
     drawing = np.random.default_rng(3)
-    made = []
+    proxies = []
     for mixture in drawing.dirichlet(np.ones(3), count):
         scores = {
             name: {"value": 0.5 + float(np.exp(law @ mixture)) + float(drawing.normal(0, noise))}
             for name, law in LAW.items()
         }
-        made.append({"weights": dict(zip(NAMES, mixture, strict=True)), "benchmarks": scores})
-    return made
+        proxies.append({"weights": dict(zip(NAMES, mixture, strict=True)), "benchmarks": scores})
+    return proxies
 
 
 def observation(sizes: dict[str, int], budget: int = 1000) -> Observation:
@@ -53,19 +53,19 @@ def observation(sizes: dict[str, int], budget: int = 1000) -> Observation:
 
 
 def test_the_law_is_recovered_from_noise_free_runs() -> None:
-    made = points(count=40)
-    mixtures = np.array([list(point["weights"].values()) for point in made])
+    runs = points(count=40)
+    mixtures = np.array([list(point["weights"].values()) for point in runs])
     for name, law in LAW.items():
-        values = np.array([point["benchmarks"][name]["value"] for point in made])
-        found = fit_log_linear(mixtures, values)
+        values = np.array([point["benchmarks"][name]["value"] for point in runs])
+        fitted = fit_log_linear(mixtures, values)
         new = np.random.default_rng(9).dirichlet(np.ones(3), 50)
-        assert np.abs(found.mean(new) - 0.5 - np.exp(new @ law)).max() < 0.02
+        assert np.abs(fitted.mean(new) - 0.5 - np.exp(new @ law)).max() < 0.02
 
 
 def test_it_minimises_the_laws_mean_and_the_divergence_from_the_start() -> None:
     policy = load_policy("olmix", {"points": points()})
-    found = policy.decide(observation({}))
-    assert isinstance(found, Proposal)
+    reply = policy.decide(observation({}))
+    assert isinstance(reply, Proposal)
     grid = np.array(
         [(a, b, 1 - a - b) for a in np.linspace(0, 1, 101) for b in np.linspace(0, 1, 101)]
     )
@@ -73,7 +73,7 @@ def test_it_minimises_the_laws_mean_and_the_divergence_from_the_start() -> None:
     logs = np.log(np.maximum(grid, 1e-12) * 3)
     cost = sum(np.exp(grid @ law) for law in LAW.values()) / 2 + 0.05 * (grid * logs).sum(axis=1)
     best = dict(zip(NAMES, grid[cost.argmin()], strict=True))
-    assert found.weights == pytest.approx(best, abs=0.05)
+    assert reply.weights == pytest.approx(best, abs=0.05)
     away = load_policy("olmix", {"points": points(), "kl": 10.0}).decide(observation({}))
     assert isinstance(away, Proposal)
     assert away.weights == pytest.approx(dict.fromkeys(NAMES, 1 / 3), abs=0.05)
@@ -81,10 +81,10 @@ def test_it_minimises_the_laws_mean_and_the_divergence_from_the_start() -> None:
 
 def test_no_source_is_planned_beyond_its_epochs() -> None:
     policy = load_policy("olmix", {"points": points(), "kl": 0.0})
-    found = policy.decide(observation({"maths": 50, "code": 60}))
-    assert isinstance(found, Proposal)
-    assert found.weights["maths"] == pytest.approx(4 * 50 / 1000, abs=1e-6)
-    assert found.weights["code"] <= 4 * 60 / 1000 + 1e-9
+    reply = policy.decide(observation({"maths": 50, "code": 60}))
+    assert isinstance(reply, Proposal)
+    assert reply.weights["maths"] == pytest.approx(4 * 50 / 1000, abs=1e-6)
+    assert reply.weights["code"] <= 4 * 60 / 1000 + 1e-9
     short = policy.decide(observation({"maths": 50, "code": 60, "web": 70}))
     assert isinstance(short, Hold)
     assert "too small" in short.reason
@@ -92,10 +92,10 @@ def test_no_source_is_planned_beyond_its_epochs() -> None:
 
 def test_goals_weigh_the_benchmarks() -> None:
     policy = load_policy("olmix", {"points": points(), "kl": 0.0})
-    seen = observation({}).model_copy(update={"steering": {"maths": "bits_per_byte"}})
-    found = policy.decide(seen)
-    assert isinstance(found, Proposal)
-    assert found.weights["maths"] > 0.95
+    weighed = observation({}).model_copy(update={"steering": {"maths": "bits_per_byte"}})
+    reply = policy.decide(weighed)
+    assert isinstance(reply, Proposal)
+    assert reply.weights["maths"] > 0.95
 
 
 def test_it_moves_through_the_guards_and_then_holds() -> None:
@@ -183,26 +183,26 @@ def test_the_dual_finds_what_a_general_solver_finds(seed: int, k: int, count: in
         ratio = np.log(np.maximum(mixture, 1e-12) / start)
         return float(importance @ np.exp(laws @ mixture) + kl * (mixture @ ratio))
 
-    found = best_mixture(laws, importance, start, most, kl)
-    assert found.sum() == pytest.approx(1, abs=1e-12)
-    assert (found >= 0).all()
-    assert (found <= most + 1e-12).all()
+    best = best_mixture(laws, importance, start, most, kl)
+    assert best.sum() == pytest.approx(1, abs=1e-12)
+    assert (best >= 0).all()
+    assert (best <= most + 1e-12).all()
     other = optimize.minimize(
         cost,
-        filled(np.log(start), most),
+        fill(np.log(start), np.zeros(k), most),
         method="SLSQP",
         bounds=[(0.0, float(top)) for top in most],
         constraints=[{"type": "eq", "fun": lambda p: p.sum() - 1}],
         options={"maxiter": 500, "ftol": 1e-12},
     )
-    legal = filled(np.log(np.maximum(other.x, 1e-12)), most)
-    assert cost(found) <= cost(legal) + 1e-9 * max(1.0, abs(cost(legal)))
-    near = filled(np.log(np.maximum(found + 1e-3 * drawing.normal(size=k), 1e-12)), most)
-    assert cost(found) <= cost(near) + 1e-9
+    legal = confine(np.maximum(other.x, 1e-12), most)
+    assert cost(best) <= cost(legal) + 1e-9 * max(1.0, abs(cost(legal)))
+    near = confine(np.maximum(best + 1e-3 * drawing.normal(size=k), 1e-12), most)
+    assert cost(best) <= cost(near) + 1e-9
 
 
 def test_a_benchmark_that_counts_nothing_is_left_out() -> None:
     laws, start = np.array([[1.0, -1.0], [-1.0, 1.0]]), np.array([0.5, 0.5])
-    found = best_mixture(laws, np.array([1.0, 0.0]), start, np.ones(2), 0.05)
-    assert found[1] > 0.9
+    best = best_mixture(laws, np.array([1.0, 0.0]), start, np.ones(2), 0.05)
+    assert best[1] > 0.9
     assert best_mixture(laws, np.zeros(2), start, np.ones(2), 0.05) == pytest.approx(start)

@@ -10,14 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mixloop.policies.guards import GuardContext, GuardResult, GuardSettings, apply_guards
-from mixloop.policies.guards.pipeline import nearest_legal
-from mixloop.policies.mixture import GuardSource, total_variation, water_fill
+from mixloop.policies.interface import Source
+from mixloop.policies.mixture import total_variation, water_fill
 
 T, B = 10**12, 10**9
 SMOLLM2 = {
-    "web": GuardSource(15 * T),
-    "code": GuardSource(1 * T),
-    "owm": GuardSource(12 * B),
+    "web": Source(unique_tokens=15 * T),
+    "code": Source(unique_tokens=1 * T),
+    "owm": Source(unique_tokens=12 * B),
 }
 STAGE2 = {"web": 0.75, "code": 0.20, "owm": 0.05}
 
@@ -38,7 +38,7 @@ def small(weights: dict[str, float] | None = None, **changes: object) -> GuardCo
     """Four sources of 1,000 tokens; 1,000 of 10,000 tokens done; decisions every 500."""
     names = ["a", "b", "c", "d"]
     context = GuardContext(
-        sources={name: GuardSource(1000, standby=name == "d") for name in names},
+        sources={name: Source(unique_tokens=1000, standby=name == "d") for name in names},
         weights=weights or {"a": 0.4, "b": 0.3, "c": 0.3, "d": 0.0},
         drawn=dict.fromkeys(names, 0),
         tokens=1000,
@@ -52,9 +52,9 @@ FREE = GuardSettings(max_epochs=None, max_change=1.0)
 
 
 def note(result: GuardResult, guard: str, action: str) -> str:
-    found = [n.detail for n in result.notes if n.guard == guard and n.action == action]
-    assert found, [(n.guard, n.action, n.detail) for n in result.notes]
-    return found[0]
+    details = [n.detail for n in result.notes if n.guard == guard and n.action == action]
+    assert details, [(n.guard, n.action, n.detail) for n in result.notes]
+    return details[0]
 
 
 def test_smollm2s_openwebmath_is_caught_as_a_declared_stage():
@@ -222,16 +222,10 @@ def test_no_change_is_a_hold():
     assert note(result, "result", "blocked") == "nothing is left to change"
 
 
-def test_nearest_legal_mends_what_it_can():
-    broken = {"a": 3.0, "b": 1.0, "zz": 5.0, "c": -1.0}
-    found = nearest_legal(broken, small(), GuardSettings(cap=0.6))
-    assert found == pytest.approx({"a": 0.6, "b": 0.4, "c": 0.0, "d": 0.0})
-    assert nearest_legal({"zz": 1.0}, small(), GuardSettings()) is None
-
-
 def test_notes_are_json():
     result = apply_guards(STAGE2, (), smollm2(), GuardSettings())
-    assert json.loads(json.dumps(result.notes_json())) == result.notes_json()
+    notes = [note.to_json() for note in result.notes]
+    assert json.loads(json.dumps(notes)) == notes
 
 
 @pytest.mark.parametrize(
@@ -266,7 +260,10 @@ def worlds(draw: st.DrawFn) -> tuple[dict[str, float], GuardContext, GuardSettin
     drawn = draw(st.lists(st.integers(0, 4000), min_size=MOST, max_size=MOST))
     standby = draw(st.lists(st.booleans(), min_size=MOST, max_size=MOST))
     context = GuardContext(
-        sources={n: GuardSource(s, b) for n, s, b in zip(names, sizes, standby, strict=True)},
+        sources={
+            n: Source(unique_tokens=s, standby=b)
+            for n, s, b in zip(names, sizes, standby, strict=True)
+        },
         weights=dict(zip(names, draw(simplex()), strict=True)),
         drawn=dict(zip(names, drawn, strict=True)),
         tokens=sum(drawn),

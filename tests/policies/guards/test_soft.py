@@ -19,8 +19,8 @@ from mixloop.policies.interface import (
     Metric,
     Observation,
     PastDecision,
+    Source,
 )
-from mixloop.policies.mixture import GuardSource
 
 NOW = {"a": 0.5, "b": 0.5}
 NEXT = {"a": 0.4, "b": 0.6}
@@ -31,7 +31,7 @@ def guarded(
     weights: dict[str, float] = NEXT, settings: GuardSettings = SETTINGS, **changes: object
 ) -> GuardResult:
     context = GuardContext(
-        sources={name: GuardSource(1000) for name in NOW},
+        sources={name: Source(unique_tokens=1000) for name in NOW},
         weights=NOW,
         drawn=dict.fromkeys(NOW, 0),
         tokens=1000,
@@ -42,9 +42,9 @@ def guarded(
 
 
 def blocked(result: GuardResult) -> tuple[str, str]:
-    found = [n for n in result.notes if n.action == "blocked"]
-    assert len(found) == 1, result.notes
-    return found[0].guard, found[0].detail
+    notes = [n for n in result.notes if n.action == "blocked"]
+    assert len(notes) == 1, result.notes
+    return notes[0].guard, notes[0].detail
 
 
 STRONG, WEAK = Claim("mmlu worse", 4.0), Claim("math flat", 1.0)
@@ -160,8 +160,8 @@ def seen(*values: dict[str, float], **changes: object) -> Observation:
 
     evaluations = tuple(
         Evaluation(step=k, tokens=1000 * k, weights=NOW,
-                   benchmarks={name: scored(v) for name, v in found.items()})
-        for k, found in enumerate(values, 1)
+                   benchmarks={name: scored(v) for name, v in benchmarks.items()})
+        for k, benchmarks in enumerate(values, 1)
     )  # fmt: skip
     return Observation(sources={}, weights=NOW, evaluations=evaluations, **changes)
 
@@ -185,8 +185,8 @@ def test_a_watched_benchmark_that_fell_since_the_last_intervention_vetoes():
 def test_many_watched_benchmarks_need_more_to_veto():
     """A fall of 2 standard errors vetoes alone, and not among thirty."""
     fell = 1.0 + 2.05 * 0.01 * math.sqrt(2)
-    one = seen({"x0": 1.0}, {"x0": fell}, watch=("x0",), decisions=(DONE,))
-    assert len(vetoes(one, 0.05)) == 1
+    single = seen({"x0": 1.0}, {"x0": fell}, watch=("x0",), decisions=(DONE,))
+    assert len(vetoes(single, 0.05)) == 1
     names = [f"x{k}" for k in range(30)]
     after = dict.fromkeys(names, 1.0) | {"x0": fell}
     many = seen(dict.fromkeys(names, 1.0), after, watch=tuple(names), decisions=(DONE,))

@@ -190,8 +190,8 @@ def test_static_holds_or_reaches_its_mixture_once():
     assert first.weights == target
 
     def past(after: dict[str, float], **more: object) -> PastDecision:
-        given = {"id": "d", "step": 1, "tokens": 1, "verdict": "intervene", "rule": "static"}
-        return PastDecision(**given | {"weights_before": {"a": 0.9, "b": 0.1}} | more,
+        fields = {"id": "d", "step": 1, "tokens": 1, "verdict": "intervene", "rule": "static"}
+        return PastDecision(**fields | {"weights_before": {"a": 0.9, "b": 0.1}} | more,
                             weights_after=after)  # fmt: skip
 
     half = past({"a": 0.8, "b": 0.2})

@@ -129,34 +129,34 @@ def test_a_flat_world_is_inconclusive_and_left_as_it_was() -> None:
 
 
 def test_it_finds_the_source_that_helps_and_says_why() -> None:
-    seen = observed()
-    before = seen.model_dump_json()
-    made = load_policy("law", {"explore": 0}).decide(seen)
-    assert isinstance(made, Proposal)
-    assert made.weights["s0"] > 0.9
-    assert made.evidence["rule"] == "law"
-    assert made.plan[-1][0] == seen.budget
-    assert made == load_policy("law", {"explore": 0}).decide(seen)
-    assert seen.model_dump_json() == before
+    observation = observed()
+    before = observation.model_dump_json()
+    reply = load_policy("law", {"explore": 0}).decide(observation)
+    assert isinstance(reply, Proposal)
+    assert reply.weights["s0"] > 0.9
+    assert reply.evidence["rule"] == "law"
+    assert reply.plan[-1][0] == observation.budget
+    assert reply == load_policy("law", {"explore": 0}).decide(observation)
+    assert observation.model_dump_json() == before
 
 
 def test_a_plan_keeps_to_the_cap_on_epochs() -> None:
     scarce = {f"s{i}": Source(unique_tokens=10**15) for i in range(3)}
     scarce["s0"] = Source(unique_tokens=UNIT, drawn=3 * UNIT)
     limits: Any = {"max_epochs": 5, "max_change": 1.0}
-    made = load_policy("law", {"explore": 0}).decide(observed(sources=scarce, limits=limits))
-    assert isinstance(made, Proposal)
+    reply = load_policy("law", {"explore": 0}).decide(observed(sources=scarce, limits=limits))
+    assert isinstance(reply, Proposal)
     left = 5 * UNIT - sum(e.drawn["s0"] for e in observed().evaluations[-1:])
-    assert made.weights["s0"] * 12 * UNIT <= left + 1e-6 * UNIT
+    assert reply.weights["s0"] * 12 * UNIT <= left + 1e-6 * UNIT
 
 
 def test_a_source_on_standby_gets_nothing_unless_allowed() -> None:
     sources = {f"s{i}": Source(unique_tokens=10**15, standby=i == 0) for i in range(3)}
     weights = {"s0": 0.0, "s1": 0.5, "s2": 0.5}
-    seen = observed(sources=sources, weights=weights)
-    made = load_policy("law").decide(seen)
-    assert isinstance(made, Hold) or made.weights["s0"] == 0
-    brought = load_policy("law", {"explore": 0, "use_standby": True}).decide(seen)
+    observation = observed(sources=sources, weights=weights)
+    reply = load_policy("law").decide(observation)
+    assert isinstance(reply, Hold) or reply.weights["s0"] == 0
+    brought = load_policy("law", {"explore": 0, "use_standby": True}).decide(observation)
     assert isinstance(brought, Proposal)
     assert brought.weights["s0"] > 0.5
 
@@ -181,9 +181,9 @@ def test_broken_scores_and_changing_sources_are_survived() -> None:
     evaluations[4] = evaluations[4].model_copy(update={"benchmarks": {}, "drawn": {}})
     sources = {name: Source(unique_tokens=0) for name in ("s1", "s2", "new")}
     weights = {"s1": 0.5, "s2": 0.5, "new": 0.0}
-    seen = observed(evaluations=tuple(evaluations), sources=sources, weights=weights)
-    made = load_policy("law").decide(seen)
-    if isinstance(made, Proposal):
-        assert sum(made.weights.values()) == pytest.approx(1)
-        assert set(made.weights) == set(sources)
-        assert min(made.weights.values()) >= 0
+    observation = observed(evaluations=tuple(evaluations), sources=sources, weights=weights)
+    reply = load_policy("law").decide(observation)
+    if isinstance(reply, Proposal):
+        assert sum(reply.weights.values()) == pytest.approx(1)
+        assert set(reply.weights) == set(sources)
+        assert min(reply.weights.values()) >= 0

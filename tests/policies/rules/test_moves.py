@@ -44,11 +44,11 @@ def observe(*values: dict[str, float], **changes: object) -> Observation:
             step=100 * k,
             tokens=1000 * k,
             weights=WEIGHTS,
-            benchmarks={name: score(value) for name, value in found.items()},
+            benchmarks={name: score(value) for name, value in scored.items()},
         )
-        for k, found in enumerate(values, 1)
+        for k, scored in enumerate(values, 1)
     )
-    given: dict[str, object] = {
+    fields: dict[str, object] = {
         "step": 100 * len(values),
         "tokens": 1000 * len(values),
         "budget": 20_000,
@@ -58,11 +58,11 @@ def observe(*values: dict[str, float], **changes: object) -> Observation:
         "evaluations": evaluations,
         "steering": dict.fromkeys(["gsm8k", "mmlu"], "bits_per_byte"),
     }
-    return Observation(**given | changes)
+    return Observation(**fields | changes)
 
 
-def decide(text: str, seen: Observation) -> Proposal | Hold:
-    return load_policy("rules", yaml.safe_load(text)).decide(seen)
+def decide(text: str, observation: Observation) -> Proposal | Hold:
+    return load_policy("rules", yaml.safe_load(text)).decide(observation)
 
 
 def rule(action: str, rest: str = "") -> str:
@@ -107,8 +107,8 @@ def test_actions(action, changed):
     ],
 )
 def test_further_conditions(when, values, outcome):
-    seen = observe(*({"gsm8k": value, "mmlu": 1.0} for value in values))
-    reply = decide(rule(f"when: {when}, move: {{to: code}}"), seen)
+    observation = observe(*({"gsm8k": value, "mmlu": 1.0} for value in values))
+    reply = decide(rule(f"when: {when}, move: {{to: code}}"), observation)
     got = "fires" if isinstance(reply, Proposal) else reply.verdict
     assert got == outcome, reply.reason
 
@@ -144,8 +144,8 @@ def test_one_rule_for_each_benchmark_that_has_a_place():
         when: {regression: {benchmark: "{benchmark}"}}
         move: {to: "{benchmark}", step: 0.1}
     """
-    seen = observe({"gsm8k": 1.0, "mmlu": 1.0}, {"gsm8k": 1.3, "mmlu": 1.3})
-    reply = decide(text, seen)
+    observation = observe({"gsm8k": 1.0, "mmlu": 1.0}, {"gsm8k": 1.3, "mmlu": 1.3})
+    reply = decide(text, observation)
     # nothing is tagged mmlu
     assert reply.evidence["rules"] == ["help-gsm8k"]
     assert reply.weights["maths"] == pytest.approx(0.15)
@@ -156,10 +156,10 @@ def test_a_late_source_enters_sized_to_last():
     text = "introduce: {source: owm, after: 2k, share: 0.5}"
     early = decide(text, observe({"gsm8k": 1.0}))
     assert isinstance(early, Hold)
-    seen = observe({"gsm8k": 1.0}, {"gsm8k": 1.0}, limits=Limits(max_epochs=5))
-    reply = decide(text, seen)
+    observation = observe({"gsm8k": 1.0}, {"gsm8k": 1.0}, limits=Limits(max_epochs=5))
+    reply = decide(text, observation)
     assert reply.weights["owm"] == pytest.approx(5 * 1000 / 18_000)
-    capped = decide("introduce: {source: owm, after: 2k, share: 0.1}", seen)
+    capped = decide("introduce: {source: owm, after: 2k, share: 0.1}", observation)
     assert capped.weights["owm"] == pytest.approx(0.1)
 
 
@@ -262,10 +262,12 @@ def test_whatever_was_seen_the_answer_is_pure_and_on_the_simplex(values, phase, 
         )
         for k in range(drawing.randint(0, 4))
     )  # fmt: skip
-    seen = observe(*({"gsm8k": a, "mmlu": b} for a, b in values), phase=phase, decisions=past)
-    before = seen.model_dump_json()
-    reply = decide(TRIED, seen)
-    assert seen.model_dump_json() == before
+    observation = observe(
+        *({"gsm8k": a, "mmlu": b} for a, b in values), phase=phase, decisions=past
+    )
+    before = observation.model_dump_json()
+    reply = decide(TRIED, observation)
+    assert observation.model_dump_json() == before
     assert decide(TRIED, Observation.model_validate_json(before)) == reply
     if isinstance(reply, Proposal):
         assert set(reply.weights) == set(SOURCES)

@@ -48,10 +48,10 @@ def bench(value: float, n: int = 8, spread: float = 0.0, seed: int = 0) -> Bench
 
 def observe(*scores: dict[str, BenchmarkScore], **changes: object) -> Observation:
     evaluations = [
-        Evaluation(step=100 * k, tokens=1000 * k, benchmarks=found)
-        for k, found in enumerate(scores, 1)
+        Evaluation(step=100 * k, tokens=1000 * k, benchmarks=scored)
+        for k, scored in enumerate(scores, 1)
     ]
-    given: dict[str, object] = {
+    fields: dict[str, object] = {
         "step": 100 * len(scores),
         "tokens": 1000 * len(scores),
         "phase": "stable",
@@ -60,7 +60,7 @@ def observe(*scores: dict[str, BenchmarkScore], **changes: object) -> Observatio
         "evaluations": tuple(evaluations),
         "steering": dict.fromkeys(["gsm8k", "math", "humaneval"], "bits_per_byte"),
     }
-    return Observation(**given | changes)
+    return Observation(**fields | changes)
 
 
 def rules(text: str) -> object:
@@ -72,18 +72,18 @@ def one(when: str, move: str = "{to: maths, from: prose, step: 0.05}", rest: str
 
 
 def past(step: int, rule: str = "r", verdict: str = "intervene", **more: object) -> PastDecision:
-    given = {"id": f"d{step}", "step": step, "tokens": 10 * step, "verdict": verdict, "rule": rule}
-    return PastDecision(**given | more)
+    fields = {"id": f"d{step}", "step": step, "tokens": 10 * step, "verdict": verdict, "rule": rule}
+    return PastDecision(**fields | more)
 
 
 ABOVE = "{level: {benchmark: gsm8k, above: 1.2}}"
 
 
 def test_a_level_fires_and_the_reason_reads_as_a_sentence():
-    seen = observe({"gsm8k": bench(1.9)})
-    reply = rules(one(ABOVE)).decide(seen)
+    observation = observe({"gsm8k": bench(1.9)})
+    reply = rules(one(ABOVE)).decide(observation)
     assert isinstance(reply, Proposal)
-    value = seen.evaluations[0].benchmarks["gsm8k"].metrics["bits_per_byte"].value
+    value = observation.evaluations[0].benchmarks["gsm8k"].metrics["bits_per_byte"].value
     assert reply.reason == (
         f"gsm8k bits_per_byte {value:.4g} above 1.2 (n=8, ±0.11): maths +0.05 from prose"
     )
@@ -188,9 +188,11 @@ def test_trends(older, newer, spread, is_, more, outcome):
 
 
 def test_trend_evidence_names_both_evaluations():
-    seen = observe(*({"gsm8k": bench(v, spread=0.01, seed=k)} for k, v in enumerate((2, 1.9, 1.8))))
-    reply = rules(one("{trend: {benchmark: gsm8k, over: 2, is: better}}")).decide(seen)
-    difference = seen.difference("gsm8k", 0, 2)
+    observation = observe(
+        *({"gsm8k": bench(v, spread=0.01, seed=k)} for k, v in enumerate((2, 1.9, 1.8)))
+    )
+    reply = rules(one("{trend: {benchmark: gsm8k, over: 2, is: better}}")).decide(observation)
+    difference = observation.difference("gsm8k", 0, 2)
     assert reply.evidence["tokens"] == [1000, 3000]
     assert reply.evidence["z"] == difference.z
     assert reply.evidence["gain"] == difference.gain
@@ -199,21 +201,21 @@ def test_trend_evidence_names_both_evaluations():
 
 def test_too_few_or_missing_evaluations_are_inconclusive():
     policy = rules(one("{trend: {benchmark: gsm8k, over: 3, is: not-better}}"))
-    for seen, why in [
+    for observation, why in [
         (observe(), "no evaluation yet"),
         (observe({"gsm8k": bench(2)}), "gsm8k has 1 of the 4 evaluations needed"),
         (observe({"gsm8k": bench(2)}, {"math": bench(2)}), "gsm8k has no score at step 200"),
         (observe({"gsm8k": bench(float("nan"))}), "gsm8k has no score at step 100"),
     ]:
-        reply = policy.decide(seen)
+        reply = policy.decide(observation)
         assert isinstance(reply, Hold)
         assert (reply.verdict, reply.reason) == ("inconclusive", f"r: {why}")
 
 
 def test_one_item_never_makes_a_trend():
-    seen = observe({"gsm8k": bench(2.0, n=1)}, {"gsm8k": bench(2.5, n=1)})
+    observation = observe({"gsm8k": bench(2.0, n=1)}, {"gsm8k": bench(2.5, n=1)})
     for is_ in ("flat", "worse", "better", "not-better"):
-        reply = rules(one(trend(is_))).decide(seen)
+        reply = rules(one(trend(is_))).decide(observation)
         assert isinstance(reply, Hold)
         assert reply.verdict == "inconclusive"
 
@@ -258,8 +260,8 @@ def test_lag_takes_both_sides_in_one_metric():
 
     policy = rules(one("{lag: {benchmark: gsm8k, than: [math]}}"))
     steering = {"gsm8k": "exact_match", "math": "bits_per_byte"}
-    seen = observe(scored(2.0, 0.2, 2.0, 1), scored(1.98, 0.8, 1.7, 2), steering=steering)
-    reply = policy.decide(seen)
+    observation = observe(scored(2.0, 0.2, 2.0, 1), scored(1.98, 0.8, 1.7, 2), steering=steering)
+    reply = policy.decide(observation)
     assert isinstance(reply, Proposal), "0.2 to 0.8 looks like no lag at all"
     (condition,) = reply.evidence["conditions"]
     assert condition["metric"] == "bits_per_byte"
@@ -340,7 +342,7 @@ def test_initial_is_reached_before_anything_else():
 
 def test_unknown_names_fail_early_and_at_the_decision():
     tags = {name: source.tags for name, source in SOURCES.items()}
-    seen = observe({"gsm8k": bench(1.9)})
+    observation = observe({"gsm8k": bench(1.9)})
     for text, message in [
         (one(ABOVE, "{to: mathz}"), "interventions.0.move.to: no source or tag 'mathz'; did you"),
         (one(ABOVE, "{to: maths, from: [web, cod]}"), "move.from: no source or tag 'cod'"),
@@ -352,7 +354,7 @@ def test_unknown_names_fail_early_and_at_the_decision():
         with pytest.raises(PolicyError, match=message):
             policy.check(tags, ["gsm8k", "math"])
         with pytest.raises(PolicyError, match=message):
-            policy.decide(seen)
+            policy.decide(observation)
     rules(one(ABOVE)).check(tags, ["gsm8k"])
 
 
@@ -407,12 +409,12 @@ def test_always_pure_on_the_simplex_and_jsonable(raw, levels, combine):
     total = sum(raw)
     weights = {name: w / total for name, w in zip(SOURCES, raw, strict=True)}
     scores = [{"gsm8k": bench(a), "math": bench(b, seed=k)} for k, (a, b) in enumerate(levels)]
-    seen = observe(*scores, weights=weights)
-    before = seen.model_dump_json()
+    observation = observe(*scores, weights=weights)
+    before = observation.model_dump_json()
     text = FULL if combine else FULL.replace("combine: true", "").replace("initial", "#")
     policy = rules(text)
-    reply = policy.decide(seen)
-    assert seen.model_dump_json() == before
+    reply = policy.decide(observation)
+    assert observation.model_dump_json() == before
     assert rules(text).decide(Observation.model_validate_json(before)) == reply
     assert reply.reason
     assert "\n" not in reply.reason
@@ -427,12 +429,12 @@ def test_always_pure_on_the_simplex_and_jsonable(raw, levels, combine):
 def test_a_long_run_with_many_sources_decides_in_time():
     names = [f"s{k}" for k in range(64)]
     scores = {b: bench(1.9, 400) for b in ("gsm8k", "math", "humaneval", "mmlu")}
-    seen = observe(
+    observation = observe(
         *([scores] * 110),
         sources={name: Source(unique_tokens=10, tags=("t",)) for name in names},
         weights=dict.fromkeys(names, 1 / 64),
     )
     policy = rules(one(f"[{trend('not-better')}, {ABOVE}]", "{to: s3, from: t}"))
     start = time.process_time()
-    assert isinstance(policy.decide(seen), Proposal)
+    assert isinstance(policy.decide(observation), Proposal)
     assert time.process_time() - start < 0.5

@@ -135,13 +135,13 @@ def test_an_intervention_holds_to_the_end_of_its_stage():
 def test_a_stage_by_phase_takes_precedence_while_it_lasts():
     stages = [*STAGES, {"name": "cool", "phase": "decay", "weights": {"a": 1.0}}]
     options = RulesOptions.model_validate({"stages": stages})
-    seen = Observation(
+    observation = Observation(
         sources={n: Source(unique_tokens=10**9) for n in SMALL}, weights=SMALL, tokens=30_000,
         budget=40_000, phase="stable",
     )  # fmt: skip
-    assert declared_plan(options.stages, seen) == ((40_000, {"a": 0.1, "b": 0.9}),)
-    cooling = seen.model_copy(update={"phase": "decay"})
-    assert declared_plan(options.stages, cooling) == ((40_000, {"a": 1.0, "b": 0.0}),)
+    assert declared_plan(options.stages, observation) == [(40_000, {"a": 0.1, "b": 0.9})]
+    cooling = observation.model_copy(update={"phase": "decay"})
+    assert declared_plan(options.stages, cooling) == [(40_000, {"a": 1.0, "b": 0.0})]
 
 
 def test_after_an_operators_order_the_later_stages_still_come():
@@ -152,11 +152,11 @@ def test_after_an_operators_order_the_later_stages_still_come():
         id="d1", step=1, tokens=25_000, verdict="intervene", weights_before=SMALL,
         weights_after=theirs,
     )  # fmt: skip
-    given = {"sources": {n: Source(unique_tokens=10**9) for n in SMALL}, "budget": 40_000}
-    late = Observation(**given, weights=theirs, tokens=26_000, decisions=(order,))
+    fields = {"sources": {n: Source(unique_tokens=10**9) for n in SMALL}, "budget": 40_000}
+    late = Observation(**fields, weights=theirs, tokens=26_000, decisions=(order,))
     assert isinstance(policy.decide(late), Hold)  # nothing comes after the last stage
     first = order.model_copy(update={"tokens": 5_000})
-    early = Observation(**given, weights=theirs, tokens=10_000, decisions=(first,))
+    early = Observation(**fields, weights=theirs, tokens=10_000, decisions=(first,))
     reply = policy.decide(early)
     assert isinstance(reply, Proposal)
     assert reply.weights in (SMALL, theirs)

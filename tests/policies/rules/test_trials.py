@@ -10,7 +10,7 @@ import yaml
 
 from mixloop.policies.interface import load_policy
 from mixloop.policies.mixture import total_variation
-from mixloop.policies.rules.trials import response
+from mixloop.policies.rules.response import response
 from mixloop.policies.worlds.families import Exponential, Flat, Power
 from mixloop.tools.simulate.simulation import SimulatedRun, simulate
 from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config
@@ -40,9 +40,9 @@ def curve(slope: float, noise: float, seed: int, loss: float = 0.3) -> tuple[lis
 
 def test_the_response_is_unbiased_and_its_standard_error_is_honest():
     for slope in (0.0, 2.0):
-        found = [response(*curve(slope, 0.004, seed), TO_AND_FRO, 0.004) for seed in range(60)]
-        estimates = np.array([one.slope for one in found if one is not None])
-        errors = np.array([one.stderr for one in found if one is not None])
+        answers = [response(*curve(slope, 0.004, seed), TO_AND_FRO, 0.004) for seed in range(60)]
+        estimates = np.array([answer.slope for answer in answers if answer is not None])
+        errors = np.array([answer.stderr for answer in answers if answer is not None])
         assert len(estimates) == 60
         # e is in units of the trend's own b = 1 and alpha = 0.3
         centre = estimates.mean()
@@ -71,15 +71,15 @@ def test_what_helps_is_tried_taken_back_and_then_made_for_good():
 
 def within(seeds: range) -> list[bool]:
     """Per seed, whether a flat world's last five orders average to about the start."""
-    found = []
+    distances = []
     for seed in seeds:
         track, start = run(Flat(k=5, seed=seed), seed)
         last = track.orders()[-5:]
         mean = {name: sum(order[name] for order in last) / len(last) for name in start}
         verdicts = {m.decision.verdict for m in track.timeline if m.decision}
         assert "inconclusive" in verdicts
-        found.append(total_variation(mean, start) <= 0.05)
-    return found
+        distances.append(total_variation(mean, start) <= 0.05)
+    return distances
 
 
 def test_a_flat_world_ends_where_it_began():

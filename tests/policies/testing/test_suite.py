@@ -28,13 +28,13 @@ from mixloop.policies.testing.suite import PolicyConformance, check_policy, conf
 def proxies(count: int) -> list[dict[str, Any]]:
     """Proxy runs of a log-linear law: each benchmark falls with its own source's share."""
     drawing = np.random.default_rng(0)
-    found = []
+    runs = []
     for shares in drawing.dirichlet(np.ones(len(SOURCES)), count):
         losses = 0.5 + np.exp(-shares[: len(BENCHMARKS)] + drawing.normal(0, 0.004, 4))
         scores = {n: {"value": float(v)} for n, v in zip(BENCHMARKS, losses, strict=True)}
         weights = dict(zip(SOURCES, map(float, shares), strict=True))
-        found.append({"weights": weights, "benchmarks": scores})
-    return found
+        runs.append({"weights": weights, "benchmarks": scores})
+    return runs
 
 
 # what a policy is tried with besides no options at all; one that can't do without, only with these
@@ -65,36 +65,36 @@ TRIALS = [(name, options) for name in policy_names() for options in OPTIONS.get(
 
 @pytest.mark.parametrize(("name", "options"), TRIALS)
 def test_every_policy_that_ships_conforms(name: str, options: dict[str, Any]) -> None:
-    found = check_policy(name, options)
-    assert [f"{one.name}: {one.detail}" for one in found.failures()] == []
-    assert len(found.results) == len(conformance_checks())
+    report = check_policy(name, options)
+    assert [f"{result.name}: {result.detail}" for result in report.failures()] == []
+    assert len(report.results) == len(conformance_checks())
 
 
 class Base:
     """Keeps what is in force, as a proposal."""
 
-    def weights(self, seen: Observation) -> dict[str, float]:
-        total = sum(seen.weights.get(name, 0.0) for name in seen.sources)
-        return {name: seen.weights.get(name, 0.0) / total for name in seen.sources}
+    def weights(self, observation: Observation) -> dict[str, float]:
+        total = sum(observation.weights.get(name, 0.0) for name in observation.sources)
+        return {name: observation.weights.get(name, 0.0) / total for name in observation.sources}
 
     def decide(self, observation: Observation) -> Any:
         return Proposal(self.weights(observation), "going on")
 
 
 class Strange(Base):
-    def weights(self, seen):
-        return super().weights(seen) | {"elsewhere": 0.0}
+    def weights(self, observation):
+        return super().weights(observation) | {"elsewhere": 0.0}
 
 
 class Unscaled(Base):
-    def weights(self, seen):
-        return dict.fromkeys(seen.sources, 1.0)
+    def weights(self, observation):
+        return dict.fromkeys(observation.sources, 1.0)
 
 
 class Negative(Base):
-    def weights(self, seen):
-        first, *_ = seen.sources
-        return dict.fromkeys(seen.sources, 0.0) | {"papers": -1.0, first: 2.0}
+    def weights(self, observation):
+        first, *_ = observation.sources
+        return dict.fromkeys(observation.sources, 0.0) | {"papers": -1.0, first: 2.0}
 
 
 class Backwards(Base):
@@ -112,8 +112,8 @@ class OtherPlan(Base):
 
 
 class Uniform(Base):
-    def weights(self, seen):
-        return dict.fromkeys(seen.sources, 1 / len(seen.sources))
+    def weights(self, observation):
+        return dict.fromkeys(observation.sources, 1 / len(observation.sources))
 
 
 class Counting(Base):
@@ -231,7 +231,11 @@ FAULTS = [
 
 @pytest.mark.parametrize(("fault", "check"), FAULTS)
 def test_each_fault_fails_its_check(fault: type[Base], check: str) -> None:
-    (broken,) = (one for one in conformance_checks() if check in (one.name, one.title))
+    (broken,) = (
+        candidate
+        for candidate in conformance_checks()
+        if check in (candidate.name, candidate.title)
+    )
     with pytest.raises(AssertionError, match=r"^in "):
         broken(subject(fault))
 
@@ -241,9 +245,9 @@ def test_the_policy_that_the_faults_are_made_of_has_none() -> None:
 
 
 def test_a_failure_is_one_line_that_names_the_situation() -> None:
-    found = {one.name: one.detail for one in check_policy(Newest).failures()}
-    assert found["an-empty-history"].startswith("in an empty history: raised IndexError: ")
-    assert all("\n" not in detail for detail in found.values())
+    details = {failure.name: failure.detail for failure in check_policy(Newest).failures()}
+    assert details["an-empty-history"].startswith("in an empty history: raised IndexError: ")
+    assert all("\n" not in detail for detail in details.values())
 
 
 def test_standby_is_brought_in_where_the_options_say_so() -> None:
@@ -251,13 +255,13 @@ def test_standby_is_brought_in_where_the_options_say_so() -> None:
     assert check_policy("static", {"weights": mixture}).passed
     weights = {"web": 0.9, "papers": 0.1}
     assert check_policy("static", {"weights": weights}).passed
-    assert "standby" in {one.name for one in check_policy(Uniform).failures()}
+    assert "standby" in {failure.name for failure in check_policy(Uniform).failures()}
 
 
 def test_a_run_that_the_options_refuse_is_no_failure_unless_it_is_the_ordinary_one() -> None:
-    found = check_policy("static", {"weights": {"maths": 1.0}})
-    assert found.passed
-    assert set(found.not_for) == {"one source"}
+    report = check_policy("static", {"weights": {"maths": 1.0}})
+    assert report.passed
+    assert set(report.not_for) == {"one source"}
     names = {"sources": {"a": ["web"], "b": []}, "benchmarks": ["gsm8k"]}
     wrong = check_policy("static", {"weights": {"maths": 1.0}}, **names)
     assert "no source is called 'maths'" in wrong.failures()[0].detail
@@ -279,9 +283,9 @@ def test_the_time_of_a_decision_is_measured_not_asserted() -> None:
             Clock.now += 0.5
             return Clock.now
 
-    found = check_policy("static", clock=Clock())
-    assert found.passed
-    assert found.slowest == 0.5
+    report = check_policy("static", clock=Clock())
+    assert report.passed
+    assert report.slowest == 0.5
 
 
 class TestAsAClass(PolicyConformance):
@@ -308,8 +312,8 @@ def test_the_class_has_a_test_for_every_check() -> None:
 def test_situations_are_the_same_every_time() -> None:
     trial = subject("static")
     for name in SITUATIONS:
-        one, two = (trial.observation(name).model_dump_json() for _ in range(2))
-        assert one == two
+        first, second = (trial.observation(name).model_dump_json() for _ in range(2))
+        assert first == second
 
 
 def test_the_suite_needs_neither_pytest_nor_anything_heavy() -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from mixloop.policies.interface import Proposal, load_policy
+from mixloop.policies.mixture import effective
+from mixloop.policies.mixture.token_worth import R_STAR
 from mixloop.policies.worlds import World
-from mixloop.policies.worlds.families import R_STAR, Dilution, Exponential, Flat, Power, effective
+from mixloop.policies.worlds.families import Dilution, Exponential, Flat, Power
 from mixloop.tools.simulate.simulation import SimulatedRun, simulate
 from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config
 
@@ -37,12 +39,12 @@ def test_repetition_follows_the_data_constrained_law() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_world_is_a_function_of_its_seed(family: type[Power]) -> None:
-    one, same, other = family(seed=3), family(seed=4), family(seed=5)
+    first, same, other = family(seed=3), family(seed=4), family(seed=5)
     same.reset(3)
-    for world in (one, same, other):
+    for world in (first, same, other):
         world.advance(dict.fromkeys(world.sources, 0.2), world.unit)
-    assert one.evaluate() == same.evaluate()
-    assert one.evaluate() != other.evaluate()
+    assert first.evaluate() == same.evaluate()
+    assert first.evaluate() != other.evaluate()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

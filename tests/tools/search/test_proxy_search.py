@@ -17,16 +17,12 @@ from mixloop.common.errors import BadInput
 from mixloop.controller.config import SearchPlan, load_config
 from mixloop.policies.interface import load_policy
 from mixloop.policies.surrogates import Point, ProxyRun, Score, fit_process, points_of, recommend
-from mixloop.policies.worlds import RunTable, Setting
-from mixloop.policies.worlds.conformance import check_world
 from mixloop.policies.worlds.families import Exponential
 from mixloop.policies.worlds.proxies import proxies
-from mixloop.policies.worlds.regmix import nearest_inside
 from mixloop.tools.search import SearchArgs, conclude, plan_search
 from mixloop.tools.search.proxy import proxy_job
 from mixloop.tools.search.study import Trials, mixture_of, params_of
 from mixloop.tools.search.subsample import subsample
-from mixloop.tools.simulate.regmix_world import build
 from mixloop.trainer.prepare import prepare
 from mixloop.trainer.sources import Store, train_tokenizer
 
@@ -190,16 +186,16 @@ def test_the_starting_mixture_is_far_better_than_uniform_in_a_world() -> None:
     even = dict.fromkeys(world.sources, 1 / 3)
     importance = dict.fromkeys(world.benchmarks, 1.0)
     points = world_points(world, 9, 3)
-    found = recommend(points, importance, dict.fromkeys(world.sources, 1.0), even, 0)
+    recommended = recommend(points, importance, dict.fromkeys(world.sources, 1.0), even, 0)
 
     def loss(mixture: dict[str, float]) -> float:
         return float(world.final(np.array([list(mixture.values())]))[0])
 
-    assert found.verdict == "better"
-    assert sum(found.weights.values()) == pytest.approx(1.0)
-    gap = (loss(even) - loss(found.weights)) / (loss(even) - loss(world.optimum()))
+    assert recommended.verdict == "better"
+    assert sum(recommended.weights.values()) == pytest.approx(1.0)
+    gap = (loss(even) - loss(recommended.weights)) / (loss(even) - loss(world.optimum()))
     assert gap > 0.8
-    assert set(found.uncertainty) == set(world.sources)
+    assert set(recommended.uncertainty) == set(world.sources)
 
 
 def test_on_noise_the_start_is_kept() -> None:
@@ -209,22 +205,22 @@ def test_on_noise_the_start_is_kept() -> None:
         for w in drawing.dirichlet(np.ones(3), 9)
     ]
     start = {"a": 0.2, "b": 0.3, "c": 0.5}
-    found = recommend(points, {"b": 1.0}, dict.fromkeys("abc", 1.0), start, 0)
-    assert found.verdict == "inconclusive"
-    assert found.weights == pytest.approx(start)
+    recommended = recommend(points, {"b": 1.0}, dict.fromkeys("abc", 1.0), start, 0)
+    assert recommended.verdict == "inconclusive"
+    assert recommended.weights == pytest.approx(start)
     with pytest.raises(ValueError, match="at least 3"):
         recommend(points[:2], {"b": 1.0}, dict.fromkeys("abc", 1.0), start, 0)
 
 
 def test_the_process_covers_what_it_has_not_seen() -> None:
     drawing = np.random.default_rng(1)
-    seen, new = drawing.dirichlet(np.ones(3), 30), drawing.dirichlet(np.ones(3), 200)
+    fitted, new = drawing.dirichlet(np.ones(3), 30), drawing.dirichlet(np.ones(3), 200)
 
     def truth(mixtures: np.ndarray) -> np.ndarray:
         return np.asarray(2 + np.sqrt(mixtures[:, 0]) - mixtures[:, 1] * mixtures[:, 2])
 
-    values = truth(seen) + drawing.normal(0, 0.01, 30)
-    process = fit_process(seen, values, np.full(30, 0.01))
+    values = truth(fitted) + drawing.normal(0, 0.01, 30)
+    process = fit_process(fitted, values, np.full(30, 0.01))
     mean, spread = process.predict(new)
     assert np.sqrt(np.mean((mean - truth(new)) ** 2)) < 0.1 * truth(new).std()
     assert np.mean(np.abs(mean - truth(new)) < 3 * spread) > 0.9
@@ -249,42 +245,6 @@ def test_a_prior_is_one_that_bayes_and_olmix_take(run_file: Path) -> None:
     assert [point["trial"] for point in prior["points"]] == list(range(5))
     load_policy("bayes", {"prior": prior})
     load_policy("olmix", {"prior": prior})
-
-
-def table(folder: Path) -> None:
-    drawing = np.random.default_rng(2)
-    mixtures = drawing.dirichlet(np.ones(3), 40)
-    losses = 3 + np.exp(mixtures @ np.array([[-1.0, 0.5], [0.5, -1.0], [0.3, 0.3]]))
-    for name, head, rows in (
-        ("a_mixture_60m.csv", "index,t_web,t_code,t_maths", mixtures),
-        ("a_loss_60m.csv", "index,m/x_loss,m/y_loss", losses),
-    ):
-        lines = [f"{i}," + ",".join(f"{v:.6f}" for v in row) for i, row in enumerate(rows)]
-        (folder / name).write_text("\n".join([head, *lines]) + "\n")
-
-
-def test_a_table_of_runs_is_a_world_that_answers_inside_its_hull(tmp_path: Path) -> None:
-    table(tmp_path)
-    world = build(f"{tmp_path},sigma=0.001", Setting(segments=4))
-    assert isinstance(world, RunTable)
-    assert list(world.sources) == ["web", "code", "maths"]
-    assert list(world.benchmarks) == ["x", "y"]
-    check_world(world)
-    ran = world.mixtures[7]
-    assert world.final(ran[None])[0] == pytest.approx(world.losses[7], abs=0.01)
-    world.reset(0)
-    world.advance({"web": 1.0}, world.budget)
-    assert set(world.truth()) == {"x", "y"}
-    assert world.outside == 1
-    inside, whole = nearest_inside(np.array([1.0, 0.0, 0.0]), world.mixtures)
-    assert not whole
-    assert inside.sum() == pytest.approx(1.0)
-    again, whole = nearest_inside(world.mixtures.mean(axis=0), world.mixtures)
-    assert whole
-    assert again == pytest.approx(world.mixtures.mean(axis=0))
-    (tmp_path / "a_loss_60m.csv").unlink()
-    with pytest.raises(BadInput, match=r"needs one"):
-        build(str(tmp_path), Setting())
 
 
 @pytest.mark.soak

@@ -74,28 +74,28 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def replay(run: Path, policy: str) -> dict[str, Any]:
     done = CliRunner().invoke(app, ["backtest", str(run), "--policy", policy, "--json"])
     assert done.exit_code == 0, done.output
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
 def test_the_runs_own_policy_decides_as_it_did_on_what_it_saw(run_file: Path) -> None:
     report = replay(run_file, "./sway.py:Sway")
     assert len(report["decisions"]) >= 3
-    assert any(one["was"]["verdict"] == "intervene" for one in report["decisions"])
-    for one in report["decisions"]:
-        assert one["observed"] == "same", one["id"]
+    assert any(decision["was"]["verdict"] == "intervene" for decision in report["decisions"])
+    for decision in report["decisions"]:
+        assert decision["observed"] == "same", decision["id"]
         # the last decision of a run may have come when training had ended meanwhile
-        assert one["agrees"] or one["was"]["verdict"] == "expired", one
+        assert decision["agrees"] or decision["was"]["verdict"] == "expired", decision
     assert replay(run_file.parent / "run", "./sway.py:Sway") == report
 
 
 def test_another_policy_differs_where_it_would_and_meets_the_guards(run_file: Path) -> None:
     report = replay(run_file, f"{run_file.parent}/sway.py:Grabs")
-    for one in report["decisions"]:
-        now = one["weights_before"]["code"]
-        if one["would"]["verdict"] == "intervene":
-            assert one["would"]["weights_after"]["code"] == pytest.approx(now + 0.2)
-            said = {note["guard"]: note for note in one["would"]["guards"]}
+    for decision in report["decisions"]:
+        now = decision["weights_before"]["code"]
+        if decision["would"]["verdict"] == "intervene":
+            assert decision["would"]["weights_after"]["code"] == pytest.approx(now + 0.2)
+            said = {note["guard"]: note for note in decision["would"]["guards"]}
             assert "cut to 0.2" in said["trust region"]["detail"]
     assert report["summary"]["would_intervene"] >= 2
     assert report["summary"]["agree"] < report["summary"]["decisions"]
@@ -104,9 +104,9 @@ def test_another_policy_differs_where_it_would_and_meets_the_guards(run_file: Pa
 
 def test_a_policy_that_raises_is_shown_to_hold(run_file: Path) -> None:
     report = replay(run_file, f"{run_file.parent}/sway.py:Breaks")
-    for one in report["decisions"]:
-        assert one["would"]["verdict"] == "hold"
-        assert "no idea" in one["would"]["reason"]
+    for decision in report["decisions"]:
+        assert decision["would"]["verdict"] == "hold"
+        assert "no idea" in decision["would"]["reason"]
 
 
 def test_the_table_says_what_and_why(run_file: Path) -> None:
@@ -131,8 +131,8 @@ def test_bad_input_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = [str(run_file) if one == "RUN" else one for one in arguments]
-    monkeypatch.setattr(sys, "argv", ["mixloop", "backtest", *given])
+    command = [str(run_file) if argument == "RUN" else argument for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["mixloop", "backtest", *command])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2

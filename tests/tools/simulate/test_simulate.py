@@ -38,8 +38,8 @@ GUIDE = ROOT / "docs" / "worlds.md"
 def run(*arguments: str) -> dict[str, Any]:
     done = CliRunner().invoke(app, ["simulate", *arguments, "--jobs", "1", "--json"])
     assert done.exit_code == 0, done.output
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_smollm2_replays_in_seconds_reported_and_enforced(tmp_path: Path) -> Non
     (ledger,) = report["ledgers"]
     stages = load_config(EXAMPLE).policy.options["stages"]
     spans = ledger["reporting"]
-    assert [one["until"] for one in spans] == [6e12, 8e12, 10e12, 11e12]
+    assert [each["until"] for each in spans] == [6e12, 8e12, 10e12, 11e12]
     for span, stage in zip(spans, stages, strict=True):
         published = {n: w for n, w in span["weights"].items() if w > 0}
         assert published == pytest.approx(stage["weights"], abs=1e-6)
@@ -89,10 +89,10 @@ def test_a_long_run_takes_less_than_a_second() -> None:
     world = load_world("power", setting)
     policy = load_policy("rules", config.policy.options)
     begun = time.process_time()
-    track = simulate(world, policy, config, segments=110)
+    simulated = simulate(world, policy, config, segments=110)
     assert time.process_time() - begun < 1
-    assert len(track.timeline) == 110
-    assert sum(track.drawn.values()) == pytest.approx(11e12)
+    assert len(simulated.timeline) == 110
+    assert sum(simulated.drawn.values()) == pytest.approx(11e12)
 
 
 def test_names_in_the_page_are_escaped(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_names_in_the_page_are_escaped(tmp_path: Path) -> None:
     assert "<b>" not in text
 
 
-# --- standings --------------------------------------------------------------------------------
+# --- scores -----------------------------------------------------------------------------------
 
 
 def test_the_optimum_closes_the_gap_and_the_start_none(own_world: Path) -> None:
@@ -120,12 +120,12 @@ def test_the_optimum_closes_the_gap_and_the_start_none(own_world: Path) -> None:
     kept = run("--policy", "static", *arguments)["standings"][0]
     assert kept["gap"]["median"] == pytest.approx(0, abs=1e-9)
     moved = run("--policy", "static", "--with", json.dumps({"weights": best}), *arguments)
-    (standing,) = moved["standings"]
+    (scored,) = moved["standings"]
     # the first of twenty segments is spent on the start
-    assert 0.9 < standing["gap"]["median"] < 1
-    assert 0 < standing["regret"]["median"] < moved["control"][0]["regret"]["median"] / 10
-    assert standing["below"] == 0
-    assert standing["runs"][0]["verdicts"]["intervene"] == 1
+    assert 0.9 < scored["gap"]["median"] < 1
+    assert 0 < scored["regret"]["median"] < moved["control"][0]["regret"]["median"] / 10
+    assert scored["below"] == 0
+    assert scored["runs"][0]["verdicts"]["intervene"] == 1
 
 
 def test_processes_don_t_change_the_result() -> None:
@@ -137,8 +137,8 @@ def test_processes_don_t_change_the_result() -> None:
         assert done.exit_code == 0, done.output
         assert "simulating: 4 of 4" in done.stderr
         report = json.loads(done.stdout)
-        runs = [one for standing in report["standings"] for one in standing["runs"]]
-        reports.append([{n: one[n] for n in ("seed", "final", "control", "gap")} for one in runs])
+        runs = [run for scored in report["standings"] for run in scored["runs"]]
+        reports.append([{n: run[n] for n in ("seed", "final", "control", "gap")} for run in runs])
     assert reports[0] == reports[1]
 
 
@@ -152,9 +152,9 @@ def test_intervals_cover_the_median_as_often_as_they_say() -> None:
     drawing = np.random.default_rng(5)
     covered = 0
     for _ in range(40):
-        found = scores.spread(list(drawing.normal(0, 1, 20)))
-        assert found is not None
-        low, high = found["mean_interval"]
+        spread = scores.spread(list(drawing.normal(0, 1, 20)))
+        assert spread is not None
+        low, high = spread["mean_interval"]
         covered += low <= 0 <= high
     assert 33 <= covered <= 40
 
@@ -323,7 +323,7 @@ def test_sources_may_be_listed_in_any_reasonable_form() -> None:
             self.sources = dict(zip(names, [*forms, self.sources[names[4]]], strict=True))
 
     sources = list(world_sources(Loose()).values())
-    assert [one.unique_tokens for one in sources[:4]] == [10**15, 5, 10**15, 7]
+    assert [source.unique_tokens for source in sources[:4]] == [10**15, 5, 10**15, 7]
     assert sources[3].tags == ("code",)
     config = virtual_config(Loose(), segments=3)
     assert len(simulate(Loose(), load_policy("static"), config, segments=3).timeline) == 3
@@ -385,8 +385,16 @@ def test_a_world_that_fails_says_where(
         "from mixloop.policies.worlds import SmolLM2\n"
         "class Poor(SmolLM2):\n    def evaluate(self):\n        return 1 / 0\n"
     )
-    given = ["simulate", "--policy", "static", "--world", f"{tmp_path}/poor.py:Poor", "--jobs", "1"]
-    monkeypatch.setattr(sys, "argv", ["mixloop", *given])
+    command = [
+        "simulate",
+        "--policy",
+        "static",
+        "--world",
+        f"{tmp_path}/poor.py:Poor",
+        "--jobs",
+        "1",
+    ]
+    monkeypatch.setattr(sys, "argv", ["mixloop", *command])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2

@@ -33,15 +33,15 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
+    folders = {}
     for number, (name, samples) in enumerate(SIZES.items()):
-        folder = made[name] = tmp_path_factory.mktemp(name)
+        folder = folders[name] = tmp_path_factory.mktemp(name)
         tokens = np.zeros((samples, LENGTH), "<u2")
         tokens[:, 0] = number * 200 + np.arange(samples)
         tokens.tofile(folder / "tokens.bin")
         info = StoreInfo(tokens.size, 1, "uint16", 2**16, "t", f"sha256:{name}", 0)
         (folder / "store.json").write_text(json.dumps(info.to_json()))
-    return made
+    return folders
 
 
 class Recorder(MixtureMixin, Trainer):  # type: ignore[misc]  # transformers carries no types here
@@ -105,9 +105,9 @@ def trainer(mixture: Any, args: TrainingArguments) -> Recorder:
         num_attention_heads=2, max_position_embeddings=LENGTH, pad_token_id=None,
     )  # fmt: skip
     orders = Orders(RunPaths(mixture.job.dir).mixture)
-    made = Recorder(LlamaForCausalLM(config), args, mixture=mixture, callbacks=[orders])
-    made.seen = []
-    return made
+    recorder = Recorder(LlamaForCausalLM(config), args, mixture=mixture, callbacks=[orders])
+    recorder.seen = []
+    return recorder
 
 
 def pure(folder: Path, samples: int) -> list[int]:
@@ -120,23 +120,23 @@ def pure(folder: Path, samples: int) -> list[int]:
     return [int(token) for token in source * 200 + index]
 
 
-@pytest.mark.parametrize(
-    ("kind", "workers"),
-    [(MixtureLoader, 0), (MixtureDataset, 0), (MixtureDataset, 2)],
-    ids=["loader", "dataset", "workers"],
-)
+@pytest.mark.parametrize("kind", [MixtureLoader, MixtureDataset], ids=["loader", "dataset"])
 def test_it_trains_on_the_order_through_changes_and_a_resume(
-    tmp_path: Path, stores: dict[str, Path], kind: Any, workers: int
+    tmp_path: Path, stores: dict[str, Path], kind: Any
 ) -> None:
-    args = arguments(tmp_path, dataloader_num_workers=workers)
+    args = arguments(tmp_path)
     changes: list[Any] = []
     first = trainer(loader(tmp_path, stores, kind, on_change=changes.append), args)
     first.add_callback(_Stop(20))
     first.train()
     assert first.seen == pure(tmp_path, 20 * QUANTUM)
-    found = read_saved_manifest(tmp_path / "out" / "checkpoint-16").value
-    assert found is not None
-    assert (found.step, found.sample, found.tokens) == (16, 16 * QUANTUM, 16 * QUANTUM * LENGTH)
+    manifest = read_saved_manifest(tmp_path / "out" / "checkpoint-16").value
+    assert manifest is not None
+    assert (manifest.step, manifest.sample, manifest.tokens) == (
+        16,
+        16 * QUANTUM,
+        16 * QUANTUM * LENGTH,
+    )
 
     (tmp_path / "out" / "checkpoint-18").mkdir()  # one whose writing was cut short
     second = trainer(loader(tmp_path, stores, kind, on_change=changes.append), args)
@@ -181,7 +181,12 @@ class _Stop(TrainerCallback):  # type: ignore[misc]
     [
         ({"per_device_train_batch_size": 8}, "per_device_train_batch_size: 8; make it 4"),
         ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps: 1; make it 2"),
-        ({"dataloader_num_workers": 2}, "dataloader_num_workers: 2; make it 0"),
+        (
+            {"dataloader_num_workers": 2},
+            r"^TrainingArguments\.dataloader_num_workers=2: .*; set .*dataloader_num_workers=0$",
+        ),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches: True; leave it"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches: True; leave it out"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size: True; make it False"),
         ({"max_steps": STEPS + 1}, f"max_steps: {STEPS + 1}, but the budget.* after {STEPS}"),
     ],
@@ -210,35 +215,48 @@ def test_ranks_share_the_order_out(tmp_path: Path, stores: dict[str, Path]) -> N
     assert 8 * steps < applied.sample < 40 * steps
 
 
+class Plain(Trainer):  # type: ignore[misc]
+    """A Trainer without the mixin, which has accelerate prepare its batches."""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_trainer_that_gives_its_dataset_to_accelerate_is_refused(
+    tmp_path: Path, stores: dict[str, Path], workers: int
+) -> None:
+    args = arguments(tmp_path, max_steps=4, dataloader_num_workers=workers)
+    model = trainer(loader(tmp_path, stores), arguments(tmp_path)).model
+    with loader(tmp_path, stores, MixtureDataset) as dataset:
+        plain = Plain(model, args, train_dataset=dataset)
+        refusal = "num_workers=2: .*; set num_workers=0$" if workers else "accelerate would deal"
+        with pytest.raises(JobError, match=f"^MixtureDataset: {refusal}"):
+            plain.train()
+
+
 def test_other_ways_to_go_wrong_are_told(tmp_path: Path, stores: dict[str, Path]) -> None:
     with pytest.raises(JobError, match="1 processes share the batches out, the loader knows of 2"):
         trainer(loader(tmp_path, stores, world=2, peers=SingleProcess()), arguments(tmp_path))
-    made = trainer(loader(tmp_path, stores), arguments(tmp_path))
+    recorder = trainer(loader(tmp_path, stores), arguments(tmp_path))
     with pytest.raises(JobError, match=r"no checkpoint-N with mixloop.json"):
-        made.train(resume_from_checkpoint=True)
-    with MixtureDataset.from_job(made.mixture.job, prefetch_factor=4) as dataset:
-        args = arguments(tmp_path, dataloader_num_workers=2, dataloader_prefetch_factor=2)
-        with pytest.raises(JobError, match="dataloader_prefetch_factor: 2; make it 4"):
-            trainer(dataset, args)
-    model, args = made.model, arguments(tmp_path)
+        recorder.train(resume_from_checkpoint=True)
+    model, args = recorder.model, arguments(tmp_path)
     with pytest.raises(JobError, match="args= is missing"):
-        Recorder(model, mixture=made.mixture)
+        Recorder(model, mixture=recorder.mixture)
     with pytest.raises(JobError, match="train_dataset= beside mixture="):
-        Recorder(model, args, mixture=made.mixture, train_dataset=[1])
+        Recorder(model, args, mixture=recorder.mixture, train_dataset=[1])
 
 
 def test_checkpoints_by_epoch_are_marked_before_the_end(
     tmp_path: Path, stores: dict[str, Path]
 ) -> None:
     """An epoch of the Trainer is the budget: one checkpoint, at its end, while the loader runs."""
-    made = trainer(loader(tmp_path, stores), arguments(tmp_path, save_strategy="epoch"))
-    made.train()
+    recorder = trainer(loader(tmp_path, stores), arguments(tmp_path, save_strategy="epoch"))
+    recorder.train()
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == [
         f"checkpoint-{STEPS}"
     ]
-    found = read_saved_manifest(tmp_path / "out" / f"checkpoint-{STEPS}").value
-    assert found is not None
-    assert found.step == STEPS
+    manifest = read_saved_manifest(tmp_path / "out" / f"checkpoint-{STEPS}").value
+    assert manifest is not None
+    assert manifest.step == STEPS
 
 
 def test_processes_that_share_a_batch_are_refused(tmp_path: Path, stores: dict[str, Path]) -> None:
@@ -254,11 +272,11 @@ def test_processes_that_share_a_batch_are_refused(tmp_path: Path, stores: dict[s
 def test_a_checkpoint_that_cannot_be_scored_is_told_once(
     tmp_path: Path, stores: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = trainer(loader(tmp_path, stores), arguments(tmp_path))
-    made.save_model = lambda *_, **__: None  # as FSDP does with sharded states: no safetensors
+    recorder = trainer(loader(tmp_path, stores), arguments(tmp_path))
+    recorder.save_model = lambda *_, **__: None  # as FSDP does with sharded states: no safetensors
     for step in range(16, STEPS + 1, 16):
         (tmp_path / "out" / f"checkpoint-{step}").mkdir()
-    made.train()
+    recorder.train()
     assert capsys.readouterr().err.count("the controller will not score it") == 1
 
 

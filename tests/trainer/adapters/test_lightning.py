@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 from mixloop.contract import Order, RunPaths, read_schedule, read_status, write_order
 from mixloop.controller.config.checkpoint_layouts import Layout
@@ -42,15 +43,15 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
+    folders = {}
     for number, (name, samples) in enumerate(SIZES.items()):
-        folder = made[name] = tmp_path_factory.mktemp(name)
+        folder = folders[name] = tmp_path_factory.mktemp(name)
         tokens = np.zeros((samples, LENGTH), "<u2")
         tokens[:, 0] = number * 200 + np.arange(samples)
         tokens.tofile(folder / "tokens.bin")
         info = StoreInfo(tokens.size, 1, "uint16", 600, "t", f"sha256:{name}", 0)
         (folder / "store.json").write_text(json.dumps(info.to_json()))
-    return made
+    return folders
 
 
 class Module(lightning.LightningModule):  # type: ignore[misc]
@@ -78,8 +79,8 @@ class Module(lightning.LightningModule):  # type: ignore[misc]
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.awaited:  # steps of this model are over before a disk has taken an order
-            known = read_schedule(self.mixture.with_name("schedule.jsonl")).segments
-            self.awaited *= all(segment.generation < self.awaited for segment in known)
+            segments = read_schedule(self.mixture.with_name("schedule.jsonl")).segments
+            self.awaited *= all(segment.generation < self.awaited for segment in segments)
             time.sleep(0.02)
         for step, share in ((10, 0.5), (25, 0.125)):  # plays the controller
             if self.trainer.global_step == step:
@@ -136,26 +137,26 @@ def pure(folder: Path, samples: int) -> list[int]:
     return [int(token) for token in source * 200 + index]
 
 
-@pytest.mark.parametrize(
-    ("kind", "workers"),
-    [(MixtureLoader, 0), (MixtureDataset, 0), (MixtureDataset, 2)],
-    ids=["loader", "dataset", "workers"],
-)
+@pytest.mark.parametrize("kind", [MixtureLoader, MixtureDataset], ids=["loader", "dataset"])
 def test_it_trains_on_the_order_through_changes_and_a_resume(
-    tmp_path: Path, stores: dict[str, Path], kind: Any, workers: int
+    tmp_path: Path, stores: dict[str, Path], kind: Any
 ) -> None:
     orders = RunPaths(tmp_path / "run").mixture
     first = Module(orders)
-    data = MixtureDataModule(mixture(tmp_path, stores, kind), num_workers=workers)
+    data = MixtureDataModule(mixture(tmp_path, stores, kind))
     trainer(tmp_path, max_steps=20).fit(first, datamodule=data)
     assert first.seen == pure(tmp_path, 20 * QUANTUM)
     layout = Layout("hf-trainer", tmp_path / "out")
-    found = layout.manifest("checkpoint-16")
-    assert found is not None
-    assert (found.step, found.sample, found.tokens) == (16, 16 * QUANTUM, 16 * QUANTUM * LENGTH)
+    manifest = layout.manifest("checkpoint-16")
+    assert manifest is not None
+    assert (manifest.step, manifest.sample, manifest.tokens) == (
+        16,
+        16 * QUANTUM,
+        16 * QUANTUM * LENGTH,
+    )
 
     second = Module(orders)
-    data = MixtureDataModule(mixture(tmp_path, stores, kind), num_workers=workers)
+    data = MixtureDataModule(mixture(tmp_path, stores, kind))
     again = trainer(tmp_path)
     ckpt = tmp_path / "out" / "checkpoint-16" / "lightning.ckpt"
     again.fit(second, datamodule=data, ckpt_path=ckpt)
@@ -203,17 +204,26 @@ def test_other_ways_to_go_wrong_are_told(tmp_path: Path, stores: dict[str, Path]
         trainer(tmp_path).fit(module, datamodule=MixtureDataModule(left))
     with pytest.raises(JobError, match="made in setup"):
         _ = MixtureDataModule("run.yaml").mixture
-    given = MixtureDataModule(mixture(tmp_path, stores), seed=4)
+    data = MixtureDataModule(mixture(tmp_path, stores), seed=4)
     with pytest.raises(JobError, match="seed: give them to the loader itself"):
-        given.setup("fit")
+        data.setup("fit")
+
+
+def test_workers_are_refused(tmp_path: Path, stores: dict[str, Path]) -> None:
+    with pytest.raises(JobError, match=r"^MixtureDataModule: num_workers=2: .*set num_workers=0$"):
+        MixtureDataModule("run.yaml", num_workers=2)
+    with mixture(tmp_path, stores, MixtureDataset) as dataset:
+        loader = DataLoader(dataset, batch_size=None, num_workers=2)
+        with pytest.raises(JobError, match=r"^MixtureDataset: num_workers=2: .*set num_workers=0$"):
+            trainer(tmp_path, callbacks=[]).fit(Module(tmp_path), train_dataloaders=loader)
 
 
 def test_checkpoints_that_are_not_kept_take_their_folder_along(
     tmp_path: Path, stores: dict[str, Path]
 ) -> None:
     data = MixtureDataModule(mixture(tmp_path, stores))
-    own = MixtureCheckpoint(tmp_path / "out", every_n_train_steps=8, save_top_k=1)
-    trainer(tmp_path, callbacks=[own]).fit(
+    checkpoints = MixtureCheckpoint(tmp_path / "out", every_n_train_steps=8, save_top_k=1)
+    trainer(tmp_path, callbacks=[checkpoints]).fit(
         Module(RunPaths(tmp_path / "run").mixture), datamodule=data
     )
     [left] = (tmp_path / "out").iterdir()
@@ -222,8 +232,7 @@ def test_checkpoints_that_are_not_kept_take_their_folder_along(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("workers", [0, 2])
-def test_ranks_share_the_order_out(tmp_path: Path, stores: dict[str, Path], workers: int) -> None:
+def test_ranks_share_the_order_out(tmp_path: Path, stores: dict[str, Path]) -> None:
     """Two gloo ranks under DDP: a change in the middle, a resume, and what both saw together."""
     quantum = QUANTUM * 2
     shares = {"a": 0.5, "b": 0.5, "c": 0.0}
@@ -236,7 +245,7 @@ def test_ranks_share_the_order_out(tmp_path: Path, stores: dict[str, Path], work
                     "poll_every": 2},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
-    asked = {"folder": str(tmp_path), "workers": workers}
+    asked = {"folder": str(tmp_path)}
     on_two_ranks(**asked, name="first", steps=12, resume=None)
     last = tmp_path / "out" / "checkpoint-8" / "lightning.ckpt"
     on_two_ranks(**asked, name="second", steps=STEPS, resume=str(last))
@@ -254,26 +263,26 @@ def test_ranks_share_the_order_out(tmp_path: Path, stores: dict[str, Path], work
 def on_two_ranks(**asked: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    own |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    own |= {"TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0"}  # as under torchrun
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    environment |= {"TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0"}  # as under torchrun
     ranks = [
         subprocess.Popen(
             [sys.executable, str(RANKS), json.dumps(asked)],
-            env=os.environ | own | {"RANK": rank, "LOCAL_RANK": rank},
+            env=os.environ | environment | {"RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for rank in ("0", "1")
     ]  # fmt: skip
-    told = [rank.communicate(timeout=200)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], told[0][-4000:]
+    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs[0][-4000:]
 
 
 def test_the_example_goes_on_where_it_was(tmp_path: Path) -> None:
     script = [sys.executable, str(EXAMPLE), str(tmp_path)]
     for steps in ("60", "120"):
-        told = subprocess.run(
+        output = subprocess.run(
             [*script, "--steps", steps], check=True, capture_output=True, text=True, timeout=200
         ).stdout
-    assert "from checkpoint-60" in told
+    assert "from checkpoint-60" in output
     assert Layout("hf-trainer", tmp_path / "out").manifest("checkpoint-120") is not None

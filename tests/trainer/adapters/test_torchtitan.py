@@ -29,7 +29,7 @@ from mixloop.trainer.sources import StoreInfo
 
 pytest.importorskip("torchtitan.components.dataloader")
 from torchtitan.components.checkpoint import CheckpointManager
-from torchtitan.components.dataloader import BaseDataLoader
+from torchtitan.components.dataloader import BaseDataLoader, ParallelAwareDataloader
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.metrics import MetricsProcessor
 
@@ -83,8 +83,8 @@ def build(run_file: Path, **changed: Any) -> MixtureDataLoader:
         "dp_world_size": 1, "dp_rank": 0, "tokenizer": None, "seq_len": LENGTH,
         "local_batch_size": ROWS, "snapshot_every_n_steps": None,
     }  # fmt: skip
-    made: MixtureDataLoader = config.build(**(values | changed))
-    return made
+    dataloader: MixtureDataLoader = config.build(**(values | changed))
+    return dataloader
 
 
 def pure(folder: Path, samples: int) -> list[int]:
@@ -102,7 +102,7 @@ def test_the_dataloader_deals_the_order_and_goes_on_through_dcp(run_file: Path) 
 
     first = build(run_file)
     assert isinstance(first, BaseDataLoader)
-    seen = []
+    tokens = []
     batches = iter(first)
     for _ in range(5):
         inputs, labels = next(batches)
@@ -110,15 +110,15 @@ def test_the_dataloader_deals_the_order_and_goes_on_through_dcp(run_file: Path) 
         assert torch.equal(inputs["input"][:, 1:], labels[:, :-1])
         assert (labels[:, -1] == IGNORE_INDEX).all()
         assert torch.equal(inputs["positions"][0], torch.arange(LENGTH))
-        seen += inputs["input"][:, 0].tolist()
+        tokens += inputs["input"][:, 0].tolist()
     dcp.save({"dataloader": first}, checkpoint_id=run_file.parent / "dcp", no_dist=True)
     first.loader.close()
     second = build(run_file)
     dcp.load({"dataloader": second}, checkpoint_id=run_file.parent / "dcp", no_dist=True)
     for inputs, _ in second:
-        seen += inputs["input"][:, 0].tolist()
+        tokens += inputs["input"][:, 0].tolist()
     second.loader.close()
-    assert seen == pure(run_file.parent, STEPS * MICROS * ROWS)
+    assert tokens == pure(run_file.parent, STEPS * MICROS * ROWS)
 
 
 def test_positions_begin_anew_with_a_document(run_file: Path) -> None:
@@ -150,9 +150,13 @@ def test_what_would_not_be_the_runs_steps_is_refused(run_file: Path) -> None:
 
 def test_a_configuration_keeps_what_it_was_set_to() -> None:
     config = SimpleNamespace(
-        metrics=MetricsProcessor.Config(log_freq=3), dataloader=None,
+        metrics=MetricsProcessor.Config(log_freq=3),
+        dataloader=ParallelAwareDataloader.Config(num_workers=2),
         checkpoint=CheckpointManager.Config(enable=True, interval=7, async_mode="async"),
     )  # fmt: skip
+    with pytest.raises(JobError, match=r"^dataloader\.num_workers=2: .*num_workers=0$"):
+        with_mixture(config, "run.yaml")
+    config.dataloader.num_workers = 0
     with_mixture(config, "run.yaml", documents=True)
     assert (config.dataloader.run, config.dataloader.documents) == ("run.yaml", True)
     assert type(config.metrics) is MixtureMetrics.Config
@@ -171,11 +175,11 @@ def test_an_export_that_could_not_be_scored_is_refused(run_file: Path) -> None:
         metrics_processor=None,
     )  # fmt: skip
     config = MixtureCheckpoints.Config(enable=True, export=True)
-    given: dict[str, Any] = {"dataloader": build(run_file), "states": {"train_state": trainer}}
+    parts: dict[str, Any] = {"dataloader": build(run_file), "states": {"train_state": trainer}}
     with pytest.raises(JobError, match="no state_dict_adapter of this model"):
-        config.build(**given, sd_adapter=None)
+        config.build(**parts, sd_adapter=None)
     with pytest.raises(JobError, match=r"no config\.json in hf_assets_path"):
-        config.build(**given, sd_adapter=object())
+        config.build(**parts, sd_adapter=object())
     with pytest.raises(JobError, match="torchtitan's dataloader is a NoneType"):
         config.build(dataloader=None, states={"train_state": trainer}, sd_adapter=object())
 
@@ -198,18 +202,18 @@ def torchtitan(world: int, **asked: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    own = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    environment = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), json.dumps(asked)],
-            env=os.environ | own | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=os.environ | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for rank in range(world)
     ]  # fmt: skip
-    told = [rank.communicate(timeout=250)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world, told[0][-4000:]
+    outputs = [rank.communicate(timeout=250)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world, outputs[0][-4000:]
 
 
 @pytest.mark.soak
@@ -244,9 +248,9 @@ def test_the_trainer_trains_on_the_order_through_a_change_and_a_resume(
     assert status.lr is not None
     layout = Layout("torchtitan", folder / "titan" / "checkpoint")
     for step in (4, 8, STEPS):
-        found = layout.manifest(f"step-{step}")
-        assert found is not None, step
-        assert (found.step, found.sample) == (step, step * quantum)
+        manifest = layout.manifest(f"step-{step}")
+        assert manifest is not None, step
+        assert (manifest.step, manifest.sample) == (step, step * quantum)
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(layout.folder / f"step-{STEPS}")

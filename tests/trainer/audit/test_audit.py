@@ -38,7 +38,7 @@ from mixloop.contract import (
     write_order,
     write_status,
 )
-from mixloop.trainer.audit import Evidence, Report, ScheduleReplay, audit, courses_of
+from mixloop.trainer.audit import Evidence, Report, ScheduleReplay, audit, replay_of
 from mixloop.trainer.audit.ledger_check import check_segments, segment_facts
 from mixloop.trainer.audit.schedule_check import check_lines
 from mixloop.trainer.loader import MixtureLoader
@@ -100,7 +100,7 @@ def take(loader: MixtureLoader, until: Callable[[], bool], lines: list[dict[str,
         lines.append(
             {
                 "step": loader.step - 1,
-                "sample": loader.sample - loader.quantum,
+                "sample": loader.sample - loader.step_samples,
                 "rank": 0,
                 "world": 1,
                 "source": [source.tolist() for source, _ in micros],
@@ -118,7 +118,7 @@ def take(loader: MixtureLoader, until: Callable[[], bool], lines: list[dict[str,
 def save(loader: MixtureLoader) -> None:
     folder = loader.job.dir / "checkpoints" / f"step-{loader.step:08d}"
     folder.mkdir(parents=True)
-    assert loader.saved(folder)
+    assert loader.mark_checkpoint(folder)
 
 
 def in_force(loader: MixtureLoader, generation: int) -> Callable[[], bool]:
@@ -126,8 +126,8 @@ def in_force(loader: MixtureLoader, generation: int) -> Callable[[], bool]:
     path = RunPaths(loader.job.dir)
 
     def reached() -> bool:
-        found = [s for s in read_schedule(path.schedule).segments if s.generation == generation]
-        return bool(found) and found[0].sample + 3 * loader.quantum <= loader.sample
+        segments = [s for s in read_schedule(path.schedule).segments if s.generation == generation]
+        return bool(segments) and segments[0].sample + 3 * loader.step_samples <= loader.sample
 
     return reached
 
@@ -195,15 +195,15 @@ def ran(base: Ran, tmp_path: Path) -> Ran:
 def test_a_run_of_three_incarnations_is_consistent(base: Ran) -> None:
     report = base.examine()
     assert report.ok, report.findings
-    assert [one.left for one in report.incarnations] == [False, True, False]
+    assert [facts.left for facts in report.incarnations] == [False, True, False]
     assert report.incarnations[0].until == report.incarnations[2].sample
-    assert [one.quantum for one in report.incarnations] == [8, 8, 16]
-    assert [one.generation for one in report.segments[:2]] == [0, 1]
+    assert [facts.quantum for facts in report.incarnations] == [8, 8, 16]
+    assert [facts.generation for facts in report.segments[:2]] == [0, 1]
     assert report.segments[-1].quantum == 16
-    assert all(one.exact for one in report.segments)
-    assert sum(one.samples for one in report.segments) == report.sample
-    assert sum(one.tokens for one in report.sources.values()) == report.tokens
-    assert {one.where for one in report.ledgers} >= {"status.json"}
+    assert all(facts.exact for facts in report.segments)
+    assert sum(facts.samples for facts in report.segments) == report.sample
+    assert sum(facts.tokens for facts in report.sources.values()) == report.tokens
+    assert {facts.where for facts in report.ledgers} >= {"status.json"}
     assert len(report.ledgers) == 3
     trace = report.trace
     assert trace is not None
@@ -225,16 +225,16 @@ def test_a_step_is_what_the_loader_handed_out(base: Ran) -> None:
     newest = sorted(step for step, by in handed if by == final.incarnation)[-3:]
     for step in [0, 5, 20, *newest]:
         shown = audit_step(base.run, AuditArgs(step, hashes=True), base.given)
-        [seen] = shown["ranks"]
+        [rank] = shown["ranks"]
         # a step may have been handed out again on a course that was left: how many are depends
         # on the disk
         line = handed[step, shown["incarnation"]]
-        assert seen["sha256"] == line["sha256"]
-        assert [NAMES.index(row["source"]) for row in seen["rows"]] == np.ravel(
+        assert rank["sha256"] == line["sha256"]
+        assert [NAMES.index(row["source"]) for row in rank["rows"]] == np.ravel(
             line["source"]
         ).tolist()
-        assert [row["index"] for row in seen["rows"]] == np.ravel(line["index"]).tolist()
-        for row in seen["rows"]:
+        assert [row["index"] for row in rank["rows"]] == np.ravel(line["index"]).tolist()
+        for row in rank["rows"]:
             drawn = order.drawn(row["sample"])[row["source"]]
             assert row["epoch"] == row["draw"] // sizes[row["source"]]
             assert row["token"] == row["index"] * LENGTH
@@ -245,8 +245,8 @@ def test_a_step_dealt_to_another_world_is_the_same_step(base: Ran) -> None:
     whole = audit_step(base.run, AuditArgs(3))["ranks"][0]["rows"]
     for world in (1, 2):
         dealt = audit_step(base.run, AuditArgs(3, world=world))["ranks"]
-        assert [one["rank"] for one in dealt] == list(range(world))
-        rows = sorted((row for one in dealt for row in one["rows"]), key=lambda r: r["sample"])
+        assert [rank["rank"] for rank in dealt] == list(range(world))
+        rows = sorted((row for rank in dealt for row in rank["rows"]), key=lambda r: r["sample"])
         drop = ("micro", "row")
         assert [{k: v for k, v in row.items() if k not in drop} for row in rows] == [
             {k: v for k, v in row.items() if k not in drop} for row in whole
@@ -267,8 +267,8 @@ def test_a_course_that_was_left_can_still_be_looked_at(base: Ran) -> None:
 
 def test_text_is_decoded_without_control_characters(base: Ran) -> None:
     arguments = ["audit", str(base.run), "--step", "2", "--text", "--hash"]
-    for given in base.given:
-        arguments += ["--source", given]
+    for source in base.given:
+        arguments += ["--source", source]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert "[31mred" in done.stdout
@@ -292,8 +292,8 @@ def test_text_is_decoded_without_control_characters(base: Ran) -> None:
     ],
 )
 def test_bad_input_is_named(base: Ran, arguments: list[str], message: str) -> None:
-    given = [argument.replace("RUN", str(base.run)) for argument in arguments]
-    result = CliRunner().invoke(app, ["audit", *given])
+    command = [argument.replace("RUN", str(base.run)) for argument in arguments]
+    result = CliRunner().invoke(app, ["audit", *command])
     assert isinstance(result.exception, BadInput)
     assert message in str(result.exception)
 
@@ -354,8 +354,8 @@ def other_seed(ran: Ran) -> None:
 
 def void_of_what_was_in_force(ran: Ran) -> None:
     def change(lines: list[Line]) -> list[Line]:
-        found = next(x for x in lines if isinstance(x, SegmentLine) and x.generation == 1)
-        return [*lines, VoidLine(3, found.sample, found.fence, found.generation, "")]
+        segment = next(x for x in lines if isinstance(x, SegmentLine) and x.generation == 1)
+        return [*lines, VoidLine(3, segment.sample, segment.fence, segment.generation, "")]
 
     rewrite(ran, change)
 
@@ -475,22 +475,22 @@ LIES: list[tuple[str, Callable[[Ran], None], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("lie", "kind", "message"), [one[1:] for one in LIES],
-                         ids=[one[0] for one in LIES])  # fmt: skip
+@pytest.mark.parametrize(("lie", "kind", "message"), [finding[1:] for finding in LIES],
+                         ids=[finding[0] for finding in LIES])  # fmt: skip
 def test_every_lie_is_found(ran: Ran, lie: Callable[[Ran], None], kind: str, message: str) -> None:
     lie(ran)
     arguments = ["audit", str(ran.run), "--json", "--trace", str(ran.folder / "trace")]
-    arguments += [item for given in ran.given for item in ("--source", given)]
+    arguments += [item for source in ran.given for item in ("--source", source)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 1, done.output
     report = json.loads(done.stdout)
     assert report["ok"] is False
-    found = [one for one in report["findings"] if one["kind"] == kind and message in one["detail"]]
-    assert found, report["findings"]
+    findings = [f for f in report["findings"] if f["kind"] == kind and message in f["detail"]]
+    assert findings, report["findings"]
     if kind in ("trace", "schedule"):
-        assert found[0]["line"] is not None
+        assert findings[0]["line"] is not None
     if lie.__name__ == "<lambda>" and kind == "trace":
-        assert found[0]["line"] == 5
+        assert findings[0]["line"] == 5
 
 
 def test_what_is_no_fault_is_said_and_forgiven(ran: Ran) -> None:
@@ -516,7 +516,7 @@ def test_a_ledger_told_inside_a_step_agrees(ran: Ran) -> None:
         next(loader)
     folder = ran.folder / "elsewhere" / "checkpoint-7"
     folder.mkdir(parents=True)
-    assert loader.saved(folder)
+    assert loader.mark_checkpoint(folder)
     state = loader.state_dict()
     loader.close()
     again = loader_of(ran.folder, 4, 4)
@@ -525,7 +525,7 @@ def test_a_ledger_told_inside_a_step_agrees(ran: Ran) -> None:
     again.close()
     report = examine(ran.run, checkpoints=[ran.folder / "elsewhere"])
     assert report.ok, report.findings
-    assert "checkpoint-7" in {one.where for one in report.ledgers}
+    assert "checkpoint-7" in {ledger.where for ledger in report.ledgers}
     assert report.incarnations[-1].incarnation == 5
 
 
@@ -570,25 +570,25 @@ def test_ranks_of_all_incarnations_share_out_the_order_without_loss() -> None:
         SegmentLine(3, 1000, 110, A, 2, 3),
     ]
     assert list(check_lines(list(enumerate(lines, 1)))) == []
-    courses = ScheduleReplay(lines)
-    sizes = [entry.samples for entry in courses.final.opened.sources]
+    replay = ScheduleReplay(lines)
+    sizes = [entry.samples for entry in replay.final.opened.sources]
     permute = Permutations({f"s{i}": size for i, size in enumerate(sizes)}, 9)
     place = 0
     draws: list[set[int]] = [set() for _ in sizes]
     for step in range(120):
-        world = courses.final.samples_of(step)[0].world_size
+        world = replay.final.samples_of(step)[0].world_size
         assert world == (4 if step < 20 else 2 if step < 80 else 1)
-        seen = [courses.seen(courses.final, step, rank) for rank in range(world)]
-        places = np.sort(np.concatenate([one.place.ravel() for one in seen]))
+        batches = [replay.final.rank_batch(step, rank) for rank in range(world)]
+        places = np.sort(np.concatenate([one.position.ravel() for one in batches]))
         assert places.tolist() == list(range(place, place + places.size))
-        assert {one.sample for one in seen} == {place}
+        assert {one.sample for one in batches} == {place}
         place += places.size
-        for one in seen:
+        for one in batches:
             assert np.array_equal(permute(one.source.ravel(), one.draw.ravel()), one.index.ravel())
             for source, draw in zip(one.source.ravel(), one.draw.ravel(), strict=True):
                 draws[source].add(int(draw))
     assert place == 640 + 40 * 12
-    drawn = courses.order(courses.final).drawn(place)
+    drawn = replay.final.order.drawn(place)
     assert [sorted(one) for one in draws] == [list(range(count)) for count in drawn.values()]
 
 
@@ -599,7 +599,7 @@ def test_a_killed_trainers_late_segment_is_no_fault_unless_it_was_kept() -> None
         SegmentLine(1, 80, 10, B, 1, 1),  # durable too late; killed before it could be voided
     ]
     without = ScheduleReplay(start[:2])
-    drawn = without.order(without.final).drawn(160)
+    drawn = without.final.order.drawn(160)
     sizes = {entry.name: entry.samples for entry in without.final.opened.sources}
     status = Status(
         run="r", incarnation=1, pid=1, host="h", step=20, sample=160, tokens=640, budget=10**6,
@@ -628,8 +628,8 @@ def test_long_runs_take_no_longer() -> None:
         {f"s{i}": int(w) for i, w in enumerate(np.roll(units + shift, shift))}
         for shift in (0, *range(1, 8))
     ]
-    for one in weights:
-        one["s0"] += SCALE - sum(one.values())
+    for weight in weights:
+        weight["s0"] += SCALE - sum(weight.values())
     lines: list[Line] = [
         OpenLine(1, None, 0, 0, 1, sources, 2048, 1024, 8, 16, 8),
         SegmentLine(1, 0, 0, weights[0], 0, 0),
@@ -639,13 +639,13 @@ def test_long_runs_take_no_longer() -> None:
     begun = time.monotonic()
     evidence = Evidence(tuple(enumerate(lines, 1)), (), None, {}, {}, {})
     assert audit(evidence).ok
-    facts = segment_facts(courses_of(evidence), 10**12 + 10**10)
+    facts = segment_facts(replay_of(evidence), 10**12 + 10**10)
     assert list(check_segments(facts)) == []
     assert len(facts) == 101
-    assert all(one.exact for one in facts)
-    courses = courses_of(evidence)
-    seen = courses.seen(courses.final, 10**12 // 1024 + 5, 3)
-    assert seen.epoch.max() > 2000
+    assert all(weight.exact for weight in facts)
+    replay = replay_of(evidence)
+    batch = replay.final.rank_batch(10**12 // 1024 + 5, 3)
+    assert batch.epoch.max() > 2000
     assert time.monotonic() - begun < 5
 
 

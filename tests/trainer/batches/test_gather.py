@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixloop.trainer.batches import BatchGatherer
+from mixloop.trainer.batches.gather import BatchGatherer
 from mixloop.trainer.sources import Store, StoreInfo
 from mixloop.trainer.sources.stream import Stream, file_piece
 
@@ -47,7 +47,7 @@ class InFiles:
 
 def expected(stores: list[Store], length: int, source: Ints, index: Ints) -> npt.NDArray[Any]:
     rows = [
-        stores[s].tokens[i * length : (i + 1) * length]
+        stores[s].stream.read(i * length, length)
         for s, i in zip(source.ravel(), index.ravel(), strict=True)
     ]
     return np.array(rows, np.int64).reshape(*source.shape, length)
@@ -92,13 +92,13 @@ def test_every_window_lands_in_its_row(
         InFiles(store) if split else store
         for store, (_, _, split) in zip(stores, sizes, strict=True)
     ]
-    assembler = BatchGatherer(sources, length)
+    gatherer = BatchGatherer(sources, length)
     for _ in range(2):
         source = random.integers(0, len(stores), shape)
         whole = np.array([store.samples(length) for store in stores])
         index = random.integers(0, whole[source])
         out = np.full((*shape, length), 7, kind)
-        assembler.fill(source, index, out)
+        gatherer.fill(source, index, out)
         np.testing.assert_array_equal(out, expected(stores, length, source, index))
 
 
@@ -110,7 +110,7 @@ def test_views_that_begin_anywhere_in_a_file(tmp_path: Path) -> None:
     class Behind(InFiles):
         def __init__(self, store: Store, header: int) -> None:
             super().__init__(store)
-            self._tokens = store.tokens[header:]
+            self._tokens = store.stream.read(0, store.info.tokens)[header:]
 
         def samples(self, sequence_length: int) -> int:
             return int(self._tokens.size) // sequence_length
@@ -127,11 +127,12 @@ def test_views_that_begin_anywhere_in_a_file(tmp_path: Path) -> None:
             return out
 
     for headers in ((0, 512), (1, 3), (2048, 512)):
-        assembler = BatchGatherer(
-            [Behind(one, header) for one, header in zip(stores, headers, strict=True)], 1024
-        )
+        sources: list[Any] = [
+            Behind(store, header) for store, header in zip(stores, headers, strict=True)
+        ]
+        gatherer = BatchGatherer(sources, 1024)
         out = np.empty((4, 1024), np.int64)
-        assembler.fill(np.array([0, 1, 1, 0]), np.array([3, 3, 25, 0]), out)
+        gatherer.fill(np.array([0, 1, 1, 0]), np.array([3, 3, 25, 0]), out)
         assert out[:, 0].tolist() == [
             3 * 1024 + headers[0],
             3 * 1024 + headers[1] + 1,
@@ -143,18 +144,18 @@ def test_views_that_begin_anywhere_in_a_file(tmp_path: Path) -> None:
 
 def test_a_window_that_is_not_there_is_refused(tmp_path: Path) -> None:
     stores = [make_store(tmp_path / str(n), np.arange(5000, dtype=np.uint16)) for n in range(2)]
-    assembler = BatchGatherer(stores, 1024)
+    gatherer = BatchGatherer(stores, 1024)
     out = np.zeros((2, 1024), np.uint16)
     for wrong in (4, -1, 2**62):
         with pytest.raises(IndexError, match=f"window {wrong} of source 1: it has 4"):
-            assembler.fill(np.array([0, 1]), np.array([3, wrong]), out)
+            gatherer.fill(np.array([0, 1]), np.array([3, wrong]), out)
     with pytest.raises(IndexError):
-        assembler.fill(np.array([0, 2]), np.array([3, 0]), out)
+        gatherer.fill(np.array([0, 2]), np.array([3, 0]), out)
     assert not out.any()
 
 
 def test_memory_of_another_shape_is_refused(tmp_path: Path) -> None:
-    assembler = BatchGatherer([make_store(tmp_path, np.arange(5000, dtype=np.uint16))], 1024)
+    gatherer = BatchGatherer([make_store(tmp_path, np.arange(5000, dtype=np.uint16))], 1024)
     pair = np.zeros(2, np.int64), np.arange(2)
     for out in (
         np.zeros((3, 1024), np.uint16),
@@ -162,4 +163,4 @@ def test_memory_of_another_shape_is_refused(tmp_path: Path) -> None:
         np.zeros((2, 2048), np.uint16)[:, ::2],
     ):
         with pytest.raises(ValueError, match="contiguous memory"):
-            assembler.fill(*pair, out)
+            gatherer.fill(*pair, out)

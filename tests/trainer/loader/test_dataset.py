@@ -1,8 +1,12 @@
-"""MixtureDataset under DataLoader workers: order, switches, states, and what is refused."""
+"""MixtureDataset under torch's and torchdata's loaders; workers and accelerate are refused."""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,20 +27,21 @@ LENGTH, ROWS, MICROS = 8, 4, 2
 QUANTUM = ROWS * MICROS
 SIZES = {"a": 53, "b": 101, "c": 149}
 STEPS = 80
+RANKS = Path(__file__).parents[2] / "support" / "accelerate_ranks.py"
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
+    folders = {}
     for number, (name, samples) in enumerate(SIZES.items()):
-        folder = made[name] = tmp_path_factory.mktemp(name)
+        folder = folders[name] = tmp_path_factory.mktemp(name)
         tokens = np.zeros((samples, LENGTH), "<u2")
         tokens[:, 0] = number * 1000 + np.arange(samples)
         tokens.tofile(folder / "tokens.bin")
         info = StoreInfo(tokens.size, 1, "uint16", 2**16, "t", f"sha256:{name}", 0)
         (folder / "store.json").write_text(json.dumps(info.to_json()))
-    return made
+    return folders
 
 
 def make(folder: Path, stores: Mapping[str, Path], **options: Any) -> MixtureDataset:
@@ -71,149 +76,163 @@ def train(
     dataset: MixtureDataset, batches: Iterator[Any], steps: int | None = None, pause: float = 0.0
 ) -> list[int]:
     """Some steps, or all there are, each reported; their first tokens."""
-    seen: list[int] = []
+    tokens: list[int] = []
     for micro, batch in enumerate(batches, start=1):
-        seen += firsts(batch)
+        tokens += firsts(batch)
         if micro % MICROS == 0:
             dataset.report(loss=1.0, lr=0.1, losses=batch["source"] * 1.0, source=batch["source"])
             time.sleep(pause)
             if micro // MICROS == steps:
                 break
-    return seen
+    return tokens
 
 
 def order(folder: Path, generation: int, weights: Mapping[str, float]) -> None:
     write_order(RunPaths(folder / "run").mixture, Order("r", 1, generation, weights))
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"num_workers": 0},
-        {"num_workers": 3},
-        {"num_workers": 2, "prefetch_factor": 4, "persistent_workers": True},
-        {"num_workers": 1, "multiprocessing_context": "spawn"},
-    ],
-    ids=["none", "fork", "persistent", "spawn"],
-)
-def test_a_change_reaches_the_workers_at_its_sample(
-    tmp_path: Path, stores: dict[str, Path], how: dict[str, Any]
-) -> None:
-    told: list[tuple[int, Change]] = []
-    with make(tmp_path, stores, prefetch_factor=how.get("prefetch_factor", 2)) as dataset:
-        dataset.on_change = lambda change: told.append((dataset.step, change))
-        batches = iter(DataLoader(dataset, batch_size=None, **how))
-        seen = train(dataset, batches, steps=3)
+def test_a_change_reaches_the_loop_at_its_sample(tmp_path: Path, stores: dict[str, Path]) -> None:
+    changes: list[tuple[int, Change]] = []
+    with make(tmp_path, stores) as dataset:
+        dataset.on_change = lambda change: changes.append((dataset.step, change))
+        batches = iter(DataLoader(dataset, batch_size=None))
+        tokens = train(dataset, batches, steps=3)
         order(tmp_path, 1, {"a": 0.25, "b": 0.25, "c": 0.5})
-        seen += train(dataset, batches, pause=0.01)
-        assert seen == pure(tmp_path, STEPS * QUANTUM)
-        [(step, change)] = told
+        tokens += train(dataset, batches, pause=0.01)
+        assert tokens == pure(tmp_path, STEPS * QUANTUM)
+        [(step, change)] = changes
         assert change.step == step == change.sample // QUANTUM
         assert dataset.weights["c"] == 0.5
         assert dataset.drawn() == {
-            name: sum(token // 1000 == number for token in seen)
+            name: sum(token // 1000 == number for token in tokens)
             for number, name in enumerate(SIZES)
         }
         assert len(dataset) == STEPS * MICROS
-        del batches
-    found = read_status(RunPaths(tmp_path / "run").status).value
-    assert found is not None
-    assert (found.finished, found.step, found.in_force.sample) == (True, STEPS, change.sample)
-    assert found.sources["c"].loss == 2.0
+        assert list(DataLoader(dataset, batch_size=None)) == []
+    status = read_status(RunPaths(tmp_path / "run").status).value
+    assert status is not None
+    assert (status.finished, status.step, status.in_force.sample) == (True, STEPS, change.sample)
+    assert status.sources["c"].loss == 2.0
 
 
-def test_workers_go_on_from_a_reported_state(tmp_path: Path, stores: dict[str, Path]) -> None:
-    with make(tmp_path, stores) as dataset:
-        batches = iter(DataLoader(dataset, batch_size=None, num_workers=2))
-        seen = train(dataset, batches, steps=11)
-        state = json.loads(json.dumps(dataset.state_dict()))
-        assert (state["step"], state["micro"]) == (11, 0)
-        order(tmp_path, 1, {"c": 1.0})
-        train(dataset, batches, steps=20, pause=0.01)
-        del batches
-    assert len(read_schedule(RunPaths(tmp_path / "run").schedule).segments) == 2
-    for workers in (3, 0):  # any number of them
-        with make(tmp_path, stores) as again:
-            again.load_state_dict(state)
-            rest = train(again, iter(DataLoader(again, batch_size=None, num_workers=workers)))
-        assert seen + rest == pure(tmp_path, STEPS * QUANTUM)
-
-
-def test_a_second_loop_goes_on_from_what_was_reported(
+def test_a_second_loop_goes_on_where_the_first_was_left(
     tmp_path: Path, stores: dict[str, Path]
 ) -> None:
     with make(tmp_path, stores) as dataset:
-        loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
-        seen = train(dataset, iter(loader), steps=5)
-        seen += train(dataset, iter(loader), steps=5)
-        loader = DataLoader(dataset, batch_size=None, num_workers=4)  # new ones, and more of them
-        seen += train(dataset, iter(loader))
-        assert seen == pure(tmp_path, STEPS * QUANTUM)
-        assert list(DataLoader(dataset, batch_size=None, num_workers=2)) == []
+        tokens = train(dataset, iter(DataLoader(dataset, batch_size=None)), steps=5)
+        tokens += train(dataset, iter(DataLoader(dataset, batch_size=None)), steps=5)
+        state = json.loads(json.dumps(dataset.state_dict()))
+        train(dataset, iter(DataLoader(dataset, batch_size=None)), steps=5)
+    with make(tmp_path, stores) as again:
+        again.load_state_dict(state)
+        tokens += train(again, iter(DataLoader(again, batch_size=None)))
+    assert tokens == pure(tmp_path, STEPS * QUANTUM)
 
 
-def test_a_loop_that_does_not_report_is_stopped(tmp_path: Path, stores: dict[str, Path]) -> None:
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_are_refused(tmp_path: Path, stores: dict[str, Path], method: str) -> None:
     with make(tmp_path, stores) as dataset:
-        batches = iter(DataLoader(dataset, batch_size=None, num_workers=2))
-        with pytest.raises(JobError, match=r"call dataset\.report\(\) after every step"):
-            list(batches)
-        del batches
+        loader = DataLoader(dataset, batch_size=None, num_workers=3, multiprocessing_context=method)
+        with pytest.raises(JobError, match=r"^MixtureDataset: [^\n]*; set num_workers=0$"):
+            next(iter(loader))
+    assert not (tmp_path / "run" / "schedule.jsonl").exists()
 
 
-def test_what_is_in_the_way_is_told_by_the_workers(tmp_path: Path, stores: dict[str, Path]) -> None:
+STATEFUL = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's call
+
+
+@STATEFUL
+def test_workers_of_torchdata_are_refused(tmp_path: Path, stores: dict[str, Path]) -> None:
+    torchdata = pytest.importorskip("torchdata.stateful_dataloader")
     with make(tmp_path, stores) as dataset:
-        train(dataset, iter(DataLoader(dataset, batch_size=None, num_workers=1)), steps=2)
+        loader = torchdata.StatefulDataLoader(
+            dataset, batch_size=None, num_workers=2, snapshot_every_n_steps=5
+        )
+        with pytest.raises(JobError, match=r"^MixtureDataset: num_workers=2: .*set num_workers=0$"):
+            next(iter(loader))
+
+
+@STATEFUL
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("steps", [17, 0])
+def test_torchdatas_loader_is_exact_to_the_micro_batch(
+    tmp_path: Path, stores: dict[str, Path], every: int, steps: int
+) -> None:
+    torchdata = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def loader_of(dataset: MixtureDataset) -> Any:
+        return torchdata.StatefulDataLoader(
+            dataset, batch_size=None, num_workers=0, snapshot_every_n_steps=every
+        )
+
+    with make(tmp_path, stores) as dataset:
+        loader = loader_of(dataset)
+        batches = iter(loader)
+        tokens: list[int] = []
+        if steps:
+            tokens += train(dataset, batches, steps=9)
+            order(tmp_path, 1, {"c": 1.0})
+            tokens += train(dataset, batches, steps=steps - 9, pause=0.01)
+        tokens += firsts(next(batches))  # in the middle of a step
+        state = json.loads(json.dumps(loader.state_dict()))
+        following = firsts(next(batches))
+        train(dataset, batches, steps=5)
+    with make(tmp_path, stores) as again:
+        loader = loader_of(again)
+        loader.load_state_dict(state)
+        batches = iter(loader)
+        assert (again.step, again.state_dict()["micro"]) == (steps, 1)
+        assert firsts(next(batches)) == following
+        again.report(loss=1.0)
+        tokens += following + train(again, batches)
+    assert len(read_schedule(RunPaths(tmp_path / "run").schedule).segments) == 1 + (steps > 0)
+    assert tokens == pure(tmp_path, STEPS * QUANTUM)
+
+
+@pytest.mark.parametrize("dispatch", [None, True, False])
+def test_a_loader_that_accelerate_has_prepared_is_refused(
+    tmp_path: Path, stores: dict[str, Path], dispatch: bool | None
+) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    configuration = accelerate.DataLoaderConfiguration(dispatch_batches=dispatch)
+    accelerator = accelerate.Accelerator(cpu=True, dataloader_config=configuration)
+    with make(tmp_path, stores) as dataset:
+        loader = accelerator.prepare(DataLoader(dataset, batch_size=None))
+        with pytest.raises(JobError, match=r"^MixtureDataset: .*dispatch_batches.*prepare\(\)"):
+            next(iter(loader))
+
+
+@pytest.mark.parametrize("dispatch", ["None", "True", "False"])
+def test_accelerate_on_two_ranks_is_refused_on_both(
+    tmp_path: Path, stores: dict[str, Path], dispatch: str
+) -> None:
+    """None of them waits for the other."""
+    pytest.importorskip("accelerate")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    sources = json.dumps({name: str(path) for name, path in stores.items()})
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(RANKS), str(tmp_path / "run"), sources, dispatch],
+            env=os.environ | place | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    for rank in ranks:
+        out, err = rank.communicate(timeout=60)
+        assert out.startswith("refused: MixtureDataset: accelerate would deal"), err
+
+
+def test_what_is_in_the_way_is_told(tmp_path: Path, stores: dict[str, Path]) -> None:
+    with make(tmp_path, stores) as dataset:
+        train(dataset, iter(DataLoader(dataset, batch_size=None)), steps=2)
         state = dataset.state_dict()
     with make(tmp_path, stores, micro_batch=3) as dataset:
         dataset.load_state_dict(state)
         with pytest.raises(JobError, match="a step takes 6 samples now"):
-            next(iter(DataLoader(dataset, batch_size=None, num_workers=2)))
+            next(iter(DataLoader(dataset, batch_size=None)))
     with make(tmp_path, stores, run="q") as dataset, pytest.raises(JobError, match="not 'q'"):
         dataset.load_state_dict(state)
-
-
-def test_a_dataset_left_alone_leaves_nothing_behind(
-    tmp_path: Path, stores: dict[str, Path]
-) -> None:
-    dataset = make(tmp_path, stores)
-    folder = dataset._board.folder
-    assert folder.is_dir()
-    del dataset
-    deadline = time.monotonic() + 10
-    while folder.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's call
-@pytest.mark.parametrize("workers", [0, 3])
-@pytest.mark.parametrize("steps", [17, 0])
-def test_torchdatas_loader_is_exact_to_the_micro_batch(
-    tmp_path: Path, stores: dict[str, Path], workers: int, steps: int
-) -> None:
-    torchdata = pytest.importorskip("torchdata.stateful_dataloader")
-    loader_of = torchdata.StatefulDataLoader
-    with make(tmp_path, stores) as dataset:
-        loader = loader_of(dataset, batch_size=None, num_workers=workers)
-        batches = iter(loader)
-        seen: list[int] = []
-        if steps:
-            seen += train(dataset, batches, steps=9)
-            order(tmp_path, 1, {"c": 1.0})
-            seen += train(dataset, batches, steps=steps - 9, pause=0.01)
-        seen += firsts(next(batches))  # in the middle of a step
-        state = json.loads(json.dumps(loader.state_dict()))
-        seen_on = firsts(next(batches))
-        dataset.report()
-        train(dataset, batches, steps=5)
-        del batches, loader
-    with make(tmp_path, stores) as again:
-        loader = loader_of(again, batch_size=None, num_workers=workers)
-        loader.load_state_dict(state)
-        batches = iter(loader)
-        assert firsts(next(batches)) == seen_on
-        again.report(loss=1.0)
-        seen += seen_on + train(again, batches)
-        del batches, loader
-    assert len(read_schedule(RunPaths(tmp_path / "run").schedule).segments) == 1 + (steps > 0)
-    assert seen == pure(tmp_path, STEPS * QUANTUM)

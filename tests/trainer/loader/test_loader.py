@@ -113,32 +113,32 @@ def recorded(folder: Path) -> int:
 
 def steps(loader: MixtureLoader, count: int) -> list[int]:
     """First tokens of this many steps."""
-    seen: list[int] = []
+    tokens: list[int] = []
     for _ in range(count * loader.job.settings.accumulation):
-        seen += firsts(next(loader))
-    return seen
+        tokens += firsts(next(loader))
+    return tokens
 
 
 def status(folder: Path) -> Status:
     path = RunPaths(folder / "run").status
     until(path.exists)  # the side thread writes it
-    found = read_status(path).value
-    assert found is not None
-    return found
+    newest = read_status(path).value
+    assert newest is not None
+    return newest
 
 
 def heard(folder: Path, loader: MixtureLoader, generation: int, **weights: float) -> list[int]:
     """Write an order and train until it is recorded."""
     order(folder, generation, weights)
-    seen: list[int] = []
+    tokens: list[int] = []
     while recorded(folder) < generation:
-        seen += steps(loader, 1)
+        tokens += steps(loader, 1)
         time.sleep(0.005)
-    assert loader._running is not None
-    lead = loader._running.steering.lead
+    assert loader._incarnation is not None
+    lead = loader._incarnation.live.lead
     assert lead is not None
-    until(lambda: lead.desk.view().pending)  # offered: the next poll announces it
-    return seen
+    until(lambda: lead.inbox.state().pending)  # offered: the next poll announces it
+    return tokens
 
 
 def test_what_is_handed_out_is_the_pure_function_of_the_schedule(
@@ -149,28 +149,28 @@ def test_what_is_handed_out_is_the_pure_function_of_the_schedule(
     loader.on_change = lambda change: changes.append((loader.step, change))
     with loader:
         assert loader.weights == {"a": 0.5, "b": 0.5, "c": 0.0}
-        seen = steps(loader, 3)
-        seen += heard(tmp_path, loader, 1, a=0.25, b=0.25, c=0.5)
+        tokens = steps(loader, 3)
+        tokens += heard(tmp_path, loader, 1, a=0.25, b=0.25, c=0.5)
         for batch in loader:
-            seen += firsts(batch)
+            tokens += firsts(batch)
             assert batch["labels"] is batch["input_ids"]
             assert [token // 1000 for token in firsts(batch)] == batch["source"].tolist()
-        assert seen == pure(tmp_path, 60 * QUANTUM)
+        assert tokens == pure(tmp_path, 60 * QUANTUM)
         [(step, change)] = changes
         assert change.step == step == change.sample // QUANTUM
         assert (change.generation, change.fence) == (1, 1)
         assert dict(change.before) == {"a": 0.5, "b": 0.5, "c": 0.0}
         assert change.weights == loader.weights
         assert loader.weights["c"] == 0.5
-        drawn = {name: sum(t // 1000 == i for t in seen) for i, name in enumerate(SIZES)}
+        drawn = {name: sum(t // 1000 == i for t in tokens) for i, name in enumerate(SIZES)}
         assert loader.drawn() == drawn
         assert loader.epochs()["c"] == drawn["c"] / SIZES["c"]
         assert (loader.step, loader.sample) == (60, 60 * QUANTUM)
         assert len(loader) == 60 * MICROS
-    found = status(tmp_path)
-    assert found.finished
-    assert found.in_force.sample == change.sample
-    assert {name: s.tokens for name, s in found.sources.items()} == {
+    newest = status(tmp_path)
+    assert newest.finished
+    assert newest.in_force.sample == change.sample
+    assert {name: s.tokens for name, s in newest.sources.items()} == {
         name: count * LENGTH for name, count in drawn.items()
     }
 
@@ -179,15 +179,15 @@ def test_a_state_between_micro_batches_goes_on_exactly(
     tmp_path: Path, stores: dict[str, Path]
 ) -> None:
     with make(tmp_path, stores) as first:
-        seen = steps(first, 11) + firsts(next(first))
+        tokens = steps(first, 11) + firsts(next(first))
         state = json.loads(json.dumps(first.state_dict()))
     assert (state["step"], state["sample"], state["micro"]) == (11, 11 * QUANTUM, 1)
     with make(tmp_path, stores) as second:
         second.load_state_dict(state)
         assert (second.step, second.sample) == (11, 11 * QUANTUM)
         for batch in second:
-            seen += firsts(batch)
-    assert seen == pure(tmp_path, 60 * QUANTUM)
+            tokens += firsts(batch)
+    assert tokens == pure(tmp_path, 60 * QUANTUM)
     opened = read_schedule(RunPaths(tmp_path / "run").schedule).latest_open
     assert opened is not None
     assert opened.parent == "step-00000011"
@@ -207,31 +207,31 @@ def test_an_order_recorded_but_not_reached_survives_a_crash(
     tmp_path: Path, stores: dict[str, Path]
 ) -> None:
     loader = make(tmp_path, stores)
-    seen = steps(loader, 3)
+    tokens = steps(loader, 3)
     state = loader.state_dict()
     heard(tmp_path, loader, 1, c=1.0)
-    loader._end()  # as a crash would: nothing is written
+    loader._end(publish=False)  # as a crash would: nothing is written
     with make(tmp_path, stores) as again:
         again.load_state_dict(state)
         for batch in again:
-            seen += firsts(batch)
-    assert seen == pure(tmp_path, 60 * QUANTUM)
-    assert {token // 1000 for token in seen} == {0, 1, 2}
+            tokens += firsts(batch)
+    assert tokens == pure(tmp_path, 60 * QUANTUM)
+    assert {token // 1000 for token in tokens} == {0, 1, 2}
 
 
 def test_a_segment_that_never_came_into_force_is_void(
     tmp_path: Path, stores: dict[str, Path]
 ) -> None:
     with make(tmp_path, stores) as loader:
-        seen = steps(loader, 12)
+        tokens = steps(loader, 12)
         state = loader.state_dict()
     writer = ScheduleWriter(RunPaths(tmp_path / "run").schedule)
     weights = quantise({"a": 0.0, "b": 0.0, "c": 1.0})
     writer.append(SegmentLine(1, 6 * QUANTUM, 6, weights, 1, 1))  # durable, never announced
     with make(tmp_path, stores) as again:
         again.load_state_dict(state)
-        seen += steps(again, 5)
-    assert seen == pure(tmp_path, 17 * QUANTUM)
+        tokens += steps(again, 5)
+    assert tokens == pure(tmp_path, 17 * QUANTUM)
     voids = [
         line
         for line in read_schedule(RunPaths(tmp_path / "run").schedule).lines
@@ -244,41 +244,41 @@ def test_a_state_inside_a_step_keeps_the_switch_that_began_with_it(
     tmp_path: Path, stores: dict[str, Path]
 ) -> None:
     began: list[int] = []
-    seen: list[int] = []
+    tokens: list[int] = []
     with make(tmp_path, stores, on_change=lambda change: began.append(change.step)) as loader:
-        seen += steps(loader, 1)
-        seen += heard(tmp_path, loader, 1, b=0.5, c=0.5)
+        tokens += steps(loader, 1)
+        tokens += heard(tmp_path, loader, 1, b=0.5, c=0.5)
         while not began:
-            seen += firsts(next(loader))
+            tokens += firsts(next(loader))
         state = loader.state_dict()
         assert (state["micro"], state["step"]) == (1, began[0])
     with make(tmp_path, stores) as again:
         again.load_state_dict(state)
-        seen += firsts(next(again)) + steps(again, 8)
-    assert seen == pure(tmp_path, len(seen))
+        tokens += firsts(next(again)) + steps(again, 8)
+    assert tokens == pure(tmp_path, len(tokens))
     lines = read_schedule(RunPaths(tmp_path / "run").schedule).lines
     assert not any(isinstance(line, VoidLine) for line in lines)
 
 
 def test_a_run_resumed_at_a_switch_is_told_of_it(tmp_path: Path, stores: dict[str, Path]) -> None:
-    told: list[Change] = []
+    changes: list[Change] = []
     states = {}
-    with make(tmp_path, stores, on_change=told.append) as loader:
+    with make(tmp_path, stores, on_change=changes.append) as loader:
         steps(loader, 1)
         heard(tmp_path, loader, 1, b=0.5, c=0.5)
-        while not told:
+        while not changes:
             states[loader.step] = loader.state_dict()
             steps(loader, 1)
     again: list[Change] = []
     with make(tmp_path, stores, on_change=again.append) as loader:
-        loader.load_state_dict(states[told[0].step])
+        loader.load_state_dict(states[changes[0].step])
         steps(loader, 3)
-    assert again == told
+    assert again == changes
 
 
 def test_another_quantum_needs_rewind(tmp_path: Path, stores: dict[str, Path]) -> None:
     with make(tmp_path, stores) as loader:
-        seen = steps(loader, 6)
+        tokens = steps(loader, 6)
         state = loader.state_dict()
         heard(tmp_path, loader, 1, c=1.0)
     with make(tmp_path, stores, micro_batch=3) as other:
@@ -287,9 +287,9 @@ def test_another_quantum_needs_rewind(tmp_path: Path, stores: dict[str, Path]) -
             next(other)
     with make(tmp_path, stores, micro_batch=3, rewind=True) as other:
         other.load_state_dict(state)
-        seen += steps(other, 10)
-    assert seen == pure(tmp_path, 6 * QUANTUM + 60)
-    assert {token // 1000 for token in seen} == {0, 1}  # the order recorded beyond is cut
+        tokens += steps(other, 10)
+    assert tokens == pure(tmp_path, 6 * QUANTUM + 60)
+    assert {token // 1000 for token in tokens} == {0, 1}  # the order recorded beyond is cut
 
 
 def test_a_micro_batch_of_another_layout_is_refused(
@@ -327,13 +327,12 @@ def test_batches_that_are_kept_stay_as_they_are(tmp_path: Path, stores: dict[str
         del kept
         steps(loader, 100)
         assert [int(t) for view in views for t in view] == pure(tmp_path, 50 * QUANTUM)
-        feed = loader._feed
-        assert feed is not None
-        slabs = feed._slabs
-        assert slabs is not None
-        made = slabs.made
+        assert loader._incarnation is not None
+        buffers = loader._incarnation._batches._buffers
+        assert buffers is not None
+        allocated = buffers.allocated
         steps(loader, 40)
-        assert slabs.made == made  # nobody keeps these: the same memory again
+        assert buffers.allocated == allocated  # nobody keeps these: the same memory again
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -362,18 +361,18 @@ def test_files_that_fail_cost_the_change_not_the_loop(
     tmp_path: Path, stores: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with make(tmp_path, stores) as loader:
-        seen = steps(loader, 6)
+        tokens = steps(loader, 6)
         (tmp_path / "run").rename(tmp_path / "gone")  # at once, whatever is being written
         for batch in loader:
-            seen += firsts(batch)
+            tokens += firsts(batch)
             loader.report(loss=1.0)
             time.sleep(0.001)
-        assert len(seen) == 60 * QUANTUM
-        assert not loader.saved(tmp_path / "nowhere")
-    told = capsys.readouterr().err
-    assert "status not written" in told
-    assert "the mixture in force is kept" in told
-    assert "mixloop.json not written" in told
+        assert len(tokens) == 60 * QUANTUM
+        assert not loader.mark_checkpoint(tmp_path / "nowhere")
+    errors = capsys.readouterr().err
+    assert "status not written" in errors
+    assert "the mixture in force is kept" in errors
+    assert "mixloop.json not written" in errors
 
 
 def test_limits_bind_whoever_writes(tmp_path: Path, stores: dict[str, Path]) -> None:
@@ -389,16 +388,16 @@ def test_limits_bind_whoever_writes(tmp_path: Path, stores: dict[str, Path]) -> 
 
 
 def test_the_plan_of_an_order_is_carried_out(tmp_path: Path, stores: dict[str, Path]) -> None:
-    told: list[Change] = []
+    changes: list[Change] = []
     at = 40 * QUANTUM * LENGTH
     # the stage is near: drawn further ahead it would come at the first sample it still can
-    with make(tmp_path, stores, on_change=told.append, prefetch=2) as loader:
+    with make(tmp_path, stores, on_change=changes.append, prefetch=2) as loader:
         steps(loader, 1)
         order(tmp_path, 1, {"a": 1.0}, then=(Stage(at, {"c": 1.0}),))
         for _ in loader:
             time.sleep(0.003)
-    assert [change.weights["c"] for change in told] == [0.0, 1.0]
-    assert told[1].sample * LENGTH == at
+    assert [change.weights["c"] for change in changes] == [0.0, 1.0]
+    assert changes[1].sample * LENGTH == at
 
 
 def test_a_newer_incarnation_is_left_alone(
@@ -415,8 +414,8 @@ def test_a_newer_incarnation_is_left_alone(
         new.report(loss=7.0)
         until(lambda: status(tmp_path).incarnation == 2)
         steps(old, 5)
-    found = status(tmp_path)
-    assert (found.incarnation, found.step, found.loss) == (2, 2, 7.0)
+    schedule = status(tmp_path)
+    assert (schedule.incarnation, schedule.step, schedule.loss) == (2, 2, 7.0)
 
 
 def test_reports_reach_the_status(
@@ -431,9 +430,14 @@ def test_reports_reach_the_status(
             loss = torch.tensor(2.5, requires_grad=True)
             loader.report(loss=loss, lr=0.5, grad_norm=float("nan"))
         until(lambda: status(tmp_path).step == 2)
-        found = status(tmp_path)
-        assert (found.loss, found.lr, found.grad_norm, found.phase) == (2.5, 0.5, None, "warmup")
-        assert {n: s.loss for n, s in found.sources.items()} == {"a": 1.0, "b": 2.0, "c": None}
+        newest = status(tmp_path)
+        assert (newest.loss, newest.lr, newest.grad_norm, newest.phase) == (
+            2.5,
+            0.5,
+            None,
+            "warmup",
+        )
+        assert {n: s.loss for n, s in newest.sources.items()} == {"a": 1.0, "b": 2.0, "c": None}
         with pytest.raises(ValueError, match="3 values for the 4 sequences"):
             loader.report(losses=torch.zeros(3))
         steps(loader, 10)
@@ -458,9 +462,9 @@ def test_saved_and_restored_from_a_foreign_checkpoint(
     folder.mkdir()
     (folder / "model.bin").write_bytes(b"weights")
     with make(tmp_path, stores) as loader:
-        seen = steps(loader, 9)
+        tokens = steps(loader, 9)
         loader.report(loss=1.5)
-        assert loader.saved(folder, files=["model.bin"])
+        assert loader.mark_checkpoint(folder, files=["model.bin"])
     left = json.loads((folder / "mixloop.json").read_text())
     assert (left["step"], left["sample"], left["run"]) == (9, 9 * QUANTUM, "r")
     assert left["files"]["model.bin"]["bytes"] == 7
@@ -468,8 +472,8 @@ def test_saved_and_restored_from_a_foreign_checkpoint(
     assert sum(s["tokens"] for s in left["sources"].values()) == left["tokens"]
     with make(tmp_path, stores) as again:
         again.restore(folder)
-        seen += steps(again, 3)
-    assert seen == pure(tmp_path, 12 * QUANTUM)
+        tokens += steps(again, 3)
+    assert tokens == pure(tmp_path, 12 * QUANTUM)
     with pytest.raises(JobError, match=r"mixloop\.json: unreadable"):
         again.restore(tmp_path)
 
@@ -483,8 +487,8 @@ def test_documents_in_windows(tmp_path: Path, stores: dict[str, Path]) -> None:
         ids, batch["document_ids"].tolist(), batch["position_ids"].tolist(), strict=True
     ):
         document, place = 0, 0
-        for token, found, at in zip(row, documents, places, strict=True):
-            assert (found, at) == (document, place)
+        for token, number, at in zip(row, documents, places, strict=True):
+            assert (number, at) == (document, place)
             document, place = (document + 1, 0) if token == 0 else (document, place + 1)
     info = json.loads((stores["c"] / "store.json").read_text())
     other = write_store(tmp_path / "other", 7, 9)
@@ -498,13 +502,13 @@ def test_torch_distributed_checkpoints_keep_it(tmp_path: Path, stores: dict[str,
     import torch.distributed.checkpoint as dcp
 
     with make(tmp_path, stores) as loader:
-        seen = steps(loader, 7)
+        tokens = steps(loader, 7)
         dcp.save({"loader": loader}, checkpoint_id=tmp_path / "dcp")
     with make(tmp_path, stores) as again:
         dcp.load({"loader": again}, checkpoint_id=tmp_path / "dcp")
         assert again.step == 7
-        seen += steps(again, 3)
-    assert seen == pure(tmp_path, 10 * QUANTUM)
+        tokens += steps(again, 3)
+    assert tokens == pure(tmp_path, 10 * QUANTUM)
 
 
 def test_what_cannot_work_is_refused(
@@ -553,7 +557,7 @@ class Wrapped(IterableDataset[Any]):
 
 def test_a_loader_in_workers_is_refused(tmp_path: Path, stores: dict[str, Path]) -> None:
     wrapped = Wrapped(make(tmp_path, stores))
-    with pytest.raises(JobError, match=r"use mixloop\.trainer\.MixtureDataset"):
+    with pytest.raises(JobError, match=r"^MixtureLoader: num_workers=1: .*; set num_workers=0$"):
         next(iter(DataLoader(wrapped, batch_size=None, num_workers=1)))
 
 
@@ -606,8 +610,8 @@ def launch(world: int, config: Path, out: Path, *more: str, killed: bool = False
         command = [sys.executable, str(LOOP), str(config), str(out), *more]
         ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for rank in ranks:
-        told = rank.communicate(timeout=120)[1]
-        assert rank.returncode == (-9 if killed else 0), told
+        errors = rank.communicate(timeout=120)[1]
+        assert rank.returncode == (-9 if killed else 0), errors
 
 
 def consumed(out: Path) -> list[int]:
@@ -703,17 +707,17 @@ def test_a_fork_begins_as_the_run_did(
 ) -> None:
     run, new = tmp_path / "run", tmp_path / "new" / "run"
     with make(tmp_path, stores) as loader:
-        seen = steps(loader, 2)
-        seen += heard(tmp_path, loader, 1, b=0.5, c=0.5)
+        tokens = steps(loader, 2)
+        tokens += heard(tmp_path, loader, 1, b=0.5, c=0.5)
         while loader.weights["c"] == 0:
-            seen += steps(loader, 1)
+            tokens += steps(loader, 1)
         at = loader.step
         state, drawn = loader.state_dict(), loader.drawn()
         order(tmp_path, 2, {"a": 1.0})
         steps(loader, 8)
-        assert loader._running is not None
+        assert loader._incarnation is not None
         moment = StepMetrics(loader.step, loader.sample, None, None, None, None, {})
-        manifest = loader._running.steering.manifest(moment, loader.drawn())
+        manifest = loader._incarnation.live.manifest(moment, loader.drawn())
         assert manifest is not None
 
         def write(folder: Path) -> None:
@@ -729,15 +733,15 @@ def test_a_fork_begins_as_the_run_did(
     )
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)["sample"] == at * QUANTUM
-    found = checkpoint_store.newest(RunPaths(new).checkpoints)
-    assert found is not None
-    assert (found[0].name, found[1].run) == (checkpoint_store.folder_name(at), "f")
-    assert (found[0] / "weights").read_bytes() == b"w"
+    checkpoint = checkpoint_store.newest(RunPaths(new).checkpoints)
+    assert checkpoint is not None
+    assert (checkpoint[0].name, checkpoint[1].run) == (checkpoint_store.folder_name(at), "f")
+    assert (checkpoint[0] / "weights").read_bytes() == b"w"
     with pytest.raises(JobError, match="a run lies there already"):
         fork_run(run, new, "f", step=at)
-    told = status(tmp_path / "new")
-    assert (told.run, told.step, told.accepted.generation) == ("f", at, 1)
-    assert {name: s.tokens // LENGTH for name, s in told.sources.items()} == drawn
+    newest = status(tmp_path / "new")
+    assert (newest.run, newest.step, newest.accepted.generation) == ("f", at, 1)
+    assert {name: s.tokens // LENGTH for name, s in newest.sources.items()} == drawn
     with pytest.raises(JobError, match="no state was loaded"):
         next(make(tmp_path / "new", stores, run="f"))
     with make(tmp_path / "new", stores, run="f") as forked:
@@ -745,12 +749,12 @@ def test_a_fork_begins_as_the_run_did(
             forked.load_state_dict({**state, "sample": state["sample"] - QUANTUM})
         forked.load_state_dict(state)
         assert forked.weights == forked._start
-        seen += steps(forked, 1)
+        tokens += steps(forked, 1)
         assert forked.weights["c"] == 0.5
-        seen += steps(forked, 3)
+        tokens += steps(forked, 3)
         write_order(RunPaths(new).mixture, Order("f", 1, 2, {"b": 1.0}))
         while recorded(tmp_path / "new") < 2:
-            seen += steps(forked, 1)
+            tokens += steps(forked, 1)
             time.sleep(0.005)
-    assert seen == pure(tmp_path / "new", len(seen))
+    assert tokens == pure(tmp_path / "new", len(tokens))
     assert read_schedule(RunPaths(run).schedule).accepted[1] <= 2

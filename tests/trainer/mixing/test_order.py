@@ -110,7 +110,7 @@ def error_at_every_quantum(sources: int, segments: Sequence[Segment], tail: int)
     for segment, following in itertools.zip_longest(segments, segments[1:]):
         end = following.sample if following else last
         units = units_of(segment.weights, sources)
-        stops = [*range(segment.sample + segment.quantum, end, segment.quantum), end]
+        stops = [*range(segment.sample + segment.step_samples, end, segment.step_samples), end]
         ends += stops
         entitled += [before + units * (stop - segment.sample) for stop in stops]
         before = entitled[-1]
@@ -192,8 +192,8 @@ def test_a_segment_added_live_gives_the_same_order(schedule: tuple[int, list[Seg
         live = live.with_segment(segment)
         last = live.batch(segment.sample, 100 if following is None else 1)
         assert last[0].size
-        whole = reached - reached % max(s.quantum for s in segments)
-        if len({s.quantum for s in segments}) == 1:
+        whole = reached - reached % max(s.step_samples for s in segments)
+        if len({s.step_samples for s in segments}) == 1:
             np.testing.assert_array_equal(live.batch(0, whole)[0], before[:whole])
     at_once = MixtureOrder(sizes_of(sources), 0, segments)
     total = segments[-1].sample + 500

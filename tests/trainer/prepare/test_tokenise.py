@@ -12,7 +12,7 @@ import pytest
 
 from mixloop.trainer.config import JobError
 from mixloop.trainer.prepare import documents, prepare
-from mixloop.trainer.prepare.documents import read_texts, resolve_inputs
+from mixloop.trainer.prepare.documents import read_pieces, resolve_inputs
 from mixloop.trainer.prepare.tokenise import Progress
 from mixloop.trainer.sources import (
     Store,
@@ -39,7 +39,8 @@ def expected(tokenizer: str, texts: list[str]) -> list[int]:
 
 
 def content(path: Path) -> list[int]:
-    return [int(token) for token in Store.open(path).tokens]
+    store = Store.open(path)
+    return [int(token) for token in store.stream.read(0, store.info.tokens)]
 
 
 def write_lines(path: Path, records: list[Any]) -> Path:
@@ -102,13 +103,13 @@ def test_folders_globs_and_order(tmp_path: Path, tokenizer: str) -> None:
 def test_more_workers_give_the_same_bytes(tmp_path: Path, tokenizer: str) -> None:
     many = [{"text": text * 200} for text in TEXTS]
     file = str(write_lines(tmp_path / "a.jsonl", many))
-    seen: list[Progress] = []
+    steps: list[Progress] = []
     one = prepare([file], tmp_path / "one", tokenizer)
-    two = prepare([file], tmp_path / "two", tokenizer, workers=2, progress=seen.append)
+    two = prepare([file], tmp_path / "two", tokenizer, workers=2, progress=steps.append)
     assert one == two
     assert content(tmp_path / "one") == content(tmp_path / "two")
-    assert len(seen) > 1
-    assert seen[-1] == Progress(40, two.tokens, 1, 1)
+    assert len(steps) > 1
+    assert steps[-1] == Progress(40, two.tokens, 1, 1)
 
 
 def test_a_long_text_file_is_one_document_read_in_pieces(
@@ -122,7 +123,10 @@ def test_a_long_text_file_is_one_document_read_in_pieces(
     assert info.documents == 1
     assert tokens.count(inspect_tokenizer(Path(tokenizer)).eos_id) == 1
     assert load_raw(Path(tokenizer)).decode(tokens[:-1]) == "".join(TEXTS)
-    assert "".join(read_texts([str(file)])) == "".join(TEXTS)
+    [source] = resolve_inputs([str(file)])
+    pieces = list(read_pieces(source))
+    assert "".join(piece.text for piece in pieces) == "".join(TEXTS)
+    assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +210,7 @@ def test_windows_of_a_store(tmp_path: Path, tokenizer: str) -> None:
     windows = store.gather(picked, 16)
     assert windows.dtype == np.int64
     for row, sample in zip(windows, picked, strict=True):
-        assert row.tolist() == store.tokens[sample * 16 : sample * 16 + 16].tolist()
+        assert row.tolist() == store.stream.read(sample * 16, 16).tolist()
     assert [dtype_for(size) for size in (65536, 65537)] == ["uint16", "uint32"]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mixloop.contract import (
+    BatchSchedule,
     Line,
     OpenLine,
     Order,
@@ -46,7 +47,7 @@ class FullDisk(ScheduleWriter):
 
 
 class Stand:
-    """A desk whose training thread is this test: `step` is where it stands."""
+    """An order inbox whose training thread is this test: `step` is where it stands."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +65,8 @@ class Stand:
             Switch(s.sample, s.fence, s.generation, (s.weights["a"], s.weights["b"]), s.step)
             for s in read_schedule(self.paths.schedule).segments
         ]
-        clock = StepClock(0, 0, QUANTUM, LENGTH, POLL, prefetch=1)
-        self.desk = OrderInbox(
+        clock = StepClock(0, 0, BatchSchedule(((0, QUANTUM),)), LENGTH, POLL, prefetch=1)
+        self.inbox = OrderInbox(
             self.paths, "r", ("a", "b"), self.writer, incarnation, clock, past,
             now=lambda: self.step, **options,
         )  # fmt: skip
@@ -81,13 +82,13 @@ class Stand:
         announced = []
         while self.step < step:
             if self.step % POLL == 0:
-                switch = self.desk.take(self.step)
+                switch = self.inbox.take(self.step)
                 if switch is not None:
                     announced.append((self.step, switch))
                 if look:
-                    self.desk.look()
+                    self.inbox.look()
             self.step += 1
-            self.desk.consumed(self.step * QUANTUM)
+            self.inbox.consumed(self.step * QUANTUM)
         return announced
 
     @property
@@ -100,9 +101,9 @@ class Stand:
 def test_an_order_is_durable_first_then_announced_then_consumed(tmp_path: Path) -> None:
     stand = Stand(tmp_path)
     stand.order(1, 0.25)
-    stand.desk.look()
+    stand.inbox.look()
     assert stand.recorded == [(0, 0, 0), (LEAD, 1, 1)]
-    view = stand.desk.view()
+    view = stand.inbox.state()
     assert view.accepted == (1, 1)
     assert view.in_force.generation == 0
     assert view.pending is not None
@@ -111,9 +112,9 @@ def test_an_order_is_durable_first_then_announced_then_consumed(tmp_path: Path) 
     assert step == 0
     assert switch.weights == (2**22, 3 * 2**22)
     assert Switch.unpack(switch.pack()) == Switch(LEAD, 1, 1, switch.weights)
-    assert stand.desk.view().in_force.generation == 0  # its first sample is not consumed yet
+    assert stand.inbox.state().in_force.generation == 0  # its first sample is not consumed yet
     stand.run_to(LEAD // QUANTUM + 1)
-    view = stand.desk.view()
+    view = stand.inbox.state()
     assert (view.in_force.generation, view.in_force.step) == (1, LEAD // QUANTUM)
     assert view.pending is None
 
@@ -135,17 +136,17 @@ def test_one_switch_is_pending_at_a_time_and_the_newest_order_follows(tmp_path: 
 def test_durable_too_late_is_voided_and_tried_further_ahead(tmp_path: Path) -> None:
     stand = Stand(tmp_path)
     stand.order(1, 0.25)
-    stand.desk.look()  # recorded at step 0 ...
+    stand.inbox.look()  # recorded at step 0 ...
     stand.step = 15  # ... while training raced on: the first sample is gone
-    assert stand.desk.take(15) is None
-    assert stand.desk.view().pending is not None
+    assert stand.inbox.take(15) is None
+    assert stand.inbox.state().pending is not None
     announced = stand.run_to(60)
     lines = read_schedule(stand.paths.schedule).lines
     assert [type(line) for line in lines[2:]] == [SegmentLine, VoidLine, SegmentLine]
     retried = (15 + 4 * POLL + 1) * QUANTUM  # twice the polls ahead
     assert stand.recorded == [(0, 0, 0), (retried, 1, 1)]
     assert [switch.sample for _, switch in announced] == [retried]
-    assert stand.desk.view().in_force.sample == retried
+    assert stand.inbox.state().in_force.sample == retried
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -156,7 +157,7 @@ def test_a_failing_disk_keeps_the_mixture_and_the_order_comes_later(
     stand.order(1, 0.25)
     stand.writer.full = when
     assert stand.run_to(12) == []
-    view = stand.desk.view()
+    view = stand.inbox.state()
     assert (view.accepted, view.pending) == ((0, 0), None)
     assert len(view.rejected) == 1
     assert "the mixture in force is kept" in view.rejected[0].reason
@@ -169,13 +170,13 @@ def test_a_failing_disk_keeps_the_mixture_and_the_order_comes_later(
 def test_a_full_disk_while_retrying_loses_no_order(tmp_path: Path) -> None:
     stand = Stand(tmp_path)
     stand.order(1, 0.25)
-    stand.desk.look()
+    stand.inbox.look()
     stand.step = 15
     stand.writer.full = "before"
     stand.run_to(30)
     stand.writer.full = None
     stand.run_to(90)
-    assert stand.desk.view().in_force.generation == 1
+    assert stand.inbox.state().in_force.generation == 1
     assert [generation for _, _, generation in stand.recorded] == [0, 1]
 
 
@@ -186,7 +187,7 @@ def test_a_plan_is_carried_out_at_its_token_counts(tmp_path: Path) -> None:
     stand.run_to(130)
     # 1,501 tokens end inside step 37 (40 tokens a step): the stage begins with step 38
     assert stand.recorded[2:] == [(38 * QUANTUM, 1, 1), (75 * QUANTUM, 1, 1)]
-    assert stand.desk.view().in_force.weights == (0, 2**24)
+    assert stand.inbox.state().in_force.weights == (0, 2**24)
 
 
 def test_a_newer_order_ends_the_plan(tmp_path: Path) -> None:
@@ -205,15 +206,15 @@ def test_a_take_over_raises_the_fence_and_nothing_else(tmp_path: Path) -> None:
     stand.run_to(40)  # the stage is in force by now
     stand.order(1, 0.25, fence=3, then=plan)
     stand.run_to(50)
-    assert stand.desk.view().accepted == (3, 1)
+    assert stand.inbox.state().accepted == (3, 1)
     assert [fence for _, fence, _ in stand.recorded] == [0, 1, 1]
     stand.order(2, 0.5, fence=2)  # the controller that was replaced
     stand.run_to(60)
-    assert stand.desk.view().accepted == (3, 1)
-    assert "fence 2 is below 3" in stand.desk.view().rejected[-1].reason
+    assert stand.inbox.state().accepted == (3, 1)
+    assert "fence 2 is below 3" in stand.inbox.state().rejected[-1].reason
     # a restart remembers the fence, though no segment carries it and the order file is another's
     again = Stand(tmp_path)
-    assert again.desk.view().accepted == (3, 1)
+    assert again.inbox.state().accepted == (3, 1)
     again.run_to(90)
     assert again.recorded == stand.recorded  # the stage is not carried out twice
 
@@ -221,9 +222,9 @@ def test_a_take_over_raises_the_fence_and_nothing_else(tmp_path: Path) -> None:
 def test_recorded_segments_ahead_are_followed_before_new_orders(tmp_path: Path) -> None:
     stand = Stand(tmp_path)
     stand.order(1, 0.25)
-    stand.desk.look()
+    stand.inbox.look()
     again = Stand(tmp_path)  # from step 0: the segment lies ahead
-    pending = again.desk.view().pending
+    pending = again.inbox.state().pending
     assert pending is not None
     assert pending.sample == LEAD
     again.order(2, 0.3)
@@ -238,13 +239,13 @@ def test_a_superseded_desk_writes_nothing(tmp_path: Path) -> None:
     newer = Stand(tmp_path)
     stand.order(1, 0.25)
     stand.run_to(20)
-    assert stand.desk.view().superseded
+    assert stand.inbox.state().superseded
     assert [generation for _, _, generation in newer.recorded] == [0]
 
 
 def test_the_side_thread_survives_what_fails_in_it(tmp_path: Path) -> None:
     stand = Stand(tmp_path)
-    side = SideThread(stand.desk)
+    side = SideThread(stand.inbox)
     stand.order(1, 0.25)
     written = threading.Event()
 
@@ -259,7 +260,7 @@ def test_the_side_thread_survives_what_fails_in_it(tmp_path: Path) -> None:
     side.write(lambda: finished.append(True))
     assert side.close()
     assert finished == [True]
-    assert stand.desk.view().accepted == (1, 1)
+    assert stand.inbox.state().accepted == (1, 1)
 
 
 def test_the_side_thread_survives_a_look_that_fails(
@@ -272,16 +273,16 @@ def test_the_side_thread_survives_a_look_that_fails(
     stand = Stand(tmp_path)
     monkeypatch.setattr(sys, "stderr", Broken())
     stand.paths.mixture.write_text("[]")
-    stand.desk.look()  # the rejection can't be said
-    assert len(stand.desk.view().rejected) == 1
+    stand.inbox.look()  # the rejection can't be said
+    assert len(stand.inbox.state().rejected) == 1
     looked = threading.Event()
 
     def fails() -> None:
         looked.set()
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(stand.desk, "look", fails)
-    side = SideThread(stand.desk)
+    monkeypatch.setattr(stand.inbox, "look", fails)
+    side = SideThread(stand.inbox)
     side.poll()
     assert looked.wait(10)
     finished: list[bool] = []
@@ -295,21 +296,21 @@ def test_a_retry_that_is_late_at_once_is_tried_again(
 ) -> None:
     stand = Stand(tmp_path)
     stand.order(1, 0.25)
-    stand.desk.look()
+    stand.inbox.look()
     stand.step = 30
-    assert stand.desk.take(stand.step) is None  # too late
-    record = stand.desk._record
+    assert stand.inbox.take(stand.step) is None  # too late
+    record = stand.inbox._record
 
     def overtaken(*arguments: Any, **options: Any) -> None:
         record(*arguments, **options)
         stand.step = 100  # before `look` has come back, the training thread is past it again
-        assert stand.desk.take(stand.step) is None
+        assert stand.inbox.take(stand.step) is None
 
     with monkeypatch.context() as patch:
-        patch.setattr(stand.desk, "_record", overtaken)
-        stand.desk.look()
+        patch.setattr(stand.inbox, "_record", overtaken)
+        stand.inbox.look()
     stand.run_to(200)
-    assert stand.desk.view().in_force.generation == 1
+    assert stand.inbox.state().in_force.generation == 1
 
 
 def test_a_lost_schedule_keeps_the_mixture_until_it_is_back(tmp_path: Path) -> None:
@@ -318,10 +319,10 @@ def test_a_lost_schedule_keeps_the_mixture_until_it_is_back(tmp_path: Path) -> N
     stand.order(1, 0.25)
     stand.run_to(40)
     assert not stand.paths.schedule.exists()
-    view = stand.desk.view()
+    view = stand.inbox.state()
     assert (view.accepted, view.pending, view.superseded) == ((0, 0), None, False)
     [noted] = view.rejected
     assert "schedule.jsonl: gone while the run writes it" in noted.reason
     away.rename(stand.paths.schedule)
     stand.run_to(80)
-    assert stand.desk.view().in_force.generation == 1
+    assert stand.inbox.state().in_force.generation == 1

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 from mixloop.cli.audit import examine
 from mixloop.contract import (
@@ -28,7 +27,7 @@ from mixloop.contract import (
     write_order,
 )
 from mixloop.trainer.config import JobError
-from mixloop.trainer.loader import MixtureDataset, MixtureLoader
+from mixloop.trainer.loader import MixtureLoader
 from mixloop.trainer.mixing import MixtureOrder
 from mixloop.trainer.run import fork_run
 
@@ -236,28 +235,6 @@ def test_a_source_grows_at_its_next_epoch(job: Job) -> None:
     a = status.sources["a"]
     assert a.epochs == pytest.approx(4 + (len(draws) - 126) / 45)
     assert a.unique_tokens == 45 * LENGTH
-
-
-def test_workers_draw_from_sources_that_changed(job: Job) -> None:
-    job.train({"a": 0.5, "b": 0.5}, 30)
-    job.extend("a", 40)
-    for weights, order in (
-        ({"c": 0.0, "a": 0.5, "b": 0.5}, {"c": 0.9, "a": 0.1}),
-        ({"a": 0.5, "c": 0.5}, {"a": 0.3, "c": 0.7}),
-    ):
-        dataset = MixtureDataset(job.folder / "run", **job.options(weights))
-        dataset.load_state_dict(job.state or {})
-        job.order(order)
-        batches = iter(DataLoader(dataset, batch_size=None, num_workers=2))
-        for _ in range(40):
-            time.sleep(0.005)
-            job.handed += [int(token) for token in next(batches)["input_ids"][:, 0]]
-            dataset.report()
-        job.state = json.loads(json.dumps(dataset.state_dict()))
-        del batches
-        dataset.close()
-    job.check()
-    assert job.counted()["c"] > 60
 
 
 def test_what_would_lose_or_repeat_samples_is_refused(job: Job) -> None:

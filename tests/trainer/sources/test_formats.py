@@ -1,14 +1,9 @@
-"""Sources of every format: windows over many files, opened late; what is wrong is one line."""
+"""Sources of every format are read in place; what is wrong with one is said in one line."""
 
 from __future__ import annotations
 
 import json
 import struct
-import subprocess
-import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +22,15 @@ from mixloop.controller.service import check_run
 from mixloop.controller.service.launch import job_of
 from mixloop.trainer.batches import document_ids, document_mask, position_ids
 from mixloop.trainer.batches.document_mask import document_mask_mod
-from mixloop.trainer.config import Job, JobError
+from mixloop.trainer.config import JobError
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.prepare.append import alone
 from mixloop.trainer.sources import (
-    Shard,
     Store,
-    StoreInfo,
     open_source,
-    open_stores,
-    read_header,
     source_info,
     train_tokenizer,
     verify_source,
 )
-from mixloop.trainer.sources.memory_map import POOL, MappedFile, Pool
-from mixloop.trainer.sources.stream import Piece, Stream, file_piece
-from mixloop.trainer.sources.token_store import verify_store
 from mixloop.trainer.train import train
 
 EOS = 0
@@ -85,233 +72,6 @@ def write_arrow(folder: Path, rows: list[list[int]]) -> None:
     from datasets import Dataset
 
     Dataset.from_dict({"input_ids": rows}).save_to_disk(folder)
-
-
-# --- the stream ----------------------------------------------------------------------------------
-
-
-def stream_of(folder: Path, parts: list[np.ndarray[Any, Any]], pool: Pool) -> Stream:
-    """A stream whose parts lie in files of their own, or several to a file, between other bytes."""
-    pieces = []
-    for number, part in enumerate(parts):
-        file = folder / f"{number}.bin"
-        if number % 3 == 2:  # as in arrow files: a part that begins somewhere inside
-            file.write_bytes(b"x" * 10 + part.tobytes() + b"y" * 7)
-            pieces.append(Piece(MappedFile(file, part.nbytes + 17, pool), len(part), 10))
-        else:
-            file.write_bytes(part.tobytes())
-            pieces.append(file_piece(file, part.dtype, len(part), pool))
-    return Stream(pieces, np.uint16)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    sizes=st.lists(st.one_of(st.integers(0, 40), st.integers(100, 300)), min_size=1, max_size=8),
-    length=st.integers(1, 50),
-    most=st.integers(1, 4),
-    seed=st.integers(0, 99),
-)
-def test_windows_are_those_of_the_concatenation(
-    sizes: list[int], length: int, most: int, seed: int
-) -> None:
-    parts = [tokens(size, seed + i) for i, size in enumerate(sizes)]
-    whole = np.concatenate(parts)
-    count = len(whole) // length
-    samples = np.random.default_rng(seed).permutation(count)
-    expected = whole[: count * length].reshape(count, length)[samples]
-    with tempfile.TemporaryDirectory() as folder:
-        stream = stream_of(Path(folder), parts, Pool(most))
-        assert stream.tokens == len(whole)
-        np.testing.assert_array_equal(stream.gather(samples, length), expected)
-        out = np.full((count + 2, length), -1, np.int64)
-        rows = np.random.default_rng(seed + 1).permutation(count)
-        stream.gather(samples, length, out, rows)
-        assert stream.mapped <= most
-    np.testing.assert_array_equal(out[rows], expected)
-    assert (out[count:] == -1).all()
-
-
-def shards(folder: Path, count: int, size: int) -> Path:
-    """A store of many shards; shard n holds the number n throughout."""
-    folder.mkdir()
-    for number in range(count):
-        np.full(size, number, "<u2").tofile(folder / f"tokens-{number:05d}.bin")
-    files = tuple(Shard(f"tokens-{n:05d}.bin", size, "") for n in range(count))
-    info = StoreInfo(count * size, 1, "uint16", 2**16, "t", "f", EOS, shards=files)
-    (folder / "store.json").write_text(json.dumps(info.to_json()))
-    return folder
-
-
-def test_ten_thousand_shards_are_mapped_one_by_one(tmp_path: Path) -> None:
-    store = Store.open(shards(tmp_path / "s", 10_000, 8))
-    assert store.info.tokens == 80_000
-    assert store.stream.mapped == 0
-    assert store.gather(np.array([7, 9999]), 8)[:, 0].tolist() == [7, 9999]
-    assert store.stream.mapped == 2
-    found = store.gather(np.arange(5000), 16)
-    np.testing.assert_array_equal(found[:, [0, 8]], np.arange(10_000).reshape(-1, 2))
-    assert store.stream.mapped <= POOL.most
-
-
-def test_the_pool_keeps_what_is_used_and_frees_what_is_gone(tmp_path: Path) -> None:
-    pool = Pool(3)
-    files = []
-    for number in range(6):
-        path = tmp_path / str(number)
-        path.write_bytes(bytes([number]) * 100)
-        files.append(MappedFile(path, 100, pool))
-    kept = files[0].bytes()
-    for file in files[1:]:
-        files[0].bytes()  # used again and again: it stays
-        assert file.bytes()[99] == int(file.path.name)
-        assert len(pool) <= 3
-        assert files[0].content is kept  # mapped once
-    for file in files[1:] + files[1:]:
-        file.bytes()
-    assert not files[0].mapped
-    assert kept.sum() == 0  # an array outlives its file's place in the pool
-    del files, file
-    assert len(pool) == 0
-    (tmp_path / "1").write_bytes(b"")
-    with pytest.raises(OSError, match="0 bytes now, 100 when it was opened"):
-        MappedFile(tmp_path / "1", 100, pool).bytes()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS binds on Linux")
-def test_files_beyond_the_address_space_take_turns(tmp_path: Path) -> None:
-    code = """
-import resource, sys
-from pathlib import Path
-from mixloop.trainer.sources.memory_map import MappedFile, Pool
-files = []
-for number in range(8):
-    path = Path(sys.argv[1]) / str(number)
-    with path.open("wb") as stream:
-        stream.write(bytes([number]))
-        stream.truncate(2**30)
-    files.append(MappedFile(path, 2**30, Pool(100) if not files else files[0].pool))
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 7 * 2**29, resource.RLIM_INFINITY))
-print([int(file.bytes()[0]) for file in files * 2], len(files[0].pool))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split("]")[0] == str([*range(8), *range(8)])[:-1]
-    assert int(done.stdout.split("]")[1]) <= 3
-
-
-def test_many_threads_read_through_a_small_pool(tmp_path: Path) -> None:
-    parts = [np.full(50, number, np.uint16) for number in range(40)]
-    stream = stream_of(tmp_path, parts, Pool(2))
-    samples = np.random.default_rng(0).permutation(200)
-    with ThreadPoolExecutor(4) as threads:
-        for found in threads.map(lambda _: stream.gather(samples, 10), range(40)):
-            np.testing.assert_array_equal(found, np.repeat(samples // 5, 10).reshape(-1, 10))
-
-
-def test_a_thousand_sources_open_no_file(tmp_path: Path) -> None:
-    data = tokens(64).tobytes()
-    info = StoreInfo(64, 1, "uint16", 1000, "t", "f", EOS)
-    for number in range(1000):
-        folder = tmp_path / f"s{number}"
-        folder.mkdir()
-        (folder / "tokens.bin").write_bytes(data)
-        (folder / "store.json").write_text(json.dumps(info.to_json()))
-    sources = {f"s{n}": {"path": tmp_path / f"s{n}"} for n in range(1000)}
-    job = Job.model_validate(
-        {"run": "r", "dir": tmp_path, "budget": 100, "sources": sources,
-         "settings": {"sequence_length": 8}}
-    )  # fmt: skip
-    stores = open_stores(job)
-    assert sum(store.stream.mapped for store in stores.values()) == 0
-    before = sum(1 for _ in Path("/dev/fd").iterdir())
-    found = [store.gather(np.array([7]), 8) for store in stores.values()]
-    assert (np.concatenate(found) == tokens(64)[56:]).all()
-    assert sum(store.stream.mapped for store in stores.values()) == 1000
-    assert sum(1 for _ in Path("/dev/fd").iterdir()) <= before + 8  # of others; a map needs none
-
-
-# --- prepared stores -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    texts = [f"the quick brown fox number {n} jumps over a lazy dog" for n in range(200)]
-    return train_tokenizer(texts, tmp_path_factory.mktemp("tokenizer") / "t", 300)
-
-
-def text_file(path: Path, lines: range) -> Path:
-    path.write_text("".join(json.dumps({"text": f"fox number {n}, a dog"}) + "\n" for n in lines))
-    return path
-
-
-def test_a_sharded_store_holds_what_one_file_holds(tmp_path: Path, tokenizer: Path) -> None:
-    text = str(text_file(tmp_path / "a.jsonl", range(300)))
-    one = prepare([text], tmp_path / "one", str(tokenizer))
-    many = prepare([text], tmp_path / "many", str(tokenizer), shard_size=100)
-    assert many.tokens == one.tokens
-    assert [shard.tokens for shard in many.shards[:-1]] == [100] * (len(many.shards) - 1)
-    stores = Store.open(tmp_path / "one"), Store.open(tmp_path / "many")
-    samples = np.arange(stores[0].samples(33))
-    np.testing.assert_array_equal(*(store.gather(samples, 33) for store in stores))
-    assert verify_store(tmp_path / "one") == verify_store(tmp_path / "many") == []
-
-
-@pytest.mark.parametrize("shard_size", [None, 150])
-def test_a_store_grows_and_says_what_it_was(
-    tmp_path: Path, tokenizer: Path, shard_size: int | None
-) -> None:
-    out = tmp_path / "s"
-    first = text_file(tmp_path / "a.jsonl", range(200))
-    second = text_file(tmp_path / "b.jsonl", range(200, 300))
-    before = prepare([str(first)], out, str(tokenizer), shard_size=shard_size)
-    old = Store.open(out).tokens.copy()
-    grown = prepare([str(second)], out, str(tokenizer), shard_size=shard_size, append=True)
-    assert grown.documents == 300
-    assert list(grown.history) == [{"tokens": before.tokens, "fingerprint": before.fingerprint}]
-    assert read_header(out) == grown
-    np.testing.assert_array_equal(Store.open(out).tokens[: before.tokens], old)
-    assert verify_store(out) == []
-    again = prepare([str(first)], out, str(tokenizer), append=True)
-    assert [one["tokens"] for one in again.history] == [before.tokens, grown.tokens]
-    other = train_tokenizer(["zebras and okapis " * 40], tmp_path / "other", 280)
-    with pytest.raises(ValueError, match="not the tokenizer"):
-        prepare([str(first)], out, str(other), append=True)
-
-
-def test_one_appends_at_a_time_and_only_to_what_is_sound(tmp_path: Path, tokenizer: Path) -> None:
-    out, text = tmp_path / "s", str(text_file(tmp_path / "a.jsonl", range(50)))
-    before = prepare([text], out, str(tokenizer))
-    with alone(out), pytest.raises(ValueError, match="another `mixloop prepare`"):
-        prepare([text], out, str(tokenizer), append=True)
-    (out / "tokens-00001.bin").write_bytes(b"what a crash left behind")
-    data = bytearray((out / "tokens.bin").read_bytes())
-    data[4] ^= 1
-    (out / "tokens.bin").write_bytes(data)
-    with pytest.raises(ValueError, match="SHA-256 is not the header's"):
-        prepare([text], out, str(tokenizer), append=True)
-    assert read_header(out) == before
-    data[4] ^= 1
-    (out / "tokens.bin").write_bytes(data)
-    assert prepare([text], out, str(tokenizer), append=True).tokens == 2 * before.tokens
-    assert verify_store(out) == []
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jsonl", "s"]
-    with pytest.raises(ValueError, match="no token store there"):
-        prepare([text], tmp_path / "other", str(tokenizer), append=True)
-
-
-def test_a_changed_byte_is_found(tmp_path: Path, tokenizer: Path) -> None:
-    text = str(text_file(tmp_path / "a.jsonl", range(100)))
-    for name, size in (("one", None), ("many", 64)):
-        prepare([text], tmp_path / name, str(tokenizer), shard_size=size)
-        file = sorted((tmp_path / name).glob("tokens*.bin"))[0]
-        data = bytearray(file.read_bytes())
-        data[10] ^= 1
-        file.write_bytes(data)
-        (found,) = verify_store(tmp_path / name)
-        assert file.name in found
-        assert "SHA-256" in found
 
 
 # --- formats of others ---------------------------------------------------------------------------
@@ -457,7 +217,7 @@ def test_datatrove_folders_in_folders(tmp_path: Path) -> None:
     write_datatrove(tmp_path / "ds" / "b", {"0": DOCUMENTS[2:]})
     write_datatrove(tmp_path / "ds" / "a", {"0": DOCUMENTS[:2]})
     store = open_source(tmp_path / "ds")
-    np.testing.assert_array_equal(store.tokens, WHOLE)
+    np.testing.assert_array_equal(store.stream.read(0, store.info.tokens), WHOLE)
 
 
 @pytest.mark.parametrize("kind", ["list", "large_list", "fixed"])
@@ -559,20 +319,6 @@ def test_attention_stays_within_documents(row: list[int]) -> None:
         assert mask[query].tolist() == [begin <= key <= query for key in range(len(row))]
 
 
-def test_a_header_that_lies_about_its_shards_is_refused(tmp_path: Path, tokenizer: Path) -> None:
-    text = str(text_file(tmp_path / "a.jsonl", range(100)))
-    info = prepare([text], tmp_path / "s", str(tokenizer), shard_size=64)
-    header = tmp_path / "s" / "store.json"
-    header.write_text(json.dumps(replace(info, tokens=info.tokens + 1).to_json()))
-    with pytest.raises(JobError, match="its shards hold"):
-        Store.open(tmp_path / "s")
-    raw = info.to_json()
-    raw["shards"][0]["file"] = "../elsewhere.bin"
-    header.write_text(json.dumps(raw))
-    with pytest.raises(JobError, match="own folder"):
-        Store.open(tmp_path / "s")
-
-
 # --- a run ---------------------------------------------------------------------------------------
 
 MODEL = {
@@ -593,7 +339,8 @@ def run(tmp_path: Path) -> Path:
     tokenizer = train_tokenizer(texts, tmp_path / "tokenizer", 280)
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
     info = prepare([str(tmp_path / "a.jsonl")], tmp_path / "own", str(tokenizer), shard_size=500)
-    ids = Store.open(tmp_path / "own").tokens
+    own = Store.open(tmp_path / "own")
+    ids = own.stream.read(0, own.info.tokens)
     documents = np.split(ids, np.flatnonzero(ids == info.eos_id)[:-1] + 1)
     write_megatron(tmp_path / "meg", documents)
     write_datatrove(tmp_path / "ds", {"0": documents[:9], "1": documents[9:]})

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from mixloop.common.units import format_tokens
+from mixloop.policies.interface import Source
 
 from .projection import DUST
 
@@ -18,16 +18,8 @@ Stretch = tuple[int, Mapping[str, float]]
 """(until_tokens, weights): a mixture held from the end of the stretch before."""
 
 
-@dataclass(frozen=True)
-class GuardSource:
-    """A source as the guards know it; ``unique_tokens`` is the size of one epoch."""
-
-    unique_tokens: int
-    standby: bool = False
-
-
 def headroom(
-    sources: Mapping[str, GuardSource], drawn: Mapping[str, float], max_epochs: float | None
+    sources: Mapping[str, Source], drawn: Mapping[str, float], max_epochs: float | None
 ) -> dict[str, float]:
     """Tokens each source may still give before it reaches ``max_epochs`` (never negative)."""
     if max_epochs is None:
@@ -56,18 +48,18 @@ def project(
     return dict(drawn)
 
 
-def epochs(sources: Mapping[str, GuardSource], drawn: Mapping[str, float]) -> dict[str, float]:
+def epochs(sources: Mapping[str, Source], drawn: Mapping[str, float]) -> dict[str, float]:
     """Epochs per source; infinite when something was drawn from an empty source."""
-    result = {}
+    counts = {}
     for name, source in sources.items():
         tokens = drawn.get(name, 0.0)
         empty = math.inf if tokens > 0 else 0.0
-        result[name] = tokens / source.unique_tokens if source.unique_tokens > 0 else empty
-    return result
+        counts[name] = tokens / source.unique_tokens if source.unique_tokens > 0 else empty
+    return counts
 
 
 def describe_overruns(
-    sources: Mapping[str, GuardSource],
+    sources: Mapping[str, Source],
     drawn: Mapping[str, float],
     now: float,
     stretch: Stretch,

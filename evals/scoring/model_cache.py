@@ -1,0 +1,62 @@
+"""The newest checkpoint's model, kept until another one is asked for."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixloop.evals import EvalSettings
+
+if TYPE_CHECKING:
+    from mixloop.evals.engine import CheckpointLM
+
+
+class ModelCache:
+    """Loads checkpoints as the settings have it, one at a time."""
+
+    def __init__(self, settings: EvalSettings) -> None:
+        self._settings = settings
+        self._loaded: tuple[Path, CheckpointLM | str] | None = None
+        self._tokenizer: tuple[str, Any] | None = None
+
+    def load(self, checkpoint: Path) -> CheckpointLM | str:
+        """The checkpoint's model, or why there is none; loaded once until :meth:`release`."""
+        if self._loaded is None or self._loaded[0] != checkpoint:
+            # the old one goes first: two at a time may be too many
+            self.release()
+            self._loaded = (checkpoint, self._load(checkpoint))
+        return self._loaded[1]
+
+    def release(self) -> None:
+        """Lets go of the loaded model."""
+        self._loaded = None
+        # its modules know one another: the weights would wait for a chance collection
+        gc.collect()
+
+    def _load(self, checkpoint: Path) -> CheckpointLM | str:
+        from mixloop.evals.engine import CheckpointError, load_checkpoint
+
+        settings = self._settings
+        try:
+            lm = load_checkpoint(
+                checkpoint,
+                device=settings.device,
+                dtype=settings.dtype,
+                max_length=settings.max_length,
+                batch_tokens=settings.batch_tokens,
+                seed=settings.seed,
+            )
+        except CheckpointError as error:
+            return str(error)
+        lm.tokenizer = self._first_of_equal(lm.tokenizer, checkpoint)
+        return lm
+
+    def _first_of_equal(self, tokenizer: Any, checkpoint: Path) -> Any:
+        """The first of equal tokenizers: `tokenizers` 0.23 never frees the words each has read."""
+        from mixloop.evals.engine import tokenizer_identity
+
+        identity = tokenizer_identity(tokenizer, checkpoint)
+        if self._tokenizer is None or self._tokenizer[0] != identity:
+            self._tokenizer = identity, tokenizer
+        return self._tokenizer[1]
