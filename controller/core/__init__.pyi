@@ -64,7 +64,6 @@ from .reconcile import next_action as next_action
 from .rewinds import Rewind as Rewind
 from .rewinds import find_rewinds as find_rewinds
 from .rewinds import left_by as left_by
-from .rewinds import open_lines as open_lines
 from .steering_metric import Steering as Steering
 from .steering_metric import steer_all as steer_all
 from .wording import applied as applied

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mixloop.common.types import Json
+from mixloop.contract import Status
 from mixloop.controller.config import ApprovalSection, RunConfig
 from mixloop.evals import Scorecard
 from mixloop.policies.evidence import Veto, claims_of
@@ -16,10 +17,29 @@ from mixloop.policies.mixture import total_variation
 
 from .decision_record import DecisionRecord, OrderRecord, Plan, Weights
 from .guard_context import guard_context, guard_settings, remaining
+from .steering_metric import HEADLINES
 
 NOTHING = 1e-6  # total variation below which two mixtures are the same order
 ENDED = "training has ended, nothing can be changed any more"
-HEADLINES = ("accuracy", "exact_match", "pass_at_1")
+KINDS = ("proposal", "hold", "failed", "unread")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the policy's child said.
+
+    Attributes:
+        kind: One of :data:`KINDS`. ``unread``: the history could not be read, so the policy was
+            not asked; that says nothing of it.
+        payload: What belongs to the kind.
+        digest: The policy's.
+        observed: What the child had said of the observation, if it came to it.
+    """
+
+    kind: str
+    payload: Mapping[str, Any]
+    digest: str | None = None
+    observed: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -29,7 +49,7 @@ class PolicyAnswer:
     weights: dict[str, float]
     reason: str
     verdict: str
-    plan: Sequence[tuple[int, dict[str, float]]] = ()
+    plan: Plan = ()
     evidence: Json = field(default_factory=dict)
     proposed: bool = False
     declared: bool = False
@@ -37,10 +57,10 @@ class PolicyAnswer:
 
 def make_decision(
     answer: Answer,
-    seen: Observation,
+    observation: Observation,
     config: RunConfig,
     *,
-    status: Any,
+    status: Status,
     last_intervention: int | None,
     generation: int,
     vetoes: Sequence[Veto],
@@ -52,7 +72,7 @@ def make_decision(
 
     Args:
         answer: The policy child's.
-        seen: The observation it answered to; of the evaluations the newest :data:`RECENT` will do,
+        observation: The one it answered to; of the evaluations the newest :data:`RECENT` will do,
             and no decisions are looked at.
         config: The run.
         status: The trainer's newest heartbeat: the ledger's past is *now*, not the checkpoint's.
@@ -64,61 +84,85 @@ def make_decision(
         forced: The mixture in force is one that a person forced past the hard guards: a hold
             keeps it, only a proposal ends it.
     """
-    asked = _asked(answer, seen)
+    asked = _asked(answer, observation)
     before = dict(status.in_force.weights)
+    unchanged = DecisionRecord(
+        verdict=asked.verdict,
+        reason=asked.reason,
+        evidence=asked.evidence,
+        weights_before=before,
+        weights_proposed=asked.weights if asked.proposed else None,
+        weights_after=before,
+        against_generation=observation.generation,
+    )
+    verdict = "superseded"
     if status.finished or status.tokens >= config.budget:
-        verdict = "expired" if asked.proposed else asked.verdict
-        reason = f"{asked.reason}; {ENDED}" if asked.proposed else asked.reason
-        return _record(asked, seen, before, verdict=verdict, reason=reason)
-    if asked.proposed and status.in_force.generation != seen.generation:
-        reason = (
-            f"{asked.reason}; another mixture came into force meanwhile, decided anew next time"
-        )
-        return _record(asked, seen, before, verdict="superseded", reason=reason)
+        overtaken, verdict = ENDED, "expired"
+    elif status.in_force.generation != observation.generation:
+        overtaken = "another mixture came into force meanwhile, decided anew next time"
     if asked.proposed and overtaken:
-        reason = f"{asked.reason}; {overtaken}"
-        return _record(asked, seen, before, verdict="superseded", reason=reason)
-    if forced and not asked.proposed:
-        said = "a person forced the mixture in force past the hard guards; it is kept"
-        note = GuardNote("operator", "flagged", said)
-        return _record(asked, seen, before, guards=(note,))
-    context = replace(guard_context(seen, config, status, last_intervention), pins=pins or {})
+        return replace(unchanged, verdict=verdict, reason=f"{asked.reason}; {overtaken}")
+    if not asked.proposed and verdict == "expired":
+        return unchanged
+    if not asked.proposed and forced:
+        kept = "a person forced the mixture in force past the hard guards; it is kept"
+        return replace(unchanged, guards=(GuardNote("operator", "flagged", kept),))
+    context = replace(
+        guard_context(observation, config, status, last_intervention), pins=pins or {}
+    )
     # A hold keeps what is in force *now*; what the policy saw may be over already.
-    weights, plan = dict(context.weights), [(u, dict(w)) for u, w in context.plan]
+    weights, plan = dict(context.weights), context.plan
     if asked.proposed:
-        weights, plan = _from_then_on(asked, context.tokens)
+        weights, plan = remaining(asked.weights, asked.plan, context.tokens)
         claims, tests = claims_of(asked.evidence)
         context = replace(
             context,
-            declared=_declared(asked, seen, config),
+            declared=_declared(asked, observation, config),
             claims=claims,
             tests=tests,
             vetoes=tuple(vetoes),
         )
     result = apply_guards(weights, plan, context, guard_settings(config))
-    if result.verdict == "pass" and asked.proposed and not context.declared:
-        why = needed(config.approval, before, weights)
-        if why is not None:
-            return _record(
-                asked,
-                seen,
-                before,
-                verdict="awaiting-approval",
-                reason=f"{asked.reason}; waits for approval: {why}",
-                guards=result.notes,
-                plan=tuple(plan),  # the one asked for
-                approval=why,
-            )
-    return _guarded(asked, seen, before, result, generation, config.policy.use)
+    unchanged = replace(unchanged, guards=result.notes)
+    if result.verdict != "pass" or result.weights is None:
+        return _kept(asked, result, unchanged)
+    why = needed(config.approval, before, weights)
+    if asked.proposed and not context.declared and why is not None:
+        return replace(
+            unchanged,
+            verdict="awaiting-approval",
+            reason=f"{asked.reason}; waits for approval: {why}",
+            plan=plan,  # the one asked for
+            approval=why,
+        )
+    reason = asked.reason
+    if not asked.proposed:
+        # Going on as before would break a hard guard: that alone is a reason to change.
+        reason = f"{asked.reason}; but {details(result, 'changed')}"
+    return replace(
+        unchanged,
+        verdict="intervene",
+        reason=reason,
+        weights_after=result.weights,
+        plan=result.plan,
+        order=OrderRecord(generation, config.policy.use if asked.proposed else "guards"),
+    )
 
 
-def _from_then_on(asked: PolicyAnswer, tokens: int) -> tuple[dict[str, float], list[Any]]:
-    """What was asked for, from where an order could take effect."""
-    weights, left = remaining(asked.weights, asked.plan, tokens)
-    return weights, [(until, stretch) for until, stretch in left]
+def _kept(asked: PolicyAnswer, result: GuardResult, unchanged: DecisionRecord) -> DecisionRecord:
+    """A decision that changes nothing, and whether policy or guard said so."""
+    if not asked.proposed and result.verdict == "hold":
+        return unchanged
+    reason = f"{asked.reason}; kept: {details(result, 'blocked')}"
+    return replace(unchanged, verdict=result.verdict, reason=reason)
 
 
-def _declared(asked: PolicyAnswer, seen: Observation, config: RunConfig) -> bool:
+def details(result: GuardResult, *actions: str) -> str:
+    """What the guards say of what they did, those of these actions."""
+    return "; ".join(note.detail for note in result.notes if note.action in actions)
+
+
+def _declared(asked: PolicyAnswer, observation: Observation, config: RunConfig) -> bool:
     """Whether this is a stage of the configuration. A policy's word for it isn't enough."""
     if not asked.declared or config.policy.use != "rules":
         return False
@@ -126,12 +170,12 @@ def _declared(asked: PolicyAnswer, seen: Observation, config: RunConfig) -> bool
 
     policy = load_policy("rules", config.policy.options)
     assert isinstance(policy, RulesPolicy)
-    return policy.declares(seen, asked.weights, asked.plan)
+    return policy.declares(observation, asked.weights, asked.plan)
 
 
-def _asked(answer: Answer, seen: Observation) -> PolicyAnswer:
+def _asked(answer: Answer, observation: Observation) -> PolicyAnswer:
     payload = answer.payload
-    current = dict(seen.weights)
+    current = dict(observation.weights)
     if answer.kind == "failed":
         reason = f"the policy failed: {payload['reason']}; the mixture stays"
         return PolicyAnswer(current, reason, "hold", evidence={"error": payload["reason"]})
@@ -139,84 +183,14 @@ def _asked(answer: Answer, seen: Observation) -> PolicyAnswer:
         return PolicyAnswer(
             current, payload["reason"], payload["verdict"], evidence=payload["evidence"]
         )
-    weights = dict.fromkeys(seen.sources, 0.0) | payload["weights"]
-    plan = [(until, dict(w)) for until, w in payload["plan"]]
     return PolicyAnswer(
-        weights,
+        dict.fromkeys(observation.sources, 0.0) | payload["weights"],
         payload["reason"],
         "intervene",
-        plan,
+        tuple((until, weights) for until, weights in payload["plan"]),
         payload["evidence"],
         proposed=True,
         declared=payload.get("declared", False),
-    )
-
-
-def _guarded(
-    asked: PolicyAnswer,
-    seen: Observation,
-    before: dict[str, float],
-    result: GuardResult,
-    generation: int,
-    config_policy: str,
-) -> DecisionRecord:
-    if result.verdict != "pass" or result.weights is None:
-        return _kept(asked, seen, before, result)
-    reason = asked.reason
-    if not asked.proposed:
-        # Going on as before would break a hard guard: that alone is a reason to change.
-        changed = [note.detail for note in result.notes if note.action == "changed"]
-        reason = f"{asked.reason}; but {'; '.join(changed)}"
-    return _record(
-        asked,
-        seen,
-        before,
-        result.weights,
-        verdict="intervene",
-        reason=reason,
-        guards=result.notes,
-        plan=result.plan,
-        order=OrderRecord(generation, config_policy if asked.proposed else "guards"),
-    )
-
-
-def _kept(
-    asked: PolicyAnswer, seen: Observation, before: Weights, result: GuardResult
-) -> DecisionRecord:
-    """A decision that changes nothing, and whether policy or guard said so."""
-    if not asked.proposed and result.verdict == "hold":
-        return _record(asked, seen, before, guards=result.notes)
-    blocked = [note.detail for note in result.notes if note.action == "blocked"]
-    reason = f"{asked.reason}; kept: {'; '.join(blocked)}"
-    return _record(asked, seen, before, verdict=result.verdict, reason=reason, guards=result.notes)
-
-
-def _record(
-    asked: PolicyAnswer,
-    seen: Observation,
-    before: Weights,
-    after: Weights | None = None,
-    *,
-    verdict: str = "",
-    reason: str = "",
-    guards: tuple[GuardNote, ...] = (),
-    plan: Plan = (),
-    order: OrderRecord | None = None,
-    approval: str | None = None,
-) -> DecisionRecord:
-    """The record; ``after``, ``verdict`` and ``reason`` where they aren't those that were asked."""
-    return DecisionRecord(
-        verdict=verdict or asked.verdict,
-        reason=reason or asked.reason,
-        evidence=asked.evidence,
-        weights_before=dict(before),
-        weights_proposed=asked.weights if asked.proposed else None,
-        weights_after=dict(before if after is None else after),
-        plan=plan,
-        guards=guards,
-        against_generation=seen.generation,
-        order=order,
-        approval=approval,
     )
 
 
@@ -224,8 +198,8 @@ def scores(scored: Evaluation) -> Json:
     """The metrics of one checkpoint without its items, to show beside a decision."""
     return {
         name: {
-            metric: {"value": found.value, "stderr": found.stderr, "n": found.n}
-            for metric, found in score.metrics.items()
+            key: {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
+            for key, metric in score.metrics.items()
         }
         for name, score in scored.benchmarks.items()
     }
@@ -241,7 +215,7 @@ def headline(card: Scorecard) -> str:
         shown = []
         if "bits_per_byte" in score.metrics:
             shown.append(f"{score.metrics['bits_per_byte'].value:.3f} bits/byte")
-        for metric in HEADLINES:
+        for metric in dict.fromkeys(HEADLINES.values()):
             if metric in score.metrics:
                 shown.append(f"{metric} {score.metrics[metric].value:.2f}")
         parts.append(f"{name} {', '.join(shown)}")
@@ -260,20 +234,3 @@ def needed(
         if abs(moved) > limit:
             return f"it moves {name} by {moved:+.3g}, above {limit:g}"
     return None
-
-
-KINDS = ("proposal", "hold", "failed", "unread")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the policy child said: ``kind`` is ``proposal``, ``hold``, ``failed`` or ``unread``.
-
-    ``unread``: the history could not be read, so the policy was not asked; that says nothing of it.
-    ``digest`` is the policy's; ``observed`` what it had said of the observation, if it came to it.
-    """
-
-    kind: str
-    payload: Mapping[str, Any]
-    digest: str | None = None
-    observed: Mapping[str, Any] | None = None

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
-from mixloop.contract import BatchSchedule, Stage
+from mixloop.contract import BatchSchedule, SourceStatus, Stage, Status
 from mixloop.controller.config import RunConfig
 from mixloop.policies.guards import GuardContext, GuardSettings
 from mixloop.policies.interface import Observation
 from mixloop.policies.mixture import project
 from mixloop.trainer.config import JobError, batch_schedule_of
 
-Weights = Mapping[str, float]
+from .decision_record import Plan, Weights
+
 RECENT = 8  # checkpoints whose training loss is "recent"
 
 
@@ -48,22 +47,22 @@ def switching_lead(config: RunConfig, tokens: int) -> int:
 
 
 def guard_context(
-    seen: Observation, config: RunConfig, status: Any, last_intervention: int | None
+    observation: Observation, config: RunConfig, status: Status, last_intervention: int | None
 ) -> GuardContext:
     """The run as the guards see it, moved on to where an order could take effect."""
     trainer = config.trainer
     lead = min(switching_lead(config, status.tokens), max(0, config.budget - status.tokens))
     tokens = status.tokens + lead
     in_force = status.in_force
-    ahead = list(seen.plan) if in_force.generation == seen.generation else []
+    ahead = observation.plan if in_force.generation == observation.generation else ()
     weights, left = remaining(in_force.weights, ahead, tokens)
     if len(left) == len(ahead):  # no switch of its own meanwhile: exactly what is consumed now
         weights = dict(in_force.weights)
-        left = [[until, weights if i == 0 else w] for i, (until, w) in enumerate(left)]
+        left = tuple((until, w if i else weights) for i, (until, w) in enumerate(left))
     by_then = project(
         {
             name: consumed(status.sources[name], source.unique_tokens)
-            for name, source in seen.sources.items()
+            for name, source in observation.sources.items()
             if name in status.sources
         },
         status.tokens,
@@ -71,32 +70,34 @@ def guard_context(
     )
     every = config.evals.every or trainer.checkpoint_every or config.budget
     return GuardContext(
-        sources=seen.sources,
+        sources=observation.sources,
         weights=weights,
-        drawn={name: by_then[name] if name in status.sources else 0.0 for name in seen.sources},
+        drawn={
+            name: by_then[name] if name in status.sources else 0.0 for name in observation.sources
+        },
         tokens=tokens,
         budget=config.budget,
         horizon=every + lead,
         last_intervention_tokens=last_intervention,
-        order_pending=not seen.in_force,
-        plan=tuple((until, dict(w)) for until, w in left),
+        order_pending=not observation.in_force,
+        plan=left,
         phase=status.phase,
-        loss_ratio=_loss_ratio(seen, status),
+        loss_ratio=_loss_ratio(observation, status),
     )
 
 
-def consumed(entry: Any, unique: int) -> int:
+def consumed(entry: SourceStatus, unique: int) -> int:
     """Tokens drawn of a source, by its present size: one that has grown was passed over more often
     than its tokens say."""
     return int(max(entry.tokens, round(entry.epochs * unique)))
 
 
-def _loss_ratio(seen: Observation, status: Any) -> float | None:
+def _loss_ratio(observation: Observation, status: Status) -> float | None:
     """The training loss now over its median at recent checkpoints, source by source and weighed by
     the mixture, so that a change of the mixture is no spike; None where it isn't recorded."""
     ratios = []
     for name, entry in status.sources.items():
-        past = [e.losses[name] for e in seen.evaluations[-RECENT:] if name in e.losses]
+        past = [e.losses[name] for e in observation.evaluations[-RECENT:] if name in e.losses]
         weight = status.in_force.weights.get(name, 0.0)
         if entry.loss is not None and len(past) >= 3 and weight > 0 and median(past) > 0:
             ratios.append((weight, entry.loss / median(past)))
@@ -105,17 +106,17 @@ def _loss_ratio(seen: Observation, status: Any) -> float | None:
 
 
 def remaining(
-    weights: Weights, plan: Sequence[tuple[int, Weights]], tokens: int
-) -> tuple[dict[str, float], list[list[Any]]]:
+    weights: Weights, plan: Plan, tokens: int
+) -> tuple[dict[str, float], tuple[tuple[int, dict[str, float]], ...]]:
     """What an order with a plan asks for from ``tokens`` on: the weights now, the plan from now."""
     if not plan:
-        return dict(weights), []
-    left: list[list[Any]] = [[until, dict(stretch)] for until, stretch in plan if until > tokens]
+        return dict(weights), ()
+    left = tuple((until, dict(stretch)) for until, stretch in plan if until > tokens)
     now = left[0][1] if left else plan[-1][1]
     return dict(now), left
 
 
-def stages(plan: Sequence[tuple[int, Weights]]) -> list[Stage]:
+def stages(plan: Plan) -> list[Stage]:
     """A guarded plan (stretches ``until``) as an order's ``then`` (stages ``from``)."""
     return [
         Stage(from_tokens=until, weights=dict(weights))

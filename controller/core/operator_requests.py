@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from mixloop.common.types import Json
 from mixloop.contract import Request, Status
@@ -20,34 +19,12 @@ from mixloop.policies.guards import GuardContext, GuardNote, apply_guards
 from mixloop.policies.interface import Observation
 from mixloop.policies.mixture import total_variation
 
-from .decide import ENDED, NOTHING
-from .decision_record import DecisionRecord, OrderRecord, Plan, Weights
+from .decide import ENDED, NOTHING, details
+from .decision_record import DecisionRecord, OrderRecord, Weights
 from .guard_context import guard_context, guard_settings, remaining
+from .journal_rows import DecisionRow
 
 SUM_TOLERANCE = 1e-6
-
-
-class JournaledDecision(Protocol):
-    """What a request may ask of an earlier decision."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def verdict(self) -> str: ...
-    @property
-    def policy(self) -> str: ...
-    @property
-    def evidence(self) -> Json: ...
-    @property
-    def weights_before(self) -> Weights: ...
-    @property
-    def weights_proposed(self) -> Weights | None: ...
-    @property
-    def plan(self) -> Plan: ...
-    @property
-    def against_generation(self) -> int: ...
-    @property
-    def generation(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +54,7 @@ class RequestContext:
     asked: Weights
     pins: Weights
     paused: bool
-    decision: JournaledDecision | None
+    decision: DecisionRow | None
     approval: str
 
 
@@ -234,15 +211,15 @@ def _order(
     if result.verdict == "pass" or (result.verdict == "hold" and not settled):
         return _issue(context, result.weights or weights, reason, result.notes)
     if result.verdict == "hold":
-        decision = _record(context, weights, "hold", f"{reason}; in force", result.notes)
+        decision = _unchanged(context, weights, "hold", f"{reason}; in force", result.notes)
         return RequestOutcome("that mixture is in force already", decision=decision)
-    why = "; ".join(n.detail for n in result.notes if n.action in ("changed", "blocked"))
+    why = details(result, "changed", "blocked")
     legal_names = set(weights) <= set(context.config.sources)
     if request.force and legal_names:
         note = GuardNote("operator", "flagged", f"forced by {request.by} past: {why}")
         forced = f"{reason} (forced past the hard guards)"
         return _issue(context, weights, forced, (*result.notes, note), {"forced": True})
-    refused = _record(context, weights, "refused", f"{reason}; refused: {why}", result.notes)
+    refused = _unchanged(context, weights, "refused", f"{reason}; refused: {why}", result.notes)
     return RequestOutcome(f"refused: {why}", done=False, decision=refused, nearest=result.nearest)
 
 
@@ -265,44 +242,32 @@ def _issue(
     notes: tuple[GuardNote, ...],
     evidence: Json | None = None,
 ) -> RequestOutcome:
-    decision = _record(
-        context,
-        weights,
-        "intervene",
-        reason,
-        notes,
-        after=weights,
-        evidence=evidence,
+    decision = replace(
+        _unchanged(context, weights, "intervene", reason, notes),
+        weights_after=weights,
+        evidence=evidence or {},
         order=OrderRecord(context.generation, "operator"),
     )
     return RequestOutcome(f"generation {context.generation} is ordered", decision=decision)
 
 
-def _record(
+def _unchanged(
     context: RequestContext,
     asked: Weights,
     verdict: str,
     reason: str,
     notes: tuple[GuardNote, ...],
-    *,
-    after: Weights | None = None,
-    plan: Plan = (),
-    evidence: Json | None = None,
-    order: OrderRecord | None = None,
 ) -> DecisionRecord:
+    """A decision of an operator that leaves the mixture as it is."""
     status, _ = _trainer(context)
-    in_force = status.in_force
     return DecisionRecord(
         verdict=verdict,
         reason=reason,
-        evidence=evidence or {},
-        weights_before=dict(in_force.weights),
-        weights_proposed=dict(asked),
-        weights_after=dict(in_force.weights if after is None else after),
-        plan=plan,
+        weights_before=status.in_force.weights,
+        weights_proposed=asked,
+        weights_after=status.in_force.weights,
         guards=notes,
-        against_generation=in_force.generation,
-        order=order,
+        against_generation=status.in_force.generation,
         asked_by="operator",
         policy="operator",
         step=status.step,
@@ -328,22 +293,19 @@ def _approve(request: Request, context: RequestContext) -> RequestOutcome:
     weights, plan = remaining(proposed.weights_proposed or {}, proposed.plan, bounds.tokens)
     claims, tests = claims_of(proposed.evidence)
     bounds = replace(bounds, pins=context.pins, claims=claims, tests=tests)
-    stretches = [(until, dict(w)) for until, w in plan]
-    result = apply_guards(weights, stretches, bounds, guard_settings(context.config))
+    result = apply_guards(weights, plan, bounds, guard_settings(context.config))
     why = f": {request.reason}" if request.reason else ""
     reason = f"{proposed.id} approved by {request.by}{why}"
     if result.verdict != "pass" or result.weights is None:
-        blocked = "; ".join(n.detail for n in result.notes if n.action == "blocked")
-        kept = _record(context, weights, result.verdict, f"{reason}; kept: {blocked}", result.notes)
+        blocked = details(result, "blocked")
+        kept = _unchanged(
+            context, weights, result.verdict, f"{reason}; kept: {blocked}", result.notes
+        )
         text = f"approved, but the guards now say: {blocked}"
         return RequestOutcome(text, done=False, decision=kept, approval="approved")
-    decision = _record(
-        context,
-        weights,
-        "intervene",
-        reason,
-        result.notes,
-        after=result.weights,
+    decision = replace(
+        _unchanged(context, weights, "intervene", reason, result.notes),
+        weights_after=result.weights,
         plan=result.plan,
         evidence={"approves": proposed.id, "rule": proposed.evidence.get("rule")},
         order=OrderRecord(context.generation, proposed.policy),
@@ -359,7 +321,7 @@ def _reject(request: Request, context: RequestContext) -> RequestOutcome:
     return RequestOutcome(f"{proposed.id} is rejected; the mixture stays", approval="rejected")
 
 
-def _awaiting(request: Request, context: RequestContext) -> tuple[JournaledDecision | None, str]:
+def _awaiting(request: Request, context: RequestContext) -> tuple[DecisionRow | None, str]:
     """The decision that waits for this person's word, or None and why it doesn't."""
     decision, approval = context.decision, context.approval
     if decision is None:

@@ -1,4 +1,4 @@
-"""The trainer's incarnations, and what a rewind leaves behind. Pure: schedule lines in, facts out.
+"""What a rewind of the trainer leaves behind. Pure: schedule lines in, facts out.
 
 A trainer that resumes at another batch size, or is asked to rewind, cuts the recorded future: what
 earlier incarnations made beyond that sample belongs to a branch that nobody trains on any more.
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mixloop.contract import OpenLine, Schedule
+from mixloop.contract import Schedule
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,6 @@ class Rewind:
 
     def __str__(self) -> str:
         return f"the trainer rewound to step {self.step} (incarnation {self.incarnation})"
-
-
-def open_lines(schedule: Schedule) -> tuple[OpenLine, ...]:
-    """The first lines of all incarnations, oldest first."""
-    return tuple(line for line in schedule.lines if isinstance(line, OpenLine))
 
 
 def find_rewinds(schedule: Schedule) -> tuple[Rewind, ...]:
@@ -47,5 +42,7 @@ def left_by(rewinds: Iterable[Rewind], sample: int, incarnation: int) -> Rewind 
         sample: Where the checkpoint was made.
         incarnation: The one that made it; of an unknown one (0) nothing is left behind.
     """
-    later = (cut for cut in rewinds if 0 < incarnation < cut.incarnation and sample > cut.sample)
-    return next(later, None)
+    for rewind in rewinds:
+        if 0 < incarnation < rewind.incarnation and sample > rewind.sample:
+            return rewind
+    return None

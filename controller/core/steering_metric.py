@@ -36,7 +36,7 @@ HEADLINES = {
 }
 CHANCE = {"mmlu": 0.25}  # of four letters; text that is written freely is right by chance at 0
 
-_LENS = Observation(sources={}, weights={})
+_NO_RUN = Observation(sources={}, weights={})
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,8 @@ def steer(benchmark: str, evaluations: Sequence[Evaluation], rule: Rule = "auto"
     both = [e for e in evaluations if all(_has(e, benchmark, m) for m in (BITS_PER_BYTE, headline))]
     for end in range(WINDOW + 1, len(both) + 1):
         window = both[end - WINDOW - 1 : end]
-        if all(
-            above_chance(benchmark, e.benchmarks[benchmark].metrics[headline]) for e in window[-2:]
-        ):
+        newest = [e.benchmarks[benchmark].metrics[headline] for e in window[-2:]]
+        if all(above_chance(benchmark, metric) for metric in newest):
             taken = _takes_over(benchmark, headline, window)
             if taken is not None:
                 return taken
@@ -102,16 +101,16 @@ def _takes_over(benchmark: str, headline: str, window: Sequence[Evaluation]) -> 
 def _separation(benchmark: str, metric: str, window: Sequence[Evaluation]) -> float | None:
     """Median |paired z| over consecutive evaluations; None where a pair shares no item."""
     try:
-        found = [_LENS.difference(benchmark, old, new, metric) for old, new in pairwise(window)]
+        pairs = [_NO_RUN.difference(benchmark, old, new, metric) for old, new in pairwise(window)]
     except LookupError:
         return None
-    return median(abs(one.z) for one in found)
+    return median(abs(difference.z) for difference in pairs)
 
 
 def _without_bits(benchmark: str, evaluations: Sequence[Evaluation]) -> str | None:
     """What steers a benchmark that was scored, but never in bits per byte."""
-    seen = [e.benchmarks[benchmark].metrics for e in evaluations if benchmark in e.benchmarks]
-    names = {name for metrics in seen for name in metrics}
+    scored = (e.benchmarks[benchmark] for e in evaluations if benchmark in e.benchmarks)
+    names = {name for score in scored for name in score.metrics}
     if not names or BITS_PER_BYTE in names:
         return None
     headline = HEADLINES.get(benchmark)
@@ -120,5 +119,5 @@ def _without_bits(benchmark: str, evaluations: Sequence[Evaluation]) -> str | No
 
 def _has(evaluation: Evaluation, benchmark: str, metric: str) -> bool:
     score = evaluation.benchmarks.get(benchmark)
-    found = score.metrics.get(metric) if score is not None else None
-    return found is not None and math.isfinite(found.value)
+    kept = score.metrics.get(metric) if score is not None else None
+    return kept is not None and math.isfinite(kept.value)

@@ -250,8 +250,7 @@ def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, flo
     order = queries.order(journal, status.in_force.generation)
     if order is None:
         return ()
-    _, left = remaining(order.weights, order.plan, status.tokens)
-    return tuple((until, weights) for until, weights in left)
+    return remaining(order.weights, order.plan, status.tokens)[1]
 
 
 def digest(seen: Observation) -> str:

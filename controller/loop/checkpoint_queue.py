@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mixloop.common.json_records import Problem
-from mixloop.contract import Manifest, RunPaths
-from mixloop.controller.config import RunConfig, layout_of
+from mixloop.contract import Manifest
+from mixloop.controller.config import layout_of
 from mixloop.controller.core import CheckpointRow, CheckpointState, Rewind, left_by
-from mixloop.controller.journal import Journal, queries
+from mixloop.controller.journal import queries
+
+from .takeover import OwnedRun
 
 BACKLOG = 2  # checkpoints that may wait before evaluation counts as behind
 
@@ -21,10 +23,10 @@ class CheckpointQueue:
         problems: The manifests that could not be read at the last :meth:`unrecorded`.
     """
 
-    def __init__(self, paths: RunPaths, journal: Journal, config: RunConfig) -> None:
-        self._layout = layout_of(config, paths.checkpoints)
-        self._journal = journal
-        self._config = config
+    def __init__(self, run: OwnedRun) -> None:
+        self._layout = layout_of(run.config, run.paths.checkpoints)
+        self._journal = run.journal
+        self._evals = run.config.evals
         self.problems: dict[Path, Problem] = {}
         self._rewinds: tuple[Rewind, ...] | None = None
         self._recorded: set[int] = set()  # steps in the folder that are in the journal
@@ -83,7 +85,7 @@ class CheckpointQueue:
         step, tokens = self._settled or (-1, None)
         rows = queries.checkpoint_states(self._journal, after=step)
         rows = [row for row in rows if _on_branch(row, rewinds)]
-        every = self._config.evals.every or 0
+        every = self._evals.every or 0
         waiting: list[int] = []
         for row in rows:
             last = training_ended and row is rows[-1]
@@ -110,7 +112,7 @@ class CheckpointQueue:
 
         What was begun is finished all the same.
         """
-        if self._config.evals.backlog == "all" or len(waiting) <= BACKLOG:
+        if self._evals.backlog == "all" or len(waiting) <= BACKLOG:
             return {}
         begun = queries.checkpoints_in(self._journal, "running")
         passed = set(waiting[:-1]) - {row.step for row in begun}

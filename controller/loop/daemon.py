@@ -19,22 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.common import text
-from mixloop.contract import RunPaths
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import Action, JobState, RunState, heartbeat, next_action
-from mixloop.controller.decisions import observation_builder
-from mixloop.controller.journal import FenceLost, Journal, records, take_lock, unreadable_files
+from mixloop.controller.journal import FenceLost, records, unreadable_files
 from mixloop.controller.tracking import MlflowDrain
 from mixloop.controller.watch import Timings
 
-from . import rewind_records, takeover
 from .checkpoint_queue import CheckpointQueue
 from .mixture_file import MixtureFile
 from .observe import RunObserver
 from .operator_inbox import OperatorInbox
 from .policy_decisions import PolicyDecisions
 from .publishing import Publishing
+from .rewind_records import note_incarnations
 from .scoring import Scoring
+from .takeover import take_over
 
 log = logging.getLogger("mixloop.controller")
 
@@ -61,33 +60,16 @@ class Controller:
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
-        config, clock = self.config, self.clock
-        self.paths = paths = RunPaths(config.run.dir)
-        self.say = say = _quietly(self.say)
         self._stop = threading.Event()
-        key = config.key()
-        self.sizes = observation_builder.unique_tokens(config)
-        initial = config.start_weights(self.sizes)
-        paths.dir.mkdir(parents=True, exist_ok=True)
-        self._lock = take_lock(paths.dir / "controller.lock")
-        takeover.check_sources(paths, config)
-        self.journal = journal = Journal(paths.journal, create=True)
-        initial = takeover.first_mixture(paths, journal, initial)
-        journal.claim(config.run.id, above=takeover.highest_fence(paths))
-        if wrong := journal.check():  # it may go on for long before it reads that
-            say(wrong)
-        mixture_file = MixtureFile(paths, journal, config, key)
-        queue = CheckpointQueue(paths, journal, config)
-        self.mlflow = MlflowDrain(config, paths, journal, say, clock)
-        self.scoring = Scoring(config, paths, journal, queue, say, clock)
-        self.decisions = PolicyDecisions(
-            config, self.base, paths, journal, mixture_file, self.sizes, say, clock
-        )
-        self.publishing = Publishing(config, paths, journal, mixture_file, initial, say, key)
-        self.inbox = OperatorInbox(
-            config, paths, journal, mixture_file, self.sizes, initial, say, key
-        )
-        self.observer = RunObserver(paths, journal, config, mixture_file, queue)
+        self.owned = run = take_over(self.config, self.base, self.say, self.clock)
+        self.journal, self.say = run.journal, run.say
+        mixture_file, queue = MixtureFile(run), CheckpointQueue(run)
+        self.mlflow = MlflowDrain(run.config, run.paths, run.journal, run.say, run.clock)
+        self.scoring = Scoring(run, queue)
+        self.decisions = PolicyDecisions(run, mixture_file)
+        self.publishing = Publishing(run, mixture_file)
+        self.inbox = OperatorInbox(run, mixture_file)
+        self.observer = RunObserver(run, mixture_file, queue)
         self.actions: dict[Action, Callable[[RunState], None]] = {
             Action.RESTORE: self.publishing.restore,
             Action.PUBLISH: self.publishing.publish,
@@ -116,7 +98,7 @@ class Controller:
         self._examined_at = -1e9
         self._busy = False  # what failed once may fail at the second step of the same thing
         self._failures = 0  # in a row
-        records.start(journal, config.run.id, self._params(), initial)
+        records.start(run.journal, run.config.run.id, self._params(), run.initial)
 
     def _params(self) -> dict[str, Any]:
         config = self.config
@@ -132,7 +114,7 @@ class Controller:
             "policy_options": json.dumps(config.policy.options, sort_keys=True),
             "guards": config.guards.model_dump_json(),
             **{key: tokens for key, tokens in cadence.items() if tokens is not None},
-            **{f"unique_tokens.{name}": size for name, size in self.sizes.items()},
+            **{f"unique_tokens.{name}": size for name, size in self.owned.sizes.items()},
         }
 
     # -- the loop ----------------------------------------------------------------------------
@@ -211,8 +193,7 @@ class Controller:
         self.scoring.close()
         self.decisions.drop()
         self.mlflow.close()
-        self.journal.close()
-        self._lock.close()
+        self.owned.close()
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -274,17 +255,17 @@ class Controller:
 
     def _report_unreadable_files(self, state: RunState) -> None:
         """Say which files can't be read, and that in the journal too."""
-        now, files = self.clock(), self._unreadable
+        now, files, paths = self.clock(), self._unreadable, self.owned.paths
         if now - self._examined_at < unreadable_files.EXAMINE_SECONDS:
             return
         self._examined_at = now
         problems = {**state.problems, **self.observer.examine()}
         for report in files.examine(problems, now):
-            self.say(unreadable_files.report_line(report, self.paths.dir))
+            self.say(unreadable_files.report_line(report, paths.dir))
         if files.unwritten:
-            records.unread(self.journal, files, self.paths.dir)
+            records.unread(self.journal, files, paths.dir)
             files.written()
-        if self.paths.holds in problems and self.paths.holds in files.reported:
+        if paths.holds in problems and paths.holds in files.reported:
             self.journal.assert_fence()
             with contextlib.suppress(OSError):  # ours: nobody else will mend it
                 self.scoring.hold_anew(state)
@@ -293,7 +274,7 @@ class Controller:
 
     def _note_incarnation(self, state: RunState) -> None:
         """The trainer began anew; what it left behind no longer counts."""
-        left = rewind_records.note_incarnations(self.journal, state.began, state.rewinds)
+        left = note_incarnations(self.journal, state.began, state.rewinds)
         self.scoring.abandon(left)
         if left:  # what the policy looked at is no more
             self.decisions.drop()
@@ -306,13 +287,3 @@ class Controller:
     def _take_request(self, state: RunState) -> None:
         self.inbox.handle(state)
         self.mlflow.soon()
-
-
-def _quietly(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Nobody listening (a full disk under the log, a closed pipe) is no reason to stop."""
-
-    def quiet(line: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            say(line)
-
-    return quiet

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from mixloop.common.files import NotRegularError, read_regular
 from mixloop.common.json_records import Problem, problem_of
-from mixloop.contract import RunPaths, SegmentLine, Status, decode_line, is_signed, schedule_of
+from mixloop.contract import SegmentLine, Status, decode_line, is_signed, schedule_of
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import FileState, OrderRow, Plan, remaining
 from mixloop.controller.journal import Journal, queries
+
+from .takeover import OwnedRun
 
 LARGEST_SCHEDULE = 2**28  # bytes worth reading
 
@@ -21,24 +23,14 @@ LARGEST_SCHEDULE = 2**28  # bytes worth reading
 class MixtureFile:
     """Reads the shared state file and the journal's orders.
 
-    Args:
-        paths: The run's.
-        journal: Its journal, claimed.
-        config: The run.
-        key: What orders are signed with; None: nothing.
-
     Attributes:
         accepted: What the trainer's schedule says it accepted.
     """
 
-    def __init__(
-        self, paths: RunPaths, journal: Journal, config: RunConfig, key: bytes | None = None
-    ) -> None:
-        self._path = paths.mixture
-        self._journal = journal
-        self._config = config
-        self._key = key
-        self.accepted = AcceptedOrders(paths.schedule)
+    def __init__(self, run: OwnedRun) -> None:
+        self._run = run
+        self._journal = run.journal
+        self.accepted = AcceptedOrders(run.paths.schedule)
 
     # -- the file ----------------------------------------------------------------------------
 
@@ -64,7 +56,7 @@ class MixtureFile:
 
     def _held(self, newest: OrderRow | None) -> tuple[FileState, str]:
         try:
-            data = read_regular(self._path).data
+            data = read_regular(self._run.paths.mixture).data
         except (FileNotFoundError, NotRegularError):  # a link, a pipe: replaced by the rename
             return FileState.ABSENT, ""
         except OSError:  # unreadable now: no news
@@ -85,7 +77,7 @@ class MixtureFile:
             return FileState.FOREIGN, f"an order of generation {generation}"
         ours = newest is not None and newest.generation == generation
         recorded = newest is not None and newest.published_fence == self._journal.fence
-        signed = self._key is None or is_signed(self._key, order)
+        signed = self._run.key is None or is_signed(self._run.key, order)
         current = ours and recorded and signed and fence == self._journal.fence
         return (FileState.CURRENT if current else FileState.STALE), ""
 
@@ -96,16 +88,14 @@ class MixtureFile:
         accepted = status.accepted.generation if status is not None else 0
         return max(queries.highest_generation(self._journal), accepted, self.accepted.now()[1]) + 1
 
-    def asked_mixture(
-        self, initial: Mapping[str, float], tokens: int
-    ) -> tuple[dict[str, float], Plan]:
+    def asked_mixture(self, tokens: int) -> tuple[dict[str, float], Plan]:
         """The mixture last asked for and what is left of its plan; before any order the first."""
         newest = queries.newest_order(self._journal)
         if newest is None:
-            return by_sources(initial, self._config), ()
+            return by_sources(self._run.initial, self._run.config), ()
         asked, left = remaining(newest.weights, self.plan_of(newest), tokens)
-        plan = tuple((until, by_sources(weights, self._config)) for until, weights in left)
-        return by_sources(asked, self._config), plan
+        plan = tuple((until, by_sources(weights, self._run.config)) for until, weights in left)
+        return by_sources(asked, self._run.config), plan
 
     def plan_of(self, order: OrderRow) -> Plan:
         """What is left of an order's plan when it draws from sources that run.yaml no longer has:
@@ -114,7 +104,7 @@ class MixtureFile:
         return tuple(kept)
 
     def _has_sources(self, weights: Mapping[str, float]) -> bool:
-        return all(name in self._config.sources for name, share in weights.items() if share)
+        return all(name in self._run.config.sources for name, share in weights.items() if share)
 
 
 def is_forced(journal: Journal) -> bool:

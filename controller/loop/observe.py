@@ -8,60 +8,43 @@ from __future__ import annotations
 from pathlib import Path
 
 from mixloop.common.json_records import Problem
-from mixloop.contract import RunPaths, Status, read_holds
-from mixloop.controller.config import RunConfig
+from mixloop.contract import Status, read_holds
 from mixloop.controller.core import JobState, RunState
-from mixloop.controller.journal import Journal, queries
+from mixloop.controller.journal import queries
 
 from .checkpoint_queue import CheckpointQueue
 from .mixture_file import MixtureFile
 from .operator_inbox import expired_approval, next_request
+from .takeover import OwnedRun
 from .trainer_news import TrainerNews
 
 CURVE_POINTS = 400  # points of the trainer's curves over a whole run, at most
 
 
 class RunObserver:
-    """What a controller can see of one run, beside its own jobs.
+    """What a controller can see of one run, beside its own jobs."""
 
-    Args:
-        paths: The run's.
-        journal: Its journal, claimed.
-        config: The run.
-        mixture_file: Reads the shared state file.
-        queue: Reads the checkpoints.
-    """
-
-    def __init__(
-        self,
-        paths: RunPaths,
-        journal: Journal,
-        config: RunConfig,
-        mixture_file: MixtureFile,
-        queue: CheckpointQueue,
-    ) -> None:
-        self._paths = paths
-        self._journal = journal
-        self._config = config
+    def __init__(self, run: OwnedRun, mixture_file: MixtureFile, queue: CheckpointQueue) -> None:
+        self._run = run
         self._mixture_file = mixture_file
         self._queue = queue
-        self.news = TrainerNews(paths, journal, config)
+        self.news = TrainerNews(run)
 
     def observe(self, jobs: JobState) -> RunState:
         """The run now, with ``jobs`` as they are."""
-        news, queue = self.news, self._queue
+        run, news, queue = self._run, self.news, self._queue
         news.update()
         status, rewinds, ended = news.status, news.rewinds, news.training_ended
-        paused = queries.paused(self._journal)
+        paused = queries.paused(run.journal)
         decides = status is not None and not paused and not news.unknown_sources
-        asked = queries.newest_order(self._journal)
+        asked = queries.newest_order(run.journal)
         file, foreign_order = self._mixture_file.look(status, asked)
         waiting = queue.waiting(rewinds, ended)
         to_skip = queue.abandoned(rewinds)
         if not (to_skip or jobs.scoring or jobs.piloting or ended):
             to_skip = queue.behind(waiting)
         unrecorded = queue.unrecorded(rewinds)
-        unread = {self._paths.status: news.problem} if news.problem is not None else {}
+        unread = {run.paths.status: news.problem} if news.problem is not None else {}
         return RunState(
             status=status,
             training_ended=ended,
@@ -74,14 +57,14 @@ class RunObserver:
             newly_applied=tuple(news.newly_applied()),
             newly_rejected=news.newly_rejected(),
             paused=paused,
-            request=next_request(self._paths, status),
-            expired=expired_approval(self._journal, self._config, status),
+            request=next_request(run.paths, status),
+            expired=expired_approval(run.journal, run.config, status),
             unrecorded=unrecorded,
             waiting=waiting,
             to_skip=to_skip,
             to_decide=queue.to_decide() if decides else None,
             curves_due=self._curves_due(status, jobs.curves_at),
-            outbox=queries.waiting_entries(self._journal) if self._config.tracking.enabled else 0,
+            outbox=queries.waiting_entries(run.journal) if run.config.tracking.enabled else 0,
             closed=self._closed(status),
             problems=unread | queue.problems,
             jobs=jobs,
@@ -90,19 +73,20 @@ class RunObserver:
     def _curves_due(self, status: Status | None, curves_at: int) -> bool:
         if status is None or status.loss is None:
             return False
-        gap = 0 if status.finished else self._config.budget // CURVE_POINTS
+        gap = 0 if status.finished else self._run.config.budget // CURVE_POINTS
         return status.tokens > curves_at + gap
 
     def _closed(self, status: Status | None) -> bool:
         """Whether the run's end is told; a run that goes on with a larger budget ends again."""
         key = f"end:{status.tokens if status is not None else 0}"
-        return queries.entry(self._journal, key) is not None
+        return queries.entry(self._run.journal, key) is not None
 
     def examine(self) -> dict[Path, Problem]:
         """What is wrong with the files that :meth:`observe` need not read."""
-        self._mixture_file.accepted.now()
+        paths, accepted = self._run.paths, self._mixture_file.accepted
+        accepted.now()
         problems = {
-            self._paths.schedule: self._mixture_file.accepted.problem,
-            self._paths.holds: read_holds(self._paths.holds).problem,
+            paths.schedule: accepted.problem,
+            paths.holds: read_holds(paths.holds).problem,
         }
         return {path: problem for path, problem in problems.items() if problem is not None}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mixloop.common.files import NotRegularError, read_regular
@@ -16,6 +15,7 @@ from mixloop.controller.decisions import near, observation_builder
 from mixloop.controller.journal import Journal, queries, records
 
 from .mixture_file import MixtureFile, pinned_shares
+from .takeover import OwnedRun
 
 READS = 8  # of a request that can't be read, about two minutes, before it is refused
 
@@ -53,45 +53,18 @@ def expired_approval(journal: Journal, config: RunConfig, status: Status | None)
 
 
 class OperatorInbox:
-    """Requests and approvals of one run.
+    """Requests and approvals of one run."""
 
-    Args:
-        config: The run.
-        paths: Its files.
-        journal: Its journal, claimed.
-        mixture_file: Says which number an order may have.
-        sizes: Unique tokens by source.
-        initial: The mixture before any order.
-        say: Receives one line per thing that happened.
-        key: What requests must be signed with; None: nothing.
-    """
-
-    def __init__(
-        self,
-        config: RunConfig,
-        paths: RunPaths,
-        journal: Journal,
-        mixture_file: MixtureFile,
-        sizes: Mapping[str, int],
-        initial: Mapping[str, float],
-        say: Callable[[str], None],
-        key: bytes | None = None,
-    ) -> None:
-        self._config = config
-        self._paths = paths
-        self._journal = journal
+    def __init__(self, run: OwnedRun, mixture_file: MixtureFile) -> None:
+        self._run = run
         self._mixture_file = mixture_file
-        self._sizes = sizes
-        self._initial = initial
-        self._say = say
-        self._key = key
         self._failed_reads: Counter[str] = Counter()
 
     def expire(self, state: RunState) -> None:
         """Nobody answered: the mixture is held."""
         why = "nobody approved it in time; the mixture is held"
-        records.resolve(self._journal, state.expired, "expired", reason=why)
-        self._say(f"{state.expired} expired: {why}")
+        records.resolve(self._run.journal, state.expired, "expired", reason=why)
+        self._run.say(f"{state.expired} expired: {why}")
 
     def handle(self, state: RunState) -> None:
         """Deal with one request file.
@@ -101,20 +74,22 @@ class OperatorInbox:
         path = state.request
         assert path is not None
         try:
-            request = requests.read(path, self._owners(), run=self._config.run.id, key=self._key)
+            request = requests.read(
+                path, self._owners(), run=self._run.config.run.id, key=self._run.key
+            )
         except FileNotFoundError:
             return
         except (requests.RequestError, OSError) as error:
             if self._may_pass(path.name, error):
                 raise  # what a person asked for must not be refused for a moment's trouble
-            self._journal.event("request-refused", file=path.name, reason=str(error))
+            self._run.journal.event("request-refused", file=path.name, reason=str(error))
             requests.put_away(path, "refused")
-            self._say(f"{path.name} refused: {error}")
+            self._run.say(f"{path.name} refused: {error}")
             return
-        row = queries.request(self._journal, request.id)
+        row = queries.request(self._run.journal, request.id)
         answer = self._record(request, state) if row is None else row.answer["text"]
         requests.put_away(path, "taken")
-        self._say(f"{request.verb} by {request.by}: {answer}")
+        self._run.say(f"{request.verb} by {request.by}: {answer}")
 
     def _may_pass(self, name: str, error: Exception) -> bool:
         """Whether a file that can't be read now (a stale handle, say) is worth another look."""
@@ -124,38 +99,36 @@ class OperatorInbox:
         return self._failed_reads[name] < READS
 
     def _owners(self) -> frozenset[int]:
-        owner = self._paths.dir.stat().st_uid
-        also = self._config.trainer.accept_uid
+        owner = self._run.paths.dir.stat().st_uid
+        also = self._run.config.trainer.accept_uid
         return frozenset({owner} if also is None else {owner, also})
 
     def _record(self, request: requests.Request, state: RunState) -> str:
         """Answer a request and journal all that it does. Returns the answer."""
         outcome = reply_to(request, self._context(request, state))
-        name = records.operated(self._journal, request, outcome, scores=self._scores())
+        name = records.operated(self._run.journal, request, outcome, scores=self._scores())
         return outcome.text if name is None else f"{outcome.text} ({name})"
 
     def _scores(self) -> Json:
-        scored = observation_builder.newest_evaluation(self._journal)
+        scored = observation_builder.newest_evaluation(self._run.journal)
         return scores(scored) if scored is not None else {}
 
     def _context(self, request: requests.Request, state: RunState) -> RequestContext:
-        journal, config, status = self._journal, self._config, state.status
+        run, journal, status = self._run, self._run.journal, state.status
         observation = None
         if status is not None:
-            observation = near(journal, config, self._sizes, status, queries.ALL)
-        asked, _ = self._mixture_file.asked_mixture(
-            self._initial, status.tokens if status is not None else 0
-        )
+            observation = near(journal, run.config, run.sizes, status, queries.ALL)
+        asked, _ = self._mixture_file.asked_mixture(status.tokens if status is not None else 0)
         approval = queries.approval(journal, request.decision)
         return RequestContext(
-            config=config,
+            config=run.config,
             status=status,
             observation=observation,
             last_intervention=queries.last_applied_tokens(journal),
             generation=self._mixture_file.next_generation(status),
             newest=state.asked or 0,
             asked=asked,
-            pins=pinned_shares(journal, config),
+            pins=pinned_shares(journal, run.config),
             paused=state.paused,
             decision=queries.decision(journal, request.decision),
             approval=approval.state if approval is not None else "",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from mixloop.common.process import Child
-from mixloop.contract import RunPaths
-from mixloop.controller.config import RunConfig
 from mixloop.controller.core import Answer, RunState, Steering, make_decision, scores
 from mixloop.controller.decisions import (
     UnreadError,
@@ -18,10 +15,11 @@ from mixloop.controller.decisions import (
     read_answer,
     read_observed,
 )
-from mixloop.controller.journal import Journal, queries, records
+from mixloop.controller.journal import queries, records
 from mixloop.policies.interface import Evaluation, Observation
 
 from .mixture_file import MixtureFile, is_forced, pinned_shares
+from .takeover import OwnedRun
 
 
 @dataclass
@@ -36,27 +34,10 @@ class PendingDecision:
 
 @dataclass
 class PolicyDecisions:
-    """One decision at a time.
+    """One decision at a time."""
 
-    Args:
-        config: The run.
-        base: Folder of run.yaml, which file policies are relative to.
-        paths: The run's files.
-        journal: Its journal, claimed.
-        mixture_file: Says which number an order may have.
-        sizes: Unique tokens by source.
-        say: Receives one line per thing that happened.
-        clock: Monotonic seconds.
-    """
-
-    config: RunConfig
-    base: Path
-    paths: RunPaths
-    journal: Journal
+    run: OwnedRun
     mixture_file: MixtureFile
-    sizes: Mapping[str, int]
-    say: Callable[[str], None]
-    clock: Callable[[], float]
     pending: PendingDecision | None = field(default=None, init=False)
 
     @property
@@ -69,22 +50,22 @@ class PolicyDecisions:
         status, step = state.status, state.to_decide
         assert status is not None
         assert step is not None
-        observation = near(self.journal, self.config, self.sizes, status, step)
+        observation = near(self.run.journal, self.run.config, self.run.sizes, status, step)
         request = {
-            "ref": self.config.policy.use,
-            "options": self.config.policy.options,
-            "base": str(self.base),
-            "memory": self.config.policy.memory,
-            "history": history_request(self.journal, self.config, observation),
+            "ref": self.run.config.policy.use,
+            "options": self.run.config.policy.options,
+            "base": str(self.run.base),
+            "memory": self.run.config.policy.memory,
+            "history": history_request(self.run.journal, self.run.config, observation),
         }
         child = Child(
             "mixloop.controller.decisions.policy_process",
             stdin=json.dumps(request),
-            log=self.paths.dir / "policy.log",
-            timeout=self.config.policy.timeout,
-            clock=self.clock,
+            log=self.run.paths.dir / "policy.log",
+            timeout=self.run.config.policy.timeout,
+            clock=self.run.clock,
         )
-        newest = queries.highest_generation(self.journal)
+        newest = queries.highest_generation(self.run.journal)
         self.pending = PendingDecision(child, observation, records.now_ms(), newest)
 
     def take(self, state: RunState) -> None:
@@ -108,19 +89,19 @@ class PolicyDecisions:
         guarded = make_decision(
             answer,
             pending.observation,
-            self.config,
+            self.run.config,
             status=status,
-            last_intervention=queries.last_applied_tokens(self.journal),
+            last_intervention=queries.last_applied_tokens(self.run.journal),
             generation=self.mixture_file.next_generation(status),
             vetoes=observed.vetoes if observed is not None else (),
-            pins=pinned_shares(self.journal, self.config),
+            pins=pinned_shares(self.run.journal, self.run.config),
             overtaken=self._overtaken(state, pending),
-            forced=is_forced(self.journal),
+            forced=is_forced(self.run.journal),
         )
-        evaluation = queries.evaluation(self.journal, scored.step)
+        evaluation = queries.evaluation(self.run.journal, scored.step)
         decision = replace(
             guarded,
-            policy=self.config.policy.use,
+            policy=self.run.config.policy.use,
             step=scored.step,
             tokens=scored.tokens,
             observation_digest=observed.digest if observed is not None else None,
@@ -128,27 +109,27 @@ class PolicyDecisions:
             scored_at=evaluation.finished_at if evaluation is not None else None,
         )
         name = records.decision(
-            self.journal,
+            self.run.journal,
             decision,
             scores=scores(scored),
             started_ms=pending.started_ms,
             seen=pending.observation,
         )
-        self.say(f"{name} {decision.verdict}: {decision.reason}")
+        self.run.say(f"{name} {decision.verdict}: {decision.reason}")
 
     def _overtaken(self, state: RunState, pending: PendingDecision) -> str:
         """Why the answer no longer counts; empty if it does."""
         if state.paused:
             return "an operator paused decisions meanwhile"
-        if queries.highest_generation(self.journal) > pending.newest:
+        if queries.highest_generation(self.run.journal) > pending.newest:
             return "another order was given meanwhile"
         return ""
 
     def _note_steering(self, chosen: Mapping[str, Steering], newest: Evaluation) -> None:
         """Before the decision that it bears on; a repeat after a crash finds nothing new."""
-        changed = records.steering(self.journal, newest.step, newest.tokens, chosen)
+        changed = records.steering(self.run.journal, newest.step, newest.tokens, chosen)
         for name, steering in changed.items():
-            self.say(f"from step {newest.step} {steering.metric} steers {name}: {steering.why}")
+            self.run.say(f"from step {newest.step} {steering.metric} steers {name}: {steering.why}")
 
     def drop(self) -> None:
         """Ask no further: the run is let go, or what the policy looked at is no more."""

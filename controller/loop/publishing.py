@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mixloop.contract import Order, RunPaths, write_order
-from mixloop.controller.config import RunConfig
+from mixloop.contract import Order, write_order
 from mixloop.controller.core import NOTHING, DecisionRecord, OrderRecord, RunState, stages
-from mixloop.controller.journal import Journal, queries, records
+from mixloop.controller.journal import queries, records
 from mixloop.policies.mixture import total_variation
 
 from .mixture_file import MixtureFile
+from .takeover import OwnedRun
 
 
 @dataclass
 class Publishing:
-    """The one writer of the shared state file.
+    """The one writer of the shared state file."""
 
-    Args:
-        config: The run.
-        paths: Its files.
-        journal: Its journal, claimed.
-        mixture_file: Says what was asked for, and which number an order may have.
-        initial: The mixture before any order.
-        say: Receives one line per thing that happened.
-        key: Signs orders; None: nothing.
-    """
-
-    config: RunConfig
-    paths: RunPaths
-    journal: Journal
+    run: OwnedRun
     mixture_file: MixtureFile
-    initial: Mapping[str, float]
-    say: Callable[[str], None]
-    key: bytes | None = None
 
     def publish(self, state: RunState) -> None:
         """The order that the journal has, under this controller's fence."""
         assert state.asked is not None
-        row = queries.order(self.journal, state.asked)
+        row = queries.order(self.run.journal, state.asked)
         assert row is not None
         order = Order(
-            run=self.config.run.id,
-            fence=self.journal.fence or 0,
+            run=self.run.config.run.id,
+            fence=self.run.journal.fence or 0,
             generation=row.generation,
             weights=row.weights,
             then=tuple(stages(self.mixture_file.plan_of(row))),
@@ -53,21 +38,23 @@ class Publishing:
             issued_at=row.issued_at,
         )
         if state.foreign_order:
-            self.journal.event("stranger", found=state.foreign_order, replaced_by=order.generation)
-            self.say(f"mixture.json held {state.foreign_order}, not ours; replaced")
-        self.journal.assert_fence()
-        write_order(self.paths.mixture, order, self.key)
-        records.published(self.journal, order.generation)
+            self.run.journal.event(
+                "stranger", found=state.foreign_order, replaced_by=order.generation
+            )
+            self.run.say(f"mixture.json held {state.foreign_order}, not ours; replaced")
+        self.run.journal.assert_fence()
+        write_order(self.run.paths.mixture, order, self.run.key)
+        records.published(self.run.journal, order.generation)
         if row.published_at is None:
-            self.say(f"published generation {order.generation} ({order.decision})")
+            self.run.say(f"published generation {order.generation} ({order.decision})")
 
     def restore(self, state: RunState) -> None:
         """A file we did not write: put what was asked for back, above whatever it started."""
         status = state.status
         tokens = status.tokens if status is not None else 0
-        asked, plan = self.mixture_file.asked_mixture(self.initial, tokens)
-        if status is not None and status.accepted.fence >= (self.journal.fence or 0):
-            self.journal.raise_fence(status.accepted.fence)
+        asked, plan = self.mixture_file.asked_mixture(tokens)
+        if status is not None and status.accepted.fence >= (self.run.journal.fence or 0):
+            self.run.journal.raise_fence(status.accepted.fence)
         before = dict(status.in_force.weights) if status is not None else asked
         generation = self.mixture_file.next_generation(status)
         reason = (
@@ -89,24 +76,24 @@ class Publishing:
             step=status.step if status is not None else 0,
             tokens=tokens,
         )
-        records.decision(self.journal, decision, scores={}, started_ms=records.now_ms())
-        self.say(reason)
+        records.decision(self.run.journal, decision, scores={}, started_ms=records.now_ms())
+        self.run.say(reason)
 
     def acknowledge(self, state: RunState) -> None:
         """The trainer consumes samples under these orders."""
         for applied in state.newly_applied:
-            tokens = applied.sample * self.config.trainer.sequence_length
+            tokens = applied.sample * self.run.config.trainer.sequence_length
             before = self._weights_before(applied.generation)
-            records.applied(self.journal, applied, tokens, before)
-            self.say(f"generation {applied.generation} in force at step {applied.step}")
+            records.applied(self.run.journal, applied, tokens, before)
+            self.run.say(f"generation {applied.generation} in force at step {applied.step}")
 
     def _weights_before(self, generation: int) -> Mapping[str, float]:
         """The mixture that was in force when this order came into force."""
-        row = queries.order_before(self.journal, generation)
-        return row.weights if row is not None else self.initial
+        row = queries.order_before(self.run.journal, generation)
+        return row.weights if row is not None else self.run.initial
 
     def note_rejection(self, state: RunState) -> None:
         """The trainer refused orders."""
-        records.rejected(self.journal, state.newly_rejected)
+        records.rejected(self.run.journal, state.newly_rejected)
         for generation, reason in state.newly_rejected.items():
-            self.say(f"the trainer refused generation {generation}: {reason}")
+            self.run.say(f"the trainer refused generation {generation}: {reason}")

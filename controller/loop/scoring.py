@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixloop.contract import RunPaths, write_holds
-from mixloop.controller.config import RunConfig
+from mixloop.contract import write_holds
 from mixloop.controller.core import RunState, headline
 from mixloop.controller.decisions import observation_builder
-from mixloop.controller.journal import Journal, queries, records
+from mixloop.controller.journal import queries, records
 from mixloop.evals import EvalSettings, Scorecard
 from mixloop.evals.workers import Evaluator, Failure
 
 from .checkpoint_queue import CheckpointQueue
 from .eval_planner import Planner
+from .takeover import OwnedRun
 
 SCORING_ATTEMPTS = 2
 
@@ -25,38 +25,28 @@ SCORING_ATTEMPTS = 2
 class Scoring:
     """One evaluation at a time.
 
-    Args:
-        config: The run.
-        paths: Its files.
-        journal: Its journal, claimed.
-        queue: Says which checkpoints wait.
-        say: Receives one line per thing that happened.
-        clock: Monotonic seconds.
-
     Attributes:
         planner: Finds out, before the first evaluation, on how many items to score.
         step: The checkpoint that is scored, or None.
         result: How that ended, once it has.
     """
 
-    config: RunConfig
-    paths: RunPaths
-    journal: Journal
+    run: OwnedRun
     queue: CheckpointQueue
-    say: Callable[[str], None]
-    clock: Callable[[], float]
 
     def __post_init__(self) -> None:
         # What `data: auto` once found stays: every checkpoint is scored on the same items.
-        pinned = self.config.evals.pinned(observation_builder.data_kinds(self.journal))
-        self.planner = Planner(self.config, self.journal, pinned, self._evaluator, self.clock)
+        pinned = self.run.config.evals.pinned(observation_builder.data_kinds(self.run.journal))
+        self.planner = Planner(
+            self.run.config, self.run.journal, pinned, self._evaluator, self.run.clock
+        )
         self.evaluator = self._evaluator(self.planner.settings)
         self.step: int | None = None
         self.result: Scorecard | Failure | None = None
         self._held: frozenset[int] | None = None  # what holds.json asks for; None: not known
 
     def _evaluator(self, settings: EvalSettings) -> Evaluator:
-        return Evaluator(settings, self.paths.dir / "evals.log")
+        return Evaluator(settings, self.run.paths.dir / "evals.log")
 
     def poll(self) -> None:
         """Look whether a pilot or an evaluation has ended, without waiting."""
@@ -74,27 +64,27 @@ class Scoring:
     def record(self, state: RunState) -> None:
         """A complete checkpoint was seen."""
         folder, manifest = next(iter(state.unrecorded.items()))
-        row = queries.checkpoint(self.journal, manifest.step)
+        row = queries.checkpoint(self.run.journal, manifest.step)
         if row is not None:
             self._set_aside(row.step, row.incarnation)
         sources = state.status.sources if state.status is not None else {}
         losses = {name: entry.loss for name, entry in sources.items() if entry.loss is not None}
-        records.checkpoint(self.journal, manifest, str(folder), losses)
+        records.checkpoint(self.run.journal, manifest, str(folder), losses)
         self.hold(state)
-        self.say(f"checkpoint at step {manifest.step} ({manifest.tokens:,} tokens)")
+        self.run.say(f"checkpoint at step {manifest.step} ({manifest.tokens:,} tokens)")
 
     def _set_aside(self, step: int, incarnation: int) -> None:
         """The files of a step that was scored on an abandoned branch: they are not this one's."""
-        for path in (self.paths.dir / "scorecards").glob(f"step-{step:08d}.*"):
+        for path in (self.run.paths.dir / "scorecards").glob(f"step-{step:08d}.*"):
             path.rename(path.with_name(f"abandoned-{incarnation}-{path.name}"))
 
     def skip(self, state: RunState) -> None:
         """These checkpoints are not scored."""
-        records.skipped(self.journal, state.to_skip)
+        records.skipped(self.run.journal, state.to_skip)
         self.hold(state)
         reasons = set(state.to_skip.values())
         steps = ", ".join(map(str, state.to_skip))
-        self.say(f"not scored: step {steps}: {'; '.join(sorted(reasons))}")
+        self.run.say(f"not scored: step {steps}: {'; '.join(sorted(reasons))}")
 
     def abandon(self, steps: Collection[int]) -> None:
         """The trainer has left the branch of these checkpoints."""
@@ -106,7 +96,7 @@ class Scoring:
         """Ask the trainer's retention to spare what is still to be scored."""
         steps = frozenset(self.queue.waiting(state.rewinds, state.training_ended))
         if steps != self._held:
-            write_holds(self.paths.holds, steps)
+            write_holds(self.run.paths.holds, steps)
             self._held = steps
 
     def hold_anew(self, state: RunState) -> None:
@@ -127,7 +117,7 @@ class Scoring:
 
     def take_pilot(self, state: RunState) -> None:
         """The trial's result; after the last, the plan."""
-        self.say(self.planner.take())
+        self.run.say(self.planner.take())
         if not self.planner.needed:
             self.evaluator.stop()
             self.evaluator = self._evaluator(self.planner.settings)
@@ -135,10 +125,10 @@ class Scoring:
     def start(self, state: RunState) -> None:
         """Score the next checkpoint."""
         step = state.waiting[0]
-        earlier = queries.evaluation(self.journal, step)
-        records.scoring_started(self.journal, step)
+        earlier = queries.evaluation(self.run.journal, step)
+        records.scoring_started(self.run.journal, step)
         checkpoint = self._path(step)
-        out = self.paths.dir / "scorecards" / f"step-{step:08d}.json"
+        out = self.run.paths.dir / "scorecards" / f"step-{step:08d}.json"
         out.parent.mkdir(exist_ok=True)
         self.step = step
         if not checkpoint.is_dir():
@@ -154,7 +144,7 @@ class Scoring:
             self.result = Failure(f"no worker can be started: {error}")
 
     def _path(self, step: int) -> Path:
-        row = queries.checkpoint(self.journal, step)
+        row = queries.checkpoint(self.run.journal, step)
         assert row is not None
         return Path(row.path)
 
@@ -176,29 +166,29 @@ class Scoring:
         step, result = self.step, self.result
         assert step is not None
         if isinstance(result, Scorecard):
-            records.scored(self.journal, step, json.loads(result.to_json()))
+            records.scored(self.run.journal, step, json.loads(result.to_json()))
             self.step = self.result = None
             self.hold(state)
             self._note_outcomes()
-            self.say(f"step {step}: {headline(result)}")
+            self.run.say(f"step {step}: {headline(result)}")
             return
         assert isinstance(result, Failure)
-        begun = queries.evaluation(self.journal, step)
+        begun = queries.evaluation(self.run.journal, step)
         assert begun is not None
         final = not self._path(step).is_dir() or begun.attempts >= SCORING_ATTEMPTS
-        records.scoring_failed(self.journal, step, result.reason, final=final)
+        records.scoring_failed(self.run.journal, step, result.reason, final=final)
         self.step = self.result = None
         self.hold(state)
-        self.say(f"step {step} was not scored: {result.reason}{'' if final else '; once more'}")
+        self.run.say(f"step {step} was not scored: {result.reason}{'' if final else '; once more'}")
 
     def _note_outcomes(self) -> None:
         """Interventions whose effect this score shows for the first time."""
-        for decision in queries.untold_interventions(self.journal):
+        for decision in queries.untold_interventions(self.run.journal):
             assert decision.generation is not None
-            order = queries.order(self.journal, decision.generation)
+            order = queries.order(self.run.journal, decision.generation)
             assert order is not None
             assert order.applied_tokens is not None
-            scored = observation_builder.around(self.journal, order.applied_tokens)
+            scored = observation_builder.around(self.run.journal, order.applied_tokens)
             outcome = observation_builder.outcome(order.applied_tokens, scored)
             if outcome is not None:
-                records.outcome(self.journal, decision.id, *outcome)
+                records.outcome(self.run.journal, decision.id, *outcome)

@@ -1,20 +1,94 @@
-"""What a controller has to know before it takes a run over."""
+"""Taking a run over: what has to be known before, and what the jobs have to work with then."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 
 from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths, Schedule, read_status, schedule_of
 from mixloop.controller.config import RunConfig
-from mixloop.controller.journal import Journal, queries
+from mixloop.controller.decisions import observation_builder
+from mixloop.controller.journal import Journal, queries, take_lock
+
+
+@dataclass(frozen=True)
+class OwnedRun:
+    """A run that this controller has taken over.
+
+    Attributes:
+        config: The run, paths absolute.
+        base: Folder of run.yaml, which file policies are relative to.
+        paths: Its files.
+        journal: Its journal, claimed.
+        sizes: Unique tokens by source.
+        initial: The mixture before any order.
+        key: Signs orders, and what requests must be signed with; None: nothing.
+        say: Receives one line for the person who watches, per thing that happened.
+        clock: Monotonic seconds.
+        lock: Held as long as this controller has the run.
+    """
+
+    config: RunConfig
+    base: Path
+    paths: RunPaths
+    journal: Journal
+    sizes: Mapping[str, int]
+    initial: Mapping[str, float]
+    key: bytes | None
+    say: Callable[[str], None]
+    clock: Callable[[], float]
+    lock: IO[str]
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.journal.close()
+        self.lock.close()
+
+
+def take_over(
+    config: RunConfig, base: Path, say: Callable[[str], None], clock: Callable[[], float]
+) -> OwnedRun:
+    """Take a run over; the arguments are those of :class:`OwnedRun`.
+
+    Raises:
+        BadInput: naming a source or a key file and the mend.
+        JournalError: when the journal belongs to another run, or can't be read.
+        OSError: when the run's folder can't be written to.
+    """
+    paths, quiet = RunPaths(config.run.dir), _quietly(say)
+    key = config.key()
+    sizes = observation_builder.unique_tokens(config)
+    configured = config.start_weights(sizes)
+    paths.dir.mkdir(parents=True, exist_ok=True)
+    lock = take_lock(paths.dir / "controller.lock")
+    check_sources(paths, config)
+    journal = Journal(paths.journal, create=True)
+    initial = first_mixture(paths, journal, configured)
+    journal.claim(config.run.id, above=highest_fence(paths))
+    if wrong := journal.check():  # it may go on for long before it reads that
+        quiet(wrong)
+    return OwnedRun(config, base, paths, journal, sizes, initial, key, quiet, clock, lock)
+
+
+def _quietly(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Nobody listening (a full disk under the log, a closed pipe) is no reason to stop."""
+
+    def quiet(line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            say(line)
+
+    return quiet
 
 
 def highest_fence(paths: RunPaths) -> int:
     """The highest fence the trainer has ever seen, so that a lost journal can't go back."""
     status = read_status(paths.status).value
-    seen = status.accepted.fence if status is not None else 0
-    return max(seen, (schedule_of(paths.schedule).value or Schedule()).accepted[0])
+    accepted = status.accepted.fence if status is not None else 0
+    return max(accepted, (schedule_of(paths.schedule).value or Schedule()).accepted[0])
 
 
 def check_sources(paths: RunPaths, config: RunConfig) -> None:

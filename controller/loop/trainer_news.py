@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mixloop.common.json_records import Problem
-from mixloop.contract import OpenLine, RunPaths, Schedule, Status, read_status, schedule_of
-from mixloop.controller.config import RunConfig
-from mixloop.controller.core import Applied, Rewind, find_rewinds, open_lines
-from mixloop.controller.journal import Journal, queries
+from mixloop.contract import OpenLine, Schedule, Status, read_status, schedule_of
+from mixloop.controller.core import Applied, Rewind, find_rewinds
+from mixloop.controller.journal import queries
 from mixloop.trainer.config import SUM_TOLERANCE
 
 from .mixture_file import by_sources
+from .takeover import OwnedRun
 
 
 class TrainerNews:
@@ -26,10 +26,10 @@ class TrainerNews:
         rewinds: Where it left branches, oldest first.
     """
 
-    def __init__(self, paths: RunPaths, journal: Journal, config: RunConfig) -> None:
-        self._paths = paths
-        self._journal = journal
-        self._config = config
+    def __init__(self, run: OwnedRun) -> None:
+        self._paths = run.paths
+        self._journal = run.journal
+        self._config = run.config
         self.status: Status | None = None
         self.problem: Problem | None = None
         self.unknown_sources: tuple[str, ...] = ()
@@ -57,9 +57,11 @@ class TrainerNews:
         self.status = status
 
     def _read_schedule(self) -> None:
-        schedule = schedule_of(self._paths.schedule).value or Schedule()
-        if schedule.lines:  # else there is none yet, or it can't be read now: at the next look
-            self.rewinds, self._opened = find_rewinds(schedule), open_lines(schedule)
+        schedule = schedule_of(self._paths.schedule).value
+        # else there is none yet, or it can't be read now: at the next look
+        if schedule is not None and schedule.lines:
+            self.rewinds = find_rewinds(schedule)
+            self._opened = tuple(line for line in schedule.lines if isinstance(line, OpenLine))
             self._read_until = schedule.incarnation
 
     @property

@@ -87,16 +87,16 @@ def pure(folder: Path, samples: int) -> list[int]:
 
 def steps_of(loader: MixtureLoader, most: int | None = None, pause: float = 0.0) -> list[list[int]]:
     """What is handed out, step by step, each ended where the loader says so."""
-    found: list[list[int]] = [[]]
+    steps: list[list[int]] = [[]]
     for batch in loader:
         time.sleep(pause)  # for the side thread
-        found[-1] += firsts(batch)
+        steps[-1] += firsts(batch)
         if loader.step_ends:
-            found.append([])
-            if len(found) - 1 == most:
+            steps.append([])
+            if len(steps) - 1 == most:
                 break
-    assert not found[-1]
-    return found[:-1]
+    assert not steps[-1]
+    return steps[:-1]
 
 
 @st.composite
@@ -152,7 +152,7 @@ def test_steps_grow_at_the_step_boundary_there_or_next(
     assert opened.quanta == ((0, 8, 2), (96, 16, 4), (208, 24, 6))
     report = examine(tmp_path / "run", [], [f"{n}={path}" for n, path in stores.items()])
     assert not report.findings
-    assert [one.quantum for one in report.segments] == [8, 16, 24]
+    assert [segment.quantum for segment in report.segments] == [8, 16, 24]
 
 
 @pytest.mark.parametrize("taken", [3, 23, 24, 26, 45, 60])
@@ -194,8 +194,8 @@ def test_new_weights_and_new_sizes_meet(tmp_path: Path, stores: Mapping[str, Pat
 
 
 def test_one_batch_on_any_number_of_ranks(tmp_path: Path, stores: Mapping[str, Path]) -> None:
-    given = {"batch": "192 tokens", "accumulation": 1, "batch_schedule": ()}  # 24 samples
-    loader = make(tmp_path, stores, **given)
+    batching = {"batch": "192 tokens", "accumulation": 1, "batch_schedule": ()}  # 24 samples
+    loader = make(tmp_path, stores, **batching)
     steps = steps_of(loader, 4)
     state = loader.state_dict()
     loader.close()
@@ -204,7 +204,7 @@ def test_one_batch_on_any_number_of_ranks(tmp_path: Path, stores: Mapping[str, P
     for rank in range(3):  # each beside a copy of the files, as they would share one
         folder = tmp_path / str(rank)
         shutil.copytree(tmp_path / "run", folder / "run")
-        mine = make(folder, stores, rank=rank, world=3, peers=SingleProcess(), **given)
+        mine = make(folder, stores, rank=rank, world=3, peers=SingleProcess(), **batching)
         mine.load_state_dict(state)
         parts.append(steps_of(mine, 3))
         mine.close()
@@ -279,9 +279,9 @@ def test_a_fork_goes_on_in_the_same_steps(tmp_path: Path, stores: Mapping[str, P
 def test_a_batch_that_cannot_be_is_refused_by_name(
     tmp_path: Path, stores: Mapping[str, Path], changed: dict[str, Any], said: str
 ) -> None:
-    given = options(stores, batch_schedule=()) | changed
+    changed_options = options(stores, batch_schedule=()) | changed
     with pytest.raises(JobError, match=said.replace("(", r"\(")):
-        next(iter(MixtureLoader(tmp_path / "run", pin_memory=False, **given)))
+        next(iter(MixtureLoader(tmp_path / "run", pin_memory=False, **changed_options)))
     assert not (tmp_path / "run" / "schedule.jsonl").exists()
 
 

@@ -168,8 +168,8 @@ def test_every_checkpoint_is_scored_once_though_retention_keeps_three(
     assert rows == [(step, "scored") for step in range(200, 1201, 200)]
     assert len(list(paths.checkpoints.iterdir())) <= 5
     status = ask("status", paths.dir)
-    found = status["benchmarks"]["humaneval"]
-    assert found["metrics"]["bits_per_byte"]["n"] > 10
+    humaneval = status["benchmarks"]["humaneval"]
+    assert humaneval["metrics"]["bits_per_byte"]["n"] > 10
     assert status["tracking"]["waiting"] == 0
 
 

@@ -44,8 +44,8 @@ def harness(script: str, *arguments: object, timeout: float = 3000) -> dict[str,
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     last = (done.stdout.strip().splitlines() or ["{}"])[-1]
     assert done.returncode == 0, f"{last}\n{done.stderr[-2000:]}"
-    found: dict[str, Any] = json.loads(last)
-    return found
+    summary: dict[str, Any] = json.loads(last)
+    return summary
 
 
 def memory() -> list[object]:
@@ -62,37 +62,37 @@ def memory() -> list[object]:
 )
 def test_struck_down_at_a_few_of_its_steps(fate: str, every: int) -> None:
     """Some of the steps; `make soak` takes all of them."""
-    found = harness(
+    summary = harness(
         "crash_points.py", "--fate", fate, "--first", 40, "--every", every, *memory(), timeout=250
     )
-    assert found["broken"] == []
-    assert found["trials"] >= 2
+    assert summary["broken"] == []
+    assert summary["trials"] >= 2
     if fate == "kill":
-        assert found["deaths"] == found["trials"]
+        assert summary["deaths"] == summary["trials"]
     if fate in ("full", "readonly"):
-        assert found["starts"] > found["trials"] or found["troubles"] >= 3
+        assert summary["starts"] > summary["trials"] or summary["troubles"] >= 3
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("fate", ["kill", "stop", "full", "readonly"])
 def test_struck_down_at_every_step(fate: str) -> None:
-    found = harness("crash_points.py", "--fate", fate, *memory(), timeout=3500)
-    assert found["broken"] == []
-    assert found["trials"] == found["steps"]
+    summary = harness("crash_points.py", "--fate", fate, *memory(), timeout=3500)
+    assert summary["broken"] == []
+    assert summary["trials"] == summary["steps"]
 
 
 @pytest.mark.soak
 def test_chains_of_deaths() -> None:
-    found = harness("crash_points.py", "--chains", 300, "--seed", 1, *memory())
-    assert found["broken"] == []
-    assert found["deaths"] >= 600
+    summary = harness("crash_points.py", "--chains", 300, "--seed", 1, *memory())
+    assert summary["broken"] == []
+    assert summary["deaths"] >= 600
 
 
 @pytest.mark.soak
 def test_five_hundred_random_kills_of_the_real_command() -> None:
-    found = harness("random_kills.py", "--kills", 500, *memory(), timeout=3500)
-    assert found["killed_while"]["working"] + found["killed_while"].get("started", 0) >= 100
-    assert found["longest_silence"] < 5
+    summary = harness("random_kills.py", "--kills", 500, *memory(), timeout=3500)
+    assert summary["killed_while"]["working"] + summary["killed_while"].get("started", 0) >= 100
+    assert summary["longest_silence"] < 5
 
 
 @pytest.mark.soak
@@ -102,22 +102,22 @@ def test_five_hundred_random_kills_beside_the_real_trainer(tmp_path: Path) -> No
     A quick machine trains three steps a second and starts and kills a daemon in two: 3,300 steps
     leave time for some 650 kills there, and end within the hour on one that is three times slower.
     """
-    asked = ("--trainer", "real", "--seconds", 1500, "--pace", 2.2, "--kills", 500, "--life", 1.0)
-    found = harness("random_kills.py", *asked, "--dir", tmp_path, timeout=3500)
-    assert found["kills"] >= 500
-    assert found["killed_while"]["working"] + found["killed_while"].get("started", 0) >= 100
-    assert found["applied"] >= 10
-    assert found["kept"] < found["checkpoints"]
-    assert found["longest_silence"] < 60
+    options = ("--trainer", "real", "--seconds", 1500, "--pace", 2.2, "--kills", 500, "--life", 1.0)
+    summary = harness("random_kills.py", *options, "--dir", tmp_path, timeout=3500)
+    assert summary["kills"] >= 500
+    assert summary["killed_while"]["working"] + summary["killed_while"].get("started", 0) >= 100
+    assert summary["applied"] >= 10
+    assert summary["kept"] < summary["checkpoints"]
+    assert summary["longest_silence"] < 60
 
 
 @pytest.mark.soak
 def test_five_thousand_decisions() -> None:
-    found = harness("long_run.py", "--decisions", 5000, *memory(), timeout=3500)
-    last = found["notes"][-1]
+    summary = harness("long_run.py", "--decisions", 5000, *memory(), timeout=3500)
+    last = summary["notes"][-1]
     assert last["journal_mb"] < 20
     assert last["look_ms"] < 20
-    assert found["rss_slope"] < 1024
+    assert summary["rss_slope"] < 1024
 
 
 @pytest.mark.soak
@@ -125,8 +125,8 @@ def test_at_the_end_of_a_history_of_five_thousand_decisions() -> None:
     """The same limits in minutes: the history is made by copying, what comes after it is real."""
     half = ("--copied", 2500, "--decisions", 12, "--every", 4)
     fresh = harness("long_run.py", *half, *memory())["notes"][-1]
-    found = harness("long_run.py", "--copied", 5000, "--decisions", 12, "--every", 4, *memory())
-    last = found["notes"][-1]
+    whole = harness("long_run.py", "--copied", 5000, "--decisions", 12, "--every", 4, *memory())
+    last = whole["notes"][-1]
     assert last["journal_mb"] < 20
     assert last["look_ms"] < 20
     assert (last["rss_mb"] - fresh["rss_mb"]) * 2**20 / 2500 < 1024
@@ -152,10 +152,10 @@ def test_a_disk_that_fills_up_and_has_room_again(tmp_path: Path) -> None:
     command += [str(SUPPORT / "small_disk.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
-    assert found["said"] == ["trouble: OperationalError: database or disk is full; trying again"]
-    assert "disk is full" in found["start_full"] or "No space left" in found["start_full"]
-    assert "Read-only file system" in found["start_readonly"]
+    summary = json.loads(done.stdout)
+    assert summary["said"] == ["trouble: OperationalError: database or disk is full; trying again"]
+    assert "disk is full" in summary["start_full"] or "No space left" in summary["start_full"]
+    assert "Read-only file system" in summary["start_readonly"]
 
 
 # -- two controllers ---------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def test_a_checkpoint_older_than_those_settled_is_scored(play: Any) -> None:
     (late / "manifest.json").write_text(json.dumps(manifest))
     run.settle()
     assert journal.value(scored) == before + 1
-    steps = [seen.step for seen in observation_builder.evaluations(journal)]
+    steps = [evaluation.step for evaluation in observation_builder.evaluations(journal)]
     assert steps[0] == 10
     assert observation_builder.newest_evaluation(journal).step == steps[-1]  # type: ignore[union-attr]
 

@@ -116,10 +116,10 @@ def test_an_undisturbed_run_changes_its_mixture_and_tells_everything(run_file: P
     changed = [e for e in entries if e["verdict"] == "intervene"]
     assert len(changed) >= 2
     scored = [e for e in changed if e["outcome"]["state"] == "scored"]
-    found = scored[0]["outcome"]["benchmarks"]["gsm8k"]
-    steps = found["to_step"] - found["from_step"]
-    assert found["gain"] == pytest.approx(steps / 1000)  # the formula's fall
-    assert found["n"] == 5
+    outcome = scored[0]["outcome"]["benchmarks"]["gsm8k"]
+    steps = outcome["to_step"] - outcome["from_step"]
+    assert outcome["gain"] == pytest.approx(steps / 1000)  # the formula's fall
+    assert outcome["n"] == 5
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -270,9 +270,9 @@ def test_a_source_that_the_run_draws_from_must_stay(run_file: Path) -> None:
     ):
         run_file.write_text(yaml.safe_dump({**data, "sources": sources}))
         with control(run_file) as process:
-            told, _ = process.communicate(timeout=30)
+            output, _ = process.communicate(timeout=30)
         assert process.returncode == 2
-        assert said in told
+        assert said in output
     run_file.write_text(yaml.safe_dump({**data, "sources": kept}))
 
 

@@ -67,11 +67,13 @@ def test_no_fault_breaks_an_invariant(simulated: Any, tmp_path: Path) -> None:
     faults: Counter[str] = Counter()
     facts: Counter[str] = Counter()
     for seed in SEEDS:
-        found = simulate(seed, 200)
-        assert found.violation is None, "\n".join([f"seed {seed}", *found.events, found.violation])
-        assert found.cycles >= 200
-        faults += found.faults
-        facts += found.facts
+        result = simulate(seed, 200)
+        assert result.violation is None, "\n".join(
+            [f"seed {seed}", *result.events, result.violation]
+        )
+        assert result.cycles >= 200
+        faults += result.faults
+        facts += result.facts
     assert sum(count > 0 for count in faults.values()) >= 40
     assert facts["applied"] > 3 * len(SEEDS), "little happens, so little is proven"
     assert facts["fences"] > 5 * len(SEEDS)
@@ -121,12 +123,12 @@ UNSEEN = ("acknowledges-last",)
 def test_a_deliberate_bug_is_caught(simulated: Any, name: str) -> None:
     mutations = simulated("mutations")
     bug = mutations.BY_NAME[name]
-    found = mutations.caught(bug)
-    if found is None and name in UNSEEN:
+    result = mutations.caught(bug)
+    if result is None and name in UNSEEN:
         pytest.xfail("seen on an earlier version; a run that shows it is rare on this one")
-    assert found is not None, "none of a hundred seeds sees it"
-    assert found.invariant in bug.seen_by.split(), found.violation
-    assert found.events[-1].endswith(f"VIOLATION {found.violation}"), "the events lead up to it"
+    assert result is not None, "none of a hundred seeds sees it"
+    assert result.invariant in bug.seen_by.split(), result.violation
+    assert result.events[-1].endswith(f"VIOLATION {result.violation}"), "the events lead up to it"
 
 
 def test_every_deliberate_bug_is_tried(simulated: Any) -> None:
@@ -139,6 +141,6 @@ def test_every_fault_happens_and_none_breaks_anything() -> None:
     command = [sys.executable, "-m", "tests.simulation", "--seeds", "500", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    told = json.loads(done.stdout)
-    assert told["violations"] == []
-    assert min(told["faults"].values()) > 0
+    summary = json.loads(done.stdout)
+    assert summary["violations"] == []
+    assert min(summary["faults"].values()) > 0

@@ -252,16 +252,16 @@ def consumed(folder: Path, schedule: Schedule) -> np.ndarray[Any, Any]:
     for path in folder.glob("trace-*"):
         for line in read_lines(path):
             by_incarnation[line["incarnation"]].append(Recorded(line))
-    found: dict[int, tuple[int, int]] = {}
+    drawn: dict[int, tuple[int, int]] = {}
     for incarnation, first, end in surviving(schedule):
         for record in by_incarnation[incarnation]:
             for place, source, index in record.places():
                 if first <= place and (end is None or place < end):
-                    assert place not in found, f"sample {place} was consumed twice"
-                    found[place] = (source, index)
-    length = max(found) + 1
-    assert sorted(found) == list(range(length)), "samples were never consumed"
-    return np.array([found[place] for place in range(length)])
+                    assert place not in drawn, f"sample {place} was consumed twice"
+                    drawn[place] = (source, index)
+    length = max(drawn) + 1
+    assert sorted(drawn) == list(range(length)), "samples were never consumed"
+    return np.array([drawn[place] for place in range(length)])
 
 
 def check_epochs(sequence: np.ndarray[Any, Any]) -> None:
@@ -281,26 +281,26 @@ def check_switches(folder: Path, schedule: Schedule, jobs: list[dict[str, Any]])
         for line in schedule.lines
         if isinstance(line, SegmentLine)
     }
-    seen: set[tuple[int, int]] = set()
+    switched: set[tuple[int, int]] = set()
     for job in jobs:
-        told, reached = [], []
+        changes_by_rank, reached = [], []
         for rank in range(job["world"]):
             changes = folder / f"changes-{job['job']:03d}.rank{rank}"
             trace = folder / f"trace-{job['job']:03d}{f'.rank{rank}' if rank else ''}"
-            told.append(
+            changes_by_rank.append(
                 {(c["sample"], c["generation"]): c["step"] for c in read_lines(changes)}
                 if changes.exists()
                 else {}
             )
             reached.append(max((s["step"] for s in read_lines(trace)), default=-1)
                            if trace.exists() else -1)  # fmt: skip
-        for switch in {switch for one in told for switch in one}:
-            steps = {one[switch] for one in told if switch in one}
+        for switch in {switch for of_rank in changes_by_rank for switch in of_rank}:
+            steps = {of_rank[switch] for of_rank in changes_by_rank if switch in of_rank}
             assert steps == {segments[switch]}, f"{switch} at steps {steps}"
-            for one, last in zip(told, reached, strict=True):
-                assert switch in one or last < segments[switch], f"{switch} missed by a rank"
-            seen.add(switch)
-    return len(seen)
+            for of_rank, last in zip(changes_by_rank, reached, strict=True):
+                assert switch in of_rank or last < segments[switch], f"{switch} missed by a rank"
+            switched.add(switch)
+    return len(switched)
 
 
 def prove(fire: Fire) -> dict[str, int]:
@@ -324,7 +324,7 @@ def prove(fire: Fire) -> dict[str, int]:
     assert report.sample == len(sequence)
     assert (report.trace.steps, report.trace.gaps) == (len(sequence) // QUANTUM, 0)
     assert report.trace.hashed == report.trace.lines
-    assert {one.store for one in report.sources.values()} == {"as recorded"}
+    assert {entry.store for entry in report.sources.values()} == {"as recorded"}
     return {
         "samples": len(sequence),
         "steps": len(sequence) // QUANTUM,

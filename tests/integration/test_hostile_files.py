@@ -148,13 +148,13 @@ class Field:
         data: bytes,
         steps: int = 4,
         find: Reader | None = None,
-        told: Callable[[Path, list[str]], None] | None = None,
+        check: Callable[[Path, list[str]], None] | None = None,
     ) -> None:
         """Put a hostile file in place, let the controller look, mend it, and see it recover.
 
         With ``find``, the reader of such files, what it rejects has to be said by the daemon, once
-        and by name, and shown by ``status``; of what it takes nothing may be said. ``told`` checks
-        what was said of files that the controller deals with otherwise.
+        and by name, and shown by ``status``; of what it takes nothing may be said. ``check`` looks
+        at what was said of files that the controller deals with otherwise.
         """
         self.seen[kind] += 1
         if self.run is None or self.seen[kind] % FRESH == 1:
@@ -168,8 +168,8 @@ class Field:
                 before = len(self.run.said)
                 self.step(steps)
                 commands(self.run.paths.dir, "status")
-                if told is not None:
-                    told(path, self.run.said[before:])
+                if check is not None:
+                    check(path, self.run.said[before:])
             else:
                 self._reported(kind, path, steps, find)
         except Exception as error:
@@ -188,8 +188,8 @@ class Field:
         rejected = find(path).problem is not None
         self.count(f"{kind} {'rejected' if rejected else 'taken'}")
         before = len(self.run.said)
-        own = path == self.run.paths.holds  # the daemon writes it anew once it has told
-        named = own and name in unreadable(self.run.paths.dir)
+        ours = path == self.run.paths.holds  # the daemon writes it anew once it has told
+        named = ours and name in unreadable(self.run.paths.dir)
         went_on = self.step(steps)
         said = [line for line in self.run.said[before:] if line.startswith(f"{name} can't be read")]
         named = named or name in unreadable(self.run.paths.dir)
@@ -199,16 +199,16 @@ class Field:
         assert not any(CONTROLS & set(line) or "\n" in line for line in said), said
         assert all(len(line) < 500 and line.count("; ") for line in said), said
         assert named == rejected
-        assert not own or find(path).problem is None
+        assert not ours or find(path).problem is None
 
     def _mended(self, path: Path) -> None:
         """Looks at the file that is sound again, until the daemon has forgotten that it wasn't."""
         before = len(self.run.said)
-        told = path in self.run.controller._unreadable.reported
+        reported = path in self.run.controller._unreadable.reported
         went_on = self.step(unreadable_files.PERSISTS)
         name = str(path.relative_to(self.run.paths.dir))
         again = f"{name} can be read again" in self.run.said[before:]
-        assert again == told or not went_on
+        assert again == reported or not went_on
         self._ahead += 3 * unreadable_files.PAUSE_SECONDS[0]
 
 
@@ -216,7 +216,7 @@ def unreadable(folder: Path) -> list[str]:
     """The files that ``mixloop status --json`` names."""
     done = CliRunner().invoke(app, ["status", str(folder), "--json"])
     assert done.exception is None, done.exception
-    return [one["file"] for one in json.loads(done.output)["unreadable"]]
+    return [entry["file"] for entry in json.loads(done.output)["unreadable"]]
 
 
 def one_line(error: BadInput, path: Path) -> None:
@@ -260,9 +260,9 @@ def field(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> I
         assert run.history()
         run.controller.close()
         run.trainer.writer.close() if hasattr(run.trainer.writer, "close") else None
-        made = Field(base / "template", base, played_run)
-        yield made
-        made.stop()
+        hostile_field = Field(base / "template", base, played_run)
+        yield hostile_field
+        hostile_field.stop()
 
 
 def scaled(kind: str) -> Any:
@@ -309,17 +309,17 @@ def test_orders(field: Field, count: int) -> None:
     field.start()
     valid = field.run.paths.mixture.read_bytes()
 
-    def told(data: bytes) -> Callable[[Path, list[str]], None]:
+    def explained(data: bytes) -> Callable[[Path, list[str]], None]:
         def check(path: Path, said: list[str]) -> None:
             """What was replaced was an order of this journal, or it was said."""
             if path.read_bytes() == data or any("mixture.json held" in line for line in said):
                 return
             if any("which this controller did not write" in line for line in said):
                 return
-            found = json.loads(data)
-            order = queries.order(field.run.journal, int(found["generation"]))
+            held = json.loads(data)
+            order = queries.order(field.run.journal, int(held["generation"]))
             assert order is not None, said
-            assert (order.weights, order.decision) == (found["weights"], found["decision"])
+            assert (order.weights, order.decision) == (held["weights"], held["decision"])
 
         return check
 
@@ -328,7 +328,7 @@ def test_orders(field: Field, count: int) -> None:
         path = field.scratch / "mixture.json"
         path.write_bytes(data)
         read_order(path, run="r", sources=("web", "code", "maths"), after=(0, 0))
-        field.throw("mixture", lambda run: run.paths.mixture, data, told=told(data))
+        field.throw("mixture", lambda run: run.paths.mixture, data, check=explained(data))
 
     thrown(count, throw)
     recovers(field)
@@ -364,10 +364,10 @@ def test_requests(field: Field, count: int) -> None:
         "decision": "d-000001", "reason": "because", "force": False,
     }  # fmt: skip
 
-    def told(path: Path, said: list[str]) -> None:
+    def answered(path: Path, said: list[str]) -> None:
         assert not path.exists()
         aside = [path.parent / name / path.name for name in ("refused", "taken")]
-        assert any(one.exists() for one in aside)
+        assert any(moved.exists() for moved in aside)
         assert any(line.startswith(f"{path.name} refused: ") or " by " in line for line in said)
 
     def throw(rng: random.Random) -> None:
@@ -376,7 +376,7 @@ def test_requests(field: Field, count: int) -> None:
         valid = json.dumps(body | {"id": f"r-{number:012x}", "verb": verb}).encode()
         name = f"{number:013d}-r-{number:012x}.json"
         data = hostile.made(rng, valid)
-        field.throw("request", lambda run: run.paths.requests / name, data, steps=6, told=told)
+        field.throw("request", lambda run: run.paths.requests / name, data, steps=6, check=answered)
 
     thrown(count, throw)
     recovers(field)
@@ -391,8 +391,8 @@ def test_holds(field: Field, count: int) -> None:
         data = hostile.made(rng, valid)
         path = field.scratch / "holds.json"
         path.write_bytes(data)
-        found = read_holds(path).value
-        assert found is None or isinstance(found, frozenset)
+        steps = read_holds(path).value
+        assert steps is None or isinstance(steps, frozenset)
         field.throw("holds", lambda run: run.paths.holds, data, find=read_holds)
 
     thrown(count, throw)
@@ -463,16 +463,16 @@ def content(journal: Path) -> Any:
     try:
         if db.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
             return None
-        found = {"version": db.execute("PRAGMA user_version").fetchall()}
-        found["schema"] = db.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
-        for kind, table, _ in found["schema"]:
+        rows = {"version": db.execute("PRAGMA user_version").fetchall()}
+        rows["schema"] = db.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+        for kind, table, _ in rows["schema"]:
             if kind == "table":
-                found[table] = sorted(map(ascii, db.execute(f"SELECT * FROM {table}")))
+                rows[table] = sorted(map(ascii, db.execute(f"SELECT * FROM {table}")))
     except (sqlite3.DatabaseError, UnicodeDecodeError):  # its message quotes what is damaged
         return None
     finally:
         db.close()
-    return found
+    return rows
 
 
 def _controls(field: Field, folder: Path, journal: Path, how: str, valid: Any) -> None:
@@ -497,9 +497,9 @@ def _controls(field: Field, folder: Path, journal: Path, how: str, valid: Any) -
                 assert any("trouble" in line for line in said)
                 field.count(f"journal {how}: trouble")
                 return
-        told = any(str(journal) in line for line in said)
-        assert told or same, "other rows than a controller wrote, and nothing was said"
-        field.count(f"journal {how}: goes on{' and says so' if told else ', as it was'}")
+        reported = any(str(journal) in line for line in said)
+        assert reported or same, "other rows than a controller wrote, and nothing was said"
+        field.count(f"journal {how}: goes on{' and says so' if reported else ', as it was'}")
     finally:
         controller.close()
 

@@ -147,11 +147,11 @@ def test_a_key_file_that_is_none_is_told(
     with pytest.raises(KeyFileError, match=said):
         read_key(tmp_path / "key")
     path = played_run.make_run(tmp_path, trainer={"sequence_length": 10, "key_file": "key"})
-    with pytest.raises(BadInput, match=said) as told:
+    with pytest.raises(BadInput, match=said) as raised:
         load_config(path).key()
-    assert "trainer.key_file: " in str(told.value)
-    assert "\n" not in str(told.value)
-    assert KEY.decode() not in str(told.value)
+    assert "trainer.key_file: " in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert KEY.decode() not in str(raised.value)
 
 
 def test_a_wrong_key_file_ends_a_command_with_code_2(
@@ -206,8 +206,8 @@ def test_the_controller_signs_and_the_key_stays_in_its_file(
     play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_key(tmp_path)
-    own = {"sequence_length": 10, "micro_batch": 8, "poll_every": 2, "key_file": "key"}
-    run = play(trainer=own)
+    section = {"sequence_length": 10, "micro_batch": 8, "poll_every": 2, "key_file": "key"}
+    run = play(trainer=section)
     run.train(8)
     assert read_order(
         run.paths.mixture, run="r", sources=("web", "code", "maths"), after=(0, 0), key=KEY
@@ -218,8 +218,8 @@ def test_the_controller_signs_and_the_key_stays_in_its_file(
     run.paths.mixture.write_bytes(stripped)
     run.settle()
     assert is_signed(KEY, json.loads(run.paths.mixture.read_bytes())), "signed again"
-    told = run.tell("set", "code=0.2", "--reason", "signed")
-    assert told.exit_code == 0, told.output
+    result = run.tell("set", "code=0.2", "--reason", "signed")
+    assert result.exit_code == 0, result.output
     assert run.answer()["state"] == "done"
     report = CliRunner().invoke(app, ["report", str(run.path)])
     assert report.exit_code == 0
@@ -248,8 +248,8 @@ def test_requests_need_the_key_where_there_is_one(play: Any, tmp_path: Path) -> 
     requests.submit(folder, requests.new_request("pause", timestamp()), run="other", key=KEY)
     assert "another run" in refused()
     assert not queries.paused(run.journal)
-    told = CliRunner().invoke(app, ["pause", str(run.paths.dir), "--wait", "0"])
-    assert told.exit_code == 0, "a run folder names no key, and the environment has none"
+    result = CliRunner().invoke(app, ["pause", str(run.paths.dir), "--wait", "0"])
+    assert result.exit_code == 0, "a run folder names no key, and the environment has none"
     assert "not signed" in refused()
     assert run.tell("pause").exit_code == 0
     assert queries.paused(run.journal)
@@ -313,10 +313,10 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path, look: Callable[[Path], Any]) -
     path = tmp_path / "manifest.json"
     os.mkfifo(path)
     try:
-        found = look(path)
+        answer = look(path)
     except OSError:
         return
-    assert found is None or isinstance(found, Rejection)
+    assert answer is None or isinstance(answer, Rejection)
 
 
 @pytest.mark.timeout(60)
@@ -374,9 +374,9 @@ def test_yaml_that_is_nested_or_multiplied_without_end_is_told(tmp_path: Path) -
         bomb += f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
     for text in ("[" * 1500, '{"a":' * 1000, f"budget: {'9' * 5000}", bomb + "budget: *i\n"):
         path.write_text(text)
-        with pytest.raises(BadInput) as told:
+        with pytest.raises(BadInput) as raised:
             load_config(path)
-        assert len(str(told.value)) < 2000
+        assert len(str(raised.value)) < 2000
         with pytest.raises(JobError):
             MixtureLoader.from_config(path)
 
@@ -390,9 +390,9 @@ def test_a_journal_with_a_damaged_row_is_told(play: Any) -> None:
             before = db.execute("SELECT evidence, weights_before, tokens, plan FROM decisions")
             kept = before.fetchall()[0]
             db.execute(f"UPDATE decisions SET {damage}")
-        told = CliRunner().invoke(app, ["explain", str(run.paths.dir), "1"])
-        assert isinstance(told.exception, BadInput), (damage, told.output, told.exception)
-        assert re.search("can't be (read|shown) whole", str(told.exception))
+        result = CliRunner().invoke(app, ["explain", str(run.paths.dir), "1"])
+        assert isinstance(result.exception, BadInput), (damage, result.output, result.exception)
+        assert re.search("can't be (read|shown) whole", str(result.exception))
         with sqlite3.connect(run.paths.journal) as db:
             db.execute(
                 "UPDATE decisions SET evidence = ?, weights_before = ?, tokens = ?, plan = ?", kept
@@ -553,8 +553,8 @@ def test_no_text_drives_the_terminal(poisoned: Any) -> None:
         done = CliRunner().invoke(app, [*command, str(poisoned.paths.dir), *more])
         assert done.exit_code == 0, done.exception
         assert "alert(1)" in done.output, "it is shown, as text"
-        found = {c for c in done.output if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160}
-        assert not found, (command, found)
+        controls = {c for c in done.output if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160}
+        assert not controls, (command, controls)
 
 
 def test_no_text_runs_in_the_page(poisoned: Any, tmp_path: Path) -> None:

@@ -29,12 +29,12 @@ def _work(task: tuple[int, int, int]) -> tuple[int, int, Counter[str], Counter[s
     failed = []
     with installed(), tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
         for seed in range(first, last):
-            found = simulate(seed, cycles, Path(folder))
-            total += found.cycles
-            faults += found.faults
-            facts += found.facts
-            if found.violation:
-                failed.append(found)
+            result = simulate(seed, cycles, Path(folder))
+            total += result.cycles
+            faults += result.faults
+            facts += result.facts
+            if result.violation:
+                failed.append(result)
     return last - first, total, faults, facts, failed
 
 
@@ -49,14 +49,14 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="with --seed: say every event")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--mutations", action="store_true", help="deliberate bugs, as a table")
-    given = parser.parse_args()
-    if given.seed is not None:
+    options = parser.parse_args()
+    if options.seed is not None:
         with installed():
-            found = simulate(given.seed, given.cycles, say=_say if given.trace else None)
-        print(found.violation or f"seed {found.seed}: {found.cycles} cycles, no violation")
-        print(f"digest {found.digest}")
-        return 1 if found.violation else 0
-    return _mutations() if given.mutations else _many(given)
+            result = simulate(options.seed, options.cycles, say=_say if options.trace else None)
+        print(result.violation or f"seed {result.seed}: {result.cycles} cycles, no violation")
+        print(f"digest {result.digest}")
+        return 1 if result.violation else 0
+    return _mutations() if options.mutations else _many(options)
 
 
 def _mutations() -> int:
@@ -65,10 +65,10 @@ def _mutations() -> int:
     print("| bug | what it does | seed | invariant |\n|---|---|---|---|")
     with installed():
         for bug in MUTATIONS:
-            found = caught(bug)
-            missed += found is None
-            seen = "- | -" if found is None else f"{found.seed} | `{found.invariant}`"
-            print(f"| `{bug.name}` | {bug.what} | {seen} |", flush=True)
+            result = caught(bug)
+            missed += result is None
+            shown = "- | -" if result is None else f"{result.seed} | `{result.invariant}`"
+            print(f"| `{bug.name}` | {bug.what} | {shown} |", flush=True)
     return 1 if missed else 0
 
 
@@ -82,24 +82,24 @@ def _say(line: str) -> None:
     print(line)
 
 
-def _many(given: argparse.Namespace) -> int:
+def _many(options: argparse.Namespace) -> int:
     began = time.monotonic()
     size = 25
-    last = given.first_seed + given.seeds
-    starts = range(given.first_seed, last, size)
-    tasks = [(start, min(start + size, last), given.cycles) for start in starts]
+    last = options.first_seed + options.seeds
+    starts = range(options.first_seed, last, size)
+    tasks = [(start, min(start + size, last), options.cycles) for start in starts]
     seeds = cycles = 0
     faults: Counter[str] = Counter()
     facts: Counter[str] = Counter()
     failed: list[Result] = []
-    with multiprocessing.Pool(given.jobs, _quiet) as pool, contextlib.suppress(KeyboardInterrupt):
+    with multiprocessing.Pool(options.jobs, _quiet) as pool, contextlib.suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        for count, total, some, told, wrong in pool.imap_unordered(_work, tasks):
+        for count, total, more_faults, more_facts, more_failed in pool.imap_unordered(_work, tasks):
             seeds, cycles = seeds + count, cycles + total
-            faults, facts = faults + some, facts + told
-            failed += wrong
-            for one in wrong:
-                print(f"seed {one.seed}: {one.violation}", file=sys.stderr, flush=True)
+            faults, facts = faults + more_faults, facts + more_facts
+            failed += more_failed
+            for result in more_failed:
+                print(f"seed {result.seed}: {result.violation}", file=sys.stderr, flush=True)
             if seeds % 100 < size:
                 print(
                     f"{seeds} seeds, {cycles} cycles, {len(failed)} violations, "
@@ -109,14 +109,14 @@ def _many(given: argparse.Namespace) -> int:
                 )
     took = time.monotonic() - began
     missing = [kind for kind in KINDS if not faults[kind]]
-    if given.json:
+    if options.json:
         print(
             json.dumps(
                 {
                     "seeds": seeds,
                     "cycles": cycles,
                     "seconds": round(took, 1),
-                    "violations": [[one.seed, one.violation] for one in failed],
+                    "violations": [[result.seed, result.violation] for result in failed],
                     "faults": {kind: faults[kind] for kind in KINDS},
                     "facts": dict(facts),
                     "invariants": list(NAMES),
@@ -129,8 +129,8 @@ def _many(given: argparse.Namespace) -> int:
         print(", ".join(f"{count} {name}" for name, count in sorted(facts.items())))
         for kind in KINDS:
             print(f"{faults[kind]:9d}  {kind}: {KINDS[kind]}")
-    for one in failed[:3]:
-        print(f"\nseed {one.seed}: {one.violation}\n" + "\n".join(one.events[-25:]))
+    for result in failed[:3]:
+        print(f"\nseed {result.seed}: {result.violation}\n" + "\n".join(result.events[-25:]))
     if missing and seeds >= 500:
         print(f"never happened: {', '.join(missing)}", file=sys.stderr)
     return 1 if failed or (missing and seeds >= 500) else 0

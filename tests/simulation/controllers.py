@@ -27,14 +27,14 @@ class Controllers(Surroundings):
         fence = self._lease() + 1
         self._configs[fence] = self.config
         try:
-            one = Controller(self.config, base, self.tell, clock=self.clock)
+            controller = Controller(self.config, base, self.tell, clock=self.clock)
         except (OSError, sqlite3.Error, JournalError) as error:
             self.tell(f"no start: {type(error).__name__}: {error}")
             return None
-        one._stop = self  # type: ignore[assignment]  # waits in simulated time
-        self._configs[one.journal.fence or 0] = self.config
-        self.tell(f"started under fence {one.journal.fence}")
-        return one
+        controller._stop = self  # type: ignore[assignment]  # waits in simulated time
+        self._configs[controller.journal.fence or 0] = self.config
+        self.tell(f"started under fence {controller.journal.fence}")
+        return controller
 
     def _lease(self) -> int:
         try:
@@ -43,19 +43,19 @@ class Controllers(Surroundings):
             return 0
         return row[0] if row else 0
 
-    def _turn(self, one: Controller) -> str:
+    def _turn(self, controller: Controller) -> str:
         """One look of a controller: ``on``, ``ended``, ``replaced`` or ``died``."""
         try:
-            more = one.turn()
-            self._configs.setdefault(one.journal.fence or 0, self.config)
+            more = controller.turn()
+            self._configs.setdefault(controller.journal.fence or 0, self.config)
             return "on" if more else "ended"
         except FenceLost as error:
             self.tell(f"a controller ends: {error}")
-            self._discard(one)
+            self._discard(controller)
             return "replaced"
         except Crash:
             self.tell("a controller dies")
-            self._discard(one)
+            self._discard(controller)
             self._after_death()
             return "died"
         except Violation:
@@ -63,11 +63,11 @@ class Controllers(Surroundings):
         except Exception as error:
             raise Violation("survives", f"{type(error).__name__}: {error}") from error
 
-    def _discard(self, one: Controller) -> None:
+    def _discard(self, controller: Controller) -> None:
         """Its memory is gone; the kernel closes what it had open."""
-        one.journal._db.close()
-        one.decisions.drop()
-        one.mlflow.close()
+        controller.journal._db.close()
+        controller.decisions.drop()
+        controller.mlflow.close()
 
     def _after_death(self) -> None:
         self.dying = False

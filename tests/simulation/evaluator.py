@@ -82,7 +82,7 @@ class Evaluator:
             f"i{n}": {"bits_per_byte": 2 - step / 1000 + n / 10 + rng.random() / 50, "bytes": 10}
             for n in range(ITEMS)
         }
-        value = sum(one["bits_per_byte"] for one in items.values()) / ITEMS
+        value = sum(item["bits_per_byte"] for item in items.values()) / ITEMS
         if self._fate == "eval-nan":
             value = math.nan
         metric = Metric(

@@ -32,10 +32,12 @@ def at_end(world: Simulation) -> None:
 
 
 def _sealed(world: Simulation, db: Any) -> None:
-    told = db.execute("SELECT at, fence FROM events WHERE kind = 'journal-altered'").fetchall()
-    if told:
+    alterations = db.execute(
+        "SELECT at, fence FROM events WHERE kind = 'journal-altered'"
+    ).fetchall()
+    if alterations:
         raise Violation(
-            "sealed", f"a start found other rows than were sealed: {list(map(tuple, told))}"
+            "sealed", f"a start found other rows than were sealed: {list(map(tuple, alterations))}"
         )
     seal, rows = db.execute("SELECT seal FROM lease").fetchone()[0], tamper_seal.whole(db, TABLES)
     if seal != rows or tamper_seal.counters(db) is not None:
@@ -75,8 +77,8 @@ def _acknowledged(world: Simulation, db: Any) -> None:
 def _scored(world: Simulation, db: Any) -> None:
     for step in world.trainer.made:
         row = db.execute("SELECT state FROM evaluations WHERE step = ?", (step,)).fetchone()
-        known = db.execute("SELECT 1 FROM checkpoints WHERE step = ?", (step,)).fetchone()
-        if known is None:
+        recorded = db.execute("SELECT 1 FROM checkpoints WHERE step = ?", (step,)).fetchone()
+        if recorded is None:
             raise Violation("converges", f"the checkpoint of step {step} was never recorded")
         if (
             row is None
@@ -190,19 +192,19 @@ def _points_once(store: Any, db: Any) -> None:
     scored: Counter[int] = Counter()
     for row in db.execute("SELECT payload FROM outbox WHERE kind = 'model'"):
         scored[unpack(row["payload"])["tokens"]] += 1
-    told: Counter[tuple[Any, ...]] = Counter()
+    points: Counter[tuple[Any, ...]] = Counter()
     for key, _, step, value, model in store.points:
         if key in ("train/loss", "bits_per_byte/gsm8k"):
-            told[key, step, model] += 1
+            points[key, step, model] += 1
         elif key == "order/generation":
-            told[key, step, value] += 1
-    for (key, step, which), count in told.items():
+            points[key, step, value] += 1
+    for (key, step, which), count in points.items():
         if count > (scored[step] if key.startswith("bits") else 1):
             text = f"point {key} at {step} ({which}) is there {count} times"
             raise Violation("tracker-unique", text)
 
 
-def _unique(what: str, found: list[Any]) -> None:
-    doubled = sorted({one for one in found if found.count(one) > 1}, key=repr)
+def _unique(what: str, names: list[Any]) -> None:
+    doubled = sorted({name for name in names if names.count(name) > 1}, key=repr)
     if doubled:
         raise Violation("tracker-unique", f"{what} {doubled[0]} is there more than once")

@@ -29,9 +29,9 @@ def sim() -> Simulation:
     return _now[0][0]
 
 
-def enter(one: Simulation) -> None:
+def enter(simulation: Simulation) -> None:
     """Make this the running one, of this thread."""
-    _now[:] = [(one, threading.get_ident())]
+    _now[:] = [(simulation, threading.get_ident())]
 
 
 def leave() -> None:

@@ -85,13 +85,13 @@ class Watch:
 
     def _new_cut(self, db: sqlite3.Connection) -> int | None:
         """The first sample of the branch that a rewind, noted in this commit, set apart."""
-        found = [
+        incarnations = [
             unpack(row[0])
             for row in db.execute(
                 "SELECT detail FROM events WHERE kind = 'incarnation' ORDER BY seq"
             )
         ]
-        rewound = [one for one in found if one["rewound"]]
+        rewound = [incarnation for incarnation in incarnations if incarnation["rewound"]]
         fresh, self._rewinds = rewound[self._rewinds :], len(rewound)
         if not fresh:
             return None
@@ -100,11 +100,11 @@ class Watch:
         )
         self._steps = {row[0] for row in rows}
         self._taken_back = {
-            (one["generation"], one["step"], one["sample"])
+            (order["generation"], order["step"], order["sample"])
             for cut in fresh
-            for one in cut["applied_before"]
+            for order in cut["applied_before"]
         }
-        return int(min(one["sample"] for one in fresh))
+        return int(min(cut["sample"] for cut in fresh))
 
     def _see_orders(self, db: sqlite3.Connection, cut: int | None) -> None:
         rows = {row["generation"]: row for row in db.execute("SELECT * FROM orders")}
@@ -149,16 +149,18 @@ class Watch:
             raise Violation("nothing-lost", f"{count} decisions of {self._decided}")
 
     def _one_order(self, row: sqlite3.Row) -> None:
-        made = [g for g, order in self._orders.items() if order["decision"] == row["id"]]
+        ordered = [g for g, order in self._orders.items() if order["decision"] == row["id"]]
         wanted = [] if row["generation"] is None else [row["generation"]]
-        if made != wanted:
-            raise Violation("one-decision", f"{row['id']} orders {wanted}, the journal has {made}")
-        if made and unpack(row["weights_after"]) != unpack(self._orders[made[0]]["weights"]):
+        if ordered != wanted:
+            raise Violation(
+                "one-decision", f"{row['id']} orders {wanted}, the journal has {ordered}"
+            )
+        if ordered and unpack(row["weights_after"]) != unpack(self._orders[ordered[0]]["weights"]):
             raise Violation("one-decision", f"{row['id']} and its order differ in their weights")
 
     def _see_scores(self, db: sqlite3.Connection, cut: int | None) -> None:
-        found = db.execute("SELECT step FROM evaluations WHERE state = 'scored'")
-        scored = {row[0] for row in found}
+        rows = db.execute("SELECT step FROM evaluations WHERE state = 'scored'")
+        scored = {row[0] for row in rows}
         gone = self._scored - scored
         if gone and cut is not None:  # of a branch that was left: set apart, and kept
             apart = db.execute(
@@ -173,11 +175,11 @@ class Watch:
 
     def _see_requests(self, db: sqlite3.Connection) -> None:
         rows = db.execute("SELECT id, state, answer, decision FROM requests")
-        found = {row["id"]: tuple(row)[1:] for row in rows}
+        answers = {row["id"]: tuple(row)[1:] for row in rows}
         for name, before in self._requests.items():
-            if found.get(name) != before:
+            if answers.get(name) != before:
                 raise Violation("nothing-lost", f"the answer to {name} changed")
-        self._requests = found
+        self._requests = answers
 
     def _see_outbox(self, db: sqlite3.Connection) -> None:
         count = db.execute("SELECT COUNT(*) FROM outbox").fetchone()[0]
@@ -196,15 +198,15 @@ class Watch:
 
     def _guarded(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
         evidence = unpack(row["evidence"])
-        own = row["asked_by"] == "policy" or evidence.get("approves")
-        if row["verdict"] != "intervene" or not own:
+        by_policy = row["asked_by"] == "policy" or evidence.get("approves")
+        if row["verdict"] != "intervene" or not by_policy:
             return
         config = self._world.config_of(row["fence"])
         guards, limits = config.guards, config.trainer.limits
         after, before = unpack(row["weights_after"]), unpack(row["weights_before"])
         notes = unpack(row["guards"])
-        found = db.execute("SELECT value FROM meta WHERE key = 'pins'").fetchone()
-        pins = json.loads(found[0]) if found else {}
+        pinned = db.execute("SELECT value FROM meta WHERE key = 'pins'").fetchone()
+        pins = json.loads(pinned[0]) if pinned else {}
         ledger = guards.max_epochs is not None
         for name, share in pins.items():
             if name in after and abs(after[name] - share) > 1e-6 and not ledger:
@@ -302,13 +304,13 @@ class Watch:
             raise Violation(
                 "applied-is-journaled", f"generation {generation} is not in the journal"
             )
-        known = db.execute(
+        decisions = db.execute(
             "SELECT COUNT(*) FROM decisions WHERE id = ? AND generation = ?",
             (row["decision"], generation),
         ).fetchone()[0]
-        if known != 1:
+        if decisions != 1:
             raise Violation(
-                "applied-is-journaled", f"generation {generation} has {known} decisions"
+                "applied-is-journaled", f"generation {generation} has {decisions} decisions"
             )
         switch = view.pending or view.in_force
         if switch.generation == generation:
@@ -335,9 +337,9 @@ class Watch:
             return
         if held not in self.published:
             raise Violation("published-survives", f"{len(held)} bytes that nobody published whole")
-        found = json.loads(held)
-        if (found["fence"], found["generation"]) < self.last_published:
-            raise Violation("published-survives", f"{found['generation']} < {self.last_published}")
+        order = json.loads(held)
+        if (order["fence"], order["generation"]) < self.last_published:
+            raise Violation("published-survives", f"{order['generation']} < {self.last_published}")
 
     def newest(self) -> int:
         """The newest generation in the journal."""

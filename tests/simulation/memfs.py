@@ -66,10 +66,10 @@ class MemFS:
         if node is None:
             node = here[name] = Node()
         elif not writes:
-            seen = self.see(path, node.data)
-            if seen is not node.data:
+            data = self.see(path, node.data)
+            if data is not node.data:
                 node = Node()
-                node.data = seen
+                node.data = data
         return self._handle(path, node)
 
     def _handle(self, path: str, node: Node | None) -> int:
@@ -329,7 +329,7 @@ class MemPath(PurePosixPath):
     def glob(self, pattern: str) -> list[MemPath]:
         if not self.is_dir():
             return []  # as pathlib has it
-        return [one for one in self.iterdir() if one.match(pattern)]
+        return [path for path in self.iterdir() if path.match(pattern)]
 
     def replace(self, target: Any) -> None:
         self._here().replace(str(self), str(target))

@@ -55,9 +55,9 @@ def caught(bug: Mutation, most: int = 100) -> Result | None:
     """
     for seed in dict.fromkeys([bug.seed, *range(most)]):
         with applied(bug):
-            found = simulate(seed, 200)
-        if found.violation is not None:
-            return found
+            result = simulate(seed, 200)
+        if result.violation is not None:
+            return result
     return None
 
 
@@ -98,11 +98,11 @@ def _in_place() -> list[Change]:
 def _publish_first() -> list[Change]:
     real = records.decision
 
-    def decision(journal: Any, made: Any, **rest: Any) -> str:
-        if made.order is not None:
-            order = orders.Order("r", journal.fence, made.order.generation, made.weights_after)
+    def decision(journal: Any, record: Any, **rest: Any) -> str:
+        if record.order is not None:
+            order = orders.Order("r", journal.fence, record.order.generation, record.weights_after)
             sim().publish(sim().paths.mixture, order)
-        return real(journal, made, **rest)
+        return real(journal, record, **rest)
 
     return [(records, "decision", decision)]
 
@@ -272,7 +272,7 @@ def _takes_twice() -> list[Change]:
         request = operator_inbox.requests.read(state.request, self._owners())
         answer = self._record(request, state)
         operator_inbox.requests.put_away(state.request, "taken")
-        self._say(answer)
+        self._run.say(answer)
 
     real = operator_inbox.OperatorInbox.handle
 
@@ -365,11 +365,11 @@ def _fact_without_entry() -> list[Change]:
     real_enqueue = records.enqueue
     real = records.decision
 
-    def decision(journal: Any, made: Any, **rest: Any) -> str:
+    def decision(journal: Any, record: Any, **rest: Any) -> str:
         kept: list[Any] = []
         records.enqueue = lambda tx, *entries: kept.extend(entries)
         try:
-            name = real(journal, made, **rest)
+            name = real(journal, record, **rest)
         finally:
             records.enqueue = real_enqueue
         with journal.transaction() as tx:

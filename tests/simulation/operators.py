@@ -34,13 +34,13 @@ class Operators:
 
     def _answer(self) -> None:
         """Somebody looks whether a proposal waits for them."""
-        found = self._row("SELECT decision FROM approvals WHERE state = 'waiting'")
-        if found is not None:
+        waiting = self._row("SELECT decision FROM approvals WHERE state = 'waiting'")
+        if waiting is not None:
             verb = self._world.rng.choice(["approve"] * 3 + ["reject", "set"])
             if verb == "set":  # somebody else is faster
                 self._send("set", {"weights": {"code": 0.15}, "force": True})
             else:
-                self._send(verb, {"decision": found[0]})
+                self._send(verb, {"decision": waiting[0]})
 
     def _row(self, query: str, *values: object) -> Any:
         try:
@@ -83,10 +83,10 @@ class Operators:
         world = self._world
         if verb == "rollback":
             query = "SELECT id FROM decisions ORDER BY seq DESC LIMIT 1 OFFSET ?"
-            found = self._row(query, world.rng.randrange(4))
+            decision = self._row(query, world.rng.randrange(4))
         else:
-            found = self._row("SELECT decision FROM approvals ORDER BY decision DESC LIMIT 1")
-        return found[0] if found else f"d-{world.rng.randrange(1, 9):06d}"
+            decision = self._row("SELECT decision FROM approvals ORDER BY decision DESC LIMIT 1")
+        return decision[0] if decision else f"d-{world.rng.randrange(1, 9):06d}"
 
     def _send(self, verb: Any, fields: dict[str, Any]) -> None:
         world = self._world

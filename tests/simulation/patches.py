@@ -15,7 +15,7 @@ from mixloop.common import files
 from mixloop.contract import manifest, order_acceptance, requests, schedule, schedule_writer
 from mixloop.controller import report
 from mixloop.controller.journal import journal, records
-from mixloop.controller.loop import daemon, eval_planner, policy_decisions, publishing, scoring
+from mixloop.controller.loop import eval_planner, policy_decisions, publishing, scoring, takeover
 from mixloop.controller.tracking import drain_child, mlflow_sink
 from mixloop.trainer.run import order_inbox
 
@@ -105,7 +105,7 @@ def installed() -> Iterator[None]:
         *((module, "Child", Child) for module in (drain_child, policy_decisions)),
         (scoring, "Evaluator", Evaluator),
         (scoring, "Path", MemPath),
-        (daemon, "take_lock", _lock),
+        (takeover, "take_lock", _lock),
         (publishing, "write_order", lambda path, order, key=None: sim().publish(path, order)),
         (mlflow_sink, "_span", tracker.span),
         (report, "write_artifacts", _report),

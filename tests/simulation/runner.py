@@ -136,20 +136,20 @@ class Simulation(Controllers):
     def _cycle(self) -> None:
         self.now += self.rng.uniform(0.1, 2.0)
         self._world()
-        one = self._choose()
-        if one is None:
+        controller = self._choose()
+        if controller is None:
             return
         self.cycles += 1
         self.actor = "controller"
-        state = self._turn(one)
+        state = self._turn(controller)
         self.actor = ""
         if state != "on":
-            if one is self.first:
+            if controller is self.first:
                 self.first = None
                 self._start_at = self.rng.randrange(6) if self.faults.on else 0
-            self.old = [old for old in self.old if old is not one]
+            self.old = [old for old in self.old if old is not controller]
             if state == "ended":
-                self._discard(one)
+                self._discard(controller)
 
     def _choose(self) -> Controller | None:
         if self.old and self.rng.random() < 0.3:
@@ -235,10 +235,10 @@ class Simulation(Controllers):
         self.tell(f"a stranger orders generation {high}")
 
     def _vanish(self) -> None:
-        made = sorted(self.trainer.made)
-        if not made:
+        steps = sorted(self.trainer.made)
+        if not steps:
             return
-        step = self.rng.choice(made[-2:])
+        step = self.rng.choice(steps[-2:])
         del self.trainer.made[step]
         self.fs.remove_folder(str(self.trainer.folder(step)))
         self.tell(f"the checkpoint of step {step} vanishes")
@@ -304,9 +304,9 @@ class Simulation(Controllers):
         return str(self.first.look())[:1500]
 
     def _close(self) -> None:
-        for one in [self.first, *self.old]:
-            if one is not None:
-                self._discard(one)
+        for controller in [self.first, *self.old]:
+            if controller is not None:
+                self._discard(controller)
 
     def _facts(self) -> Counter[str]:
         facts: Counter[str] = Counter()
@@ -328,9 +328,9 @@ class Simulation(Controllers):
         """
         tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
         for (name,) in tables.fetchall():
-            found = db.execute(f"SELECT * FROM {name}")
-            held = [i for i, column in enumerate(found.description) if column[0] != "seal"]
-            for row in found:
+            cursor = db.execute(f"SELECT * FROM {name}")
+            held = [i for i, column in enumerate(cursor.description) if column[0] != "seal"]
+            for row in cursor:
                 yield repr([unpack(row[i]) if isinstance(row[i], bytes) else row[i] for i in held])
 
     def _digest(self) -> str:

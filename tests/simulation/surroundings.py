@@ -182,14 +182,14 @@ class Surroundings:
             self._take_over()
         self.watch.publishing(order, self._look_db())
         before = self.watch.last_published
-        made = (order.fence, order.generation)
+        turn = (order.fence, order.generation)
         self.fs_published(order)
         try:
             write_order(path, order)
         except BaseException:
-            self.watch.last_published = min(before, made) if before != (0, 0) else before
+            self.watch.last_published = min(before, turn) if before != (0, 0) else before
             raise
-        self.watch.last_published = made
+        self.watch.last_published = turn
         self.foreign = False
 
     def fs_published(self, order: Order) -> None:
@@ -200,13 +200,13 @@ class Surroundings:
         return self._configs.get(fence, self.config)
 
     def seen_ledger(self, fence: int) -> tuple[dict[str, float], int]:
-        for one in [self.first, *self.old]:
+        for controller in [self.first, *self.old]:
             if (
-                one is not None
-                and one.journal.fence == fence
-                and one.observer.news.status is not None
+                controller is not None
+                and controller.journal.fence == fence
+                and controller.observer.news.status is not None
             ):
-                status = one.observer.news.status
+                status = controller.observer.news.status
                 return {n: s.tokens for n, s in status.sources.items()}, status.tokens
         return dict(self.trainer.drawn), self.trainer.step * STEP_TOKENS
 

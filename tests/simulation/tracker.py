@@ -72,11 +72,11 @@ class Client:
     def create_run(self, experiment: str, ms: int, tags: Any, run_name: str) -> Any:
         def effect() -> Any:
             name = _named("run", len(self._store.runs))
-            made = SimpleNamespace(
+            run = SimpleNamespace(
                 info=SimpleNamespace(run_id=name), tags=dict(tags), models=set(), status="", note=""
             )
-            self._store.runs[name] = made
-            return made
+            self._store.runs[name] = run
+            return run
 
         return self._store.call(effect)
 
@@ -84,8 +84,8 @@ class Client:
         self, run: str, metrics: Any = (), params: Any = (), synchronous: bool = True
     ) -> None:
         def effect() -> None:
-            for one in metrics:
-                key = (one.key, one.timestamp, one.step, one.value, one.model_id)
+            for metric in metrics:
+                key = (metric.key, metric.timestamp, metric.step, metric.value, metric.model_id)
                 self._store.points[key] = 1
 
         if metrics and sim().faults.draw("tracker-refuses", 0.2):
@@ -136,8 +136,8 @@ class Client:
         def effect() -> list[Any]:
             if decision is None:
                 return []
-            found = [t for t in self._store.traces.values() if t.decision == decision]
-            return [SimpleNamespace(info=SimpleNamespace(trace_id=t.trace_id)) for t in found]
+            traces = [t for t in self._store.traces.values() if t.decision == decision]
+            return [SimpleNamespace(info=SimpleNamespace(trace_id=t.trace_id)) for t in traces]
 
         return list(self._store.call(effect))
 
@@ -181,8 +181,8 @@ def _start_span(name: str, tags: Any = None, parent_span: Any = None, **rest: An
 class _SpanStore:
     def log_spans(self, experiment: str, spans: list[Any]) -> None:
         store: Store = sim().tracker
-        one = spans[0]
-        store.call(lambda: store.spans.__setitem__((one.trace_id, one.number), one.name))
+        span = spans[0]
+        store.call(lambda: store.spans.__setitem__((span.trace_id, span.number), span.name))
 
 
 def span(uid: str, root: Any, payload: dict[str, Any]) -> Any:
@@ -233,9 +233,9 @@ def modules() -> dict[str, ModuleType]:
 
 def install() -> dict[str, ModuleType | None]:
     """Put the stand-ins in place. Returns what was there, for :func:`restore`."""
-    made = modules()
-    before = {name: sys.modules.get(name) for name in made}
-    sys.modules.update(made)
+    stand_ins = modules()
+    before = {name: sys.modules.get(name) for name in stand_ins}
+    sys.modules.update(stand_ins)
     return before
 
 

@@ -162,7 +162,7 @@ class Trainer:
             return
         switch = self.inbox.state().in_force
         weights = {n: units / SCALE for n, units in zip(self.names, switch.weights, strict=True)}
-        made = Manifest(
+        manifest = Manifest(
             self.config.run.id,
             self.step,
             self.step * QUANTUM,
@@ -175,7 +175,7 @@ class Trainer:
             QUANTUM,
             {},
         )
-        write_manifest(folder, made)
+        write_manifest(folder, manifest)
         self.made[self.step] = dict(self.drawn)
 
     def restart(self, rng: random.Random, *, rewind: bool) -> bool:

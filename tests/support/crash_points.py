@@ -189,8 +189,8 @@ class Link:
                 return None
             self._waiting += part
         line, self._waiting = self._waiting.split(b"\n", 1)
-        found: dict[str, Any] = json.loads(line)
-        return found
+        message: dict[str, Any] = json.loads(line)
+        return message
 
     def ready(self, seconds: float) -> bool:
         return b"\n" in self._waiting or bool(select.select([self._end], [], [], seconds)[0])
@@ -227,9 +227,9 @@ def serve(config: RunConfig, base: Path, shim: Any, link: Link) -> int:
     acted: list[str] = []
 
     def looking() -> Any:
-        world = look()
-        acted[:] = [daemon.next_action(world).value]
-        return world
+        state = look()
+        acted[:] = [daemon.next_action(state).value]
+        return state
 
     def stepping() -> bool:
         shim.tick("step")
@@ -282,8 +282,8 @@ class Daemon:
                 link.send({"ended": f"FenceLost: {error}", "steps": shim.count})
             except Exception as error:
                 text = f"{type(error).__name__}: {error}"
-                told = traceback.format_exc()
-                link.send({"ended": text, "traceback": told, "steps": shim.count})
+                trace = traceback.format_exc()
+                link.send({"ended": text, "traceback": trace, "steps": shim.count})
         finally:
             os._exit(code)
 
@@ -293,17 +293,17 @@ class Daemon:
             while not self.link.ready(0.005):
                 if self._gone():
                     return None
-            found = self.link.receive()
-            if found is None:
+            report = self.link.receive()
+            if report is None:
                 self._gone(wait=True)
                 return None
-            self.steps = found.get("steps", self.steps)
-            if "said" in found:
-                self.said.append(found["said"])
-            elif "ended" in found:
-                self.ended = found["ended"]
+            self.steps = report.get("steps", self.steps)
+            if "said" in report:
+                self.said.append(report["said"])
+            elif "ended" in report:
+                self.ended = report["ended"]
             else:
-                return found
+                return report
 
     def _gone(self, *, wait: bool = False) -> bool:
         options = os.WUNTRACED if wait else os.WUNTRACED | os.WNOHANG
@@ -314,8 +314,8 @@ class Daemon:
             self.code = None
             return True
         if self.link.ready(0):
-            while (found := self.link.receive()) is not None:
-                self.ended = found.get("ended", self.ended)
+            while (report := self.link.receive()) is not None:
+                self.ended = report.get("ended", self.ended)
         self.code = os.waitstatus_to_exitcode(status)
         return True
 
@@ -404,44 +404,44 @@ class Play:
         self.starts += 1
         return Daemon.start(self.config, self.base, at, fate)
 
-    def drive(self, one: Daemon, until: Callable[[], bool] = lambda: False) -> None:
+    def drive(self, process: Daemon, until: Callable[[], bool] = lambda: False) -> None:
         """Let a daemon live until it ends, is stopped, or ``until``."""
-        self.said += one.said
-        one.said = []
+        self.said += process.said
+        process.said = []
         failed = 0
-        while (found := one.hear()) is not None:
+        while (report := process.hear()) is not None:
             self._look()
             answer: dict[str, Any] = {}
-            if "trouble" in found:
+            if "trouble" in report:
                 failed += 1
                 self.troubles += 1
                 answer = {"mend": failed >= TROUBLES}
-            elif found.get("action") == "wait" and not found["busy"]:
+            elif report.get("action") == "wait" and not report["busy"]:
                 self.turn()
-            if "names" in found:
-                self.names, self.depth = found["names"], found["depth"]
+            if "names" in report:
+                self.names, self.depth = report["names"], report["depth"]
                 continue
-            one.link.send(answer or {"go": True})
+            process.link.send(answer or {"go": True})
             if until():
                 break
-        self.said += one.said
-        one.said = []
+        self.said += process.said
+        process.said = []
         self._look()
 
     def die_and_return(self, steps: list[int], fate: str) -> None:
         """Each start meets its fate at its step; the one after the last has none."""
         for at in [*steps, 0]:
-            one = self.start(at, fate)
-            self.drive(one)
-            one.link.close()
-            if one.code == 0:
+            process = self.start(at, fate)
+            self.drive(process)
+            process.link.close()
+            if process.code == 0:
                 return
-            if one.code == -signal.SIGKILL:
+            if process.code == -signal.SIGKILL:
                 self.deaths += 1
             else:
-                known = fate in (FULL, READONLY) and one.ended is not None
-                must(known and at, f"the daemon ended with {one.code}: {one.ended}")
-                self.refused = one.ended
+                starved = fate in (FULL, READONLY) and process.ended is not None
+                must(starved and at, f"the daemon ended with {process.code}: {process.ended}")
+                self.refused = process.ended
             for _ in range(2):  # nobody is there, and the trainer trains
                 self.turn()
         raise Broken("the daemon never came to the run's end")
@@ -488,15 +488,15 @@ class Play:
             self.drive(winner)
         must(winner.code == 0, f"the winner ended with {winner.code}: {winner.ended}")
 
-    def _once(self, one: Daemon) -> bool:
-        found = one.hear()
-        if found is None:
+    def _once(self, process: Daemon) -> bool:
+        report = process.hear()
+        if report is None:
             return False
-        must("trouble" not in found, f"a controller of two has trouble: {found}")
-        if found.get("action") == "wait" and not found["busy"]:
+        must("trouble" not in report, f"a controller of two has trouble: {report}")
+        if report.get("action") == "wait" and not report["busy"]:
             self.turn()
-        if "names" not in found:
-            one.link.send({"go": True})
+        if "names" not in report:
+            process.link.send({"go": True})
         return True
 
     # -- what must hold ----------------------------------------------------------------------
@@ -601,8 +601,8 @@ class Play:
         wanted |= {f"decision:{decision.id}" for decision in decisions}
         wanted |= {f"applied:{o.generation}" for o in orders if o.applied_step is not None}
         must(wanted <= set(keys), f"not in the outbox: {sorted(wanted - set(keys))}")
-        told = sum(key.startswith("decision:") for key in keys)
-        must(told == len(decisions), "a trace of no decision")
+        traces = sum(key.startswith("decision:") for key in keys)
+        must(traces == len(decisions), "a trace of no decision")
         late = [key for key, done_at in rows if done_at is None]
         must(not late or self.unsent, f"not sent: {late}")
         if not ForkedChild.mlflow and not self.unsent:
@@ -616,16 +616,16 @@ class Play:
         must(altered == 0, "a start found other rows than were sealed")
         doubted = [line for line in self.said if str(self.paths.journal) in line]
         must(not doubted, f"its own journal was doubted: {doubted}")
-        known = {decision.id: decision.verdict for decision in queries.decisions(journal)}
+        verdicts = {decision.id: decision.verdict for decision in queries.decisions(journal)}
         for line in self.said:
             words = line.split()
             if words and words[0].startswith("d-") and words[1].endswith(":"):
-                must(known.get(words[0]) == words[1][:-1], f"told and lost: {line}")
+                must(verdicts.get(words[0]) == words[1][:-1], f"told and lost: {line}")
             if line.startswith("published generation"):
-                found = journal.value(
+                published_at = journal.value(
                     "SELECT published_at FROM orders WHERE generation = ?", int(words[2])
                 )
-                must(found is not None, f"told and lost: {line}")
+                must(published_at is not None, f"told and lost: {line}")
 
 
 def check_mlflow(database: Path, journal: Path, steps: list[int]) -> dict[str, int]:

@@ -197,7 +197,7 @@ class FileTrainer:
             return
         folder.mkdir(parents=True)
         sample = step * QUANTUM
-        made = Manifest(
+        manifest = Manifest(
             self.run,
             step,
             sample,
@@ -210,7 +210,7 @@ class FileTrainer:
             QUANTUM,
             {},
         )
-        write_manifest(folder, made)
+        write_manifest(folder, manifest)
 
 
 class Killer:
@@ -227,9 +227,9 @@ class Killer:
     def around(self, write: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             self.tick()
-            made = write(*args, **kwargs)
+            written = write(*args, **kwargs)
             self.tick()
-            return made
+            return written
 
         return wrapped
 

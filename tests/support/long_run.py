@@ -129,8 +129,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
-        found = soak(Path(name), options.decisions, options.every, options.copied)
-        print(json.dumps(found))  # noqa: T201
+        summary = soak(Path(name), options.decisions, options.every, options.copied)
+        print(json.dumps(summary))  # noqa: T201
 
 
 def multiply(journal: Path, times: int) -> None:

@@ -102,9 +102,11 @@ class Run:
 
     def tell(self, *command: str) -> Any:
         """A command, and what the controller makes of it."""
-        told = CliRunner().invoke(app, [*command[:1], str(self.path), *command[1:], "--wait", "0"])
+        result = CliRunner().invoke(
+            app, [*command[:1], str(self.path), *command[1:], "--wait", "0"]
+        )
         self.settle()
-        return told
+        return result
 
     def answer(self) -> dict[str, Any]:
         newest = "SELECT id FROM requests ORDER BY taken_at DESC, rowid DESC LIMIT 1"

@@ -70,10 +70,10 @@ class Storm:
         self.plain = crash_points.played_run.make_run(folder, **settings)
         self.budget = settings["budget"]
         self.mlflow = folder / "mlflow.db"
-        told = yaml.safe_load(self.plain.read_text())
-        told["tracking"] = {"uri": f"sqlite:///{self.mlflow}"}
+        tracked = yaml.safe_load(self.plain.read_text())
+        tracked["tracking"] = {"uri": f"sqlite:///{self.mlflow}"}
         self.tracked = folder / "run-mlflow.yaml"
-        self.tracked.write_text(yaml.safe_dump(told))
+        self.tracked.write_text(yaml.safe_dump(tracked))
         self.config = load_config(self.plain)
         self.paths = RunPaths(self.config.run.dir)
         self.paths.dir.mkdir()
@@ -205,7 +205,7 @@ class Storm:
         play.said = [line for line in self.log.read_text().splitlines() if " " in line]
         for check in ("work", "orders", "requests", "outbox", "said"):
             getattr(play, f"_check_{check}")(journal)
-        found = crash_points.check_mlflow(self.mlflow, self.paths.journal, play.steps)
+        mlflow = crash_points.check_mlflow(self.mlflow, self.paths.journal, play.steps)
         fence = journal.value("SELECT fence FROM lease")
         figures = {
             "checkpoints": len(play.steps),
@@ -216,7 +216,7 @@ class Storm:
             "strangers": len(self.strangers),
             "outbox": journal.value("SELECT COUNT(*) FROM outbox"),
             "fence": fence,
-            "mlflow": found,
+            "mlflow": mlflow,
             "journal_bytes": self.paths.journal.stat().st_size,
             "scratch_left": len(list(self.paths.dir.rglob(".*.tmp"))),
         }

@@ -55,7 +55,7 @@ def main() -> None:
                 trainer.advance()
 
     advance(5)  # the first checkpoint, at step 20
-    found: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     with control(path, log) as process:
         wait(lambda: decisions(paths) == 1, "the first decision")
         os.kill(process.pid, signal.SIGSTOP)
@@ -65,16 +65,16 @@ def main() -> None:
         wait(lambda: "full" in log.read_text(), "a word about the full disk")
         time.sleep(2)
         must(process.poll() is None, f"the daemon ended: {log.read_text()}")
-        found["said"] = [line for line in log.read_text().splitlines() if "trouble" in line]
+        summary["said"] = [line for line in log.read_text().splitlines() if "trouble" in line]
         (paths.dir / "filler").unlink()
         wait(lambda: decisions(paths) == 2, "the decision that had to wait")
         process.send_signal(signal.SIGTERM)
         must(process.wait(60) == 130, "it did not stop when told to")
     fill(paths.dir / "filler")
-    found["start_full"] = refused(path)
+    summary["start_full"] = refused(path)
     (paths.dir / "filler").unlink()
     subprocess.run(["mount", "-o", "remount,ro", str(paths.dir)], check=True)
-    found["start_readonly"] = refused(path)
+    summary["start_readonly"] = refused(path)
     subprocess.run(["mount", "-o", "remount,rw", str(paths.dir)], check=True)
     with control(path, log) as process:
         deadline = time.monotonic() + 240
@@ -90,8 +90,8 @@ def main() -> None:
     with contextlib.closing(Journal(paths.journal)) as journal:
         for check in ("work", "orders", "requests", "outbox", "said"):
             getattr(play, f"_check_{check}")(journal)
-        found["decisions"] = journal.value("SELECT COUNT(*) FROM decisions")
-    print(json.dumps(found))  # noqa: T201
+        summary["decisions"] = journal.value("SELECT COUNT(*) FROM decisions")
+    print(json.dumps(summary))  # noqa: T201
 
 
 @contextlib.contextmanager

@@ -99,13 +99,13 @@ class Real(Played):
         self.nearly: str | None = None  # when it was seen close to its end
 
     def settings(self) -> dict[str, Any]:
-        made = demo.prepare_sources(self.stores, self.seed)
-        trainer = demo.demo_config("run", made, self.seed, self.budget)["trainer"]
+        prepared = demo.prepare_sources(self.stores, self.seed)
+        trainer = demo.demo_config("run", prepared, self.seed, self.budget)["trainer"]
         trainer |= {"tokenizer": str(self.stores / "tokenizer"), "keep": KEPT}
         return {
             "budget": self.budget,
             "sources": {
-                name: {"path": str(made[STORES[name]]), "weight": weight}
+                name: {"path": str(prepared[STORES[name]]), "weight": weight}
                 for name, weight in WEIGHTS.items()
             },
             "trainer": trainer | {"checkpoint_every": REAL_EVERY * REAL_STEP},
@@ -134,8 +134,8 @@ class Real(Played):
         segments = read_schedule(paths.schedule).segments
         never = {line.generation for line in segments if line.sample >= self.steps * REAL_BATCH}
         late = "SELECT generation FROM orders WHERE COALESCE(published_at, issued_at) > ?"
-        given = {generation for (generation,) in journal.cells(late, self.nearly)}
-        return never | (given - {line.generation for line in segments})
+        lately = {generation for (generation,) in journal.cells(late, self.nearly)}
+        return never | (lately - {line.generation for line in segments})
 
     def verify(self, path: Path, config: RunConfig) -> dict[str, Any]:
         paths = RunPaths(config.run.dir)

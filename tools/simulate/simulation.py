@@ -215,8 +215,7 @@ def _switch(run: _Run) -> None:
         run.pending = None
         run.generation, run.last_intervention = order.generation, order.at
         run.weights, run.plan = dict(order.weights), order.plan
-    weights, left = remaining(run.weights, run.plan, run.tokens)
-    run.weights, run.plan = weights, tuple((end, mixture) for end, mixture in left)
+    run.weights, run.plan = remaining(run.weights, run.plan, run.tokens)
 
 
 def _record(spans: list[MixtureSpan], new: MixtureSpan) -> None:

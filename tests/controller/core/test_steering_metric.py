@@ -91,15 +91,15 @@ def test_once_taken_over_it_stays_and_the_past_is_never_rewritten(history, name,
 @given(histories, names, st.integers(0, 99))
 def test_a_headline_steers_only_from_an_evaluation_that_earned_it(history, name, seed):
     scored = drawn(history, name, seed)
-    found = steer(name, scored)
-    if found.since is None:
+    steering = steer(name, scored)
+    if steering.since is None:
         return
     headline = HEADLINES[name]
-    whole = [e for e in scored if len(e.benchmarks[name].metrics) == 2 and e.step <= found.since]
-    assert whole[-1].step == found.since
+    whole = [e for e in scored if len(e.benchmarks[name].metrics) == 2 and e.step <= steering.since]
+    assert whole[-1].step == steering.since
     chance = CHANCE.get(name, 0.0)
-    for one in whole[-2:]:
-        metric = one.benchmarks[name].metrics[headline]
+    for evaluation in whole[-2:]:
+        metric = evaluation.benchmarks[name].metrics[headline]
         assert metric.stderr is not None
         assert (metric.value - chance) > 2 * metric.stderr
     lens = Observation(sources={}, weights={}, evaluations=tuple(whole[-WINDOW - 1 :]))
@@ -117,9 +117,9 @@ FALLING = [2.0, 1.8, 1.6, 1.4, 1.2, 1.0]
 
 def test_a_headline_that_separates_better_takes_over_when_the_window_is_full():
     scored = run(RISING, FLAT)
-    found = steer("gsm8k", scored)
-    assert (found.metric, found.since) == ("exact_match", 50)
-    assert "median |z|" in found.why
+    steering = steer("gsm8k", scored)
+    assert (steering.metric, steering.since) == ("exact_match", 50)
+    assert "median |z|" in steering.why
     assert steer("gsm8k", scored[:4]).metric == "bits_per_byte"
 
 

@@ -48,7 +48,8 @@ def test_the_daemon_holds_the_newest_and_the_policy_sees_all(
     last = found[-1]
     assert last["reason"] == f"{number} evaluations, {number - 1} decisions"
     controller = run.controller
-    args = controller.journal, controller.config, controller.sizes, controller.observer.news.status
+    status = controller.observer.news.status
+    args = controller.journal, controller.config, controller.owned.sizes, status
     seen = policy_request.near(*args, last["step"])
     assert len(seen.evaluations) == 2
     assert seen.evaluations[-1].step == last["step"]
@@ -62,7 +63,8 @@ def test_what_is_decided_after_it_was_asked_is_not_in_the_observation(
     run = played_run.Run(make(played_run, tmp_path, hangs=-1, timeout=60))
     run.train(6)
     controller = run.controller
-    args = controller.journal, controller.config, controller.sizes, controller.observer.news.status
+    status = controller.observer.news.status
+    args = controller.journal, controller.config, controller.owned.sizes, status
     step = run.history()[-1]["step"]
     request = policy_request.history_request(*args[:2], policy_request.near(*args, step))
     before, message = policy_request.observed(request)

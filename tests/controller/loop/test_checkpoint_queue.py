@@ -40,9 +40,9 @@ def reason(run: Any, step: int) -> str:
 
 
 def ask(run: Any, *command: str) -> str:
-    told = CliRunner().invoke(app, [command[0], str(run.path), *command[1:]])
-    assert told.exit_code == 0, told.output
-    return told.output
+    result = CliRunner().invoke(app, [command[0], str(run.path), *command[1:]])
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def race_ahead(run: Any, looks: int) -> None:
@@ -159,8 +159,8 @@ def test_a_rewind_sets_its_old_branch_apart_and_goes_on_deciding(play: Any) -> N
     after = run.history()
     assert [e["id"] for e in after][: len(before)] == [e["id"] for e in before]
     assert [e["step"] for e in after if e["abandoned_by"] == 2] == [60, 80]
-    seen = {one.id for one in observation_builder.past_decisions(run.journal)}
-    assert seen == {e["id"] for e in after if not e["abandoned_by"]}, "a policy sees no others"
+    visible = {decision.id for decision in observation_builder.past_decisions(run.journal)}
+    assert visible == {e["id"] for e in after if not e["abandoned_by"]}, "a policy sees no others"
     fresh = [e["step"] for e in after if e["asked_by"] == "policy" and not e["abandoned_by"]]
     assert fresh == [20, 40, 60, 80, 100]
     assert "left behind by" in " ".join(ask(run, "history").split())
@@ -188,13 +188,13 @@ def test_orders_of_an_abandoned_branch_come_into_force_again_or_never(play: Any)
 def test_a_plain_resume_repeats_steps_and_changes_nothing(play: Any) -> None:
     run = play(policy={"use": "static"})
     run.train(17)
-    told = run.history()
+    history = run.history()
     again(run, 40, rewind=False)
     run.settle()
     assert "incarnation 2, resumed at step 40" in ask(run, "status")
     run.train(8)
     assert states(run) == dict.fromkeys((20, 40, 60, 80), "scored")
-    assert run.history() == told
+    assert run.history() == history
 
 
 def test_a_checkpoint_of_an_abandoned_branch_found_late_is_skipped(
@@ -218,20 +218,20 @@ def test_a_checkpoint_of_an_abandoned_branch_found_late_is_skipped(
 def test_what_a_new_incarnation_cuts(rewind: bool, quantum: int, cut: int) -> None:
     first = OpenLine(1, None, 0, 0, 0, (), 10, 8, 1, 8, 1)
     second = OpenLine(2, "step-5", 40, 5, 0, (), 10, quantum, 1, quantum, 1, rewind=rewind)
-    made = find_rewinds(Schedule((first, second)))
-    assert len(made) == cut
-    assert (left_by(made, 41, 1) is not None) == bool(cut)
-    assert left_by(made, 40, 1) is None
-    assert left_by(made, 41, 2) is None
-    assert left_by(made, 41, 0) is None, "of an unknown incarnation"
+    rewinds = find_rewinds(Schedule((first, second)))
+    assert len(rewinds) == cut
+    assert (left_by(rewinds, 41, 1) is not None) == bool(cut)
+    assert left_by(rewinds, 40, 1) is None
+    assert left_by(rewinds, 41, 2) is None
+    assert left_by(rewinds, 41, 0) is None, "of an unknown incarnation"
 
 
 def test_a_fork_says_where_it_comes_from(play: Any, tmp_path: Path) -> None:
     run = play(policy={"use": "static"})
     run.train(10)
     new = tmp_path / "forked"
-    told = CliRunner().invoke(app, ["fork", str(run.paths.dir), str(new), "--at", "40"])
-    assert told.exit_code == 0, told.output
+    forked = CliRunner().invoke(app, ["fork", str(run.paths.dir), str(new), "--at", "40"])
+    assert forked.exit_code == 0, forked.output
     status = CliRunner().invoke(app, ["status", str(new)])
     assert status.exit_code == 0, status.output
     assert "forked from r at step 40" in status.output

@@ -23,8 +23,8 @@ from mixloop.controller.views import run_status as views
 def test_set_orders_a_mixture_that_the_trainer_applies(play: Any) -> None:
     run = play(policy={"use": "static"})
     run.train(1)
-    told = run.tell("set", "code=0.3", "--reason", "more code")
-    assert told.exit_code == 0
+    result = run.tell("set", "code=0.3", "--reason", "more code")
+    assert result.exit_code == 0
     run.train(4)
     assert run.in_force() == pytest.approx({"web": 0.56, "code": 0.3, "maths": 0.14}, abs=1e-6)
     (entry,) = [e for e in run.history() if e["asked_by"] == "operator"]
@@ -74,10 +74,12 @@ def test_pinned_sources_keep_their_share_whatever_the_policy_wants(play: Any) ->
     run.train(1)
     run.tell("pin", "maths=0.25")
     run.train(20)
-    made = [e for e in run.history() if e["asked_by"] == "policy" and e["verdict"] == "intervene"]
-    assert len(made) >= 2
-    assert all(e["weights_after"]["maths"] == pytest.approx(0.25) for e in made)
-    assert all(e["weights_proposed"]["maths"] != pytest.approx(0.25) for e in made)
+    interventions = [
+        e for e in run.history() if e["asked_by"] == "policy" and e["verdict"] == "intervene"
+    ]
+    assert len(interventions) >= 2
+    assert all(e["weights_after"]["maths"] == pytest.approx(0.25) for e in interventions)
+    assert all(e["weights_proposed"]["maths"] != pytest.approx(0.25) for e in interventions)
     run.tell("set", "maths=0.1")
     assert "pinned" in run.answer()["answer"]["text"]
     run.tell("unpin", "maths")
@@ -137,7 +139,7 @@ def test_rollback_restores_the_mixture_before_a_decision(play: Any) -> None:
     run.train(4)
     assert run.in_force() == pytest.approx(changed["weights_before"], abs=1e-6)
     ledger = views.status(run.paths, run.journal)["ledger"]
-    assert sum(one["tokens"] for one in ledger.values()) > 0
+    assert sum(source["tokens"] for source in ledger.values()) > 0
     run.tell("rollback", "d-000999")
     assert "no decision is called" in run.answer()["answer"]["text"]
 
@@ -146,8 +148,8 @@ def test_nothing_is_ordered_once_training_has_ended(play: Any) -> None:
     run = play(policy={"use": "static"}, budget=2400)
     for _ in range(7):  # to the end, without the controller ending first
         run.trainer.advance()
-    told = CliRunner().invoke(app, ["set", str(run.path), "code=0.3", "--wait", "0"])
-    assert told.exit_code == 0
+    result = CliRunner().invoke(app, ["set", str(run.path), "code=0.3", "--wait", "0"])
+    assert result.exit_code == 0
     run.settle()
     assert run.answer()["state"] == "refused"
     assert "training has ended" in run.answer()["answer"]["text"]
@@ -162,9 +164,9 @@ def test_requests_wait_for_a_controller_and_are_taken_once(
     config = load_config(path)
     trainer = played_run.FileTrainer(config)
     trainer.advance()
-    told = CliRunner().invoke(app, ["set", str(path), "code=0.3", "--wait", "0"])
-    assert told.exit_code == 0
-    assert "no controller runs here" in told.output
+    result = CliRunner().invoke(app, ["set", str(path), "code=0.3", "--wait", "0"])
+    assert result.exit_code == 0
+    assert "no controller runs here" in result.output
     (file,) = requests.waiting(RunPaths(config.run.dir).requests)
     copy = file.read_bytes()
     run = played_run.Run(path)
@@ -226,9 +228,9 @@ def test_bad_commands_are_refused_before_they_are_written(
     play: Any, command: list[str], complaint: str
 ) -> None:
     run = play(policy={"use": "static"})
-    told = CliRunner().invoke(app, [command[0], str(run.path), *command[1:]])
-    assert isinstance(told.exception, BadInput)
-    assert complaint in str(told.exception)
+    result = CliRunner().invoke(app, [command[0], str(run.path), *command[1:]])
+    assert isinstance(result.exception, BadInput)
+    assert complaint in str(result.exception)
     assert requests.waiting(run.paths.requests) == []
 
 
@@ -237,9 +239,9 @@ def test_the_exported_schedule_is_a_policy_another_run_can_follow(play: Any) -> 
     run.train(1)
     run.tell("set", "code=0.3")
     run.train(5)
-    told = CliRunner().invoke(app, ["export", str(run.path), "--scale", "240k"])
-    assert told.exit_code == 0, told.output
-    section = yaml.safe_load(told.output)["policy"]
+    result = CliRunner().invoke(app, ["export", str(run.path), "--scale", "240k"])
+    assert result.exit_code == 0, result.output
+    section = yaml.safe_load(result.output)["policy"]
     stages = section["with"]["stages"]
     assert [round(stage["weights"]["code"], 6) for stage in stages] == [0.1, 0.3]
     segment = read_schedule(run.paths.schedule).segments[1]
