@@ -1,4 +1,4 @@
-"""What a person tells a running (or waiting) controller: pause, set, pin, approve, roll back, …
+"""What a person tells a running (or waiting) controller: pause, set, pin, approve, roll back.
 
 Each command writes one request and, where a controller runs, waits for its answer.
 """

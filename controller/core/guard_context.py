@@ -87,14 +87,18 @@ def guard_context(
 
 
 def consumed(entry: SourceStatus, unique: int) -> int:
-    """Tokens drawn of a source, by its present size: one that has grown was passed over more often
-    than its tokens say."""
+    """Tokens drawn of a source, by its present size.
+
+    One that has grown was passed over more often than its tokens say.
+    """
     return int(max(entry.tokens, round(entry.epochs * unique)))
 
 
 def _loss_ratio(observation: Observation, status: Status) -> float | None:
-    """The training loss now over its median at recent checkpoints, source by source and weighed by
-    the mixture, so that a change of the mixture is no spike; None where it isn't recorded."""
+    """The training loss now over its median at recent checkpoints; None where it isn't recorded.
+
+    Source by source and weighed by the mixture, so that a change of the mixture is no spike.
+    """
     ratios = []
     for name, entry in status.sources.items():
         past = [e.losses[name] for e in observation.evaluations[-RECENT:] if name in e.losses]

@@ -79,8 +79,10 @@ class CheckpointQueue:
         return True
 
     def waiting(self, rewinds: tuple[Rewind, ...], training_ended: bool) -> tuple[int, ...]:
-        """Steps that are still to be scored, in order: one every ``evals.every`` tokens, and the
-        last of a training that has ended."""
+        """Steps that are still to be scored, in order.
+
+        One every ``evals.every`` tokens, and the last of a training that has ended.
+        """
         self._heed(rewinds)
         step, tokens = self._settled or (-1, None)
         rows = queries.checkpoint_states(self._journal, after=step)

@@ -35,8 +35,10 @@ class MixtureFile:
     # -- the file ----------------------------------------------------------------------------
 
     def look(self, status: Status | None, newest: OrderRow | None) -> tuple[FileState, str]:
-        """The file beside the newest order, and what there is that this journal never published
-        (in the file, or followed by the trainer); empty for nothing."""
+        """The file beside the newest order, and what there is that this journal never published.
+
+        That is, in the file or followed by the trainer; empty for nothing.
+        """
         if followed := self._followed(status):
             return FileState.FOREIGN, followed
         state, foreign = self._held(newest)
@@ -98,8 +100,10 @@ class MixtureFile:
         return by_sources(asked, self._run.config), plan
 
     def plan_of(self, order: OrderRow) -> Plan:
-        """What is left of an order's plan when it draws from sources that run.yaml no longer has:
-        the stretches up to the first that does."""
+        """What is left of an order's plan when run.yaml no longer has all of its sources.
+
+        The stretches up to the first that draws from one that is gone.
+        """
         kept = takewhile(lambda stretch: self._has_sources(stretch[1]), order.plan)
         return tuple(kept)
 

@@ -96,8 +96,7 @@ class TrainerNews:
                 yield Applied(order.generation, first.sample, first.step)
 
     def newly_rejected(self) -> dict[int, str]:
-        """Published orders that the trainer refused, with its reason, that the journal does not
-        know of."""
+        """Published orders that the trainer refused, with its reason, unknown to the journal."""
         if self.status is None:
             return {}
         refused = {

@@ -153,8 +153,10 @@ def draw_run(report: Report, out: Path) -> Path:
 
 
 def _decision(entry: Json) -> Json:
-    """A decision in words: ``id``, ``head``, whether it ``changed`` the mixture, and ``rows``, each
-    a line or several."""
+    """A decision in words.
+
+    ``id``, ``head``, whether it ``changed`` the mixture, and ``rows``, each a line or several.
+    """
     changed = entry["generation"] is not None
     head = f"{core.verdict(entry)} at {format_tokens(entry['tokens'])} tokens"
     if changed:

@@ -114,8 +114,11 @@ def gather(target: Path) -> Report:
 
 
 def _followed(entry: Json, scored: Sequence[Evaluation]) -> list[Json]:
-    """What the benchmarks did after an intervention: the last checkpoint before it came into force
-    against each of the next two, paired over the items they share."""
+    """What the benchmarks did after an intervention.
+
+    The last checkpoint before it came into force against each of the next two, paired over the
+    items they share.
+    """
     if entry["applied_tokens"] is None:
         return []
     before = [evaluation for evaluation in scored if evaluation.tokens <= entry["applied_tokens"]]

@@ -28,8 +28,11 @@ CLEAR = 2.0  # standard errors from which on a difference is more than noise
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One source. ``cap_seconds``: until it is at the cap on the mixture applied, None: not within
-    the run; ``at_the_end``: its epochs then."""
+    """One source.
+
+    ``cap_seconds``: until it is at the cap on the mixture applied, None: not within the run;
+    ``at_the_end``: its epochs then.
+    """
 
     name: str
     asked: float | None
@@ -45,8 +48,11 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One benchmark: its newest value, the paired change since the evaluation before (positive is
-    better), and its past values in the same metric, oldest first, None where it was missing."""
+    """One benchmark: its newest value, and how it came to it.
+
+    The paired change since the evaluation before (positive is better), and its past values in the
+    same metric, oldest first, None where it was missing.
+    """
 
     name: str
     metric: str

