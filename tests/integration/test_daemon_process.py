@@ -162,7 +162,7 @@ def test_evaluations_are_planned_once_for_the_whole_run(run_file: Path) -> None:
     plan_file = load_config(run_file).run.dir / "evals-plan.json"
     assert controller(run_file, 5).returncode == -signal.SIGKILL
     assert not plan_file.exists()
-    assert controller(run_file, 20).returncode == -signal.SIGKILL
+    assert controller(run_file, 30).returncode == -signal.SIGKILL
     assert json.loads(plan_file.read_text())["benchmarks"]["gsm8k"]["items"] == 46
     journal = journal_of(run_file)
     cards = [row.scorecard for row in queries.scored(journal)]
