@@ -5,12 +5,14 @@ Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr, no traceback), 13
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
 import typer
 
 from mixloop.common.errors import BadInput
+from mixloop.common.process import handling, interrupt, stop_signals
 from mixloop.common.text import clean
 
 from . import audit, data, evaluation, experiments, inspect, operators, policies, run, search
@@ -69,9 +71,11 @@ app.add_typer(policies.app, name="policies")
 
 
 def main() -> None:
-    """Entry of the ``mixloop`` command."""
+    """Entry of the ``mixloop`` command; what asks it to stop ends it as Ctrl-C does."""
     try:
-        app()
+        # an ignored Ctrl-C, of a shell's background, stays so
+        with handling(set(stop_signals()) - {signal.SIGINT}, interrupt):
+            app()
     except BadInput as error:
         typer.echo(f"error: {clean(error)}", err=True)
         sys.exit(2)

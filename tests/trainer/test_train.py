@@ -693,7 +693,7 @@ def test_a_resume_that_would_not_continue_is_refused(
         train(job)
 
 
-def test_every_sigterm_is_the_same_wish(
+def test_every_sigterm_and_sighup_is_the_same_wish(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     now = [100.0]
@@ -704,6 +704,7 @@ def test_every_sigterm_is_the_same_wish(
     with Stop() as stop:
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGHUP)
             now[0] += 10
         assert stop.asked
         signal.raise_signal(signal.SIGINT)
