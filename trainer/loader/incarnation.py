@@ -20,6 +20,7 @@ from mixloop.trainer.sources import Store
 from .begin import BegunIncarnation, RankPlace
 from .loader_state import LoaderState
 from .loop_metrics import LoopMetrics
+from .run_tokenizer import RunTokenizer
 from .saved_state import write_saved_state
 
 
@@ -61,6 +62,8 @@ class LoopIncarnation:
         self._eos_id = eos_id
         self._on_change = on_change
         self._metrics = LoopMetrics(self.job)
+        self._tokenizer = RunTokenizer(self.job, stores)
+        self._unscorable: str | None = None  # why, as it was said
         self._micro_samples = self.job.settings.micro_batch * place.world
         order = begun.start.order(self.job.seed)
         self._versions = order.versions
@@ -222,6 +225,10 @@ class LoopIncarnation:
         """See :meth:`mixloop.trainer.MixtureLoader.mark_checkpoint`."""
         if self.live.lead is None:
             return False
+        trouble = self._tokenizer.complete(folder)
+        if trouble is not None and trouble != self._unscorable:
+            say(f"{folder}: can't be scored: {trouble}", "mixloop")
+        self._unscorable = trouble
         try:
             manifest = self.live.manifest(self._step_metrics(), self._ledger())
             if manifest is None:

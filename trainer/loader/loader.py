@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
+from mixloop.common.log import say
 from mixloop.contract import BatchSchedule, Phase
 from mixloop.trainer.batches import end_of_text, native
 from mixloop.trainer.config import (
@@ -37,6 +38,7 @@ from .begin import begin_in_loop, find_place, find_rank
 from .incarnation import Change, LoopIncarnation
 from .loader_state import LoaderState
 from .refusals import DRAWN_HERE, WorkersError, check_drawing_process
+from .run_tokenizer import RunTokenizer
 from .saved_state import read_saved_state
 
 
@@ -174,6 +176,7 @@ class MixtureLoader:
         self._place = (options.rank, options.world, options.peers)
         self._pin_memory = options.pin_memory
         self._dtype = native(self.stores) if options.dtype == "native" else options.dtype
+        self._tokenizer = RunTokenizer(job, self.stores)
         self._eos_id = end_of_text(self.stores) if options.documents else None
         sizes = {n: store.samples(job.sequence_length) for n, store in self.stores.items()}
         self._start = start_weights(job.sources, sizes)
@@ -184,6 +187,26 @@ class MixtureLoader:
     def __reduce__(self) -> NoReturn:
         who = f"{type(self).__name__}: it can't go to another process"
         raise WorkersError(f"{who}: {DRAWN_HERE}; set num_workers=0")
+
+    # --- what a model is built by -----------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that a model must know: those of the sources' tokenizer.
+
+        Raises:
+            JobError: no source tells, and run.yaml names no tokenizer.
+        """
+        return self._tokenizer.vocab_size
+
+    @property
+    def eos_token_id(self) -> int:
+        """The token that ends a document in every source.
+
+        Raises:
+            JobError: a source names none, or two name different ones.
+        """
+        return self._tokenizer.eos_token_id
 
     # --- where it stands ------------------------------------------------------------------
 
@@ -336,6 +359,7 @@ class MixtureLoader:
         """Leave `mixloop.json` in a checkpoint's folder, for the controller and for `restore`.
 
         Call it on every rank once the checkpoint is complete; rank 0 writes, in its own time.
+        Where safetensors lie without a tokenizer, it puts the run's beside them.
 
         Args:
             files: names in the folder whose sizes and hashes to record.
@@ -343,9 +367,23 @@ class MixtureLoader:
         Returns:
             Whether it was written; False on other ranks. A disk that fails costs the file alone.
         """
-        if self._incarnation is None:
-            return False
-        return self._incarnation.mark_checkpoint(Path(folder), files)
+        if self._incarnation is not None:
+            return self._incarnation.mark_checkpoint(Path(folder), files)
+        if find_rank(*self._place)[0] == 0:
+            say(
+                f"{folder}: not marked: no batch was handed out yet, or the loader is closed",
+                "mixloop",
+            )
+        return False
+
+    def save_tokenizer(self, folder: str | Path) -> None:
+        """Write the sources' tokenizer, its files as they are, into a folder; on rank 0.
+
+        Raises:
+            JobError: no source carries one, or it can't be read or written.
+        """
+        if find_rank(*self._place)[0] == 0:
+            self._tokenizer.save(Path(folder))
 
     saved = mark_checkpoint  # an earlier name, for one release
 
