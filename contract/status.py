@@ -106,7 +106,8 @@ class Status:
 
     `tokens` and `budget` count training tokens; `loss` and `grad_norm` are of the last step (null
     when not finite); `heartbeat` counts writes, so that liveness needs no clock. `health` and
-    `system` are what a trainer that knows them adds.
+    `system` are what a trainer that knows them adds. `resumable`: a loop has saved a place to go on
+    from, or has ended in order, and is not to begin again unasked.
     """
 
     run: str
@@ -130,6 +131,7 @@ class Status:
     world_size: int = 1
     heartbeat: int = 0
     finished: bool = False
+    resumable: bool = False
     updated_at: str = ""
     health: Health | None = None
     system: System | None = None

@@ -12,6 +12,7 @@ step; nothing that goes wrong in the run's files reaches the loop.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -34,7 +35,7 @@ from mixloop.trainer.config import (
 from mixloop.trainer.run import Collectives
 from mixloop.trainer.sources import open_stores
 
-from .begin import begin_in_loop, find_place, find_rank
+from .begin import BeginOptions, begin_in_loop, find_place, find_rank
 from .incarnation import Change, LoopIncarnation
 from .loader_state import LoaderState
 from .refusals import DRAWN_HERE, WorkersError, check_drawing_process
@@ -54,6 +55,7 @@ class _Options:
     dtype: str = "int64"
     documents: bool = False
     rewind: bool = False
+    from_scratch: bool = False
 
 
 class MixtureLoader:
@@ -100,6 +102,9 @@ class MixtureLoader:
         documents: also give document and position ids, for attention within documents.
         rewind: drop the mixtures recorded beyond the state that is resumed from; needed when a
             step takes another number of samples than was recorded.
+        from_scratch: where no state is loaded, begin again at step 0 a run that has gone on and
+            saved its place, on the schedule as it was recorded; for a loop that found no checkpoint
+            of its own. A new run needs no such word, nor one that ended before it saved anything.
 
     Raises:
         JobError: an option or source can't work; one line says what and the mend.
@@ -133,6 +138,7 @@ class MixtureLoader:
         dtype: Literal["int64", "int32", "native"] = "int64",
         documents: bool = False,
         rewind: bool = False,
+        from_scratch: bool = False,
     ) -> None:
         job = make_job(
             dir, run, sources, budget, weights, seed, limits,
@@ -140,7 +146,9 @@ class MixtureLoader:
             batch=batch, batch_schedule=batch_schedule, prefetch=prefetch, poll_every=poll_every,
             status_every=status_every, phases=phases, key_file=key_file,
         )  # fmt: skip
-        options = _Options(rank, world, peers, on_change, pin_memory, dtype, documents, rewind)
+        options = _Options(
+            rank, world, peers, on_change, pin_memory, dtype, documents, rewind, from_scratch
+        )
         self._set_up(job, options)
 
     @classmethod
@@ -172,6 +180,7 @@ class MixtureLoader:
         self.names = tuple(job.sources)
         self.stores = open_stores(job)
         self.rewind = options.rewind
+        self.from_scratch = options.from_scratch
         self.on_change = options.on_change
         self._place = (options.rank, options.world, options.peers)
         self._pin_memory = options.pin_memory
@@ -304,8 +313,9 @@ class MixtureLoader:
         pinned = available if self._pin_memory is None else self._pin_memory
         place = find_place(*self._place)
         self._place = (place.rank, place.world, place.peers)
-        begun = begin_in_loop(self.job, self.stores, place, self._state, self.rewind)
-        self.rewind = False  # what was recorded further on is dropped once
+        asked = BeginOptions(self.rewind, self.from_scratch)
+        begun = begin_in_loop(self.job, self.stores, place, self._state, asked)
+        self.rewind = self.from_scratch = False  # what was recorded further on is dropped once
         if begun is None:
             self._spent = True
         else:
@@ -317,15 +327,16 @@ class MixtureLoader:
         if self.on_change is not None:
             self.on_change(change)
 
-    def _end(self, publish: bool) -> None:
+    def _end(self, publish: bool, *, in_order: bool = False) -> None:
         if self._incarnation is not None:
-            self._incarnation.close(publish)
+            self._incarnation.close(publish, in_order=in_order)
         self._incarnation, self._spent = None, False
 
     def close(self) -> None:
         """End the threads; the last status is written. A later batch goes on from here."""
         state = self._now()
-        self._end(publish=True)
+        # in a `finally` or at the end of a `with` block: what is on its way through it
+        self._end(publish=True, in_order=sys.exception() is None)
         self._state = state
 
     def __enter__(self) -> Self:
@@ -341,6 +352,8 @@ class MixtureLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the micro-batch handed out last: small, JSON, the same on every rank."""
+        if self._incarnation is not None:
+            self._incarnation.keep()
         state = self._now() or LoaderState.beginning(self.job, self.step_samples)
         return state.to_json()
 

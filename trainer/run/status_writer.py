@@ -84,6 +84,7 @@ class StepMetrics:
     grad_norm: float | None
     losses: Mapping[str, float]
     finished: bool = False
+    resumable: bool = False
     health: Health | None = None
     system: Callable[[float | None], System] | None = None
 
@@ -166,6 +167,7 @@ class StatusBuilder:
             world_size=self._world,
             heartbeat=self._heartbeat,
             finished=metrics.finished,
+            resumable=metrics.resumable,
             updated_at=now_utc(),
             health=metrics.health,
             system=metrics.system(self.speed) if metrics.system is not None else None,
