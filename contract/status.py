@@ -18,7 +18,11 @@ AnyPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """One source so far: tokens drawn, passes over it, its unique tokens, its training loss."""
+    """One source so far: tokens drawn, passes over it, tokens of one pass, its training loss.
+
+    A pass takes the whole windows of the source, so that without growth `epochs` is `tokens` by
+    `unique_tokens`.
+    """
 
     tokens: int
     epochs: float

@@ -153,7 +153,7 @@ def set_up(job: Job, peers: Collectives, rewind: bool) -> Session | None:
     batches = open_batches(job, stores, start, peers, plan.sample)
     session = Session(plan, start, trainer, batches, tokenizer, kept)
     if writers:
-        session.live.take_lead(plan, start, writers[0], stores)
+        session.live.take_lead(plan, start, writers[0])
         if plan.parent is not None:
             say(f"resumed from {plan.parent.name}")
     return session

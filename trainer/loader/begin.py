@@ -155,7 +155,7 @@ def begin_in_loop(
     start: Incarnation = on_first(peers, partial(_in_one_line, begin_here))
     live = LiveMixture(plan, start, peers)
     if writers:
-        live.take_lead(plan, start, writers[0], stores)
+        live.take_lead(plan, start, writers[0])
         if plan.parent is not None:
             say(f"goes on at step {plan.step}, sample {plan.sample}", "mixloop")
     return BegunIncarnation(plan, start, micro, live)
