@@ -234,6 +234,9 @@ def _trace(decision: DecisionRow, entry: Json) -> Call:
     What follows (publish, applied, outcome) is added when it happens.
     """
     before, after = _rounded(decision.weights_before), _rounded(decision.weights_after)
+    waits: Json = {}
+    if decision.verdict == "awaiting-approval":
+        waits = {"weights_if_approved": _rounded(wording.would_order(decision.to_json()))}
     at = {"step": decision.step, "tokens": decision.tokens}
     verdict = {"verdict": decision.verdict}
     reason = {"reason": decision.reason}
@@ -257,6 +260,7 @@ def _trace(decision: DecisionRow, entry: Json) -> Call:
             "weights_before": before,
             "weights_after": after,
             "generation": decision.generation,
+            **waits,
         },
         "previews": _previews(decision, entry["scores"]),
         "spans": spans,
@@ -265,6 +269,7 @@ def _trace(decision: DecisionRow, entry: Json) -> Call:
             "policy": decision.policy,
             "step": str(decision.step),
             "tokens": str(decision.tokens),
+            **({"approval": "waiting"} if waits else {}),
         },
     }
     return "trace", payload
@@ -275,7 +280,7 @@ def _previews(decision: DecisionRow, scores: Mapping[str, str]) -> tuple[str, st
     shown = [f"{name} {value}" for name, value in scores.items()]
     steering = [score for score in shown if " bits_per_byte " in score] or shown
     at = f"step {decision.step}, {format_tokens(decision.tokens)} tokens"
-    moved = wording.moves(decision.weights_before, decision.weights_after)
+    moved = wording.changes(decision.to_json())
     came = f"{decision.id} {decision.verdict}" + (f": {moved}" if moved != "-" else "")
     asked = "; ".join([at, wording.mixture(decision.weights_before), *steering])
     return asked, f"{came}; {' '.join(decision.reason.split())}"

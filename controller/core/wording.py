@@ -25,6 +25,20 @@ def mixture(weights: Mapping[str, float]) -> str:
     return ", ".join(f"{clean(name)} {weight:.3f}" for name, weight in weights.items())
 
 
+def changes(entry: Json) -> str:
+    """What a decision moves: by its order, or, where a person has to approve it, by that."""
+    if entry["verdict"] != "awaiting-approval":
+        return moves(entry["weights_before"], entry["weights_after"])
+    return f"asks for {moves(entry['weights_before'], would_order(entry))}"
+
+
+def would_order(entry: Json) -> Mapping[str, float]:
+    """The mixture that approving a decision would order, as the guards left it when it was made."""
+    trimmed = [note["after"] for note in entry["guards"] if note["after"] is not None]
+    asked: Mapping[str, float] = (trimmed or [entry["weights_proposed"]])[-1]
+    return asked
+
+
 def outcome_lines(outcome: Json | None) -> list[str]:
     """One line per benchmark: its paired gain after an intervention, with the standard error."""
     if outcome is None:
@@ -71,10 +85,18 @@ def steering(chosen: Mapping[str, Steering]) -> str:
 def approval(row: Json) -> str:
     """What became of a decision that waited for a person."""
     parts = [row["state"]]
+    if row["state"] == "waiting":
+        parts = [f"waiting: would order {moves(row['before'], row['after'])},", until(row)]
     parts += [f"by {clean(row['by'])}"] if row["by"] else []
     parts += [f"in {row['made']}"] if row["made"] else []
     parts += [f"({clean(row['reason'] or row['why'])})"]
     return " ".join(parts)
+
+
+def until(approval: Json) -> str:
+    """How long a proposal waits for a person."""
+    end = approval["until_tokens"]
+    return "until a person answers" if end is None else f"until {tokens(end)} tokens"
 
 
 def assessment(row: Json) -> str:

@@ -159,8 +159,8 @@ def _decision(entry: Json) -> Json:
     """
     changed = entry["generation"] is not None
     head = f"{core.verdict(entry)} at {format_tokens(entry['tokens'])} tokens"
-    if changed:
-        head += f": {core.moves(entry['weights_before'], entry['weights_after'])}"
+    if changed or entry["approval"]:
+        head += f": {core.changes(entry)}"
     evidence = (
         line.removeprefix("Evidence").strip() for line in core.evidence_lines(entry["evidence"])
     )

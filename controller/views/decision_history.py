@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.contract import SCALE, RunPaths, Schedule, decision_id, schedule_of
-from mixloop.controller.core import DecisionRow, EventRow, OrderRow
+from mixloop.controller.core import ApprovalRow, DecisionRow, EventRow, OrderRow, would_order
 from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import Journal, queries
 from mixloop.policies.interface import Evaluation
@@ -18,6 +18,7 @@ def history(journal: Journal) -> list[Json]:
     scored = observation_builder.evaluations(journal)
     orders = {order.generation: order for order in queries.orders(journal)}
     approvals = {row.decision: row for row in queries.approvals(journal)}
+    timeout = queries.start_params(journal).get("approval_timeout")
     changes = queries.events(journal, "steering")
     assessments: dict[str, list[Json]] = {}
     for row in queries.assessments(journal):
@@ -30,11 +31,23 @@ def history(journal: Journal) -> list[Json]:
             _entry(decision, order, scored)
             | {
                 "steering": steering_at(changes, decision.step),
-                "approval": None if approval is None else approval.to_json(but=("decision",)),
+                "approval": approval and approval_json(decision, approval, timeout),
                 "assessments": assessments.get(decision.id, []),
             }
         )
     return entries
+
+
+def approval_json(decision: DecisionRow, approval: ApprovalRow, timeout: int | None) -> Json:
+    """An approval, and what it is about: ``before``, ``after`` and ``until_tokens``.
+
+    ``after`` is what approving it would order; ``timeout`` the run's, in tokens.
+    """
+    return approval.to_json(but=("decision",)) | {
+        "before": dict(decision.weights_before),
+        "after": dict(would_order(decision.to_json())),
+        "until_tokens": None if timeout is None else decision.tokens + timeout,
+    }
 
 
 def _entry(decision: DecisionRow, order: OrderRow | None, scored: Sequence[Evaluation]) -> Json:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from mixloop.common.text import duration
 from mixloop.common.types import Json
 from mixloop.contract import Health
-from mixloop.controller.core import MIN_STALL_LIMIT, moves, steering, verdict
+from mixloop.controller.core import MIN_STALL_LIMIT, changes, steering, verdict
 from mixloop.controller.views import (
     CheckpointScores,
     RunSnapshot,
@@ -257,12 +257,13 @@ def _decisions(run: RunStanding) -> tuple[DecisionRow, ...]:
     """Newest first; those that changed nothing for the same reason are told once."""
     rows: list[DecisionRow] = []
     for decision, approval in run.decisions:
-        moved = moves(decision.weights_before, decision.weights_after)
+        entry = decision.to_json()
+        moved = changes(entry)
         state = None if approval is None else approval.to_json()
         row = DecisionRow(
             id=decision.id,
             step=decision.step,
-            verdict=verdict(decision.to_json() | {"approval": state}),
+            verdict=verdict(entry | {"approval": state}),
             moved="" if moved == "-" else moved,
             reason=decision.reason,
         )
