@@ -179,11 +179,9 @@ def approval_entry(decision_id: str, state: str, by: str | None) -> Entry:
     return Entry(f"approval:{decision_id}", "trace_tags", {"id": decision_id, "tags": tags})
 
 
-def outcome_entries(
-    decision_id: str, step: int, benchmarks: Mapping[str, Json], ms: int
-) -> list[Entry]:
-    """What the benchmarks did after an intervention, up to a checkpoint, and a new report."""
-    payload = {"id": decision_id, "step": step, "benchmarks": dict(benchmarks), "ms": ms}
+def outcome_entries(decision_id: str, found: Json, ms: int) -> list[Entry]:
+    """What the benchmarks did over the window of an intervention, and a new report."""
+    payload = {"id": decision_id, **found, "ms": ms}
     return [
         Entry(outcome_key(decision_id), "outcome", payload),
         Entry(f"report:{decision_id}", "report", {}),
@@ -197,8 +195,9 @@ def outcome_key(decision_id: str) -> str:
 
 def outcome_gains(payload: Json) -> dict[str, str]:
     """By benchmark, the gain that an outcome's entry tells: ``+0.1000 ± 0.0200 bits_per_byte``."""
+    shared = wording.shared(payload)
     return {
-        name: f"{effect['gain']:+.4f} ± {effect['stderr']:.4f} {effect['metric']}"
+        name: f"{effect['gain']:+.4f} ± {effect['stderr']:.4f} {effect['metric']}{shared}"
         for name, effect in payload["benchmarks"].items()
     }
 
@@ -316,6 +315,8 @@ def _outcome_calls(outcome: Json) -> list[Call]:
     """Tags and a step on the decision's trace."""
     tags = {f"outcome.{name}": gain for name, gain in outcome_gains(outcome).items()}
     tags["outcome_step"] = outcome["step"]
+    if outcome.get("shared_with"):
+        tags["outcome_shared_with"] = ", ".join(outcome["shared_with"])
     return [
         ("trace_tags", {"id": outcome["id"], "tags": tags}),
         _span(outcome, "outcome", {"step": outcome["step"]}, outcome["benchmarks"]),

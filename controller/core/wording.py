@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from mixloop.common.text import clean, tokens
 from mixloop.common.types import Json
 
-from .steering_metric import Steering
+from .steering_metric import CLEAR, Steering
 
 MIN_SHOWN = 5e-4  # a share that moved less than this is not shown
 
@@ -48,9 +48,25 @@ def outcome_lines(outcome: Json | None) -> list[str]:
         return [f"{outcome['state']}{detail}"]
     return [
         f"{name} {effect['metric']} gain {effect['gain']:+.4f} ± {effect['stderr']:.4f} "
-        f"(n={effect['n']}, step {effect['from_step']} → {effect['to_step']}){_pace(effect)}"
+        f"(n={effect['n']}, step {effect['from_step']} → {effect['to_step']})"
+        f"{shared(outcome)}{_doubt(effect)}{_pace(effect)}"
         for name, effect in outcome["benchmarks"].items()
     ]
+
+
+def shared(outcome: Json) -> str:
+    """`` (shared with d-000004)``: other orders came into force within the same window."""
+    others = outcome.get("shared_with")
+    return f" (shared with {', '.join(map(clean, others))})" if others else ""
+
+
+def distinct(effect: Json) -> bool:
+    """Whether a gain is more than noise. No z: every item moved alike."""
+    return effect["z"] is None or abs(effect["z"]) >= CLEAR
+
+
+def _doubt(effect: Json) -> str:
+    return "" if distinct(effect) else ", not distinguishable from noise"
 
 
 def _pace(effect: Json) -> str:

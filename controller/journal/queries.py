@@ -185,22 +185,52 @@ def newest_scored_step(journal: Journal) -> int | None:
     return _number(journal, "SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
 
 
-def steps_around(journal: Journal, tokens: int) -> tuple[int, int] | None:
-    """The first and last step of the scored checkpoints that tell what a change at ``tokens`` did.
+@dataclass(frozen=True, slots=True)
+class OutcomeWindow:
+    """The steps of the scored checkpoints that tell what an order did.
 
-    From the second before it to the first that is as far behind it as the last one lies before
-    it; None until there is one.
+    Attributes:
+        start: of the last one before it came into force.
+        end: of the first one that has spent half of the tokens since ``start`` under it.
+        earlier: of the one that lies as many tokens before ``start`` as ``end`` lies after it; None
+            where none does, to within a tenth.
+        shared: other decisions whose orders came into force between the two.
     """
-    scored = "FROM checkpoints JOIN evaluations USING (step) WHERE state = 'scored'"
-    before = journal.cells(
-        f"SELECT step, tokens {scored} AND tokens <= ? ORDER BY step DESC LIMIT 2", tokens
-    )
+
+    start: int
+    end: int
+    earlier: int | None
+    shared: tuple[str, ...]
+
+
+LIKE = 0.1  # part by which two windows of one length may differ
+
+
+def outcome_window(journal: Journal, order: OrderRow) -> OutcomeWindow | None:
+    """The window of an order; None before it is in force and scored on either side."""
+    applied = order.applied_tokens
+    if applied is None:
+        return None
+    scored = "SELECT step, tokens FROM checkpoints JOIN evaluations USING (step) WHERE "
+    scored += "state = 'scored' AND tokens BETWEEN ? AND ? ORDER BY "
+    before = journal.cells(f"{scored} step DESC LIMIT 1", 0, applied)
     if not before:
         return None
-    step, at = before[0]
-    after = f"SELECT step {scored} AND step > ? AND tokens >= ? ORDER BY step LIMIT 1"
-    last = journal.value(after, step, max(tokens + 1, 2 * tokens - at))
-    return None if last is None else (before[-1][0], last)
+    start, begun = before[0]
+    after = journal.cells(f"{scored} step LIMIT 1", max(applied + 1, 2 * applied - begun), ALL)
+    if not after:
+        return None
+    end, ended = after[0]
+    length = ended - begun
+    near = (int(begun - (1 + LIKE) * length), int(begun - (1 - LIKE) * length))
+    earlier = journal.cells(f"{scored} ABS(tokens - ?) LIMIT 1", *near, begun - length)
+    others = journal.cells(
+        "SELECT decision FROM orders WHERE applied_tokens >= ? AND applied_tokens < ? "
+        "AND generation != ? ORDER BY generation",
+        *(begun, ended, order.generation),
+    )
+    shared = tuple(str(decision) for (decision,) in others)
+    return OutcomeWindow(start, end, earlier[0][0] if earlier else None, shared)
 
 
 def steering(journal: Journal) -> dict[str, Steering]:

@@ -452,12 +452,12 @@ def curves(
         enqueue(tx, curves_entry(status, now_ms(), before, max_epochs))
 
 
-def outcome(journal: Journal, decision_id: str, step: int, benchmarks: Mapping[str, Json]) -> None:
-    """What the benchmarks did after an intervention, for MLflow (the journal can recompute it)."""
+def outcome(journal: Journal, decision_id: str, found: Json) -> None:
+    """What followed an intervention (``Outcomes.of``), for MLflow: the journal can recompute it."""
     with journal.transaction() as tx:
         for older in ("note:", "report:d-"):  # the newest says all that an older one said
             tx.execute("DELETE FROM outbox WHERE key BETWEEN ? AND ?", (older, f"{older}~"))
-        enqueue(tx, *outcome_entries(decision_id, step, benchmarks, now_ms()))
+        enqueue(tx, *outcome_entries(decision_id, found, now_ms()))
         enqueue(tx, note_entry(decision_id, _note(journal)))
 
 

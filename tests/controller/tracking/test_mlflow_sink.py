@@ -110,8 +110,9 @@ def a_whole_run(path: Path) -> Journal:
     records.curves(journal, heartbeat(800), None, 5.0)
     records.curves(journal, heartbeat(1600), heartbeat(800), 5.0)
     records.applied(journal, Applied(1, 96, 12), 960, initial)
-    found = {"gsm8k": {"gain": 0.1, "stderr": 0.02, "metric": "bits_per_byte"}}
-    records.outcome(journal, "d-000001", 20, found)
+    gain = {"gain": 0.1, "stderr": 0.02, "metric": "bits_per_byte"}
+    found = {"step": 20, "from_step": 10, "shared_with": [], "benchmarks": {"gsm8k": gain}}
+    records.outcome(journal, "d-000001", found)
     records.closed(journal, 2000)
     return journal
 
