@@ -154,6 +154,8 @@ def _pairs(part: Json) -> str:
 def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, dict):
+        return f"({_pairs(value)})"
     if isinstance(value, list):
         return " → ".join(_value(entry) for entry in value)
     return clean(value)

@@ -41,7 +41,8 @@ class TrialStatus:
     ready: it may fire, on trial. running: its evaluations are not all there. ending: its firing,
     ``decision``, is to be taken back. judging: the evaluations after that are not all there.
     confirmed: it may fire freely. over: it has been tried often enough, without proof.
-    ``answered``: not waiting for an answer, or over without one.
+    ``answered``: not waiting for an answer, or over without one. ``evidence``: the effect on which
+    a trial was judged, with its noise, whatever the judgement was.
     """
 
     state: State
@@ -92,7 +93,7 @@ def trial_status(rule: Intervention, observation: Observation) -> TrialStatus:
     # an earlier period that had proven the rule would be named by the firings after it
     last = _status_of(trial, periods, observation)
     if last.state == "over" and len(periods) < trial.times:
-        return TrialStatus("ready", last.text, answered=False)
+        return TrialStatus("ready", last.text, answered=False, evidence=last.evidence)
     return last
 
 
