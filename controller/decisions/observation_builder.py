@@ -226,6 +226,7 @@ def standing(
         plan=_plan_ahead(journal, status),
         evaluations=scored,
         every=config.evals.every or config.trainer.checkpoint_every or 0,
+        decay=config.decay,
         watch=tuple(config.evals.watch),
         objective=config.objective,
         limits=Limits(**guards.model_dump(include=set(Limits.model_fields))),
@@ -242,4 +243,5 @@ def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, flo
 
 def digest(seen: Observation) -> str:
     """Identity of an observation, to tell later whether a replay saw the same."""
-    return "sha256:" + hashlib.sha256(seen.model_dump_json().encode()).hexdigest()
+    later = {"decay"} if seen.decay is None else None  # a field that older journals knew not of
+    return "sha256:" + hashlib.sha256(seen.model_dump_json(exclude=later).encode()).hexdigest()

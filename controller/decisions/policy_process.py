@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mixloop.common.process import end_with_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 def decide(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -33,6 +33,7 @@ def decide(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> di
     """
     from mixloop.policies.interface import (
         Checkable,
+        Learning,
         Observation,
         load_policy,
         policy_digest,
@@ -56,7 +57,10 @@ def decide(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> di
     if seen is None:
         if isinstance(policy, Checkable):
             policy.check(request["sources"], request["benchmarks"])
-        return {"kind": "hold", "payload": {}, "digest": digest}
+        needs: Mapping[str, int] = {}
+        if isinstance(policy, Learning):
+            needs = policy.evaluations_needed(request["sources"], request["benchmarks"])
+        return {"kind": "hold", "payload": {"needs": dict(needs)}, "digest": digest}
     answer = policy.decide(seen)
     payload = json.loads(reply_to_json(answer))
     return {"kind": payload.pop("kind"), "payload": payload, "digest": digest}

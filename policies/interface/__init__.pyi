@@ -25,6 +25,7 @@ from .policy_building import build_policy as build_policy
 from .policy_error import PolicyError as PolicyError
 from .policy_protocol import Checkable as Checkable
 from .policy_protocol import Hold as Hold
+from .policy_protocol import Learning as Learning
 from .policy_protocol import Policy as Policy
 from .policy_protocol import Proposal as Proposal
 from .policy_protocol import jsonable as jsonable

@@ -40,6 +40,16 @@ class RulesPolicy:
             for expanded in expand([rule], benchmarks, places(sources)):
                 _check_names(expanded, sources, benchmarks, f"policy.with.interventions.{index}")
 
+    def evaluations_needed(
+        self, sources: Mapping[str, Sequence[str]], benchmarks: Sequence[str]
+    ) -> dict[str, int]:
+        """By rule, and 0 for what goes by tokens alone."""
+        options = self.options
+        timed = options.initial or options.stages or options.introduce or options.anneal
+        rules = expand(options.interventions, benchmarks, places(sources))
+        needed = {"the timetable": 0} if timed else {}
+        return needed | {rule.name: rule.evaluations_needed for rule in rules}
+
     def decide(self, observation: Observation) -> Proposal | Hold:
         """The move of the first rule that holds; or a hold that says which rule was nearest."""
         # before the first score nobody knows which benchmarks there are

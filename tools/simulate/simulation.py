@@ -333,6 +333,7 @@ def _observation(run: _Run, seed: int) -> Observation:
         plan=run.plan,
         evaluations=tuple(scored),
         every=run.config.budget // run.segments,
+        decay=run.config.decay,
         steering={name: metric for name, metric in steering.items() if name not in watch},
         watch=watch,
         objective=run.config.objective,
