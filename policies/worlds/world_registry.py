@@ -67,7 +67,7 @@ def load_world(
         ref: a name of :func:`world_names` (or P, E, D, F), with options as in
             ``power:k=12,sigma=0.01``; or a class, built without arguments or, written
             ``./file.py:Class:key=value,…``, with these.
-        setting: what a built-in world is built for.
+        setting: what a built-in world is built for; a class is told ``k``, where it is given.
         base: folder that file references are relative to (default: the working directory).
 
     Raises:
@@ -84,6 +84,12 @@ def load_world(
     where, _, last = ref.rpartition(":")
     where, options = (where, parse_options(last, ref)) if "=" in last else (ref, {})
     cls = find_class(where, key=KEY, verb="evaluate", base=base)
+    if setting is not None and setting.k is not None:
+        if "k" not in inspect.signature(cls).parameters:
+            raise PolicyError(
+                f"{KEY}: {ref} has sources of its own, and no option k for their number"
+            )
+        options.setdefault("k", setting.k)
     world: World = _built(lambda: cls(**options), ref)
     _check_members(world, ref)
     return world

@@ -77,14 +77,20 @@ def run_config(run: Path) -> tuple[RunConfig, Path]:
     if not run.is_dir():
         raise BadInput(f"{run}: no run here; give its run.yaml")
     folder = run.resolve()
+    found = {}
     for place in (folder, *folder.parents[:2]):
-        for path in sorted(place.glob("*.yaml")):
+        for path in sorted((*place.glob("*.yaml"), *place.glob("*.yml"))):
             try:
                 config = load_config(path)
             except BadInput:
                 continue  # some other YAML file
             if config.run.dir.resolve() == folder:
-                return config, path.parent.resolve()
+                found[path] = config
+    if len(found) > 1:  # the one that was run can't be told from a copy with other settings
+        names = ", ".join(map(str, found))
+        raise BadInput(f"{run}: {len(found)} files configure this run; give one of {names}")
+    for path, config in found.items():
+        return config, path.parent.resolve()
     raise BadInput(f"{run}: its run.yaml is neither in it nor above; give the run.yaml itself")
 
 

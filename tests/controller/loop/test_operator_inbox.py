@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import ModuleType
@@ -383,3 +384,28 @@ def test_the_guarded_mixture_is_what_approval_orders(play: Any, tmp_path: Path) 
     assert after["code"] == pytest.approx(0.16, abs=2e-3)
     run.tell("approve", "1")
     assert run.history()[-1]["weights_after"] == pytest.approx(after, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("set", "code=0.2"),
+        ("pin", "code=0.2"),
+        ("unpin",),
+        ("pause",),
+        ("resume",),
+        ("approve", "1"),
+        ("reject", "1"),
+        ("rollback", "1"),
+    ],
+)
+def test_a_finished_run_is_told_nothing(play: Any, command: tuple[str, ...]) -> None:
+    run = play(policy={"use": "static"})
+    run.train(2)
+    status = json.loads(run.paths.status.read_text())
+    run.paths.status.write_text(json.dumps(status | {"finished": True}))
+    for target in (run.path, run.paths.dir):
+        done = CliRunner().invoke(app, [command[0], str(target), *command[1:]])
+        assert isinstance(done.exception, BadInput)
+        assert "training has ended after" in str(done.exception)
+    assert requests.waiting(run.paths.requests) == []
