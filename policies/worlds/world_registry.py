@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.common.errors import suggest
-from mixloop.policies.interface import PolicyError, find_class
+from mixloop.policies.interface import PolicyError, find_class, raised
 
 from .families import Dilution, Exponential, Flat, Power
 from .run_worlds import RunDilutionWorld, RunExponentialWorld, RunFlatWorld, RunPowerWorld
@@ -90,7 +90,7 @@ def load_world(
                 f"{KEY}: {ref} has sources of its own, and no option k for their number"
             )
         options.setdefault("k", setting.k)
-    world: World = _built(lambda: cls(**options), ref)
+    world: World = _built(lambda: cls(**options), ref, cls)
     _check_members(world, ref)
     return world
 
@@ -122,14 +122,13 @@ def _value(text: str) -> Any:
     return text
 
 
-def _built(build: Callable[[], World], ref: str) -> World:
+def _built(build: Callable[[], World], ref: str, by: type[Any] | None = None) -> World:
     try:
         return build()
     except PolicyError:
         raise
     except Exception as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise PolicyError(f"{KEY}: {ref} can't be built: {cause}; mend it") from error
+        raise PolicyError(f"{KEY}: {ref} can't be built: {raised(error, by)}; mend it") from error
 
 
 def _check_members(world: Any, ref: str) -> None:
