@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixloop.common.errors import BadInput, suggest
+from mixloop.common.files import unwritable
 from mixloop.common.text import clean, tokens
 from mixloop.controller import core, views
 
@@ -132,6 +133,8 @@ def export(
     text = json.dumps(stages, indent=2) if as_json else views.export_text(stages)
     if out is None:
         typer.echo(text.rstrip())
+    elif (problem := unwritable(out)) is not None:
+        raise BadInput(f"--out: {out}: {problem}")
     else:
         out.write_text(text, encoding="utf-8")
         typer.echo(f"wrote {out}")

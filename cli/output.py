@@ -40,8 +40,12 @@ Show = Callable[[float, float, str], None]
 
 def print_json(value: Any) -> None:
     """Print a value as JSON; half of a surrogate pair, which is no text, as a question mark."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    typer.echo(text.encode("utf-8", "replace").decode())
+    text = json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "replace").decode()
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a terminal of less than Unicode: escapes say the same
+        text = json.dumps(json.loads(text), indent=2)
+    typer.echo(text)
 
 
 def print_lines(lines: Iterable[object]) -> None:
