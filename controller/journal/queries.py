@@ -115,6 +115,16 @@ def waiting_approvals(journal: Journal) -> list[tuple[DecisionRow, ApprovalRow]]
     return [(of, row) for of, row in pairs if of is not None]
 
 
+def waiting_before(journal: Journal, of: DecisionRow) -> DecisionRow | None:
+    """The decision that waited for a person when another was made; None without one."""
+    for row in reversed(approvals(journal)):
+        earlier = decision(journal, row.decision)
+        if earlier is not None and earlier.seq < of.seq:
+            ended = row.at is not None and row.made != of.id and row.at <= of.decided_at
+            return None if ended else earlier
+    return None
+
+
 def assessments(journal: Journal) -> list[AssessmentRow]:
     """What people said of decisions in MLflow, oldest first."""
     return journal.select(AssessmentRow, "ORDER BY at")
@@ -185,52 +195,10 @@ def newest_scored_step(journal: Journal) -> int | None:
     return _number(journal, "SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
 
 
-@dataclass(frozen=True, slots=True)
-class OutcomeWindow:
-    """The steps of the scored checkpoints that tell what an order did.
-
-    Attributes:
-        start: of the last one before it came into force.
-        end: of the first one that has spent half of the tokens since ``start`` under it.
-        earlier: of the one that lies as many tokens before ``start`` as ``end`` lies after it; None
-            where none does, to within a tenth.
-        shared: other decisions whose orders came into force between the two.
-    """
-
-    start: int
-    end: int
-    earlier: int | None
-    shared: tuple[str, ...]
-
-
-LIKE = 0.1  # part by which two windows of one length may differ
-
-
-def outcome_window(journal: Journal, order: OrderRow) -> OutcomeWindow | None:
-    """The window of an order; None before it is in force and scored on either side."""
-    applied = order.applied_tokens
-    if applied is None:
-        return None
-    scored = "SELECT step, tokens FROM checkpoints JOIN evaluations USING (step) WHERE "
-    scored += "state = 'scored' AND tokens BETWEEN ? AND ? ORDER BY "
-    before = journal.cells(f"{scored} step DESC LIMIT 1", 0, applied)
-    if not before:
-        return None
-    start, begun = before[0]
-    after = journal.cells(f"{scored} step LIMIT 1", max(applied + 1, 2 * applied - begun), ALL)
-    if not after:
-        return None
-    end, ended = after[0]
-    length = ended - begun
-    near = (int(begun - (1 + LIKE) * length), int(begun - (1 - LIKE) * length))
-    earlier = journal.cells(f"{scored} ABS(tokens - ?) LIMIT 1", *near, begun - length)
-    others = journal.cells(
-        "SELECT decision FROM orders WHERE applied_tokens >= ? AND applied_tokens < ? "
-        "AND generation != ? ORDER BY generation",
-        *(begun, ended, order.generation),
-    )
-    shared = tuple(str(decision) for (decision,) in others)
-    return OutcomeWindow(start, end, earlier[0][0] if earlier else None, shared)
+def scored_places(journal: Journal) -> list[tuple[int, int]]:
+    """Step and tokens of every scored checkpoint, oldest first."""
+    scored = "SELECT step, tokens FROM checkpoints JOIN evaluations USING (step) "
+    return journal.cells(f"{scored} WHERE state = 'scored' ORDER BY step")
 
 
 def steering(journal: Journal) -> dict[str, Steering]:
@@ -279,6 +247,12 @@ def order_before(journal: Journal, generation: int) -> OrderRow | None:
     """The last order in force before one of this generation."""
     clause = "WHERE generation < ? AND applied_step IS NOT NULL ORDER BY generation DESC LIMIT 1"
     return journal.first(OrderRow, clause, generation)
+
+
+def applied_places(journal: Journal) -> list[tuple[str, int]]:
+    """Of every order in force by now its decision, and the tokens from which on it was."""
+    query = "SELECT decision, applied_tokens FROM orders WHERE applied_tokens IS NOT NULL "
+    return journal.cells(f"{query} ORDER BY generation")
 
 
 def pending_orders(journal: Journal) -> list[OrderRow]:

@@ -183,8 +183,11 @@ class Scoring:
 
     def _note_outcomes(self) -> None:
         """Interventions whose effect this score shows for the first time."""
+        untold = queries.untold_interventions(self.run.journal)
+        if not untold:
+            return
         outcomes = Outcomes(self.run.journal)
-        for decision in queries.untold_interventions(self.run.journal):
+        for decision in untold:
             assert decision.generation is not None
             order = queries.order(self.run.journal, decision.generation)
             assert order is not None

@@ -117,6 +117,8 @@ def _evaluations(config: RunConfig, needs: Mapping[str, int]) -> Iterator[str]:
 def evaluation_interval(config: RunConfig) -> int | None:
     """Tokens between two scored checkpoints; None where only the loop knows."""
     every, saved = config.evals.every, config.trainer.checkpoint_every
+    if every is None and saved is None and (config.trainer.model or config.trainer.init_from):
+        return config.budget  # the reference trainer's one checkpoint, at the end
     return max(every or 0, saved or 0) or None
 
 

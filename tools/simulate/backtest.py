@@ -61,7 +61,8 @@ def backtest(run: Path, ref: str, options: Mapping[str, Any] | None, base: Path)
     decisions = []
     for was, observation in recorded(journal, config):
         last = queries.last_applied_tokens(journal, before=was.seq, until=observation.tokens)
-        decisions.append(_replay(was, observation, last, policy, replayed))
+        waiting = queries.waiting_before(journal, was)
+        decisions.append(_replay(was, observation, last, waiting, policy, replayed))
     summary = _summary(decisions)
     return {"run": config.run.id, "policy": ref, "decisions": decisions, "summary": summary}
 
@@ -130,6 +131,7 @@ def _replay(
     was: DecisionRow,
     observation: Observation,
     last_intervention: int | None,
+    waiting: DecisionRow | None,
     policy: Policy,
     config: RunConfig,
 ) -> Json:
@@ -146,6 +148,7 @@ def _replay(
         last_intervention=last_intervention,
         generation=observation.generation + 1,
         vetoes=vetoes(observation, config.guards.significance),
+        waiting=waiting,
     )
     fields = ("verdict", "reason", "weights_proposed", "weights_after")
     apart = total_variation(was.weights_after, would.weights_after)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html import unescape
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mixloop.controller.core import calls, outcome_lines
 from mixloop.controller.decisions import Outcomes
+from mixloop.controller.decisions.outcomes import OutcomeWindow, outcome_window
 from mixloop.controller.journal import queries
 from mixloop.controller.report import gather
 from mixloop.controller.report.page import page
@@ -66,17 +69,36 @@ def test_the_pace_before_is_over_a_window_of_the_same_length(play: Any) -> None:
     run.tell("set", "code=0.2")
     run.train(12)
     (order,) = queries.orders(run.journal)
-    window = queries.outcome_window(run.journal, order)
-    assert window is not None
-    assert window.earlier is not None
-    assert window.end - window.start == window.start - window.earlier
+
+    def window() -> OutcomeWindow:
+        places = queries.scored_places(run.journal), queries.applied_places(run.journal)
+        found = outcome_window(order, *places)
+        assert found is not None
+        return found
+
+    first = window()
+    assert first.earlier is not None
+    assert first.end - first.start == first.start - first.earlier
     with run.journal.transaction() as tx:  # the one in between was never scored
-        tx.execute("UPDATE evaluations SET state = 'skipped' WHERE step = ?", (window.earlier,))
-    again = queries.outcome_window(run.journal, order)
-    assert again is not None
-    assert again.earlier is None
+        tx.execute("UPDATE evaluations SET state = 'skipped' WHERE step = ?", (first.earlier,))
+    assert window() == replace(first, earlier=None)
     found = Outcomes(run.journal).of(order)
     assert found is not None
     effect = found["benchmarks"]["gsm8k"]
     assert (effect["gain_before"], effect["steps_before"]) == (None, None)
-    assert effect["gain"] == pytest.approx((window.end - window.start) / 1000)
+    assert effect["gain"] == pytest.approx((first.end - first.start) / 1000)
+
+
+def test_a_window_ends_when_half_of_it_is_under_the_order() -> None:
+    def window(applied: int, *tokens: int) -> OutcomeWindow | None:
+        order = SimpleNamespace(applied_tokens=applied, decision="d-000001")
+        scored = [(at // 10, at) for at in tokens]
+        return outcome_window(order, scored, [("d-000001", applied), ("d-000002", 250)])  # type: ignore[arg-type]
+
+    assert window(190, 100, 200) is None, "one right after the change says nothing of it"
+    assert window(190, 100, 200, 300) == OutcomeWindow(10, 30, None, ("d-000002",))
+    assert window(190, 300) is None, "nothing before it"
+    assert window(140, 0, 100, 200) == OutcomeWindow(10, 20, 0, ())
+    assert window(140, 5, 100, 200) == OutcomeWindow(10, 20, 0, ()), "to within a tenth"
+    assert window(140, 20, 100, 200) == OutcomeWindow(10, 20, None, ())
+    assert window(100, 0, 100, 200) == OutcomeWindow(10, 20, 0, ()), "from the checkpoint on"

@@ -109,6 +109,14 @@ def test_tracking_uris_that_mlflow_takes(tmp_path: Path, uri: str) -> None:
     assert bool(doubts(config, SHARES, {})) is uri.startswith("file:")
 
 
+def test_a_run_whose_only_checkpoint_is_its_last_teaches_nothing(tmp_path: Path) -> None:
+    model = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    file = write(tmp_path, evals={}, trainer=TRAINER | {"model": model})
+    (line,) = problems(file, {"law": 4})
+    assert "comes too late" in line
+    assert problems(write(tmp_path, evals={}), {"law": 4}) == [], "another loop has its own rhythm"
+
+
 def test_too_few_evaluations_to_learn_from(tmp_path: Path) -> None:
     (line,) = problems(write(tmp_path, evals__every="400k"), {"law": 4})
     assert "evals.every: 400k of 1M tokens leaves 2 evaluations" in line

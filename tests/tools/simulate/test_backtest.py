@@ -152,3 +152,22 @@ def test_a_folder_that_several_files_configure_is_asked_about(run_file: Path) ->
     assert str(run_file) in said
     assert str(other) in said
     assert replay(run_file, "static")["policy"] == "static"
+
+
+AGAIN = """
+from mixloop.policies import Proposal
+
+
+class Again:
+    def decide(self, observation):
+        return Proposal({"web": 0.64, "code": 0.2, "maths": 0.16}, "a fifth of code")
+"""
+
+
+def test_what_waited_for_a_person_then_waits_in_the_replay(play: Any, tmp_path: Path) -> None:
+    (tmp_path / "again.py").write_text(AGAIN)
+    run = play(policy={"use": "./again.py:Again"}, approval={"above": 0.05})
+    run.train(16)
+    report = replay(run.path, "./again.py:Again")
+    assert [d["was"]["verdict"] for d in report["decisions"]][:2] == ["awaiting-approval", "hold"]
+    assert all(decision["agrees"] for decision in report["decisions"])
