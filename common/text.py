@@ -20,6 +20,7 @@ def duration(seconds: float) -> str:
 
 
 _SIGNS = {"→": "->", "±": "+-", "…": "...", "≤": "<=", "≥": ">=", "·": "."}
+_SIGNS |= dict(zip("▁▂▃▄▅▆▇█━─●▲▼", ".:-=+*%##-*^v", strict=True))  # bars and pointers
 
 
 def in_ascii(error: UnicodeError) -> tuple[str, int]:

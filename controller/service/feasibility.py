@@ -58,10 +58,10 @@ def _bounds(config: RunConfig, weights: Mapping[str, float]) -> Iterator[str]:
 
 
 def _same_stores(config: RunConfig, infos: Mapping[str, Any]) -> Iterator[str]:
-    places: dict[Path, str] = {}
+    places: dict[tuple[Path, str | None], str] = {}
     contents: dict[tuple[str, int], str] = {}
     for name, source in config.sources.items():
-        info, place = infos[name], source.path.resolve()
+        info, place = infos[name], (source.path.resolve(), source.column)
         other = places.setdefault(place, name)
         known = info.fingerprint.startswith("sha256:")  # else it is nobody's digest
         alike = contents.setdefault((info.fingerprint, info.tokens), name) if known else name
@@ -86,7 +86,8 @@ def _tracking(config: RunConfig) -> Iterator[str]:
         return
     plugins = {entry.name for entry in entry_points(group="mlflow.tracking_store")}
     if kind not in KINDS and kind not in plugins:
-        yield f"tracking.uri: {uri!r}: MLflow has no store of the kind {kind!r}; {STORE}"
+        what = f"MLflow has no store of the kind {kind!r}" if kind else "it names no kind of store"
+        yield f"tracking.uri: {uri!r}: {what}; {STORE}"
     elif kind in ("http", "https") and not host:
         yield f"tracking.uri: {uri!r} names no host; {STORE}"
     elif kind == "sqlite" and (parts.netloc or Path(parts.path[1:]).is_dir()):
@@ -95,6 +96,11 @@ def _tracking(config: RunConfig) -> Iterator[str]:
 
 def _evaluations(config: RunConfig, needs: Mapping[str, int]) -> Iterator[str]:
     interval = evaluation_interval(config)
+    if needs and min(needs.values()) and not config.evals.benchmarks:
+        yield (
+            f"evals.benchmarks: none is asked that steers, and {config.policy.use} goes by scores; "
+            "name one"
+        )
     if interval is None or not needs:
         return
     count, least = usable_evaluations(config, interval), min(needs.values())

@@ -81,6 +81,9 @@ def test_one_store_under_two_names(tmp_path: Path) -> None:
     (line,) = problems(write(tmp_path, sources__maths={"path": "other", "weight": 0.2}))
     assert "sources.maths.path" in line
     assert "the same place as sources.code" in line
+    column = {"format": "arrow", "column": "other"}
+    file = write(tmp_path, sources__maths={"path": "other", "weight": 0.2, **column})
+    assert problems(file) == [], "another column is another store"
     (line,) = problems(write(tmp_path), maths="sha256:web")
     assert "sources.maths.path" in line
     assert "the same tokens as sources.web" in line
@@ -124,6 +127,13 @@ def test_too_few_evaluations_to_learn_from(tmp_path: Path) -> None:
     assert problems(write(tmp_path, evals__every="400k"), {"rule": 2, "late": 9}) == []
     said = doubts(load_config(write(tmp_path, evals__every="400k")), SHARES, {"a": 2, "late": 9})
     assert any("late needs 9 evaluations, the run has 2" in one for one in said)
+
+
+def test_nothing_that_steers_is_scored(tmp_path: Path) -> None:
+    file = write(tmp_path, evals__benchmarks={}, evals__watch=["piqa"])
+    (line,) = problems(file, {"law": 4})
+    assert line.startswith("evals.benchmarks: none is asked that steers")
+    assert problems(file, {"the timetable": 0, "rule": 2}) == []
 
 
 def test_publication_that_comes_too_late(tmp_path: Path) -> None:
