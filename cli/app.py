@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import codecs
 import io
+import signal
 import sys
 from collections.abc import Callable
 
 import typer
 
 from mixloop.common.errors import BadInput
+from mixloop.common.process import handling, interrupt, stop_signals
 from mixloop.common.text import clean, in_ascii
 
 from . import audit, data, evaluation, experiments, inspect, operators, policies, run, search
@@ -72,10 +74,12 @@ app.add_typer(policies.app, name="policies")
 
 
 def main() -> None:
-    """Entry of the ``mixloop`` command."""
+    """Entry of the ``mixloop`` command; what asks it to stop ends it as Ctrl-C does."""
     _speak_ascii()
     try:
-        app()
+        # an ignored Ctrl-C, of a shell's background, stays so
+        with handling(set(stop_signals()) - {signal.SIGINT}, interrupt):
+            app()
     except BadInput as error:
         typer.echo(f"error: {clean(error)}", err=True)
         sys.exit(2)

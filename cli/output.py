@@ -176,6 +176,8 @@ def status_lines(run: RunStanding) -> list[str]:
     ]
     if run.scores:
         lines += _benchmark_lines(run.scores[-1])
+    if run.unscored is not None:
+        lines.append(f"Unscored   {clean(run.unscored.in_words)}")
     lines += _skipped_line(run.skipped)
     if run.steering:
         lines.append(f"Steered    {core.steering(run.steering)}")

@@ -28,12 +28,29 @@ from mixloop.policies.interface import (
 
 
 def unique_tokens(config: RunConfig) -> dict[str, int]:
-    """Unique tokens of each source, from its own header or index.
+    """Unique tokens of each source, from its own header or index: those that an epoch draws.
 
     Raises:
-        BadInput: for a source that is missing or broken, naming source and path.
+        BadInput: for a source that is missing, broken or too short, naming source and path.
     """
-    return {name: info.tokens for name, info in source_infos(config).items()}
+    return epoch_tokens(config, source_infos(config))
+
+
+def epoch_tokens(config: RunConfig, infos: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens of one epoch of each source: its whole windows, as the trainer counts them.
+
+    Raises:
+        BadInput: a source is shorter than one window.
+    """
+    length = config.trainer.sequence_length
+    sizes = {name: info.epoch_tokens(length) for name, info in infos.items()}
+    for name, size in sizes.items():
+        if not size:
+            raise BadInput(
+                f"sources.{name}: {infos[name].tokens} tokens are fewer than one sample of "
+                f"trainer.sequence_length {length}; give more text, or lower it"
+            )
+    return sizes
 
 
 def planned_tokens(config: RunConfig) -> dict[str, int]:
@@ -43,8 +60,8 @@ def planned_tokens(config: RunConfig) -> dict[str, int]:
         BadInput: for a source that has neither, naming source and path.
     """
     stated = {name: source.tokens for name, source in config.sources.items() if source.tokens}
-    infos = source_infos(config, missing=stated)
-    return {name: infos[name].tokens if name in infos else stated[name] for name in config.sources}
+    sizes = epoch_tokens(config, source_infos(config, missing=stated))
+    return {name: sizes.get(name) or stated[name] for name in config.sources}
 
 
 def source_infos(config: RunConfig, missing: Container[str] = ()) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,31 @@ def trainer_silence(journal: Journal) -> TrainerSilence | None:
     """What the controller keeps of the trainer's heartbeat."""
     kept = _meta(journal, "pulse")
     return None if kept is None else TrainerSilence(**kept)
+
+
+@dataclass(frozen=True, slots=True)
+class UnscoredStretch:
+    """The newest evaluated checkpoints, none of which gave the policy a score, and the last's why.
+
+    Told when there were so many that it is no accident, until a score comes.
+    """
+
+    steps: Sequence[int]
+    why: str
+
+    @property
+    def in_words(self) -> str:
+        """``no score at steps 10, 20, 30, so the policy sees nothing: gsm8k: …``."""
+        steps = ", ".join(map(str, self.steps))
+        return f"no score at steps {steps}, so the policy sees nothing: {self.why}"
+
+
+def unscored(journal: Journal) -> UnscoredStretch | None:
+    """The stretch that was told last; None: scores came since, or none was."""
+    told = newest_event(journal, "unscored", "scored-again")
+    if told is None or told.kind == "scored-again":
+        return None
+    return UnscoredStretch(told.detail["steps"], told.detail["reason"])
 
 
 def request(journal: Journal, request_id: str) -> RequestRow | None:

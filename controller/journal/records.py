@@ -231,6 +231,14 @@ def scoring_failed(journal: Journal, step: int, reason: str, *, final: bool) -> 
         add_event(tx, journal.fence or 0, "scoring-failed", {"step": step, "reason": reason})
 
 
+def unscored(journal: Journal, stretch: queries.UnscoredStretch | None) -> None:
+    """The policy sees no scores from here on, or (None) sees them again."""
+    if stretch is None:
+        journal.event("scored-again")
+    else:
+        journal.event("unscored", steps=list(stretch.steps), reason=stretch.why)
+
+
 def steering(
     journal: Journal, step: int, tokens: int, chosen: Mapping[str, Steering]
 ) -> dict[str, Steering]:
@@ -462,7 +470,7 @@ def outcome(journal: Journal, decision_id: str, found: Json) -> None:
 
 
 def closed(journal: Journal, tokens: int) -> None:
-    """The run has reached its end, ``tokens``, and every checkpoint is scored."""
+    """The run has reached its end, ``tokens``, and no checkpoint is to be scored any more."""
     note = _note(journal)
     with journal.transaction() as tx:
         tx.execute(

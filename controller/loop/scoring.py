@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixloop.contract import write_holds
+from mixloop.controller import views
 from mixloop.controller.core import RunState, headline
 from mixloop.controller.decisions import Outcomes, observation_builder
 from mixloop.controller.journal import queries, records
@@ -171,6 +172,7 @@ class Scoring:
             self.hold(state)
             self._note_outcomes()
             self.run.say(f"step {step}: {headline(result)}")
+            self._note_missing(state)
             return
         assert isinstance(result, Failure)
         begun = queries.evaluation(self.run.journal, step)
@@ -180,6 +182,17 @@ class Scoring:
         self.step = self.result = None
         self.hold(state)
         self.run.say(f"step {step} was not scored: {result.reason}{'' if final else '; once more'}")
+        if final:
+            self._note_missing(state)
+
+    def _note_missing(self, state: RunState) -> None:
+        """Say, once, that the policy has seen no score for long, and when it does again."""
+        benchmarks = self.run.config.evals.benchmarks
+        stretch = views.unscored_stretch(self.run.journal, benchmarks, state.rewinds)
+        if (stretch is None) == (queries.unscored(self.run.journal) is None):
+            return
+        records.unscored(self.run.journal, stretch)
+        self.run.say("the policy sees scores again" if stretch is None else stretch.in_words)
 
     def _note_outcomes(self) -> None:
         """Interventions whose effect this score shows for the first time."""

@@ -15,7 +15,7 @@ from mixloop.controller.views import RunStanding
 
 ALARMS = (
     *("stranger", "order-rejected", "trouble", "tracking-failed", "tracking-refused"),
-    "journal-altered",
+    *("journal-altered", "unscored"),
 )
 
 
@@ -125,23 +125,15 @@ def _drawn(journal: Journal, standing: RunStanding) -> list[Json]:
 
 
 def _unscored(journal: Journal) -> list[Json]:
-    rows = []
-    for checkpoint in queries.checkpoint_states(journal):
-        at = {"step": checkpoint.step, "tokens": checkpoint.tokens}
-        if checkpoint.state is None:
-            rows.append({**at, "what": "checkpoint", "why": "not scored"})
-        elif checkpoint.state != "scored":
-            why = checkpoint.reason or "being scored"
-            rows.append({**at, "what": "checkpoint", "why": why})
-        else:
-            evaluation = queries.evaluation(journal, checkpoint.step)
-            card = (evaluation.scorecard if evaluation is not None else None) or {}
-            rows += [
-                {**at, "what": name, "why": score["reason"]}
-                for name, score in card.get("benchmarks", {}).items()
-                if score["status"] != "ok"
-            ]
-    return rows
+    return [
+        {
+            "step": lack.step,
+            "tokens": lack.tokens,
+            "what": lack.benchmark or "checkpoint",
+            "why": lack.why,
+        }
+        for lack in views.missing_scores(journal)
+    ]
 
 
 def _alarms(journal: Journal) -> list[Json]:

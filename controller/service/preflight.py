@@ -38,7 +38,7 @@ def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = 
     config = load_config(path)
     check_evals(path, config)
     infos = observation_builder.source_infos(config)
-    sizes = {name: info.tokens for name, info in infos.items()}
+    sizes = observation_builder.epoch_tokens(config, infos)
     weights = config.start_weights(sizes)
     launch.check_training(config)
     needs = check_feasible(path, config, infos)

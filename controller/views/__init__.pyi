@@ -11,6 +11,9 @@ from .export import export_run as export_run
 from .export import export_text as export_text
 from .liveness import TrainerStanding as TrainerStanding
 from .liveness import controller as controller
+from .missing_scores import missing_scores as missing_scores
+from .missing_scores import scoring_summary as scoring_summary
+from .missing_scores import unscored_stretch as unscored_stretch
 from .opening import open_run as open_run
 from .opening import reading as reading
 from .opening import run_folder as run_folder

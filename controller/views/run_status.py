@@ -50,6 +50,7 @@ def status_json(standing: RunStanding) -> Json:
         "benchmarks": _benchmarks(standing),
         "steering": {name: asdict(steering) for name, steering in standing.steering.items()},
         "skipped": [_pick(row, "step", "tokens", "reason") for row in standing.skipped],
+        "unscored": None if standing.unscored is None else asdict(standing.unscored),
         "pending": {
             "orders": [
                 _pick(order, "generation", "decision", "published_at") for order in standing.orders

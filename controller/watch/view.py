@@ -280,6 +280,8 @@ def _warnings(look: RunSnapshot) -> Iterator[str]:
     run, people = look.standing, look.standing.operators
     if look.trouble:
         yield look.trouble
+    if run.unscored is not None:
+        yield run.unscored.in_words
     for file in run.unreadable:
         yield f"{file.file} can't be read: {file.problem}"
     if people.paused:
