@@ -19,6 +19,12 @@ class BadInput(Exception):  # noqa: N818 - says what is wrong, not that we faile
     """
 
 
+def one_line(error: BaseException) -> str:
+    """An exception's kind and its whole message, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def shown(value: object, length: int = 60) -> str:
     """A value from data for a message, as Python writes it, cut to a readable length.
 

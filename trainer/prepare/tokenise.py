@@ -28,10 +28,10 @@ from mixloop.trainer.sources import (
     Shard,
     StoreInfo,
     TokenizerInfo,
-    copy_tokenizer,
     dtype_for,
     fingerprint,
     inspect_tokenizer,
+    keep_tokenizer,
     load_raw,
     read_header,
     resolve_tokenizer,
@@ -290,11 +290,13 @@ def _header(facts: TokenizerInfo, documents: int, files: list[Shard], sharded: b
         fingerprint=whole,
         eos_id=facts.eos_id,
         shards=tuple(files) if sharded else (),
+        probe=facts.probe,
     )
 
 
 def _finish(work: Path, out: Path, tokenizer: Path, info: StoreInfo) -> None:
-    copy_tokenizer(tokenizer, work / "tokenizer")
+    assert info.probe is not None
+    keep_tokenizer(tokenizer, work / "tokenizer", info.probe)
     shutil.rmtree(work / "hub-tokenizer", ignore_errors=True)
     write_atomic(work / HEADER, json.dumps(info.to_json(), indent=2).encode())
     if out.exists():

@@ -16,6 +16,7 @@ from .token_store import shards_fingerprint as shards_fingerprint
 from .tokenizer import TokenizerInfo as TokenizerInfo
 from .tokenizer import copy_tokenizer as copy_tokenizer
 from .tokenizer import inspect_tokenizer as inspect_tokenizer
+from .tokenizer import keep_tokenizer as keep_tokenizer
 from .tokenizer import load_raw as load_raw
 from .tokenizer import resolve_tokenizer as resolve_tokenizer
 from .tokenizer import train_tokenizer as train_tokenizer

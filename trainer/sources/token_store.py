@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mixloop.common.tokenizing import TokenProbe
 from mixloop.trainer.config import JobError
 
 from .stream import Stream, file_piece
@@ -41,7 +42,8 @@ class StoreInfo:
 
     `tokenizer` is its fingerprint, empty where the format doesn't carry one; `vocab_size` is 0 and
     `eos_id` -1 where they aren't known. `history` has `tokens` and `fingerprint` of what a store
-    was before each extension, `shards` its files (none: the one file `tokens.bin`).
+    was before each extension, `shards` its files (none: the one file `tokens.bin`). `probe` are the
+    tokenizer's ids of a fixed text, which evaluation compares with its own.
     """
 
     tokens: int
@@ -53,13 +55,14 @@ class StoreInfo:
     eos_id: int
     history: Sequence[Mapping[str, Any]] = ()
     shards: tuple[Shard, ...] = ()
+    probe: TokenProbe | None = None
     format: str = "store"
 
     def to_json(self) -> dict[str, Any]:
         """The content of `store.json`."""
         body = {"schema": SCHEMA, **asdict(self)}
         del body["format"]
-        for key in ("history", "shards"):
+        for key in ("history", "shards", "probe"):
             if not body[key]:
                 del body[key]
         return body
@@ -89,7 +92,8 @@ def read_header(path: Path) -> StoreInfo:
     try:
         shards = tuple(Shard(**shard) for shard in raw.pop("shards", ()))
         history = tuple(raw.pop("history", ()))
-        info = StoreInfo(**raw, history=history, shards=shards)
+        probe = TokenProbe.from_json(raw.pop("probe", None))
+        info = StoreInfo(**raw, history=history, shards=shards, probe=probe)
         counted = sum(shard.tokens for shard in shards)
     except TypeError as error:
         raise JobError(f"{file}: damaged header: {error}") from error

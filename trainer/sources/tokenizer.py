@@ -1,6 +1,6 @@
 """Tokenizers: train a byte-level BPE, fingerprint one, and copy one into a store or checkpoint.
 
-A tokenizer here is a folder that `transformers.AutoTokenizer` loads (with a `tokenizer.json`).
+A tokenizer here is a folder with a `tokenizer.json`, which is taken as it is, byte for byte.
 """
 
 from __future__ import annotations
@@ -13,6 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mixloop.common.errors import one_line
+from mixloop.common.tokenizing import (
+    RECORD,
+    TOKENIZER_FILE,
+    TokenProbe,
+    exact_config,
+    read_tokenizer_file,
+    special_tokens,
+    take_probe,
+)
 from mixloop.trainer.config import JobError
 
 if TYPE_CHECKING:
@@ -20,24 +30,25 @@ if TYPE_CHECKING:
 
 
 END_OF_TEXT = "<|endoftext|>"
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+_CONFIG = "tokenizer_config.json"
+_AS_THEY_ARE = (TOKENIZER_FILE, "chat_template.jinja")
+_FILES = (*_AS_THEY_ARE, _CONFIG, "special_tokens_map.json")
 # what decides which ids a text becomes; templates, truncation and decoding do not
 _IDENTITY = ("model", "added_tokens", "normalizer", "pre_tokenizer")
 
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What a store and a model need to know of a tokenizer (`vocab_size` counts added tokens)."""
+    """What a store and a model need to know of a tokenizer (`vocab_size` counts added tokens).
+
+    `probe` are the ids by which whoever scores a model knows that it reads texts as training did.
+    """
 
     fingerprint: str
     vocab_size: int
     eos_token: str
     eos_id: int
+    probe: TokenProbe
 
 
 def train_tokenizer(texts: Iterable[str], out: Path, vocab_size: int) -> Path:
@@ -89,36 +100,46 @@ def train_tokenizer(texts: Iterable[str], out: Path, vocab_size: int) -> Path:
 
 
 def resolve_tokenizer(name: str, scratch: Path) -> Path:
-    """A local tokenizer folder for `name`: itself, or the hub's saved into `scratch`.
+    """A local tokenizer folder for `name`: itself, or the hub's files as they are.
+
+    A repository without a `tokenizer.json` is converted into `scratch`: what transformers makes of
+    it is then the tokenizer.
 
     Raises:
         ValueError: neither a folder with a tokenizer.json nor a loadable hub name.
     """
     folder = Path(name).expanduser()
-    if (folder / "tokenizer.json").is_file():
+    if (folder / TOKENIZER_FILE).is_file():
         return folder
     if folder.exists() or name.startswith((".", "/", "~")):
         raise ValueError(f"tokenizer {name}: no tokenizer.json there")
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = Path(snapshot_download(name, allow_patterns=list(_FILES)))
+    # what a name or a connection can be wrong in: the hub's own errors are of both kinds
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"tokenizer {name}: neither a folder nor a hub name: {one_line(error)}"
+        ) from error
+    return found if (found / TOKENIZER_FILE).is_file() else _converted(name, scratch)
+
+
+def _converted(name: str, scratch: Path) -> Path:
     from transformers import AutoTokenizer
 
     try:
         AutoTokenizer.from_pretrained(name).save_pretrained(scratch)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"tokenizer {name}: neither a folder nor a hub name: {first}") from error
-    if not (scratch / "tokenizer.json").is_file():
+        raise ValueError(f"tokenizer {name}: {one_line(error)}") from error
+    if not (scratch / TOKENIZER_FILE).is_file():
         raise ValueError(f"tokenizer {name}: only fast tokenizers (tokenizer.json) are supported")
     return scratch
 
 
 def load_raw(folder: Path) -> Tokenizer:
     """The `tokenizers.Tokenizer` of a folder, without truncation or padding."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return read_tokenizer_file(folder)
 
 
 def inspect_tokenizer(folder: Path) -> TokenizerInfo:
@@ -128,34 +149,58 @@ def inspect_tokenizer(folder: Path) -> TokenizerInfo:
         JobError: no tokenizer there, or none with an end-of-text token.
     """
     try:
-        raw = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+        raw = json.loads((folder / TOKENIZER_FILE).read_text("utf-8"))
         tokenizer = load_raw(folder)
     except (OSError, ValueError) as error:
         raise JobError(f"tokenizer {folder}: no readable tokenizer.json: {error}") from error
     identity = {key: raw.get(key) for key in _IDENTITY}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    eos = _eos_token(folder)
+    eos = special_tokens(folder, tokenizer).get("eos_token")
     eos_id = tokenizer.token_to_id(eos) if eos else None
     if eos is None or eos_id is None:
-        raise JobError(f"tokenizer {folder}: no eos_token in tokenizer_config.json, or unknown id")
-    return TokenizerInfo(f"sha256:{digest}", tokenizer.get_vocab_size(), eos, eos_id)
+        raise JobError(f"tokenizer {folder}: no eos_token in {_CONFIG}, or unknown id")
+    return TokenizerInfo(
+        f"sha256:{digest}", tokenizer.get_vocab_size(), eos, eos_id, take_token_probe(tokenizer)
+    )
 
 
-def _eos_token(folder: Path) -> str | None:
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        try:
-            value = json.loads((folder / name).read_text("utf-8")).get("eos_token")
-        except (OSError, ValueError, AttributeError):
-            continue
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            return value
-    return None
+def take_token_probe(tokenizer: Tokenizer) -> TokenProbe:
+    """The probe of a tokenizer as `prepare` uses it."""
+    return take_probe(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def keep_tokenizer(source: Path, target: Path, probe: TokenProbe) -> list[Path]:
+    """Write the tokenizer that tokenised a store into the folder `target`.
+
+    `tokenizer.json` goes over byte for byte. Beside it lie a `tokenizer_config.json` by which
+    transformers takes the file as it is, and the probe.
+
+    Returns:
+        The files written.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    written = _copy(_AS_THEY_ARE, source, target)
+    made = {_CONFIG: exact_config(source, load_raw(source)), RECORD: probe.to_json()}
+    for name, content in made.items():
+        (target / name).write_text(json.dumps(content, indent=2), "utf-8")
+    return [*written, *(target / name for name in made)]
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[Path]:
-    """Copy a tokenizer's files from folder to folder; returns the files written."""
+    """Copy a tokenizer from a store's or any folder into a checkpoint's.
+
+    The probe that was recorded when the training data was tokenised goes along; a folder without
+    one gets its own.
+
+    Returns:
+        The files written.
+    """
+    if not (source / RECORD).is_file():
+        return keep_tokenizer(source, target, take_token_probe(load_raw(source)))
     target.mkdir(parents=True, exist_ok=True)
-    names = [name for name in _FILES if (source / name).is_file()]
-    return [Path(shutil.copyfile(source / name, target / name)) for name in names]
+    return _copy((*_AS_THEY_ARE, _CONFIG, RECORD), source, target)
+
+
+def _copy(names: Iterable[str], source: Path, target: Path) -> list[Path]:
+    there = [name for name in names if (source / name).is_file()]
+    return [Path(shutil.copyfile(source / name, target / name)) for name in there]
