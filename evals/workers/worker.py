@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from mixloop.common.errors import one_line
 from mixloop.common.process import end_with_parent
 from mixloop.evals import EvalSettings
 from mixloop.evals.scoring import Scorer, keep_outcomes
@@ -117,7 +118,7 @@ def _answer(scorer: Scorer | RayScorer, request: dict[str, str], channel: Channe
     # whatever else fails is this checkpoint's failure; the worker takes the next one
     except Exception as error:
         log.exception("scoring failed")
-        channel.send("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        channel.send("failed", reason=one_line(error))
         return
     finally:
         scorer.release()
