@@ -7,11 +7,15 @@ than was trained. Here a name that is missing, too much or of another shape is a
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mixloop.common.errors import one_line
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -47,28 +51,55 @@ def read_model(folder: Path, config: Any, device: str, dtype: str) -> Any:
         OSError: a file is missing or can't be read.
         ValueError: the weights are not those of the model: one line with names.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
 
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"transformers has no causal language model for {config.model_type!r}")
     stored = torch.float32 if torch.device(device).type == "cpu" else "auto"
     wanted = _DTYPES.get(dtype, stored)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     quantised = getattr(config, "quantization_config", None) is not None
     upcast = wanted == torch.float32 and not quantised
-    weights = unwrapped(_read_tensors(folder, upcast), empty.state_dict().keys())
-    model, info = type(empty).from_pretrained(
-        None,
-        config=empty.config,
-        state_dict=weights,
-        dtype=wanted,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are told below, by name
-        local_files_only=True,
-    )
+    expected = empty.state_dict().keys()
+    weights = unwrapped(_read_tensors(folder, upcast), expected)
+    with _no_report():
+        model, info = type(empty).from_pretrained(
+            None,
+            config=empty.config,
+            state_dict=weights,
+            dtype=wanted,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
+            local_files_only=True,
+        )
+    if type(empty.config) is not type(config):
+        info["unexpected_keys"] = _of_text_part(info["unexpected_keys"], expected)
     _must_be_whole(info)
     if (folder / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model.to(device)
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Without transformers' table of what it has made up: that is an error here, told by name."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
+
+
+def _of_text_part(unexpected: Collection[str], expected: Collection[str]) -> set[str]:
+    """Without the weights of a vision or audio part, whose text part alone was asked for."""
+    own = {name.split(".")[0] for name in expected} | {"language_model"}
+    return {name for name in unexpected if name.split(".")[0] in own}
 
 
 def _read_tensors(folder: Path, upcast: bool) -> dict[str, torch.Tensor]:
@@ -77,17 +108,20 @@ def _read_tensors(folder: Path, upcast: bool) -> dict[str, torch.Tensor]:
     Memory-mapped ones, as transformers leaves them, would change with the file. With `upcast`
     those of half precision become float32 one by one, so that all are never held twice.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
-        with safe_open(folder / file, framework="pt", device="cpu", backend="pread") as opened:
-            for name in opened.keys():  # noqa: SIM118 - no mapping
-                if name in tensors:
-                    raise ValueError(f"{file}: {name} is in another weight file too")
-                tensor = opened.get_tensor(name)
-                half = upcast and tensor.dtype in _HALF
-                tensors[name] = tensor.float() if half else tensor
+        try:
+            with safe_open(folder / file, framework="pt", device="cpu", backend="pread") as opened:
+                for name in opened.keys():  # noqa: SIM118 - no mapping
+                    if name in tensors:
+                        raise ValueError(f"{name} is in another weight file too")
+                    tensor = opened.get_tensor(name)
+                    half = upcast and tensor.dtype in _HALF
+                    tensors[name] = tensor.float() if half else tensor
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{file}: {one_line(error)}") from error
     return tensors
 
 
@@ -166,7 +200,7 @@ def _must_be_whole(info: Mapping[str, Any]) -> None:
         "of another shape": shapes,
         "not readable": sorted(info["error_msgs"]),
     }
-    told = [f"{len(names)} weights {how}: {_some(names)}" for how, names in wrong.items() if names]
+    told = [f"{len(names)} {how} ({_some(names)})" for how, names in wrong.items() if names]
     if told:
         raise ValueError(f"its weights are not those of its config's model: {'; '.join(told)}")
 

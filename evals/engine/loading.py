@@ -24,6 +24,7 @@ HALF_PRECISION_TOLERANCE = 0.05
 """Share of the logits' standard deviation by which the two ways may differ on average in half
 precision: rounding stays well below, another kind of attention far above."""
 
+_CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
 _EXACT_TOLERANCE = 1e-3  # the same in float32
 
 
@@ -72,7 +73,7 @@ def _context(folder: Path, config: Any) -> int:
     A vision part's length, at the top of some configs, is none of the text's.
     """
     for part in (config.get_text_config(), config):
-        for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        for name in _CONTEXTS:
             value = getattr(part, name, None)
             if isinstance(value, int) and value > 0:
                 return value

@@ -20,3 +20,4 @@ from .tokenizer import keep_tokenizer as keep_tokenizer
 from .tokenizer import load_raw as load_raw
 from .tokenizer import resolve_tokenizer as resolve_tokenizer
 from .tokenizer import train_tokenizer as train_tokenizer
+from .tokenizer import trained_probe as trained_probe

@@ -25,6 +25,8 @@ from mixloop.common.tokenizing import (
 )
 from mixloop.trainer.config import JobError
 
+from .token_store import read_header
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -167,6 +169,30 @@ def inspect_tokenizer(folder: Path) -> TokenizerInfo:
 def take_token_probe(tokenizer: Tokenizer) -> TokenProbe:
     """The probe of a tokenizer as `prepare` uses it."""
     return take_probe(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def trained_probe(stores: Iterable[Path], tokenizer: Path | None) -> TokenProbe | None:
+    """The probe of the tokenizer that made a run's data; None where none can be read.
+
+    Args:
+        stores: where the run's sources lie.
+        tokenizer: the folder that the run names, if it names one.
+    """
+    folders = []
+    for path in stores:
+        try:
+            probe = read_header(path).probe
+        except JobError:  # another format, or not prepared yet
+            continue
+        if probe is not None:
+            return probe
+        folders.append(path / "tokenizer")
+    for folder in (*folders, *([tokenizer] if tokenizer is not None else [])):
+        try:
+            return take_token_probe(load_raw(folder))
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def keep_tokenizer(source: Path, target: Path, probe: TokenProbe) -> list[Path]:
