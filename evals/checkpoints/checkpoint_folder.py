@@ -71,7 +71,7 @@ def read_checkpoint(
         after = _state(folder)
         changed = sorted(name for name in after if before.get(name) != after[name])
         if not changed and failure is not None:
-            raise CheckpointError(f"{folder}: can't be scored: {one_line(failure)}") from failure
+            raise CheckpointError(f"{folder}: can't be scored: {_reason(failure)}") from failure
         if not changed:
             return checkpoint
     raise CheckpointError(
@@ -83,6 +83,8 @@ def read_checkpoint(
 def _read(folder: Path, device: str, dtype: str, trained: TokenProbe | None) -> Checkpoint:
     from transformers import AutoConfig
 
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError("no config.json: the folder is gone, or no checkpoint")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     tokenizer = read_tokenizer(folder)
     if tokenizer.eos_token_id is None:
@@ -91,6 +93,12 @@ def _read(folder: Path, device: str, dtype: str, trained: TokenProbe | None) -> 
     if problem is not None:
         raise ValueError(problem)
     return Checkpoint(config, tokenizer, read_model(folder, config, device, dtype))
+
+
+def _reason(failure: Exception) -> str:
+    """In one line; the kind of an error only where its message may need it."""
+    message = " ".join(str(failure).split())
+    return message if message and isinstance(failure, OSError | ValueError) else one_line(failure)
 
 
 def _state(folder: Path) -> dict[str, tuple[int, int, int]]:

@@ -14,6 +14,17 @@ from mixloop.common.tokenizing import (
     take_probe,
 )
 
+# of tokenizers that transformers converts
+_OTHER_FILES = (
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "tiktoken.model",
+)
+
 
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer in a checkpoint's folder; no code from the checkpoint is run.
@@ -28,6 +39,11 @@ def read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if not (folder / TOKENIZER_FILE).is_file():
+        if not any((folder / name).is_file() for name in _OTHER_FILES):
+            raise FileNotFoundError(
+                f"no {TOKENIZER_FILE}: put the files of the store's tokenizer/ folder into each "
+                "checkpoint"
+            )
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     raw = read_tokenizer_file(folder)
     options = exact_config(folder, raw)

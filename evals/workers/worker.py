@@ -5,7 +5,7 @@ first the settings, then one request per checkpoint (`checkpoint`, `out`). It an
 lines (`event`: ready, progress, warning, done, failed, and dying when it can't go on). The
 scorecard goes to the file `out`, per-item outcomes to a parquet file beside it. It ends when nobody
 holds the other end of its input, its parent dies, it holds more memory than it may, or nothing came
-for `idle_seconds`. Scoring runs in the main thread because lm-eval's MATH scorer uses `signal.alarm`.
+for `idle_seconds`. Scoring runs in the main thread: lm-eval's MATH scorer uses `signal.alarm`.
 """
 
 from __future__ import annotations
