@@ -113,9 +113,11 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands in front of an empty context, as lm-eval's `hf` model has it."""
-        begin = self.tokenizer.bos_token_id
-        return self.eot_token_id if begin is None else cast(int, begin)
+        """What stands in front of an empty context: the end of the text before it.
+
+        With `add_bos` it is the beginning of text, as lm-eval's `hf` model always has it.
+        """
+        return cast(int, self.tokenizer.bos_token_id) if self.add_bos else self.eot_token_id
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any

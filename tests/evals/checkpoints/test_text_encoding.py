@@ -152,6 +152,11 @@ def test_a_model_trained_with_bos_is_asked_as_hf_asks_it(
     assert score(lm) != score(load_checkpoint(folder))
 
 
+def test_an_empty_context_begins_as_documents_do(folder: Path) -> None:
+    assert load_checkpoint(folder).prefix_token_id == 0  # the end of the one before
+    assert load_checkpoint(folder, add_bos=True).prefix_token_id == 1
+
+
 def test_bos_that_no_tokenizer_has_is_told(folder: Path) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
