@@ -15,20 +15,18 @@ import torch
 
 # every layer a softmax over the keys of all earlier tokens through transformers' attention
 # interface, every place told by position ids alone
-_SHARED = frozenset(
-    """
-    apertus arcee biogpt bitnet codegen cohere cohere2 cwm ctrl diffllama ernie4_5 exaone
-    exaone4 flex_olmo gemma gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gptj
-    granite granite_swa granitemoe helium hunyuan_v1_dense internlm3 iquestcoder jais2 laguna llama
-    mellum minicpm3 minimax_m2 ministral ministral3 mistral mixtral nanochat nemotron olmo olmo2
-    olmo3 olmoe opt persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 stablelm
-    starcoder2
-    """.split()
-)
-
+_PLAIN_ATTENTION = """
+    apertus arcee biogpt bitnet codegen cohere cohere2 cwm ctrl diffllama ernie4_5 exaone exaone4
+    flex_olmo gemma gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gptj granite granite_swa
+    granitemoe helium hunyuan_v1_dense internlm3 iquestcoder jais2 laguna llama mellum minicpm3
+    minimax_m2 ministral ministral3 mistral mixtral nanochat nemotron olmo olmo2 olmo3 olmoe opt
+    persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 stablelm starcoder2
+"""
 # attention as well, but with caps, sinks, biases by distance or code of its own: rows of unlike
 # lengths may lie in one pass, as padding behind a row is never looked at
-_PADDED = frozenset("bloom falcon gemma2 gemma3 gpt_neo gpt_oss mpt phimoe vaultgemma xglm".split())
+_OTHER_ATTENTION = "bloom falcon gemma2 gemma3 gpt_neo gpt_oss mpt phimoe vaultgemma xglm"
+_SHARED = frozenset(_PLAIN_ATTENTION.split())
+_PADDED = frozenset(_OTHER_ATTENTION.split())
 
 _LAYERS = {"full_attention", "sliding_attention"}
 _ROPES = {"default", "linear", "yarn", "llama3"}
@@ -105,7 +103,7 @@ def _another_rope(config: Any) -> str | None:
 
 
 def rope_kinds(config: Any) -> Iterator[str]:
-    """The kinds of a model's rotary positions, which its kinds of layers may have each their own."""
+    """The kinds of a model's rotary positions; its kinds of layers may each have their own."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     for part in (rope, *rope.values()) if isinstance(rope, dict) else ():
         kind = part.get("rope_type", part.get("type")) if isinstance(part, dict) else None

@@ -121,8 +121,16 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return cast(list[int], self.tokenizer.encode(string, **options))
 
+    def loglikelihood(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood and greediness of each (context, continuation)."""
+        return self._loglikelihood_tokens(
+            [(request.args, *self._encode_pair(*request.args)) for request in requests]
+        )
+
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """What is read and what is predicted of it, at least one token and any number.
+        """The tokens that are read before, at least one, and those that are predicted.
 
         Spaces that end a context belong to its continuation, as in lm-eval. A token that spans
         the two is predicted, so that no byte of a continuation is left out.

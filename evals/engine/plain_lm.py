@@ -139,6 +139,8 @@ class PlainLM(CheckpointLM):
             eos_token_id=sorted(self.ends),
             pad_token_id=self.eot_token_id,
             tokenizer=self.tokenizer,
+            num_return_sequences=1,
+            return_dict_in_generate=False,
             stopping_criteria=[criterion],
             **({} if chooser is None else {"logits_processor": [chooser], "num_beams": 1}),
         )

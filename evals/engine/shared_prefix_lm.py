@@ -172,14 +172,13 @@ def why_not_shared(model: Any, max_length: int) -> str | None:
         difference = _compare(model, max_length)
     # a model that can't be run this way fails in whatever way its code fails
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    else:
-        exact = model.dtype == torch.float32
-        if difference <= (_EXACT_TOLERANCE if exact else HALF_PRECISION_TOLERANCE):
-            return None
-        reason = f"its attention is of another kind (results differ by {difference:.2g} deviations)"
-    model.set_attn_implementation(stock_attention)
-    return reason
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        model.set_attn_implementation(stock_attention)
+    exact = model.dtype == torch.float32
+    if difference <= (_EXACT_TOLERANCE if exact else HALF_PRECISION_TOLERANCE):
+        return None
+    return f"its attention is of another kind (results differ by {difference:.2g} deviations)"
 
 
 def _compare(model: Any, max_length: int) -> float:

@@ -32,7 +32,7 @@ def ends_of_text(model: Any, tokenizer: Any) -> frozenset[int]:
     configs = (model.config, model.config.get_text_config(), model.generation_config)
     named = [tokenizer.eos_token_id, *(getattr(c, "eos_token_id", None) for c in configs)]
     several = [ids if isinstance(ids, list | tuple) else [ids] for ids in named]
-    return frozenset(id for ids in several for id in ids if isinstance(id, int) and id >= 0)
+    return frozenset(end for ids in several for end in ids if isinstance(end, int) and end >= 0)
 
 
 class StopRule:
