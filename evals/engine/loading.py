@@ -6,26 +6,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mixloop.common.errors import one_line
 from mixloop.common.tokenizing import TokenProbe
 from mixloop.evals.checkpoints import CheckpointError, read_checkpoint
 
 from .checkpoint_lm import CheckpointLM
-from .passes import PackedModel
 from .plain_lm import PlainLM
-from .prefix_tree import chain
-from .shared_prefix_lm import SharedPrefixLM
+from .shared_prefix_lm import SharedPrefixLM, why_not_shared
 
 log = logging.getLogger(__name__)
 
-HALF_PRECISION_TOLERANCE = 0.05
-"""Share of the logits' standard deviation by which the two ways may differ on average in half
-precision: rounding stays well below, another kind of attention far above."""
-
 _CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
-_EXACT_TOLERANCE = 1e-3  # the same in float32
 
 
 def load_checkpoint(
@@ -80,62 +70,3 @@ def _context(folder: Path, config: Any) -> int:
     raise CheckpointError(
         f"{folder}: the model's config names no context length: set evals.max_length"
     )
-
-
-def why_not_shared(model: Any, max_length: int) -> str | None:
-    """Why a model can't run on shared prefixes, or None.
-
-    What a model does with its attention (soft caps, sinks, relative biases) can't be told from its
-    class, so a short text is computed both ways and compared; only a window that the short text
-    does not fill is looked up.
-    """
-    config = model.config.get_text_config()
-    window = _window(config)
-    if window is not None and window < max_length:
-        return f"its attention slides over a window of {window} tokens"
-    kind = _rope_kind(config)
-    if kind in ("dynamic", "longrope"):
-        return f"its rotary positions ({kind}) depend on the length of the whole text"
-    stock_attention = model.config._attn_implementation
-    try:
-        difference = _compare(model, max_length)
-    # a model that can't be run this way fails in whatever way its code fails
-    except Exception as error:
-        reason = one_line(error)
-    else:
-        exact = model.dtype == torch.float32
-        if difference <= (_EXACT_TOLERANCE if exact else HALF_PRECISION_TOLERANCE):
-            return None
-        reason = f"its attention is of another kind (results differ by {difference:.2g} deviations)"
-    model.set_attn_implementation(stock_attention)
-    return reason
-
-
-def _rope_kind(config: Any) -> str:
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    return str(rope.get("rope_type", "")) if isinstance(rope, dict) else ""
-
-
-def _window(config: Any) -> int | None:
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    slides = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
-    return window if window and slides else None
-
-
-def _compare(model: Any, max_length: int) -> float:
-    """How far a text computed in three parts is from the same text computed plainly."""
-    model.eval()
-    length = min(48, max_length)
-    generator = torch.Generator().manual_seed(0)
-    size = int(model.config.get_text_config().vocab_size)
-    tokens = torch.randint(size, (length,), generator=generator).tolist()
-    with torch.inference_mode():
-        inputs = torch.tensor([tokens], device=model.device)
-        plain = model(input_ids=inputs, use_cache=False).logits[0, -1].float()
-        packed = PackedModel(model, pass_tokens=length)
-        prefix = packed.prefill(chain(tuple(tokens[: length // 2])), None, None)
-        rest = tokens[length // 2 :]
-        # two rows of unlike lengths behind the prefix, so that padding is tried as well
-        shared, _, _ = packed.read_prompts([rest, rest[:1]], prefix, length // 2)
-    return float((shared[0].float() - plain).abs().mean() / plain.std().clamp(min=1e-6))
