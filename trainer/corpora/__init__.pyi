@@ -1,3 +1,6 @@
+from .account import SURROGATES as SURROGATES
+from .account import UNKNOWN as UNKNOWN
+from .account import UNSURE as UNSURE
 from .account import Account as Account
 from .documents import Piece as Piece
 from .documents import check_key as check_key

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal
 
+SURROGATES = "half surrogates became U+FFFD"
+UNKNOWN = "characters are unknown to the tokenizer and lost"
+UNSURE = "places in long documents may be tokenised otherwise than in the whole"
+
 OnError = Literal["stop", "skip"]
 
 
@@ -52,7 +56,8 @@ class Account:
         if self.skipped:
             counts = ", ".join(f"{count:,} {kind}" for kind, count in self.skipped.most_common())
             said.append(f"left out {self.skipped.total():,} bad records: {counts}")
-        said += [f"{count:,} {kind}" for kind, count in self.changed.most_common()]
-        if self.unknown_characters:
-            said[-1] += f" (such as {' '.join(sorted(self.unknown_characters))})"
-        return said
+        such_as = f" (such as {' '.join(sorted(self.unknown_characters))})"
+        return said + [
+            f"{count:,} {kind}{such_as if kind == UNKNOWN else ''}"
+            for kind, count in self.changed.most_common()
+        ]

@@ -21,6 +21,7 @@ from .dataset_layout import ALL, configuration, split_name, splits_by_card, spli
 from .foreign import refuse_foreign
 from .recognise import FORMATS, IN_DOUBT, RECORDS, TEXT_SUFFIXES, named_format, recognise
 
+_SAVED = ("state.json", "dataset_info.json")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _CARDS = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|changelog|contributing|authors|datasheet"
@@ -246,7 +247,7 @@ def _walk(folder: Path, left: list[Left]) -> Iterator[PurePosixPath]:
             if name.startswith((".", "__")):
                 left.append(Left(str(base / name), "hidden"))
                 folders.remove(name)
-            elif (base / name / "state.json").is_file():
+            elif all((base / name / one).is_file() for one in _SAVED):
                 raise ValueError(
                     f"{base / name}: a dataset of `save_to_disk`; name it as an input of its own"
                 )
@@ -273,7 +274,8 @@ def _look(folder: Path, inside: PurePosixPath, choice: Choice, left: list[Left])
             if kind is None and why.endswith(IN_DOUBT):
                 return _input(path, choice.format, found.compression)
             why = f"{kind or why}, not {choice.format}"
-        elif kind is None and why.endswith(IN_DOUBT):
+        elif kind is None and why != "empty" and (named_format(path) or "unreadable" in why):
+            # data by its name: nobody would look for it among what is left
             raise ValueError(f"{path}: {why}")
         elif kind == "text" and not (
             choice.include or choice.format or bare_name(path).endswith(TEXT_SUFFIXES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,8 +69,11 @@ class TextEncoder:
         self._tokenizer = tokenizer
         facts = json.loads(tokenizer.to_str())
         self._unknown = _unknown_id(facts["model"], tokenizer)
+        self._byte_level = _is_byte_level(facts)
+        self._words = _words(facts)
         self.complete = _has_every_byte(facts)
         """Whether it has ids for any text whatever."""
+        self._known: dict[str, bool] = {}
 
     def encode(self, texts: Sequence[str], changes: Changes) -> list[list[int]]:
         """Ids of whole texts."""
@@ -77,10 +81,10 @@ class TextEncoder:
         if self.complete:
             encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
             return [one.ids for one in encoded]
-        spans = self._tokenizer.encode_batch(clean, add_special_tokens=False)
-        for text, one in zip(clean, spans, strict=True):
+        encoded = self._tokenizer.encode_batch(clean, add_special_tokens=False)
+        for text, one in zip(clean, encoded, strict=True):
             self._count_unknown(text, _spans(one), changes)
-        return [one.ids for one in spans]
+        return [one.ids for one in encoded]
 
     def encode_window(self, text: str, changes: Changes, counted: slice) -> Spans:
         """Ids of a stretch of a text with their places; changes are counted within `counted`."""
@@ -96,18 +100,33 @@ class TextEncoder:
         return found
 
     def _count_unknown(self, text: str, found: Spans, changes: Changes) -> None:
-        """Characters without a token of their own; white space may go without."""
-        covered = np.zeros(len(text) + 1, np.int64)
-        known = found.ids != self._unknown
-        np.add.at(covered, np.minimum(found.starts[known], len(text)), 1)
-        np.add.at(covered, np.minimum(found.ends[known], len(text)), -1)
-        lost = [text[place] for place in np.flatnonzero(np.cumsum(covered)[:-1] == 0)]
-        lost = [character for character in lost if not character.isspace()]
-        changes.unknown += len(lost)
-        for character in lost:
-            if len(changes.which) == _SHOWN:
-                break
-            changes.which.add(character)
+        """Count characters that no token stands for; white space may go without."""
+        if self._unknown >= 0:
+            covered = np.zeros(len(text) + 1, np.int64)
+            known = found.ids != self._unknown
+            np.add.at(covered, np.minimum(found.starts[known], len(text)), 1)
+            np.add.at(covered, np.minimum(found.ends[known], len(text)), -1)
+            lost = Counter(text[place] for place in np.flatnonzero(np.cumsum(covered)[:-1] == 0))
+        else:
+            # what vanishes moves the places of what follows, so places tell nothing
+            lost = Counter(text)
+        for character, count in lost.items():
+            if character.isspace() or (self._unknown < 0 and self._is_known(character)):
+                continue
+            changes.unknown += count
+            if len(changes.which) < _SHOWN:
+                changes.which.add(character)
+
+    def _is_known(self, character: str) -> bool:
+        """Whether a character by itself has tokens for all of it."""
+        known = self._known.get(character)
+        if known is None:
+            if self._byte_level:
+                known = self._words.issuperset(_byte_symbols(character))
+            else:
+                known = bool(self._tokenizer.encode(character, add_special_tokens=False).ids)
+            self._known[character] = known
+        return known
 
 
 def _spans(encoding: Encoding) -> Spans:
@@ -171,13 +190,29 @@ def _unknown_id(model: dict[str, Any], tokenizer: Tokenizer) -> int:
     return -1 if found is None else found
 
 
+def _words(content: dict[str, Any]) -> set[str]:
+    vocab = content["model"].get("vocab", ())
+    return set(vocab) if isinstance(vocab, dict) else {entry[0] for entry in vocab}
+
+
+def _is_byte_level(content: dict[str, Any]) -> bool:
+    parts = json.dumps([content.get("pre_tokenizer"), content.get("normalizer")])
+    return '"ByteLevel"' in parts
+
+
+def _byte_symbols(text: str) -> str:
+    """What byte-level vocabularies write for the bytes of a text."""
+    from tokenizers import pre_tokenizers
+
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return "".join(part for part, _ in plain.pre_tokenize_str(text))
+
+
 def _has_every_byte(content: dict[str, Any]) -> bool:
     """Whether a tokenizer has a token for each byte, so that no character is lost."""
     from tokenizers import pre_tokenizers
 
-    vocab = content["model"].get("vocab", ())
-    words = set(vocab) if isinstance(vocab, dict) else {entry[0] for entry in vocab}
+    words = _words(content)
     if content["model"].get("byte_fallback"):
         return all(f"<0x{byte:02X}>" in words for byte in range(256))
-    parts = json.dumps([content.get("pre_tokenizer"), content.get("normalizer")])
-    return '"ByteLevel"' in parts and words.issuperset(pre_tokenizers.ByteLevel.alphabet())
+    return _is_byte_level(content) and words.issuperset(pre_tokenizers.ByteLevel.alphabet())

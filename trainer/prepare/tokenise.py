@@ -20,6 +20,9 @@ import numpy.typing as npt
 from mixloop.common.files import write_atomic
 from mixloop.trainer.config import JobError
 from mixloop.trainer.corpora import (
+    SURROGATES,
+    UNKNOWN,
+    UNSURE,
     Account,
     Choice,
     Input,
@@ -277,9 +280,7 @@ def _from_text(
             end = [setup.eos_id] if setup.eos_id >= 0 else []
             yield _bytes(setup, end), 1, chunk.inputs_done
     if joiner.unsure:
-        account.changed["places of long documents may be cut as the whole would not"] += (
-            joiner.unsure
-        )
+        account.changed[UNSURE] += joiner.unsure
 
 
 def _chunks(inputs: list[Input], reading: Reading, account: Account) -> Iterator[Chunk]:
@@ -302,9 +303,9 @@ def _chunks(inputs: list[Input], reading: Reading, account: Account) -> Iterator
 
 def _count(account: Account, changes: Changes) -> None:
     if changes.surrogates:
-        account.changed["half surrogates became U+FFFD"] += changes.surrogates
+        account.changed[SURROGATES] += changes.surrogates
     if changes.unknown:
-        account.changed["characters are unknown to the tokenizer and lost"] += changes.unknown
+        account.changed[UNKNOWN] += changes.unknown
         account.unknown_characters |= changes.which
 
 
