@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mixloop.common.errors import one_line
 from mixloop.common.tokenizing import (
@@ -37,13 +37,16 @@ _AS_THEY_ARE = (TOKENIZER_FILE, "chat_template.jinja")
 _FILES = (*_AS_THEY_ARE, _CONFIG, "special_tokens_map.json")
 # what decides which ids a text becomes; templates, truncation and decoding do not
 _IDENTITY = ("model", "added_tokens", "normalizer", "pre_tokenizer")
+_NOT_IDS = ("dropout", "trim_offsets")  # chance is switched off; places are no ids
 
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What a store and a model need to know of a tokenizer (`vocab_size` counts added tokens).
+    """What a store and a model need to know of a tokenizer.
 
-    `probe` are the ids by which whoever scores a model knows that it reads texts as training did.
+    `vocab_size` is its highest id and one, added tokens and holes among the ids included, so that a
+    model has a row for each id. `bos_id` is -1 where it names no BOS. `probe` are the ids by which
+    whoever scores a model knows that it reads texts as training did.
     """
 
     fingerprint: str
@@ -51,6 +54,7 @@ class TokenizerInfo:
     eos_token: str
     eos_id: int
     probe: TokenProbe
+    bos_id: int = -1
 
 
 def train_tokenizer(texts: Iterable[str], out: Path, vocab_size: int) -> Path:
@@ -151,19 +155,65 @@ def inspect_tokenizer(folder: Path) -> TokenizerInfo:
         JobError: no tokenizer there, or none with an end-of-text token.
     """
     try:
-        raw = json.loads((folder / TOKENIZER_FILE).read_text("utf-8"))
         tokenizer = load_raw(folder)
     except (OSError, ValueError) as error:
         raise JobError(f"tokenizer {folder}: no readable tokenizer.json: {error}") from error
-    identity = {key: raw.get(key) for key in _IDENTITY}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    eos = special_tokens(folder, tokenizer).get("eos_token")
-    eos_id = tokenizer.token_to_id(eos) if eos else None
-    if eos is None or eos_id is None:
+    named = special_tokens(folder, tokenizer)
+    eos, bos = named.get("eos_token"), named.get("bos_token")
+    if eos is None:
         raise JobError(f"tokenizer {folder}: no eos_token in {_CONFIG}, or unknown id")
+    ids = tokenizer.get_vocab(with_added_tokens=True)
     return TokenizerInfo(
-        f"sha256:{digest}", tokenizer.get_vocab_size(), eos, eos_id, take_token_probe(tokenizer)
+        fingerprint=_identity(tokenizer),
+        vocab_size=max(ids.values()) + 1,
+        eos_token=eos,
+        eos_id=ids[eos],
+        probe=take_token_probe(tokenizer),
+        bos_id=-1 if bos is None else ids[bos],
     )
+
+
+def _identity(tokenizer: Tokenizer) -> str:
+    """Hash of what makes a tokenizer's ids, the same for each version that saved its file.
+
+    Versions write merges, defaults and the order of entries differently; the one that is installed
+    reads them all, and what it writes is compared, without what is off.
+    """
+    written = json.loads(tokenizer.to_str())
+    parts = {key: _plain(written.get(key)) for key in _IDENTITY}
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return f"sha256:{digest}"
+
+
+def _plain(part: Any) -> Any:
+    """A part of a tokenizer without what changes no id, and a sequence of one as that one."""
+    if isinstance(part, list):
+        return [_plain(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    inside = part.get("normalizers") or part.get("pretokenizers") or ()
+    if part.get("type") == "Sequence" and len(inside) <= 1:
+        return _plain(inside[0]) if inside else None
+    if part.get("type") == "BPE":
+        part = {**part, "merges": [" ".join(pair) for pair in part["merges"]]}
+    kept = ((key, _plain(value)) for key, value in part.items() if key not in _NOT_IDS)
+    # 0 is an id; what is off may be written or not
+    return {key: value for key, value in kept if value not in (None, "") and value is not False}
+
+
+def same_tokenizer(fingerprint: str, folder: Path, other: TokenizerInfo) -> bool:
+    """Whether a store was made with a tokenizer.
+
+    Args:
+        fingerprint: of the store's tokenizer, as its header has it.
+        folder: of the store's tokenizer, read where the header's version hashed otherwise.
+    """
+    if fingerprint == other.fingerprint:
+        return True
+    try:
+        return inspect_tokenizer(folder).fingerprint == other.fingerprint
+    except JobError:
+        return False
 
 
 def take_token_probe(tokenizer: Tokenizer) -> TokenProbe:
