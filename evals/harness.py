@@ -58,7 +58,7 @@ class Mixloop(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no types
             raise ValueError(
                 f"model mixloop: {wrong}; it takes pretrained, {', '.join(_ARGUMENTS)}"
             )
-        add_bos = bool(options.pop("add_bos_token", False))
+        add_bos = options.pop("add_bos_token", None)
         return load_checkpoint(_folder(str(pretrained)), add_bos=add_bos, **options)
 
 

@@ -134,10 +134,10 @@ class EvalSettings(BaseModel):
     skipped; with `all` none is. `samples` says whether texts of up to `samples_tokens`
     tokens are written for a person beside each scorecard. `data_pins` is what `auto` found earlier
     in the run, see :meth:`pinned`. `add_bos` puts the tokenizer's beginning-of-text token in front
-    of every text, for a model that was trained so (`add_bos_token` of lm-eval's `hf` model);
-    without it nothing is put into a text. `trained_probe` is the controller's: the token ids of a
-    fixed text by the tokenizer of the run's sources; a checkpoint whose tokenizer gives others is
-    not scored.
+    of every text, for a model that was trained so (`add_bos_token` of lm-eval's `hf` model); None:
+    where documents of the training data have it, and else nothing is put into a text.
+    `trained_probe` is the controller's: the token ids of a fixed text by the tokenizer of the run's
+    sources; a checkpoint whose tokenizer gives others is not scored.
     `launcher` is `local`, a command template, or `ray`: then `workers` actors of `worker_cpus`
     processors and `worker_gpus` GPUs each, in the cluster at `ray_address` (None: one of this
     machine's own), share the units of a checkpoint; `memory` bounds each, and one that is silent
@@ -164,7 +164,7 @@ class EvalSettings(BaseModel):
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     unit_items: Annotated[int, Field(ge=1)] = 128
     max_length: Annotated[int, Field(ge=8)] | None = None
-    add_bos: bool = False
+    add_bos: bool | None = None
     trained_probe: TokenProbe | None = None
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     memory: Annotated[int, Field(ge=1)] | None = None

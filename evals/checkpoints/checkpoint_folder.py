@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.common.errors import one_line
-from mixloop.common.tokenizing import TokenProbe
+from mixloop.common.tokenizing import TokenProbe, read_probe
 
 from .model_weights import read_model
 from .text_encoding import read_tokenizer, why_not_trained_with
@@ -35,11 +35,15 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder holds, in memory: nothing of it changes with the files any more."""
+    """What a folder holds, in memory: nothing of it changes with the files any more.
+
+    `begins` says whether documents of the training data began with a beginning-of-text token.
+    """
 
     config: Any
     tokenizer: Any
     model: Any
+    begins: bool
 
 
 def read_checkpoint(
@@ -92,7 +96,9 @@ def _read(folder: Path, device: str, dtype: str, trained: TokenProbe | None) -> 
     problem = why_not_trained_with(tokenizer, folder, trained)
     if problem is not None:
         raise ValueError(problem)
-    return Checkpoint(config, tokenizer, read_model(folder, config, device, dtype))
+    known = trained or read_probe(folder)
+    begins = known is not None and known.begins
+    return Checkpoint(config, tokenizer, read_model(folder, config, device, dtype), begins)
 
 
 def _reason(failure: Exception) -> str:

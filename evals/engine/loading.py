@@ -26,7 +26,7 @@ def load_checkpoint(
     max_length: int | None = None,
     batch_tokens: int | None = None,
     seed: int = 1234,
-    add_bos: bool = False,
+    add_bos: bool | None = None,
     trained: TokenProbe | None = None,
 ) -> CheckpointLM:
     """Loads a Hugging Face checkpoint folder into the fastest engine that its model allows.
@@ -38,7 +38,8 @@ def load_checkpoint(
         max_length: The longest sequence in tokens; None: the model's own.
         batch_tokens: Tokens of a forward pass; None: what suits the device.
         seed: Of the texts that are drawn.
-        add_bos: Whether the beginning-of-text token stands in front of every text.
+        add_bos: Whether the beginning-of-text token stands in front of every text; None: as in
+            front of the documents of the training data, where that is recorded.
         trained: The probe of the tokenizer that made the training data; None: not known.
 
     Raises:
@@ -46,8 +47,11 @@ def load_checkpoint(
     """
     checkpoint = read_checkpoint(folder, device=device, dtype=dtype, trained=trained)
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    add_bos = checkpoint.begins if add_bos is None else add_bos
     if add_bos and tokenizer.bos_token_id is None:
-        raise CheckpointError(f"{folder}: add_bos is set, but its tokenizer has no bos_token")
+        raise CheckpointError(
+            f"{folder}: add_bos: texts are to begin with a token, but its tokenizer has no bos_token"
+        )
     max_length = max_length or _context(folder, checkpoint.config)
     obstacle = why_not_shared(model, max_length)
     if obstacle is not None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -224,19 +224,22 @@ def take_token_probe(tokenizer: Tokenizer) -> TokenProbe:
 def trained_probe(stores: Iterable[Path], tokenizer: Path | None) -> TokenProbe | None:
     """The probe of the tokenizer that made a run's data; None where none can be read.
 
+    Documents begin with a token of their own where they do in every store.
+
     Args:
         stores: where the run's sources lie.
         tokenizer: the folder that the run names, if it names one.
     """
-    folders = []
+    folders, probes = [], []
     for path in stores:
         try:
-            probe = read_header(path).probe
+            probes.append(read_header(path).probe)
         except JobError:  # another format, or not prepared yet
             continue
-        if probe is not None:
-            return probe
         folders.append(path / "tokenizer")
+    known = [probe for probe in probes if probe is not None]
+    if known:
+        return replace(known[0], begins=all(probe.begins for probe in known))
     for folder in (*folders, *([tokenizer] if tokenizer is not None else [])):
         try:
             return take_token_probe(load_raw(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,24 @@ def test_an_empty_context_begins_as_documents_do(folder: Path) -> None:
 def test_bos_that_no_tokenizer_has_is_told(folder: Path) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="add_bos is set, but its tokenizer has no bos_token"):
+    with pytest.raises(CheckpointError, match="its tokenizer has no bos_token"):
         load_checkpoint(folder, add_bos=True)
+
+
+def test_bos_is_asked_where_documents_of_the_training_data_have_it(
+    folder: Path, made: Path, trained: TokenProbe
+) -> None:
+    copy_tokenizer(made, folder)
+    assert 1 not in load_checkpoint(folder).tok_encode(TEXT)
+    record = folder / "tokenizer_probe.json"
+    begins = replace(trained, begins=True)
+    record.write_text(json.dumps(begins.to_json()))
+    assert load_checkpoint(folder).tok_encode(TEXT)[0] == 1
+    assert load_checkpoint(folder, add_bos=False).tok_encode(TEXT)[0] != 1
+    # the run's data is asked before the record
+    assert load_checkpoint(folder, trained=trained).tok_encode(TEXT)[0] != 1
+    record.unlink()
+    assert load_checkpoint(folder, trained=begins).tok_encode(TEXT)[0] == 1
 
 
 def test_bos_is_part_of_what_is_measured() -> None:

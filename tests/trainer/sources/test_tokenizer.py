@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mixloop.common.tokenizing import read_probe
 from mixloop.trainer.prepare import prepare
 from mixloop.trainer.sources import (
     Store,
@@ -72,6 +73,19 @@ def test_a_store_records_its_tokenizers_ids(store: Path, folder: Path) -> None:
     kept = (opened.tokenizer / "tokenizer.json").read_bytes()
     assert kept == (folder / "tokenizer.json").read_bytes()
     assert trained_probe([store], None) == opened.info.probe
+
+
+def test_a_store_records_whether_documents_begin_with_a_token(
+    store: Path, folder: Path, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    prepare([str(tmp_path / "a.jsonl")], begun, str(folder), bos=True)
+    assert [Store.open(path).info.probe.begins for path in (begun, store)] == [True, False]
+    assert [trained_probe(paths, None).begins for paths in ([begun], [begun, store])] == [
+        True,
+        False,
+    ]
+    assert read_probe(begun / "tokenizer").begins
 
 
 def test_transformers_reads_a_store_s_tokenizer_as_it_is(store: Path, folder: Path) -> None:
