@@ -50,7 +50,7 @@ def load_checkpoint(
     add_bos = checkpoint.begins if add_bos is None else add_bos
     if add_bos and tokenizer.bos_token_id is None:
         raise CheckpointError(
-            f"{folder}: add_bos: texts are to begin with a token, but its tokenizer has no bos_token"
+            f"{folder}: add_bos: a token is to begin texts, but its tokenizer has no bos_token"
         )
     max_length = max_length or _context(folder, checkpoint.config)
     obstacle = why_not_shared(model, max_length)
