@@ -75,7 +75,7 @@ def read_checkpoint(
         after = _state(folder)
         changed = sorted(name for name in after if before.get(name) != after[name])
         if not changed and failure is not None:
-            raise CheckpointError(f"{folder}: can't be scored: {_reason(failure)}") from failure
+            raise CheckpointError(f"{folder}: can't be scored: {one_line(failure)}") from failure
         if not changed:
             return checkpoint
     raise CheckpointError(
@@ -99,12 +99,6 @@ def _read(folder: Path, device: str, dtype: str, trained: TokenProbe | None) -> 
     known = trained or read_probe(folder)
     begins = known is not None and known.begins
     return Checkpoint(config, tokenizer, read_model(folder, config, device, dtype), begins)
-
-
-def _reason(failure: Exception) -> str:
-    """In one line; the kind of an error only where its message may need it."""
-    message = " ".join(str(failure).split())
-    return message if message and isinstance(failure, OSError | ValueError) else one_line(failure)
 
 
 def _state(folder: Path) -> dict[str, tuple[int, int, int]]:
