@@ -17,14 +17,16 @@ import torch
 # interface, every place told by position ids alone
 _PLAIN_ATTENTION = """
     apertus arcee biogpt bitnet codegen cohere cohere2 cwm ctrl diffllama ernie4_5 exaone exaone4
-    flex_olmo gemma gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gptj granite granite_swa
+    flex_olmo gemma gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gptj granite
     granitemoe helium hunyuan_v1_dense internlm3 iquestcoder jais2 laguna llama mellum minicpm3
     minimax_m2 ministral ministral3 mistral mixtral nanochat nemotron olmo olmo2 olmo3 olmoe opt
     persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 stablelm starcoder2
 """
 # attention as well, but with caps, sinks, biases by distance or code of its own: rows of unlike
 # lengths may lie in one pass, as padding behind a row is never looked at
-_OTHER_ATTENTION = "bloom falcon gemma2 gemma3 gpt_neo gpt_oss mpt phimoe vaultgemma xglm"
+_OTHER_ATTENTION = (
+    "bloom falcon gemma2 gemma3 gpt_neo gpt_oss granite_swa mpt phimoe vaultgemma xglm"
+)
 _SHARED = frozenset(_PLAIN_ATTENTION.split())
 _PADDED = frozenset(_OTHER_ATTENTION.split())
 

@@ -2,12 +2,13 @@
 
 For every causal model that `shared_prefix_lm` can't run, and for texts that the checkpoint's
 `generation_config.json` alters. Requests that share all their tokens (MMLU's four letters) still
-share one row, and the vocabulary is computed at the needed positions only. Rows of unlike lengths
-lie in one pass only where padding is known to change nothing.
+share one row, and the vocabulary is computed at the needed positions only. Several rows lie in one
+pass only where that is known to change nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from mixloop.evals.architectures import may_be_padded, rope_kinds
 
 from .checkpoint_lm import CheckpointLM, Stopped, Tokens, keeps_logits
 from .sampling import Sampling
+
+log = logging.getLogger(__name__)
 
 
 class PlainLM(CheckpointLM):
@@ -36,6 +39,7 @@ class PlainLM(CheckpointLM):
         self._tokens = 0
         self._keeps_logits = keeps_logits(model)
         self._padded = may_be_padded(model)
+        self._cached = True
         # these grow with the longest row read so far and shrink at one that is short
         self._grows = "dynamic" in rope_kinds(model.config.get_text_config())
 
@@ -81,8 +85,24 @@ class PlainLM(CheckpointLM):
         """Logits [n, width - first, vocabulary] from position `first` on."""
         self._start_afresh()
         options = {"logits_to_keep": tokens.shape[1] - first} if self._keeps_logits else {}
-        logits = self.model(input_ids=tokens, use_cache=False, **options).logits
-        return cast(torch.Tensor, logits if self._keeps_logits else logits[:, first:])
+        compute = partial(self.model, input_ids=tokens, **options)
+        # some families compute otherwise with a cache: as lm-eval's `hf` model, unless it is known
+        # to make no difference
+        out = compute(use_cache=False) if self._padded else self._with_cache(compute)
+        return cast(torch.Tensor, out.logits if self._keeps_logits else out.logits[:, first:])
+
+    def _with_cache(self, compute: Callable[..., Any], **stock: Any) -> Any:
+        """What is computed with a model's own cache, or without where that fails."""
+        if self._cached:
+            try:
+                return compute(**stock)
+            except torch.OutOfMemoryError:
+                raise
+            # some hybrids have layers of one kind only, which transformers' caches don't expect
+            except Exception as error:
+                log.warning("computed without a cache: %s: %s", type(error).__name__, error)
+                self._cached = False
+        return compute(use_cache=False)
 
     def _start_afresh(self) -> None:
         """Lets no pass depend on those before it."""
@@ -130,8 +150,8 @@ class PlainLM(CheckpointLM):
                 [stopped(row) for row in rows[:, width:].tolist()], device=rows.device
             )
 
-        self._start_afresh()
-        written = self.model.generate(
+        generate = partial(
+            self.model.generate,
             input_ids=tokens,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
@@ -144,6 +164,8 @@ class PlainLM(CheckpointLM):
             stopping_criteria=[criterion],
             **({} if chooser is None else {"logits_processor": [chooser], "num_beams": 1}),
         )
+        self._start_afresh()
+        written = self._with_cache(generate, use_cache=True)
         return cast(list[list[int]], written[:, width:].tolist())
 
 
@@ -171,13 +193,12 @@ def _batches(
 ) -> Iterator[list[int]]:
     """Which rows to compute together, by falling length: rows * (longest + more) within `tokens`.
 
-    Without padding, all rows of a batch are of one length.
+    Without padding each is computed alone: some models mix up the states of rows of one length too.
     """
     batch: list[int] = []
     for index in sorted(range(len(rows)), key=lambda i: (-len(rows[i]), rows[i])):
-        longest = len(rows[batch[0]]) if batch else 0
-        full = (len(batch) + 1) * (longest + more) > tokens
-        if batch and (full or not (padded or len(rows[index]) == longest)):
+        full = bool(batch) and (len(batch) + 1) * (len(rows[batch[0]]) + more) > tokens
+        if batch and (full or not padded):
             yield batch
             batch = []
         batch.append(index)
