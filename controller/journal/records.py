@@ -274,8 +274,8 @@ def decision(
     """A decision, and with it the order it asks for (intent before effect). Returns its id.
 
     Of what a policy had seen, the trainer's state is kept too: nothing else tells it later, and a
-    back-test needs it. One that asks for a change supersedes an earlier one that still waits for
-    approval.
+    back-test needs it. One that orders a change, or waits for approval itself, supersedes an
+    earlier one that still waits.
     """
     with journal.transaction() as tx:
         name = _insert_decision(tx, journal, record, scores, started_ms)
@@ -326,11 +326,9 @@ def _insert_decision(
 
 
 def _supersede(tx: sqlite3.Connection, by: str) -> None:
-    tx.execute(
-        "UPDATE approvals SET state = 'superseded', reason = ?, at = ?, made = ? "
-        "WHERE state = 'waiting'",
-        (f"{by} came after it", timestamp(), by),
-    )
+    waiting = tx.execute("SELECT decision FROM approvals WHERE state = 'waiting'").fetchall()
+    for (decision_id,) in waiting:
+        _end_approval(tx, decision_id, "superseded", reason=f"{by} came after it", made=by)
 
 
 def _observed(seen: Observation) -> Json:
@@ -462,12 +460,12 @@ def curves(
         enqueue(tx, curves_entry(status, now_ms(), before, max_epochs))
 
 
-def outcome(journal: Journal, decision_id: str, step: int, benchmarks: Mapping[str, Json]) -> None:
-    """What the benchmarks did after an intervention, for MLflow (the journal can recompute it)."""
+def outcome(journal: Journal, decision_id: str, found: Json) -> None:
+    """What followed an intervention (``Outcomes.of``), for MLflow: the journal can recompute it."""
     with journal.transaction() as tx:
         for older in ("note:", "report:d-"):  # the newest says all that an older one said
             tx.execute("DELETE FROM outbox WHERE key BETWEEN ? AND ?", (older, f"{older}~"))
-        enqueue(tx, *outcome_entries(decision_id, step, benchmarks, now_ms()))
+        enqueue(tx, *outcome_entries(decision_id, found, now_ms()))
         enqueue(tx, note_entry(decision_id, _note(journal)))
 
 

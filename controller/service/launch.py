@@ -73,8 +73,11 @@ def last_line(log: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def check_policy(config: RunConfig, base: Path) -> None:
+def check_policy(config: RunConfig, base: Path) -> dict[str, int]:
     """Load the policy in a child, as the daemon will, and let it check names and options.
+
+    Returns:
+        By what the policy may do, the evaluations it needs before; empty where it doesn't tell.
 
     Raises:
         BadInput: one line saying what is wrong with ``policy.use`` or ``policy.with``.
@@ -102,3 +105,4 @@ def check_policy(config: RunConfig, base: Path) -> None:
         child.close()
     if answer.kind == "failed":
         raise BadInput(str(answer.payload["reason"]))
+    return {str(name): int(count) for name, count in answer.payload.get("needs", {}).items()}

@@ -22,7 +22,7 @@ from mixloop.controller.journal import FenceLost
 from mixloop.controller.watch import Timings, check_address
 
 from . import launch
-from .preflight import check_evals
+from .preflight import check_evals, check_feasible
 
 if TYPE_CHECKING:
     from mixloop.controller.loop import Controller
@@ -48,7 +48,7 @@ def control_run(path: Path, say: Say, metrics_port: int | None = None) -> int:
     """
     config, base = load_config(path), path.parent.resolve()
     check_evals(path, config)
-    launch.check_policy(config, base)
+    check_feasible(path, config)
     logging.getLogger("mixloop").addHandler(logging.NullHandler())
     timings = Timings()
     # first of all: a controller that takes the run over and then ends would end two
@@ -136,7 +136,7 @@ def run_both(path: Path, say: Say, *, rewind: bool = False, metrics_port: int | 
     """
     config = load_config(path)
     check_evals(path, config)
-    launch.check_policy(config, path.parent.resolve())
+    check_feasible(path, config)
     launch.check_training(config, rewind=rewind)
     port = config.controller.metrics.port if metrics_port is None else metrics_port
     if port is not None:

@@ -2,6 +2,7 @@ from .compare import compare_cards as compare_cards
 from .compare import comparison_table as comparison_table
 from .compare import read_cards as read_cards
 from .compare import run_cards as run_cards
+from .decision_history import approval_json as approval_json
 from .decision_history import benchmarks as benchmarks
 from .decision_history import find_decision as find_decision
 from .decision_history import history as history

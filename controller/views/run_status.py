@@ -8,6 +8,7 @@ from mixloop.common.types import Json
 from mixloop.contract import RunPaths, read_status
 from mixloop.controller.journal import Journal, queries, unreadable_files
 
+from .decision_history import approval_json
 from .run_standing import RunStanding, run_standing, scores_of
 
 
@@ -61,7 +62,8 @@ def status_json(standing: RunStanding) -> Json:
             "paused": people.paused,
             "pins": dict(people.pins),
             "awaiting": [
-                _pick(decision, "id", "tokens") | {"why": approval.why}
+                approval_json(decision, approval, standing.approval_timeout)
+                | _pick(decision, "id", "tokens", "reason")
                 for decision, approval in people.awaiting
             ],
             "requests": people.requests,
