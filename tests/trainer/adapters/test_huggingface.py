@@ -141,7 +141,7 @@ def test_it_trains_on_the_order_through_changes_and_a_resume(
     )
 
     forgetful = trainer(loader(tmp_path, stores, kind), args)
-    with pytest.raises(JobError, match="was at step 20, and no state was loaded; .* resume"):
+    with pytest.raises(JobError, match=r"was at step 20, and no state was loaded; .* resume"):
         forgetful.train()
 
     (tmp_path / "out" / "checkpoint-18").mkdir()  # one whose writing was cut short
