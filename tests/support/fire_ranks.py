@@ -94,6 +94,7 @@ def consume(folder: Path, job: Json, rank: int) -> None:
         poll_every=job["poll_every"],
         status_every=4,
         on_change=recorder.change,
+        from_scratch=True,  # where it is killed before its first checkpoint
     )
     parent = newest(run / "checkpoints")
     if parent is not None:

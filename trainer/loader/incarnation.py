@@ -81,6 +81,7 @@ class LoopIncarnation:
             self.live.begins(begun.plan.sample + 1)  # was told before its first micro-batch
         self._published = (-1, False)  # step, and whether the budget was spent
         self._resumable = begun.plan.parent is not None
+        self._given_out = False  # a state, which the loop may still be writing
         self._publish()
 
     # --- where it stands -----------------------------------------------------------------------
@@ -135,7 +136,11 @@ class LoopIncarnation:
             switches=tuple((s.sample, s.generation) for s in (*live.begun, *live.ahead)),
         )
 
-    def keep(self) -> None:
+    def give_out(self) -> None:
+        """The loop takes a state; it has kept it once it asks for the next micro-batch."""
+        self._given_out = bool(self.position.sample + self._micro)
+
+    def _keep(self) -> None:
         """There is a place to go on from: from now on the run isn't begun again unasked."""
         if not self._resumable and self.position.sample + self._micro:
             self._resumable = True
@@ -145,6 +150,8 @@ class LoopIncarnation:
 
     def draw(self) -> dict[str, Any] | None:
         """The next micro-batch; None when the budget is spent. Collective at poll steps."""
+        if self._given_out:
+            self._keep()
         if self._batch is None:
             if self.live.spent:
                 self.report()
@@ -245,7 +252,7 @@ class LoopIncarnation:
         except Exception as error:
             say(f"{folder}: mixloop.json not written: {error}", "mixloop")
             return False
-        self.keep()
+        self._keep()
         return True
 
     def close(self, publish: bool, *, in_order: bool = False) -> None:
@@ -257,7 +264,7 @@ class LoopIncarnation:
         """
         self._batches.close()
         if in_order:
-            self.keep()
+            self._keep()
         if publish and self.position.step != self._published[0]:
             self._publish()
         if not self.live.close():

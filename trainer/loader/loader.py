@@ -353,7 +353,7 @@ class MixtureLoader:
     def state_dict(self) -> dict[str, Any]:
         """The place after the micro-batch handed out last: small, JSON, the same on every rank."""
         if self._incarnation is not None:
-            self._incarnation.keep()
+            self._incarnation.give_out()
         state = self._now() or LoaderState.beginning(self.job, self.step_samples)
         return state.to_json()
 

@@ -324,6 +324,10 @@ def test_a_run_killed_before_it_saved_anything_begins_again(
     for _ in range(2):
         left(tmp_path, stores, 4)
     assert "it begins again at step 0" in capsys.readouterr().err
+    with contextlib.suppress(Killed), make(tmp_path, stores) as loader:
+        steps(loader, 4)
+        loader.state_dict()
+        raise Killed  # while it writes its first checkpoint
     left(tmp_path, stores, 4, save="state")
     with pytest.raises(JobError, match="from_scratch=True"):
         next(make(tmp_path, stores))
