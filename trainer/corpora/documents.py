@@ -21,6 +21,7 @@ import numpy.typing as npt
 from .account import Account
 from .compressed import UNREADABLE, bare_name, head_of, open_binary
 from .json_values import json_values
+from .mosaic_shards import mosaic_columns, mosaic_values
 from .selection import Input
 
 PIECE_CHARS = 2_000_000
@@ -87,14 +88,17 @@ def read_ids(
 
 
 def _as_ids(value: Any) -> npt.NDArray[np.int64] | None:
-    if not isinstance(value, list):
+    """Ids of a row; bytes are those of 64 bits, as llm-foundry writes them."""
+    if isinstance(value, bytes) and len(value) % 8 == 0:
+        return np.frombuffer(value, "<i8").astype(np.int64)
+    if not isinstance(value, list | np.ndarray):
         return None
+    if not len(value):
+        return np.empty(0, np.int64)
     try:
         ids = np.asarray(value)
     except ValueError:
         return None
-    if not len(value):
-        return np.empty(0, np.int64)
     return ids.astype(np.int64) if ids.ndim == 1 and ids.dtype.kind in "iu" else None
 
 
@@ -136,6 +140,8 @@ def _first_keys(source: Input, key: str) -> list[str] | None:
             import pyarrow.parquet as pq
 
             return list(pq.read_schema(_table_file(path)).names)
+        if source.format == "mds":
+            return mosaic_columns(path)
         if source.format == "arrow":
             return list(_arrow_reader(path).schema.names)
         if source.format == "csv":
@@ -235,6 +241,10 @@ def _records(
                 yield from _from_json(record, key, f"{path}, record {number}", account)
     elif source.format == "csv":
         yield from _csv_rows(path, key, account)
+    elif source.format == "mds":
+        _check_column(path, mosaic_columns(path), key)
+        for number, value in enumerate(mosaic_values(path, key), start=1):
+            yield f"{path}, row {number}", value
     else:
         for number, value in enumerate(_column(path, source.format, key), start=1):
             yield f"{path}, row {number}", value

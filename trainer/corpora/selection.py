@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from .compressed import bare_name
 from .dataset_layout import ALL, configuration, split_name, splits_by_card, splits_by_name
 from .foreign import refuse_foreign
+from .mosaic_shards import is_mosaic
 from .recognise import FORMATS, IN_DOUBT, RECORDS, TEXT_SUFFIXES, named_format, recognise
 
 _SAVED = ("state.json", "dataset_info.json")
@@ -58,7 +59,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Input:
-    """What is read: a file, a dataset saved to disk (`saved`), or a hub dataset (`hub`)."""
+    """What is read: a file, a folder of shards (`mds`) or a dataset (`saved` to disk, `hub`)."""
 
     format: str
     location: str
@@ -198,6 +199,8 @@ def _add_folder(folder: Path, choice: Choice, chosen: Selection) -> None:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         chosen.taken.append(Input("saved", str(folder), split=choice.split))
         return
+    if _add_shards(folder, choice, chosen):
+        return
     refuse_foreign(folder)
     card = configuration(folder, choice.config)
     if card is None and choice.config is not None:
@@ -232,6 +235,24 @@ def _add_folder(folder: Path, choice: Choice, chosen: Selection) -> None:
         raise ValueError(f"{folder}: no file of documents in this folder{_what_is_left(left)}")
     chosen.taken += taken
     chosen.left += left
+
+
+def _add_shards(folder: Path, choice: Choice, chosen: Selection) -> bool:
+    """Take a folder of MosaicML's shards, or of folders of them by split; False: it is none."""
+    if is_mosaic(folder):
+        chosen.taken.append(Input("mds", str(folder)))
+        return True
+    splits = sorted(part.name for part in folder.iterdir() if part.is_dir() and is_mosaic(part))
+    asked = choice.split or "train"
+    if splits and asked not in (*splits, ALL):
+        names = ", ".join(splits)
+        raise ValueError(f"{folder}: no split {asked!r} (there are: {names}); name one by --split")
+    for split in splits:
+        if asked in (split, ALL):
+            chosen.taken.append(Input("mds", str(folder / split), split=split))
+        else:
+            chosen.left.append(Left(str(folder / split), f"split {split}"))
+    return bool(splits)
 
 
 def _without_config(choice: Choice) -> Choice:
@@ -364,8 +385,8 @@ def _groups(files: Iterable[Input]) -> str:
 
 
 def _some(names: Iterable[str | PurePosixPath]) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    shown = [str(name) for name in names]
+    return ", ".join(shown[:3]) + (", …" if len(shown) > 3 else "")
 
 
 def _listed(formats: Iterable[str]) -> str:

@@ -255,11 +255,6 @@ def test_a_configuration_may_be_a_folder(tmp_path: Path) -> None:
 
 def test_what_other_loaders_made_says_the_way_in(tmp_path: Path) -> None:
     kinds = {
-        "mds": (
-            "index.json",
-            {"version": 2, "shards": []},
-            "StreamingDataset.*mixloop prepare mds",
-        ),
         "lit": ("index.json", {"chunks": [], "config": {}}, "litdata .*--ids-key input_ids"),
         "trove": ("000.ds", {}, "as a source of the run"),
         "megatron": ("web.idx", {}, "as a source of the run"),
