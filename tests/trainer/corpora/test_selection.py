@@ -42,7 +42,7 @@ def put(folder: Path, names: list[str], content: bytes = LINES) -> Path:
     return folder
 
 
-def taken(folder: Path, choice: Choice = Choice()) -> list[str]:  # noqa: B008 - frozen
+def taken(folder: Path, choice: Choice | None = None) -> list[str]:
     files = select([str(folder)], choice).taken
     return [Path(one.location).relative_to(folder).as_posix() for one in files]
 
