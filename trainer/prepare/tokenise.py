@@ -191,7 +191,12 @@ def prepare(
         if before is not None and not same_tokenizer(before.tokenizer, out / "tokenizer", facts):
             raise ValueError(f"{tokenizer}: not the tokenizer that {out} was made with")
         ends = _ends(facts, before, bos, eos, ids_key)
-        kind = before.dtype if before is not None else dtype_for(facts.vocab_size)
+        kind = dtype_for(facts.vocab_size)
+        if before is not None and kind != before.dtype:
+            raise ValueError(
+                f"{out}: holds {before.dtype} tokens, its tokenizer's ids need {kind}; prepare it "
+                "again with --overwrite"
+            )
         first = 0 if before is None else max(1, len(before.shards))
         files = StoreFiles(work, DTYPES[kind].itemsize, shard_size, first)
         held.callback(files.abandon)
