@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,16 @@ _KEPT = 16  # ids told in full
 
 @dataclass(frozen=True)
 class TokenProbe:
-    """The probe text's ids: the hash of all, and the first of them for a person."""
+    """The probe text's ids: the hash of all, and the first of them for a person.
+
+    `begins` says whether a beginning-of-text token stood in front of each document that was
+    tokenised for training.
+    """
 
     sha256: str
-    ids: tuple[int, ...] = field(default=())
+    ids: tuple[int, ...] = ()
     version: int = VERSION
+    begins: bool = False
 
     @classmethod
     def from_json(cls, content: Any) -> TokenProbe | None:
@@ -50,7 +55,7 @@ class TokenProbe:
         digest, ids = content.get("sha256"), content.get("ids")
         if not isinstance(digest, str) or not isinstance(ids, Sequence):
             return None
-        return cls(digest, tuple(ids))
+        return cls(digest, tuple(ids), begins=content.get("begins") is True)
 
     def to_json(self) -> dict[str, Any]:
         """As `from_json` takes it."""

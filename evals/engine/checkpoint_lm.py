@@ -1,7 +1,9 @@
 """A checkpoint as an lm-eval model: log-likelihoods and generated text, nothing ever truncated.
 
-Tokens, splits and sums are those of lm-eval's `hf` model, so scores agree with it. Here requests
-become token sequences and tokens become texts; how the model is computed is a subclass's part:
+Tokens, splits and sums are those of lm-eval's `hf` model, so scores agree with it, but for two
+things it gets wrong: tokens are decoded behind their prompt, and none that spans a context's end is
+lost. Here requests become token sequences and tokens become texts; how the model is computed is a
+subclass's part:
 `shared_prefix_lm` computes shared tokens once, `plain_lm` runs any causal model.
 """
 
@@ -18,8 +20,10 @@ import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from .sampling import Sampling
-from .tokenization import StopRule
+from mixloop.evals.checkpoints import encode_text
+
+from .sampling import Sampling, altered_generation
+from .tokenization import StopRule, ends_of_text
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -37,24 +41,37 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
     """A causal language model for lm-eval's task code.
 
     `tokens` counts those computed so far, `asked_tokens` those that computing every request on its
-    own would have taken.
+    own would have taken. `ends` are the ids that end a text; `altered` names what the checkpoint's
+    `generation_config.json` has that makes greedy texts others than the likeliest tokens.
 
     Args:
         model: A causal language model of transformers.
         tokenizer: Its tokenizer.
         max_length: The longest sequence, in tokens.
         seed: Of the texts that are drawn.
+        add_bos: Whether the beginning-of-text token stands in front of every text.
     """
 
     max_gen_toks = 256  # lm-eval's own bound where a request names none
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_length: int, seed: int = 1234) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        seed: int = 1234,
+        add_bos: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.seed = seed
+        self.add_bos = add_bos
         self.asked_tokens = 0
+        self.ends = ends_of_text(model, tokenizer)
+        self.altered = altered_generation(model)
 
     @property
     @abstractmethod
@@ -70,7 +87,8 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         Args:
             sequences: What a model reads, with the indices of the tails it ends with: the last
                 len(tail) of its positions predict that tail.
-            tails: Continuations, one per request.
+            tails: Continuations, one per request; an empty one belongs to no sequence and is
+                certain.
         """
 
     @abstractmethod
@@ -101,19 +119,58 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands in front of an empty context, as lm-eval's `hf` model has it."""
-        begin = self.tokenizer.bos_token_id
-        return self.eot_token_id if begin is None else cast(int, begin)
+        """What stands in front of an empty context: the end of the text before it.
+
+        With `add_bos` it is the beginning of text, as lm-eval's `hf` model always has it.
+        """
+        return cast(int, self.tokenizer.bos_token_id) if self.add_bos else self.eot_token_id
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Token ids; special tokens as the tokenizer adds them, a leading BOS never twice."""
-        begin = self.tokenizer.decode(self.prefix_token_id)
-        if add_special_tokens is None and begin and string.startswith(begin):
-            add_special_tokens = False
-        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return cast(list[int], self.tokenizer.encode(string, **options))
+        """A text's own token ids, behind the beginning-of-text token where that is asked for."""
+        begin = self.add_bos and add_special_tokens is not False
+        return encode_text(self.tokenizer, string, begin=begin)
+
+    def loglikelihood(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood and greediness of each (context, continuation)."""
+        return self._loglikelihood_tokens(
+            [(request.args, *self._encode_pair(*request.args)) for request in requests]
+        )
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The tokens that are read before, at least one, and those that are predicted.
+
+        Spaces that end a context belong to its continuation, as in lm-eval. A token that spans
+        the two is predicted, so that no byte of a continuation is left out.
+        """
+        spaces = len(context) - len(context.rstrip())
+        continuation = context[len(context) - spaces :] + continuation
+        context = context[: len(context) - spaces]
+        if context:
+            head, whole = self.tok_encode(context), self.tok_encode(context + continuation)
+        else:
+            head, whole = [], self.tok_encode(continuation, add_special_tokens=False)
+        spanned = whole[: len(head)] != head
+        split = self._first_beyond(context, head, whole) if spanned else len(head)
+        begin = self.prefix_token_id
+        if split == 0 and whole[:1] != [begin]:
+            return [begin], whole
+        split = max(split, 1)
+        return whole[:split], whole[split:]
+
+    def _first_beyond(self, context: str, head: list[int], whole: list[int]) -> int:
+        """Of a whole text's tokens the first whose text reaches beyond the context's."""
+        pairs = enumerate(zip(head, whole, strict=False))
+        first = next((i for i, (a, b) in pairs if a != b), min(len(head), len(whole)))
+        # those that follow may lie within the context, only cut otherwise
+        while first < len(whole) and context.startswith(
+            self.tokenizer.decode(whole[: first + 1], skip_special_tokens=True)
+        ):
+            first += 1
+        return first
 
     def holds(self, context: str, continuation: str) -> bool:
         """Whether the context holds all of both (the last token is predicted, never read)."""
@@ -149,14 +206,16 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
     def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:
         sequences: dict[Tokens, list[int]] = {}
         for index, (_text, head, tail) in enumerate(requests):
-            if not head or not tail or len(head) + len(tail) - 1 > self.max_length:
+            if len(head) + len(tail) - 1 > self.max_length:
                 raise TooLongError(
                     f"a request of {len(head)} + {len(tail)} tokens does not fit "
                     f"max_length {self.max_length}"
                 )
-            sequences.setdefault(tuple(head + tail[:-1]), []).append(index)
+            # nothing said is certain
+            if tail:
+                sequences.setdefault(tuple(head + tail[:-1]), []).append(index)
         if not sequences:
-            return []
+            return [(0.0, True)] * len(requests)
         self.asked_tokens += sum(map(len, sequences))
         return self.score_sequences(sequences, [tail for _, _, tail in requests])
 
@@ -194,10 +253,10 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
             raise TooLongError(
                 f"{longest} + {max_new_tokens} tokens do not fit max_length {self.max_length}"
             )
-        rule = StopRule(self.tokenizer, self.eot_token_id, options["until"])
+        rule = StopRule(self.tokenizer, self.ends, options["until"])
         continuations = self.continue_prompts(prompts, sampling, max_new_tokens, rule.reached)
         self.asked_tokens += sum(map(len, prompts)) + sum(map(len, continuations))
-        return [rule.text(tokens) for tokens in continuations]
+        return [rule.text(*pair) for pair in zip(prompts, continuations, strict=True)]
 
 
 def keeps_logits(model: Any) -> bool:

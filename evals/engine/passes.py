@@ -7,7 +7,8 @@ shared (see `attention`); the vocabulary is computed only where something is wan
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -74,6 +75,7 @@ class PackedModel:
         from transformers import AttentionInterface
 
         AttentionInterface.register(attention.NAME, attention.attention)
+        self._stock_attention = model.config._attn_implementation
         model.set_attn_implementation(attention.NAME)
         self.model = model
         self.pass_tokens = pass_tokens
@@ -84,6 +86,15 @@ class PackedModel:
     def device(self) -> torch.device:
         """Where the model's weights are."""
         return cast(torch.device, self.model.device)
+
+    @contextmanager
+    def as_stock(self) -> Iterator[None]:
+        """Within this, the model is computed as transformers does."""
+        self.model.set_attn_implementation(self._stock_attention)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(attention.NAME)
 
     @torch.inference_mode()
     def forward(

@@ -18,6 +18,38 @@ import torch
 _IGNORED = {"until", "max_gen_toks", "use_cache", "num_beams", "do_sample", "pad_token_id"}
 _KNOWN = {"temperature", "top_p", "top_k", "seed"}
 
+# what `generation_config.json` may say that makes greedy texts others than the likeliest tokens,
+# and the values with which it does not; the rest is about drawing, lengths, caches and outputs
+_ALTERING: dict[str, tuple[Any, ...]] = {
+    "bad_words_ids": ([],),
+    "begin_suppress_tokens": ([],),
+    "dola_layers": (),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "exponential_decay_length_penalty": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "guidance_scale": (1.0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "no_repeat_ngram_size": (0,),
+    "num_beams": (1,),
+    "penalty_alpha": (0.0,),
+    "repetition_penalty": (1.0,),
+    "sequence_bias": ({}, []),
+    "stop_strings": ([],),
+    "suppress_tokens": ([],),
+    "token_healing": (False,),
+    "watermarking_config": (),
+}
+
+
+def altered_generation(model: Any) -> list[str]:
+    """What a checkpoint's `generation_config.json` has that alters its greedy texts, by name."""
+    config = model.generation_config
+    settings = {name: getattr(config, name, None) for name in _ALTERING}
+    return [name for name, value in settings.items() if value not in (None, *_ALTERING[name])]
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -2,8 +2,8 @@
 
 Requests are planned together (`prefix_tree`): a prefix that several share is computed once and its
 keys and values kept while they run; what follows it is packed without padding (`passes`).
-Generation (`generation`) reuses the prefix too. `loading` finds out which models can run this way;
-the others are run by `plain_lm`, which shares less and gives the same numbers.
+Generation (`generation`) reuses the prefix too. `why_not_shared` says which models can't run this
+way; they are run by `plain_lm`, which shares less and gives the same numbers.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 
+from mixloop.evals.architectures import why_not_prefixes
+
 from .attention import KeyValue
 from .checkpoint_lm import CheckpointLM, Stopped, Tokens
 from .generation import Continuation, Decoder
 from .passes import LogprobCollector, PackedModel
+from .plain_lm import PlainLM
 from .prefix_tree import (
     MIN_SHARED_TOKENS,
     PrefixFamily,
@@ -64,10 +67,12 @@ class SharedPrefixLM(CheckpointLM):
         self.max_rows = CPU_ROWS if on_cpu else DEVICE_ROWS
         # the newest prefix: what is generated often follows what was just read
         self._newest: tuple[Tokens, list[KeyValue]] = (), []
+        # for texts that are more than their likeliest tokens
+        self._plain = PlainLM(model, tokenizer, batch_tokens=batch_tokens, **options)
 
     @property
     def tokens(self) -> int:
-        return self.packed.tokens
+        return self.packed.tokens + self._plain.tokens
 
     def forget(self) -> None:
         """Drops the prefix kept from the last requests."""
@@ -104,6 +109,9 @@ class SharedPrefixLM(CheckpointLM):
     def continue_prompts(
         self, prompts: Sequence[Tokens], sampling: Sampling, max_new_tokens: int, stopped: Stopped
     ) -> list[list[int]]:
+        if self.altered:
+            with self.packed.as_stock():
+                return self._plain.continue_prompts(prompts, sampling, max_new_tokens, stopped)
         generators = sampling.generators(prompts)
         continuations: list[list[int]] = [[] for _ in prompts]
         for depth, members in prompt_families(prompts, self.min_shared_tokens):
@@ -141,6 +149,54 @@ class SharedPrefixLM(CheckpointLM):
         if self.device.type == "cuda":  # something else may be at work there
             memory = min(memory, torch.cuda.mem_get_info(self.device)[0] // 4)
         return max(1, min(self.max_rows, memory // int(bytes_a_token * longest)))
+
+
+HALF_PRECISION_TOLERANCE = 0.05
+"""Share of the logits' standard deviation by which the two ways may differ on average in half
+precision: rounding stays well below."""
+
+_EXACT_TOLERANCE = 1e-3  # the same in float32
+
+
+def why_not_shared(model: Any, max_length: int) -> str | None:
+    """Why a model can't run on shared prefixes, or None.
+
+    Family and configuration decide. A model that they let pass computes a short text both ways, so
+    that a release of transformers that computes it otherwise is noticed.
+    """
+    obstacle = why_not_prefixes(model, max_length)
+    if obstacle is not None:
+        return obstacle
+    stock_attention = model.config._attn_implementation
+    try:
+        difference = _compare(model, max_length)
+    # a model that can't be run this way fails in whatever way its code fails
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        model.set_attn_implementation(stock_attention)
+    exact = model.dtype == torch.float32
+    if difference <= (_EXACT_TOLERANCE if exact else HALF_PRECISION_TOLERANCE):
+        return None
+    return f"its attention is of another kind (results differ by {difference:.2g} deviations)"
+
+
+def _compare(model: Any, max_length: int) -> float:
+    """How far a text computed in three parts is from the same text computed plainly."""
+    model.eval()
+    length = min(48, max_length)
+    generator = torch.Generator().manual_seed(0)
+    size = int(model.config.get_text_config().vocab_size)
+    tokens = torch.randint(size, (length,), generator=generator).tolist()
+    with torch.inference_mode():
+        inputs = torch.tensor([tokens], device=model.device)
+        plain = model(input_ids=inputs, use_cache=False).logits[0, -1].float()
+        packed = PackedModel(model, pass_tokens=length)
+        prefix = packed.prefill(chain(tuple(tokens[: length // 2])), None, None)
+        rest = tokens[length // 2 :]
+        # two rows of unlike lengths behind the prefix, so that padding is tried as well
+        shared, _, _ = packed.read_prompts([rest, rest[:1]], prefix, length // 2)
+    return float((shared[0].float() - plain).abs().mean() / plain.std().clamp(min=1e-6))
 
 
 def device_pass(parameters: int) -> int:

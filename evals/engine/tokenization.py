@@ -1,4 +1,4 @@
-"""The checkpoint's tokenizer: how it is read, when two are one, and what a continuation says."""
+"""When two tokenizers are one, and what a continuation says."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from lm_eval.models.utils import postprocess_generated_text
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a checkpoint's folder; no code from the checkpoint is run."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def tokenizer_identity(tokenizer: Any, folder: Path) -> str:
@@ -27,33 +20,55 @@ def tokenizer_identity(tokenizer: Any, folder: Path) -> str:
     return hashlib.sha256(f"{named}|{text}".encode()).hexdigest()
 
 
+def ends_of_text(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a text: of tokenizer, config.json and generation_config.json, one or several."""
+    configs = (model.config, model.config.get_text_config(), model.generation_config)
+    named = [tokenizer.eos_token_id, *(getattr(c, "eos_token_id", None) for c in configs)]
+    several = [ids if isinstance(ids, list | tuple) else [ids] for ids in named]
+    return frozenset(end for ids in several for end in ids if isinstance(end, int) and end >= 0)
+
+
 class StopRule:
     """When a continuation is done, and the text it then is.
 
     Args:
         tokenizer: The checkpoint's.
-        end: The id that ends a text.
-        until: Stop strings; the end of text is always one.
+        ends: The ids that end a text.
+        until: Stop strings; the tokenizer's end of text is always one.
     """
 
-    def __init__(self, tokenizer: Any, end: int, until: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, ends: frozenset[int], until: Sequence[str]) -> None:
         self._tokenizer = tokenizer
-        self._end = end
-        text = tokenizer.decode(end, skip_special_tokens=False)
+        self._ends = ends
+        text = tokenizer.decode(tokenizer.eos_token_id, skip_special_tokens=False)
         self._stops = [*until, text] if text and text not in until else list(until)
         # a stop string of k characters lies within its last k bytes, so within 4k tokens
         self._span = 4 * max((len(stop) for stop in self._stops), default=1) + 1
 
     def reached(self, tokens: Sequence[int]) -> bool:
         """Whether the newest of these tokens is the last."""
-        if tokens[-1] == self._end:
+        if tokens[-1] in self._ends:
             return True
         tail = self._tokenizer.decode(tokens[-self._span :], skip_special_tokens=False)
         return any(stop in tail for stop in self._stops)
 
-    def text(self, tokens: list[int]) -> str:
+    def text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         """What a continuation says, without what follows its end or a stop string."""
         # what follows the end of text is noise of a row that rode along in its batch
-        ids = tokens[: tokens.index(self._end)] if self._end in tokens else tokens
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        end = next((i + 1 for i, token in enumerate(tokens) if token in self._ends), len(tokens))
+        text = self._said(prompt, tokens[:end])
         return cast(str, postprocess_generated_text(text, stop=self._stops, think_end_token=None))
+
+    def _said(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """The text of tokens behind their prompt.
+
+        Alone, many decoders would take the first space for the one they put before a text.
+        """
+        before, whole = (
+            self._tokenizer.decode(ids, skip_special_tokens=True)
+            for ids in (list(prompt), [*prompt, *tokens])
+        )
+        if whole.startswith(before):
+            return cast(str, whole[len(before) :])
+        # broken bytes can spoil the decoding of those in front of them
+        return cast(str, self._tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -401,7 +401,7 @@ def _header(
         eos_id=ends.eos_id,
         bos_id=ends.bos_id,
         shards=tuple(files) if sharded else (),
-        probe=facts.probe,
+        probe=replace(facts.probe, begins=ends.bos_id >= 0),
     )
 
 

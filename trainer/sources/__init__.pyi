@@ -22,3 +22,4 @@ from .tokenizer import load_raw as load_raw
 from .tokenizer import resolve_tokenizer as resolve_tokenizer
 from .tokenizer import same_tokenizer as same_tokenizer
 from .tokenizer import train_tokenizer as train_tokenizer
+from .tokenizer import trained_probe as trained_probe

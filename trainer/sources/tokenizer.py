@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from mixloop.common.tokenizing import (
     take_probe,
 )
 from mixloop.trainer.config import JobError
+
+from .token_store import read_header
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -217,6 +219,33 @@ def same_tokenizer(fingerprint: str, folder: Path, other: TokenizerInfo) -> bool
 def take_token_probe(tokenizer: Tokenizer) -> TokenProbe:
     """The probe of a tokenizer as `prepare` uses it."""
     return take_probe(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def trained_probe(stores: Iterable[Path], tokenizer: Path | None) -> TokenProbe | None:
+    """The probe of the tokenizer that made a run's data; None where none can be read.
+
+    Documents begin with a token of their own where they do in every store.
+
+    Args:
+        stores: where the run's sources lie.
+        tokenizer: the folder that the run names, if it names one.
+    """
+    folders, probes = [], []
+    for path in stores:
+        try:
+            probes.append(read_header(path).probe)
+        except JobError:  # another format, or not prepared yet
+            continue
+        folders.append(path / "tokenizer")
+    known = [probe for probe in probes if probe is not None]
+    if known:
+        return replace(known[0], begins=all(probe.begins for probe in known))
+    for folder in (*folders, *([tokenizer] if tokenizer is not None else [])):
+        try:
+            return take_token_probe(load_raw(folder))
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def keep_tokenizer(source: Path, target: Path, probe: TokenProbe) -> list[Path]:
