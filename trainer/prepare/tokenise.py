@@ -6,7 +6,6 @@ replaces is renamed too, and stays for the runs that read it.
 
 from __future__ import annotations
 
-import glob
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -414,22 +413,21 @@ def _finish(work: Path, out: Path, tokenizer: Path, info: StoreInfo, overwrite: 
     if not out.exists():
         work.rename(out)
         return
-    aside = _room_aside(out)
+    try:
+        old = read_header(out).fingerprint
+    except JobError:
+        old = "damaged"
+    aside = place_of_replaced(out, old)
+    # whoever reads it finds the same content elsewhere
+    spare = old == info.fingerprint or aside.exists()
+    if spare:
+        aside = work.with_name(f"{work.name}-replaced")  # as scratch, should this process die
     out.rename(aside)  # runs that read it go on with what they have
     try:
         work.rename(out)
     except OSError:
         aside.rename(out)
         raise
-    if aside == place_of_replaced(out, info.fingerprint):
-        shutil.rmtree(aside)  # the same content
-
-
-def _room_aside(out: Path) -> Path:
-    """Where the store that is there goes; the one replaced before it is removed."""
-    for older in out.parent.glob(f".{glob.escape(out.name)}.replaced-*"):
-        shutil.rmtree(older, ignore_errors=True)
-    try:
-        return place_of_replaced(out, read_header(out).fingerprint)
-    except JobError:
-        return place_of_replaced(out, "damaged")
+    if spare:
+        shutil.rmtree(aside)
+    shutil.rmtree(place_of_replaced(out, info.fingerprint), ignore_errors=True)  # it is back
