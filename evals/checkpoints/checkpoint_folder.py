@@ -66,18 +66,21 @@ def read_checkpoint(
             log.warning("%s: %s changed while it was read", folder, ", ".join(changed))
             time.sleep(_PAUSE_SECONDS)
         before = _state(folder)
+        # what an earlier attempt has read goes first: two at a time may be too many
+        read: Checkpoint | Exception | None = None
         try:
-            checkpoint, failure = _read(folder, device, dtype, trained), None
+            read = _read(folder, device, dtype, trained)
         # a folder that vanishes or is damaged fails in whatever way the parser at hand fails
         except Exception as error:
-            failure = error
+            read = error
         # one that is gone since was read in time, or its reader has failed
         after = _state(folder)
         changed = sorted(name for name in after if before.get(name) != after[name])
-        if not changed and failure is not None:
-            raise CheckpointError(f"{folder}: can't be scored: {one_line(failure)}") from failure
-        if not changed:
-            return checkpoint
+        if changed:
+            continue
+        if isinstance(read, Exception):
+            raise CheckpointError(f"{folder}: can't be scored: {one_line(read)}") from read
+        return read
     raise CheckpointError(
         f"{folder}: can't be scored: {', '.join(changed)} changed while it was read, "
         f"{_ATTEMPTS} times"

@@ -41,8 +41,8 @@ def read_tokenizer(folder: Path) -> Any:
     if not (folder / TOKENIZER_FILE).is_file():
         if not any((folder / name).is_file() for name in _OTHER_FILES):
             raise FileNotFoundError(
-                f"no {TOKENIZER_FILE}: put the files of the store's tokenizer/ folder into each "
-                "checkpoint"
+                f"no {TOKENIZER_FILE}: save it with the model (loader.save_tokenizer(folder), "
+                "or the files of the store's tokenizer/ folder, as they are)"
             )
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     raw = read_tokenizer_file(folder)
@@ -71,8 +71,9 @@ def why_not_trained_with(tokenizer: Any, folder: Path, trained: TokenProbe | Non
         if difference is not None:
             return (
                 "its tokenizer is not the one that the training data was tokenised with "
-                f"(by the ids {whose}): {difference}; put the files of the store's tokenizer/ "
-                "folder, as they are, into the checkpoint"
+                f"(by the ids {whose}): {difference}; save that one with each checkpoint "
+                "(loader.save_tokenizer(folder), or the files of the store's tokenizer/ folder, as "
+                "they are)"
             )
     return None
 
