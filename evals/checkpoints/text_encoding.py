@@ -71,7 +71,7 @@ def why_not_trained_with(tokenizer: Any, folder: Path, trained: TokenProbe | Non
         if difference is not None:
             return (
                 "its tokenizer is not the one that the training data was tokenised with "
-                f"(by the ids {whose}): {difference}; save that one with each checkpoint "
+                f"(by the ids {whose}): {difference}; save the data's with each checkpoint "
                 "(loader.save_tokenizer(folder), or the files of the store's tokenizer/ folder, as "
                 "they are)"
             )
