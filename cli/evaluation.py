@@ -34,8 +34,14 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="also write the scorecard here")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score one checkpoint on the benchmarks."""
-    from mixloop.tools import EvalArgs, cost_table, score_checkpoint, scorecard_table
+    """Score one checkpoint on the benchmarks; exit code 1 when none could be scored."""
+    from mixloop.tools import (
+        EvalArgs,
+        cost_table,
+        must_have_scores,
+        score_checkpoint,
+        scorecard_table,
+    )
 
     args = EvalArgs(config, data or (), benchmarks or (), items, device)
     card = score_checkpoint(checkpoint, args, out)
@@ -43,6 +49,7 @@ def evaluate(
         typer.echo(card.to_json())
     else:
         views.console().print(scorecard_table(card), cost_table(card), sep="\n")
+    must_have_scores(card)
 
 
 def lm_eval(context: typer.Context) -> None:

@@ -19,6 +19,17 @@ class BadInput(Exception):  # noqa: N818 - says what is wrong, not that we faile
     """
 
 
+def one_line(error: BaseException) -> str:
+    """An exception's whole message in one line, behind its kind where that may be needed.
+
+    An `OSError` and a `ValueError` say what is wrong; others may say no more than `'key'`.
+    """
+    text = " ".join(str(error).split())
+    if text and isinstance(error, OSError | ValueError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def shown(value: object, length: int = 60) -> str:
     """A value from data for a message, as Python writes it, cut to a readable length.
 

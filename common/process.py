@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -131,6 +132,29 @@ def end_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
     if os.getppid() != parent:  # it ended before the kernel was asked
         os.kill(os.getpid(), number)
+
+
+@contextmanager
+def ended_by_signals(*numbers: int) -> Iterator[None]:
+    """Signals that would end this process at once let it put things in order first.
+
+    Args:
+        numbers: of the signals; none: SIGTERM and SIGHUP.
+
+    Raises:
+        SystemExit: one came; the code is the shell's for it.
+    """
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    chosen = numbers or (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in chosen}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def resident() -> float | None:

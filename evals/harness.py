@@ -17,7 +17,7 @@ from lm_eval.api.registry import register_model
 
 from mixloop.evals.engine import CheckpointLM, load_checkpoint
 
-_ARGUMENTS = ("dtype", "max_length", "batch_tokens", "seed", "device")
+_ARGUMENTS = ("dtype", "max_length", "batch_tokens", "seed", "device", "add_bos_token")
 
 
 @register_model("mixloop")
@@ -25,7 +25,8 @@ class Mixloop(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no types
     """What lm-eval makes a model from: `pretrained` is a folder or a name on the hub.
 
     Further arguments are `dtype`, `device`, `max_length`, `batch_tokens` (tokens of a forward
-    pass) and `seed`. lm-eval's `batch_size` means nothing here.
+    pass), `seed` and `add_bos_token` (without it no tokenizer puts tokens of its own into a text).
+    lm-eval's `batch_size` means nothing here.
     """
 
     @classmethod
@@ -57,7 +58,8 @@ class Mixloop(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no types
             raise ValueError(
                 f"model mixloop: {wrong}; it takes pretrained, {', '.join(_ARGUMENTS)}"
             )
-        return load_checkpoint(_folder(str(pretrained)), **options)
+        add_bos = options.pop("add_bos_token", None)
+        return load_checkpoint(_folder(str(pretrained)), add_bos=add_bos, **options)
 
 
 def _folder(pretrained: str) -> Path:

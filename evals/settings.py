@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from mixloop.common.tokenizing import TokenProbe
+
 BENCHMARKS = ("mmlu", "gsm8k", "math", "humaneval")
 
 # any further name is one of lm-eval's tasks; whether there is such a task is asked elsewhere
@@ -131,7 +133,11 @@ class EvalSettings(BaseModel):
     checkpoints wait to be scored while training goes on, the newest is next and the older ones are
     skipped; with `all` none is. `samples` says whether texts of up to `samples_tokens`
     tokens are written for a person beside each scorecard. `data_pins` is what `auto` found earlier
-    in the run, see :meth:`pinned`.
+    in the run, see :meth:`pinned`. `add_bos` puts the tokenizer's beginning-of-text token in front
+    of every text, for a model that was trained so (`add_bos_token` of lm-eval's `hf` model); None:
+    where documents of the training data have it, and else nothing is put into a text.
+    `trained_probe` is the controller's: the token ids of a fixed text by the tokenizer of the run's
+    sources; a checkpoint whose tokenizer gives others is not scored.
     `launcher` is `local`, a command template, or `ray`: then `workers` actors of `worker_cpus`
     processors and `worker_gpus` GPUs each, in the cluster at `ray_address` (None: one of this
     machine's own), share the units of a checkpoint; `memory` bounds each, and one that is silent
@@ -158,6 +164,8 @@ class EvalSettings(BaseModel):
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     unit_items: Annotated[int, Field(ge=1)] = 128
     max_length: Annotated[int, Field(ge=8)] | None = None
+    add_bos: bool | None = None
+    trained_probe: TokenProbe | None = None
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     memory: Annotated[int, Field(ge=1)] | None = None
     sandbox: SandboxMode = "auto"
@@ -227,6 +235,9 @@ class EvalSettings(BaseModel):
         measured = self.model_dump(
             mode="json", include={"benchmarks", "watch", "seed", "dtype", "max_length"}
         )
+        # left out where it is not set: scorecards of before it was there compare still
+        if self.add_bos:
+            measured["add_bos"] = True
         text = repr(sorted(measured.items()))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 

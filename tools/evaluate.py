@@ -87,22 +87,45 @@ def score_checkpoint(checkpoint: Path, args: EvalArgs, out: Path | None) -> Scor
             checkpoint,
             settings,
             out=out,
-            progress=lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201
+            progress=_say,
+            warn=lambda line: _say(f"warning: {line}"),
         )
     except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the command's output
+        _say(f"error: {error}")
         raise SystemExit(1) from None
+
+
+def _say(line: str) -> None:
+    print(text.clean(line), file=sys.stderr, flush=True)  # noqa: T201 - the command's output
+
+
+def must_have_scores(card: Scorecard) -> None:
+    """Ends the command where nothing at all was scored, with every reason.
+
+    Raises:
+        SystemExit: with code 1.
+    """
+    if any(score.status == "ok" for score in card.benchmarks.values()):
+        return
+    named: dict[str, list[str]] = {}
+    for name, score in card.benchmarks.items():
+        named.setdefault(score.reason or "no reason is known", []).append(name)
+    _say("error: nothing was scored")
+    for reason, names in named.items():
+        _say(f"  {', '.join(names)}: {reason}")
+    raise SystemExit(1)
 
 
 def _from_config(config: Path | None) -> EvalSettings:
     if config is None:
         return EvalSettings()
     from mixloop.controller.config import load_config
-    from mixloop.controller.loop import read_plan
+    from mixloop.controller.loop import eval_settings, read_plan
 
     run = load_config(config)
+    settings = eval_settings(run)
     plan = read_plan(run)  # the items of the run's own checkpoints, so that scores compare
-    return plan.pin(run.evals) if plan is not None else run.evals
+    return plan.pin(settings) if plan is not None else settings
 
 
 def _named_data(texts: Sequence[str]) -> dict[str, Data]:

@@ -27,10 +27,18 @@ from mixloop.evals.planning import (
     next_pilot,
 )
 from mixloop.evals.workers import EvaluationError, Evaluator, Failure, evaluate
+from mixloop.trainer.sources import trained_probe
 
 ATTEMPTS = 3  # pilots that may fail before the run takes the stated default
 
 NO_SPEED = "the trainer does not say how many tokens per second it takes"
+
+
+def eval_settings(config: RunConfig) -> EvalSettings:
+    """run.yaml's ``evals:``, with the ids by which its data's tokenizer is known again."""
+    stores = [source.path for source in config.sources.values()]
+    probe = trained_probe(stores, config.trainer.tokenizer)
+    return config.evals.model_copy(update={"trained_probe": probe})
 
 
 def read_plan(config: RunConfig) -> EvalPlan | None:

@@ -15,7 +15,7 @@ from mixloop.evals import EvalSettings, Scorecard
 from mixloop.evals.workers import Evaluator, Failure
 
 from .checkpoint_queue import CheckpointQueue
-from .eval_planner import Planner
+from .eval_planner import Planner, eval_settings
 from .takeover import OwnedRun
 
 SCORING_ATTEMPTS = 2
@@ -36,7 +36,8 @@ class Scoring:
 
     def __post_init__(self) -> None:
         # What `data: auto` once found stays: every checkpoint is scored on the same items.
-        pinned = self.run.config.evals.pinned(observation_builder.data_kinds(self.run.journal))
+        kinds = observation_builder.data_kinds(self.run.journal)
+        pinned = eval_settings(self.run.config).pinned(kinds)
         self.planner = Planner(
             self.run.config, self.run.journal, pinned, self._evaluator, self.run.clock
         )

@@ -20,6 +20,8 @@ import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from mixloop.evals.checkpoints import encode_text
+
 from .sampling import Sampling, altered_generation
 from .tokenization import StopRule, ends_of_text
 
@@ -47,16 +49,26 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         tokenizer: Its tokenizer.
         max_length: The longest sequence, in tokens.
         seed: Of the texts that are drawn.
+        add_bos: Whether the beginning-of-text token stands in front of every text.
     """
 
     max_gen_toks = 256  # lm-eval's own bound where a request names none
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_length: int, seed: int = 1234) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        seed: int = 1234,
+        add_bos: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.seed = seed
+        self.add_bos = add_bos
         self.asked_tokens = 0
         self.ends = ends_of_text(model, tokenizer)
         self.altered = altered_generation(model)
@@ -107,19 +119,18 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands in front of an empty context, as lm-eval's `hf` model has it."""
-        begin = self.tokenizer.bos_token_id
-        return self.eot_token_id if begin is None else cast(int, begin)
+        """What stands in front of an empty context: the end of the text before it.
+
+        With `add_bos` it is the beginning of text, as lm-eval's `hf` model always has it.
+        """
+        return cast(int, self.tokenizer.bos_token_id) if self.add_bos else self.eot_token_id
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Token ids; special tokens as the tokenizer adds them, a leading BOS never twice."""
-        begin = self.tokenizer.decode(self.prefix_token_id)
-        if add_special_tokens is None and begin and string.startswith(begin):
-            add_special_tokens = False
-        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return cast(list[int], self.tokenizer.encode(string, **options))
+        """A text's own token ids, behind the beginning-of-text token where that is asked for."""
+        begin = self.add_bos and add_special_tokens is not False
+        return encode_text(self.tokenizer, string, begin=begin)
 
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False

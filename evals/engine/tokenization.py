@@ -1,4 +1,4 @@
-"""The checkpoint's tokenizer: how it is read, when two are one, and what a continuation says."""
+"""When two tokenizers are one, and what a continuation says."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from lm_eval.models.utils import postprocess_generated_text
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a checkpoint's folder; no code from the checkpoint is run."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def tokenizer_identity(tokenizer: Any, folder: Path) -> str:

@@ -7,6 +7,8 @@ import queue
 import threading
 from typing import NamedTuple
 
+from mixloop.common.errors import one_line
+
 from .rows import ItemsError, RawRow
 
 HUB_TIMEOUT = 4.0
@@ -80,9 +82,8 @@ def from_hub(benchmark: str) -> tuple[list[RawRow], list[RawRow]]:
         items, *pool = (_load(dataset, split) for split in dataset.splits)
     # the hub client raises whatever its transport raised; all of it means "not from there"
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ItemsError(
-            f"{benchmark}: {dataset.name} can't be loaded from the hub: {reason}"
+            f"{benchmark}: {dataset.name} can't be loaded from the hub: {one_line(error)}"
         ) from error
     return items, [row for rows in pool for row in rows]
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from mixloop.common.errors import one_line
+
 from .rows import ItemsError, RawRow
 
 Splits = dict[str, Callable[[], list[RawRow]]]
@@ -80,9 +82,8 @@ def read_file(path: Path) -> list[RawRow]:
         return readers.get(kind, _read_lines)(path)
     # pyarrow's errors are OSErrors and ValueErrors too
     except (OSError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise ItemsError(
-            f"{path}: can't be read as {_KINDS.get(kind, 'JSON lines')}: {reason}"
+            f"{path}: can't be read as {_KINDS.get(kind, 'JSON lines')}: {one_line(error)}"
         ) from error
 
 
@@ -138,8 +139,7 @@ def _saved(path: Path) -> Splits:
         loaded = datasets.load_from_disk(str(path))
     # whatever a damaged folder makes of pyarrow
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ItemsError(f"{path}: can't be read as a saved dataset: {reason}") from error
+        raise ItemsError(f"{path}: can't be read as a saved dataset: {one_line(error)}") from error
     parts = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
     splits: Splits = {}
     for split, rows in parts.items():

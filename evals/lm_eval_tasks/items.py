@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixloop.common.errors import one_line
 from mixloop.evals import Data
 from mixloop.evals.items import (
     ItemsError,
@@ -65,8 +66,8 @@ def load_further(name: str, data: Data) -> TaskItems:
         tasks = _load(files, paths)
     # a task file's functions, lm-eval and the hub client raise whatever they like
     except Exception as error:
-        kind = "" if isinstance(error, ItemsError) else f"{type(error).__name__}: "
-        raise ItemsError(f"{name}: {kind}{error}".splitlines()[0]) from error
+        reason = str(error) if isinstance(error, ItemsError) else one_line(error)
+        raise ItemsError(f"{name}: {reason}") from error
     rows = tuple({"id": item} for task in tasks for item in task.position)
     if not rows:
         raise ItemsError(f"{name}: no items")

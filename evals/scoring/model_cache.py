@@ -35,7 +35,8 @@ class ModelCache:
         gc.collect()
 
     def _load(self, checkpoint: Path) -> CheckpointLM | str:
-        from mixloop.evals.engine import CheckpointError, load_checkpoint
+        from mixloop.evals.checkpoints import CheckpointError
+        from mixloop.evals.engine import load_checkpoint
 
         settings = self._settings
         try:
@@ -46,6 +47,8 @@ class ModelCache:
                 max_length=settings.max_length,
                 batch_tokens=settings.batch_tokens,
                 seed=settings.seed,
+                add_bos=settings.add_bos,
+                trained=settings.trained_probe,
             )
         except CheckpointError as error:
             return str(error)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
 
+from mixloop.common.errors import one_line
 from mixloop.common.files import write_atomic
 from mixloop.evals import EvalSettings, FrozenModel, Scorecard
 
@@ -153,4 +154,4 @@ def _continue(
         return lm.generate_until(requests), None
     # whatever a model raises costs these texts, never the scorecard beside them
     except Exception as error:
-        return [None] * len(prompts), f"{type(error).__name__}: {error}".splitlines()[0]
+        return [None] * len(prompts), one_line(error)

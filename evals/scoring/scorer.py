@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixloop.common.errors import one_line
 from mixloop.evals import EvalSettings, Scorecard, training_state
 from mixloop.evals.benchmarks import BenchmarkPlan, fit_shots, load_items, make_benchmark
 from mixloop.evals.items import ItemsError, choose
@@ -102,8 +103,7 @@ class Scorer:
         # one benchmark's fault, whatever it is, must not cost the others their scores
         except Exception as error:
             log.exception("%s failed", name)
-            reason = f"{name}: {type(error).__name__}: {error}".splitlines()[0]
-            return UnitScore(unit=unit, failed=reason)
+            return UnitScore(unit=unit, failed=f"{name}: {one_line(error)}")
 
     def data_kinds(self) -> dict[str, str]:
         """Where the items of each benchmark that has any come from."""

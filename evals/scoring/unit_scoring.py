@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mixloop.common.errors import one_line
 from mixloop.evals import Cost, Outcomes
 from mixloop.evals.benchmarks import Benchmark, BenchmarkPlan, Question
 
@@ -141,7 +142,7 @@ def _score_answers(
         return benchmark.outcomes(answered), None
     except Exception as error:
         log.exception("%s failed", benchmark.scored)
-        return {}, f"{type(error).__name__}: {error}".splitlines()[0]
+        return {}, one_line(error)
 
 
 def _finite(value: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -18,9 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixloop.common.errors import one_line
 from mixloop.evals import EvalSettings, Scorecard
 
 from .launchers import worker_command
+
+_MOST_WARNINGS = 100  # a worker that says more has said enough
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class _Job:
 class Evaluator:
     """Runs evaluations in a worker process, one at a time, without ever blocking the caller.
 
-    `progress` is the last thing the worker said.
+    `progress` is the last thing the worker said, `warnings` what it has warned of, each once.
 
     Args:
         settings: What is measured, and how the worker is started.
@@ -55,6 +59,7 @@ class Evaluator:
         self._worker: _Worker | None = None
         self._job: _Job | None = None
         self.progress = ""
+        self.warnings: list[str] = []
 
     @property
     def busy(self) -> bool:
@@ -97,6 +102,8 @@ class Evaluator:
         for event in worker.events():
             if event["event"] == "progress":
                 self.progress = f"{event['benchmark']} {event['state']}"
+            elif event["event"] == "warning":
+                self._warned(str(event["text"]))
             elif event["event"] == "done":
                 return self._finish(job)
             elif event["event"] in ("failed", "dying"):
@@ -107,6 +114,10 @@ class Evaluator:
         """Ends the worker and forgets what it was doing."""
         self._job = None
         self._end_worker()
+
+    def _warned(self, text: str) -> None:
+        if text not in self.warnings and len(self.warnings) < _MOST_WARNINGS:
+            self.warnings.append(text)
 
     def _check(self, worker: _Worker, job: _Job) -> Failure | None:
         code = worker.exit_code()
@@ -123,7 +134,7 @@ class Evaluator:
         try:
             card = Scorecard.read(job.out)
         except (OSError, ValueError) as error:
-            return self._fail(f"scorecard lost: {error}".splitlines()[0], kill=False)
+            return self._fail(f"scorecard lost: {one_line(error)}", kill=False)
         self._job = None
         # what `auto` found is kept: every checkpoint is scored on the same items
         self._settings = self._settings.pinned(card.data_kinds())
@@ -237,6 +248,7 @@ def evaluate(
     out: Path | None = None,
     log: Path | None = None,
     progress: Callable[[str], None] = lambda state: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Scorecard:
     """Scores one checkpoint and waits for it.
 
@@ -244,26 +256,37 @@ def evaluate(
         checkpoint: Its folder.
         settings: What is measured, and how the worker is started.
         out: Where the scorecard is written, if anywhere.
-        log: Where the worker's prints go, if anywhere.
+        log: Where the worker's prints go; without one they are kept only where a reason names them.
         progress: Hears what is being run.
+        warn: Hears what the worker warns of.
 
     Raises:
         EvaluationError: there is no scorecard; one line with the reason.
     """
-    with tempfile.TemporaryDirectory(prefix="mixloop-eval-") as folder:
-        target = out or Path(folder) / "scorecard.json"
-        evaluator = Evaluator(settings, log or Path(folder) / "worker.log")
-        try:
-            evaluator.start(checkpoint, target)
-            return _wait(evaluator, progress)
-        finally:
-            evaluator.stop()
+    folder = Path(tempfile.mkdtemp(prefix="mixloop-eval-"))
+    evaluator = Evaluator(settings, log or folder / "worker.log")
+    kept = False
+    try:
+        evaluator.start(checkpoint, out or folder / "scorecard.json")
+        return _wait(evaluator, progress, warn)
+    except EvaluationError as error:
+        kept = str(folder) in str(error)
+        raise
+    finally:
+        evaluator.stop()
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(evaluator: Evaluator, progress: Callable[[str], None]) -> Scorecard:
-    said = ""
+def _wait(
+    evaluator: Evaluator, progress: Callable[[str], None], warn: Callable[[str], None]
+) -> Scorecard:
+    said, warned = "", 0
     while True:
         result = evaluator.poll()
+        for text in evaluator.warnings[warned:]:
+            warn(text)
+        warned = len(evaluator.warnings)
         if isinstance(result, Failure):
             raise EvaluationError(result.reason)
         if result is not None:

@@ -2,10 +2,10 @@
 
 `python -m mixloop.evals.workers.worker [--parent PID]` reads JSON lines on its standard input:
 first the settings, then one request per checkpoint (`checkpoint`, `out`). It answers with JSON
-lines (`event`: ready, progress, done, failed, and dying when it can't go on). The scorecard goes
-to the file `out`, per-item outcomes to a parquet file beside it. It ends when nobody holds the
-other end of its input, its parent dies, it holds more memory than it may, or nothing came for
-`idle_seconds`. Scoring runs in the main thread because lm-eval's MATH scorer uses `signal.alarm`.
+lines (`event`: ready, progress, warning, done, failed, and dying when it can't go on). The
+scorecard goes to the file `out`, per-item outcomes to a parquet file beside it. It ends when nobody
+holds the other end of its input, its parent dies, it holds more memory than it may, or nothing came
+for `idle_seconds`. Scoring runs in the main thread: lm-eval's MATH scorer uses `signal.alarm`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from mixloop.common.errors import one_line
 from mixloop.common.process import end_with_parent
+from mixloop.common.text import clean
 from mixloop.evals import EvalSettings
 from mixloop.evals.scoring import Scorer, keep_outcomes
 
@@ -59,6 +61,20 @@ class Channel:
         with self._lock:
             self._stream.write(json.dumps({"event": event, **content}) + "\n")
             self._stream.flush()
+
+
+class _Warnings(logging.Handler):
+    """Tells whoever asked what is logged: the log itself may be read by nobody."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(logging.WARNING)
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record, without its traceback."""
+        # nobody left to hear it: the next answer finds that out
+        with contextlib.suppress(OSError):
+            self._channel.send("warning", text=clean(record.getMessage()))
 
 
 class _Lines:
@@ -117,7 +133,7 @@ def _answer(scorer: Scorer | RayScorer, request: dict[str, str], channel: Channe
     # whatever else fails is this checkpoint's failure; the worker takes the next one
     except Exception as error:
         log.exception("scoring failed")
-        channel.send("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        channel.send("failed", reason=one_line(error))
         return
     finally:
         scorer.release()
@@ -149,6 +165,7 @@ def main() -> None:
         end_with_parent(parent=options.parent)
     channel = Channel.take_stdout()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger().addHandler(_Warnings(channel))
     end_on_request()
     watch_input(0)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from mixloop.common.errors import explain_error
+from mixloop.common.errors import explain_error, one_line
 
 
 class Part(BaseModel):
@@ -75,3 +75,9 @@ def test_the_place_and_the_word_for_a_key_are_the_callers() -> None:
     assert said.startswith("policy.with.nam: unknown option (value 'yyy")
     assert said.endswith("); did you mean 'name'?")
     assert len(said) < 400
+
+
+def test_a_message_is_told_whole_in_one_line() -> None:
+    assert one_line(ValueError("a file\n  of two lines")) == "a file of two lines"
+    assert one_line(KeyError("name")) == "KeyError: 'name'"
+    assert one_line(EOFError()) == "EOFError"

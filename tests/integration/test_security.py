@@ -432,7 +432,8 @@ def test_a_pickle_is_never_loaded(saved: Path, tmp_path: Path) -> None:
     import shutil
 
     from mixloop.controller.config.checkpoint_layouts import Layout
-    from mixloop.evals.engine import CheckpointError, load_checkpoint
+    from mixloop.evals.checkpoints import CheckpointError
+    from mixloop.evals.engine import load_checkpoint
 
     folder = tmp_path / "checkpoint-10"
     shutil.copytree(saved, folder)
@@ -451,7 +452,8 @@ def test_a_pickle_is_never_loaded(saved: Path, tmp_path: Path) -> None:
 def test_code_in_a_checkpoint_is_never_run(saved: Path, tmp_path: Path) -> None:
     import shutil
 
-    from mixloop.evals.engine import CheckpointError, load_checkpoint
+    from mixloop.evals.checkpoints import CheckpointError
+    from mixloop.evals.engine import load_checkpoint
 
     folder = tmp_path / "step-00000010"
     shutil.copytree(saved, folder)

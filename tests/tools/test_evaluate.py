@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from mixloop.cli.app import main
 from mixloop.common.errors import BadInput
 from mixloop.evals import BENCHMARKS, Cost, Scorecard
 from mixloop.tools import EvalArgs
+from mixloop.trainer.prepare import prepare
+from mixloop.trainer.sources import Store, copy_tokenizer, train_tokenizer
 
 
 @pytest.fixture
@@ -103,6 +106,80 @@ def test_no_checkpoint_is_told_first(tmp_path: Path) -> None:
 
     with pytest.raises(BadInput, match=r"config\.json is missing"):
         score_checkpoint(tmp_path, EvalArgs(data=["nothing"]), None)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    texts = [f"Question: {n} and {n}?\nAnswer: {2 * n}" for n in range(300)]
+    tokenizer = train_tokenizer(texts, tmp_path / "tokenizer", 400)
+    lines = [json.dumps({"text": text}) for text in texts]
+    (tmp_path / "web.jsonl").write_text("\n".join(lines))
+    prepare([str(tmp_path / "web.jsonl")], tmp_path / "web", str(tokenizer))
+    return tmp_path / "web"
+
+
+def test_a_configuration_says_what_the_data_was_tokenised_with(config: Path, store: Path) -> None:
+    probe = EvalArgs(config).settings().trained_probe
+    assert probe is not None
+    assert probe == Store.open(store).info.probe
+    assert EvalArgs().settings().trained_probe is None
+
+
+def save_model(folder: Path, store: Path, **options: Any) -> Path:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    model = MistralForCausalLM(MistralConfig(vocab_size=400, **sizes, **heads, **options))
+    model.save_pretrained(folder)
+    copy_tokenizer(store / "tokenizer", folder)
+    return folder
+
+
+def score(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, Scorecard, str]:
+    """Exit code, scorecard and standard error of the command."""
+    monkeypatch.setattr(sys, "argv", ["mixloop", "eval", *arguments, "--items", "1", "--json"])
+    code = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    printed = capsys.readouterr()
+    return code, Scorecard.model_validate_json(printed.out), printed.err
+
+
+def test_nothing_scored_ends_with_1_and_every_reason_whole(
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = save_model(tmp_path / "c", store, tie_word_embeddings=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    asked = ("--data", "gsm8k=packages", "--data", "math=packages")
+    code, card, said = score(monkeypatch, capsys, str(folder), *asked)
+    assert code == 1
+    reasons = {name: benchmark.reason for name, benchmark in card.benchmarks.items()}
+    assert reasons["gsm8k"] == reasons["math"]
+    assert f"  gsm8k, math: {reasons['math']}\n" in said
+    assert (reasons["math"] or "").endswith("1 missing (lm_head.weight)")
+
+
+def test_what_the_worker_warns_of_is_told(
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = save_model(tmp_path / "c", store, sliding_window=8, max_position_embeddings=2048)
+    code, _, said = score(monkeypatch, capsys, str(folder), "--data", "gsm8k=packages")
+    assert code == 0
+    assert f"warning: {folder}: prefixes are not shared: " in said
+    assert not list(tmp_path.glob("mixloop-eval*"))
 
 
 def test_what_it_cost_is_shown() -> None:

@@ -1,1 +1,2 @@
 from .tokenise import prepare as prepare
+from .tokenise import select_inputs as select_inputs

@@ -1,45 +1,61 @@
 """`prepare`: text in, token store out. Tokenised by worker processes, in the input's order.
 
-The store appears whole or not at all: it is written beside its place and renamed.
+The store appears whole or not at all: it is written beside its place and renamed. One that it
+replaces is renamed too, and stays for the runs that read it.
 """
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import json
-import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
-from multiprocessing import get_context
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mixloop.common.files import write_atomic
+from mixloop.trainer.config import JobError
+from mixloop.trainer.corpora import (
+    SURROGATES,
+    UNKNOWN,
+    UNSURE,
+    Account,
+    Choice,
+    Input,
+    Piece,
+    Selection,
+    check_key,
+    read_ids,
+    read_pieces,
+    select,
+)
 from mixloop.trainer.sources import (
     DTYPES,
     HEADER,
     Shard,
     StoreInfo,
     TokenizerInfo,
-    copy_tokenizer,
     dtype_for,
     fingerprint,
     inspect_tokenizer,
-    load_raw,
+    keep_tokenizer,
+    place_of_replaced,
     read_header,
     resolve_tokenizer,
+    same_tokenizer,
     shards_fingerprint,
 )
 
 from .append import alone, grow
-from .documents import Input, Piece, read_pieces, resolve_inputs
+from .long_documents import Joiner, Window, windows
+from .scratch import scratch_folder
+from .store_files import StoreFiles
+from .text_encoder import Changes, Spans, TextEncoder
+from .worker_pool import Chunk, Setup, tokenised
 
 _CHUNK_CHARS = 500_000
 """Text handed to a worker at once: about 0.1 s of work."""
@@ -56,136 +72,147 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    pieces: list[Piece]
-    inputs_done: int
+class Reading:
+    """How records are read.
+
+    Args:
+        text_key: key (JSON), column (CSV, parquet, arrow, datasets) of the text.
+        ids_key: of token ids, if the documents are tokenised already.
+        config: a hub dataset's configuration.
+    """
+
+    text_key: str = "text"
+    ids_key: str | None = None
+    config: str | None = None
 
 
-# --- what runs in a worker ------------------------------------------------------------------
+@dataclass(frozen=True)
+class Ends:
+    """Ids around each document; -1 for none."""
 
-_worker: dict[str, Any] = {}
-
-
-def _start_worker(tokenizer: str, eos_id: int, dtype: str) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _worker.update(tokenizer=load_raw(Path(tokenizer)), eos_id=eos_id, dtype=dtype)
+    bos_id: int
+    eos_id: int
 
 
-def _tokenise(pieces: list[Piece]) -> tuple[bytes, int]:
-    """Tokens of the pieces as little-endian bytes, and documents ended."""
-    encoded = _worker["tokenizer"].encode_batch_fast(
-        [piece.text for piece in pieces], add_special_tokens=False
-    )
-    ids: list[int] = []
-    for piece, encoding in zip(pieces, encoded, strict=True):
-        ids.extend(encoding.ids)
-        if piece.ends:
-            ids.append(_worker["eos_id"])
-    data = np.asarray(ids, DTYPES[_worker["dtype"]]).tobytes()
-    return data, sum(piece.ends for piece in pieces)
+def select_inputs(
+    inputs: list[str],
+    choice: Choice = Choice(),  # noqa: B008 - frozen
+    key: str = "text",
+    option: str = "--text-key",
+    checked: bool = True,
+) -> Selection:
+    """What of the inputs is read, and what is left.
+
+    Args:
+        inputs: see `prepare`.
+        key: that each record has.
+        option: that names the key.
+        checked: whether every file's first record is looked at for it.
+
+    Raises:
+        ValueError: one line naming what is missing, in doubt, or without the key.
+    """
+    chosen = select(inputs, choice)
+    for one in chosen.taken if checked else ():
+        check_key(one, key, option)
+    return chosen
 
 
-# --- the parent -----------------------------------------------------------------------------
+def prepare(
+    inputs: list[str],
+    out: Path,
+    tokenizer: str,
+    *,
+    text_key: str = "text",
+    ids_key: str | None = None,
+    sequence_length: int | None = None,
+    workers: int = 1,
+    progress: Callable[[Progress], None] | None = None,
+    split: str | None = None,
+    config: str | None = None,
+    format: str | None = None,  # noqa: A002 - as the command has it
+    include: tuple[str, ...] = (),
+    overwrite: bool = False,
+    shard_size: int | None = None,
+    append: bool = False,
+    bos: bool | None = None,
+    eos: bool | None = None,
+    parse_special_tokens: bool = False,
+    account: Account | None = None,
+    selected: Callable[[Selection], None] | None = None,
+) -> StoreInfo:
+    """Tokenise `inputs` into a store at `out`; each document is followed by the eos token.
 
+    The result is the same, byte for byte, whatever the number of workers.
 
-def _chunks(inputs: list[Input], options: dict[str, Any]) -> Iterator[_Chunk]:
-    held: list[Piece] = []
-    size = 0
-    for done, source in enumerate(inputs):
-        started = False  # a blank document is none; a blank piece may end one
-        for piece in read_pieces(source, **options):
-            if started or piece.text.strip():
-                held.append(piece)
-                size += len(piece.text)
-            started = not piece.ends
-            if size >= _CHUNK_CHARS:
-                yield _Chunk(held, done)
-                held, size = [], 0
-    yield _Chunk(held, len(inputs))
+    Args:
+        inputs: files, folders, globs, saved or hub datasets; see `docs/sources.md`.
+        tokenizer: folder or hub name of a fast tokenizer; a copy is kept in the store.
+        text_key: key (JSON), column (CSV, parquet, arrow, datasets) of the text.
+        ids_key: key or column of token ids, if the documents are tokenised already.
+        sequence_length: if given, refuse a result shorter than one sample of that length.
+        workers: tokenising processes; 1 works in this one.
+        progress: told how far it is.
+        split, config: of a dataset, or of a folder laid out as one.
+        format: of the files, where their content leaves it open.
+        include: patterns of a folder's files to take.
+        overwrite: replace a store that is there.
+        shard_size: most tokens of a file; None: one file.
+        append: add to the store that is there, as further shards. A run that uses it takes the
+            growth at its next start, from each source's next epoch on.
+        bos: put the tokenizer's BOS in front of each document; None: as the store that is appended
+            to, else no.
+        eos: put its EOS behind each document; None: as the store that is appended to, else yes,
+            and no where `ids_key` is given.
+        parse_special_tokens: special tokens that are written in a text become their ids.
+        account: what decides on bad records, and counts them.
+        selected: told what is read and what is left, before anything is.
 
-
-def _tokenised(
-    chunks: Iterable[_Chunk], workers: int, setup: tuple[str, int, str]
-) -> Iterator[tuple[_Chunk, tuple[bytes, int]]]:
-    """Chunks with their tokens, in order; at most a few chunks a worker are in memory."""
-    if workers <= 1:
-        before = os.environ.get("TOKENIZERS_PARALLELISM")
-        _start_worker(*setup)
-        try:
-            for chunk in chunks:
-                yield chunk, _tokenise(chunk.pieces)
-        finally:
-            if before is None:
-                os.environ.pop("TOKENIZERS_PARALLELISM", None)
-            else:
-                os.environ["TOKENIZERS_PARALLELISM"] = before
-        return
-    waiting: deque[tuple[_Chunk, Future[tuple[bytes, int]]]] = deque()
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=setup
-    )
-    try:
-        for chunk in chunks:
-            waiting.append((chunk, pool.submit(_tokenise, chunk.pieces)))
-            if len(waiting) > 3 * workers:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    except BrokenProcessPool as error:
-        raise ValueError("a tokenising worker died (out of memory?); try fewer workers") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Writer:
-    """Tokens into `tokens.bin`, or into shards of `size` tokens numbered from `first`."""
-
-    def __init__(self, folder: Path, width: int, size: int | None, first: int) -> None:
-        self.shards: list[Shard] = []
-        self.tokens = 0
-        self._folder = folder
-        self._width = width
-        self._size = size
-        self._number = first
-        self._file: IO[bytes] | None = None
-        self._held = 0
-        self._digest = hashlib.sha256()
-
-    def write(self, data: bytes) -> None:
-        """Append whole tokens."""
-        view = memoryview(data)
-        while view:
-            if self._file is None:
-                self._open()
-            assert self._file is not None
-            room = len(view) if self._size is None else (self._size - self._held) * self._width
-            part = view[:room]
-            self._file.write(part)
-            self._digest.update(part)
-            self._held += len(part) // self._width
-            self.tokens += len(part) // self._width
-            view = view[room:]
-            if self._held == self._size:
-                self.close()
-
-    def _open(self) -> None:
-        sharded = self._size is not None or self._number
-        name = f"tokens-{self._number:05d}.bin" if sharded else "tokens.bin"
-        self._file = (self._folder / name).open("wb")
-
-    def close(self) -> None:
-        """End the file being written; on return it is on the disk."""
-        if self._file is None:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        name = Path(self._file.name).name
-        self.shards.append(Shard(name, self._held, self._digest.hexdigest()))
-        self._file, self._held, self._digest = None, 0, hashlib.sha256()
-        self._number += 1
+    Raises:
+        ValueError: one line naming file, line, key or name of what is wrong.
+    """
+    out = Path(out)
+    _check_target(out, overwrite, append)
+    account = account or Account()
+    reading = Reading(text_key, ids_key, config)
+    key = (text_key, "--text-key") if ids_key is None else (ids_key, "--ids-key")
+    choice = Choice(split, config, format, include)
+    chosen = select_inputs(inputs, choice, *key, checked=account.on_error == "stop")
+    if selected is not None:
+        selected(chosen)
+    with ExitStack() as held:
+        work = held.enter_context(scratch_folder(out))
+        if append:
+            held.enter_context(alone(out))
+        before = read_header(out) if append else None
+        folder = resolve_tokenizer(tokenizer, work / "hub-tokenizer")
+        facts = inspect_tokenizer(folder)
+        if before is not None and not same_tokenizer(before.tokenizer, out / "tokenizer", facts):
+            raise ValueError(f"{tokenizer}: not the tokenizer that {out} was made with")
+        ends = _ends(facts, before, bos, eos, ids_key)
+        kind = before.dtype if before is not None else dtype_for(facts.vocab_size)
+        first = 0 if before is None else max(1, len(before.shards))
+        files = StoreFiles(work, DTYPES[kind].itemsize, shard_size, first)
+        setup = Setup(folder, kind, ends.bos_id, ends.eos_id, parse_special_tokens)
+        seen: set[int] = {ends.eos_id}
+        if ids_key is None:
+            steps = _from_text(chosen.taken, reading, account, workers, setup)
+        else:
+            steps = _from_ids(chosen.taken, reading, account, facts, setup, seen)
+        documents = 0
+        for data, ended, inputs_done in steps:
+            files.write(data)
+            documents += ended
+            if progress is not None:
+                progress(Progress(documents, files.tokens, inputs_done, len(chosen.taken)))
+        files.close()
+        _check_amount(inputs, documents, files.tokens, sequence_length, account)
+        if before is not None:
+            return grow(out, before, work, files.shards, documents)
+        ends = Ends(ends.bos_id, max(seen))  # none, or the tokenizer's
+        info = _header(facts, kind, ends, documents, files.shards, shard_size is not None)
+        _finish(work, out, folder, info, overwrite)
+        return info
 
 
 def _check_target(out: Path, overwrite: bool, append: bool) -> None:
@@ -200,83 +227,152 @@ def _check_target(out: Path, overwrite: bool, append: bool) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def prepare(
-    inputs: list[str],
-    out: Path,
-    tokenizer: str,
-    *,
-    text_key: str = "text",
-    sequence_length: int | None = None,
-    workers: int = 1,
-    progress: Callable[[Progress], None] | None = None,
-    split: str | None = None,
-    config: str | None = None,
-    overwrite: bool = False,
-    shard_size: int | None = None,
-    append: bool = False,
+def _ends(
+    facts: TokenizerInfo,
+    before: StoreInfo | None,
+    bos: bool | None,
+    eos: bool | None,
+    ids_key: str | None,
+) -> Ends:
+    """The ids to put around documents."""
+    if before is not None:
+        asked = {"bos": (bos, before.bos_id >= 0), "eos": (eos, before.eos_id >= 0)}
+        for name, (now, then) in asked.items():
+            if now is not None and now != then:
+                had = "with" if then else "without"
+                raise ValueError(f"{name}: the store that is appended to was made {had} it")
+        if ids_key is None:
+            return Ends(before.bos_id, before.eos_id)
+        return Ends(-1, -1)
+    if bos and facts.bos_id < 0:
+        raise ValueError("bos: the tokenizer names no bos_token with an id (tokenizer_config.json)")
+    with_eos = ids_key is None if eos is None else eos
+    return Ends(facts.bos_id if bos else -1, facts.eos_id if with_eos else -1)
+
+
+# --- text -------------------------------------------------------------------------------------
+
+_Steps = Iterator[tuple[bytes, int, int]]  # tokens, documents ended, inputs read through
+
+
+def _from_text(
+    inputs: list[Input], reading: Reading, account: Account, workers: int, setup: Setup
+) -> _Steps:
+    encoder: list[TextEncoder] = []  # of this process, where windows don't agree
+
+    def encode_again(text: str) -> Spans:
+        if not encoder:
+            encoder.append(setup.encoder())
+        return encoder[0].encode_window(text, Changes(), slice(None))
+
+    joiner = Joiner(encode_again)
+    for chunk, tokens in tokenised(_chunks(inputs, reading, account), workers, setup):
+        _count(account, tokens.changes)
+        if tokens.window is None:
+            yield tokens.data, len(chunk.windows), chunk.inputs_done
+            continue
+        [window] = chunk.windows
+        if not window.begin and setup.bos_id >= 0:
+            yield _bytes(setup, [setup.bos_id]), 0, chunk.inputs_done
+        for ids in joiner.add(window, tokens.window):
+            yield _bytes(setup, ids), 0, chunk.inputs_done
+        if window.last:
+            end = [setup.eos_id] if setup.eos_id >= 0 else []
+            yield _bytes(setup, end), 1, chunk.inputs_done
+    if joiner.unsure:
+        account.changed[UNSURE] += joiner.unsure
+
+
+def _chunks(inputs: list[Input], reading: Reading, account: Account) -> Iterator[Chunk]:
+    held: list[Window] = []
+    size = 0
+    for done, source in enumerate(inputs):
+        pieces: Iterable[Piece] = read_pieces(source, reading.text_key, account, reading.config)
+        for window in windows(pieces):
+            if not window.whole and held:
+                yield Chunk(held, done)
+                held, size = [], 0
+            held.append(window)
+            size += len(window.text)
+            if size >= _CHUNK_CHARS or not window.whole:
+                yield Chunk(held, done)
+                held, size = [], 0
+    if held:
+        yield Chunk(held, len(inputs))
+
+
+def _count(account: Account, changes: Changes) -> None:
+    if changes.surrogates:
+        account.changed[SURROGATES] += changes.surrogates
+    if changes.unknown:
+        account.changed[UNKNOWN] += changes.unknown
+        account.unknown_characters |= changes.which
+
+
+def _bytes(setup: Setup, ids: Iterable[int] | npt.NDArray[np.int64]) -> bytes:
+    return np.asarray(ids, np.int64).astype(DTYPES[setup.dtype]).tobytes()
+
+
+# --- ids --------------------------------------------------------------------------------------
+
+
+def _from_ids(
+    inputs: list[Input],
+    reading: Reading,
+    account: Account,
+    facts: TokenizerInfo,
+    setup: Setup,
+    seen: set[int],
+) -> _Steps:
+    """Rows of ids as documents; the tokenizer's EOS goes into `seen` where one has it."""
+    assert reading.ids_key is not None
+    for done, source in enumerate(inputs, start=1):
+        for where, ids in read_ids(source, reading.ids_key, account, reading.config):
+            if not len(ids):
+                continue
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= facts.vocab_size:
+                raise ValueError(
+                    f"{where}: the id {low if low < 0 else high} is none of the tokenizer's "
+                    f"{facts.vocab_size}; name the tokenizer that made them"
+                )
+            if facts.eos_id not in seen and np.any(ids == facts.eos_id):
+                seen.add(facts.eos_id)
+            parts = [ids]
+            if setup.bos_id >= 0 and ids[0] != setup.bos_id:
+                parts.insert(0, np.asarray([setup.bos_id]))
+            if setup.eos_id >= 0 and ids[-1] != setup.eos_id:
+                parts.append(np.asarray([setup.eos_id]))
+            yield _bytes(setup, np.concatenate(parts)), 1, done - 1
+        yield b"", 0, done
+
+
+# --- the store --------------------------------------------------------------------------------
+
+
+def _check_amount(
+    inputs: list[str], documents: int, tokens: int, sequence_length: int | None, account: Account
+) -> None:
+    if not documents:
+        counted = "; ".join(account.lines())
+        raise ValueError(
+            f"{', '.join(inputs)}: no document with text in it{f' ({counted})' if counted else ''}"
+        )
+    if sequence_length is not None and tokens < sequence_length:
+        raise ValueError(
+            f"{', '.join(inputs)}: {tokens} tokens are fewer than one sample of "
+            f"sequence_length {sequence_length}"
+        )
+
+
+def _header(
+    facts: TokenizerInfo,
+    kind: str,
+    ends: Ends,
+    documents: int,
+    files: list[Shard],
+    sharded: bool,
 ) -> StoreInfo:
-    """Tokenise `inputs` into a store at `out`; each document is followed by the eos token.
-
-    The result is the same, byte for byte, whatever the number of workers.
-
-    Args:
-        inputs: see :func:`mixloop.trainer.prepare.documents.resolve_inputs`.
-        tokenizer: folder or hub name of a fast tokenizer; a copy is kept in the store.
-        text_key: key (jsonl), column (parquet, datasets) of the text.
-        sequence_length: if given, refuse a result shorter than one sample of that length.
-        workers: tokenising processes; 1 works in this one.
-        split, config: of a Hugging Face dataset.
-        overwrite: replace a store that is there.
-        shard_size: most tokens of a file; None: one file.
-        append: add to the store that is there, as further shards. A run that uses it takes the
-            growth at its next start, from each source's next epoch on.
-
-    Raises:
-        ValueError: one line naming file, line, key or name of what is wrong.
-    """
-    out = Path(out)
-    _check_target(out, overwrite, append)
-    resolved = resolve_inputs(inputs)
-    work = out.parent / f".{out.name}.tmp-{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    with ExitStack() as held:
-        held.callback(shutil.rmtree, work, ignore_errors=True)
-        if append:
-            held.enter_context(alone(out))
-        before = read_header(out) if append else None
-        folder = resolve_tokenizer(tokenizer, work / "hub-tokenizer")
-        facts = inspect_tokenizer(folder)
-        if before is not None and before.tokenizer != facts.fingerprint:
-            raise ValueError(f"{tokenizer}: not the tokenizer that {out} was made with")
-        options = {"text_key": text_key, "split": split, "config": config}
-        kind = dtype_for(facts.vocab_size)
-        setup = (str(folder), facts.eos_id, kind)
-        first = 0 if before is None else max(1, len(before.shards))
-        writer = _Writer(work, DTYPES[kind].itemsize, shard_size, first)
-        documents = 0
-        for chunk, (data, ended) in _tokenised(_chunks(resolved, options), workers, setup):
-            writer.write(data)
-            documents += ended
-            if progress is not None:
-                progress(Progress(documents, writer.tokens, chunk.inputs_done, len(resolved)))
-        writer.close()
-        if not documents:
-            raise ValueError(f"{', '.join(inputs)}: no document with text in it")
-        if sequence_length is not None and writer.tokens < sequence_length:
-            raise ValueError(
-                f"{', '.join(inputs)}: {writer.tokens} tokens are fewer than one sample of "
-                f"sequence_length {sequence_length}"
-            )
-        if before is not None:
-            return grow(out, before, work, writer.shards, documents)
-        info = _header(facts, documents, writer.shards, shard_size is not None)
-        _finish(work, out, folder, info)
-        return info
-
-
-def _header(facts: TokenizerInfo, documents: int, files: list[Shard], sharded: bool) -> StoreInfo:
-    kind = dtype_for(facts.vocab_size)
     if sharded:
         whole = shards_fingerprint(facts.fingerprint, kind, files)
     else:
@@ -288,15 +384,38 @@ def _header(facts: TokenizerInfo, documents: int, files: list[Shard], sharded: b
         vocab_size=facts.vocab_size,
         tokenizer=facts.fingerprint,
         fingerprint=whole,
-        eos_id=facts.eos_id,
+        eos_id=ends.eos_id,
+        bos_id=ends.bos_id,
         shards=tuple(files) if sharded else (),
+        probe=replace(facts.probe, begins=ends.bos_id >= 0),
     )
 
 
-def _finish(work: Path, out: Path, tokenizer: Path, info: StoreInfo) -> None:
-    copy_tokenizer(tokenizer, work / "tokenizer")
+def _finish(work: Path, out: Path, tokenizer: Path, info: StoreInfo, overwrite: bool) -> None:
+    assert info.probe is not None
+    keep_tokenizer(tokenizer, work / "tokenizer", info.probe)
     shutil.rmtree(work / "hub-tokenizer", ignore_errors=True)
     write_atomic(work / HEADER, json.dumps(info.to_json(), indent=2).encode())
-    if out.exists():
-        shutil.rmtree(out)
-    work.rename(out)
+    _check_target(out, overwrite, append=False)  # somebody else's, since then
+    if not out.exists():
+        work.rename(out)
+        return
+    aside = _room_aside(out)
+    out.rename(aside)  # runs that read it go on with what they have
+    try:
+        work.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise
+    if aside == place_of_replaced(out, info.fingerprint):
+        shutil.rmtree(aside)  # the same content
+
+
+def _room_aside(out: Path) -> Path:
+    """Where the store that is there goes; the one replaced before it is removed."""
+    for older in out.parent.glob(f".{glob.escape(out.name)}.replaced-*"):
+        shutil.rmtree(older, ignore_errors=True)
+    try:
+        return place_of_replaced(out, read_header(out).fingerprint)
+    except JobError:
+        return place_of_replaced(out, "damaged")

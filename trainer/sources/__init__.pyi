@@ -11,11 +11,15 @@ from .token_store import Store as Store
 from .token_store import StoreInfo as StoreInfo
 from .token_store import dtype_for as dtype_for
 from .token_store import fingerprint as fingerprint
+from .token_store import place_of_replaced as place_of_replaced
 from .token_store import read_header as read_header
 from .token_store import shards_fingerprint as shards_fingerprint
 from .tokenizer import TokenizerInfo as TokenizerInfo
 from .tokenizer import copy_tokenizer as copy_tokenizer
 from .tokenizer import inspect_tokenizer as inspect_tokenizer
+from .tokenizer import keep_tokenizer as keep_tokenizer
 from .tokenizer import load_raw as load_raw
 from .tokenizer import resolve_tokenizer as resolve_tokenizer
+from .tokenizer import same_tokenizer as same_tokenizer
 from .tokenizer import train_tokenizer as train_tokenizer
+from .tokenizer import trained_probe as trained_probe

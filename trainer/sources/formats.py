@@ -23,7 +23,7 @@ from .fingerprints import id_range
 from .hf_datasets import open_arrow, verify_arrow
 from .megatron import index_of, open_megatron, verify_megatron
 from .token_store import HEADER, Store, StoreInfo, read_header, verify_store
-from .tokenizer import inspect_tokenizer
+from .tokenizer import inspect_tokenizer, same_tokenizer
 
 
 class _Format(NamedTuple):
@@ -145,13 +145,23 @@ def open_stores(job: Job) -> dict[str, Store]:
 def _check_tokenizers(stores: Mapping[str, Store]) -> None:
     first, *others = [name for name, store in stores.items() if store.info.tokenizer] or [""]
     for name in others:
-        info, other = stores[first].info, stores[name].info
-        if other.tokenizer != info.tokenizer:
-            raise JobError(
-                f"sources.{name}: made with another tokenizer than sources.{first} "
-                f"(vocabulary {other.vocab_size} and {info.vocab_size}); "
-                "prepare both with the same one"
-            )
+        one, other = stores[first], stores[name]
+        if other.info.tokenizer == one.info.tokenizer or _same_files(one, other):
+            continue
+        raise JobError(
+            f"sources.{name}: made with another tokenizer than sources.{first} "
+            f"(vocabulary {other.info.vocab_size} and {one.info.vocab_size}); "
+            "prepare both with the same one"
+        )
+
+
+def _same_files(one: Store, other: Store) -> bool:
+    """Whether two stores, whose headers hash their tokenizers differently, carry the same one."""
+    try:
+        facts = inspect_tokenizer(other.tokenizer)
+    except JobError:
+        return False
+    return same_tokenizer(one.info.tokenizer, one.tokenizer, facts)
 
 
 def tokenizer_folder(job: Job, stores: Mapping[str, Store]) -> Path:
@@ -184,7 +194,9 @@ def check_vocabulary(job: Job, stores: Mapping[str, Store]) -> None:
         return
     facts = inspect_tokenizer(folder)
     for name, store in stores.items():
-        if store.info.tokenizer and store.info.tokenizer != facts.fingerprint:
+        if store.info.tokenizer and not same_tokenizer(
+            store.info.tokenizer, store.tokenizer, facts
+        ):
             raise JobError(
                 f"tokenizer: {folder} is not the tokenizer sources.{name} was prepared with"
             )

@@ -15,6 +15,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class Pool:
                 self._release(spare=True)
             while True:
                 try:
-                    content = map_file(file.path, file.size)
+                    content = file.map()
                     break
                 except OSError as error:
                     if error.errno != errno.ENOMEM or not self._held:
@@ -143,16 +144,28 @@ os.register_at_fork(after_in_child=POOL.forked)
 
 
 class MappedFile:
-    """A file of known size whose bytes are mapped when they are first asked for."""
+    """A file of known size whose bytes are mapped when they are first asked for.
 
-    __slots__ = ("__weakref__", "content", "path", "pool", "size", "used")
+    Args:
+        find: the folder that holds it now; None: where it was, and the same file as it was.
+    """
 
-    def __init__(self, path: Path, size: int, pool: Pool = POOL) -> None:
+    __slots__ = ("__weakref__", "_find", "_known", "content", "path", "pool", "size", "used")
+
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        pool: Pool = POOL,
+        find: Callable[[], Path] | None = None,
+    ) -> None:
         self.path = path
         self.size = size
         self.pool = pool
         self.content: Bytes | None = None
         self.used = False
+        self._find = find
+        self._known = None if find else _identity(path)
 
     @property
     def mapped(self) -> bool:
@@ -163,10 +176,39 @@ class MappedFile:
         """All of it, shape [size].
 
         Raises:
-            OSError: it is gone, or shorter than it was.
+            OSError: it is gone, shorter than it was, or another file.
         """
         content = self.content
         if content is None:
             return self.pool.admit(self)
         self.used = True  # again: what is read once alone makes way first
         return content
+
+    def map(self) -> Bytes:
+        """A new map of it, see `bytes`."""
+        if self._find is None:
+            content = map_file(self.path, self.size)
+            now = _identity(self.path)
+            # one of the two may change alone: by a touch, or a network's numbering
+            if self._known and now and all(a != b for a, b in zip(self._known, now, strict=True)):
+                raise OSError(f"{self.path}: another file than when it was opened")
+            return content
+        while True:
+            folder = self._find()
+            try:
+                content = map_file(folder / self.path.name, self.size)
+            except FileNotFoundError:
+                if self._find() == folder:
+                    raise
+                continue
+            if self._find() == folder:  # it wasn't replaced in between
+                return content
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one at its path; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns

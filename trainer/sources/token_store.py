@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mixloop.common.tokenizing import TokenProbe
 from mixloop.trainer.config import JobError
 
-from .stream import Stream, file_piece
+from .memory_map import MappedFile
+from .stream import Piece, Stream
 
 SCHEMA = "mixloop/store/1"
 HEADER = "store.json"
@@ -40,8 +42,10 @@ class StoreInfo:
     """What a source is. `tokens` is also its unique-token count.
 
     `tokenizer` is its fingerprint, empty where the format doesn't carry one; `vocab_size` is 0 and
-    `eos_id` -1 where they aren't known. `history` has `tokens` and `fingerprint` of what a store
-    was before each extension, `shards` its files (none: the one file `tokens.bin`).
+    `eos_id` -1 where they aren't known, or no such token ends a document; `bos_id` is the token
+    that begins each, -1 for none. `history` has `tokens` and `fingerprint` of what a store
+    was before each extension, `shards` its files (none: the one file `tokens.bin`). `probe` are the
+    tokenizer's ids of a fixed text, which evaluation compares with its own.
     """
 
     tokens: int
@@ -53,13 +57,17 @@ class StoreInfo:
     eos_id: int
     history: Sequence[Mapping[str, Any]] = ()
     shards: tuple[Shard, ...] = ()
+    bos_id: int = -1
+    probe: TokenProbe | None = None
     format: str = "store"
 
     def to_json(self) -> dict[str, Any]:
         """The content of `store.json`."""
         body = {"schema": SCHEMA, **asdict(self)}
         del body["format"]
-        for key in ("history", "shards"):
+        if self.bos_id < 0:
+            del body["bos_id"]
+        for key in ("history", "shards", "probe"):
             if not body[key]:
                 del body[key]
         return body
@@ -89,7 +97,8 @@ def read_header(path: Path) -> StoreInfo:
     try:
         shards = tuple(Shard(**shard) for shard in raw.pop("shards", ()))
         history = tuple(raw.pop("history", ()))
-        info = StoreInfo(**raw, history=history, shards=shards)
+        probe = TokenProbe.from_json(raw.pop("probe", None))
+        info = StoreInfo(**raw, history=history, shards=shards, probe=probe)
         counted = sum(shard.tokens for shard in shards)
     except TypeError as error:
         raise JobError(f"{file}: damaged header: {error}") from error
@@ -100,6 +109,47 @@ def read_header(path: Path) -> StoreInfo:
     if any(Path(shard.file).name != shard.file for shard in shards):
         raise JobError(f"{file}: a shard that isn't in the store's own folder")
     return info
+
+
+def place_of_replaced(path: Path, fingerprint: str) -> Path:
+    """Where a store of `path` lies once another has taken its place."""
+    return path.with_name(f".{path.name}.replaced-{fingerprint.removeprefix('sha256:')[:12]}")
+
+
+class _Place:
+    """Where an open store's files are: at its path, or aside if it was prepared again since."""
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self._path = path
+        self._fingerprint = fingerprint
+        self._known: tuple[int, int] | None = None  # the header that said it is there
+
+    def folder(self) -> Path:
+        """The folder that holds the store now.
+
+        Raises:
+            OSError: it is gone.
+        """
+        try:
+            status = (self._path / HEADER).stat()
+            if self._known == (status.st_ino, status.st_mtime_ns):
+                return self._path
+            header = read_header(self._path)
+        except (OSError, JobError):
+            header = None
+        if header is not None and self._fingerprint in (
+            header.fingerprint,
+            *(entry["fingerprint"] for entry in header.history),
+        ):
+            self._known = (status.st_ino, status.st_mtime_ns)
+            return self._path
+        aside = place_of_replaced(self._path, self._fingerprint)
+        if aside.is_dir():
+            return aside
+        raise OSError(
+            f"{self._path}: another store than when it was opened (prepared again?), and the old "
+            "one is gone; end the run, and begin one with the new store"
+        )
 
 
 class Store:
@@ -119,6 +169,7 @@ class Store:
         """
         info = read_header(path)
         kind = DTYPES[info.dtype]
+        place = _Place(path, info.fingerprint)
         pieces = []
         for name, tokens in _files(info):
             data = path / name
@@ -131,13 +182,15 @@ class Store:
                 raise JobError(
                     f"{data}: {size} bytes where the header says {expected}; prepare again"
                 )
-            pieces.append(file_piece(data, kind, tokens))
+            pieces.append(Piece(MappedFile(data, expected, find=place.folder), tokens))
         return cls(path, info, Stream(pieces, kind))
 
     @property
     def tokenizer(self) -> Path:
         """Folder of the tokenizer this store was made with."""
-        return self.path / "tokenizer"
+        if self.info.format != "store":
+            return self.path / "tokenizer"
+        return _Place(self.path, self.info.fingerprint).folder() / "tokenizer"
 
     def samples(self, sequence_length: int) -> int:
         """Whole windows of `sequence_length` tokens in the store."""

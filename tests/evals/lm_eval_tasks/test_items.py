@@ -94,12 +94,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lm(checkpoint: Path) -> Any:
     """The model in this process, for direct computation."""
-    from mixloop.evals.engine.loading import read_model
+    from mixloop.evals.checkpoints import read_checkpoint
     from mixloop.evals.engine.plain_lm import PlainLM
-    from mixloop.evals.engine.tokenization import read_tokenizer
 
-    model = read_model(checkpoint, "cpu", "auto")
-    return PlainLM(model, read_tokenizer(checkpoint), max_length=1500)
+    found = read_checkpoint(checkpoint, device="cpu", dtype="auto")
+    return PlainLM(found.model, found.tokenizer, max_length=1500)
 
 
 @pytest.fixture

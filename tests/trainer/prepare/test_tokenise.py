@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from mixloop.trainer.config import JobError
-from mixloop.trainer.prepare import documents, prepare
-from mixloop.trainer.prepare.documents import read_pieces, resolve_inputs
+from mixloop.trainer.prepare import prepare
 from mixloop.trainer.prepare.tokenise import Progress
 from mixloop.trainer.sources import (
     Store,
@@ -112,23 +111,6 @@ def test_more_workers_give_the_same_bytes(tmp_path: Path, tokenizer: str) -> Non
     assert steps[-1] == Progress(40, two.tokens, 1, 1)
 
 
-def test_a_long_text_file_is_one_document_read_in_pieces(
-    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(documents, "PIECE_CHARS", 100)
-    file = tmp_path / "long.txt"
-    file.write_text("".join(TEXTS))
-    info = prepare([str(file)], tmp_path / "out", tokenizer)
-    tokens = content(tmp_path / "out")
-    assert info.documents == 1
-    assert tokens.count(inspect_tokenizer(Path(tokenizer)).eos_id) == 1
-    assert load_raw(Path(tokenizer)).decode(tokens[:-1]) == "".join(TEXTS)
-    [source] = resolve_inputs([str(file)])
-    pieces = list(read_pieces(source))
-    assert "".join(piece.text for piece in pieces) == "".join(TEXTS)
-    assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-
-
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
@@ -151,18 +133,6 @@ def test_bad_files_say_where(
     with pytest.raises(ValueError, match=message):
         prepare([str(tmp_path / name)], tmp_path / "out", tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_inputs_that_are_not_there(tmp_path: Path) -> None:
-    for wrong in (tmp_path / "none.jsonl", tmp_path / "none"):
-        with pytest.raises(ValueError, match="no such file or folder"):
-            resolve_inputs([str(wrong)])
-    with pytest.raises(ValueError, match="matches no file"):
-        resolve_inputs([str(tmp_path / "*.txt")])
-    with pytest.raises(ValueError, match="no input"):
-        resolve_inputs([])
-    assert resolve_inputs(["org/name"])[0].kind == "hub"
-    assert resolve_inputs(["hub:wikitext"])[0].location == "wikitext"
 
 
 def test_an_existing_store_is_kept_unless_asked(tmp_path: Path, tokenizer: str) -> None:

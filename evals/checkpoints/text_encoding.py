@@ -1,0 +1,93 @@
+"""The checkpoint's tokenizer, and what of it goes into a text: its own tokens and no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from mixloop.common.tokenizing import (
+    TOKENIZER_FILE,
+    TokenProbe,
+    exact_config,
+    read_probe,
+    read_tokenizer_file,
+    take_probe,
+)
+
+# of tokenizers that transformers converts
+_OTHER_FILES = (
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "tiktoken.model",
+)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a checkpoint's folder; no code from the checkpoint is run.
+
+    A `tokenizer.json` is taken as it is, whatever class the folder names; what has none is read
+    by transformers.
+
+    Raises:
+        OSError: there is none, or it can't be read.
+        ValueError: it is damaged.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if not (folder / TOKENIZER_FILE).is_file():
+        if not any((folder / name).is_file() for name in _OTHER_FILES):
+            raise FileNotFoundError(
+                f"no {TOKENIZER_FILE}: save it with the model (loader.save_tokenizer(folder), "
+                "or the files of the store's tokenizer/ folder, as they are)"
+            )
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    raw = read_tokenizer_file(folder)
+    options = exact_config(folder, raw)
+    del options["tokenizer_class"]
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        options["chat_template"] = template.read_text("utf-8")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **options)
+
+
+def why_not_trained_with(tokenizer: Any, folder: Path, trained: TokenProbe | None) -> str | None:
+    """Why a checkpoint's model can't have been trained on this tokenizer's ids, or None.
+
+    Args:
+        tokenizer: As it was read.
+        folder: The checkpoint's; a probe may be recorded there.
+        trained: The probe of the tokenizer that made the training data; None: not known.
+    """
+    recorded = read_probe(folder)
+    if recorded is None and trained is None:
+        return None
+    mine = take_probe(lambda text: encode_text(tokenizer, text))
+    for probe, whose in ((recorded, "recorded in the checkpoint"), (trained, "of the run's data")):
+        difference = None if probe is None else mine.difference(probe)
+        if difference is not None:
+            return (
+                "its tokenizer is not the one that the training data was tokenised with "
+                f"(by the ids {whose}): {difference}; save the data's with each checkpoint "
+                "(loader.save_tokenizer(folder), or the files of the store's tokenizer/ folder, as "
+                "they are)"
+            )
+    return None
+
+
+def encode_text(tokenizer: Any, text: str, *, begin: bool = False) -> list[int]:
+    """A text's ids and nothing else: no template of the tokenizer adds any.
+
+    Args:
+        tokenizer: The checkpoint's.
+        text: Anything.
+        begin: Whether the beginning-of-text token stands in front, as lm-eval's `hf` model has it
+            with `add_bos_token`; never twice.
+    """
+    ids = cast(list[int], tokenizer.encode(text, add_special_tokens=False))
+    if begin and not text.startswith(tokenizer.bos_token):
+        return [tokenizer.bos_token_id, *ids]
+    return ids

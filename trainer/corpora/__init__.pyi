@@ -1,0 +1,12 @@
+from .account import SURROGATES as SURROGATES
+from .account import UNKNOWN as UNKNOWN
+from .account import UNSURE as UNSURE
+from .account import Account as Account
+from .documents import Piece as Piece
+from .documents import check_key as check_key
+from .documents import read_ids as read_ids
+from .documents import read_pieces as read_pieces
+from .selection import Choice as Choice
+from .selection import Input as Input
+from .selection import Selection as Selection
+from .selection import select as select
