@@ -139,7 +139,7 @@ def prepare(
     except ValueError as error:
         raise BadInput(str(error)) from None
     notes = account.lines()
-    if replaced := sorted(out.parent.glob(f".{out.name}.replaced-*")):
+    if overwrite and (replaced := sorted(out.parent.glob(f".{out.name}.replaced-*"))):
         notes.append(
             f"the store that was there is {replaced[0]} now; remove it when no run reads it"
         )

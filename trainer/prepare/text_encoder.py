@@ -7,11 +7,11 @@ documents itself, as it is told to.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,7 +61,6 @@ class TextEncoder:
     """
 
     def __init__(self, folder: Path, parse_special: bool = False) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism
         tokenizer = load_raw(folder)
         tokenizer.post_processor = None  # it would trim the places of tokens
         if not parse_special:
@@ -130,7 +129,8 @@ class TextEncoder:
 
 
 def _spans(encoding: Encoding) -> Spans:
-    places = np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
+    offsets = encoding.offsets
+    places = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2)
     return Spans(np.asarray(encoding.ids, np.int64), places[:, 0], places[:, 1])
 
 

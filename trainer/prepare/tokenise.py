@@ -20,6 +20,7 @@ import numpy.typing as npt
 from mixloop.common.files import write_atomic
 from mixloop.trainer.config import JobError
 from mixloop.trainer.corpora import (
+    BLANK,
     SURROGATES,
     UNKNOWN,
     UNSURE,
@@ -96,7 +97,7 @@ class Ends:
 
 def select_inputs(
     inputs: list[str],
-    choice: Choice = Choice(),  # noqa: B008 - frozen
+    choice: Choice | None = None,
     key: str = "text",
     option: str = "--text-key",
     checked: bool = True,
@@ -193,6 +194,7 @@ def prepare(
         kind = before.dtype if before is not None else dtype_for(facts.vocab_size)
         first = 0 if before is None else max(1, len(before.shards))
         files = StoreFiles(work, DTYPES[kind].itemsize, shard_size, first)
+        held.callback(files.abandon)
         setup = Setup(folder, kind, ends.bos_id, ends.eos_id, parse_special_tokens)
         seen: set[int] = {ends.eos_id}
         if ids_key is None:
@@ -287,8 +289,9 @@ def _chunks(inputs: list[Input], reading: Reading, account: Account) -> Iterator
     held: list[Window] = []
     size = 0
     for done, source in enumerate(inputs):
-        pieces: Iterable[Piece] = read_pieces(source, reading.text_key, account, reading.config)
-        for window in windows(pieces):
+        pieces = read_pieces(source, reading.text_key, account, reading.config)
+        for window in windows(_counting_ends(pieces, account)):
+            account.changed[BLANK] -= window.last
             if not window.whole and held:
                 yield Chunk(held, done)
                 held, size = [], 0
@@ -299,6 +302,12 @@ def _chunks(inputs: list[Input], reading: Reading, account: Account) -> Iterator
                 held, size = [], 0
     if held:
         yield Chunk(held, len(inputs))
+
+
+def _counting_ends(pieces: Iterable[Piece], account: Account) -> Iterator[Piece]:
+    for piece in pieces:
+        account.changed[BLANK] += piece.ends
+        yield piece
 
 
 def _count(account: Account, changes: Changes) -> None:
