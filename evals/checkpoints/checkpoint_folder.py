@@ -13,7 +13,7 @@ from mixloop.common.errors import one_line
 from mixloop.common.tokenizing import TokenProbe, read_probe
 
 from .model_weights import read_model
-from .text_encoding import read_tokenizer, why_not_trained_with
+from .text_encoding import read_tokenizer, why_not_of_model, why_not_trained_with
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,9 @@ def _read(folder: Path, device: str, dtype: str, trained: TokenProbe | None) -> 
     tokenizer = read_tokenizer(folder)
     if tokenizer.eos_token_id is None:
         raise ValueError("its tokenizer has no end-of-text token")
-    problem = why_not_trained_with(tokenizer, folder, trained)
+    problem = why_not_trained_with(tokenizer, folder, trained) or why_not_of_model(
+        tokenizer, config
+    )
     if problem is not None:
         raise ValueError(problem)
     known = trained or read_probe(folder)

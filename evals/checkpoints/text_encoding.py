@@ -54,6 +54,21 @@ def read_tokenizer(folder: Path) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=raw, **options)
 
 
+def why_not_of_model(tokenizer: Any, config: Any) -> str | None:
+    """Why a tokenizer can't be that of a model, or None: plain text makes ids the model lacks.
+
+    Tokens that were added may lie beyond; a text that holds none needs no row for them.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if backend is None or not isinstance(rows, int):
+        return None
+    highest = max(backend.get_vocab(with_added_tokens=False).values(), default=0)
+    if highest < rows:
+        return None
+    return f"its tokenizer has ids up to {highest}, its model {rows} of them: one is another's"
+
+
 def why_not_trained_with(tokenizer: Any, folder: Path, trained: TokenProbe | None) -> str | None:
     """Why a checkpoint's model can't have been trained on this tokenizer's ids, or None.
 
