@@ -26,6 +26,11 @@ _OTHER_FILES = (
 )
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a checkpoint's folder carries a tokenizer of its own, sound or not."""
+    return any((folder / name).is_file() for name in (TOKENIZER_FILE, *_OTHER_FILES))
+
+
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer in a checkpoint's folder; no code from the checkpoint is run.
 
@@ -39,7 +44,7 @@ def read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if not (folder / TOKENIZER_FILE).is_file():
-        if not any((folder / name).is_file() for name in _OTHER_FILES):
+        if not has_tokenizer(folder):
             raise FileNotFoundError(
                 f"no {TOKENIZER_FILE}: save it with the model (loader.save_tokenizer(folder), "
                 "or the files of the store's tokenizer/ folder, as they are)"
