@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from .account import Account
 from .compressed import UNREADABLE, bare_name, open_binary
+from .dataset_layout import ALL
 from .inputs import Input
 from .json_values import json_values
 from .mosaic_shards import mosaic_columns, mosaic_values
@@ -328,6 +330,8 @@ def _open_dataset(source: Input, config: str | None) -> Any:
     try:
         if source.format == "saved":
             saved: Any = datasets.load_from_disk(source.location)
+            if isinstance(saved, datasets.DatasetDict) and split == ALL:
+                return chain.from_iterable(saved.values())
             if isinstance(saved, datasets.DatasetDict):
                 if split not in saved:
                     raise ValueError(f"no split {split!r} (there are: {', '.join(saved)})")

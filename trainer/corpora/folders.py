@@ -27,7 +27,8 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _OTHER_KINDS = re.compile(
-    r".*\.(md5|sha1|sha256|sha512|crc|lock|ya?ml|toml|cfg|ini|log|py|ipynb|sh|tmp|incomplete)",
+    r".*\.(md5|sha1|sha256|sha512|crc|lock|ya?ml|toml|cfg|ini|log|py|ipynb|sh|tmp|bak|orig|swp"
+    r"|incomplete|part|partial|crdownload|aria2)",
     re.IGNORECASE,
 )
 
@@ -68,6 +69,7 @@ def add_folder(folder: Path, choice: Choice, chosen: Selection) -> None:
             left.append(Left(found.pop(inside).location, why))
         marks = {path: by_card[path] for path in found}
     taken = _one_split(folder, found, marks, choice, left)
+    _refuse_twins(taken)
     if len({one.format for one in taken}) > 1:
         raise ValueError(
             f"{folder}: {groups(taken)}: say which by --format or --include, or prepare one, "
@@ -77,6 +79,19 @@ def add_folder(folder: Path, choice: Choice, chosen: Selection) -> None:
         raise ValueError(f"{folder}: no file of documents in this folder{_what_is_left(left)}")
     chosen.taken += taken
     chosen.left += left
+
+
+def _refuse_twins(taken: Iterable[Input]) -> None:
+    """Refuse a file and its compressed self: the same documents twice."""
+    seen: dict[Path, str] = {}
+    for one in taken:
+        path = Path(one.location)
+        plain = path.with_name(path.name[: len(bare_name(path))])
+        other = seen.setdefault(plain, path.name)
+        if other != path.name:
+            raise ValueError(
+                f"{path}: the same file as {other}, by its name; --include one of them"
+            )
 
 
 def _add_shards(folder: Path, choice: Choice, chosen: Selection) -> bool:
@@ -103,8 +118,8 @@ def _without_config(choice: Choice) -> Choice:
 
 def _walk(folder: Path, left: list[Left]) -> Iterator[PurePosixPath]:
     """The files of a folder by path; what is hidden is left, a hidden folder in one entry."""
-    found = []
-    for where, folders, files in os.walk(folder):
+    found: list[Path] = []
+    for where, folders, files in os.walk(folder, onerror=_unreadable):
         base = Path(where)
         for name in sorted(folders):
             if name.startswith((".", "__")):
@@ -116,8 +131,12 @@ def _walk(folder: Path, left: list[Left]) -> Iterator[PurePosixPath]:
                 )
         found += [base / name for name in files]
     for path in sorted(found):
-        if path.is_file():
+        if path.is_file() or path.is_symlink():  # a link to nothing is a file that is missing
             yield PurePosixPath(path.relative_to(folder).as_posix())
+
+
+def _unreadable(error: OSError) -> None:
+    raise ValueError(f"{error.filename}: unreadable: {error.strerror}")
 
 
 def _look(folder: Path, inside: PurePosixPath, choice: Choice, left: list[Left]) -> Input | None:

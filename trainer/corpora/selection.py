@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -54,7 +55,17 @@ def select(inputs: Iterable[str], choice: Choice | None = None) -> Selection:
     if not chosen.taken and not chosen.left:
         raise ValueError("no input given")
     _check_named_files(dict(files), choice, chosen)
+    _refuse_repeats(chosen)
     return chosen
+
+
+def _refuse_repeats(chosen: Selection) -> None:
+    places = Counter(
+        Path(one.location).resolve() for one in chosen.taken if one.format not in ("hub", "saved")
+    )
+    for place, count in places.most_common(1):
+        if count > 1:
+            raise ValueError(f"{place}: given {count} times; leave it out of all but one input")
 
 
 # --- files that are named ---------------------------------------------------------------------
