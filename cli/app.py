@@ -5,13 +5,17 @@ Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr, no traceback), 13
 
 from __future__ import annotations
 
+import codecs
+import io
+import signal
 import sys
 from collections.abc import Callable
 
 import typer
 
 from mixloop.common.errors import BadInput
-from mixloop.common.text import clean
+from mixloop.common.process import handling, interrupt, stop_signals
+from mixloop.common.text import clean, in_ascii
 
 from . import audit, data, evaluation, experiments, inspect, operators, policies, run, search
 
@@ -58,6 +62,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of `mixloop --help`
     "sync": operators.sync,
     "export": operators.export,
 }
+SIGNS = "ascii_signs"  # a codec and an error handler
 ANY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 for name, command in COMMANDS.items():
@@ -69,15 +74,42 @@ app.add_typer(policies.app, name="policies")
 
 
 def main() -> None:
-    """Entry of the ``mixloop`` command."""
+    """Entry of the ``mixloop`` command; what asks it to stop ends it as Ctrl-C does."""
+    _speak_ascii()
     try:
-        app()
+        # an ignored Ctrl-C, of a shell's background, stays so
+        with handling(set(stop_signals()) - {signal.SIGINT}, interrupt):
+            app()
     except BadInput as error:
         typer.echo(f"error: {clean(error)}", err=True)
+        sys.exit(2)
+    except OSError as error:  # a folder that is missing, full, or somebody else's
+        if error.filename is None:
+            raise
+        typer.echo(f"error: {clean(error.filename)}: {error.strerror or error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
+
+
+def _speak_ascii() -> None:
+    """Where the terminal takes less than Unicode, what comes nearest rather than a traceback.
+
+    ASCII goes by a name of ours: click takes its own for a mistake and would write UTF-8.
+    """
+    codecs.register_error(SIGNS, in_ascii)
+    codecs.register(lambda name: _ascii_signs() if name == SIGNS else None)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            ascii_only = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding=SIGNS if ascii_only else stream.encoding, errors=SIGNS)
+
+
+def _ascii_signs() -> codecs.CodecInfo:
+    plain = codecs.lookup("ascii")
+    kept = ("encode", "decode", "incrementalencoder", "incrementaldecoder")
+    return codecs.CodecInfo(**{key: getattr(plain, key) for key in kept}, name=SIGNS)
 
 
 if __name__ == "__main__":

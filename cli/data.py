@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixloop.common.errors import BadInput
-from mixloop.common.process import ended_by_signals
 from mixloop.common.text import clean, tokens
 
 from .output import AsJson, print_json, print_lines, progress_bar
@@ -110,7 +109,7 @@ def prepare(
         if out is None or tokenizer is None:
             raise BadInput(f"--{'tokenizer' if out else 'out'}: missing; give it a value")
         account = Account("skip" if on_error == "skip" else "stop", max_errors)
-        with progress_bar("tokenising") as show, ended_by_signals():
+        with progress_bar("tokenising") as show:
             info = prepare(
                 inputs,
                 out,
@@ -139,7 +138,7 @@ def prepare(
     except ValueError as error:
         raise BadInput(str(error)) from None
     notes = account.lines()
-    if replaced := sorted(out.parent.glob(f".{out.name}.replaced-*")):
+    if overwrite and (replaced := sorted(out.parent.glob(f".{out.name}.replaced-*"))):
         notes.append(
             f"the store that was there is {replaced[0]} now; remove it when no run reads it"
         )

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixloop.common.errors import BadInput, suggest
-from mixloop.common.text import clean
+from mixloop.common.files import unwritable
+from mixloop.common.text import clean, tokens
 from mixloop.controller import core, views
 
 from .output import AsJson, Run, print_json
@@ -132,6 +133,8 @@ def export(
     text = json.dumps(stages, indent=2) if as_json else views.export_text(stages)
     if out is None:
         typer.echo(text.rstrip())
+    elif (problem := unwritable(out)) is not None:
+        raise BadInput(f"--out: {out}: {problem}")
     else:
         out.write_text(text, encoding="utf-8")
         typer.echo(f"wrote {out}")
@@ -186,6 +189,7 @@ def _ask(target: Path, verb: Any, wait: float, as_json: bool, **fields: Any) -> 
     from mixloop.controller.journal import timestamp
 
     paths, journal = views.open_run(target)
+    _refuse_finished(target, paths, verb)
     request = requests.new_request(verb, timestamp(), **fields)
     try:
         file = requests.submit(
@@ -200,6 +204,16 @@ def _ask(target: Path, verb: Any, wait: float, as_json: bool, **fields: Any) -> 
     else:
         _print_answer(request, answer, _alive(journal))
     raise SystemExit(1 if answer is not None and answer.state == "refused" else 0)
+
+
+def _refuse_finished(target: Path, paths: RunPaths, verb: str) -> None:
+    """Nothing a person asks of a run that has ended would ever be done."""
+    from mixloop.contract import read_status
+
+    status = read_status(paths.status).value
+    if status is not None and status.finished:
+        spent = f"{tokens(status.tokens)} of {tokens(status.budget)} tokens"
+        raise BadInput(f"{target}: {verb}: training has ended after {spent}; nothing was asked")
 
 
 def _answer(

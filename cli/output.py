@@ -16,7 +16,7 @@ import typer
 
 from mixloop.common.text import clean, number, tokens
 from mixloop.common.types import Json
-from mixloop.controller import core
+from mixloop.controller import core, views
 from mixloop.controller.views import cell, table
 
 if TYPE_CHECKING:
@@ -40,8 +40,12 @@ Show = Callable[[float, float, str], None]
 
 def print_json(value: Any) -> None:
     """Print a value as JSON; half of a surrogate pair, which is no text, as a question mark."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    typer.echo(text.encode("utf-8", "replace").decode())
+    text = json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "replace").decode()
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a terminal of less than Unicode: escapes say the same
+        text = json.dumps(json.loads(text), indent=2)
+    typer.echo(text)
 
 
 def print_lines(lines: Iterable[object]) -> None:
@@ -79,7 +83,7 @@ def history_table(entries: Sequence[Json]) -> Table:
         (
             *(entry["id"], entry["step"], tokens(entry["tokens"])),
             *(core.verdict(entry), entry["policy"]),
-            core.moves(entry["weights_before"], entry["weights_after"]),
+            core.changes(entry),
             _why(entry),
             "-" if entry["applied_step"] is None else f"step {entry['applied_step']}",
         )
@@ -172,11 +176,13 @@ def status_lines(run: RunStanding) -> list[str]:
     ]
     if run.scores:
         lines += _benchmark_lines(run.scores[-1])
+    if run.unscored is not None:
+        lines.append(f"Unscored   {clean(run.unscored.in_words)}")
     lines += _skipped_line(run.skipped)
     if run.steering:
         lines.append(f"Steered    {core.steering(run.steering)}")
     lines += _pending_lines(run)
-    lines += _operator_lines(run.operators)
+    lines += _operator_lines(run.operators, run.approval_timeout)
     tracking = run.tracking
     lines.append(f"MLflow     {tracking.sent} entries sent, {tracking.waiting} waiting")
     if tracking.last_error is not None:
@@ -236,13 +242,17 @@ def _pending_lines(run: RunStanding) -> Iterator[str]:
         yield f"Pending    scoring the checkpoint at step {step}"
 
 
-def _operator_lines(operators: OperatorStanding) -> Iterator[str]:
+def _operator_lines(operators: OperatorStanding, timeout: int | None) -> Iterator[str]:
     if operators.paused:
         yield "Paused     nothing is decided until `mixloop resume`"
     if operators.pins:
         yield f"Pinned     {core.mixture(operators.pins)}"
     for decision, approval in operators.awaiting:
-        why = clean(approval.why)
-        yield f"Approval   {decision.id} waits for `mixloop approve` or `reject`: {why}"
+        asks = views.approval_json(decision, approval, timeout)
+        moved = core.moves(asks["before"], asks["after"])
+        yield (
+            f"Approval   {decision.id} waits for `mixloop approve` or `reject` {core.until(asks)}: "
+            f"{moved}; {clean(decision.reason)}"
+        )
     if operators.requests:
         yield f"Requests   {operators.requests} not taken by a controller yet"

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mixloop.common.errors import BadInput
+from mixloop.common.files import unwritable
 from mixloop.common.text import clean, tokens
 from mixloop.controller import views
 
@@ -35,6 +36,8 @@ def init(
     """Write a commented run.yaml to start from."""
     from mixloop.controller.config import TEMPLATE
 
+    if (problem := unwritable(path)) is not None:
+        raise BadInput(f"{path}: {problem}")
     if path.exists() and not force:
         raise BadInput(f"{path}: exists already; give another path, or --force to replace it")
     path.write_text(TEMPLATE, encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixloop.common.errors import BadInput
+from mixloop.common.process import handling, stop_signals
 from mixloop.common.text import clean, tokens
 from mixloop.common.types import Json
 from mixloop.controller import views
@@ -104,14 +104,9 @@ def _run(config: RunConfig, plan: SearchPlan, *, as_json: bool) -> int:
 
 @contextlib.contextmanager
 def _stop_on_signals(search: Search) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the search between two looks."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda *_: search.stop()) for number in numbers}
-    try:
+    """What asks to stop ends the search between two looks."""
+    with handling(stop_signals(), lambda *_: search.stop()):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def plan_facts(plan: SearchPlan, speed: float | None) -> Json:

@@ -42,6 +42,21 @@ def fsync_folder(folder: str | os.PathLike[str]) -> None:
         os.close(handle)
 
 
+def unwritable(path: Path, *, parents: bool = False) -> str | None:
+    """Why no file can be written there, and the mend; None where nothing speaks against it.
+
+    ``parents``: the folders above it are made where they are missing.
+    """
+    if path.is_dir():
+        return "is a folder; name a file in it"
+    folder = path.parent
+    while parents and not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"there is no folder {folder}; make it first"
+    return None if os.access(folder, os.W_OK) else f"{folder} can't be written to"
+
+
 def write_all(handle: int, data: bytes) -> None:
     """Write every byte and fsync."""
     view = memoryview(data)

@@ -50,8 +50,6 @@ class Difference:
         Two standard errors over eight items are weaker evidence than over eight hundred; on this
         scale one threshold serves both.
         """
-        if self.df <= 0 or not math.isfinite(self.t):
-            return self.t if self.df > 0 else 0.0
         return normal_score(self.t, self.df)
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
@@ -60,8 +58,18 @@ class Difference:
         return self.gain - half, self.gain + half
 
 
+def z_of(gain: float, stderr: float, df: float) -> float:
+    """What z means everywhere: the normal score of an estimate whose error has ``df``."""
+    return Difference(gain, stderr, df, 0).z
+
+
 def normal_score(t: float, df: float) -> float:
-    """The standard normal quantile at the probability that Student's t with ``df`` gives ``t``."""
+    """The standard normal quantile at the probability that Student's t with ``df`` gives ``t``.
+
+    Without degrees of freedom nothing can be concluded: 0.
+    """
+    if df <= 0 or not math.isfinite(t):
+        return t if df > 0 else 0.0
     from scipy.special import ndtri, stdtr
 
     tail = float(stdtr(df, -abs(t)))
@@ -140,7 +148,7 @@ def unpaired_difference(
     return Difference(
         gain=change if higher_is_better else 0.0 - change,
         stderr=math.sqrt(total),
-        df=_welch(variances, (old[2], new[2])),
+        df=welch(variances, [max(n - 1, 1) for n in (old[2], new[2])]),
         n=min(old[2], new[2]),
         metric=metric,
         benchmark=benchmark,
@@ -148,12 +156,18 @@ def unpaired_difference(
     )
 
 
-def _welch(variances: tuple[float, float], counts: tuple[int, int]) -> float:
-    total = sum(variances)
+def welch(variances: Sequence[float], dfs: Sequence[float]) -> float:
+    """Degrees of freedom of a sum of independent terms (Welch-Satterthwaite); 0 without bounds.
+
+    Args:
+        variances: of each term.
+        dfs: what each variance rests on, above 0.
+    """
+    total = math.fsum(variances)
     if not math.isfinite(total):
         return 0.0
-    parts = math.fsum(v**2 / max(n - 1, 1) for v, n in zip(variances, counts, strict=True))
-    return total**2 / parts if parts > 0 else float(max(sum(counts) - 2, 0))
+    parts = math.fsum(v**2 / df for v, df in zip(variances, dfs, strict=True))
+    return total**2 / parts if parts > 0 else math.fsum(dfs)
 
 
 def weighted_mean(

@@ -1,4 +1,4 @@
-"""Child processes, started, polled, never waited for; and ends that follow the parent's.
+"""Child processes, started, polled, never waited for; ends that follow the parent's, and signals.
 
 The daemon stays small and answers at once because everything heavy or untrusted lives here: a
 policy may import torch, hang, or be wrong; the MLflow client may block. Each child has a time
@@ -7,6 +7,7 @@ limit that the daemon enforces by killing its process group.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -15,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from .types import Json
@@ -66,7 +67,7 @@ class Child:
                 stdout=self._output,
                 stderr=errors,
                 start_new_session=True,
-                env=child_environment() | {PARENT: str(os.getpid())},
+                env=child_environment(),
             )
 
     @property
@@ -105,12 +106,12 @@ class Child:
 
 
 def child_environment() -> dict[str, str]:
-    """The caller's environment with one thread per numerical library.
+    """The caller's environment with one thread per numerical library, and whom not to outlive.
 
     The daemon's children share a machine with a training job whose cores are not ours.
     """
     quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**os.environ, **quiet, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **quiet, "PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
 
 
 def end_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
@@ -134,27 +135,33 @@ def end_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> 
         os.kill(os.getpid(), number)
 
 
-@contextmanager
-def ended_by_signals(*numbers: int) -> Iterator[None]:
-    """Signals that would end this process at once let it put things in order first.
+Handler = Callable[[int, FrameType | None], object]
 
-    Args:
-        numbers: of the signals; none: SIGTERM and SIGHUP.
 
-    Raises:
-        SystemExit: one came; the code is the shell's for it.
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What asks a process to end: SIGTERM, SIGINT, and SIGHUP when its terminal is gone.
+
+    Under `nohup`, which has SIGHUP ignored, that stays so.
     """
+    asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return asked[:2] if ignored else asked
 
-    def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
 
-    chosen = numbers or (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, leave) for number in chosen}
+@contextlib.contextmanager
+def handling(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
+    """Have a handler take these signals within the block. For the main thread."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A handler: the signal ends what runs as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def resident() -> float | None:

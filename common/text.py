@@ -19,6 +19,18 @@ def duration(seconds: float) -> str:
     return " ".join(parts)
 
 
+_SIGNS = {"→": "->", "±": "+-", "…": "...", "≤": "<=", "≥": ">=", "·": "."}
+_SIGNS |= dict(zip("▁▂▃▄▅▆▇█━─●▲▼", ".:-=+*%##-*^v", strict=True))  # bars and pointers
+
+
+def in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """An error handler for streams that can't show every sign: what comes nearest, else ``?``."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    return "".join(_SIGNS.get(sign, "?") for sign in signs), error.end
+
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # halves of pairs too
 
 

@@ -18,7 +18,11 @@ AnyPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """One source so far: tokens drawn, passes over it, its unique tokens, its training loss."""
+    """One source so far: tokens drawn, passes over it, tokens of one pass, its training loss.
+
+    A pass takes the whole windows of the source, so that without growth `epochs` is `tokens` by
+    `unique_tokens`.
+    """
 
     tokens: int
     epochs: float
@@ -106,7 +110,8 @@ class Status:
 
     `tokens` and `budget` count training tokens; `loss` and `grad_norm` are of the last step (null
     when not finite); `heartbeat` counts writes, so that liveness needs no clock. `health` and
-    `system` are what a trainer that knows them adds.
+    `system` are what a trainer that knows them adds. `resumable`: a loop has saved a place to go on
+    from, or has ended in order, and is not to begin again unasked.
     """
 
     run: str
@@ -130,6 +135,7 @@ class Status:
     world_size: int = 1
     heartbeat: int = 0
     finished: bool = False
+    resumable: bool = False
     updated_at: str = ""
     health: Health | None = None
     system: System | None = None

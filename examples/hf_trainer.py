@@ -82,13 +82,7 @@ def make_run(folder: Path, steps: int) -> Path:
 
 def train(folder: Path, resume: bool = False) -> None:
     """What a user's script looks like: a loader in place of a dataset."""
-    from transformers import (
-        AutoTokenizer,
-        LlamaConfig,
-        LlamaForCausalLM,
-        Trainer,
-        TrainingArguments,
-    )
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
     from mixloop.trainer.adapters.huggingface import MixtureMixin
     from mixloop.trainer.loader import MixtureLoader
@@ -108,13 +102,11 @@ def train(folder: Path, resume: bool = False) -> None:
     )  # fmt: skip
     loader = MixtureLoader.from_config(folder / "run.yaml", on_change=show)
     config = LlamaConfig(
-        vocab_size=2048, hidden_size=96, intermediate_size=256, num_hidden_layers=3,
-        num_attention_heads=4, max_position_embeddings=LENGTH,
+        vocab_size=loader.vocab_size, bos_token_id=loader.eos_token_id,
+        eos_token_id=loader.eos_token_id, hidden_size=96, intermediate_size=256,
+        num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=LENGTH,
     )  # fmt: skip
-    trainer = MixtureTrainer(
-        LlamaForCausalLM(config), arguments, mixture=loader,
-        processing_class=AutoTokenizer.from_pretrained(folder / "tokenizer"),
-    )  # fmt: skip
+    trainer = MixtureTrainer(LlamaForCausalLM(config), arguments, mixture=loader)
     trainer.train(resume_from_checkpoint=resume or None)
 
 

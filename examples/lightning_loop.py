@@ -18,11 +18,11 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 import yaml
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mixloop.trainer.adapters.lightning import MixtureCheckpoint, MixtureDataModule
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.sources import train_tokenizer
+from mixloop.trainer.sources import TokenizerInfo, inspect_tokenizer, train_tokenizer
 
 LENGTH, ROWS, ACCUMULATION, BUDGET_STEPS = 64, 4, 2, 400
 
@@ -66,11 +66,12 @@ def make_run(folder: Path) -> Path:
 class Llama(pl.LightningModule):
     """What is yours: a model, its loss, its optimizer."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: TokenizerInfo) -> None:
         super().__init__()
         config = LlamaConfig(
-            vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-            num_attention_heads=4, max_position_embeddings=LENGTH,
+            vocab_size=tokenizer.vocab_size, bos_token_id=tokenizer.eos_id,
+            eos_token_id=tokenizer.eos_id, hidden_size=64, intermediate_size=128,
+            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=LENGTH,
         )  # fmt: skip
         self.model = LlamaForCausalLM(config)
 
@@ -88,7 +89,6 @@ def train(folder: Path, steps: int) -> None:
 
     def export(module: Llama, into: Path) -> None:  # what the controller scores
         module.model.save_pretrained(into)
-        AutoTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(into)
 
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, max_steps=steps, accumulate_grad_batches=ACCUMULATION,
@@ -100,7 +100,8 @@ def train(folder: Path, steps: int) -> None:
              for path in (folder / "out").glob("checkpoint-*/lightning.ckpt")}  # fmt: skip
     newest = saved[max(saved)] if saved else None
     print(f"from {newest.parent.name}" if newest else "from the beginning")
-    trainer.fit(Llama(), datamodule=data, ckpt_path=newest)
+    model = Llama(inspect_tokenizer(folder / "tokenizer"))
+    trainer.fit(model, datamodule=data, ckpt_path=newest)
     print(f"step {trainer.global_step}, {data.mixture.sample} samples")
 
 

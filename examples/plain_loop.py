@@ -9,7 +9,9 @@ from mixloop.trainer.loader import MixtureLoader
 
 loader = MixtureLoader.from_config(sys.argv[1], on_change=print)
 config = LlamaConfig(
-    vocab_size=512,
+    vocab_size=loader.vocab_size,
+    bos_token_id=loader.eos_token_id,
+    eos_token_id=loader.eos_token_id,
     hidden_size=64,
     intermediate_size=128,
     num_hidden_layers=2,
@@ -28,7 +30,5 @@ for batch in loader:  # one micro-batch of this rank
 
 folder = loader.job.dir / f"checkpoint-{loader.step}"
 model.save_pretrained(folder)
-loader.mark_checkpoint(
-    folder
-)  # which mixture it was trained on: for the controller, and to go on from
+loader.mark_checkpoint(folder)  # its mixture and tokenizer: for the controller, and to go on from
 loader.close()

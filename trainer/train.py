@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from mixloop.common.log import say
-from mixloop.common.process import end_with_parent
+from mixloop.common.process import end_with_parent, stop_signals
 from mixloop.contract import RunPaths, ScheduleTaken, ScheduleWriter, read_status, write_status
 from mixloop.trainer.batches import BatchLayout, RankBatches, document_end
 from mixloop.trainer.config import Job, JobError, load_job
@@ -47,10 +47,11 @@ _ECHO = 2.0
 
 
 class Stop:
-    """Set by SIGTERM or SIGINT within the block; a later SIGINT insists and ends it at once.
+    """Set by a signal that asks to stop; a later SIGINT insists and ends the block at once.
 
-    A SIGTERM never does: SLURM and systemd send it to every process and so does `mixloop run` to
-    its own, so that one wish to stop arrives several times. A Ctrl-C may be doubled likewise.
+    SIGTERM and SIGHUP never do: SLURM, systemd and shells send them to every process and so does
+    `mixloop run` to its own, so that one wish to stop arrives several times. A Ctrl-C may be
+    doubled likewise.
     """
 
     def __init__(self) -> None:
@@ -59,7 +60,7 @@ class Stop:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stop_signals():
             self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -152,7 +153,7 @@ def set_up(job: Job, peers: Collectives, rewind: bool) -> Session | None:
     batches = open_batches(job, stores, start, peers, plan.sample)
     session = Session(plan, start, trainer, batches, tokenizer, kept)
     if writers:
-        session.live.take_lead(plan, start, writers[0], stores)
+        session.live.take_lead(plan, start, writers[0])
         if plan.parent is not None:
             say(f"resumed from {plan.parent.name}")
     return session

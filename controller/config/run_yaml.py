@@ -85,6 +85,15 @@ class RunConfig(Section):
             raise ValueError("objective: every weight is 0, nothing is left to steer by")
         return self
 
+    @property
+    def decay(self) -> int | None:
+        """Tokens at the end in which the learning rate decays, as `trainer` says; None: unknown."""
+        trainer = self.trainer
+        if trainer.phases is not None:
+            return self.budget - min(trainer.phases.get("decay", self.budget), self.budget)
+        known = trainer.lr_schedule == "wsd" and (trainer.warmup or trainer.decay)
+        return min(trainer.decay, self.budget) if known else None
+
     def start_weights(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """The first mixture (generation 0); ``sizes``: unique tokens, used when none is given.
 

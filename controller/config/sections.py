@@ -96,7 +96,8 @@ class ApprovalSection(Section):
     timeout: Tokens | None = Field(
         None,
         description="training tokens a proposal waits before it expires and the mixture is held; "
-        "default: until the next proposal",
+        "default: until a person answers; a proposal that differs from it by more than "
+        "guards.dead_band takes its place either way",
     )
 
 

@@ -69,9 +69,14 @@ from .steering_metric import steer_all as steer_all
 from .wording import applied as applied
 from .wording import approval as approval
 from .wording import assessment as assessment
+from .wording import changes as changes
+from .wording import distinct as distinct
 from .wording import evidence_lines as evidence_lines
 from .wording import mixture as mixture
 from .wording import moves as moves
 from .wording import outcome_lines as outcome_lines
+from .wording import shared as shared
 from .wording import steering as steering
+from .wording import until as until
 from .wording import verdict as verdict
+from .wording import would_order as would_order

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from mixloop.common.types import Json
+from mixloop.common.units import format_tokens
 from mixloop.contract import Status
 from mixloop.controller.config import ApprovalSection, RunConfig
 from mixloop.evals import Scorecard
 from mixloop.policies.evidence import Veto, claims_of
-from mixloop.policies.guards import GuardNote, GuardResult, apply_guards
+from mixloop.policies.guards import GuardContext, GuardNote, GuardResult, apply_guards
 from mixloop.policies.interface import Evaluation, Observation, load_policy
 from mixloop.policies.mixture import total_variation
 
 from .decision_record import DecisionRecord, OrderRecord, Plan, Weights
 from .guard_context import guard_context, guard_settings, remaining
+from .journal_rows import DecisionRow
 from .steering_metric import HEADLINES
 
 NOTHING = 1e-6  # total variation below which two mixtures are the same order
@@ -67,6 +70,7 @@ def make_decision(
     pins: Weights | None = None,
     overtaken: str = "",
     forced: bool = False,
+    waiting: DecisionRow | None = None,
 ) -> DecisionRecord:
     """Guard the answer and name the verdict.
 
@@ -83,6 +87,8 @@ def make_decision(
         overtaken: Why the answer no longer counts (an operator acted meanwhile); empty if it does.
         forced: The mixture in force is one that a person forced past the hard guards: a hold
             keeps it, only a proposal ends it.
+        waiting: The decision that waits for a person's approval. What asks for nearly the same
+            leaves it waiting.
     """
     asked = _asked(answer, observation)
     before = dict(status.in_force.weights)
@@ -126,15 +132,11 @@ def make_decision(
     unchanged = replace(unchanged, guards=result.notes)
     if result.verdict != "pass" or result.weights is None:
         return _kept(asked, result, unchanged)
-    why = needed(config.approval, before, weights)
-    if asked.proposed and not context.declared and why is not None:
-        return replace(
-            unchanged,
-            verdict="awaiting-approval",
-            reason=f"{asked.reason}; waits for approval: {why}",
-            plan=plan,  # the one asked for
-            approval=why,
-        )
+    if asked.proposed and not context.declared:
+        asked = replace(asked, weights=weights, plan=plan)
+        for_a_person = _for_a_person(asked, unchanged, waiting, context, config, observation)
+        if for_a_person is not None:
+            return for_a_person
     reason = asked.reason
     if not asked.proposed:
         # Going on as before would break a hard guard: that alone is a reason to change.
@@ -147,6 +149,55 @@ def make_decision(
         plan=result.plan,
         order=OrderRecord(generation, config.policy.use if asked.proposed else "guards"),
     )
+
+
+def _for_a_person(
+    asked: PolicyAnswer,
+    unchanged: DecisionRecord,
+    waiting: DecisionRow | None,
+    context: GuardContext,
+    config: RunConfig,
+    seen: Observation,
+) -> DecisionRecord | None:
+    """A decision that leaves the change to a person; None where none is needed."""
+    rule, against = config.approval, unchanged.against_generation
+    ruled = rule.above is not None or bool(rule.sources)  # no more since the run was let go: free
+    if ruled and waiting is not None and waiting.against_generation == against:
+        apart = _apart(asked, waiting, context, config.budget)
+        if apart <= max(config.guards.dead_band, NOTHING) and waiting.abandoned_by is None:
+            kept = f"as {waiting.id}, which waits for approval, to within guards.dead_band"
+            return replace(unchanged, verdict="hold", reason=f"{asked.reason}; {kept}")
+    why = needed(rule, unchanged.weights_before, asked.weights)
+    if why is None:
+        return None
+    if rule.timeout is not None:
+        expires = seen.evaluations[-1].tokens + rule.timeout
+        why += f"; until {format_tokens(expires)} tokens"
+    return replace(
+        unchanged,
+        verdict="awaiting-approval",
+        reason=f"{asked.reason}; waits for approval: {why}",
+        plan=asked.plan,
+        approval=why,
+    )
+
+
+def _apart(asked: PolicyAnswer, waiting: DecisionRow, context: GuardContext, budget: int) -> float:
+    """How far two proposals are apart, in total variation, each with its plan.
+
+    What they ask for now, or on average over the tokens left, whichever is more.
+    """
+    plans = [(asked.weights, asked.plan), (waiting.weights_proposed or {}, waiting.plan)]
+    switches = {until for _, plan in plans for until, _ in plan}
+    now, end = context.tokens, max(budget, context.tokens + 1)
+    edges = [now, *sorted(until for until in switches if now < until < end), end]
+    apart = [
+        total_variation(*(remaining(weights, plan, start)[0] for weights, plan in plans))
+        for start in edges[:-1]
+    ]
+    lengths = [until - start for start, until in pairwise(edges)]
+    mean = sum(a * length for a, length in zip(apart, lengths, strict=True)) / (end - now)
+    return max(apart[0], mean)
 
 
 def _kept(asked: PolicyAnswer, result: GuardResult, unchanged: DecisionRecord) -> DecisionRecord:

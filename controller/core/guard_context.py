@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 from statistics import median
 
-from mixloop.contract import BatchSchedule, SourceStatus, Stage, Status
+from mixloop.contract import BatchSchedule, Stage, Status
 from mixloop.controller.config import RunConfig
 from mixloop.policies.guards import GuardContext, GuardSettings
 from mixloop.policies.interface import Observation
-from mixloop.policies.mixture import project
+from mixloop.policies.mixture import consumed, project
 from mixloop.trainer.config import JobError, batch_schedule_of
 
 from .decision_record import Plan, Weights
@@ -61,9 +61,9 @@ def guard_context(
         left = tuple((until, w if i else weights) for i, (until, w) in enumerate(left))
     by_then = project(
         {
-            name: consumed(status.sources[name], source.unique_tokens)
-            for name, source in observation.sources.items()
-            if name in status.sources
+            name: consumed(entry.tokens, entry.epochs, observation.sources[name].unique_tokens)
+            for name, entry in status.sources.items()
+            if name in observation.sources
         },
         status.tokens,
         [*((min(until, tokens), w) for until, w in ahead), (tokens, weights)],
@@ -84,14 +84,6 @@ def guard_context(
         phase=status.phase,
         loss_ratio=_loss_ratio(observation, status),
     )
-
-
-def consumed(entry: SourceStatus, unique: int) -> int:
-    """Tokens drawn of a source, by its present size.
-
-    One that has grown was passed over more often than its tokens say.
-    """
-    return int(max(entry.tokens, round(entry.epochs * unique)))
 
 
 def _loss_ratio(observation: Observation, status: Status) -> float | None:

@@ -179,11 +179,9 @@ def approval_entry(decision_id: str, state: str, by: str | None) -> Entry:
     return Entry(f"approval:{decision_id}", "trace_tags", {"id": decision_id, "tags": tags})
 
 
-def outcome_entries(
-    decision_id: str, step: int, benchmarks: Mapping[str, Json], ms: int
-) -> list[Entry]:
-    """What the benchmarks did after an intervention, up to a checkpoint, and a new report."""
-    payload = {"id": decision_id, "step": step, "benchmarks": dict(benchmarks), "ms": ms}
+def outcome_entries(decision_id: str, found: Json, ms: int) -> list[Entry]:
+    """What the benchmarks did over the window of an intervention, and a new report."""
+    payload = {"id": decision_id, **found, "ms": ms}
     return [
         Entry(outcome_key(decision_id), "outcome", payload),
         Entry(f"report:{decision_id}", "report", {}),
@@ -197,8 +195,9 @@ def outcome_key(decision_id: str) -> str:
 
 def outcome_gains(payload: Json) -> dict[str, str]:
     """By benchmark, the gain that an outcome's entry tells: ``+0.1000 ± 0.0200 bits_per_byte``."""
+    shared = wording.shared(payload)
     return {
-        name: f"{effect['gain']:+.4f} ± {effect['stderr']:.4f} {effect['metric']}"
+        name: f"{effect['gain']:+.4f} ± {effect['stderr']:.4f} {effect['metric']}{shared}"
         for name, effect in payload["benchmarks"].items()
     }
 
@@ -234,6 +233,9 @@ def _trace(decision: DecisionRow, entry: Json) -> Call:
     What follows (publish, applied, outcome) is added when it happens.
     """
     before, after = _rounded(decision.weights_before), _rounded(decision.weights_after)
+    waits: Json = {}
+    if decision.verdict == "awaiting-approval":
+        waits = {"weights_if_approved": _rounded(wording.would_order(decision.to_json()))}
     at = {"step": decision.step, "tokens": decision.tokens}
     verdict = {"verdict": decision.verdict}
     reason = {"reason": decision.reason}
@@ -257,6 +259,7 @@ def _trace(decision: DecisionRow, entry: Json) -> Call:
             "weights_before": before,
             "weights_after": after,
             "generation": decision.generation,
+            **waits,
         },
         "previews": _previews(decision, entry["scores"]),
         "spans": spans,
@@ -265,6 +268,7 @@ def _trace(decision: DecisionRow, entry: Json) -> Call:
             "policy": decision.policy,
             "step": str(decision.step),
             "tokens": str(decision.tokens),
+            **({"approval": "waiting"} if waits else {}),
         },
     }
     return "trace", payload
@@ -275,7 +279,7 @@ def _previews(decision: DecisionRow, scores: Mapping[str, str]) -> tuple[str, st
     shown = [f"{name} {value}" for name, value in scores.items()]
     steering = [score for score in shown if " bits_per_byte " in score] or shown
     at = f"step {decision.step}, {format_tokens(decision.tokens)} tokens"
-    moved = wording.moves(decision.weights_before, decision.weights_after)
+    moved = wording.changes(decision.to_json())
     came = f"{decision.id} {decision.verdict}" + (f": {moved}" if moved != "-" else "")
     asked = "; ".join([at, wording.mixture(decision.weights_before), *steering])
     return asked, f"{came}; {' '.join(decision.reason.split())}"
@@ -311,6 +315,8 @@ def _outcome_calls(outcome: Json) -> list[Call]:
     """Tags and a step on the decision's trace."""
     tags = {f"outcome.{name}": gain for name, gain in outcome_gains(outcome).items()}
     tags["outcome_step"] = outcome["step"]
+    if outcome.get("shared_with"):
+        tags["outcome_shared_with"] = ", ".join(outcome["shared_with"])
     return [
         ("trace_tags", {"id": outcome["id"], "tags": tags}),
         _span(outcome, "outcome", {"step": outcome["step"]}, outcome["benchmarks"]),

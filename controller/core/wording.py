@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from mixloop.common.text import clean, tokens
 from mixloop.common.types import Json
 
-from .steering_metric import Steering
+from .steering_metric import CLEAR, Steering
 
 MIN_SHOWN = 5e-4  # a share that moved less than this is not shown
 
@@ -25,6 +25,20 @@ def mixture(weights: Mapping[str, float]) -> str:
     return ", ".join(f"{clean(name)} {weight:.3f}" for name, weight in weights.items())
 
 
+def changes(entry: Json) -> str:
+    """What a decision moves: by its order, or, where a person has to approve it, by that."""
+    if entry["verdict"] != "awaiting-approval":
+        return moves(entry["weights_before"], entry["weights_after"])
+    return f"asks for {moves(entry['weights_before'], would_order(entry))}"
+
+
+def would_order(entry: Json) -> Mapping[str, float]:
+    """The mixture that approving a decision would order, as the guards left it when it was made."""
+    trimmed = [note["after"] for note in entry["guards"] if note["after"] is not None]
+    asked: Mapping[str, float] = (trimmed or [entry["weights_proposed"]])[-1]
+    return asked
+
+
 def outcome_lines(outcome: Json | None) -> list[str]:
     """One line per benchmark: its paired gain after an intervention, with the standard error."""
     if outcome is None:
@@ -34,9 +48,25 @@ def outcome_lines(outcome: Json | None) -> list[str]:
         return [f"{outcome['state']}{detail}"]
     return [
         f"{name} {effect['metric']} gain {effect['gain']:+.4f} ± {effect['stderr']:.4f} "
-        f"(n={effect['n']}, step {effect['from_step']} → {effect['to_step']}){_pace(effect)}"
+        f"(n={effect['n']}, step {effect['from_step']} → {effect['to_step']})"
+        f"{shared(outcome)}{_doubt(effect)}{_pace(effect)}"
         for name, effect in outcome["benchmarks"].items()
     ]
+
+
+def shared(outcome: Json) -> str:
+    """`` (shared with d-000004)``: other orders came into force within the same window."""
+    others = outcome.get("shared_with")
+    return f" (shared with {', '.join(map(clean, others))})" if others else ""
+
+
+def distinct(effect: Json) -> bool:
+    """Whether a gain is more than noise. No z: every item moved alike."""
+    return effect["z"] is None or abs(effect["z"]) >= CLEAR
+
+
+def _doubt(effect: Json) -> str:
+    return "" if distinct(effect) else ", not distinguishable from noise"
 
 
 def _pace(effect: Json) -> str:
@@ -71,10 +101,18 @@ def steering(chosen: Mapping[str, Steering]) -> str:
 def approval(row: Json) -> str:
     """What became of a decision that waited for a person."""
     parts = [row["state"]]
+    if row["state"] == "waiting":
+        parts = [f"waiting: would order {moves(row['before'], row['after'])},", until(row)]
     parts += [f"by {clean(row['by'])}"] if row["by"] else []
     parts += [f"in {row['made']}"] if row["made"] else []
     parts += [f"({clean(row['reason'] or row['why'])})"]
     return " ".join(parts)
+
+
+def until(approval: Json) -> str:
+    """How long a proposal waits for a person."""
+    end = approval["until_tokens"]
+    return "until a person answers" if end is None else f"until {tokens(end)} tokens"
 
 
 def assessment(row: Json) -> str:
@@ -116,6 +154,8 @@ def _pairs(part: Json) -> str:
 def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, dict):
+        return f"({_pairs(value)})"
     if isinstance(value, list):
         return " → ".join(_value(entry) for entry in value)
     return clean(value)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import Any
 
 from mixloop.common.errors import BadInput
-from mixloop.common.paired import Difference
 from mixloop.common.types import Json
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import (
@@ -23,7 +21,6 @@ from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
     Limits,
-    MissingScore,
     Observation,
     PastDecision,
     Source,
@@ -31,12 +28,29 @@ from mixloop.policies.interface import (
 
 
 def unique_tokens(config: RunConfig) -> dict[str, int]:
-    """Unique tokens of each source, from its own header or index.
+    """Unique tokens of each source, from its own header or index: those that an epoch draws.
 
     Raises:
-        BadInput: for a source that is missing or broken, naming source and path.
+        BadInput: for a source that is missing, broken or too short, naming source and path.
     """
-    return {name: info.tokens for name, info in source_infos(config).items()}
+    return epoch_tokens(config, source_infos(config))
+
+
+def epoch_tokens(config: RunConfig, infos: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens of one epoch of each source: its whole windows, as the trainer counts them.
+
+    Raises:
+        BadInput: a source is shorter than one window.
+    """
+    length = config.trainer.sequence_length
+    sizes = {name: info.epoch_tokens(length) for name, info in infos.items()}
+    for name, size in sizes.items():
+        if not size:
+            raise BadInput(
+                f"sources.{name}: {infos[name].tokens} tokens are fewer than one sample of "
+                f"trainer.sequence_length {length}; give more text, or lower it"
+            )
+    return sizes
 
 
 def planned_tokens(config: RunConfig) -> dict[str, int]:
@@ -46,8 +60,8 @@ def planned_tokens(config: RunConfig) -> dict[str, int]:
         BadInput: for a source that has neither, naming source and path.
     """
     stated = {name: source.tokens for name, source in config.sources.items() if source.tokens}
-    infos = source_infos(config, missing=stated)
-    return {name: infos[name].tokens if name in infos else stated[name] for name in config.sources}
+    sizes = epoch_tokens(config, source_infos(config, missing=stated))
+    return {name: sizes.get(name) or stated[name] for name in config.sources}
 
 
 def source_infos(config: RunConfig, missing: Container[str] = ()) -> dict[str, Any]:
@@ -98,16 +112,6 @@ def _evaluation(row: ScoredCheckpoint) -> Evaluation:
 def newest_evaluation(journal: Journal) -> Evaluation | None:
     """The scored checkpoint of the greatest step."""
     return next(iter(evaluations(journal, newest=1)), None)
-
-
-def around(journal: Journal, tokens: int) -> tuple[Evaluation, ...]:
-    """The scored checkpoints that :func:`outcome` looks at for a change at ``tokens``.
-
-    The two before it and those up to the first that is far enough after it; none until there is
-    one.
-    """
-    steps = queries.steps_around(journal, tokens)
-    return () if steps is None else evaluations(journal, since=steps[0], until=steps[1])
 
 
 def data_kinds(journal: Journal) -> dict[str, str]:
@@ -239,6 +243,7 @@ def standing(
         plan=_plan_ahead(journal, status),
         evaluations=scored,
         every=config.evals.every or config.trainer.checkpoint_every or 0,
+        decay=config.decay,
         watch=tuple(config.evals.watch),
         objective=config.objective,
         limits=Limits(**guards.model_dump(include=set(Limits.model_fields))),
@@ -255,69 +260,5 @@ def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, flo
 
 def digest(seen: Observation) -> str:
     """Identity of an observation, to tell later whether a replay saw the same."""
-    return "sha256:" + hashlib.sha256(seen.model_dump_json().encode()).hexdigest()
-
-
-def outcome(
-    applied_tokens: int | None, scored: Sequence[Evaluation]
-) -> tuple[int, dict[str, Json]] | None:
-    """What the benchmarks did next: the last checkpoint before a change against one after.
-
-    The one after is the first that has spent at least half of the tokens between the two under
-    the new mixture; a checkpoint taken right after a change says nothing about it.
-
-    Args:
-        applied_tokens: where the change came into force; None: it has not.
-        scored: evaluations, oldest first.
-
-    Returns:
-        The step of the later checkpoint and, per benchmark, the paired gain (positive is better)
-        in bits per byte with its standard error, and the same over the pair before (the pace it
-        had without the change); None until there is such a pair.
-    """
-    if applied_tokens is None:
-        return None
-    before = [e for e in scored if e.tokens <= applied_tokens]
-    if not before:
-        return None
-    change, start = applied_tokens, before[-1].tokens
-    after = [e for e in scored if e.tokens > change and 2 * (e.tokens - change) >= e.tokens - start]
-    if not after:
-        return None
-    new = after[0]
-    return new.step, effects(*before[-2:], new)
-
-
-def effects(*evaluations: Evaluation) -> dict[str, Json]:
-    """Per benchmark the paired gain of the last of two or three evaluations (:func:`outcome`)."""
-    lens = Observation(sources={}, weights={}, evaluations=evaluations)
-    gains = {benchmark: _effect(lens, benchmark) for benchmark in evaluations[-1].benchmarks}
-    return {benchmark: gain for benchmark, gain in gains.items() if gain is not None}
-
-
-def _effect(lens: Observation, benchmark: str) -> Json | None:
-    """The gain over the pair around the change, and over the pair before it to compare with."""
-    difference = _difference(lens, benchmark, -2, -1)
-    if difference is None or not math.isfinite(difference.stderr):
-        return None  # one item in common says nothing of its own noise
-    earlier = _difference(lens, benchmark, -3, -2) if len(lens.evaluations) > 2 else None
-    if earlier is not None and not math.isfinite(earlier.stderr):
-        earlier = None
-    return {
-        "metric": difference.metric,
-        "gain": difference.gain,
-        "stderr": difference.stderr,
-        "n": difference.n,
-        "from_step": lens.evaluations[-2].step,
-        "to_step": lens.evaluations[-1].step,
-        "gain_before": earlier.gain if earlier is not None else None,
-        "stderr_before": earlier.stderr if earlier is not None else None,
-        "steps_before": lens.evaluations[-2].step - lens.evaluations[-3].step if earlier else None,
-    }
-
-
-def _difference(lens: Observation, benchmark: str, older: int, newer: int) -> Difference | None:
-    try:
-        return lens.difference(benchmark, older, newer)
-    except MissingScore:
-        return None
+    later = {"decay"} if seen.decay is None else None  # a field that older journals knew not of
+    return "sha256:" + hashlib.sha256(seen.model_dump_json(exclude=later).encode()).hexdigest()

@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,11 @@ def decide(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> di
         say: is given what was observed, before the policy is loaded.
     """
     from mixloop.policies.interface import (
-        Checkable,
         Observation,
+        PolicyError,
         load_policy,
         policy_digest,
+        raised,
         reply_to_json,
     )
 
@@ -53,13 +55,29 @@ def decide(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> di
     base = Path(request["base"])
     digest = policy_digest(request["ref"], base)
     policy = load_policy(request["ref"], request["options"], base=base)
-    if seen is None:
-        if isinstance(policy, Checkable):
-            policy.check(request["sources"], request["benchmarks"])
-        return {"kind": "hold", "payload": {}, "digest": digest}
-    answer = policy.decide(seen)
+    try:
+        if seen is None:
+            needs = _checked(policy, request)
+            return {"kind": "hold", "payload": {"needs": needs}, "digest": digest}
+        answer = policy.decide(seen)
+    except PolicyError:
+        raise
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        raise PolicyError(raised(error, type(policy))) from error
     payload = json.loads(reply_to_json(answer))
     return {"kind": payload.pop("kind"), "payload": payload, "digest": digest}
+
+
+def _checked(policy: Any, request: dict[str, Any]) -> dict[str, int]:
+    """Let the policy check names; the evaluations it needs, where it tells."""
+    from mixloop.policies.interface import Checkable, Learning
+
+    if isinstance(policy, Checkable):
+        policy.check(request["sources"], request["benchmarks"])
+    if not isinstance(policy, Learning):
+        return {}
+    return dict(policy.evaluations_needed(request["sources"], request["benchmarks"]))
 
 
 def main() -> None:
@@ -88,8 +106,6 @@ def main() -> None:
         # a message may hold half of a surrogate pair (a file name that is no UTF-8)
         reason = reason.encode("utf-8", "replace").decode()
         text = json.dumps({"kind": "failed", "payload": {"reason": reason}})
-        import traceback
-
         traceback.print_exc()
     channel.write(text + "\n")
     channel.flush()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,31 @@ def trainer_silence(journal: Journal) -> TrainerSilence | None:
     return None if kept is None else TrainerSilence(**kept)
 
 
+@dataclass(frozen=True, slots=True)
+class UnscoredStretch:
+    """The newest evaluated checkpoints, none of which gave the policy a score, and the last's why.
+
+    Told when there were so many that it is no accident, until a score comes.
+    """
+
+    steps: Sequence[int]
+    why: str
+
+    @property
+    def in_words(self) -> str:
+        """``no score at steps 10, 20, 30, so the policy sees nothing: gsm8k: …``."""
+        steps = ", ".join(map(str, self.steps))
+        return f"no score at steps {steps}, so the policy sees nothing: {self.why}"
+
+
+def unscored(journal: Journal) -> UnscoredStretch | None:
+    """The stretch that was told last; None: scores came since, or none was."""
+    told = newest_event(journal, "unscored", "scored-again")
+    if told is None or told.kind == "scored-again":
+        return None
+    return UnscoredStretch(told.detail["steps"], told.detail["reason"])
+
+
 def request(journal: Journal, request_id: str) -> RequestRow | None:
     """A request that was dealt with."""
     return journal.first(RequestRow, "WHERE id = ?", request_id)
@@ -113,6 +138,16 @@ def waiting_approvals(journal: Journal) -> list[tuple[DecisionRow, ApprovalRow]]
     waiting = journal.select(ApprovalRow, "WHERE state = 'waiting' ORDER BY decision")
     pairs = ((decision(journal, row.decision), row) for row in waiting)
     return [(of, row) for of, row in pairs if of is not None]
+
+
+def waiting_before(journal: Journal, of: DecisionRow) -> DecisionRow | None:
+    """The decision that waited for a person when another was made; None without one."""
+    for row in reversed(approvals(journal)):
+        earlier = decision(journal, row.decision)
+        if earlier is not None and earlier.seq < of.seq:
+            ended = row.at is not None and row.made != of.id and row.at <= of.decided_at
+            return None if ended else earlier
+    return None
 
 
 def assessments(journal: Journal) -> list[AssessmentRow]:
@@ -185,22 +220,10 @@ def newest_scored_step(journal: Journal) -> int | None:
     return _number(journal, "SELECT MAX(step) FROM evaluations WHERE state = 'scored'")
 
 
-def steps_around(journal: Journal, tokens: int) -> tuple[int, int] | None:
-    """The first and last step of the scored checkpoints that tell what a change at ``tokens`` did.
-
-    From the second before it to the first that is as far behind it as the last one lies before
-    it; None until there is one.
-    """
-    scored = "FROM checkpoints JOIN evaluations USING (step) WHERE state = 'scored'"
-    before = journal.cells(
-        f"SELECT step, tokens {scored} AND tokens <= ? ORDER BY step DESC LIMIT 2", tokens
-    )
-    if not before:
-        return None
-    step, at = before[0]
-    after = f"SELECT step {scored} AND step > ? AND tokens >= ? ORDER BY step LIMIT 1"
-    last = journal.value(after, step, max(tokens + 1, 2 * tokens - at))
-    return None if last is None else (before[-1][0], last)
+def scored_places(journal: Journal) -> list[tuple[int, int]]:
+    """Step and tokens of every scored checkpoint, oldest first."""
+    scored = "SELECT step, tokens FROM checkpoints JOIN evaluations USING (step) "
+    return journal.cells(f"{scored} WHERE state = 'scored' ORDER BY step")
 
 
 def steering(journal: Journal) -> dict[str, Steering]:
@@ -249,6 +272,12 @@ def order_before(journal: Journal, generation: int) -> OrderRow | None:
     """The last order in force before one of this generation."""
     clause = "WHERE generation < ? AND applied_step IS NOT NULL ORDER BY generation DESC LIMIT 1"
     return journal.first(OrderRow, clause, generation)
+
+
+def applied_places(journal: Journal) -> list[tuple[str, int]]:
+    """Of every order in force by now its decision, and the tokens from which on it was."""
+    query = "SELECT decision, applied_tokens FROM orders WHERE applied_tokens IS NOT NULL "
+    return journal.cells(f"{query} ORDER BY generation")
 
 
 def pending_orders(journal: Journal) -> list[OrderRow]:

@@ -231,6 +231,14 @@ def scoring_failed(journal: Journal, step: int, reason: str, *, final: bool) -> 
         add_event(tx, journal.fence or 0, "scoring-failed", {"step": step, "reason": reason})
 
 
+def unscored(journal: Journal, stretch: queries.UnscoredStretch | None) -> None:
+    """The policy sees no scores from here on, or (None) sees them again."""
+    if stretch is None:
+        journal.event("scored-again")
+    else:
+        journal.event("unscored", steps=list(stretch.steps), reason=stretch.why)
+
+
 def steering(
     journal: Journal, step: int, tokens: int, chosen: Mapping[str, Steering]
 ) -> dict[str, Steering]:
@@ -266,8 +274,8 @@ def decision(
     """A decision, and with it the order it asks for (intent before effect). Returns its id.
 
     Of what a policy had seen, the trainer's state is kept too: nothing else tells it later, and a
-    back-test needs it. One that asks for a change supersedes an earlier one that still waits for
-    approval.
+    back-test needs it. One that orders a change, or waits for approval itself, supersedes an
+    earlier one that still waits.
     """
     with journal.transaction() as tx:
         name = _insert_decision(tx, journal, record, scores, started_ms)
@@ -318,11 +326,9 @@ def _insert_decision(
 
 
 def _supersede(tx: sqlite3.Connection, by: str) -> None:
-    tx.execute(
-        "UPDATE approvals SET state = 'superseded', reason = ?, at = ?, made = ? "
-        "WHERE state = 'waiting'",
-        (f"{by} came after it", timestamp(), by),
-    )
+    waiting = tx.execute("SELECT decision FROM approvals WHERE state = 'waiting'").fetchall()
+    for (decision_id,) in waiting:
+        _end_approval(tx, decision_id, "superseded", reason=f"{by} came after it", made=by)
 
 
 def _observed(seen: Observation) -> Json:
@@ -454,17 +460,17 @@ def curves(
         enqueue(tx, curves_entry(status, now_ms(), before, max_epochs))
 
 
-def outcome(journal: Journal, decision_id: str, step: int, benchmarks: Mapping[str, Json]) -> None:
-    """What the benchmarks did after an intervention, for MLflow (the journal can recompute it)."""
+def outcome(journal: Journal, decision_id: str, found: Json) -> None:
+    """What followed an intervention (``Outcomes.of``), for MLflow: the journal can recompute it."""
     with journal.transaction() as tx:
         for older in ("note:", "report:d-"):  # the newest says all that an older one said
             tx.execute("DELETE FROM outbox WHERE key BETWEEN ? AND ?", (older, f"{older}~"))
-        enqueue(tx, *outcome_entries(decision_id, step, benchmarks, now_ms()))
+        enqueue(tx, *outcome_entries(decision_id, found, now_ms()))
         enqueue(tx, note_entry(decision_id, _note(journal)))
 
 
 def closed(journal: Journal, tokens: int) -> None:
-    """The run has reached its end, ``tokens``, and every checkpoint is scored."""
+    """The run has reached its end, ``tokens``, and no checkpoint is to be scored any more."""
     note = _note(journal)
     with journal.transaction() as tx:
         tx.execute(

@@ -33,6 +33,11 @@ class CheckpointQueue:
         # step and tokens of the last checkpoint up to which none will ever be due again
         self._settled: tuple[int, int] | None = None
 
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints are looked for."""
+        return self._layout.folder
+
     def _heed(self, rewinds: tuple[Rewind, ...]) -> None:
         """A step of a branch that the trainer has left may come again."""
         if rewinds != self._rewinds:
@@ -59,6 +64,21 @@ class CheckpointQueue:
             if manifest is not None and self._is_new(manifest, rewinds):
                 new[self._layout.folder / name] = manifest
         return new
+
+    def incomplete(self) -> list[int]:
+        """Steps of folders that are called as checkpoints are and hold no whole one."""
+        try:
+            names = [entry.name for entry in self._layout.folder.iterdir()]
+        except OSError:
+            return []
+        steps = {name: self._layout.step(name) for name in names}
+        found = (
+            step
+            for name, step in steps.items()
+            if self._layout.find(name).value is None
+            if step is not None
+        )
+        return sorted(found)
 
     def _manifest(self, name: str) -> Manifest | None:
         result = self._layout.find(name)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.common import text
+from mixloop.controller import views
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import Action, JobState, RunState, heartbeat, next_action
 from mixloop.controller.journal import FenceLost, records, unreadable_files
@@ -88,7 +89,7 @@ class Controller:
             Action.START_DECIDING: self.decisions.start,
             Action.RECORD_CURVES: self.mlflow.record_curves,
             Action.DRAIN: self.mlflow.start,
-            Action.CLOSE: self.mlflow.close_run,
+            Action.CLOSE: self._close_run,
         }
         self._beaten_at = -1e9
         self._heartbeat: heartbeat.Heartbeat | None = None
@@ -283,6 +284,12 @@ class Controller:
         if line.incarnation > 1:
             lost = f"; {len(left)} checkpoints further on are abandoned" if left else ""
             self.say(f"the trainer began again at step {line.step} ({line.incarnation}){lost}")
+
+    def _close_run(self, state: RunState) -> None:
+        self.mlflow.close_run(state)
+        queue = self.scoring.queue
+        told = views.scoring_summary(self.journal, state.rewinds, queue.folder, queue.incomplete())
+        self.say(f"the run has ended; {told}")
 
     def _take_request(self, state: RunState) -> None:
         self.inbox.handle(state)

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from mixloop.common.process import Child
-from mixloop.controller.core import Answer, RunState, Steering, make_decision, scores
+from mixloop.controller.core import (
+    Answer,
+    DecisionRow,
+    RunState,
+    Steering,
+    make_decision,
+    scores,
+)
 from mixloop.controller.decisions import (
     UnreadError,
     history_request,
@@ -97,6 +104,7 @@ class PolicyDecisions:
             pins=pinned_shares(self.run.journal, self.run.config),
             overtaken=self._overtaken(state, pending),
             forced=is_forced(self.run.journal),
+            waiting=self._waiting(),
         )
         evaluation = queries.evaluation(self.run.journal, scored.step)
         decision = replace(
@@ -116,6 +124,11 @@ class PolicyDecisions:
             seen=pending.observation,
         )
         self.run.say(f"{name} {decision.verdict}: {decision.reason}")
+
+    def _waiting(self) -> DecisionRow | None:
+        """The decision that waits for a person; a newer one ends the wait of those before it."""
+        waiting = queries.waiting_approvals(self.run.journal)
+        return waiting[-1][0] if waiting else None
 
     def _overtaken(self, state: RunState, pending: PendingDecision) -> str:
         """Why the answer no longer counts; empty if it does."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixloop.contract import write_holds
+from mixloop.controller import views
 from mixloop.controller.core import RunState, headline
-from mixloop.controller.decisions import observation_builder
+from mixloop.controller.decisions import Outcomes, observation_builder
 from mixloop.controller.journal import queries, records
 from mixloop.evals import EvalSettings, Scorecard
 from mixloop.evals.workers import Evaluator, Failure
@@ -172,6 +173,7 @@ class Scoring:
             self.hold(state)
             self._note_outcomes()
             self.run.say(f"step {step}: {headline(result)}")
+            self._note_missing(state)
             return
         assert isinstance(result, Failure)
         begun = queries.evaluation(self.run.journal, step)
@@ -181,15 +183,28 @@ class Scoring:
         self.step = self.result = None
         self.hold(state)
         self.run.say(f"step {step} was not scored: {result.reason}{'' if final else '; once more'}")
+        if final:
+            self._note_missing(state)
+
+    def _note_missing(self, state: RunState) -> None:
+        """Say, once, that the policy has seen no score for long, and when it does again."""
+        benchmarks = self.run.config.evals.benchmarks
+        stretch = views.unscored_stretch(self.run.journal, benchmarks, state.rewinds)
+        if (stretch is None) == (queries.unscored(self.run.journal) is None):
+            return
+        records.unscored(self.run.journal, stretch)
+        self.run.say("the policy sees scores again" if stretch is None else stretch.in_words)
 
     def _note_outcomes(self) -> None:
         """Interventions whose effect this score shows for the first time."""
-        for decision in queries.untold_interventions(self.run.journal):
+        untold = queries.untold_interventions(self.run.journal)
+        if not untold:
+            return
+        outcomes = Outcomes(self.run.journal)
+        for decision in untold:
             assert decision.generation is not None
             order = queries.order(self.run.journal, decision.generation)
             assert order is not None
-            assert order.applied_tokens is not None
-            scored = observation_builder.around(self.run.journal, order.applied_tokens)
-            outcome = observation_builder.outcome(order.applied_tokens, scored)
+            outcome = outcomes.of(order)
             if outcome is not None:
-                records.outcome(self.run.journal, decision.id, *outcome)
+                records.outcome(self.run.journal, decision.id, outcome)

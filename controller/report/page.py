@@ -8,6 +8,7 @@ in print every decision is open.
 from __future__ import annotations
 
 import base64
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,20 +90,18 @@ def story(report: Report) -> str:
 
 def _strongest(entry: Json) -> str:
     """The clearest effect of an intervention, in a sentence; empty before there is one."""
-    effects = [
-        (name, effect)
-        for evaluation in entry["followed"][-1:]
-        for name, effect in evaluation["benchmarks"].items()
-        if effect["stderr"]
-    ]
+    outcome = entry["outcome"]
+    effects = {name: effect for name, effect in outcome["benchmarks"].items() if effect["gain"]}
     if not effects:
         return ""
-    name, effect = max(effects, key=lambda pair: abs(pair[1]["gain"] / pair[1]["stderr"]))
+    sizes = {n: math.inf if e["z"] is None else abs(e["z"]) for n, e in effects.items()}
+    name = max(sizes, key=lambda name: sizes[name])
+    effect = effects[name]
     word = "better" if effect["gain"] > 0 else "worse"
     moved = core.moves(entry["weights_before"], entry["weights_after"])
     return (
         f"After {entry['id']} ({moved}) {name} was {abs(effect['gain']):.3g} "
-        f"± {effect['stderr']:.2g} {word} ({effect['metric']})."
+        f"± {effect['stderr']:.2g} {word} ({effect['metric']}){core.shared(outcome)}."
     )
 
 
@@ -159,8 +158,8 @@ def _decision(entry: Json) -> Json:
     """
     changed = entry["generation"] is not None
     head = f"{core.verdict(entry)} at {format_tokens(entry['tokens'])} tokens"
-    if changed:
-        head += f": {core.moves(entry['weights_before'], entry['weights_after'])}"
+    if changed or entry["approval"]:
+        head += f": {core.changes(entry)}"
     evidence = (
         line.removeprefix("Evidence").strip() for line in core.evidence_lines(entry["evidence"])
     )
@@ -174,17 +173,6 @@ def _decision(entry: Json) -> Json:
         "after": core.mixture(entry["weights_after"]),
         "guards": [f"{n['guard']} {n['action']}: {n['detail']}" for n in entry["guards"]],
         "applied": core.applied(entry),
-        "what followed": list(_followed(entry["followed"])),
+        "what followed": core.outcome_lines(entry["outcome"]),
     }
     return {"id": entry["id"], "head": head, "changed": changed, "rows": rows}
-
-
-def _followed(evaluations: list[Json]) -> Iterator[str]:
-    for evaluation in evaluations:
-        for name, effect in evaluation["benchmarks"].items():
-            sure = effect["stderr"] and abs(effect["gain"]) > 2 * effect["stderr"]
-            yield (
-                f"step {evaluation['step']}: {name} {effect['metric']} gain {effect['gain']:+.4f} "
-                f"± {effect['stderr']:.4f}, {effect['n']} items in common"
-                f"{'' if sure else ' (not distinguishable from noise)'}"
-            )

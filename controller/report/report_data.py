@@ -10,15 +10,12 @@ from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.contract import ScheduleError, Status, read_schedule
 from mixloop.controller import views
-from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import Journal, queries
 from mixloop.controller.views import RunStanding
-from mixloop.policies.interface import Evaluation
 
-FOLLOWED = 2  # evaluations after an intervention whose paired effect is shown
 ALARMS = (
     *("stranger", "order-rejected", "trouble", "tracking-failed", "tracking-refused"),
-    "journal-altered",
+    *("journal-altered", "unscored"),
 )
 
 
@@ -30,7 +27,7 @@ class Report:
         status: the trainer's newest heartbeat.
         segments: the mixtures as applied, each with its first token.
         evaluations: scored checkpoints' metrics.
-        decisions: as ``mixloop history --json`` has them, each with what ``followed``.
+        decisions: as ``mixloop history --json`` has them.
         drawn: tokens and epochs of each source at every checkpoint.
         unscored: checkpoints without a score, and benchmarks missing from one, with the reason.
         alarms: what a reviewer has to know of besides decisions, equal ones counted.
@@ -93,7 +90,6 @@ def gather(target: Path) -> Report:
     if journal is None or standing.status is None:
         missing = "controller has run" if journal is None else "trainer has started"
         raise BadInput(f"{target}: no {missing} here yet, so there is nothing to report")
-    scored = observation_builder.evaluations(journal)
     try:
         opened = read_schedule(paths.schedule).latest_open
     except (OSError, ScheduleError):
@@ -104,31 +100,11 @@ def gather(target: Path) -> Report:
         standing=standing,
         segments=views.segments(paths, opened.sequence_length if opened is not None else 1),
         evaluations=views.benchmarks(journal),
-        decisions=[
-            entry | {"followed": _followed(entry, scored)} for entry in views.history(journal)
-        ],
+        decisions=views.history(journal),
         drawn=_drawn(journal, standing),
         unscored=_unscored(journal),
         alarms=_alarms(journal),
     )
-
-
-def _followed(entry: Json, scored: Sequence[Evaluation]) -> list[Json]:
-    """What the benchmarks did after an intervention.
-
-    The last checkpoint before it came into force against each of the next two, paired over the
-    items they share.
-    """
-    if entry["applied_tokens"] is None:
-        return []
-    before = [evaluation for evaluation in scored if evaluation.tokens <= entry["applied_tokens"]]
-    after = scored[len(before) : len(before) + FOLLOWED] if before else []
-    pairs = ((new, observation_builder.effects(before[-1], new)) for new in after)
-    return [
-        {"step": new.step, "tokens": new.tokens, "benchmarks": effects}
-        for new, effects in pairs
-        if effects
-    ]
 
 
 def _drawn(journal: Journal, standing: RunStanding) -> list[Json]:
@@ -149,23 +125,15 @@ def _drawn(journal: Journal, standing: RunStanding) -> list[Json]:
 
 
 def _unscored(journal: Journal) -> list[Json]:
-    rows = []
-    for checkpoint in queries.checkpoint_states(journal):
-        at = {"step": checkpoint.step, "tokens": checkpoint.tokens}
-        if checkpoint.state is None:
-            rows.append({**at, "what": "checkpoint", "why": "not scored"})
-        elif checkpoint.state != "scored":
-            why = checkpoint.reason or "being scored"
-            rows.append({**at, "what": "checkpoint", "why": why})
-        else:
-            evaluation = queries.evaluation(journal, checkpoint.step)
-            card = (evaluation.scorecard if evaluation is not None else None) or {}
-            rows += [
-                {**at, "what": name, "why": score["reason"]}
-                for name, score in card.get("benchmarks", {}).items()
-                if score["status"] != "ok"
-            ]
-    return rows
+    return [
+        {
+            "step": lack.step,
+            "tokens": lack.tokens,
+            "what": lack.benchmark or "checkpoint",
+            "why": lack.why,
+        }
+        for lack in views.missing_scores(journal)
+    ]
 
 
 def _alarms(journal: Journal) -> list[Json]:

@@ -13,7 +13,7 @@ from typing import IO
 
 from mixloop.common.errors import BadInput
 from mixloop.common.files import write_atomic
-from mixloop.common.process import Child
+from mixloop.common.process import PARENT, Child
 from mixloop.contract import RunPaths
 from mixloop.controller.config import RunConfig
 from mixloop.controller.decisions import read_answer
@@ -57,10 +57,11 @@ def trainer_command(job: Path, *, rewind: bool = False) -> list[str]:
 
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a part of the run with its output appended to a log file."""
+    """Start a part of the run with its output appended to a log file; it ends when we do."""
     stream: IO[bytes]
+    environment = os.environ | {PARENT: str(os.getpid())}
     with log.open("ab") as stream:
-        return subprocess.Popen(list(command), stdout=stream, stderr=stream)
+        return subprocess.Popen(list(command), stdout=stream, stderr=stream, env=environment)
 
 
 def last_line(log: Path) -> str:
@@ -72,8 +73,11 @@ def last_line(log: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def check_policy(config: RunConfig, base: Path) -> None:
+def check_policy(config: RunConfig, base: Path) -> dict[str, int]:
     """Load the policy in a child, as the daemon will, and let it check names and options.
+
+    Returns:
+        By what the policy may do, the evaluations it needs before; empty where it doesn't tell.
 
     Raises:
         BadInput: one line saying what is wrong with ``policy.use`` or ``policy.with``.
@@ -101,3 +105,4 @@ def check_policy(config: RunConfig, base: Path) -> None:
         child.close()
     if answer.kind == "failed":
         raise BadInput(str(answer.payload["reason"]))
+    return {str(name): int(count) for name, count in answer.payload.get("needs", {}).items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mixloop.common.errors import BadInput
 from mixloop.common.text import tokens
@@ -14,6 +16,7 @@ from mixloop.controller.loop import measured_plan, read_plan
 from mixloop.evals.planning import EvalPlan
 
 from . import launch
+from .feasibility import doubts, impossible
 
 
 def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = None) -> Json:
@@ -35,10 +38,10 @@ def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = 
     config = load_config(path)
     check_evals(path, config)
     infos = observation_builder.source_infos(config)
-    sizes = {name: info.tokens for name, info in infos.items()}
+    sizes = observation_builder.epoch_tokens(config, infos)
     weights = config.start_weights(sizes)
     launch.check_training(config)
-    launch.check_policy(config, path.parent.resolve())
+    needs = check_feasible(path, config, infos)
     sources = {
         name: {
             "weight": weights[name],
@@ -54,7 +57,11 @@ def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = 
         "run": config.run.id,
         "sources": sources,
         "evals_plan": plan.model_dump(mode="json", by_alias=True) if plan is not None else None,
-        "notes": [*_notes(config, sources), *_plan_notes(config, plan, kept=kept)],
+        "notes": [
+            *doubts(config, weights, needs),
+            *_notes(config, sources),
+            *_plan_notes(config, plan, kept=kept),
+        ],
     }
 
 
@@ -92,6 +99,25 @@ def _plan_notes(config: RunConfig, plan: EvalPlan | None, *, kept: bool) -> list
             f"{100 * plan.budget:.3g}%: its checkpoints compare item by item only under one plan"
         )
     return notes
+
+
+def check_feasible(
+    path: Path, config: RunConfig, infos: Mapping[str, Any] | None = None
+) -> dict[str, int]:
+    """That the policy can be asked, and that nothing is configured that can't work.
+
+    Returns:
+        The evaluations that the policy needs (:func:`~.launch.check_policy`).
+
+    Raises:
+        BadInput: naming the first that can't.
+    """
+    needs = launch.check_policy(config, path.parent.resolve())
+    infos = infos or observation_builder.source_infos(config)
+    weights = config.start_weights({name: info.tokens for name, info in infos.items()})
+    for problem in impossible(config, infos, weights, needs):
+        raise BadInput(f"{path}: {problem}")
+    return needs
 
 
 def check_evals(path: Path, config: RunConfig) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from mixloop.common.errors import BadInput
+from mixloop.common.process import end_with_parent, handling, interrupt, stop_signals
 from mixloop.common.text import clean
 from mixloop.contract import RunPaths, read_status
 from mixloop.controller.config import RunConfig, load_config
@@ -21,7 +22,7 @@ from mixloop.controller.journal import FenceLost
 from mixloop.controller.watch import Timings, check_address
 
 from . import launch
-from .preflight import check_evals
+from .preflight import check_evals, check_feasible
 
 if TYPE_CHECKING:
     from mixloop.controller.loop import Controller
@@ -47,7 +48,7 @@ def control_run(path: Path, say: Say, metrics_port: int | None = None) -> int:
     """
     config, base = load_config(path), path.parent.resolve()
     check_evals(path, config)
-    launch.check_policy(config, base)
+    check_feasible(path, config)
     logging.getLogger("mixloop").addHandler(logging.NullHandler())
     timings = Timings()
     # first of all: a controller that takes the run over and then ends would end two
@@ -80,16 +81,19 @@ def _control(controller: Controller, config: RunConfig, say: Say, url: str | Non
         signals.append(number)
         controller.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    say(f"controlling run '{config.run.id}' in {config.run.dir} (fence {controller.journal.fence})")
-    if url is not None:
-        say(f"metrics at {url}")
-    try:
-        controller.run()
-    except FenceLost as error:
-        say(f"another controller has taken this run over ({error}); stopping")
-        return 1
+    with handling(stop_signals(), stop):
+        end_with_parent(signal.SIGTERM)
+        say(
+            f"controlling run '{config.run.id}' in {config.run.dir} "
+            f"(fence {controller.journal.fence})"
+        )
+        if url is not None:
+            say(f"metrics at {url}")
+        try:
+            controller.run()
+        except FenceLost as error:
+            say(f"another controller has taken this run over ({error}); stopping")
+            return 1
     return 130 if signals else 0
 
 
@@ -124,14 +128,15 @@ def run_both(path: Path, say: Say, *, rewind: bool = False, metrics_port: int | 
     """Train and control as two processes; returns the first failure's exit code, or 0.
 
     The trainer goes on if the controller dies, and the controller waits if the trainer dies: this
-    command only starts them, shows how far they are, and passes a stop on to both.
+    command only starts them, shows how far they are, and passes a stop on to both. They end with
+    it, the trainer after a checkpoint, however it ends.
 
     Raises:
         BadInput: before anything starts.
     """
     config = load_config(path)
     check_evals(path, config)
-    launch.check_policy(config, path.parent.resolve())
+    check_feasible(path, config)
     launch.check_training(config, rewind=rewind)
     port = config.controller.metrics.port if metrics_port is None else metrics_port
     if port is not None:
@@ -152,17 +157,15 @@ def run_both(path: Path, say: Say, *, rewind: bool = False, metrics_port: int | 
 
 @contextlib.contextmanager
 def _ending_both(processes: Processes) -> Iterator[None]:
-    """Whatever ends this command ends both, gently first."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    """Whatever ends this command ends both, gently first; only a Ctrl-C can insist."""
+    polite = [number for number in stop_signals() if number != signal.SIGINT]
     try:
-        yield
+        with handling(polite, interrupt):
+            yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-        _end(processes)
+        # a shell that goes sends SIGHUP twice, SLURM and systemd SIGTERM
+        with handling(polite, lambda *_: None):
+            _end(processes)
 
 
 def _end(processes: Processes) -> None:

@@ -110,7 +110,6 @@ class MlflowDrain:
         """The run's end; from now on there is nothing else to do."""
         records.closed(self.journal, state.status.tokens if state.status is not None else 0)
         self._closed_at, self.not_before = self.clock(), 0.0
-        self.say("the run has ended and every checkpoint is scored")
 
     # -- the child ---------------------------------------------------------------------------
 

@@ -61,12 +61,15 @@ class Sink:
 
         self.uri = uri
         self.folder = folder
+        self.artifacts = artifacts  # of this run, where MLflow keeps none by itself
         mlflow.set_tracking_uri(uri)
         self.uid = uid
         self.client = mlflow.MlflowClient(tracking_uri=uri)
         existing = self.client.get_experiment_by_name(experiment)
         if existing is None:
-            location = artifacts.as_uri() if artifacts is not None else None
+            # other runs may join the experiment: what is nobody's alone lies beside the database
+            beside = artifacts and (database_of(uri) or artifacts).with_name("mlartifacts")
+            location = beside.as_uri() if beside is not None else None
             self.experiment = self.client.create_experiment(experiment, artifact_location=location)
         else:
             self.experiment = existing.experiment_id
@@ -138,9 +141,27 @@ class Sink:
                 self.experiment, payload["ms"], tags=tags, run_name=payload["name"]
             )
             run = self._run = created.info.run_id
+            self._keep_artifacts(run)
         params = [Param(key, str(value)[:6000]) for key, value in payload["params"].items()]
         self.client.log_batch(run, params=params, synchronous=True)
         self.client.set_terminated(run, status="RUNNING")
+
+    def _keep_artifacts(self, run: str) -> None:
+        """This run's artifacts in its own folder, whoever made the experiment.
+
+        The client has no word for it, so the database is told; where another MLflow has it
+        otherwise, they lie with the experiment's.
+        """
+        from mlflow.tracking._tracking_service.utils import _get_store
+        from sqlalchemy import exc, text
+
+        if self.artifacts is None:
+            return
+        change = text("UPDATE runs SET artifact_uri = :uri WHERE run_uuid = :run")
+        place = f"{self.artifacts.as_uri()}/{run}/artifacts"
+        unknown = contextlib.suppress(AttributeError, exc.DatabaseError)
+        with unknown, _get_store(self.uri).engine.begin() as connection:
+            connection.execute(change, {"uri": place, "run": run})
 
     def _send_metrics(self, payload: Json) -> None:
         self._log(payload["metrics"], payload["tokens"], payload["ms"], None)
@@ -387,10 +408,8 @@ def make_database(uri: str, uid: str) -> None:
     """
     from sqlalchemy.engine import make_url
 
-    if not uri.startswith("sqlite:") or not (name := make_url(uri).database):
-        return
-    path = Path(name)
-    if name == ":memory:" or path.exists():
+    path = database_of(uri)
+    if path is None or path.exists():
         return
     # one per run: what lies there is what an earlier drain of ours was killed over
     scratch = path.with_name(f".{path.name}.{uid}.new")
@@ -401,6 +420,14 @@ def make_database(uri: str, uid: str) -> None:
     with contextlib.suppress(FileExistsError):  # another run's, made meanwhile
         path.hardlink_to(scratch)
     scratch.unlink()
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of an SQLite store; None for another kind, or one without a file."""
+    from sqlalchemy.engine import make_url
+
+    name = make_url(uri).database if uri.startswith("sqlite:") else None
+    return None if name in (None, "", ":memory:") else Path(name)
 
 
 def _make_tables(uri: str) -> None:

@@ -2,6 +2,7 @@ from .compare import compare_cards as compare_cards
 from .compare import comparison_table as comparison_table
 from .compare import read_cards as read_cards
 from .compare import run_cards as run_cards
+from .decision_history import approval_json as approval_json
 from .decision_history import benchmarks as benchmarks
 from .decision_history import find_decision as find_decision
 from .decision_history import history as history
@@ -10,6 +11,9 @@ from .export import export_run as export_run
 from .export import export_text as export_text
 from .liveness import TrainerStanding as TrainerStanding
 from .liveness import controller as controller
+from .missing_scores import missing_scores as missing_scores
+from .missing_scores import scoring_summary as scoring_summary
+from .missing_scores import unscored_stretch as unscored_stretch
 from .opening import open_run as open_run
 from .opening import reading as reading
 from .opening import run_folder as run_folder

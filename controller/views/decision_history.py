@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.contract import SCALE, RunPaths, Schedule, decision_id, schedule_of
-from mixloop.controller.core import DecisionRow, EventRow, OrderRow
-from mixloop.controller.decisions import observation_builder
+from mixloop.controller.core import ApprovalRow, DecisionRow, EventRow, OrderRow, would_order
+from mixloop.controller.decisions import Outcomes, observation_builder
 from mixloop.controller.journal import Journal, queries
-from mixloop.policies.interface import Evaluation
 
 
 def history(journal: Journal) -> list[Json]:
     """Every decision, oldest first, as ``mixloop history --json`` prints it."""
-    scored = observation_builder.evaluations(journal)
+    outcomes = Outcomes(journal)
     orders = {order.generation: order for order in queries.orders(journal)}
     approvals = {row.decision: row for row in queries.approvals(journal)}
+    timeout = queries.start_params(journal).get("approval_timeout")
     changes = queries.events(journal, "steering")
     assessments: dict[str, list[Json]] = {}
     for row in queries.assessments(journal):
@@ -27,20 +27,32 @@ def history(journal: Journal) -> list[Json]:
         order = orders.get(decision.generation or 0)
         approval = approvals.get(decision.id)
         entries.append(
-            _entry(decision, order, scored)
+            _entry(decision, order, outcomes)
             | {
                 "steering": steering_at(changes, decision.step),
-                "approval": None if approval is None else approval.to_json(but=("decision",)),
+                "approval": approval and approval_json(decision, approval, timeout),
                 "assessments": assessments.get(decision.id, []),
             }
         )
     return entries
 
 
-def _entry(decision: DecisionRow, order: OrderRow | None, scored: Sequence[Evaluation]) -> Json:
+def approval_json(decision: DecisionRow, approval: ApprovalRow, timeout: int | None) -> Json:
+    """An approval, and what it is about: ``before``, ``after`` and ``until_tokens``.
+
+    ``after`` is what approving it would order; ``timeout`` the run's, in tokens.
+    """
+    return approval.to_json(but=("decision",)) | {
+        "before": dict(decision.weights_before),
+        "after": dict(would_order(decision.to_json())),
+        "until_tokens": None if timeout is None else decision.tokens + timeout,
+    }
+
+
+def _entry(decision: DecisionRow, order: OrderRow | None, outcomes: Outcomes) -> Json:
     return decision.to_json(but=("seq",)) | {
         "applied_step": order.applied_step if order else None,
-        "outcome": _outcome(order, scored),
+        "outcome": _outcome(order, outcomes),
         "applied_tokens": order.applied_tokens if order else None,
         "applied_sample": order.applied_sample if order else None,
         "applied_at": order.applied_at if order else None,
@@ -57,7 +69,7 @@ def steering_at(changes: Sequence[EventRow], step: int) -> Json:
     return dict(earlier[-1]) if earlier else {}
 
 
-def _outcome(order: OrderRow | None, scored: Sequence[Evaluation]) -> Json | None:
+def _outcome(order: OrderRow | None, outcomes: Outcomes) -> Json | None:
     """What became of an intervention; None for a decision that changed nothing."""
     if order is None:
         return None
@@ -65,11 +77,10 @@ def _outcome(order: OrderRow | None, scored: Sequence[Evaluation]) -> Json | Non
         return {"state": "never in force", "detail": order.rejected, "benchmarks": {}}
     if order.applied_step is None:
         return {"state": "not in force yet", "benchmarks": {}}
-    outcome = observation_builder.outcome(order.applied_tokens, scored)
+    outcome = outcomes.of(order)
     if outcome is None:
         return {"state": "in force, not scored since", "benchmarks": {}}
-    step, benchmarks = outcome
-    return {"state": "scored", "step": step, "benchmarks": benchmarks}
+    return {"state": "scored", **outcome}
 
 
 def find_decision(journal: Journal, name: str) -> Json:

@@ -111,6 +111,7 @@ class RunStanding:
         scores: of scored checkpoints, oldest first; no more than were asked for.
         steering: what steers each benchmark; empty before the first decision.
         skipped: checkpoints that were passed over, oldest first.
+        unscored: why the policy has seen no score for several checkpoints; None: it sees them.
         waiting: checkpoints that are complete and not scored; ``scoring``: the steps of those that
             are being scored.
         checkpoints: tokens of the newest two, newest first.
@@ -128,6 +129,7 @@ class RunStanding:
     scores: Sequence[CheckpointScores] = ()
     steering: Mapping[str, Steering] = field(default_factory=dict)
     skipped: Sequence[CheckpointState] = ()
+    unscored: queries.UnscoredStretch | None = None
     waiting: int = 0
     scoring: Sequence[int] = ()
     checkpoints: Sequence[int] = ()
@@ -225,6 +227,7 @@ def run_standing(
         scores=scores,
         steering=queries.steering(journal),
         skipped=queries.checkpoints_in(journal, "skipped"),
+        unscored=queries.unscored(journal),
         waiting=len(scoring) + len(queries.checkpoints_in(journal, None)),
         scoring=scoring,
         checkpoints=[row.tokens for row in queries.last_checkpoints(journal, 2)],

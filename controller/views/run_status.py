@@ -8,6 +8,7 @@ from mixloop.common.types import Json
 from mixloop.contract import RunPaths, read_status
 from mixloop.controller.journal import Journal, queries, unreadable_files
 
+from .decision_history import approval_json
 from .run_standing import RunStanding, run_standing, scores_of
 
 
@@ -49,6 +50,7 @@ def status_json(standing: RunStanding) -> Json:
         "benchmarks": _benchmarks(standing),
         "steering": {name: asdict(steering) for name, steering in standing.steering.items()},
         "skipped": [_pick(row, "step", "tokens", "reason") for row in standing.skipped],
+        "unscored": None if standing.unscored is None else asdict(standing.unscored),
         "pending": {
             "orders": [
                 _pick(order, "generation", "decision", "published_at") for order in standing.orders
@@ -60,7 +62,8 @@ def status_json(standing: RunStanding) -> Json:
             "paused": people.paused,
             "pins": dict(people.pins),
             "awaiting": [
-                _pick(decision, "id", "tokens") | {"why": approval.why}
+                approval_json(decision, approval, standing.approval_timeout)
+                | _pick(decision, "id", "tokens", "reason")
                 for decision, approval in people.awaiting
             ],
             "requests": people.requests,

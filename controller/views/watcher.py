@@ -18,7 +18,7 @@ from mixloop.common.json_records import Problem
 from mixloop.common.types import Json
 from mixloop.contract import RunPaths, Status, read_status
 from mixloop.controller.core import heartbeat
-from mixloop.controller.decisions import observation_builder
+from mixloop.controller.decisions import effects, observation_builder
 from mixloop.controller.journal import Journal, JournalError, queries, unreadable_files
 
 from .run_standing import CheckpointScores, RunStanding, run_standing, scores_of
@@ -146,7 +146,7 @@ class Watcher:
             return {}
         if key != self._trends[0]:
             pair = observation_builder.evaluations(journal, newest=2)
-            self._trends = (key, observation_builder.effects(*pair))
+            self._trends = (key, effects(*pair))
         return self._trends[1]
 
     def _scoring_for(self, steps: Sequence[int], now: float) -> float | None:

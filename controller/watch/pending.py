@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from mixloop.common.units import format_tokens
 from mixloop.contract import Status
-from mixloop.controller.views import RunSnapshot, RunStanding
+from mixloop.controller.core import moves, until
+from mixloop.controller.views import RunSnapshot, RunStanding, approval_json
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ def pending(look: RunSnapshot, speed: float | None) -> Iterator[Pending]:
     run, status = look.standing, look.standing.status
     yield from _orders(run, speed)
     for decision, approval in run.operators.awaiting:
+        asks = approval_json(decision, approval, run.approval_timeout)
         left = None
-        if run.approval_timeout is not None and status is not None:
-            left = decision.tokens + run.approval_timeout - status.tokens
+        if asks["until_tokens"] is not None and status is not None:
+            left = asks["until_tokens"] - status.tokens
         yield Pending(
-            f"{decision.id} waits for approve or reject: {approval.why}",
+            f"{decision.id} waits for approve or reject {until(asks)}: "
+            f"{moves(asks['before'], asks['after'])}; {decision.reason}",
             seconds(left, speed),
             person=True,
         )

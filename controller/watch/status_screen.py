@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mixloop.common.process import handling, interrupt
 from mixloop.common.types import Json
 from mixloop.controller import views
 from mixloop.controller.views import Watcher
@@ -46,15 +47,8 @@ Pause = Callable[[float], object]
 @contextmanager
 def _gentle_stops() -> Iterator[Pause]:
     """SIGTERM ends it like Ctrl-C, so that the terminal is always given back as it was."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with handling([signal.SIGTERM], interrupt):
         yield threading.Event().wait
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _ended(view: View) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from mixloop.common.text import duration
 from mixloop.common.types import Json
 from mixloop.contract import Health
-from mixloop.controller.core import MIN_STALL_LIMIT, moves, steering, verdict
+from mixloop.controller.core import MIN_STALL_LIMIT, changes, distinct, steering, verdict
 from mixloop.controller.views import (
     CheckpointScores,
     RunSnapshot,
@@ -22,8 +22,6 @@ from mixloop.controller.views import (
 from mixloop.policies.interface import BITS_PER_BYTE
 
 from .pending import Pending, pending, seconds
-
-CLEAR = 2.0  # standard errors from which on a difference is more than noise
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class BenchmarkRow:
     """One benchmark: its newest value, and how it came to it.
 
     The paired change since the evaluation before (positive is better), and its past values in the
-    same metric, oldest first, None where it was missing.
+    same metric, oldest first, None where it was missing. ``distinct``: the change is no noise.
     """
 
     name: str
@@ -65,13 +63,14 @@ class BenchmarkRow:
     change_stderr: float | None = None
     past: tuple[float | None, ...] = ()
     missing: str | None = None
+    distinct: bool = False
 
     @property
     def verdict(self) -> str:
         """``better``, ``worse`` or ``same`` beyond the noise of the pair; empty without one."""
         if self.change is None or self.change_stderr is None:
             return ""
-        if abs(self.change) < CLEAR * self.change_stderr:
+        if not self.distinct:
             return "same"
         return "better" if self.change > 0 else "worse"
 
@@ -242,7 +241,8 @@ def _benchmark(name: str, look: RunSnapshot) -> BenchmarkRow:
         why = score.reason if score is not None else None
         return replace(row, missing=why or "not in the newest scorecard")
     if trend is not None and trend["metric"] == metric:
-        row = replace(row, change=trend["gain"], change_stderr=trend["stderr"])
+        change = {"change": trend["gain"], "change_stderr": trend["stderr"]}
+        row = replace(row, **change, distinct=distinct(trend))
     better = "higher" if value.higher_is_better else "lower"
     return replace(row, value=value.value, stderr=value.stderr, n=value.n, better=better)
 
@@ -257,12 +257,13 @@ def _decisions(run: RunStanding) -> tuple[DecisionRow, ...]:
     """Newest first; those that changed nothing for the same reason are told once."""
     rows: list[DecisionRow] = []
     for decision, approval in run.decisions:
-        moved = moves(decision.weights_before, decision.weights_after)
+        entry = decision.to_json()
+        moved = changes(entry)
         state = None if approval is None else approval.to_json()
         row = DecisionRow(
             id=decision.id,
             step=decision.step,
-            verdict=verdict(decision.to_json() | {"approval": state}),
+            verdict=verdict(entry | {"approval": state}),
             moved="" if moved == "-" else moved,
             reason=decision.reason,
         )
@@ -279,6 +280,8 @@ def _warnings(look: RunSnapshot) -> Iterator[str]:
     run, people = look.standing, look.standing.operators
     if look.trouble:
         yield look.trouble
+    if run.unscored is not None:
+        yield run.unscored.in_words
     for file in run.unreadable:
         yield f"{file.file} can't be read: {file.problem}"
     if people.paused:

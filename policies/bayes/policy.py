@@ -75,6 +75,12 @@ class BayesPolicy:
         for weights in self.options.prior.mixtures():
             check_names("source", weights, sources, "policy.with.prior")
 
+    def evaluations_needed(
+        self, sources: Mapping[str, Sequence[str]], benchmarks: Sequence[str]
+    ) -> dict[str, int]:
+        """One for each trial, and that of the last one."""
+        return {"bayes": self._trials(len(sources)) + 1}
+
     def decide(self, observation: Observation) -> Proposal | Hold:
         """A trial, a step towards the best mixture, or back to the centre."""
         data = trial_data(observation)
@@ -128,15 +134,18 @@ class BayesPolicy:
         A given number of times, and as often again as long as it isn't known that mixtures matter.
         """
         observation = at.observation
-        limit = self.options.explore
-        if limit is None:
-            limit = min(14, len(observation.sources) + 2)
+        limit = self._trials(len(observation.sources))
         if not sure:
             limit *= 2
         # a mixture that has to stay for longer is one trial all the same
         limit *= max(1, math.ceil(observation.limits.dwell / at.data.unit))
         early = observation.tokens <= EARLY * observation.budget and observation.phase != "decay"
         return early and len(observation.evaluations) < limit
+
+    def _trials(self, sources: int) -> int:
+        """How many mixtures are tried at first."""
+        explore = self.options.explore
+        return min(14, sources + 2) if explore is None else explore
 
     def _forecast(self, at: _Situation) -> Forecast | None:
         data = at.data

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from mixloop.policies.interface import PolicyError
+from mixloop.policies.interface import PolicyError, raised
 from mixloop.policies.mixture import Stretch, total_variation
 
 from .guard_registry import Guard, load_guard
@@ -73,7 +73,7 @@ def _further(name: str) -> Guard:
         except Blocked:
             raise
         except (Exception, SystemExit) as error:
-            problem = f"{type(error).__name__}: {error}"
+            problem = raised(error, guard.apply)
         if problem:
             raise state.blocked(f"the guard failed: {problem}; the mixture stays")
 

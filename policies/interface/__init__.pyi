@@ -23,8 +23,10 @@ from .option_types import Share as Share
 from .option_types import listed as listed
 from .policy_building import build_policy as build_policy
 from .policy_error import PolicyError as PolicyError
+from .policy_error import raised as raised
 from .policy_protocol import Checkable as Checkable
 from .policy_protocol import Hold as Hold
+from .policy_protocol import Learning as Learning
 from .policy_protocol import Policy as Policy
 from .policy_protocol import Proposal as Proposal
 from .policy_protocol import jsonable as jsonable

@@ -133,7 +133,8 @@ class Observation(_Frozen):
     the mixture in force, ``plan`` what the order in force does later: stretches ``(until_tokens,
     weights)`` as in a proposal, empty when it just goes on. ``steering`` names each configured
     benchmark with the metric that steers; ``watch`` the benchmarks that may veto but never steer.
-    ``every`` are the training tokens between two evaluations, 0 if that isn't known.
+    ``every`` are the training tokens between two evaluations, 0 if that isn't known. ``decay`` are
+    those at the end of the budget in which the learning rate decays, None if that isn't known.
     """
 
     run: str = ""
@@ -149,6 +150,7 @@ class Observation(_Frozen):
     plan: tuple[tuple[int, dict[str, float]], ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     every: int = 0
+    decay: int | None = None
     steering: dict[str, str] = {}
     watch: tuple[str, ...] = ()
     objective: dict[str, Goal] = {}

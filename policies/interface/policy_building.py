@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from mixloop.common.errors import explain_error, keys_at, shown, suggest
 
-from .policy_error import PolicyError
+from .policy_error import PolicyError, raised
 
 PREFIX = "policy.with"
 
@@ -30,9 +30,8 @@ def build_policy(cls: type[Any], options: Mapping[str, Any], label: str) -> Any:
     except PolicyError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        cause = ": ".join([type(error).__name__, *lines[:1]])
-        raise PolicyError(f"policy {label}: {cause} while it was built") from error
+        cause = raised(error, cls, " while it was built")
+        raise PolicyError(f"policy {label}: {cause}") from error
 
 
 def options_schema(cls: type[Any]) -> dict[str, Any]:

@@ -1,6 +1,13 @@
-"""The one error that policies and what loads them raise."""
+"""The one error that policies and what loads them raise, and any other in one line."""
 
 from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+LONGEST = 300  # characters of a foreign error that are told
 
 
 class PolicyError(ValueError):
@@ -12,3 +19,24 @@ class PolicyError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+def raised(error: BaseException, by: Any, when: str = "") -> str:
+    """``ValueError: no idea (mine.py line 7)``: an error, and where in one's own code it arose.
+
+    Args:
+        error: as it was caught.
+        by: the class or function whose module is meant; where the error arose elsewhere, in what
+            that had called, its own line counts all the same.
+        when: words that follow the error.
+    """
+    lines = str(error).splitlines()
+    said = ": ".join([type(error).__name__, *(line[:LONGEST] for line in lines[:1])]) + when
+    module = sys.modules.get(getattr(by, "__module__", None) or "")
+    own = getattr(module, "__file__", None)
+    lines_of = [(f.f_code.co_filename, at) for f, at in traceback.walk_tb(error.__traceback__)]
+    mine = [place for place in lines_of if place[0] == own] or lines_of
+    if not mine:
+        return said
+    file, at = mine[-1]
+    return f"{said} ({Path(file).name} line {at})"

@@ -85,8 +85,8 @@ class Policy(Protocol):
     """Decides from one observation. Pure: the same observation gives the same answer.
 
     A class may add ``Options``, a pydantic model its options are validated by (it is then built as
-    ``cls(options)``; without one, as ``cls(**options)``), and ``check(sources, benchmarks)``, see
-    ``Checkable``.
+    ``cls(options)``; without one, as ``cls(**options)``), ``check(sources, benchmarks)``, see
+    ``Checkable``, and ``evaluations_needed(sources, benchmarks)``, see ``Learning``.
     """
 
     def decide(self, observation: Observation) -> Proposal | Hold:
@@ -100,6 +100,20 @@ class Checkable(Protocol):
 
     def check(self, sources: Mapping[str, Sequence[str]], benchmarks: Sequence[str]) -> None:
         """Raise ``PolicyError`` for a name in neither ``sources`` (name to tags) nor benchmarks."""
+        ...
+
+
+@runtime_checkable
+class Learning(Protocol):
+    """A policy that can tell how many evaluations it takes before scores move it."""
+
+    def evaluations_needed(
+        self, sources: Mapping[str, Sequence[str]], benchmarks: Sequence[str]
+    ) -> Mapping[str, int]:
+        """By what it may do, the evaluations up to its first verdict; 0 where scores don't matter.
+
+        A run too short for all of it is refused before it starts. ``sources`` maps names to tags.
+        """
         ...
 
 

@@ -19,6 +19,7 @@ At every decision, from the observation alone:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ Evidence = dict[str, Any]
 MIN_CHANGE = 1e-3  # total variation below which an order isn't worth it
 AHEAD = 2  # evaluations that the next mixture is planned for, so that a decision comes before
 MIN_EVALUATIONS = 4  # that can be fitted
+DECAY = 0.1  # of the budget, where nobody says how long the learning rate decays
 MIN_SHARE = 0.02  # of all sources together, that a tilt starts from where the centre has none
 
 
@@ -52,8 +54,9 @@ class LawOptions(OptionsModel):
     must be expected to give once exploration is over, ``caution`` how many standard
     deviations of it are taken off. ``draws`` are taken from each law's posterior, ``temper`` is the
     power their predictive scores are weighed with. ``decay`` is the part of the budget, at its
-    end, in which the learning rate decays, for runs with phases. ``use_standby`` lets plans bring
-    in sources that stand by.
+    end, in which the learning rate decays, for runs with phases that don't say it themselves:
+    the default is that of ``trainer.decay``, or a tenth. ``use_standby`` lets plans bring in
+    sources that stand by.
     """
 
     explore: Share = 0.5
@@ -64,7 +67,7 @@ class LawOptions(OptionsModel):
     caution: Annotated[float, Field(ge=0)] = 0.25
     draws: Annotated[int, Field(ge=2, le=64)] = 32
     temper: Share = 0.5
-    decay: Share = 0.1
+    decay: Share | None = None
     use_standby: bool = False
 
 
@@ -76,6 +79,12 @@ class LawPolicy:
     def __init__(self, options: LawOptions | None = None) -> None:
         self.options = options or LawOptions()
 
+    def evaluations_needed(
+        self, sources: Mapping[str, Sequence[str]], benchmarks: Sequence[str]
+    ) -> dict[str, int]:
+        """Those that can be fitted."""
+        return {"law": MIN_EVALUATIONS}
+
     def decide(self, observation: Observation) -> Proposal | Hold:
         """The plan's next mixture or an exploring one, with the plan; or hold."""
         allowed = allowed_sources(observation, self.options.use_standby)
@@ -86,10 +95,16 @@ class LawPolicy:
         data = law_data(observation)
         if data is None:
             return Hold("law: no bits per byte are scored yet", {"rule": "law"}, "inconclusive")
-        at = situation(observation, data, allowed, self.options.decay)
+        at = situation(observation, data, allowed, self._decay(observation))
         if len(data.evaluations) < MIN_EVALUATIONS:
             return self._look_around(at, {"rule": "law", "evaluations": len(data.evaluations)})
         return self._fitted(at)
+
+    def _decay(self, observation: Observation) -> float:
+        """The part of the budget in which the learning rate decays."""
+        if self.options.decay is not None:
+            return self.options.decay
+        return DECAY if observation.decay is None else observation.decay / observation.budget
 
     def _fitted(self, at: Situation) -> Proposal | Hold:
         options = self.options

@@ -14,6 +14,7 @@ from .run_arrays import drawn_tokens as drawn_tokens
 from .run_arrays import paired_noise as paired_noise
 from .run_arrays import run_arrays as run_arrays
 from .token_ledger import Stretch as Stretch
+from .token_ledger import consumed as consumed
 from .token_ledger import describe_overruns as describe_overruns
 from .token_ledger import draw as draw
 from .token_ledger import epochs as epochs

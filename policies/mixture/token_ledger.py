@@ -18,6 +18,19 @@ Stretch = tuple[int, Mapping[str, float]]
 """(until_tokens, weights): a mixture held from the end of the stretch before."""
 
 
+def consumed(tokens: float, epochs: float, unique: float) -> float:
+    """Tokens drawn of a source, by its present size: what it has left of a cap follows from it.
+
+    One that has grown was passed over more often than its tokens say.
+
+    Args:
+        tokens: drawn.
+        epochs: as the trainer counts them, by draws.
+        unique: tokens of an epoch now.
+    """
+    return max(tokens, epochs * unique)
+
+
 def headroom(
     sources: Mapping[str, Source], drawn: Mapping[str, float], max_epochs: float | None
 ) -> dict[str, float]:

@@ -13,6 +13,9 @@ from .condition_result import ConditionResult
 from .run_conditions import LedgerSpan, PhaseIn, TokenSpan
 from .score_conditions import Lag, Level, Plateau, Ratio, Regression, Trend
 
+_SCORED = (Level, Trend, Lag, Plateau, Regression, Ratio)
+_SPANS: dict[type, int] = {Trend: 1, Lag: 1, Plateau: 2, Regression: 1}  # of `over` evaluations
+
 
 class Condition(OptionsModel):
     """One or more tests; all must hold."""
@@ -48,6 +51,12 @@ class Condition(OptionsModel):
         keys = ("benchmark", "than", "to")
         named = [listed(getattr(test, key, ())) for test in self._tests() for key in keys]
         return [name for names in named for name in names]
+
+    def evaluations_needed(self) -> int:
+        """How many evaluations the tests look at; 0 where none looks at scores."""
+        scored = (test for test in self._tests() if isinstance(test, _SCORED))
+        return max((1 + _SPANS.get(type(test), 0) * getattr(test, "over", 1) for test in scored),
+                   default=0)  # fmt: skip
 
     def check(self, observation: Observation) -> list[ConditionResult]:
         """The outcome of each test; inconclusive where a score is missing."""

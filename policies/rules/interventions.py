@@ -146,6 +146,26 @@ def propose(moved: Sequence[tuple[RuleStatus, Moved]], tests: int) -> Proposal:
     return Proposal(moved[-1][1].weights, "; ".join(reasons), evidence=jsonable(evidence))
 
 
+def with_judgements(
+    reply: Proposal | Hold, statuses: Sequence[RuleStatus], observation: Observation
+) -> Proposal | Hold:
+    """The answer, with what the trials that were judged showed: each is told once in words."""
+    judged = {s.rule.name: s.trial for s in statuses if s.trial and s.trial.evidence}
+    if not judged:
+        return reply
+    told = [d.evidence.get("judged") for d in observation.decisions]
+    evidence = {name: {**trial.evidence, "text": trial.text} for name, trial in judged.items()}
+    news = [
+        f"{name} {trial.text}"
+        for name, trial in judged.items()
+        if trial.text not in reply.reason
+        and not any(isinstance(old, dict) and old.get(name) == evidence[name] for old in told)
+    ]
+    reason = "; ".join([reply.reason, *news])
+    shown = jsonable({**reply.evidence, "judged": evidence})
+    return reply.model_copy(update={"reason": reason, "evidence": shown})
+
+
 def hold(statuses: Sequence[RuleStatus], stuck: Sequence[tuple[RuleStatus, str]]) -> Hold:
     """Says the nearest thing to an intervention there was."""
     if stuck:

@@ -104,6 +104,14 @@ class Intervention(Action):
     until: Tokens | None = None
     phases: Phases | None = None
 
+    @property
+    def evaluations_needed(self) -> int:
+        """Evaluations before it may be made, or, of one on trial, before that is judged."""
+        looked_at = max((condition.evaluations_needed() for condition in self.when), default=0)
+        if self.trial is None:
+            return looked_at
+        return max(looked_at, self.trial.least) + 2 * self.trial.over
+
     @model_validator(mode="after")
     def _consistent(self) -> Intervention:
         if self.once and self.max_times is not None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from mixloop.policies.interface import Hold, Observation, Proposal
 from mixloop.policies.mixture import check_names, in_force, still_reaching, total_variation
 
-from .interventions import RuleStatus, check_rule, hold, propose, undo
+from .interventions import RuleStatus, check_rule, hold, propose, undo, with_judgements
 from .moves import CannotMove, Moved, Tags, check_places, places
 from .options import Intervention, RulesOptions, expand
 from .stages import carry_on, is_declared, stage_due, stage_names
@@ -39,6 +39,16 @@ class RulesPolicy:
         for index, rule in enumerate(self.options.interventions):
             for expanded in expand([rule], benchmarks, places(sources)):
                 _check_names(expanded, sources, benchmarks, f"policy.with.interventions.{index}")
+
+    def evaluations_needed(
+        self, sources: Mapping[str, Sequence[str]], benchmarks: Sequence[str]
+    ) -> dict[str, int]:
+        """By rule, and 0 for what goes by tokens alone."""
+        options = self.options
+        timed = options.initial or options.stages or options.introduce or options.anneal
+        rules = expand(options.interventions, benchmarks, places(sources))
+        needed = {"the timetable": 0} if timed else {}
+        return needed | {rule.name: rule.evaluations_needed for rule in rules}
 
     def decide(self, observation: Observation) -> Proposal | Hold:
         """The move of the first rule that holds; or a hold that says which rule was nearest."""
@@ -82,6 +92,9 @@ class RulesPolicy:
         steering = observation.steering_benchmarks()
         rules = expand(self.options.interventions, steering, places(_tags(observation)))
         statuses = [check_rule(rule, observation) for rule in rules]
+        return with_judgements(self._answer(statuses, observation), statuses, observation)
+
+    def _answer(self, statuses: list[RuleStatus], observation: Observation) -> Proposal | Hold:
         ending = next((status for status in statuses if status.in_trial("ending")), None)
         if ending is not None:
             return undo(ending)

@@ -31,10 +31,11 @@ MIN_EVALUATIONS = 6  # the coefficients and three more
 
 @dataclass(frozen=True)
 class Response:
-    """Change of the value per unit of exposure, and its standard error."""
+    """Change of the value per unit of exposure, its standard error, and what that rests on."""
 
     slope: float
     stderr: float
+    df: float
 
 
 def response(
@@ -58,12 +59,14 @@ def response(
     designs = [_design(times, extra, a, t0) for a in EXPONENTS for t0 in OFFSETS]
     misfits, slopes, units = _fits(np.stack(designs), np.asarray(values, float))
     least = float(misfits.min())
-    variance = max(noise**2, least / (n - COEFFICIENTS), 1e-30)
+    left_over = least / (n - COEFFICIENTS)
+    variance = max(noise**2, left_over, 1e-30)
+    df = n - COEFFICIENTS if left_over > noise**2 else math.inf  # noise is known from the items
     trust = np.exp(-(misfits - least) / (2 * variance))
     shares = trust / trust.sum()
     slope = float(shares @ slopes)
     spread = float(shares @ (variance * units + (slopes - slope) ** 2))
-    return Response(slope, math.sqrt(spread)) if math.isfinite(spread) else None
+    return Response(slope, math.sqrt(spread), df) if math.isfinite(spread) else None
 
 
 def _design(times: Array, extra: Array, exponent: float, offset: float) -> Array:

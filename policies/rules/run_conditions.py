@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from mixloop.common.errors import suggest
 from mixloop.common.units import Tokens, format_tokens
 from mixloop.policies.interface import Names, Observation, OptionsModel, PolicyError
-from mixloop.policies.mixture import epochs, in_force, project
+from mixloop.policies.mixture import consumed, epochs, in_force, project
 
 from .condition_result import ConditionResult
 
@@ -81,7 +81,7 @@ class LedgerSpan(OptionsModel):
     def check(self, observation: Observation) -> ConditionResult:
         """Are a source's epochs, now or at the end of the budget, within the span?"""
         sources = observation.sources
-        drawn = {name: float(source.drawn) for name, source in sources.items()}
+        drawn = {n: consumed(s.drawn, s.epochs, s.unique_tokens) for n, s in sources.items()}
         if self.at == "end":
             plan = [*observation.plan]
             last = plan[-1][1] if plan else in_force(observation)

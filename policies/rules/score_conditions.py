@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mixloop.common.paired import Difference
+from mixloop.common.paired import Difference, welch, z_of
 from mixloop.policies.interface import (
     BITS_PER_BYTE,
     MissingScore,
@@ -57,8 +58,8 @@ class Level(_Threshold):
     """The newest value of a benchmark is above or below a threshold.
 
     Several benchmarks are pooled over their items. The metric is bits per byte unless one is
-    named: a threshold belongs to one metric. With ``z`` the distance must also be that many
-    standard errors.
+    named: a threshold belongs to one metric. With ``z`` the distance must also have that normal
+    score.
     """
 
     benchmark: Names
@@ -68,13 +69,13 @@ class Level(_Threshold):
     z: Z = 0.0
 
     def check(self, observation: Observation) -> ConditionResult:
-        """Is the newest value beyond the threshold, by ``z`` standard errors?"""
+        """Is the newest value beyond the threshold, by a normal score of ``z``?"""
         newest = observation.evaluation(span(observation, self.benchmark, self.metric, 0)[1])
         metric = observation.pooled_metric(self.benchmark, newest, self.metric)
         side, limit, beyond = self._beyond(metric.value)
         stderr = metric.stderr if metric.stderr and math.isfinite(metric.stderr) else None
         outcome: Outcome = "fails" if beyond <= 0 else "holds"
-        z = beyond / stderr if stderr else None
+        z = z_of(beyond, stderr, metric.n - 1) if stderr else None
         if beyond > 0 and self.z > 0 and (z is None or z < self.z):
             outcome = "inconclusive"
         name = "+".join(self.benchmark)
@@ -83,7 +84,8 @@ class Level(_Threshold):
         weak = f", needs z {self.z:g}" if outcome == "inconclusive" else ""
         value, n, tokens = metric.value, metric.n, [newest.tokens]
         text = f"{name} {self.metric} {value:.4g} {shown} {limit:g} (n={n}{spread}{weak})"
-        gap = 0.0 if outcome == "holds" else self.z - beyond / (stderr or max(abs(limit), 1e-9))
+        away = beyond / max(abs(limit), 1e-9) if z is None else z
+        gap = 0.0 if outcome == "holds" else self.z - away
         evidence = measured("level", name, self.metric, values=[value], stderr=stderr, z=z, n=n)
         evidence |= {"tokens": tokens, side: limit}
         evidence |= {"claim": z} if self.z > 0 and z is not None else {}
@@ -167,7 +169,7 @@ class Lag(OptionsModel):
 
     Gains are relative to the older value, so that benchmarks on different scales compare; the
     others' are averaged. All are taken in one metric: the steering one where they share it, else
-    bits per byte. Holds when the shortfall is ``z`` standard errors.
+    bits per byte. Holds when the shortfall has a normal score of ``z``.
     """
 
     benchmark: str
@@ -185,31 +187,32 @@ class Lag(OptionsModel):
             raise MissingScore(f"{' and '.join(names)} were not scored by the same evaluations")
         older, newer = spans[0]
         gains = [_relative_gain(observation, name, older, newer, metric) for name in names]
-        others = sum(gain for gain, _ in gains[1:]) / len(self.than)
-        short = others - gains[0][0]
-        spread = math.hypot(gains[0][1], *(error / len(self.than) for _, error in gains[1:]))
-        z = short / spread if spread > 0 else math.copysign(math.inf, short) if short else 0.0
+        others = sum(gain.gain for gain in gains[1:]) / len(self.than)
+        short = others - gains[0].gain
+        errors = [gains[0].stderr, *(gain.stderr / len(self.than) for gain in gains[1:])]
+        spread = math.hypot(*errors)
+        z = z_of(short, spread, welch([e**2 for e in errors], [max(g.df, 1) for g in gains]))
         outcome, gap = directed(z, self.z) if math.isfinite(spread) else ("inconclusive", math.inf)
         verb = {"holds": "lags", "fails": "doesn't lag", "inconclusive": "may lag"}[outcome]
         text = (
             f"{self.benchmark} {verb} {', '.join(self.than)}"
-            f" (relative gain {gains[0][0]:.2g} against {others:.2g}, z {z:.2g})"
+            f" (relative gain {gains[0].gain:.2g} against {others:.2g}, z {z:.2g})"
         )
         evidence = measured("lag", self.benchmark, metric, than=list(self.than), z=z, claim=z)
-        evidence |= {"values": [gains[0][0], others], "stderr": spread}
+        evidence |= {"values": [gains[0].gain, others], "stderr": spread}
         evidence |= {"tokens": tokens_of(observation, older, newer)}
         return ConditionResult(outcome, text, gap, evidence)
 
 
 def _relative_gain(
     observation: Observation, benchmark: str, older: int, newer: int, metric: str
-) -> tuple[float, float]:
-    """Gain and standard error as parts of the older value."""
+) -> Difference:
+    """The difference in parts of the older value."""
     change = observation.difference(benchmark, older, newer, metric)
     base = abs(find_metric(observation.evaluation(older), benchmark, metric).value)
     if base == 0:
         raise MissingScore(f"{benchmark} was 0: its relative gain is undefined")
-    return change.gain / base, change.stderr / base
+    return replace(change, gain=change.gain / base, stderr=change.stderr / base)
 
 
 class Plateau(OptionsModel):
@@ -236,33 +239,31 @@ class Plateau(OptionsModel):
         middle, _ = span(observation, self.benchmark, metric, self.over)
         before = self._pace(observation, older, middle, metric)
         after = self._pace(observation, middle, newer, metric)
-        short = self.part * before[0] - after[0]
-        spread = self.part * before[1] + after[1]
+        short = self.part * before.gain - after.gain
+        spread = self.part * before.stderr + after.stderr
         name = "+".join(self.benchmark)
         if not math.isfinite(spread) or spread <= 0:
             return ConditionResult("inconclusive", f"{name} has no standard error", math.inf)
-        z = short / spread
+        z = z_of(short, spread, min(before.df, after.df))
         outcome, gap = directed(z, self.z)
         shown = {"holds": "is on a plateau", "fails": "is on no plateau"}
         text = (
             f"{name} {metric} {shown.get(outcome, 'may level off')}"
-            f" (gain per doubling {after[0]:.2g} after {before[0]:.2g}, z {z:.2g})"
+            f" (gain per doubling {after.gain:.2g} after {before.gain:.2g}, z {z:.2g})"
         )
         evidence = measured("plateau", name, metric, stderr=spread, z=z, claim=z)
-        evidence |= {"values": [before[0], after[0]]}
+        evidence |= {"values": [before.gain, after.gain]}
         evidence |= {"tokens": tokens_of(observation, older, middle, newer)}
         return ConditionResult(outcome, text, gap, evidence)
 
-    def _pace(
-        self, observation: Observation, older: int, newer: int, metric: str
-    ) -> tuple[float, float]:
-        """Gain per doubling of the tokens, and its standard error."""
+    def _pace(self, observation: Observation, older: int, newer: int, metric: str) -> Difference:
+        """The difference per doubling of the tokens."""
         change = difference_of(observation, self.benchmark, older, newer, metric)
         before, after = tokens_of(observation, older, newer)
         if not 0 < before < after:
             raise MissingScore("two evaluations at the same tokens have no pace")
         doublings = math.log2(after / before)
-        return change.gain / doublings, change.stderr / doublings
+        return replace(change, gain=change.gain / doublings, stderr=change.stderr / doublings)
 
 
 class Regression(OptionsModel):
@@ -308,7 +309,7 @@ class Regression(OptionsModel):
 class Ratio(_Threshold):
     """The newest value of ``benchmark`` over that of ``to`` is above or below a threshold.
 
-    ``z`` is the distance in standard errors of the ratio (delta method).
+    ``z`` is the distance's normal score, by the standard error of the ratio (delta method).
     """
 
     benchmark: str
@@ -326,9 +327,11 @@ class Ratio(_Threshold):
         if under.value == 0:
             raise MissingScore(f"{self.to} is 0: nothing has a ratio to it")
         ratio = over.value / under.value
-        spread = math.hypot(over.stderr or 0.0, ratio * (under.stderr or 0.0)) / abs(under.value)
+        errors = (over.stderr or 0.0, ratio * (under.stderr or 0.0))
+        spread = math.hypot(*errors) / abs(under.value)
         side, limit, beyond = self._beyond(ratio)
-        z = beyond / spread if spread > 0 else math.copysign(math.inf, beyond)
+        df = welch([e**2 for e in errors], [max(side.n - 1, 1) for side in (over, under)])
+        z = z_of(beyond, spread, df)
         outcome: Outcome = "inconclusive" if beyond > 0 else "fails"
         if z > 0 and z >= self.z:
             outcome = "holds"

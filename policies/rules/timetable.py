@@ -11,7 +11,7 @@ from math import fsum
 
 from mixloop.common.units import format_tokens
 from mixloop.policies.interface import Observation, PastDecision, Proposal
-from mixloop.policies.mixture import check_names, in_force, rules_of
+from mixloop.policies.mixture import check_names, consumed, in_force, rules_of
 
 from .interventions import FIRED
 from .moves import CannotMove, Move, Tags, check_places, resolve
@@ -47,7 +47,8 @@ def _introduced(spec: Introduction, observation: Observation) -> Proposal | None
     if limit is not None:
         # what is left of the source, over the tokens left
         left = max(1, observation.budget - observation.tokens)
-        share = min(share, max(0.0, limit * source.unique_tokens - source.drawn) / left)
+        drawn = consumed(source.drawn, source.epochs, source.unique_tokens)
+        share = min(share, max(0.0, limit * source.unique_tokens - drawn) / left)
     why = f"{spec.source} enters after {format_tokens(spec.after)}, to last to the end"
     move = Move(to=(spec.source,), from_=spec.from_)
     return _raised(f"introduce {spec.source}", move, share, observation, why)

@@ -14,6 +14,7 @@ from math import fsum
 from statistics import median
 from typing import Any, Literal
 
+from mixloop.common.paired import welch, z_of
 from mixloop.policies.evidence import objective_metric, objective_weights
 from mixloop.policies.interface import (
     Evaluation,
@@ -40,7 +41,8 @@ class TrialStatus:
     ready: it may fire, on trial. running: its evaluations are not all there. ending: its firing,
     ``decision``, is to be taken back. judging: the evaluations after that are not all there.
     confirmed: it may fire freely. over: it has been tried often enough, without proof.
-    ``answered``: not waiting for an answer, or over without one.
+    ``answered``: not waiting for an answer, or over without one. ``evidence``: the effect on which
+    a trial was judged, with its noise, whatever the judgement was.
     """
 
     state: State
@@ -56,12 +58,13 @@ class TrialVerdict:
 
     gain: float
     stderr: float
+    df: float
     metric: str
 
     @property
     def z(self) -> float:
-        """The gain in standard errors."""
-        return self.gain / self.stderr if self.stderr > 0 else 0.0
+        """The gain's normal score."""
+        return z_of(self.gain, self.stderr, self.df)
 
     def __str__(self) -> str:
         return f"gain {self.gain:.2g} ±{self.stderr:.2g} per whole share, z {self.z:.2g}"
@@ -90,7 +93,7 @@ def trial_status(rule: Intervention, observation: Observation) -> TrialStatus:
     # an earlier period that had proven the rule would be named by the firings after it
     last = _status_of(trial, periods, observation)
     if last.state == "over" and len(periods) < trial.times:
-        return TrialStatus("ready", last.text, answered=False)
+        return TrialStatus("ready", last.text, answered=False, evidence=last.evidence)
     return last
 
 
@@ -161,13 +164,14 @@ def _judge(
             _noise(observation, benchmark, metric, scored),
         )
         if answer is not None:
-            parts.append((weight, -answer.slope, answer.stderr))
+            parts.append((weight, answer))
     if not parts:
         raise MissingScore(f"no benchmark has {metric} often enough")
-    total = fsum(weight for weight, _, _ in parts)
-    gain = fsum(weight * slope for weight, slope, _ in parts) / total
-    stderr = math.hypot(*(weight * spread for weight, _, spread in parts)) / total
-    return TrialVerdict(gain, stderr, metric)
+    total = fsum(weight for weight, _ in parts)
+    gain = -fsum(weight * answer.slope for weight, answer in parts) / total
+    errors = [weight * answer.stderr / total for weight, answer in parts]
+    df = welch([error**2 for error in errors], [answer.df for _, answer in parts])
+    return TrialVerdict(gain, math.hypot(*errors), df, metric)
 
 
 def _exposures(

@@ -23,6 +23,7 @@ from mixloop.policies.interface import (
     Policy,
     PolicyError,
     Proposal,
+    raised,
     reply_from_json,
     reply_to_json,
 )
@@ -70,7 +71,7 @@ def survives(situation: str, subject: Subject) -> None:
     if answer.error is not None:
         if answer.refusal and isinstance(answer.error, PolicyError):
             return
-        raise fail(situation, f"raised {type(answer.error).__name__}: {answer.error}")
+        raise fail(situation, f"raised {raised(answer.error, answer.by)}")
     if not isinstance(answer.reply, Proposal | Hold):
         kind = type(answer.reply).__name__
         raise fail(situation, f"decide() returned {kind}, not a Proposal or a Hold")

@@ -42,6 +42,7 @@ class Answered:
     error: Exception | None = None
     refusal: str = ""
     seconds: float = 0.0
+    by: type[Any] | None = None
 
     @property
     def sound(self) -> bool:
@@ -91,7 +92,7 @@ class Subject:
         try:
             reply = policy.decide(observation)
         except Exception as error:
-            return Answered(situation, run, error=error, refusal=refusal)
+            return Answered(situation, run, error=error, by=type(policy), refusal=refusal)
         return Answered(situation, run, reply, None, refusal, self.clock() - begun)
 
     def was_told_of(self, word: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.common.errors import suggest
-from mixloop.policies.interface import PolicyError, find_class
+from mixloop.policies.interface import PolicyError, find_class, raised
 
 from .families import Dilution, Exponential, Flat, Power
 from .run_worlds import RunDilutionWorld, RunExponentialWorld, RunFlatWorld, RunPowerWorld
@@ -67,7 +67,7 @@ def load_world(
         ref: a name of :func:`world_names` (or P, E, D, F), with options as in
             ``power:k=12,sigma=0.01``; or a class, built without arguments or, written
             ``./file.py:Class:key=value,…``, with these.
-        setting: what a built-in world is built for.
+        setting: what a built-in world is built for; a class is told ``k``, where it is given.
         base: folder that file references are relative to (default: the working directory).
 
     Raises:
@@ -84,7 +84,13 @@ def load_world(
     where, _, last = ref.rpartition(":")
     where, options = (where, parse_options(last, ref)) if "=" in last else (ref, {})
     cls = find_class(where, key=KEY, verb="evaluate", base=base)
-    world: World = _built(lambda: cls(**options), ref)
+    if setting is not None and setting.k is not None:
+        if "k" not in inspect.signature(cls).parameters:
+            raise PolicyError(
+                f"{KEY}: {ref} has sources of its own, and no option k for their number"
+            )
+        options.setdefault("k", setting.k)
+    world: World = _built(lambda: cls(**options), ref, cls)
     _check_members(world, ref)
     return world
 
@@ -116,14 +122,13 @@ def _value(text: str) -> Any:
     return text
 
 
-def _built(build: Callable[[], World], ref: str) -> World:
+def _built(build: Callable[[], World], ref: str, by: type[Any] | None = None) -> World:
     try:
         return build()
     except PolicyError:
         raise
     except Exception as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise PolicyError(f"{KEY}: {ref} can't be built: {cause}; mend it") from error
+        raise PolicyError(f"{KEY}: {ref} can't be built: {raised(error, by)}; mend it") from error
 
 
 def _check_members(world: Any, ref: str) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
+from transformers import LlamaConfig
 
 from mixloop.contract import read_schedule, read_status
+from mixloop.evals.engine import load_checkpoint
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
@@ -26,7 +26,8 @@ from mixloop.policies.interface import (
     load_policy,
 )
 from mixloop.trainer.loader import read_saved_manifest
-from mixloop.trainer.sources import StoreInfo
+from mixloop.trainer.prepare import prepare
+from mixloop.trainer.sources import inspect_tokenizer, load_raw, train_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 REF = "./keep_moving.py:KeepMoving"
@@ -70,13 +71,11 @@ def test_the_plain_loop_trains_to_the_end_of_its_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     length, rows, micros, steps = 16, 4, 2, 6
-    for name in ("web", "code"):
-        folder = tmp_path / name
-        folder.mkdir()
-        tokens = np.arange(length * 100, dtype="<u2") % 512
-        tokens.tofile(folder / "tokens.bin")
-        info = StoreInfo(tokens.size, 1, "uint16", 512, "t", f"sha256:{name}", 0)
-        (folder / "store.json").write_text(json.dumps(info.to_json()))
+    texts = {name: f"{name} is what this says; " * 100 for name in ("web", "code")}
+    tokenizer = train_tokenizer(texts.values(), tmp_path / "tokenizer", 280)
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+        prepare([str(tmp_path / f"{name}.txt")], tmp_path / name, str(tokenizer))
     run = {
         "run": {"id": "plain", "dir": "run"},
         "budget": length * rows * micros * steps,
@@ -100,7 +99,11 @@ def test_the_plain_loop_trains_to_the_end_of_its_budget(
         "web": length * rows * micros * steps * 3 // 4,
         "code": length * rows * micros * steps // 4,
     }
-    assert (folder / "model.safetensors").is_file()
+    config = LlamaConfig.from_pretrained(folder)
+    ends = inspect_tokenizer(tmp_path / "tokenizer")
+    assert (config.vocab_size, config.eos_token_id) == (ends.vocab_size, ends.eos_id)
+    told = load_checkpoint(folder).tokenizer("this says").input_ids  # as evaluation does
+    assert told == load_raw(tmp_path / "tokenizer").encode("this says").ids
 
 
 @pytest.mark.soak

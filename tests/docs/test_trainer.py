@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from mixloop.contract import read_schedule, read_status
+from mixloop.evals.engine import load_checkpoint
 from mixloop.trainer.config import TrainerSettings
-from mixloop.trainer.sources import StoreInfo
+from mixloop.trainer.loader import read_saved_manifest
+from mixloop.trainer.prepare import prepare
+from mixloop.trainer.sources import train_tokenizer
 
 TEXT = (Path(__file__).parents[2] / "docs" / "trainer.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)
@@ -24,13 +25,11 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_the_code_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for number, name in enumerate(("web", "code")):
-        folder = tmp_path / "data" / name
-        folder.mkdir(parents=True)
-        tokens = np.full(32 * 200, number, "<u2")
-        tokens.tofile(folder / "tokens.bin")
-        info = StoreInfo(tokens.size, 1, "uint16", 2**16, "t", f"sha256:{name}", 0)
-        (folder / "store.json").write_text(json.dumps(info.to_json()))
+    texts = {name: f"{name} says what a model reads; " * 300 for name in ("web", "code")}
+    tokenizer = train_tokenizer(texts.values(), tmp_path / "tokenizer", 280)
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+        prepare([str(tmp_path / f"{name}.txt")], tmp_path / "data" / name, str(tokenizer))
     batches: list[Any] = []
     names: dict[str, Any] = {
         "train_on": lambda ids, labels: (
@@ -54,6 +53,9 @@ def test_the_code_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert status is not None
     assert (status.finished, status.loss) == (True, 2.0)
     assert read_schedule("run/schedule.jsonl").incarnation >= 2
+    folder = tmp_path / "run" / f"checkpoint-{whole // 2}"
+    assert read_saved_manifest(folder).value is not None
+    assert load_checkpoint(folder).tokenizer.eos_token_id == 0
 
 
 def test_the_room_itself_imports_without_torch() -> None:

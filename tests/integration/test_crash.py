@@ -318,17 +318,3 @@ def test_a_checkpoint_older_than_those_settled_is_scored(play: Any) -> None:
     steps = [evaluation.step for evaluation in observation_builder.evaluations(journal)]
     assert steps[0] == 10
     assert observation_builder.newest_evaluation(journal).step == steps[-1]  # type: ignore[union-attr]
-
-
-def test_around_a_change_lie_the_checkpoints_that_tell_its_outcome(play: Any) -> None:
-    run = play()
-    run.train(40)
-    every = observation_builder.evaluations(run.journal)
-    changes = [order.applied_tokens for order in queries.orders(run.journal)]
-    applied = [tokens for tokens in changes if tokens is not None]
-    assert len(applied) >= 3
-    for tokens in applied:
-        few = observation_builder.around(run.journal, tokens)
-        outcome = observation_builder.outcome
-        assert outcome(tokens, few) == outcome(tokens, every)
-        assert len(few) <= 4

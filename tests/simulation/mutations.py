@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -76,7 +77,8 @@ def _no_folder_fsync() -> list[Change]:
 
 
 def _in_place() -> list[Change]:
-    def write_atomic(path: Any, data: bytes) -> None:
+    def write_json(path: Any, value: Any) -> None:
+        data = (json.dumps(value, indent=1) + "\n").encode()
         fs, text = sim().fs, str(path)
         node = fs.find(text)
         if node is not None:
@@ -92,7 +94,7 @@ def _in_place() -> list[Change]:
             fs.close(handle)
         fs.kept[text.rpartition("/")[0]] = dict(fs.folders[text.rpartition("/")[0]])
 
-    return [(orders, "write_atomic", write_atomic)]
+    return [(orders, "write_json", write_json)]
 
 
 def _publish_first() -> list[Change]:

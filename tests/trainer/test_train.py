@@ -172,7 +172,7 @@ def test_a_run_reports_and_saves_what_it_did(tmp_path: Path, stores: Path) -> No
     opened = open_stores(job)
     for name, source in status.sources.items():
         assert source.tokens == drawn[name] * LENGTH
-        assert source.unique_tokens == opened[name].info.tokens
+        assert source.unique_tokens == opened[name].samples(LENGTH) * LENGTH
         assert source.epochs == pytest.approx(drawn[name] / opened[name].samples(LENGTH))
         assert source.loss is not None
         assert 0 < source.loss < 7
@@ -503,7 +503,8 @@ def test_larger_steps_and_changed_sources_in_the_reference_loop(
     status = read_status(RunPaths(job.dir).status).value
     assert status is not None
     assert status.sources["new"].tokens == 0
-    assert status.sources["maths"].unique_tokens == open_stores(changed)["maths"].info.tokens
+    maths = open_stores(changed)["maths"]
+    assert status.sources["maths"].unique_tokens == maths.samples(LENGTH) * LENGTH
 
 
 def test_a_newer_incarnation_silences_the_older(
@@ -693,7 +694,7 @@ def test_a_resume_that_would_not_continue_is_refused(
         train(job)
 
 
-def test_every_sigterm_is_the_same_wish(
+def test_every_sigterm_and_sighup_is_the_same_wish(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     now = [100.0]
@@ -704,6 +705,7 @@ def test_every_sigterm_is_the_same_wish(
     with Stop() as stop:
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGHUP)
             now[0] += 10
         assert stop.asked
         signal.raise_signal(signal.SIGINT)

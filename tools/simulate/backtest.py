@@ -61,7 +61,8 @@ def backtest(run: Path, ref: str, options: Mapping[str, Any] | None, base: Path)
     decisions = []
     for was, observation in recorded(journal, config):
         last = queries.last_applied_tokens(journal, before=was.seq, until=observation.tokens)
-        decisions.append(_replay(was, observation, last, policy, replayed))
+        waiting = queries.waiting_before(journal, was)
+        decisions.append(_replay(was, observation, last, waiting, policy, replayed))
     summary = _summary(decisions)
     return {"run": config.run.id, "policy": ref, "decisions": decisions, "summary": summary}
 
@@ -77,14 +78,20 @@ def run_config(run: Path) -> tuple[RunConfig, Path]:
     if not run.is_dir():
         raise BadInput(f"{run}: no run here; give its run.yaml")
     folder = run.resolve()
+    found = {}
     for place in (folder, *folder.parents[:2]):
-        for path in sorted(place.glob("*.yaml")):
+        for path in sorted((*place.glob("*.yaml"), *place.glob("*.yml"))):
             try:
                 config = load_config(path)
             except BadInput:
                 continue  # some other YAML file
             if config.run.dir.resolve() == folder:
-                return config, path.parent.resolve()
+                found[path] = config
+    if len(found) > 1:  # the one that was run can't be told from a copy with other settings
+        names = ", ".join(map(str, found))
+        raise BadInput(f"{run}: {len(found)} files configure this run; give one of {names}")
+    for path, config in found.items():
+        return config, path.parent.resolve()
     raise BadInput(f"{run}: its run.yaml is neither in it nor above; give the run.yaml itself")
 
 
@@ -124,6 +131,7 @@ def _replay(
     was: DecisionRow,
     observation: Observation,
     last_intervention: int | None,
+    waiting: DecisionRow | None,
     policy: Policy,
     config: RunConfig,
 ) -> Json:
@@ -140,6 +148,7 @@ def _replay(
         last_intervention=last_intervention,
         generation=observation.generation + 1,
         vetoes=vetoes(observation, config.guards.significance),
+        waiting=waiting,
     )
     fields = ("verdict", "reason", "weights_proposed", "weights_after")
     apart = total_variation(was.weights_after, would.weights_after)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mixloop.common.errors import BadInput
+from mixloop.common.files import unwritable
 from mixloop.common.parallel import cores, each, progress
 from mixloop.common.types import Json
 from mixloop.policies.interface import PolicyError
@@ -150,8 +151,8 @@ def check_outputs(plot: Path | None, html: Path | None) -> None:
     if plot is not None and plot.suffix.lower() not in {".png", ".svg"}:
         raise BadInput(f"--plot: {plot}: a picture is .png or .svg")
     for name, path in (("--plot", plot), ("--html", html)):
-        if path is not None and path.is_dir():
-            raise BadInput(f"{name}: {path} is a folder; name a file")
+        if path is not None and (problem := unwritable(path, parents=True)) is not None:
+            raise BadInput(f"{name}: {path} {problem}")
 
 
 def write_outputs(

@@ -16,7 +16,7 @@ from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.decisions import planned_tokens
 from mixloop.policies.guards import GuardSettings
 from mixloop.policies.interface import PolicyError, is_file, load_policy
-from mixloop.policies.worlds import SHORT
+from mixloop.policies.worlds import SHORT, world_names
 
 from .tasks import PolicyEntry, SimulationSetup
 
@@ -147,9 +147,7 @@ def _setups(args: SimulateArgs) -> list[SimulationSetup]:
     budget = _budget(args)
     guards = _guards(GuardSettings(), args.guards).model_dump()
     for ref in dict.fromkeys(args.worlds or FAMILIES):
-        name = ref.partition(":")[0]
-        sized = SHORT.get(name, name) in SIZED and "k=" not in ref
-        for k in (args.k or (5,)) if sized else (None,):
+        for k in _sizes(ref, args.k):
             setup = SimulationSetup(
                 label=f"{ref} k={k}" if k else ref,
                 ref=_absolute(ref, Path.cwd()),
@@ -160,6 +158,19 @@ def _setups(args: SimulateArgs) -> list[SimulationSetup]:
             )
             setups.append(setup)
     return setups
+
+
+def _sizes(ref: str, asked: Sequence[int]) -> Sequence[int | None]:
+    """The numbers of sources that a world is tried with; None: its own."""
+    name = ref.partition(":")[0]
+    name = SHORT.get(name, name)
+    if asked and "k=" in ref:
+        raise BadInput(f"--k: --world {ref} says k too; leave one of the two out")
+    if asked and name in world_names() and name not in SIZED:
+        raise BadInput(f"--k: the world {ref} has sources of its own; leave --k out")
+    if name in SIZED and "k=" not in ref:
+        return asked or (5,)
+    return asked or (None,)
 
 
 def _setups_of_a_run(args: SimulateArgs, config: RunConfig) -> list[SimulationSetup]:

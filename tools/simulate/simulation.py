@@ -32,6 +32,7 @@ from mixloop.policies.interface import (
     PastDecision,
     Policy,
     Source,
+    raised,
 )
 from mixloop.policies.mixture import total_variation
 from mixloop.policies.worlds import World, WorldSource, world_sources
@@ -310,7 +311,7 @@ def answer_of(policy: Policy, observation: Observation) -> Answer:
         reply = policy.decide(observation)
         return Answer(reply.kind, reply.model_dump(mode="json"))
     except Exception as error:
-        return Answer("failed", {"reason": f"{type(error).__name__}: {error}"})
+        return Answer("failed", {"reason": raised(error, type(policy))})
 
 
 def _observation(run: _Run, seed: int) -> Observation:
@@ -333,6 +334,7 @@ def _observation(run: _Run, seed: int) -> Observation:
         plan=run.plan,
         evaluations=tuple(scored),
         every=run.config.budget // run.segments,
+        decay=run.config.decay,
         steering={name: metric for name, metric in steering.items() if name not in watch},
         watch=watch,
         objective=run.config.objective,

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback
 
 from mixloop.common.log import say
@@ -102,7 +103,8 @@ class MixtureMixin:
     """Before `Trainer` in a class's bases: `mixture=` takes the place of `train_dataset=`.
 
     accelerate is not asked to prepare the batches: it would deal them among the ranks again, and
-    replay them on a resume.
+    replay them on a resume. Before TRL's `SFTTrainer` it serves as well; that wants a dataset to
+    look at, and gets one of a single row, which it does not train on.
 
     Raises:
         JobError: settings of the Trainer under which its steps would not be the loader's.
@@ -119,13 +121,16 @@ class MixtureMixin:
         arguments.ignore_data_skip = True  # the loader itself goes on at the exact sample
         if arguments.max_steps <= 0:
             arguments.max_steps = _steps(mixture)[1]  # one epoch is the whole budget
+        self._masked = _is_trl(type(self))
+        if self._masked:
+            kwargs["train_dataset"] = _row_to_look_at(mixture, arguments)
         super().__init__(*args, **kwargs)
         _refuse_shared_batches(_untyped(self))
         _untyped(self).add_callback(MixtureCallback(mixture))
 
     def get_train_dataloader(self) -> Any:
         """This rank's micro-batches, with the keys that models take."""
-        return _Batches(self.mixture)
+        return _Batches(self.mixture, masked=self._masked)
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train, with the mixture where the checkpoint left it.
@@ -146,18 +151,22 @@ class MixtureMixin:
 
 
 class _Batches:
-    """What the Trainer asks of a dataloader, and no more."""
+    """What the Trainer asks of a dataloader, and no more; `masked`: attention masks of ones too."""
 
-    def __init__(self, mixture: MixtureLoader) -> None:
+    def __init__(self, mixture: MixtureLoader, *, masked: bool) -> None:
         self.dataset = mixture
         self.batch_size = mixture.job.settings.micro_batch
+        self._masked = masked
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.dataset:
-            yield {key: batch[key] for key in _FOR_MODELS if key in batch}
+            inputs = {key: batch[key] for key in _FOR_MODELS if key in batch}
+            if self._masked:
+                inputs["attention_mask"] = torch.ones_like(batch["input_ids"])
+            yield inputs
 
 
 def check_arguments(args: TrainingArguments, mixture: MixtureLoader) -> None:
@@ -206,6 +215,37 @@ def _refuse_shared_batches(trainer: Any) -> None:
                 f"Trainer: {kind} parallelism of {size}: MixtureMixin does data parallelism alone "
                 "(DDP, FSDP); with it, write a loop with MixtureLoader(rank=, world=)"
             )
+
+
+def _is_trl(trainer: type) -> bool:
+    """Whether a class extends TRL's SFTTrainer.
+
+    Raises:
+        JobError: it extends another one of TRL's.
+    """
+    names = [base.__name__ for base in trainer.__mro__ if base.__module__.startswith("trl.")]
+    if names and "SFTTrainer" not in names:
+        raise JobError(
+            f"{names[0]}: it learns from prompts or preferences, a mixture has plain windows of "
+            "tokens; put MixtureMixin before SFTTrainer or transformers' Trainer"
+        )
+    return bool(names)
+
+
+def _row_to_look_at(mixture: MixtureLoader, arguments: Any) -> Any:
+    """A dataset for TRL, which asks for its columns; nothing in it is prepared or trained on."""
+    import datasets
+
+    for name in ("packing", "padding_free", "assistant_only_loss", "completion_only_loss"):
+        if getattr(arguments, name, None):
+            raise JobError(
+                f"SFTConfig.{name}: True; leave it out (the loader's rows are whole windows "
+                "already, every token of which is trained on)"
+            )
+    options = getattr(arguments, "dataset_kwargs", None) or {}
+    arguments.dataset_kwargs = {**options, "skip_prepare_dataset": True}
+    row = [0] * mixture.job.sequence_length
+    return datasets.Dataset.from_dict({"input_ids": [row], "labels": [row]})
 
 
 def _untyped(trainer: Any) -> Any:

@@ -56,6 +56,9 @@ class MixtureDataLoader(BaseDataLoader):  # type: ignore[misc]  # torchtitan may
         rewind: bool = False
         """Drop the mixtures recorded beyond the checkpoint that is resumed from."""
 
+        from_scratch: bool = False
+        """Begin again at step 0 a run that has a checkpoint to go on from, if none is loaded."""
+
     def __init__(
         self,
         config: Any,
@@ -68,7 +71,7 @@ class MixtureDataLoader(BaseDataLoader):  # type: ignore[misc]  # torchtitan may
     ) -> None:
         self.loader = MixtureLoader.from_config(
             config.run, rank=dp_rank, world=dp_world_size, documents=config.documents,
-            rewind=config.rewind,
+            rewind=config.rewind, from_scratch=config.from_scratch,
         )  # fmt: skip
         job = self.loader.job
         for key, value, name, right in (

@@ -38,6 +38,11 @@ def end_of_text(stores: Mapping[str, Store], key: str = "documents") -> int:
     ends = {name: store.info.eos_id for name, store in stores.items()}
     first, eos = next(iter(ends.items()))
     for name, other in ends.items():
+        if other < 0 and stores[name].info.format == "store":
+            raise JobError(
+                f"{key}: sources.{name} was prepared without EOS, so that nothing ends its "
+                "documents; leave it out, or prepare it again with --eos"
+            )
         if other < 0:
             raise JobError(
                 f"{key}: sources.{name} is of a format that doesn't say what ends a document; "
@@ -52,8 +57,8 @@ def end_of_text(stores: Mapping[str, Store], key: str = "documents") -> int:
 
 
 def native(stores: Mapping[str, Store]) -> npt.DTypeLike:
-    """The widest type of the sources' own."""
-    return max((store.stream.dtype for store in stores.values()), key=lambda kind: kind.itemsize)
+    """The smallest type that holds the ids of every source: of int16 and uint16 that is int32."""
+    return np.result_type(*(store.stream.dtype for store in stores.values()))
 
 
 def tensors(

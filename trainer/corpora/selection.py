@@ -328,17 +328,22 @@ def _one_split(
     wanted = wanted or "train"
     if wanted == ALL or (not splits and wanted == "train"):
         return list(found.values())
-    if wanted not in splits:
-        if not unmarked or wanted != "train":
-            raise ValueError(
-                f"{folder}: no split {wanted!r} (there are: {', '.join(sorted(splits)) or 'none'})"
-                f"; name one by --split, or --split {ALL}"
-            )
-        wanted = None
+    if wanted in splits:
+        in_doubt = wanted == "train" and bool(unmarked)
     elif wanted == "train" and unmarked:
+        # a page that is called `on testing.txt` need be of no test split
+        in_doubt = any(found[path].format == "text" for path in unmarked)
+        wanted = None
+    else:
         raise ValueError(
-            f"{folder}: some files are of the split train by their names, others of none "
-            f"({_some(path.as_posix() for path in unmarked)}); give --split {ALL}, or --include"
+            f"{folder}: no split {wanted!r} (there are: {', '.join(sorted(splits)) or 'none'}); "
+            f"name one by --split, or --split {ALL}"
+        )
+    if in_doubt and choice.split is None:
+        marked = [path for path in found if marks[path] is not None]
+        raise ValueError(
+            f"{folder}: {_some(marked)} of the split {_some(sorted(splits))} by name, "
+            f"{_some(unmarked)} of none; give --split train, --split {ALL}, or --include"
         )
     taken = []
     for path, one in found.items():
@@ -358,8 +363,8 @@ def _groups(files: Iterable[Input]) -> str:
     return f"formats are mixed: {' and '.join(words)}"
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
+def _some(names: Iterable[str | PurePosixPath]) -> str:
+    names = [str(name) for name in names]
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 

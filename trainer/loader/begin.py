@@ -105,22 +105,34 @@ class BegunIncarnation:
     live: LiveMixture
 
 
+@dataclass(frozen=True)
+class BeginOptions:
+    """What of the record is given up.
+
+    `rewind` drops what is recorded beyond the place to go on from; `from_scratch`, where no state
+    was loaded, begins again a run that has such a place.
+    """
+
+    rewind: bool = False
+    from_scratch: bool = False
+
+
 def begin_in_loop(
     job: Job,
     stores: Mapping[str, Store],
     place: RankPlace,
     state: LoaderState | None,
-    rewind: bool,
+    asked: BeginOptions,
 ) -> BegunIncarnation | None:
     """Begin an incarnation at a state, or from the start; None when the budget is spent.
 
-    Collective. Rank 0's state decides.
+    Collective. Rank 0's state and options decide.
 
     Raises:
         JobError: on every rank, one line naming what is in the way.
     """
     peers = place.peers
-    make_plan = partial(_plan, job, stores, place, state, rewind)
+    make_plan = partial(_plan, job, stores, place, state, asked)
     plan, micro, valid = on_first(peers, partial(_in_one_line, make_plan))
     here = (place.world, job.seed, *_step_settings(job), list(job.sources))
     first = (plan.world, plan.job.seed, *_step_settings(plan.job), list(plan.job.sources))
@@ -143,7 +155,7 @@ def begin_in_loop(
     start: Incarnation = on_first(peers, partial(_in_one_line, begin_here))
     live = LiveMixture(plan, start, peers)
     if writers:
-        live.take_lead(plan, start, writers[0], stores)
+        live.take_lead(plan, start, writers[0])
         if plan.parent is not None:
             say(f"goes on at step {plan.step}, sample {plan.sample}", "mixloop")
     return BegunIncarnation(plan, start, micro, live)
@@ -168,38 +180,49 @@ def _in_one_line(action: Callable[[], T]) -> T:
 
 
 def _plan(
-    job: Job, stores: Mapping[str, Store], place: RankPlace, state: LoaderState | None, rewind: bool
+    job: Job,
+    stores: Mapping[str, Store],
+    place: RankPlace,
+    state: LoaderState | None,
+    asked: BeginOptions,
 ) -> tuple[ResumePlan, int, frozenset[tuple[int, int]] | None]:
     """The plan, the micro-batches of its first step that are consumed, and the valid segments."""
     try:
         plan = continue_from(
-            job, stores, place.world, rewind, state.as_checkpoint() if state else None
+            job, stores, place.world, asked.rewind, state.as_checkpoint() if state else None
         )
     except JobError as error:
         raise JobError(str(error).replace("--rewind", "rewind=True")) from error
     warn(plan, lambda text: say(text, "mixloop"))
     if state is None:
-        _check_fresh_start(plan)
+        _check_fresh_start(plan, asked.from_scratch)
         return plan, 0, None
     micro = state.micro_at(job.settings.micro_batch, place.world)
     return plan, micro, state.valid_segments(plan.schedule)
 
 
-def _check_fresh_start(plan: ResumePlan) -> None:
-    """Refuse to begin again, unasked, a run that had gone on from a state."""
+def _check_fresh_start(plan: ResumePlan, from_scratch: bool) -> None:
+    """Refuse to begin again, unasked, a run that has a place to go on from.
+
+    One whose loop ended before it saved anything may: it could do nothing else.
+    """
     opened = plan.schedule.latest_open
     if opened is None or plan.rewind:
         return
-    if opened.parent is not None:
-        raise JobError(
-            f"{plan.job.dir}: this run went on from {opened.parent}, and no state was loaded; "
-            "load_state_dict first, or pass rewind=True to begin again at step 0"
-        )
     status = read_status(RunPaths(plan.job.dir).status).value
-    if status is not None and status.step:
+    step = status.step if status is not None else opened.step
+    resumable = status is not None and (status.resumable or status.finished)
+    if (resumable or opened.parent is not None) and not from_scratch:
+        stood = f"went on from {opened.parent}" if opened.parent else f"was at step {step}"
+        raise JobError(
+            f"{plan.job.dir}: this run {stood}, and no state was loaded; load its newest "
+            "checkpoint's first (load_state_dict, restore, your trainer's own resume), or pass "
+            "from_scratch=True to begin again at step 0"
+        )
+    if step:
         say(
-            f"{plan.job.dir}: this run was at step {status.step} and no state was loaded: it "
-            "begins again at step 0, on the recorded schedule",
+            f"{plan.job.dir}: this run was at step {step} and no state was loaded: it begins again "
+            "at step 0, on the recorded schedule",
             "mixloop",
         )
 

@@ -20,6 +20,7 @@ from mixloop.trainer.sources import Store
 from .begin import BegunIncarnation, RankPlace
 from .loader_state import LoaderState
 from .loop_metrics import LoopMetrics
+from .run_tokenizer import RunTokenizer
 from .saved_state import write_saved_state
 
 
@@ -61,6 +62,8 @@ class LoopIncarnation:
         self._eos_id = eos_id
         self._on_change = on_change
         self._metrics = LoopMetrics(self.job)
+        self._tokenizer = RunTokenizer(self.job, stores)
+        self._unscorable: str | None = None  # why, as it was said
         self._micro_samples = self.job.settings.micro_batch * place.world
         order = begun.start.order(self.job.seed)
         self._versions = order.versions
@@ -77,6 +80,7 @@ class LoopIncarnation:
             self._batch = self._batches.batch(begun.plan.sample)
             self.live.begins(begun.plan.sample + 1)  # was told before its first micro-batch
         self._published = (-1, False)  # step, and whether the budget was spent
+        self._resumable = begun.plan.parent is not None
         self._publish()
 
     # --- where it stands -----------------------------------------------------------------------
@@ -130,6 +134,12 @@ class LoopIncarnation:
             incarnation=live.incarnation,
             switches=tuple((s.sample, s.generation) for s in (*live.begun, *live.ahead)),
         )
+
+    def keep(self) -> None:
+        """There is a place to go on from: from now on the run isn't begun again unasked."""
+        if not self._resumable and self.position.sample + self._micro:
+            self._resumable = True
+            self._publish()
 
     # --- batches -------------------------------------------------------------------------------
 
@@ -216,12 +226,17 @@ class LoopIncarnation:
             say(f"status not written: {type(error).__name__}: {error}", "mixloop")
 
     def _step_metrics(self) -> StepMetrics:
-        return self._metrics.at(self.position.step, self.position.sample, self.live.spent)
+        position, spent = self.position, self.live.spent
+        return self._metrics.at(position.step, position.sample, spent, self._resumable)
 
     def mark_checkpoint(self, folder: Path, files: Sequence[str]) -> bool:
         """See :meth:`mixloop.trainer.MixtureLoader.mark_checkpoint`."""
         if self.live.lead is None:
             return False
+        trouble = self._tokenizer.complete(folder)
+        if trouble is not None and trouble != self._unscorable:
+            say(f"{folder}: can't be scored: {trouble}", "mixloop")
+        self._unscorable = trouble
         try:
             manifest = self.live.manifest(self._step_metrics(), self._ledger())
             if manifest is None:
@@ -230,11 +245,19 @@ class LoopIncarnation:
         except Exception as error:
             say(f"{folder}: mixloop.json not written: {error}", "mixloop")
             return False
+        self.keep()
         return True
 
-    def close(self, publish: bool) -> None:
-        """End the threads; the status says where it ended, if it is to be published."""
+    def close(self, publish: bool, *, in_order: bool = False) -> None:
+        """End the threads.
+
+        Args:
+            publish: have the status say where it ended.
+            in_order: nothing went wrong, so that what follows is another part of the run.
+        """
         self._batches.close()
+        if in_order:
+            self.keep()
         if publish and self.position.step != self._published[0]:
             self._publish()
         if not self.live.close():

@@ -12,11 +12,13 @@ step; nothing that goes wrong in the run's files reaches the loop.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
+from mixloop.common.log import say
 from mixloop.contract import BatchSchedule, Phase
 from mixloop.trainer.batches import end_of_text, native
 from mixloop.trainer.config import (
@@ -33,10 +35,11 @@ from mixloop.trainer.config import (
 from mixloop.trainer.run import Collectives
 from mixloop.trainer.sources import open_stores
 
-from .begin import begin_in_loop, find_place, find_rank
+from .begin import BeginOptions, begin_in_loop, find_place, find_rank
 from .incarnation import Change, LoopIncarnation
 from .loader_state import LoaderState
 from .refusals import DRAWN_HERE, WorkersError, check_drawing_process
+from .run_tokenizer import RunTokenizer
 from .saved_state import read_saved_state
 
 
@@ -52,6 +55,7 @@ class _Options:
     dtype: str = "int64"
     documents: bool = False
     rewind: bool = False
+    from_scratch: bool = False
 
 
 class MixtureLoader:
@@ -98,6 +102,9 @@ class MixtureLoader:
         documents: also give document and position ids, for attention within documents.
         rewind: drop the mixtures recorded beyond the state that is resumed from; needed when a
             step takes another number of samples than was recorded.
+        from_scratch: where no state is loaded, begin again at step 0 a run that has gone on and
+            saved its place, on the schedule as it was recorded; for a loop that found no checkpoint
+            of its own. A new run needs no such word, nor one that ended before it saved anything.
 
     Raises:
         JobError: an option or source can't work; one line says what and the mend.
@@ -131,6 +138,7 @@ class MixtureLoader:
         dtype: Literal["int64", "int32", "native"] = "int64",
         documents: bool = False,
         rewind: bool = False,
+        from_scratch: bool = False,
     ) -> None:
         job = make_job(
             dir, run, sources, budget, weights, seed, limits,
@@ -138,7 +146,9 @@ class MixtureLoader:
             batch=batch, batch_schedule=batch_schedule, prefetch=prefetch, poll_every=poll_every,
             status_every=status_every, phases=phases, key_file=key_file,
         )  # fmt: skip
-        options = _Options(rank, world, peers, on_change, pin_memory, dtype, documents, rewind)
+        options = _Options(
+            rank, world, peers, on_change, pin_memory, dtype, documents, rewind, from_scratch
+        )
         self._set_up(job, options)
 
     @classmethod
@@ -170,10 +180,12 @@ class MixtureLoader:
         self.names = tuple(job.sources)
         self.stores = open_stores(job)
         self.rewind = options.rewind
+        self.from_scratch = options.from_scratch
         self.on_change = options.on_change
         self._place = (options.rank, options.world, options.peers)
         self._pin_memory = options.pin_memory
         self._dtype = native(self.stores) if options.dtype == "native" else options.dtype
+        self._tokenizer = RunTokenizer(job, self.stores)
         self._eos_id = end_of_text(self.stores) if options.documents else None
         sizes = {n: store.samples(job.sequence_length) for n, store in self.stores.items()}
         self._start = start_weights(job.sources, sizes)
@@ -184,6 +196,26 @@ class MixtureLoader:
     def __reduce__(self) -> NoReturn:
         who = f"{type(self).__name__}: it can't go to another process"
         raise WorkersError(f"{who}: {DRAWN_HERE}; set num_workers=0")
+
+    # --- what a model is built by -----------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that a model must know: those of the sources' tokenizer.
+
+        Raises:
+            JobError: no source tells, and run.yaml names no tokenizer.
+        """
+        return self._tokenizer.vocab_size
+
+    @property
+    def eos_token_id(self) -> int:
+        """The token that ends a document in every source.
+
+        Raises:
+            JobError: a source names none, or two name different ones.
+        """
+        return self._tokenizer.eos_token_id
 
     # --- where it stands ------------------------------------------------------------------
 
@@ -281,8 +313,9 @@ class MixtureLoader:
         pinned = available if self._pin_memory is None else self._pin_memory
         place = find_place(*self._place)
         self._place = (place.rank, place.world, place.peers)
-        begun = begin_in_loop(self.job, self.stores, place, self._state, self.rewind)
-        self.rewind = False  # what was recorded further on is dropped once
+        asked = BeginOptions(self.rewind, self.from_scratch)
+        begun = begin_in_loop(self.job, self.stores, place, self._state, asked)
+        self.rewind = self.from_scratch = False  # what was recorded further on is dropped once
         if begun is None:
             self._spent = True
         else:
@@ -294,15 +327,16 @@ class MixtureLoader:
         if self.on_change is not None:
             self.on_change(change)
 
-    def _end(self, publish: bool) -> None:
+    def _end(self, publish: bool, *, in_order: bool = False) -> None:
         if self._incarnation is not None:
-            self._incarnation.close(publish)
+            self._incarnation.close(publish, in_order=in_order)
         self._incarnation, self._spent = None, False
 
     def close(self) -> None:
         """End the threads; the last status is written. A later batch goes on from here."""
         state = self._now()
-        self._end(publish=True)
+        # in a `finally` or at the end of a `with` block: what is on its way through it
+        self._end(publish=True, in_order=sys.exception() is None)
         self._state = state
 
     def __enter__(self) -> Self:
@@ -318,6 +352,8 @@ class MixtureLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the micro-batch handed out last: small, JSON, the same on every rank."""
+        if self._incarnation is not None:
+            self._incarnation.keep()
         state = self._now() or LoaderState.beginning(self.job, self.step_samples)
         return state.to_json()
 
@@ -336,6 +372,7 @@ class MixtureLoader:
         """Leave `mixloop.json` in a checkpoint's folder, for the controller and for `restore`.
 
         Call it on every rank once the checkpoint is complete; rank 0 writes, in its own time.
+        Where safetensors lie without a tokenizer, it puts the run's beside them.
 
         Args:
             files: names in the folder whose sizes and hashes to record.
@@ -343,9 +380,23 @@ class MixtureLoader:
         Returns:
             Whether it was written; False on other ranks. A disk that fails costs the file alone.
         """
-        if self._incarnation is None:
-            return False
-        return self._incarnation.mark_checkpoint(Path(folder), files)
+        if self._incarnation is not None:
+            return self._incarnation.mark_checkpoint(Path(folder), files)
+        if find_rank(*self._place)[0] == 0:
+            say(
+                f"{folder}: not marked: no batch was handed out yet, or the loader is closed",
+                "mixloop",
+            )
+        return False
+
+    def save_tokenizer(self, folder: str | Path) -> None:
+        """Write the sources' tokenizer, its files as they are, into a folder; on rank 0.
+
+        Raises:
+            JobError: no source carries one, or it can't be read or written.
+        """
+        if find_rank(*self._place)[0] == 0:
+            self._tokenizer.save(Path(folder))
 
     saved = mark_checkpoint  # an earlier name, for one release
 

@@ -79,7 +79,7 @@ class LoopMetrics:
             self._per_source = LossPerSource(len(self._job.sources), losses.device)
         self._per_source.add(source, losses)
 
-    def at(self, step: int, sample: int, finished: bool) -> StepMetrics:
+    def at(self, step: int, sample: int, finished: bool, resumable: bool) -> StepMetrics:
         """What the status says at a step; this waits for the device."""
         losses: dict[str, float] = {}
         loss = _finite(self._loss)
@@ -99,6 +99,7 @@ class LoopMetrics:
             grad_norm=_finite(self._grad_norm),
             losses={name: value for name, value in losses.items() if math.isfinite(value)},
             finished=finished,
+            resumable=resumable,
         )
 
 

@@ -1,4 +1,4 @@
-"""Who may not draw: worker processes, and accelerate, which deals the batches out once more."""
+"""Who may not draw: worker processes, and what would batch the batches or deal them out again."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ def check_workers(option: str, workers: int) -> None:
 
 
 def check_drawing_process(who: str) -> None:
-    """That batches are asked for in the training process, and not by accelerate.
+    """That batches are asked for in the training process, one by one, and not by accelerate.
 
     A DataLoader that accelerate has prepared reads on one process for all (`dispatch_batches`), or
-    on each for all (`split_batches`, slices), and a batch ahead of the one trained on.
+    on each for all (`split_batches`, slices), and a batch ahead of the one trained on. One with a
+    `batch_size` of its own stacks micro-batches, of several steps too.
 
     Args:
-        who: the class that is asked, for the message.
+        who: the class that is asked by our caller's caller, for the message.
 
     Raises:
-        JobError: they are asked for elsewhere.
+        JobError: they are asked for elsewhere, or in another way.
     """
     if "torch.utils.data" in sys.modules:
         from torch.utils.data import get_worker_info
@@ -62,3 +63,10 @@ def check_drawing_process(who: str) -> None:
                 "out of accelerator.prepare(): it gives each process its own batches"
             )
         frame = frame.f_back
+    fetcher = sys._getframe(2)  # of torch's DataLoader, if that asks
+    whole = fetcher.f_globals.get("__name__") != "torch.utils.data._utils.fetch"
+    if not whole and fetcher.f_locals.get("auto_collation"):
+        raise JobError(
+            f"{who}: the DataLoader's batch_size would stack micro-batches, which have their rows "
+            "already; set batch_size=None"
+        )

@@ -23,6 +23,7 @@ WINDOW = 500_000
 OVERLAP = 8_192
 """Characters that two windows share."""
 _LONGEST = 8  # windows that are tokenised as one at most
+_PERIOD = 32  # characters; tokens are seldom longer
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def _joint(before: Window, earlier: Spans, window: Window, tokens: Spans) -> int
         and np.array_equal(ours.ends, theirs.ends + shift)
     ):
         return None
+    if _repeats(window.text[low - window.begin : high - window.begin]):
+        return None  # the windows agree, and the whole may still be cut at another step
     middle = window.begin + 2 * quarter
     later = theirs.starts[theirs.starts + window.begin >= middle]
     place = int(later[0]) + window.begin if len(later) else middle
@@ -119,3 +122,8 @@ def _joint(before: Window, earlier: Spans, window: Window, tokens: Spans) -> int
         if np.any((spans.starts + begin < place) & (spans.ends + begin > place)):
             return None  # a token longer than all that
     return place
+
+
+def _repeats(text: str) -> bool:
+    """Whether a text is one short string over and over, such as a line of dashes."""
+    return any(text[period:] == text[:-period] for period in range(1, min(_PERIOD, len(text))))

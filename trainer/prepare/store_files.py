@@ -64,3 +64,9 @@ class StoreFiles:
         self.shards.append(Shard(name, self._held, self._digest.hexdigest()))
         self._file, self._held, self._digest = None, 0, hashlib.sha256()
         self._number += 1
+
+    def abandon(self) -> None:
+        """Let go of a file that isn't ended."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -130,7 +131,8 @@ class TextEncoder:
 
 
 def _spans(encoding: Encoding) -> Spans:
-    places = np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
+    offsets = encoding.offsets
+    places = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2)
     return Spans(np.asarray(encoding.ids, np.int64), places[:, 0], places[:, 1])
 
 

@@ -193,6 +193,7 @@ def prepare(
         kind = before.dtype if before is not None else dtype_for(facts.vocab_size)
         first = 0 if before is None else max(1, len(before.shards))
         files = StoreFiles(work, DTYPES[kind].itemsize, shard_size, first)
+        held.callback(files.abandon)
         setup = Setup(folder, kind, ends.bos_id, ends.eos_id, parse_special_tokens)
         seen: set[int] = {ends.eos_id}
         if ids_key is None:

@@ -120,6 +120,7 @@ def tokenised(
             first, future = waiting.popleft()
             yield first, future.result()
     except BrokenProcessPool as error:
+        pool.shutdown(wait=True)  # by then all exit codes are known
         raise ValueError(_death([one.exitcode for one in started])) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -13,14 +13,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from mixloop.common.process import PARENT
+from mixloop.common.process import PARENT, end_with_parent, handling, stop_signals
 
 _END_SECONDS = 30.0
 """Seconds the other ranks have to end once one has failed."""
 
 
 def run_ranks(processes: int, arguments: Sequence[str]) -> int:
-    """Run the trainer on `processes` ranks; signals go on to all of them.
+    """Run the trainer on `processes` ranks; signals that ask to stop go on to all of them.
 
     Returns:
         0 when all ranks are done, else the exit code of the first that failed.
@@ -35,25 +35,29 @@ def run_ranks(processes: int, arguments: Sequence[str]) -> int:
     command = [sys.executable, "-m", "mixloop.trainer.train", *arguments]
     ranks: list[subprocess.Popen[bytes]] = []
 
+    asked: list[int] = []
+
     def pass_on(number: int, frame: object) -> None:
+        asked.append(number)
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
 
-    before = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        for number in range(processes):
-            # sessions of their own: a Ctrl-C reaches each rank once, through us
-            place = {"RANK": str(number), "LOCAL_RANK": str(number)}
-            environment = shared | os.environ | common | place
-            ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
-        return _wait(ranks)
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handling(stop_signals(), pass_on):
+        end_with_parent(signal.SIGTERM)
+        try:
+            for number in range(processes):
+                # sessions of their own: a Ctrl-C reaches each rank once, through us
+                place = {"RANK": str(number), "LOCAL_RANK": str(number)}
+                environment = shared | os.environ | common | place
+                ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
+            if asked:  # by what came before the last of them was there
+                pass_on(asked[0], None)
+            return _wait(ranks)
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -171,7 +171,6 @@ def _copy_checkpoint(paths: RunPaths, target: RunPaths, step: int, run: str) -> 
 def _ledger(fork: Fork, prefix: Schedule, opened: OpenLine, status: Status | None) -> Status:
     """The status of the new run before its first step."""
     order = MixtureOrder(prefix.sizes, opened.seed, prefix.mixture)
-    unique = {name: s.unique_tokens for name, s in status.sources.items()} if status else {}
     force = prefix.segments[-1]
     return Status(
         run=fork.run,
@@ -187,9 +186,7 @@ def _ledger(fork: Fork, prefix: Schedule, opened: OpenLine, status: Status | Non
         loss=None,
         grad_norm=None,
         tokens_per_second=None,
-        sources=ledger(
-            order.drawn(fork.sample), order.versions, opened.sequence_length, unique, losses={}
-        ),
+        sources=ledger(order.drawn(fork.sample), order.versions, opened.sequence_length, losses={}),
         accepted=AcceptedOrder(*prefix.accepted),
         in_force=OrderInForce(
             fence=force.fence,

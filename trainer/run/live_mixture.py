@@ -25,7 +25,6 @@ from mixloop.contract import (
     key_for,
     write_status,
 )
-from mixloop.trainer.sources import Store
 
 from .collectives import Collectives
 from .order_inbox import OrderInbox, StepClock, Switch
@@ -136,7 +135,6 @@ class LiveMixture:
         plan: ResumePlan,
         start: Incarnation,
         writer: ScheduleWriter,
-        stores: Mapping[str, Store],
     ) -> None:
         """Take on rank 0's part: the files of the run."""
         job, position, settings = self.job, self.position, self.job.settings
@@ -161,7 +159,7 @@ class LiveMixture:
             retired=[name for name in start.sizes if name not in job.sources],
             key=key_for(settings.key_file),
         )
-        self.lead = LeaderFiles(inbox, StatusBuilder(plan, start, stores), SideThread(inbox))
+        self.lead = LeaderFiles(inbox, StatusBuilder(plan, start), SideThread(inbox))
 
     def poll(self) -> Switch | None:
         """At a poll step: what every rank now hears, while rank 0 looks for more. Collective."""

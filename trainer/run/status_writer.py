@@ -28,7 +28,6 @@ from mixloop.contract import (
     System,
 )
 from mixloop.trainer.mixing import SourceVersions, passes
-from mixloop.trainer.sources import Store
 
 from .collectives import Collectives
 from .order_inbox import OrderState, Switch
@@ -84,6 +83,7 @@ class StepMetrics:
     grad_norm: float | None
     losses: Mapping[str, float]
     finished: bool = False
+    resumable: bool = False
     health: Health | None = None
     system: Callable[[float | None], System] | None = None
 
@@ -92,7 +92,6 @@ def ledger(
     drawn: Mapping[str, int],
     versions: Mapping[str, SourceVersions],
     sequence_length: int,
-    unique: Mapping[str, int],
     losses: Mapping[str, float],
 ) -> dict[str, SourceStatus]:
     """What every source has given.
@@ -101,14 +100,13 @@ def ledger(
         drawn: samples of each.
         versions: where the epochs of each begin.
         sequence_length: tokens of a sample.
-        unique: tokens of a source; where it isn't told, those of its whole samples.
         losses: of a source, where it is known.
     """
     return {
         name: SourceStatus(
             tokens=count * sequence_length,
             epochs=passes(versions[name], count),
-            unique_tokens=unique.get(name, versions[name][-1].size * sequence_length),
+            unique_tokens=versions[name][-1].size * sequence_length,
             loss=losses.get(name),
         )
         for name, count in drawn.items()
@@ -121,16 +119,14 @@ class StatusBuilder:
     Args:
         plan: what the incarnation began from.
         start: the incarnation; it knows also the sources that the job no longer has.
-        stores: the job's sources, open.
     """
 
-    def __init__(self, plan: ResumePlan, start: Incarnation, stores: Mapping[str, Store]) -> None:
+    def __init__(self, plan: ResumePlan, start: Incarnation) -> None:
         self._job = plan.job
         self._world = plan.world
         self._incarnation = start.incarnation
         self._batch_schedule = start.batch_schedule
         self._versions = start.order(plan.job.seed).versions
-        self._unique = {name: store.info.tokens for name, store in stores.items()}
         self._losses: dict[str, float] = {}
         self._heartbeat = 0
         self._last = (time.monotonic(), plan.sample)
@@ -166,6 +162,7 @@ class StatusBuilder:
             world_size=self._world,
             heartbeat=self._heartbeat,
             finished=metrics.finished,
+            resumable=metrics.resumable,
             updated_at=now_utc(),
             health=metrics.health,
             system=metrics.system(self.speed) if metrics.system is not None else None,
@@ -203,7 +200,7 @@ class StatusBuilder:
 
     def _sources(self, drawn: Mapping[str, int]) -> dict[str, SourceStatus]:
         length = self._job.sequence_length
-        return ledger(drawn, self._versions, length, self._unique, self._losses)
+        return ledger(drawn, self._versions, length, self._losses)
 
     def _in_force(self, switch: Switch) -> OrderInForce:
         weights = zip(self._job.sources, switch.weights, strict=True)

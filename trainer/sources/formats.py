@@ -110,7 +110,7 @@ def _format(path: Path, options: Mapping[str, Any] | None) -> tuple[str, dict[st
     if kind is None:
         raise JobError(
             f"{path}: none of the formats {', '.join(_FORMATS)}; make a token store of it with "
-            "`mixloop prepare`"
+            "`mixloop prepare` (of token ids with --ids-key)"
         )
     legal = _FORMATS[kind].options
     if strange := [key for key in others if key not in legal]:

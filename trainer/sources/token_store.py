@@ -61,6 +61,14 @@ class StoreInfo:
     probe: TokenProbe | None = None
     format: str = "store"
 
+    def samples(self, sequence_length: int) -> int:
+        """Whole windows of `sequence_length` tokens: what an epoch draws."""
+        return self.tokens // sequence_length
+
+    def epoch_tokens(self, sequence_length: int) -> int:
+        """Tokens of an epoch: those of the whole windows. What is left over is never drawn."""
+        return self.samples(sequence_length) * sequence_length
+
     def to_json(self) -> dict[str, Any]:
         """The content of `store.json`."""
         body = {"schema": SCHEMA, **asdict(self)}
@@ -194,7 +202,7 @@ class Store:
 
     def samples(self, sequence_length: int) -> int:
         """Whole windows of `sequence_length` tokens in the store."""
-        return self.info.tokens // sequence_length
+        return self.info.samples(sequence_length)
 
     def flat(self) -> npt.NDArray[Any] | None:
         """The tokens as one memory-mapped array, where the source is one file."""

@@ -226,7 +226,9 @@ def test_check_reports_what_the_first_mixture_leads_to(run_file: Path) -> None:
     done = mixloop("check", run_file, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["sources"]["web"]["projected_epochs"] == pytest.approx(0.75 * 2e6 / 10_000)
+    assert report["sources"]["web"]["projected_epochs"] == pytest.approx(
+        0.75 * 2e6 / 9_984
+    )  # of whole windows
     assert any("web" in note and "max_epochs" in note for note in report["notes"])
 
 
@@ -259,3 +261,21 @@ def test_a_file_of_megabytes_is_refused_before_yaml_reads_it(tmp_path: Path) -> 
         load_config(path)
     with pytest.raises(JobError, match="larger than 1,048,576 bytes"):
         load_run(path)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "decay"),
+    [
+        ({}, None),
+        ({"decay": "400k"}, 400_000),
+        ({"warmup": "10k"}, 0),
+        ({"phases": {"stable": 0, "decay": "1.5M"}}, 500_000),
+        ({"phases": {"stable": 0}}, 0),
+        ({"lr_schedule": "cosine", "warmup": "10k"}, None),
+    ],
+)
+def test_the_decay_is_what_the_trainer_says(
+    run_file: Path, trainer: dict[str, Any], decay: int | None
+) -> None:
+    run_file.write_text(yaml.safe_dump(change(GOOD, "trainer", trainer)))
+    assert load_config(run_file).decay == decay

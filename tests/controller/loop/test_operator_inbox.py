@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,9 @@ from mixloop.cli.app import app
 from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths, read_schedule, requests
 from mixloop.controller.config import load_config
+from mixloop.controller.core import calls
 from mixloop.controller.core.operator_requests import completed
+from mixloop.controller.journal import queries
 from mixloop.controller.loop import daemon, scoring
 from mixloop.controller.views import run_status as views
 
@@ -297,3 +300,112 @@ def test_sources_change_between_starts(play: Any, played_run: ModuleType) -> Non
     run.train(4)
     assert run.in_force() == pytest.approx({"web": 0.72, "maths": 0.18, "new": 0.1}, abs=1e-6)
     assert [s.weights.get("code", 0) for s in read_schedule(run.paths.schedule).segments][-1] == 0
+
+
+DRIFTS = '''
+from mixloop.policies import Proposal
+
+
+class Drifts:
+    """Asks for a fifth of code, by little more each time; for a third after 5,000 tokens."""
+
+    def decide(self, observation):
+        code = 0.2 + 1e-4 * len(observation.evaluations)
+        code = code if observation.tokens < 5_000 else 0.3
+        rest = 1 - code
+        return Proposal({"web": rest * 0.8, "maths": rest * 0.2, "code": code}, f"code {code:.4f}")
+'''
+
+
+def drifting(play: Any, tmp_path: Path, **approval: Any) -> Any:
+    (tmp_path / "drifts.py").write_text(DRIFTS)
+    return play(approval={"above": 0.05, **approval}, policy={"use": "./drifts.py:Drifts"})
+
+
+def states(run: Any) -> list[tuple[str, str | None]]:
+    return [(e["verdict"], e["approval"] and e["approval"]["state"]) for e in run.history()]
+
+
+def test_a_proposal_asked_for_again_goes_on_waiting(play: Any, tmp_path: Path) -> None:
+    run = drifting(play, tmp_path)
+    run.train(12)
+    assert len(run.history()) > 2
+    assert states(run)[0] == ("awaiting-approval", "waiting")
+    assert set(states(run)[1:]) == {("hold", None)}
+    assert "as d-000001, which waits for approval" in run.history()[1]["reason"]
+    run.tell("approve", "d-000001")
+    assert run.answer()["state"] == "done"
+
+
+def test_another_proposal_takes_the_place_of_the_waiting_one(play: Any, tmp_path: Path) -> None:
+    run = drifting(play, tmp_path)
+    run.train(30)
+    waited = [state for verdict, state in states(run) if verdict == "awaiting-approval"]
+    assert waited == ["superseded", "waiting"]
+    told = queries.entry(run.journal, "approval:d-000001")
+    assert told is not None, "MLflow hears of it too"
+    assert told.payload["tags"]["approval"] == "superseded"
+
+
+def test_what_would_be_approved_is_shown(play: Any, tmp_path: Path) -> None:
+    run = drifting(play, tmp_path, timeout=5_000)
+    run.train(4)
+    (entry,) = run.history()
+    approval = entry["approval"]
+    assert approval["before"] == pytest.approx({"web": 0.72, "code": 0.1, "maths": 0.18})
+    assert approval["after"] == pytest.approx(entry["weights_proposed"])
+    assert approval["until_tokens"] == entry["tokens"] + 5_000
+    (awaiting,) = views.status(run.paths, run.journal)["operators"]["awaiting"]
+    assert awaiting["after"] == approval["after"]
+    assert awaiting["reason"] == entry["reason"]
+    for command in (["status"], ["explain", "1"]):
+        shown = CliRunner().invoke(app, [command[0], str(run.path), *command[1:]]).output
+        assert "code 0.100 → 0.200" in shown, command
+        assert "until 6.6k tokens" in shown, command
+    table = CliRunner().invoke(app, ["history", str(run.path)]).output
+    assert "asks for" in table
+    sent = queries.entry(run.journal, "decision:d-000001")
+    assert sent is not None
+    (trace,) = calls("decision", sent.payload, queries.decision(run.journal, "d-000001"))
+    assert trace[1]["response"]["weights_if_approved"]["code"] == pytest.approx(0.2001)
+    assert trace[1]["tags"]["approval"] == "waiting"
+    assert "asks for code 0.100 → 0.200" in trace[1]["previews"][1]
+
+
+def test_the_guarded_mixture_is_what_approval_orders(play: Any, tmp_path: Path) -> None:
+    (tmp_path / "drifts.py").write_text(DRIFTS)
+    run = play(
+        approval={"above": 0.05},
+        policy={"use": "./drifts.py:Drifts"},
+        guards={"max_change": 0.06, "max_epochs": None},
+    )
+    run.train(4)
+    after = run.history()[0]["approval"]["after"]
+    assert after["code"] == pytest.approx(0.16, abs=2e-3)
+    run.tell("approve", "1")
+    assert run.history()[-1]["weights_after"] == pytest.approx(after, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("set", "code=0.2"),
+        ("pin", "code=0.2"),
+        ("unpin",),
+        ("pause",),
+        ("resume",),
+        ("approve", "1"),
+        ("reject", "1"),
+        ("rollback", "1"),
+    ],
+)
+def test_a_finished_run_is_told_nothing(play: Any, command: tuple[str, ...]) -> None:
+    run = play(policy={"use": "static"})
+    run.train(2)
+    status = json.loads(run.paths.status.read_text())
+    run.paths.status.write_text(json.dumps(status | {"finished": True}))
+    for target in (run.path, run.paths.dir):
+        done = CliRunner().invoke(app, [command[0], str(target), *command[1:]])
+        assert isinstance(done.exception, BadInput)
+        assert "training has ended after" in str(done.exception)
+    assert requests.waiting(run.paths.requests) == []

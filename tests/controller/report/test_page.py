@@ -51,7 +51,7 @@ def test_the_page_tells_the_run_and_loads_nothing(play: Any, tmp_path: Path) -> 
     assert len(applied) >= 2
     for entry in applied:
         assert f"generation {entry['generation']} from step {entry['applied_step']}" in page.text
-    assert "items in common" in page.text
+    assert "gsm8k bits_per_byte gain +" in page.text
     assert "alert(1)" in page.text, "what a person wrote is shown"
     assert "\x1b" not in text
     tags = {tag for tag, _ in page.tags}
@@ -82,10 +82,9 @@ def test_the_numbers_are_the_journals(play: Any) -> None:
             reached = source.epochs + more / source.unique_tokens
             assert reached == pytest.approx(1.0, abs=1e-3)
     first = next(e for e in found["decisions"] if e["applied_step"] is not None)
-    steps = [one["step"] for one in first["followed"]]
-    assert len(steps) == 2
-    effect = first["followed"][1]["benchmarks"]["gsm8k"]
-    assert effect["gain"] == pytest.approx((steps[1] - effect["from_step"]) / 1000)
+    effect = first["outcome"]["benchmarks"]["gsm8k"]
+    assert effect["to_step"] == first["outcome"]["step"]
+    assert effect["gain"] == pytest.approx((effect["to_step"] - effect["from_step"]) / 1000)
 
 
 def test_nothing_to_tell_is_said(tmp_path: Path) -> None:

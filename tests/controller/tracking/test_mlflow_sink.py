@@ -110,8 +110,9 @@ def a_whole_run(path: Path) -> Journal:
     records.curves(journal, heartbeat(800), None, 5.0)
     records.curves(journal, heartbeat(1600), heartbeat(800), 5.0)
     records.applied(journal, Applied(1, 96, 12), 960, initial)
-    found = {"gsm8k": {"gain": 0.1, "stderr": 0.02, "metric": "bits_per_byte"}}
-    records.outcome(journal, "d-000001", 20, found)
+    gain = {"gain": 0.1, "stderr": 0.02, "metric": "bits_per_byte"}
+    found = {"step": 20, "from_step": 10, "shared_with": [], "benchmarks": {"gsm8k": gain}}
+    records.outcome(journal, "d-000001", found)
     records.closed(journal, 2000)
     return journal
 
@@ -144,10 +145,12 @@ def metric(value: float) -> dict[str, Any]:
     return {"value": value, "stderr": 0.1, "higher_is_better": False, **counts}
 
 
-def drain(journal: Journal, uri: str, *, kill_after: int | None = None) -> list[dict[str, Any]]:
+def drain(
+    journal: Journal, uri: str, *, kill_after: int | None = None, artifacts: Path | None = None
+) -> list[dict[str, Any]]:
     """Run the drain child as the daemon does; optionally kill it after so many answers."""
     request = {"journal": str(journal.path), "uri": uri, "experiment": EXPERIMENT}
-    request |= {"uid": records.run_uid(journal), "artifacts": None}
+    request |= {"uid": records.run_uid(journal), "artifacts": artifacts and str(artifacts)}
     request["folder"] = str(journal.path.parent)
     process = subprocess.Popen(
         [sys.executable, "-m", "mixloop.controller.tracking.mlflow_sink", json.dumps(request)],
@@ -312,3 +315,22 @@ def test_an_entry_the_server_refuses_does_not_block_the_others(server: str, tmp_
     assert "a|b@c" in refused.detail["error"]
     assert what_is_there(server, records.run_uid(journal))["status"] == "FINISHED"
     journal.close()
+
+
+def test_each_run_of_one_store_keeps_its_artifacts_in_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'first' / 'mlflow.db'}"  # as a second run might name the first's
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        journal = a_whole_run(tmp_path / name / "journal.db")
+        said = drain(journal, uri, artifacts=tmp_path / name / "mlartifacts")
+        assert not [one for one in said if "failed" in one or "refused" in one], said
+        found = what_is_there(uri, records.run_uid(journal))
+        assert found["artifacts"], "MLflow finds them there"
+        (report,) = (tmp_path / name).glob("mlartifacts/*/artifacts/report/report.html")
+        journal.close()
+        del report
+    assert len(list(tmp_path.rglob("report.html"))) == 2
+    assert not (tmp_path / "mlruns").exists()

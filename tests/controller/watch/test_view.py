@@ -148,10 +148,12 @@ def test_everything_of_a_played_run_is_worked_out(play: Any) -> None:
     waits = [one for one in view.pending if one.person]
     assert len(waits) == 1
     assert "waits for approve or reject" in waits[0].what
-    assert waits[0].seconds == 3200 + 4000 - 4000
+    # the first one: asked for again, it goes on waiting
+    assert waits[0].seconds == 1600 + 4000 - 4000
     due = [one for one in view.pending if "next evaluation" in one.what]
     assert (due[0].what, due[0].seconds) == ("next evaluation at 4.8k", 800)
-    assert view.decisions[0].verdict == "awaiting-approval"
+    assert [one.verdict for one in view.decisions] == ["hold", "awaiting-approval"]
+    assert view.decisions[1].moved.startswith("asks for code 0.100 → 0.200")
 
 
 def test_a_source_that_meets_its_cap_says_when() -> None:

@@ -139,8 +139,8 @@ def test_a_soft_guard_is_passed_by_where_nobody_asks_it():
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("broken", "RuntimeError: no table"),
-        ("quits", "SystemExit: 3"),
+        ("broken", "RuntimeError: no table (own_guards.py line 27)"),
+        ("quits", "SystemExit: 3 (own_guards.py line 31)"),
         ("unscaled", "the weights sum to 1.3, not 1"),
     ],
 )

@@ -187,3 +187,16 @@ def test_broken_scores_and_changing_sources_are_survived() -> None:
         assert sum(reply.weights.values()) == pytest.approx(1)
         assert set(reply.weights) == set(sources)
         assert min(reply.weights.values()) >= 0
+
+
+def test_the_decay_that_is_planned_for_is_the_trainers():
+    def ends(**changes: Any) -> list[int]:
+        options = changes.pop("options", {})
+        answer = load_policy("law", options).decide(observed(phase="stable", **changes))
+        assert isinstance(answer, Proposal)
+        return [until for until, _ in answer.plan]
+
+    assert 14 * UNIT in ends(decay=6 * UNIT)
+    assert 18 * UNIT in ends(), "a tenth, where nobody says"
+    assert 18 * UNIT in ends(decay=6 * UNIT, options={"decay": 0.1})
+    assert ends(decay=0)[-1:] == [20 * UNIT]

@@ -89,3 +89,17 @@ def test_a_flat_world_ends_where_it_began():
 @pytest.mark.soak
 def test_null():
     assert np.mean(within(range(100))) >= 0.95
+
+
+def test_a_trial_that_proved_nothing_leaves_its_figure():
+    track, _ = run(Flat(k=5, seed=1), 1)
+    decisions = [m.decision for m in track.timeline if m.decision]
+    judged = [d for d in decisions if d.evidence.get("judged")]
+    assert judged, "a flat world judges trials, and none is proven"
+    for decision in judged:
+        for name, figure in decision.evidence["judged"].items():
+            assert figure["stderr"] > 0
+            assert abs(figure["z"]) < 2.5
+            text = f"gain {figure['gain']:.2g} ±{figure['stderr']:.2g}"
+            assert text in figure["text"]
+            assert any(f"{text} per whole share" in d.reason for d in decisions), name

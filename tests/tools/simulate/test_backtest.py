@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from mixloop.cli.app import app, main
+from mixloop.common.errors import BadInput
 
 SCRIPT = Path(__file__).parents[2] / "support" / "kill_controller.py"
 SWAY = '''
@@ -137,3 +138,36 @@ def test_bad_input_is_one_line(
         main()
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_several_files_configure_is_asked_about(run_file: Path) -> None:
+    other = run_file.with_name("another.yml")
+    other.write_text(run_file.read_text().replace("max_change: 0.2", "max_change: 0.1"))
+    folder = run_file.parent / "run"
+    (folder / "unrelated.yaml").write_text("a: 1\n")
+    done = CliRunner().invoke(app, ["backtest", str(folder), "--policy", "static"])
+    assert isinstance(done.exception, BadInput)
+    said = str(done.exception)
+    assert "2 files configure this run" in said
+    assert str(run_file) in said
+    assert str(other) in said
+    assert replay(run_file, "static")["policy"] == "static"
+
+
+AGAIN = """
+from mixloop.policies import Proposal
+
+
+class Again:
+    def decide(self, observation):
+        return Proposal({"web": 0.64, "code": 0.2, "maths": 0.16}, "a fifth of code")
+"""
+
+
+def test_what_waited_for_a_person_then_waits_in_the_replay(play: Any, tmp_path: Path) -> None:
+    (tmp_path / "again.py").write_text(AGAIN)
+    run = play(policy={"use": "./again.py:Again"}, approval={"above": 0.05})
+    run.train(16)
+    report = replay(run.path, "./again.py:Again")
+    assert [d["was"]["verdict"] for d in report["decisions"]][:2] == ["awaiting-approval", "hold"]
+    assert all(decision["agrees"] for decision in report["decisions"])

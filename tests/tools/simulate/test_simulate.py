@@ -19,6 +19,7 @@ import yaml
 from typer.testing import CliRunner
 
 from mixloop.cli.app import app, main
+from mixloop.common.errors import BadInput
 from mixloop.controller.config import load_config
 from mixloop.policies.interface import Hold, Observation, load_policy
 from mixloop.policies.worlds import Setting, WorldSource, load_world, world_sources
@@ -27,6 +28,7 @@ from mixloop.policies.worlds.families import Power
 from mixloop.policies.worlds.smollm2 import SmolLM2
 from mixloop.tools.simulate import scores
 from mixloop.tools.simulate.report import page
+from mixloop.tools.simulate.simulate_args import SimulateArgs, plan_simulations
 from mixloop.tools.simulate.simulation import simulate
 from mixloop.tools.simulate.virtual_run import virtual_config
 
@@ -430,3 +432,36 @@ def test_ctrl_c_ends_every_process_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in said
     psutil.wait_procs(children, timeout=5)
     assert not any(child.is_running() for child in children)
+
+
+SIZED = """
+from mixloop.policies.worlds.families import Power
+
+
+class Sized(Power):
+    def __init__(self, k: int = 4) -> None:
+        super().__init__(k=k)
+
+
+class Fixed(Power):
+    def __init__(self) -> None:
+        super().__init__(k=4)
+"""
+
+
+def test_the_number_of_sources_is_honoured_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "sized.py"
+    file.write_text(SIZED)
+    plan = plan_simulations(
+        SimulateArgs(policies=["static"], worlds=[f"{file}:Sized"], k=[3, 6], segments=4)
+    )
+    assert [len(world_sources(setup.world(0))) for setup in plan.setups] == [3, 6]
+    assert [setup.label.rpartition(" ")[2] for setup in plan.setups] == ["k=3", "k=6"]
+    for world, message in {
+        f"{file}:Fixed": "no option k",
+        f"{file}:Sized:k=5": "says k too",
+        "power:k=5": "says k too",
+        "smollm2": "sources of its own; leave --k out",
+    }.items():
+        with pytest.raises(BadInput, match=message):
+            plan_simulations(SimulateArgs(policies=["static"], worlds=[world], k=[3]))

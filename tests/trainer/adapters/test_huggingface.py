@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -19,7 +20,8 @@ from mixloop.trainer.config import JobError
 from mixloop.trainer.loader import MixtureDataset, MixtureLoader, read_saved_manifest
 from mixloop.trainer.mixing import MixtureOrder
 from mixloop.trainer.run import SingleProcess
-from mixloop.trainer.sources import StoreInfo
+from mixloop.trainer.sources import StoreInfo, train_tokenizer
+from mixloop.trainer.sources.tokenizer import END_OF_TEXT
 
 LENGTH, ROWS, MICROS = 8, 4, 2
 QUANTUM = ROWS * MICROS
@@ -289,3 +291,72 @@ def test_a_loader_that_was_left_elsewhere_is_refused(
     with pytest.raises(JobError, match="begins at step 0, the loader at 2: resume both"):
         trainer(mixture, arguments(tmp_path)).train()
     mixture.close()
+
+
+def sft(base: type) -> type:
+    """TRL's trainer, or what asks for as much, before which the mixin is put."""
+
+    class Sft(MixtureMixin, base):  # type: ignore[misc]
+        seen: list[int]
+
+        def training_step(self, model: Any, inputs: Mapping[str, Any], *rest: Any) -> Any:
+            self.seen += inputs["input_ids"][:, 0].tolist()
+            return super().training_step(model, inputs, *rest)
+
+    return Sft
+
+
+class Demanding(Trainer):  # type: ignore[misc]
+    """What TRL 1.16's SFTTrainer checks of its dataset and its batches."""
+
+    def __init__(self, *args: Any, train_dataset: Any = None, **kwargs: Any) -> None:
+        assert isinstance(train_dataset, datasets.Dataset)
+        assert "input_ids" in next(iter(train_dataset))
+        super().__init__(*args, train_dataset=train_dataset, **kwargs)
+
+    def compute_loss(self, model: Any, inputs: Mapping[str, Any], *rest: Any, **more: Any) -> Any:
+        assert inputs["attention_mask"].all()
+        return super().compute_loss(model, inputs, *rest, **more)
+
+
+Demanding.__name__, Demanding.__module__ = "SFTTrainer", "trl.trainer.sft_trainer"
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["as demanding", "real"])
+def test_trls_sft_trainer_trains_on_the_order_and_resumes(
+    tmp_path: Path, stores: dict[str, Path], real: bool
+) -> None:
+    trl = pytest.importorskip("trl") if real else None
+    base, kind = (trl.SFTTrainer, trl.SFTConfig) if trl else (Demanding, TrainingArguments)
+    from transformers import PreTrainedTokenizerFast
+
+    made = train_tokenizer(["some words"], tmp_path / "tokenizer", 300) / "tokenizer.json"
+    ends = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(made), **ends)
+    more = {"bf16": False, "gradient_checkpointing": False} if real else {}
+
+    def start(steps: int) -> Any:
+        args = kind(**arguments(tmp_path, max_steps=steps).to_dict() | more)
+        model = trainer(loader(tmp_path, stores), arguments(tmp_path)).model
+        mixture = loader(tmp_path, stores)
+        begun = sft(base)(model=model, args=args, mixture=mixture, processing_class=tokenizer)
+        begun.seen = []
+        return begun
+
+    first = start(20)
+    first.train()
+    assert first.seen == pure(tmp_path, 20 * QUANTUM)
+    second = start(STEPS)
+    assert second.train(resume_from_checkpoint=True).global_step == STEPS
+    assert second.seen == pure(tmp_path, STEPS * QUANTUM)[20 * QUANTUM :]
+
+
+def test_what_trl_would_do_to_the_rows_is_refused(tmp_path: Path, stores: dict[str, Path]) -> None:
+    mixture, args = loader(tmp_path, stores), arguments(tmp_path)
+    model = trainer(mixture, args).model
+    args.packing = True
+    with pytest.raises(JobError, match=r"^SFTConfig\.packing: True; leave it out \(the loader's"):
+        sft(Demanding)(model=model, args=args, mixture=mixture)
+    preferences = type("DPOTrainer", (Trainer,), {"__module__": "trl.trainer.dpo_trainer"})
+    with pytest.raises(JobError, match=r"^DPOTrainer: it learns from prompts or preferences, "):
+        sft(preferences)(model=model, args=arguments(tmp_path), mixture=mixture)

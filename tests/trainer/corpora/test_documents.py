@@ -137,6 +137,24 @@ def test_a_bad_record_stops_with_its_place_or_is_counted(
         read(file, Account("skip", most=0))
 
 
+def test_other_fields_are_nobodys_business(tmp_path: Path) -> None:
+    """Rows whose other fields come and go, or change their types, as in RedPajama."""
+    rows: list[dict[str, Any]] = [
+        {"text": "a", "meta": None},
+        {"meta": {"symlink_target": "x"}, "text": "b"},
+        {"text": "c", "meta": [1, "two"], "n": float("nan")},
+        {"text": "d"},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read(tmp_path / "a.jsonl") == ["a", "b", "c", "d"]
+
+
+def test_a_cell_may_be_a_book(tmp_path: Path) -> None:
+    text = "a line, with commas\n" * 20_000
+    (tmp_path / "a.csv").write_text(f'n,text\n1,"{text}"\n2,short\n', newline="")
+    assert read(tmp_path / "a.csv") == [text, "short"]
+
+
 def test_null_rows_of_tables(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", None, "b"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a.parquet, row 2: 'text' is null"):

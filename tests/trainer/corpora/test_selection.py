@@ -184,8 +184,16 @@ def test_the_test_split_is_never_taken_unasked(
 
 def test_splits_in_doubt_need_a_word(tmp_path: Path) -> None:
     put(tmp_path / "a", ["train.jsonl", "extra.jsonl"])
-    with pytest.raises(ValueError, match=r"others of none \(extra.jsonl\); give --split all"):
+    with pytest.raises(ValueError, match=r"train.jsonl of the split train by name, extra.jsonl of"):
         select([str(tmp_path / "a")])
+    assert taken(tmp_path / "a", Choice(split="train")) == ["train.jsonl"]
+    # pages, of which some only speak of trains and tests
+    put(tmp_path / "e", ["cat.txt", "test tubes.txt"], b"text")
+    for name in ("test tubes.txt", "a train.txt"):
+        put(tmp_path / "e", [name], b"text")
+        with pytest.raises(ValueError, match=r"by name, cat.txt of none; give --split"):
+            select([str(tmp_path / "e")])
+    assert len(taken(tmp_path / "e", Choice(split="all"))) == 3
     put(tmp_path / "b", ["train-test.jsonl"])
     with pytest.raises(ValueError, match="there are: test or train"):
         select([str(tmp_path / "b")])

@@ -202,12 +202,8 @@ def test_a_loader_that_accelerate_has_prepared_is_refused(
             next(iter(loader))
 
 
-@pytest.mark.parametrize("dispatch", ["None", "True", "False"])
-def test_accelerate_on_two_ranks_is_refused_on_both(
-    tmp_path: Path, stores: dict[str, Path], dispatch: str
-) -> None:
-    """None of them waits for the other."""
-    pytest.importorskip("accelerate")
+def two_ranks(folder: Path, stores: Mapping[str, Path], dispatch: str) -> list[tuple[str, str]]:
+    """What each rank of ``accelerate_ranks.py`` says, on both streams."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
@@ -215,15 +211,45 @@ def test_accelerate_on_two_ranks_is_refused_on_both(
     sources = json.dumps({name: str(path) for name, path in stores.items()})
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(RANKS), str(tmp_path / "run"), sources, dispatch],
+            [sys.executable, str(RANKS), str(folder / "run"), sources, dispatch],
             env=os.environ | place | {"RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in ("0", "1")
     ]  # fmt: skip
-    for rank in ranks:
-        out, err = rank.communicate(timeout=60)
+    return [rank.communicate(timeout=60) for rank in ranks]
+
+
+@pytest.mark.parametrize("dispatch", ["None", "True", "False"])
+def test_accelerate_on_two_ranks_is_refused_on_both(
+    tmp_path: Path, stores: dict[str, Path], dispatch: str
+) -> None:
+    """None of them waits for the other."""
+    pytest.importorskip("accelerate")
+    for out, err in two_ranks(tmp_path, stores, dispatch):
         assert out.startswith("refused: MixtureDataset: accelerate would deal"), err
+
+
+def test_accelerate_trains_the_model_on_batches_that_are_left_out_of_it(
+    tmp_path: Path, stores: dict[str, Path]
+) -> None:
+    pytest.importorskip("accelerate")
+    told = two_ranks(tmp_path, stores, "out")
+    assert all(out.startswith("rows: ") for out, _ in told), told
+    first, second = (json.loads(out.removeprefix("rows: ")) for out, _ in told)
+    whole = pure(tmp_path, 160)
+    assert len(first) == len(second) == 80
+    assert sorted(first + second) == sorted(whole)
+    assert sorted(first[:4] + second[:4]) == sorted(whole[:8])  # the first step, on both
+
+
+def test_a_batch_size_of_the_dataloaders_own_is_refused(
+    tmp_path: Path, stores: dict[str, Path]
+) -> None:
+    with make(tmp_path, stores) as dataset:
+        for loader in (DataLoader(dataset), DataLoader(dataset, batch_size=4)):
+            with pytest.raises(JobError, match=r"^MixtureDataset: .*; set batch_size=None$"):
+                next(iter(loader))
 
 
 def test_what_is_in_the_way_is_told(tmp_path: Path, stores: dict[str, Path]) -> None:

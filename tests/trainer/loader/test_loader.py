@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -274,6 +275,69 @@ def test_a_run_resumed_at_a_switch_is_told_of_it(tmp_path: Path, stores: dict[st
         loader.load_state_dict(states[changes[0].step])
         steps(loader, 3)
     assert again == changes
+
+
+class Killed(Exception):  # noqa: N818 - stands for a signal
+    """What ends a loop before it can close."""
+
+
+def left(folder: Path, stores: Mapping[str, Path], count: int, save: str = "") -> None:
+    """A loop that is killed after some steps; it may have saved one."""
+    with contextlib.suppress(Killed), make(folder, stores, budget=10 * QUANTUM * LENGTH) as loader:
+        steps(loader, count)
+        if save == "state":
+            loader.state_dict()
+        elif save:
+            loader.mark_checkpoint(folder)
+        steps(loader, 1)
+        raise Killed
+
+
+@pytest.mark.parametrize("how", ["state", "mark", "closed", "spent"])
+def test_a_run_with_a_place_to_go_on_from_is_not_begun_again_unasked(
+    tmp_path: Path, stores: dict[str, Path], capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    if how in ("state", "mark"):
+        left(tmp_path, stores, 3, save=how)
+    else:
+        with make(tmp_path, stores, budget=10 * QUANTUM * LENGTH) as loader:
+            steps(loader, 10 if how == "spent" else 4)
+            if how == "spent":
+                assert list(loader) == []
+    before = RunPaths(tmp_path / "run").schedule.read_bytes()
+    at = 10 if how == "spent" else 4
+    said = (
+        rf"^\S+: this run was at step {at}, and no state was loaded; load .*load_state_dict, "
+        r"restore, .* or pass from_scratch=True to begin again at step 0$"
+    )
+    with pytest.raises(JobError, match=said):
+        next(make(tmp_path, stores))
+    assert RunPaths(tmp_path / "run").schedule.read_bytes() == before
+    with make(tmp_path, stores, from_scratch=True) as loader:
+        assert steps(loader, 3) == pure(tmp_path, 3 * QUANTUM)
+    assert f"this run was at step {at} and no state was loaded" in capsys.readouterr().err
+
+
+def test_a_run_killed_before_it_saved_anything_begins_again(
+    tmp_path: Path, stores: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        left(tmp_path, stores, 4)
+    assert "it begins again at step 0" in capsys.readouterr().err
+    left(tmp_path, stores, 4, save="state")
+    with pytest.raises(JobError, match="from_scratch=True"):
+        next(make(tmp_path, stores))
+
+
+def test_a_new_run_and_a_loaded_state_need_no_asking(
+    tmp_path: Path, stores: dict[str, Path]
+) -> None:
+    with make(tmp_path, stores, from_scratch=True) as loader:
+        first = steps(loader, 2)
+        state = loader.state_dict()
+    with make(tmp_path, stores, from_scratch=True) as loader:
+        loader.load_state_dict(state)
+        assert first + steps(loader, 2) == pure(tmp_path, 4 * QUANTUM)
 
 
 def test_another_quantum_needs_rewind(tmp_path: Path, stores: dict[str, Path]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mixloop.trainer.prepare import prepare
 from mixloop.trainer.prepare.text_encoder import Changes, TextEncoder
@@ -84,6 +84,17 @@ def test_a_text_makes_no_control_ids(tmp_path: Path, make: Any) -> None:
     plain = "the quick fox, jumps over it"
     (ids,) = TextEncoder(folder).encode([plain], Changes())
     assert ids == raw.encode(plain, add_special_tokens=False).ids
+
+
+def test_special_tokens_of_any_look(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(
+        [AddedToken("sop", normalized=True), AddedToken("[gMASK]", single_word=True, lstrip=True)]
+    )
+    folder = save(tmp_path / "t", tokenizer)
+    (ids,) = TextEncoder(folder).encode(["a sop [gMASK] of bread, sop"], Changes())
+    assert tokenizer.decode(ids) == "a sop [gMASK] of bread, sop"
+    assert not {tokenizer.token_to_id("sop"), tokenizer.token_to_id("[gMASK]")} & set(ids)
 
 
 def test_what_ends_a_text_by_name_may_be_a_newline(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,3 +139,80 @@ def test_a_header_that_lies_about_its_shards_is_refused(tmp_path: Path, tokenize
     header.write_text(json.dumps(raw))
     with pytest.raises(JobError, match="own folder"):
         Store.open(tmp_path / "s")
+
+
+# --- stores that are replaced while they are read ----------------------------------------------
+
+
+def lines_of(path: Path, word: str, count: int) -> str:
+    path.write_text(
+        "".join(json.dumps({"text": f"{word} {n}, a dog"}) + "\n" for n in range(count))
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("shard_size", [None, 100])
+def test_a_store_that_is_prepared_again_stays_what_it_was_for_its_readers(
+    tmp_path: Path, tokenizer: Path, shard_size: int | None
+) -> None:
+    old = lines_of(tmp_path / "old.jsonl", "fox", 300)
+    new = lines_of(tmp_path / "new.jsonl", "zebra", 500)
+    other = train_tokenizer(["zebras and okapis " * 40], tmp_path / "other", 280)
+    out, right = tmp_path / "s", tmp_path / "right"
+    prepare([old], right, str(tokenizer), shard_size=shard_size)
+    before = prepare([old], out, str(tokenizer), shard_size=shard_size)
+    reader = Store.open(out)
+    reader.stream.read(0, 8)  # its first file is mapped, the others aren't
+    after = prepare([new], out, str(other), shard_size=shard_size, overwrite=True)
+    expected = Store.open(right).stream.read(0, before.tokens)
+    np.testing.assert_array_equal(reader.stream.read(0, before.tokens), expected)
+    names = [file.name for file in (right / "tokenizer").iterdir()]
+    for name in names:
+        assert (reader.tokenizer / name).read_bytes() == (right / "tokenizer" / name).read_bytes()
+    fresh = Store.open(out)
+    assert fresh.info == after == read_header(out)
+    assert verify_store(out) == []
+    assert fresh.tokenizer == out / "tokenizer"
+
+
+def test_a_reader_whose_store_is_gone_is_told(tmp_path: Path, tokenizer: Path) -> None:
+    texts = [lines_of(tmp_path / f"{n}.jsonl", f"fox {n}", 100) for n in range(3)]
+    out = tmp_path / "s"
+    for number, text in enumerate(texts):
+        prepare([text], out, str(tokenizer), shard_size=100, overwrite=number > 0)
+        if not number:
+            reader = Store.open(out)
+    with pytest.raises(OSError, match="another store than when it was opened"):
+        reader.stream.read(0, 300)
+    # one replaced store is kept, and none that is the same again
+    assert len(list(tmp_path.glob(".s.replaced-*"))) == 1
+    prepare([texts[2]], out, str(tokenizer), shard_size=100, overwrite=True)
+    assert list(tmp_path.glob(".s.*")) == []
+
+
+def test_a_store_that_grows_or_is_touched_is_still_its_readers(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    text = lines_of(tmp_path / "a.jsonl", "fox", 100)
+    out = tmp_path / "s"
+    before = prepare([text], out, str(tokenizer), shard_size=100)
+    reader = Store.open(out)
+    prepare([text], out, str(tokenizer), append=True)
+    for file in out.iterdir():
+        file.touch()
+    assert len(reader.stream.read(0, before.tokens)) == before.tokens
+
+
+def test_a_foreign_file_that_is_replaced_is_noticed(tmp_path: Path) -> None:
+    from mixloop.trainer.sources.memory_map import MappedFile
+
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old!")
+    kept, moved = MappedFile(path, 4), MappedFile(path, 4)
+    os.utime(path, ns=(1, 1))
+    assert bytes(kept.bytes()) == b"old!"
+    (tmp_path / "b.bin").write_bytes(b"new!")
+    (tmp_path / "b.bin").rename(path)
+    assert bytes(kept.bytes()) == b"old!"
+    with pytest.raises(OSError, match="another file than when it was opened"):
+        moved.bytes()

@@ -1,0 +1,155 @@
+"""Did it help: what the benchmarks did over the window of an order.
+
+One window, whoever tells of it: history, explain, report, MLflow. It begins at the last scored
+checkpoint before the order came into force and ends at the first one that has spent at least half
+of the tokens between the two under it; a checkpoint taken right after a change says nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from mixloop.common.paired import Difference
+from mixloop.common.types import Json
+from mixloop.controller.core import OrderRow
+from mixloop.controller.journal import Journal, queries
+from mixloop.policies.interface import Evaluation, MissingScore, Observation
+
+from . import observation_builder
+
+CACHED = 8  # evaluations of neighbouring windows
+LIKE = 0.1  # part by which two windows of one length may differ
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeWindow:
+    """The steps of the scored checkpoints that tell what an order did.
+
+    Attributes:
+        start: of the last one before it came into force.
+        end: of the first one that has spent half of the tokens since ``start`` under it.
+        earlier: of the one that lies as many tokens before ``start`` as ``end`` lies after it; None
+            where none does, to within a tenth.
+        shared: other decisions whose orders came into force between the two.
+    """
+
+    start: int
+    end: int
+    earlier: int | None
+    shared: tuple[str, ...]
+
+
+def outcome_window(
+    order: OrderRow, scored: Sequence[tuple[int, int]], applied: Sequence[tuple[str, int]]
+) -> OutcomeWindow | None:
+    """The window of an order; None before it is in force and scored on either side.
+
+    Args:
+        order: The order.
+        scored: Step and tokens of the scored checkpoints, oldest first.
+        applied: Decision and first tokens of every order that came into force.
+    """
+    change = order.applied_tokens
+    if change is None:
+        return None
+    tokens = [at for _, at in scored]
+    first = bisect_right(tokens, change) - 1
+    if first < 0:
+        return None
+    start, begun = scored[first]
+    last = bisect_left(tokens, max(change + 1, 2 * change - begun))
+    if last == len(scored):
+        return None
+    end, ended = scored[last]
+    length = ended - begun
+    near = bisect_left(tokens, begun - length)
+    like = [place for place in scored[max(near - 1, 0) : near + 1] if place[0] < start]
+    off, earlier = min(
+        ((abs(begun - at - length), step) for step, at in like), default=(length, None)
+    )
+    return OutcomeWindow(
+        start,
+        end,
+        earlier if off <= LIKE * length else None,
+        tuple(name for name, at in applied if begun <= at < ended and name != order.decision),
+    )
+
+
+class Outcomes:
+    """What the benchmarks did after the orders of a journal, as it is now."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._places = queries.scored_places(journal), queries.applied_places(journal)
+        self._scored = lru_cache(CACHED)(self._read)
+
+    def _read(self, step: int) -> Evaluation:
+        (evaluation,) = observation_builder.evaluations(self._journal, since=step, until=step)
+        return evaluation
+
+    def of(self, order: OrderRow) -> Json | None:
+        """What followed an order; None until its window has both ends.
+
+        Returns:
+            ``from_step`` and ``step``, the ends; ``shared_with``, other decisions whose orders came
+            into force within it, so that the gain is not of one alone; and ``benchmarks``, see
+            :func:`effects`, whose ``gain_before`` is over a window of the same length before.
+        """
+        window = outcome_window(order, *self._places)
+        if window is None:
+            return None
+        earlier = None if window.earlier is None else self._scored(window.earlier)
+        return {
+            "from_step": window.start,
+            "step": window.end,
+            "shared_with": list(window.shared),
+            "benchmarks": effects(self._scored(window.start), self._scored(window.end), earlier),
+        }
+
+
+def effects(
+    older: Evaluation, newer: Evaluation, earlier: Evaluation | None = None
+) -> dict[str, Json]:
+    """Per benchmark the paired gain from one evaluation to another.
+
+    Positive is better, in bits per byte, with its standard error and z (None: infinite, as all
+    items moved alike); ``gain_before`` is that from ``earlier`` to ``older``, the pace it had, None
+    where there is no such evaluation.
+    """
+    gains = {name: _effect(name, older, newer, earlier) for name in newer.benchmarks}
+    return {name: gain for name, gain in gains.items() if gain is not None}
+
+
+def _effect(
+    benchmark: str, older: Evaluation, newer: Evaluation, earlier: Evaluation | None
+) -> Json | None:
+    difference = _difference(benchmark, older, newer)
+    if difference is None:
+        return None
+    pace = None if earlier is None else _difference(benchmark, earlier, older)
+    return {
+        "metric": difference.metric,
+        "gain": difference.gain,
+        "stderr": difference.stderr,
+        "z": difference.z if math.isfinite(difference.z) else None,
+        "n": difference.n,
+        "from_step": older.step,
+        "to_step": newer.step,
+        "gain_before": pace and pace.gain,
+        "stderr_before": pace and pace.stderr,
+        "steps_before": older.step - earlier.step if pace and earlier else None,
+    }
+
+
+def _difference(benchmark: str, older: Evaluation, newer: Evaluation) -> Difference | None:
+    """None where it can't be told: one item in common says nothing of its own noise."""
+    lens = Observation(sources={}, weights={})
+    try:
+        difference = lens.difference(benchmark, older, newer)
+    except MissingScore:
+        return None
+    return difference if math.isfinite(difference.stderr) else None

@@ -1,0 +1,106 @@
+"""What has no score is said: at once, after three in a row, and whole in the last line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from mixloop.cli.app import app
+from mixloop.controller.loop import scoring
+from mixloop.evals import BenchmarkScore, Scorecard
+
+WHY = "can't be loaded: no tokenizer"
+
+
+@pytest.fixture
+def blind(play: Any, played_run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Starts a played run whose checkpoints of some steps give no score."""
+
+    def start(steps: Container[int], **changed: Any) -> Any:
+        class Blind(played_run.QuickEvaluator):  # type: ignore[misc]
+            def poll(self) -> Scorecard | None:
+                card: Scorecard | None = super().poll()
+                if card is None or card.step not in steps:
+                    return card
+                missing = BenchmarkScore(status="missing", reason=f"{card.checkpoint}: {WHY}")
+                card = card.model_copy(update={"benchmarks": {"gsm8k": missing}})
+                card.write(Path(card.checkpoint).parents[1] / "scorecards" / "blind.json")
+                return card
+
+        monkeypatch.setattr(scoring, "Evaluator", Blind)
+        return play(**changed)
+
+    return start
+
+
+def ask(run: Any, *command: str) -> str:
+    result = CliRunner().invoke(app, [command[0], str(run.path), *command[1:]])
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def finish(run: Any) -> str:
+    """The line with which the run ends."""
+    while run.controller.step():
+        run.trainer.advance()
+    return str(run.said[-1])
+
+
+def test_nothing_scored_is_told_whole_in_the_last_line(blind: Any) -> None:
+    run = blind(range(1000), budget=8_000)
+    last = finish(run)
+    assert last == (
+        f"the run has ended; none of 5 checkpoints is scored in full; missing at "
+        f"steps 20, 40, 60, 80, 100: gsm8k: {WHY}"
+    )
+
+
+def test_what_is_missing_is_counted_by_its_reason(blind: Any) -> None:
+    last = finish(blind({20, 60}, budget=8_000))
+    assert last == (
+        f"the run has ended; 3 of 5 checkpoints are scored in full; missing at "
+        f"steps 20, 60: gsm8k: {WHY}"
+    )
+
+
+def test_a_run_without_a_checkpoint_says_where_it_looked(play: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    run = play(budget=4_000, checkpoints={"layout": "hf-trainer", "dir": "out"})
+    assert (
+        finish(run) == f"the run has ended; nothing is scored: no checkpoint was found in {folder}"
+    )
+
+
+def test_what_is_no_whole_checkpoint_is_told(play: Any, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / "step-00000030").mkdir(parents=True)
+    assert finish(play(budget=4_000)) == (
+        "the run has ended; every checkpoint is scored; no whole checkpoint at step 30 in "
+        f"{tmp_path / 'run' / 'checkpoints'}"
+    )
+
+
+def test_a_run_that_is_scored_says_so(play: Any) -> None:
+    assert finish(play(budget=4_000)) == "the run has ended; every checkpoint is scored"
+
+
+def test_a_policy_that_sees_nothing_says_so_once_and_when_it_sees_again(blind: Any) -> None:
+    run = blind({40, 60, 80, 100})
+    told = f"no score at steps 40, 60, 80, so the policy sees nothing: gsm8k: {WHY}"
+    run.train(12)  # checkpoints at 20, 40 and 60
+    assert told not in run.said
+    assert json.loads(ask(run, "status", "--json"))["unscored"] is None
+    run.train(8)
+    assert run.said.count(told) == 1
+    assert json.loads(ask(run, "status", "--json"))["unscored"]["steps"] == [40, 60, 80]
+    assert told in ask(run, "status")
+    alarm = json.loads(ask(run, "report", "--json"))["alarms"][-1]
+    assert (alarm["kind"], alarm["what"], alarm["n"]) == ("unscored", f"gsm8k: {WHY}", 1)
+    run.train(4)
+    assert sum("sees nothing" in line for line in run.said) == 1
+    assert "the policy sees scores again" in run.said
+    assert "sees nothing" not in ask(run, "status")
