@@ -40,8 +40,9 @@ _MORE = {
     "use_bidirectional_attention": "its attention is not causal",
     "add_cross_attention": "it attends to an encoder",
 }
-# state that runs along a row, in models of whatever name
-_CARRYING = (torch.nn.modules.conv._ConvNd, torch.nn.RNNBase)
+_BY_ROW = frozenset({"attn_logit_softcapping", "alibi"})  # of these, what no padding changes
+# state that runs along a row, in models of whatever name; images are convolved along two axes
+_CARRYING = (torch.nn.Conv1d, torch.nn.RNNBase)
 
 
 def why_not_prefixes(model: Any, max_length: int) -> str | None:
@@ -64,11 +65,7 @@ def may_be_padded(model: Any) -> bool:
     """Whether rows of unlike lengths may be computed in one pass, the shorter ones padded."""
     config = model.config.get_text_config()
     known = model.config.model_type in _SHARED | _PADDED
-    return known and not (_another_layer(model, config, _PADDABLE) or _another_rope(config))
-
-
-# what reads the rows of a pass apart all the same
-_PADDABLE = frozenset({"attn_logit_softcapping", "alibi"})
+    return known and not (_another_layer(model, config, _BY_ROW) or _another_rope(config))
 
 
 def _another_layer(model: Any, config: Any, allowed: frozenset[str] = frozenset()) -> str | None:
