@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -138,10 +139,9 @@ def prepare(
     except ValueError as error:
         raise BadInput(str(error)) from None
     notes = account.lines()
-    if overwrite and (replaced := sorted(out.parent.glob(f".{out.name}.replaced-*"))):
-        notes.append(
-            f"the store that was there is {replaced[0]} now; remove it when no run reads it"
-        )
+    if overwrite and (replaced := sorted(out.parent.glob(f".{glob.escape(out.name)}.replaced-*"))):
+        names = ", ".join(map(str, replaced))
+        notes.append(f"kept for runs that read it: {names}; remove it when none does")
     for note in notes:
         typer.echo(clean(note), err=True)
     if as_json:

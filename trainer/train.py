@@ -151,7 +151,9 @@ def set_up(job: Job, peers: Collectives, rewind: bool) -> Session | None:
 
     start: Incarnation = on_first(peers, start_here)
     batches = open_batches(job, stores, start, peers, plan.sample)
-    session = Session(plan, start, trainer, batches, tokenizer, kept)
+    session = Session(
+        plan, start, trainer, batches, lambda: tokenizer_folder(job, stores), kept
+    )  # fmt: skip
     if writers:
         session.live.take_lead(plan, start, writers[0])
         if plan.parent is not None:

@@ -13,7 +13,12 @@ from mixloop.common.errors import one_line
 from mixloop.common.tokenizing import TokenProbe, read_probe
 
 from .model_weights import read_model
-from .text_encoding import has_tokenizer, read_tokenizer, why_not_trained_with
+from .text_encoding import (
+    has_tokenizer,
+    read_tokenizer,
+    why_not_of_model,
+    why_not_trained_with,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,18 +78,21 @@ def read_checkpoint(
             log.warning("%s: %s changed while it was read", folder, ", ".join(changed))
             time.sleep(_PAUSE_SECONDS)
         before = _state(folder)
+        # what an earlier attempt has read goes first: two at a time may be too many
+        read: Checkpoint | Exception | None = None
         try:
-            checkpoint, failure = _read(folder, device, dtype, trained, tokenizer), None
+            read = _read(folder, device, dtype, trained, tokenizer)
         # a folder that vanishes or is damaged fails in whatever way the parser at hand fails
         except Exception as error:
-            failure = error
+            read = error
         # one that is gone since was read in time, or its reader has failed
         after = _state(folder)
         changed = sorted(name for name in after if before.get(name) != after[name])
-        if not changed and failure is not None:
-            raise CheckpointError(f"{folder}: can't be scored: {one_line(failure)}") from failure
-        if not changed:
-            return checkpoint
+        if changed:
+            continue
+        if isinstance(read, Exception):
+            raise CheckpointError(f"{folder}: can't be scored: {one_line(read)}") from read
+        return read
     raise CheckpointError(
         f"{folder}: can't be scored: {', '.join(changed)} changed while it was read, "
         f"{_ATTEMPTS} times"
@@ -105,7 +113,9 @@ def _read(
         tokenizer = _read_substitute(substitute, config)
     if tokenizer.eos_token_id is None:
         raise ValueError("its tokenizer has no end-of-text token")
-    problem = why_not_trained_with(tokenizer, folder, trained)
+    problem = why_not_trained_with(tokenizer, folder, trained) or why_not_of_model(
+        tokenizer, config
+    )
     if problem is not None:
         raise ValueError(problem)
     known = trained or read_probe(folder)

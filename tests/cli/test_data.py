@@ -165,7 +165,7 @@ def test_what_is_replaced_is_told(folder: Path) -> None:
     done = run(folder, str(file), "--overwrite")
     assert done.exit_code == 0
     (aside,) = folder.glob(".out.replaced-*")
-    assert f"the store that was there is {aside} now" in done.stderr
+    assert f"kept for runs that read it: {aside};" in done.stderr
     assert np.fromfile(aside / "tokens.bin", "<u2").tolist() != stored(folder)
 
 

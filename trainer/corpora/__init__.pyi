@@ -1,3 +1,4 @@
+from .account import BLANK as BLANK
 from .account import SURROGATES as SURROGATES
 from .account import UNKNOWN as UNKNOWN
 from .account import UNSURE as UNSURE
@@ -6,7 +7,7 @@ from .documents import Piece as Piece
 from .documents import check_key as check_key
 from .documents import read_ids as read_ids
 from .documents import read_pieces as read_pieces
-from .selection import Choice as Choice
-from .selection import Input as Input
-from .selection import Selection as Selection
+from .inputs import Choice as Choice
+from .inputs import Input as Input
+from .inputs import Selection as Selection
 from .selection import select as select

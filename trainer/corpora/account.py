@@ -7,6 +7,7 @@ from typing import Literal
 
 SURROGATES = "half surrogates became U+FFFD"
 UNKNOWN = "characters are unknown to the tokenizer and lost"
+BLANK = "blank documents are left out"
 UNSURE = "places in long documents may be tokenised otherwise than in the whole"
 
 OnError = Literal["stop", "skip"]
@@ -60,4 +61,5 @@ class Account:
         return said + [
             f"{count:,} {kind}{such_as if kind == UNKNOWN else ''}"
             for kind, count in self.changed.most_common()
+            if count
         ]

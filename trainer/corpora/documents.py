@@ -10,8 +10,9 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .account import Account
-from .compressed import UNREADABLE, bare_name, head_of, open_binary
+from .columns import check_column, table_column, table_names
+from .compressed import UNREADABLE, bare_name, open_binary
+from .dataset_layout import ALL
+from .inputs import Input
 from .json_values import json_values
-from .selection import Input
+from .mosaic_shards import mosaic_columns, mosaic_values
 
 PIECE_CHARS = 2_000_000
-_ROWS = 64  # of a table in memory at once: a row may be a book
 _DELIMITERS = (",", "\t", ";", "|")
 _CELL = 2**30
 
@@ -87,14 +90,17 @@ def read_ids(
 
 
 def _as_ids(value: Any) -> npt.NDArray[np.int64] | None:
-    if not isinstance(value, list):
+    """Ids of a row; bytes are those of 64 bits, as llm-foundry writes them."""
+    if isinstance(value, bytes) and len(value) % 8 == 0:
+        return np.frombuffer(value, "<i8").astype(np.int64)
+    if not isinstance(value, list | np.ndarray):
         return None
+    if not len(value):
+        return np.empty(0, np.int64)
     try:
         ids = np.asarray(value)
     except ValueError:
         return None
-    if not len(value):
-        return np.empty(0, np.int64)
     return ids.astype(np.int64) if ids.ndim == 1 and ids.dtype.kind in "iu" else None
 
 
@@ -132,12 +138,10 @@ def _first_keys(source: Input, key: str) -> list[str] | None:
     """Keys of the first record; None where it can't be told."""
     path = Path(source.location)
     try:
-        if source.format == "parquet":
-            import pyarrow.parquet as pq
-
-            return list(pq.read_schema(_table_file(path)).names)
-        if source.format == "arrow":
-            return list(_arrow_reader(path).schema.names)
+        if source.format in ("parquet", "arrow"):
+            return table_names(path, source.format)
+        if source.format == "mds":
+            return mosaic_columns(path)
         if source.format == "csv":
             with _text_file(path) as file:
                 return next(csv.reader(file, delimiter=_delimiter(path, key)), None)
@@ -235,8 +239,12 @@ def _records(
                 yield from _from_json(record, key, f"{path}, record {number}", account)
     elif source.format == "csv":
         yield from _csv_rows(path, key, account)
+    elif source.format == "mds":
+        check_column(path, mosaic_columns(path), key)
+        for number, value in enumerate(mosaic_values(path, key), start=1):
+            yield f"{path}, row {number}", value
     else:
-        for number, value in enumerate(_column(path, source.format, key), start=1):
+        for number, value in enumerate(table_column(path, source.format, key), start=1):
             yield f"{path}, row {number}", value
 
 
@@ -288,7 +296,7 @@ def _csv_rows(path: Path, key: str, account: Account) -> Iterator[tuple[str, Any
     with _text_file(path, "surrogateescape") as file:
         rows = csv.reader(file, delimiter=_delimiter(path, key), strict=True)
         names = next(rows, [])
-        _check_column(path, names, key)
+        check_column(path, names, key)
         place = names.index(key)
         while True:
             try:
@@ -312,78 +320,6 @@ def _csv_rows(path: Path, key: str, account: Account) -> Iterator[tuple[str, Any
                 yield where, row[place]
 
 
-# --- tables -----------------------------------------------------------------------------------
-
-
-def _column(path: Path, kind: str, key: str) -> Iterator[Any]:
-    import pyarrow as pa
-
-    try:
-        for batch in _batches(path, kind, key):
-            yield from _python_values(batch)
-    except pa.ArrowException as error:
-        raise OSError(str(error)) from error
-
-
-def _table_file(path: Path) -> Any:
-    """A table's file; a compressed one in memory, since tables are read from their end."""
-    if head_of(path)[1] is None:
-        return str(path)
-    import pyarrow as pa
-
-    with open_binary(path) as file:
-        return pa.BufferReader(file.read())
-
-
-def _arrow_reader(path: Path) -> Any:
-    """Record batches of an arrow file or stream."""
-    import pyarrow as pa
-
-    file = _table_file(path)
-    source = pa.memory_map(file) if isinstance(file, str) else file
-    begin = source.read(6)
-    source.seek(0)
-    return pa.ipc.open_file(source) if begin == b"ARROW1" else pa.ipc.open_stream(source)
-
-
-def _batches(path: Path, kind: str, key: str) -> Iterator[Any]:
-    """Arrays of a table's column, `_ROWS` at most each."""
-    import pyarrow.parquet as pq
-
-    if kind == "parquet":
-        # a buffer: else the column of a whole row group is in memory
-        with pq.ParquetFile(_table_file(path), buffer_size=2**20, pre_buffer=False) as table:
-            _check_column(path, table.schema_arrow.names, key)
-            for batch in table.iter_batches(batch_size=_ROWS, columns=[key]):
-                yield batch.column(0)
-        return
-    reader = _arrow_reader(path)
-    _check_column(path, reader.schema.names, key)
-    count = getattr(reader, "num_record_batches", None)
-    whole: Iterable[Any] = reader if count is None else map(reader.get_batch, range(count))
-    for batch in whole:
-        column = batch.column(key)
-        for start in range(0, len(column), _ROWS):
-            yield column.slice(start, _ROWS)
-
-
-def _check_column(path: Path, names: list[str], key: str) -> None:
-    if key not in names:
-        raise ValueError(
-            f"{path}: no column {key!r} (there are: {', '.join(names[:12])}); choose one by "
-            "--text-key"
-        )
-
-
-def _python_values(column: Any) -> Iterator[Any]:
-    try:
-        yield from column.to_pylist()
-    except UnicodeDecodeError:
-        import pyarrow as pa
-
-        yield from column.cast(pa.large_binary()).to_pylist()
-
-
 # --- Hugging Face datasets ----------------------------------------------------------------------
 
 
@@ -394,6 +330,8 @@ def _open_dataset(source: Input, config: str | None) -> Any:
     try:
         if source.format == "saved":
             saved: Any = datasets.load_from_disk(source.location)
+            if isinstance(saved, datasets.DatasetDict) and split == ALL:
+                return chain.from_iterable(saved.values())
             if isinstance(saved, datasets.DatasetDict):
                 if split not in saved:
                     raise ValueError(f"no split {split!r} (there are: {', '.join(saved)})")

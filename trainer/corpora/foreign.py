@@ -22,19 +22,15 @@ def refuse_foreign(folder: Path) -> None:
             "as a source of the run, it is read in place"
         )
     index = _index(folder / "index.json")
-    if isinstance(index.get("shards"), list):
-        raise ValueError(
-            f'{folder}: MosaicML shards (MDS); make JSON lines of them: python -c "import json; '
-            "from streaming import StreamingDataset as D; [print(json.dumps({'text': r['text']})) "
-            f"for r in D(local='{folder}', batch_size=1, shuffle=False)]\" > mds.jsonl; then "
-            "mixloop prepare mds.jsonl …"
-        )
     if isinstance(index.get("chunks"), list):
+        config = index.get("config")
+        flat = isinstance(config, dict) and config.get("item_loader") == "TokensLoader"
+        blocks = ", item_loader=TokensLoader(2048)" if flat else ""
         raise ValueError(
-            f'{folder}: LitData chunks; make JSON lines of them: python -c "import json; '
-            "from litdata import StreamingDataset as D; [print(json.dumps({'input_ids': "
-            f"r.tolist()}})) for r in D('{folder}')]\" > litdata.jsonl; then "
-            "mixloop prepare litdata.jsonl --ids-key input_ids …"
+            f'{folder}: LitData chunks; make JSON lines of them: python -c "import json; from '
+            "litdata import StreamingDataset, TokensLoader; [print(json.dumps({'input_ids': "
+            f"row.tolist()}})) for row in StreamingDataset('{folder}'{blocks})]\" > litdata.jsonl; "
+            "then mixloop prepare litdata.jsonl --ids-key input_ids …"
         )
 
 

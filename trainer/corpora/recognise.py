@@ -41,6 +41,7 @@ _BINARY = (
     (b"\xff\xfe", "not UTF-8 but UTF-16 text; convert it"),
     (b"\xfe\xff", "not UTF-8 but UTF-16 text; convert it"),
 )
+_LINES = 8  # that tell whether a file is one of JSON lines
 _STREAM = b"\xff\xff\xff\xff"  # an arrow stream's first message follows it
 
 
@@ -116,16 +117,22 @@ def _json_kind(head: bytes) -> str | None:
     if not text.startswith("{"):
         # an array of records; `[1] Smith` is no JSON
         return "json" if re.match(r"\[\s*\{", text) and _is_json(text, len(head)) else None
-    line, newline, _ = text.partition("\n")
-    if newline:
-        try:
-            json.loads(line)
+    lines = [line for line in text.split("\n")[:-1] if line.strip()][:_LINES]
+    if lines:
+        objects = sum(map(_is_object, lines))
+        if 2 * objects >= len(lines):  # one line may be damaged
             return "jsonl"
-        except RecursionError:
-            return "jsonl"
-        except ValueError:
-            return "json" if _is_json(text, len(head)) else None
+        return "json" if _is_json(text, len(head)) else None
     return "jsonl" if _is_json(text, len(head)) else None
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except RecursionError:
+        return True
+    except ValueError:
+        return False
 
 
 def _is_json(text: str, size: int) -> bool:

@@ -88,7 +88,10 @@ class Joiner:
             else:
                 if place is None:
                     self.unsure += 1
-                    place = window.begin + OVERLAP // 2
+                    # the later one begins anew, so that no character is lost or there twice
+                    place = _cut(before, earlier, window)
+                    window = Window(window.text[place - window.begin :], place, window.last)
+                    tokens = self._encode(window.text)
                 yield earlier.within(self._from - before.begin, place - before.begin).ids
                 self._from = place
         else:
@@ -122,6 +125,13 @@ def _joint(before: Window, earlier: Spans, window: Window, tokens: Spans) -> int
         if np.any((spans.starts + begin < place) & (spans.ends + begin > place)):
             return None  # a token longer than all that
     return place
+
+
+def _cut(before: Window, earlier: Spans, window: Window) -> int:
+    """The beginning of the earlier window's token next to the middle of what two share."""
+    starts = earlier.starts + before.begin
+    middle = window.begin + OVERLAP // 2
+    return int(starts[np.argmin(np.abs(starts - middle))]) if len(starts) else middle
 
 
 def _repeats(text: str) -> bool:

@@ -7,7 +7,6 @@ documents itself, as it is told to.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -62,7 +61,6 @@ class TextEncoder:
     """
 
     def __init__(self, folder: Path, parse_special: bool = False) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism
         tokenizer = load_raw(folder)
         tokenizer.post_processor = None  # it would trim the places of tokens
         if not parse_special:

@@ -6,7 +6,6 @@ replaces is renamed too, and stays for the runs that read it.
 
 from __future__ import annotations
 
-import glob
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from mixloop.common.files import write_atomic
 from mixloop.trainer.config import JobError
 from mixloop.trainer.corpora import (
+    BLANK,
     SURROGATES,
     UNKNOWN,
     UNSURE,
@@ -96,7 +96,7 @@ class Ends:
 
 def select_inputs(
     inputs: list[str],
-    choice: Choice = Choice(),  # noqa: B008 - frozen
+    choice: Choice | None = None,
     key: str = "text",
     option: str = "--text-key",
     checked: bool = True,
@@ -190,7 +190,12 @@ def prepare(
         if before is not None and not same_tokenizer(before.tokenizer, out / "tokenizer", facts):
             raise ValueError(f"{tokenizer}: not the tokenizer that {out} was made with")
         ends = _ends(facts, before, bos, eos, ids_key)
-        kind = before.dtype if before is not None else dtype_for(facts.vocab_size)
+        kind = dtype_for(facts.vocab_size)
+        if before is not None and kind != before.dtype:
+            raise ValueError(
+                f"{out}: holds {before.dtype} tokens, its tokenizer's ids need {kind}; prepare it "
+                "again with --overwrite"
+            )
         first = 0 if before is None else max(1, len(before.shards))
         files = StoreFiles(work, DTYPES[kind].itemsize, shard_size, first)
         held.callback(files.abandon)
@@ -288,8 +293,9 @@ def _chunks(inputs: list[Input], reading: Reading, account: Account) -> Iterator
     held: list[Window] = []
     size = 0
     for done, source in enumerate(inputs):
-        pieces: Iterable[Piece] = read_pieces(source, reading.text_key, account, reading.config)
-        for window in windows(pieces):
+        pieces = read_pieces(source, reading.text_key, account, reading.config)
+        for window in windows(_counting_ends(pieces, account)):
+            account.changed[BLANK] -= window.last
             if not window.whole and held:
                 yield Chunk(held, done)
                 held, size = [], 0
@@ -300,6 +306,12 @@ def _chunks(inputs: list[Input], reading: Reading, account: Account) -> Iterator
                 held, size = [], 0
     if held:
         yield Chunk(held, len(inputs))
+
+
+def _counting_ends(pieces: Iterable[Piece], account: Account) -> Iterator[Piece]:
+    for piece in pieces:
+        account.changed[BLANK] += piece.ends
+        yield piece
 
 
 def _count(account: Account, changes: Changes) -> None:
@@ -401,22 +413,21 @@ def _finish(work: Path, out: Path, tokenizer: Path, info: StoreInfo, overwrite: 
     if not out.exists():
         work.rename(out)
         return
-    aside = _room_aside(out)
+    try:
+        old = read_header(out).fingerprint
+    except JobError:
+        old = "damaged"
+    aside = place_of_replaced(out, old)
+    # whoever reads it finds the same content elsewhere
+    spare = old == info.fingerprint or aside.exists()
+    if spare:
+        aside = work.with_name(f"{work.name}-replaced")  # as scratch, should this process die
     out.rename(aside)  # runs that read it go on with what they have
     try:
         work.rename(out)
     except OSError:
         aside.rename(out)
         raise
-    if aside == place_of_replaced(out, info.fingerprint):
-        shutil.rmtree(aside)  # the same content
-
-
-def _room_aside(out: Path) -> Path:
-    """Where the store that is there goes; the one replaced before it is removed."""
-    for older in out.parent.glob(f".{glob.escape(out.name)}.replaced-*"):
-        shutil.rmtree(older, ignore_errors=True)
-    try:
-        return place_of_replaced(out, read_header(out).fingerprint)
-    except JobError:
-        return place_of_replaced(out, "damaged")
+    if spare:
+        shutil.rmtree(aside)
+    shutil.rmtree(place_of_replaced(out, info.fingerprint), ignore_errors=True)  # it is back

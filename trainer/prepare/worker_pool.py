@@ -22,6 +22,8 @@ from mixloop.trainer.sources import DTYPES
 from .long_documents import OVERLAP, Window
 from .text_encoder import Changes, Spans, TextEncoder
 
+_THREADS = "TOKENIZERS_PARALLELISM"
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -82,6 +84,7 @@ def _start(setup: Setup, parent: int) -> None:
     # Ctrl-C reaches the whole group of processes; the parent alone answers it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent=parent)
+    os.environ[_THREADS] = "false"  # the processes are the parallelism
     _worker["this"] = _Worker(setup)
 
 
@@ -150,12 +153,13 @@ def _death(codes: Iterable[int | None]) -> str:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Put back what a tokenizer of this process changes of its environment."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    """Tokenise in this process without threads, which would not survive a later fork."""
+    before = os.environ.get(_THREADS)
+    os.environ[_THREADS] = "false"
     try:
         yield
     finally:
         if before is None:
-            os.environ.pop("TOKENIZERS_PARALLELISM", None)
+            del os.environ[_THREADS]
         else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
+            os.environ[_THREADS] = before

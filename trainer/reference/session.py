@@ -39,7 +39,7 @@ class Session:
         start: the incarnation.
         trainer: the model.
         batches: this rank's.
-        tokenizer: its folder, copied into checkpoints.
+        tokenizer: where its folder is now; it is copied into checkpoints.
         kept: what the checkpoint's state file holds besides the model.
     """
 
@@ -49,7 +49,7 @@ class Session:
         start: Incarnation,
         trainer: Trainer,
         batches: RankBatches,
-        tokenizer: Path,
+        tokenizer: Callable[[], Path],
         kept: Mapping[str, Any] | None = None,
     ) -> None:
         self.job = plan.job
@@ -203,7 +203,7 @@ class Session:
                 checkpoint_store.save(
                     self._paths.checkpoints,
                     step,
-                    lambda folder: trainer.save(folder, state, self._tokenizer),
+                    lambda folder: trainer.save(folder, state, self._tokenizer()),
                     manifest,
                     trainer.written(),
                 )

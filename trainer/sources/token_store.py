@@ -195,10 +195,17 @@ class Store:
 
     @property
     def tokenizer(self) -> Path:
-        """Folder of the tokenizer this store was made with."""
+        """Folder of the tokenizer this store was made with.
+
+        Raises:
+            JobError: the store was replaced since it was opened, and is gone.
+        """
         if self.info.format != "store":
             return self.path / "tokenizer"
-        return _Place(self.path, self.info.fingerprint).folder() / "tokenizer"
+        try:
+            return _Place(self.path, self.info.fingerprint).folder() / "tokenizer"
+        except OSError as error:
+            raise JobError(str(error)) from error
 
     def samples(self, sequence_length: int) -> int:
         """Whole windows of `sequence_length` tokens in the store."""

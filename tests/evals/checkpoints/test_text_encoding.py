@@ -151,6 +151,22 @@ def test_a_record_in_the_checkpoint_is_compared_too(folder: Path, made: Path) ->
         load_checkpoint(folder)
 
 
+def test_a_tokenizer_of_a_larger_model_is_told(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"added_tokens": [*content["added_tokens"], added(900)]}))
+    load_checkpoint(folder)  # a token that was added and that no text holds
+    content["model"]["vocab"]["larger"] = 700
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="has ids up to 700, its model 600 of them"):
+        load_checkpoint(folder)
+
+
+def added(number: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": "<|later|>", "special": True, **flags}
+
+
 @pytest.mark.parametrize("template", ["<|begin|> $A", "$A <|end|>", "<|begin|> $A <|end|>"])
 def test_templates_put_nothing_into_a_text(
     template: str, folder: Path, made: Path, score: Score, write_tokenizer: WriteTokenizer

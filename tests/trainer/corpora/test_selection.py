@@ -42,7 +42,7 @@ def put(folder: Path, names: list[str], content: bytes = LINES) -> Path:
     return folder
 
 
-def taken(folder: Path, choice: Choice = Choice()) -> list[str]:  # noqa: B008 - frozen
+def taken(folder: Path, choice: Choice | None = None) -> list[str]:
     files = select([str(folder)], choice).taken
     return [Path(one.location).relative_to(folder).as_posix() for one in files]
 
@@ -56,6 +56,10 @@ def taken(folder: Path, choice: Choice = Choice()) -> list[str]:  # noqa: B008 -
         ("a.jsonl", LINES, "jsonl"),
         ("a.json", b'[\n  {"text": "one"},\n  {"text": "two"}]', "json"),
         ("a.json", b'{\n  "text": "one"\n}\n', "json"),
+        ("long", b'{"text": "' + b"x" * 100_000 + b'"}\n', "jsonl"),
+        ("long.json", b'{\n "text": "' + b"x" * 100_000 + b'"}\n', "json"),
+        ("long.json", b'[{"text": "' + b"x" * 100_000 + b'"}]', "json"),
+        ("damaged", b'{"text": \n' + LINES + LINES, "jsonl"),
         ("a.csv", b"id,text\n1,one\n", "csv"),
         ("a.tsv", b"id\ttext\n1\tone\n", "csv"),
         ("a.txt", b"plain text", "text"),
@@ -211,6 +215,25 @@ def test_splits_in_doubt_need_a_word(tmp_path: Path) -> None:
     assert len(select(named[1:]).taken) == 1  # named by itself
 
 
+def test_nothing_is_taken_twice(tmp_path: Path) -> None:
+    put(tmp_path / "a", ["x.jsonl"])
+    put(tmp_path / "a", ["x.jsonl.gz"], gzip.compress(LINES))
+    with pytest.raises(ValueError, match=r"x.jsonl.gz: the same file as x.jsonl, by its name"):
+        select([str(tmp_path / "a")])
+    file = str(tmp_path / "a" / "x.jsonl")
+    for inputs in ([file, file], [file, str(tmp_path / "a" / "*l")]):
+        with pytest.raises(ValueError, match=r"x.jsonl: given 2 times"):
+            select(inputs)
+
+
+def test_what_is_missing_or_half_there_is_no_data(tmp_path: Path) -> None:
+    put(tmp_path, ["a.jsonl", "b.jsonl.incomplete", "c.jsonl.part"])
+    assert taken(tmp_path) == ["a.jsonl"]
+    (tmp_path / "d.jsonl").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"d.jsonl: unreadable: .*No such file"):
+        select([str(tmp_path)])
+
+
 CARD = b"""---
 license: odc-by
 configs:
@@ -255,11 +278,6 @@ def test_a_configuration_may_be_a_folder(tmp_path: Path) -> None:
 
 def test_what_other_loaders_made_says_the_way_in(tmp_path: Path) -> None:
     kinds = {
-        "mds": (
-            "index.json",
-            {"version": 2, "shards": []},
-            "StreamingDataset.*mixloop prepare mds",
-        ),
         "lit": ("index.json", {"chunks": [], "config": {}}, "litdata .*--ids-key input_ids"),
         "trove": ("000.ds", {}, "as a source of the run"),
         "megatron": ("web.idx", {}, "as a source of the run"),

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mixloop.trainer.corpora import Piece
 from mixloop.trainer.prepare import long_documents, prepare
 from mixloop.trainer.prepare.long_documents import Joiner, windows
 from mixloop.trainer.prepare.text_encoder import Changes, TextEncoder
+from mixloop.trainer.sources import load_raw
 
 END = "<|endoftext|>"
 WORDS = [
@@ -69,7 +70,9 @@ def bpe_trainer(**options: Any) -> Any:
 def byte_level() -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     pre = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return trained(models.BPE(), bpe_trainer(initial_alphabet=alphabet), pre=pre)
+    tokenizer = trained(models.BPE(), bpe_trainer(initial_alphabet=alphabet), pre=pre)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 def byte_level_with_prefix() -> Tokenizer:
@@ -167,8 +170,13 @@ def test_windows_give_the_ids_of_the_whole(
                 ids += part.tolist()
         same = ids == whole
         # a run of one letter has no sure place: that is told
-        assert same or kind in ("one letter", "period of three"), kind
-        assert bool(joiner.unsure) == (kind in ("one letter", "period of three")), kind
+        unsure = kind in ("one letter", "period of three")
+        # of equally good ways to cut one word, rounding over all of it picks one
+        tied = name == "unigram" and kind in ("letters", "no spaces", "chinese")
+        assert same or unsure or tied, kind
+        if not same and name == "byte level":
+            assert load_raw(tmp_path / "t").decode(ids) == text
+        assert bool(joiner.unsure) == unsure or tied, kind
 
 
 def test_windows_of_pieces_are_those_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:

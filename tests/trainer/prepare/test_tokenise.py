@@ -84,6 +84,10 @@ def test_a_dataset_saved_to_disk(tmp_path: Path, tokenizer: str) -> None:
     assert content(tmp_path / "out") == expected(tokenizer, TEXTS)
     with pytest.raises(ValueError, match=r"ds: no split 'test' \(there are: train\)"):
         prepare([str(tmp_path / "ds")], tmp_path / "two", tokenizer, split="test")
+    saved["test"] = datasets.Dataset.from_dict({"text": ["a test"]})
+    saved.save_to_disk(str(tmp_path / "both"))
+    prepare([str(tmp_path / "both")], tmp_path / "three", tokenizer, split="all")
+    assert content(tmp_path / "three") == expected(tokenizer, [*TEXTS, "a test"])
 
 
 def test_folders_globs_and_order(tmp_path: Path, tokenizer: str) -> None:

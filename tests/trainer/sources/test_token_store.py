@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,19 +176,33 @@ def test_a_store_that_is_prepared_again_stays_what_it_was_for_its_readers(
     assert fresh.tokenizer == out / "tokenizer"
 
 
-def test_a_reader_whose_store_is_gone_is_told(tmp_path: Path, tokenizer: Path) -> None:
+def test_every_reader_keeps_its_store_until_that_is_removed(
+    tmp_path: Path, tokenizer: Path
+) -> None:
     texts = [lines_of(tmp_path / f"{n}.jsonl", f"fox {n}", 100) for n in range(3)]
     out = tmp_path / "s"
-    for number, text in enumerate(texts):
-        prepare([text], out, str(tokenizer), shard_size=100, overwrite=number > 0)
-        if not number:
-            reader = Store.open(out)
+    kept = []
+    for number in (0, 1, 2, 0, 2, 2):
+        fresh = tmp_path / f"right {number}"
+        if not fresh.exists():
+            prepare([texts[number]], fresh, str(tokenizer), shard_size=100)
+        prepare([texts[number]], out, str(tokenizer), shard_size=100, overwrite=bool(kept))
+        reader = Store.open(out)
+        reader.stream.read(0, 8)
+        kept.append((reader, Store.open(fresh)))
+    for reader, right in kept:
+        tokens = right.info.tokens
+        assert reader.stream.read(0, tokens).tolist() == right.stream.read(0, tokens).tolist()
+    asides = list(tmp_path.glob(".s.*"))
+    assert len(asides) == 2  # of three contents, one is in its place
+    reader = Store.open(out)
+    for folder in (out, *asides):
+        shutil.rmtree(folder)
+    prepare([texts[0]], out, str(tokenizer))
     with pytest.raises(OSError, match="another store than when it was opened"):
         reader.stream.read(0, 300)
-    # one replaced store is kept, and none that is the same again
-    assert len(list(tmp_path.glob(".s.replaced-*"))) == 1
-    prepare([texts[2]], out, str(tokenizer), shard_size=100, overwrite=True)
-    assert list(tmp_path.glob(".s.*")) == []
+    with pytest.raises(JobError, match="another store than when it was opened"):
+        _ = reader.tokenizer
 
 
 def test_a_store_that_grows_or_is_touched_is_still_its_readers(
