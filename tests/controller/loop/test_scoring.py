@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from typer.testing import CliRunner
 
 from mixloop.cli.app import app
 from mixloop.controller.loop import scoring
+from mixloop.controller.views import Watcher
+from mixloop.controller.watch.view import build
 from mixloop.evals import BenchmarkScore, Scorecard
+from mixloop.evals.workers import Failure
 
 WHY = "can't be loaded: no tokenizer"
 
@@ -68,6 +72,22 @@ def test_what_is_missing_is_counted_by_its_reason(blind: Any) -> None:
     )
 
 
+def test_evaluations_that_fail_are_told_likewise(
+    play: Any, played_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dead(played_run.QuickEvaluator):  # type: ignore[misc]
+        def poll(self) -> Failure | None:
+            return None if super().poll() is None else Failure("the worker died")
+
+    monkeypatch.setattr(scoring, "Evaluator", Dead)
+    evals = {"benchmarks": {"gsm8k": {"data": "packages"}}, "backlog": "all"}
+    run = play(budget=8_000, evals=evals)
+    last = finish(run)
+    assert last.endswith("missing at steps 20, 40, 60, 80, 100: the worker died")
+    told = "no score at steps 20, 40, 60, so the policy sees nothing: the worker died"
+    assert run.said.count(told) == 1
+
+
 def test_a_run_without_a_checkpoint_says_where_it_looked(play: Any, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     run = play(budget=4_000, checkpoints={"layout": "hf-trainer", "dir": "out"})
@@ -98,6 +118,7 @@ def test_a_policy_that_sees_nothing_says_so_once_and_when_it_sees_again(blind: A
     assert run.said.count(told) == 1
     assert json.loads(ask(run, "status", "--json"))["unscored"]["steps"] == [40, 60, 80]
     assert told in ask(run, "status")
+    assert told in build(Watcher(run.paths, time.monotonic).look()).warnings
     alarm = json.loads(ask(run, "report", "--json"))["alarms"][-1]
     assert (alarm["kind"], alarm["what"], alarm["n"]) == ("unscored", f"gsm8k: {WHY}", 1)
     run.train(4)
