@@ -189,7 +189,7 @@ def _ask(target: Path, verb: Any, wait: float, as_json: bool, **fields: Any) -> 
     from mixloop.controller.journal import timestamp
 
     paths, journal = views.open_run(target)
-    _refuse_finished(target, paths, verb)
+    _refuse_finished(target, paths, journal, verb)
     request = requests.new_request(verb, timestamp(), **fields)
     try:
         file = requests.submit(
@@ -206,12 +206,15 @@ def _ask(target: Path, verb: Any, wait: float, as_json: bool, **fields: Any) -> 
     raise SystemExit(1 if answer is not None and answer.state == "refused" else 0)
 
 
-def _refuse_finished(target: Path, paths: RunPaths, verb: str) -> None:
-    """Nothing a person asks of a run that has ended would ever be done."""
+def _refuse_finished(target: Path, paths: RunPaths, journal: Journal | None, verb: str) -> None:
+    """What nobody will ever answer: the run has ended, and its controller with it."""
     from mixloop.contract import read_status
+    from mixloop.controller.journal import queries
 
     status = read_status(paths.status).value
-    if status is not None and status.finished:
+    last = queries.newest_event(journal, "started", "ended") if journal is not None else None
+    gone = _alive(journal) is not True or (last is not None and last.kind == "ended")
+    if status is not None and status.finished and gone:
         spent = f"{tokens(status.tokens)} of {tokens(status.budget)} tokens"
         raise BadInput(f"{target}: {verb}: training has ended after {spent}; nothing was asked")
 

@@ -137,7 +137,8 @@ class EvalSettings(BaseModel):
     of every text, for a model that was trained so (`add_bos_token` of lm-eval's `hf` model); None:
     where documents of the training data have it, and else nothing is put into a text.
     `trained_probe` is the controller's: the token ids of a fixed text by the tokenizer of the run's
-    sources; a checkpoint whose tokenizer gives others is not scored.
+    sources; a checkpoint whose tokenizer gives others is not scored. So is `trained_tokenizer`: the
+    folder of that tokenizer, for a checkpoint that carries none.
     `launcher` is `local`, a command template, or `ray`: then `workers` actors of `worker_cpus`
     processors and `worker_gpus` GPUs each, in the cluster at `ray_address` (None: one of this
     machine's own), share the units of a checkpoint; `memory` bounds each, and one that is silent
@@ -166,6 +167,7 @@ class EvalSettings(BaseModel):
     max_length: Annotated[int, Field(ge=8)] | None = None
     add_bos: bool | None = None
     trained_probe: TokenProbe | None = None
+    trained_tokenizer: Path | None = None
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     memory: Annotated[int, Field(ge=1)] | None = None
     sandbox: SandboxMode = "auto"

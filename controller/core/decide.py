@@ -170,13 +170,14 @@ def _for_a_person(
     why = needed(rule, unchanged.weights_before, asked.weights)
     if why is None:
         return None
+    until = ""
     if rule.timeout is not None:
         expires = seen.evaluations[-1].tokens + rule.timeout
-        why += f"; until {format_tokens(expires)} tokens"
+        until = f"; until {format_tokens(expires)} tokens"
     return replace(
         unchanged,
         verdict="awaiting-approval",
-        reason=f"{asked.reason}; waits for approval: {why}",
+        reason=f"{asked.reason}; waits for approval: {why}{until}",
         plan=asked.plan,
         approval=why,
     )

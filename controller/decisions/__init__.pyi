@@ -1,8 +1,8 @@
 from . import observation_builder as observation_builder
 from .observation_builder import benchmark_scores as benchmark_scores
 from .observation_builder import planned_tokens as planned_tokens
-from .outcomes import Outcomes as Outcomes
-from .outcomes import effects as effects
+from .order_outcomes import Outcomes as Outcomes
+from .order_outcomes import effects as effects
 from .policy_request import UnreadError as UnreadError
 from .policy_request import history_request as history_request
 from .policy_request import near as near

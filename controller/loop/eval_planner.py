@@ -27,7 +27,7 @@ from mixloop.evals.planning import (
     next_pilot,
 )
 from mixloop.evals.workers import EvaluationError, Evaluator, Failure, evaluate
-from mixloop.trainer.sources import trained_probe
+from mixloop.trainer.sources import trained_probe, trained_tokenizer
 
 ATTEMPTS = 3  # pilots that may fail before the run takes the stated default
 
@@ -35,10 +35,12 @@ NO_SPEED = "the trainer does not say how many tokens per second it takes"
 
 
 def eval_settings(config: RunConfig) -> EvalSettings:
-    """run.yaml's ``evals:``, with the ids by which its data's tokenizer is known again."""
+    """run.yaml's ``evals:``, with its data's tokenizer and the ids by which that is known."""
     stores = [source.path for source in config.sources.values()]
     probe = trained_probe(stores, config.trainer.tokenizer)
-    return config.evals.model_copy(update={"trained_probe": probe})
+    # without the ids nothing tells whether it is the one
+    folder = trained_tokenizer(stores, config.trainer.tokenizer) if probe is not None else None
+    return config.evals.model_copy(update={"trained_probe": probe, "trained_tokenizer": folder})
 
 
 def read_plan(config: RunConfig) -> EvalPlan | None:

@@ -1,3 +1,3 @@
-from .families import may_be_padded as may_be_padded
-from .families import rope_kinds as rope_kinds
-from .families import why_not_prefixes as why_not_prefixes
+from .model_families import may_be_padded as may_be_padded
+from .model_families import rope_kinds as rope_kinds
+from .model_families import why_not_prefixes as why_not_prefixes

@@ -13,7 +13,12 @@ from mixloop.common.errors import one_line
 from mixloop.common.tokenizing import TokenProbe, read_probe
 
 from .model_weights import read_model
-from .text_encoding import read_tokenizer, why_not_trained_with
+from .text_encoding import (
+    has_tokenizer,
+    read_tokenizer,
+    why_not_of_model,
+    why_not_trained_with,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +52,12 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    folder: Path, *, device: str, dtype: str, trained: TokenProbe | None = None
+    folder: Path,
+    *,
+    device: str,
+    dtype: str,
+    trained: TokenProbe | None = None,
+    tokenizer: Path | None = None,
 ) -> Checkpoint:
     """Reads a Hugging Face checkpoint folder.
 
@@ -56,6 +66,8 @@ def read_checkpoint(
         device: torch's name of it.
         dtype: `auto` is float32 on a CPU and the checkpoint's own elsewhere.
         trained: The probe of the tokenizer that made the training data; None: not known.
+        tokenizer: The folder of that tokenizer, for a checkpoint that carries none; None: such a
+            one can't be scored.
 
     Raises:
         CheckpointError: something is missing, damaged, or not what was trained.
@@ -66,39 +78,62 @@ def read_checkpoint(
             log.warning("%s: %s changed while it was read", folder, ", ".join(changed))
             time.sleep(_PAUSE_SECONDS)
         before = _state(folder)
+        # what an earlier attempt has read goes first: two at a time may be too many
+        read: Checkpoint | Exception | None = None
         try:
-            checkpoint, failure = _read(folder, device, dtype, trained), None
+            read = _read(folder, device, dtype, trained, tokenizer)
         # a folder that vanishes or is damaged fails in whatever way the parser at hand fails
         except Exception as error:
-            failure = error
+            read = error
         # one that is gone since was read in time, or its reader has failed
         after = _state(folder)
         changed = sorted(name for name in after if before.get(name) != after[name])
-        if not changed and failure is not None:
-            raise CheckpointError(f"{folder}: can't be scored: {one_line(failure)}") from failure
-        if not changed:
-            return checkpoint
+        if changed:
+            continue
+        if isinstance(read, Exception):
+            raise CheckpointError(f"{folder}: can't be scored: {one_line(read)}") from read
+        return read
     raise CheckpointError(
         f"{folder}: can't be scored: {', '.join(changed)} changed while it was read, "
         f"{_ATTEMPTS} times"
     )
 
 
-def _read(folder: Path, device: str, dtype: str, trained: TokenProbe | None) -> Checkpoint:
+def _read(
+    folder: Path, device: str, dtype: str, trained: TokenProbe | None, substitute: Path | None
+) -> Checkpoint:
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
         raise FileNotFoundError("no config.json: the folder is gone, or no checkpoint")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    tokenizer = read_tokenizer(folder)
+    if substitute is None or has_tokenizer(folder):
+        tokenizer = read_tokenizer(folder)
+    else:
+        tokenizer = _read_substitute(substitute, config)
     if tokenizer.eos_token_id is None:
         raise ValueError("its tokenizer has no end-of-text token")
-    problem = why_not_trained_with(tokenizer, folder, trained)
+    problem = why_not_trained_with(tokenizer, folder, trained) or why_not_of_model(
+        tokenizer, config
+    )
     if problem is not None:
         raise ValueError(problem)
     known = trained or read_probe(folder)
     begins = known is not None and known.begins
     return Checkpoint(config, tokenizer, read_model(folder, config, device, dtype), begins)
+
+
+def _read_substitute(folder: Path, config: Any) -> Any:
+    """The tokenizer of the training data, for a model that knows all its ids."""
+    tokenizer = read_tokenizer(folder)
+    ids = max(tokenizer.get_vocab().values()) + 1
+    known = getattr(config.get_text_config(), "vocab_size", None)
+    if known is None or ids > known:
+        raise ValueError(
+            f"it carries no tokenizer, and that of the training data ({folder}) has ids up to "
+            f"{ids - 1}, of which the model knows {known}"
+        )
+    return tokenizer
 
 
 def _state(folder: Path) -> dict[str, tuple[int, int, int]]:

@@ -26,6 +26,11 @@ _OTHER_FILES = (
 )
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a checkpoint's folder carries a tokenizer of its own, sound or not."""
+    return any((folder / name).is_file() for name in (TOKENIZER_FILE, *_OTHER_FILES))
+
+
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer in a checkpoint's folder; no code from the checkpoint is run.
 
@@ -39,10 +44,10 @@ def read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if not (folder / TOKENIZER_FILE).is_file():
-        if not any((folder / name).is_file() for name in _OTHER_FILES):
+        if not has_tokenizer(folder):
             raise FileNotFoundError(
-                f"no {TOKENIZER_FILE}: put the files of the store's tokenizer/ folder into each "
-                "checkpoint"
+                f"no {TOKENIZER_FILE}: save it with the model (loader.save_tokenizer(folder), "
+                "or the files of the store's tokenizer/ folder, as they are)"
             )
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     raw = read_tokenizer_file(folder)
@@ -52,6 +57,21 @@ def read_tokenizer(folder: Path) -> Any:
     if template.is_file():
         options["chat_template"] = template.read_text("utf-8")
     return PreTrainedTokenizerFast(tokenizer_object=raw, **options)
+
+
+def why_not_of_model(tokenizer: Any, config: Any) -> str | None:
+    """Why a tokenizer can't be that of a model, or None: plain text makes ids the model lacks.
+
+    Tokens that were added may lie beyond; a text that holds none needs no row for them.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if backend is None or not isinstance(rows, int):
+        return None
+    highest = max(backend.get_vocab(with_added_tokens=False).values(), default=0)
+    if highest < rows:
+        return None
+    return f"its tokenizer has ids up to {highest}, its model {rows} of them: one is another's"
 
 
 def why_not_trained_with(tokenizer: Any, folder: Path, trained: TokenProbe | None) -> str | None:
@@ -71,8 +91,9 @@ def why_not_trained_with(tokenizer: Any, folder: Path, trained: TokenProbe | Non
         if difference is not None:
             return (
                 "its tokenizer is not the one that the training data was tokenised with "
-                f"(by the ids {whose}): {difference}; put the files of the store's tokenizer/ "
-                "folder, as they are, into the checkpoint"
+                f"(by the ids {whose}): {difference}; save the data's with each checkpoint "
+                "(loader.save_tokenizer(folder), or the files of the store's tokenizer/ folder, as "
+                "they are)"
             )
     return None
 

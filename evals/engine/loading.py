@@ -28,6 +28,7 @@ def load_checkpoint(
     seed: int = 1234,
     add_bos: bool | None = None,
     trained: TokenProbe | None = None,
+    tokenizer: Path | None = None,
 ) -> CheckpointLM:
     """Loads a Hugging Face checkpoint folder into the fastest engine that its model allows.
 
@@ -41,14 +42,18 @@ def load_checkpoint(
         add_bos: Whether the beginning-of-text token stands in front of every text; None: as in
             front of the documents of the training data, where that is recorded.
         trained: The probe of the tokenizer that made the training data; None: not known.
+        tokenizer: The folder of that tokenizer, for a checkpoint that carries none; None: such a
+            one can't be scored.
 
     Raises:
         CheckpointError: one line naming the folder and the reason.
     """
-    checkpoint = read_checkpoint(folder, device=device, dtype=dtype, trained=trained)
-    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    checkpoint = read_checkpoint(
+        folder, device=device, dtype=dtype, trained=trained, tokenizer=tokenizer
+    )
+    model, used = checkpoint.model, checkpoint.tokenizer
     add_bos = checkpoint.begins if add_bos is None else add_bos
-    if add_bos and tokenizer.bos_token_id is None:
+    if add_bos and used.bos_token_id is None:
         raise CheckpointError(
             f"{folder}: add_bos: a token is to begin texts, but its tokenizer has no bos_token"
         )
@@ -58,7 +63,7 @@ def load_checkpoint(
         log.warning("%s: prefixes are not shared: %s", folder, obstacle)
     engine = SharedPrefixLM if obstacle is None else PlainLM
     options = {"max_length": max_length, "batch_tokens": batch_tokens, "seed": seed}
-    return engine(model, tokenizer, add_bos=add_bos, **options)
+    return engine(model, used, add_bos=add_bos, **options)
 
 
 def _context(folder: Path, config: Any) -> int:

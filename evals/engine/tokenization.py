@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from lm_eval.models.utils import postprocess_generated_text
+
+log = logging.getLogger(__name__)
 
 
 def tokenizer_identity(tokenizer: Any, folder: Path) -> str:
@@ -25,7 +28,12 @@ def ends_of_text(model: Any, tokenizer: Any) -> frozenset[int]:
     configs = (model.config, model.config.get_text_config(), model.generation_config)
     named = [tokenizer.eos_token_id, *(getattr(c, "eos_token_id", None) for c in configs)]
     several = [ids if isinstance(ids, list | tuple) else [ids] for ids in named]
-    return frozenset(end for ids in several for end in ids if isinstance(end, int) and end >= 0)
+    ends = {end for ids in several for end in ids if isinstance(end, int) and end >= 0}
+    for end in sorted(ends - {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}):
+        # a default of transformers' that nobody looked at
+        text = tokenizer.decode([end])
+        log.warning("eos_token_id %d is the ordinary token %r: texts end there", end, text)
+    return frozenset(ends)
 
 
 class StopRule:

@@ -49,6 +49,7 @@ class ModelCache:
                 seed=settings.seed,
                 add_bos=settings.add_bos,
                 trained=settings.trained_probe,
+                tokenizer=settings.trained_tokenizer,
             )
         except CheckpointError as error:
             return str(error)

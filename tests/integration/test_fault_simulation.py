@@ -36,6 +36,7 @@ MUTATIONS = [
     "no-guards",
     "no-recheck",
     "old-approval",
+    "forgets-waiting",
     "decides-twice",
     "acknowledges-last",
     "half-transactions",

@@ -30,6 +30,7 @@ NAMES = {
     "published-survives": "a published order survives a power loss whole",
     "requests-once": "every request is answered once and does what it does once",
     "approval-current": "an approval that comes after another order changes nothing",
+    "approval-kept": "a proposal waits on when it is asked for again within the dead-band",
     "replay": "state is what the requests made of it; a fresh controller has nothing to redo",
     "tracker-unique": "MLflow has one run, one model per checkpoint, one trace per decision",
     "tracker-complete": "MLflow has everything once it can be reached",
@@ -144,6 +145,7 @@ class Watch:
             self._one_order(row)
             self._guarded(db, row)
             self._operated(db, row)
+            self._kept_waiting(db, row)
         count = db.execute("SELECT COUNT(*) FROM decisions").fetchone()[0]
         if count != self._decided:
             raise Violation("nothing-lost", f"{count} decisions of {self._decided}")
@@ -273,6 +275,23 @@ class Watch:
         if between:
             text = f"{approves}, proposed against {asked}, was approved over {between}"
             raise Violation("approval-current", text)
+
+    def _kept_waiting(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
+        if row["verdict"] != "awaiting-approval":
+            return
+        for (ended,) in db.execute(
+            "SELECT decision FROM approvals WHERE state = 'superseded' AND made = ?", (row["id"],)
+        ).fetchall():
+            earlier = db.execute("SELECT * FROM decisions WHERE id = ?", (ended,)).fetchone()
+            rules = self._world.config_of(row["fence"])
+            both = [unpack(one["weights_proposed"]) for one in (earlier, row)]
+            names = {*both[0], *both[1]}
+            apart = sum(abs(both[0].get(n, 0) - both[1].get(n, 0)) for n in names) / 2
+            same = earlier["against_generation"] == row["against_generation"]
+            planned = unpack(earlier["plan"]) or unpack(row["plan"])
+            left = earlier["abandoned_by"] is not None
+            if same and not planned and not left and apart <= rules.guards.dead_band:
+                raise Violation("approval-kept", f"{row['id']} ended {ended}, {apart:.2g} away")
 
     # -- files and trainer ------------------------------------------------------
 

@@ -13,7 +13,13 @@ from mixloop.common import files
 from mixloop.contract import order_acceptance, orders
 from mixloop.controller.core import FileState, decide, operator_requests
 from mixloop.controller.journal import journal, packing, records, schema, tamper_seal
-from mixloop.controller.loop import checkpoint_queue, mixture_file, operator_inbox, trainer_news
+from mixloop.controller.loop import (
+    checkpoint_queue,
+    mixture_file,
+    operator_inbox,
+    policy_decisions,
+    trainer_news,
+)
 from mixloop.controller.tracking import drain_child, mlflow_sink
 from mixloop.policies.guards import GuardResult
 
@@ -462,9 +468,16 @@ MUTATIONS = (
     Mutation(
         "old-approval",
         "an approval ignores against_generation",
-        238,
+        59,
         "approval-current",
         _approval_of_old,
+    ),
+    Mutation(
+        "forgets-waiting",
+        "a proposal that is asked for again ends the one that waits",
+        27,
+        "approval-kept",
+        lambda: [(policy_decisions.PolicyDecisions, "_waiting", lambda self: None)],
     ),
     Mutation(
         "decides-twice", "a checkpoint is decided on twice", 0, "one-decision", _decides_twice

@@ -36,7 +36,12 @@ class Operators:
         """Somebody looks whether a proposal waits for them."""
         waiting = self._row("SELECT decision FROM approvals WHERE state = 'waiting'")
         if waiting is not None:
-            verb = self._world.rng.choice(["approve"] * 3 + ["reject", "set"])
+            slow = self._world.seed % 4 == 3  # people who answer late, when others were faster
+            often = ["approve", "set"] if slow else ["approve"] * 3 + ["reject", "set"]
+            verb = self._world.rng.choice(often)
+            pending = "SELECT 1 FROM orders WHERE applied_step IS NULL AND rejected IS NULL"
+            if slow and self._row(pending) is not None:
+                return
             if verb == "set":  # somebody else is faster
                 self._send("set", {"weights": {"code": 0.15}, "force": True})
             else:

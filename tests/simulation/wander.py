@@ -6,6 +6,9 @@ import random
 
 from mixloop.policies.interface import Hold, Observation, Proposal
 
+INSISTS = 4  # decisions
+OFF = 1e-4  # of the tokens, far below the guards' dead-band
+
 
 class Wander:
     """A pure function of the observation, as a policy has to be, and as restless as it can be."""
@@ -13,6 +16,9 @@ class Wander:
     def decide(self, observation: Observation) -> Proposal | Hold:
         if not observation.in_force:
             return Hold("waiting for the last order")
+        again = _insisted(observation) if observation.seed % 4 == 3 else None
+        if again is not None:
+            return Proposal(again, "as before", evidence={"asks": again})
         rng = random.Random(f"{observation.seed} {observation.tokens} {observation.generation}")
         if rng.random() < 0.15:
             return Hold("nothing to do", verdict=rng.choice(["hold", "inconclusive"]))
@@ -31,4 +37,17 @@ class Wander:
             plan = (
                 [(turn, weights), (observation.budget, later)] if turn < observation.budget else []
             )
-        return Proposal(weights, "wandering", plan=plan)
+        return Proposal(weights, "wandering", plan=plan, evidence={} if plan else {"asks": weights})
+
+
+def _insisted(observation: Observation) -> dict[str, float] | None:
+    """What a person has not answered yet, a few times over and a little off."""
+    newest = observation.decisions[-INSISTS:]
+    waits = [at for at, decision in enumerate(newest) if decision.verdict == "awaiting-approval"]
+    if not waits or any(decision.verdict == "intervene" for decision in newest[waits[-1] :]):
+        return None
+    asked = dict(newest[waits[-1]].evidence.get("asks") or {})
+    if not asked or set(asked) != set(observation.sources):
+        return None
+    first, second = sorted(asked, key=lambda name: -asked[name])[:2]
+    return asked | {first: asked[first] - OFF, second: asked[second] + OFF}

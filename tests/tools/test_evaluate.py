@@ -122,7 +122,9 @@ def test_a_configuration_says_what_the_data_was_tokenised_with(config: Path, sto
     probe = EvalArgs(config).settings().trained_probe
     assert probe is not None
     assert probe == Store.open(store).info.probe
+    assert EvalArgs(config).settings().trained_tokenizer == store / "tokenizer"
     assert EvalArgs().settings().trained_probe is None
+    assert EvalArgs().settings().trained_tokenizer is None
 
 
 def save_model(folder: Path, store: Path, **options: Any) -> Path:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixloop.common.errors import one_line
 from mixloop.trainer.batches import document_ids, document_mask, position_ids
 from mixloop.trainer.config import Job, JobError, ModelSettings
 from mixloop.trainer.sources import TokenizerInfo
@@ -96,12 +97,18 @@ def _load(job: Job, folder: Path, tokenizer: TokenizerInfo) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise JobError(f"settings.init_from: {folder}: {first}") from error
+    # weights of another shape are a RuntimeError
+    except (OSError, ValueError, RuntimeError) as error:
+        raise JobError(f"settings.init_from: {folder}: {one_line(error)}") from error
+    # transformers fills what isn't there with random numbers and goes on
+    if lacking := sorted(found["missing_keys"]):
+        raise JobError(
+            f"settings.init_from: {folder} lacks {len(lacking)} of its model's weights, such as "
+            f"{lacking[0]}; save the model's own state dict"
+        )
     if model.config.vocab_size < tokenizer.vocab_size:
         raise JobError(
             f"settings.init_from: {folder} has {model.config.vocab_size} token ids, "

@@ -23,3 +23,4 @@ from .tokenizer import resolve_tokenizer as resolve_tokenizer
 from .tokenizer import same_tokenizer as same_tokenizer
 from .tokenizer import train_tokenizer as train_tokenizer
 from .tokenizer import trained_probe as trained_probe
+from .tokenizer import trained_tokenizer as trained_tokenizer

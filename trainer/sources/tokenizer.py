@@ -248,6 +248,18 @@ def trained_probe(stores: Iterable[Path], tokenizer: Path | None) -> TokenProbe 
     return None
 
 
+def trained_tokenizer(stores: Iterable[Path], tokenizer: Path | None) -> Path | None:
+    """The folder of the tokenizer that made a run's data; None where there is none to be found.
+
+    Args:
+        stores: where the run's sources lie.
+        tokenizer: the folder that the run names, if it names one.
+    """
+    named = [tokenizer] if tokenizer is not None else []
+    folders = (*named, *(path / "tokenizer" for path in stores))
+    return next((folder for folder in folders if (folder / TOKENIZER_FILE).is_file()), None)
+
+
 def keep_tokenizer(source: Path, target: Path, probe: TokenProbe) -> list[Path]:
     """Write the tokenizer that tokenised a store into the folder `target`.
 

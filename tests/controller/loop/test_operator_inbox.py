@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from types import ModuleType
@@ -400,12 +399,10 @@ def test_the_guarded_mixture_is_what_approval_orders(play: Any, tmp_path: Path) 
     ],
 )
 def test_a_finished_run_is_told_nothing(play: Any, command: tuple[str, ...]) -> None:
-    run = play(policy={"use": "static"})
-    run.train(2)
-    status = json.loads(run.paths.status.read_text())
-    run.paths.status.write_text(json.dumps(status | {"finished": True}))
+    run = play(policy={"use": "static"}, budget=2400)
+    run.train(8)  # to the end, the controller's too
     for target in (run.path, run.paths.dir):
         done = CliRunner().invoke(app, [command[0], str(target), *command[1:]])
         assert isinstance(done.exception, BadInput)
-        assert "training has ended after" in str(done.exception)
+        assert "training has ended after 2.4k of 2.4k tokens" in str(done.exception)
     assert requests.waiting(run.paths.requests) == []

@@ -112,6 +112,34 @@ def test_other_ids_than_in_training_are_not_scored(
         assert "store's tokenizer/ folder" in benchmark.reason
 
 
+def test_a_checkpoint_without_a_tokenizer_is_read_by_that_of_the_data(
+    folder: Path, made: Path, trained: TokenProbe, score: Score
+) -> None:
+    right = score(load_checkpoint(folder, trained=trained))
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match=r"can't be scored: no tokenizer\.json"):
+        load_checkpoint(folder, trained=trained)
+    assert score(load_checkpoint(folder, trained=trained, tokenizer=made)) == right
+    other = TokenProbe("0" * 64, (5,))
+    with pytest.raises(CheckpointError, match="is not the one that the training data"):
+        load_checkpoint(folder, trained=other, tokenizer=made)
+
+
+def test_the_datas_tokenizer_is_not_taken_for_a_model_that_lacks_its_ids(
+    folder: Path, made: Path, trained: TokenProbe
+) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 512}))
+    told = (
+        r"it carries no tokenizer, and that of the training data .* of which the model knows 512$"
+    )
+    with pytest.raises(CheckpointError, match=told):
+        load_checkpoint(folder, trained=trained, tokenizer=made)
+
+
 def test_a_record_in_the_checkpoint_is_compared_too(folder: Path, made: Path) -> None:
     copy_tokenizer(made, folder)
     load_checkpoint(folder)
@@ -121,6 +149,22 @@ def test_a_record_in_the_checkpoint_is_compared_too(folder: Path, made: Path) ->
     file.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="recorded in the checkpoint"):
         load_checkpoint(folder)
+
+
+def test_a_tokenizer_of_a_larger_model_is_told(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"added_tokens": [*content["added_tokens"], added(900)]}))
+    load_checkpoint(folder)  # a token that was added and that no text holds
+    content["model"]["vocab"]["larger"] = 700
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="has ids up to 700, its model 600 of them"):
+        load_checkpoint(folder)
+
+
+def added(number: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": "<|later|>", "special": True, **flags}
 
 
 @pytest.mark.parametrize("template", ["<|begin|> $A", "$A <|end|>", "<|begin|> $A <|end|>"])

@@ -217,6 +217,16 @@ def test_every_end_of_text_ends_a_text(where: str, several: bool, tmp_path: Path
         assert write(stock(folder), "9 + 9?") == [" It is 18."]
 
 
+def test_an_ordinary_token_that_ends_texts_is_told(tmp_path: Path, caplog: Any) -> None:
+    """A Llama's configuration has 2 where nobody says what ends a text."""
+    tokenizer = byte_tokenizer()
+    model = scripted(tokenizer, [5, 2, 6, tokenizer.eos_token_id], eos_token_id=2)
+    folder = saved(tmp_path, model, tokenizer)
+    text = write(load(folder), "Go")
+    assert text == write(stock(folder), "Go") == [tokenizer.decode([5, 2])]
+    assert f"eos_token_id 2 is the ordinary token {tokenizer.decode([2])!r}" in caplog.text
+
+
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 5, "max_length": 9},

@@ -368,6 +368,10 @@ def test_sampled_texts_depend_on_the_seed_and_nothing_else(tokenizer: Any) -> No
     twice = lm.generate_until([prompts(6, **options)[0]] * 2)
     assert twice[0] == texts[0]
     assert twice[1] != twice[0]
+    from mixloop.evals.engine.plain_lm import PlainLM
+
+    plain = PlainLM(tiny("Llama"), tokenizer, max_length=CONTEXT)
+    assert plain.generate_until(prompts(6, **options)) == texts
     with pytest.raises(ValueError, match="repetition_penalty"):
         lm.generate_until(prompts(6, repetition_penalty=1.2))
 

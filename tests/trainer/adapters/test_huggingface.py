@@ -140,6 +140,10 @@ def test_it_trains_on_the_order_through_changes_and_a_resume(
         16 * QUANTUM * LENGTH,
     )
 
+    forgetful = trainer(loader(tmp_path, stores, kind), args)
+    with pytest.raises(JobError, match=r"was at step 20, and no state was loaded; .* resume"):
+        forgetful.train()
+
     (tmp_path / "out" / "checkpoint-18").mkdir()  # one whose writing was cut short
     second = trainer(loader(tmp_path, stores, kind, on_change=changes.append), args)
     assert second.train(resume_from_checkpoint=True).global_step == STEPS

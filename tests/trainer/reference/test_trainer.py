@@ -408,6 +408,23 @@ def test_a_gradient_that_is_not_finite_costs_its_step_and_no_more(
         assert bool(tensor.isfinite().all()) == (name != "model.embed_tokens.weight")
 
 
+def test_a_start_from_weights_that_are_not_there_is_refused(tmp_path: Path, stores: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    init = Path(brittle(tmp_path, stores))
+    job = make_job(tmp_path / "run", stores, model=None, init_from=str(init))
+    saved = load_file(init / "model.safetensors")
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in saved.items()}
+    narrow = saved | {"model.norm.weight": saved["model.norm.weight"][:8].clone()}
+    for weights_there, said in (
+        (wrapped, r"init_from: .* lacks 2\d of its model's weights, such as lm_head.weight"),
+        (narrow, "init_from: .*mismatched"),
+    ):
+        save_file(weights_there, init / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(JobError, match=said):
+            train(job)
+
+
 def test_a_run_that_has_diverged_ends_and_keeps_what_it_had(
     tmp_path: Path, stores: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mixloop.controller.core import calls, outcome_lines
 from mixloop.controller.decisions import Outcomes
-from mixloop.controller.decisions.outcomes import OutcomeWindow, outcome_window
+from mixloop.controller.decisions.order_outcomes import OutcomeWindow, outcome_window
 from mixloop.controller.journal import queries
 from mixloop.controller.report import gather
 from mixloop.controller.report.page import page

@@ -41,6 +41,13 @@ LINEAR = {
 }
 HEADS = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
 MAMBA2 = {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16}
+XLSTM = {
+    "hidden_size": 64,
+    "embedding_dim": 64,
+    "head_dim": 16,
+    "num_blocks": 2,
+    "v_dim_factor": 1.0,
+}
 CONV = {"layer_types": ["conv", "full_attention"]}
 CHUNKED = {
     "attention_chunk_size": 16,
@@ -51,7 +58,8 @@ MLA = {
     "q_lora_rank": 16,
     "kv_lora_rank": 8,
     "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 4,
+    "qk_rope_head_dim": 8,
+    "qk_head_dim": 16,
     "v_head_dim": 8,
     "num_key_value_heads": 4,
     "n_group": 1,
@@ -102,10 +110,11 @@ ALWAYS: dict[str, Case] = {
 }
 
 AS_THEY_ARE = """
-    apertus arcee biogpt bitnet cohere ctrl diffllama ernie4_5 exaone flex_olmo gemma glm glm4
-    glm4_moe gpt2 gpt_bigcode gpt_neox granite granitemoe helium hunyuan_v1_dense internlm3
+    apertus apertus1p5_text arcee aria_text biogpt bitnet cohere ctrl diffllama ernie4_5
+    ernie4_5_moe exaone flex_olmo gemma glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox granite
+    granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3
     iquestcoder jais2 laguna mellum minimax_m2 mixtral nanochat nemotron olmo olmo2 olmoe persimmon
-    phi qwen2 qwen3 qwen3_moe seed_oss smollm3 stablelm
+    phi qwen2 qwen3 qwen3_moe sarvam_moe seed_oss smollm3 solar_open stablelm
 """
 
 SOAK: dict[str, Case] = {
@@ -117,8 +126,12 @@ SOAK: dict[str, Case] = {
     "codegen": ("codegen", {"rotary_dim": 8}, SHARED),
     "cohere2": ("cohere2", NARROW, PADDED),
     "cohere2 wide": ("cohere2", WIDE, SHARED),
+    "cohere2_moe": ("cohere2_moe", NARROW, PADDED),
+    "cohere2_moe wide": ("cohere2_moe", WIDE, SHARED),
     "cwm": ("cwm", NARROW, PADDED),
     "cwm wide": ("cwm", WIDE, SHARED),
+    "exaone_moe": ("exaone_moe", NARROW, PADDED),
+    "exaone_moe wide": ("exaone_moe", WIDE, SHARED),
     "exaone4": ("exaone4", NARROW, PADDED),
     "exaone4 wide": ("exaone4", WIDE, SHARED),
     "falcon": ("falcon", {}, PADDED),
@@ -141,12 +154,14 @@ SOAK: dict[str, Case] = {
     "ministral": ("ministral", NARROW, PADDED),
     "ministral wide": ("ministral", WIDE, SHARED),
     "mistral": ("mistral", {"sliding_window": None}, SHARED),
+    "mixtral in a window": ("mixtral", NARROW, PADDED),
     "mpt": ("mpt", {}, PADDED),
     "olmo3": ("olmo3", NARROW, PADDED),
     "olmo3 wide": ("olmo3", WIDE, SHARED),
     "opt": ("opt", {"word_embed_proj_dim": 32}, SHARED),
     "phi3": ("phi3", {"sliding_window": None}, SHARED),
-    "phimoe": ("phimoe", NARROW, PADDED),
+    "phimoe": ("phimoe", {"sliding_window": None}, SHARED),
+    "phimoe in a window": ("phimoe", NARROW, PADDED),
     "qwen2 in a window": (
         "qwen2",
         {"use_sliding_window": True, "max_window_layers": 1} | NARROW,
@@ -175,6 +190,7 @@ SOAK: dict[str, Case] = {
         MLA | {"index_topk": 16, "index_n_heads": 4, "index_head_dim": 8},
         ALONE,
     ),
+    "deepseek_v3": ("deepseek_v3", MLA, ALONE),
     "doge": ("doge", {"keep_window_size": 16}, ALONE),
     "gemma4": ("gemma4_text", NARROW, ALONE),
     "hrm_text": ("hrm_text", {}, ALONE),
@@ -200,10 +216,27 @@ SOAK: dict[str, Case] = {
         },
         ALONE,
     ),
+    "kimi_linear": ("kimi_linear", {"layer_types": LINEAR["layer_types"]} | MLA, ALONE),
+    "lfm2_moe": ("lfm2_moe", {"num_dense_layers": 1} | CONV, ALONE),
     "mamba2": ("mamba2", MAMBA2, ALONE),
     "minimax": ("minimax", {"block_size": 16}, ALONE),
     "nemotron_h": ("nemotron_h", {}, ALONE),
     "olmo_hybrid": ("olmo_hybrid", {}, ALONE),
+    "xlstm": ("xlstm", {"qk_dim_factor": 1.0} | XLSTM, ALONE),
+    "zamba2": (
+        "zamba2",
+        {
+            "layers_block_type": ["mamba", "hybrid"],
+            "hybrid_layer_ids": [1],
+            "mamba_d_state": 8,
+            "mamba_headdim": 8,
+            "n_mamba_heads": 8,
+            "mamba_ngroups": 1,
+            "num_mem_blocks": 1,
+            "chunk_size": 16,
+        },
+        ALONE,
+    ),
     "qwen3_next": ("qwen3_next", {"shared_expert_intermediate_size": 24} | LINEAR, ALONE),
 }
 
@@ -336,6 +369,27 @@ def test_half_precision_changes_no_way(name: str, tokenizer: Any, tmp_path: Path
             logits = model(input_ids=torch.tensor([head + tail[:-1]])).logits[0, -len(tail) :]
         alone = logits.float().log_softmax(-1).gather(1, torch.tensor(tail)[:, None]).sum()
         assert answer == pytest.approx(float(alone), abs=0.02)
+
+
+def test_a_model_whose_cache_fails_is_computed_without(tokenizer: Any, tmp_path: Path) -> None:
+    """As xLSTM's does in transformers, where keys are narrower than values."""
+    import torch
+
+    from mixloop.evals.engine import load_checkpoint
+
+    model = tiny("xlstm", {"qk_dim_factor": 0.5} | XLSTM, torch.float32)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    lm = load_checkpoint(tmp_path, max_length=CONTEXT)
+    prompt = text(random.Random(3), 20)
+    options = {"until": [], "max_gen_toks": 8, "do_sample": False}
+    (written,) = lm.generate_until(instances("generate_until", [(prompt, options)]))
+    ids = tokenizer.encode(prompt)
+    for _ in range(8):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+    assert written == tokenizer.decode(ids, skip_special_tokens=True)[len(prompt) :]
 
 
 def test_positions_that_grow_do_not_depend_on_what_was_read_before(

@@ -16,17 +16,17 @@ import torch
 # every layer a softmax over the keys of all earlier tokens through transformers' attention
 # interface, every place told by position ids alone
 _PLAIN_ATTENTION = """
-    apertus arcee biogpt bitnet codegen cohere cohere2 cwm ctrl diffllama ernie4_5 exaone exaone4
-    flex_olmo gemma gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gptj granite
-    granitemoe helium hunyuan_v1_dense internlm3 iquestcoder jais2 laguna llama mellum minicpm3
-    minimax_m2 ministral ministral3 mistral mixtral nanochat nemotron olmo olmo2 olmo3 olmoe opt
-    persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 stablelm starcoder2
+    apertus apertus1p5_text arcee aria_text biogpt bitnet codegen cohere cohere2 cohere2_moe ctrl
+    cwm diffllama ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe flex_olmo gemma gemma3_text glm
+    glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gptj granite granitemoe granitemoeshared helium
+    hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 iquestcoder jais2 laguna llama mellum
+    minicpm3 minimax_m2 ministral ministral3 mistral mixtral nanochat nemotron olmo olmo2 olmo3
+    olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe sarvam_moe seed_oss smollm3
+    solar_open stablelm starcoder2
 """
 # attention as well, but with caps, sinks, biases by distance or code of its own: rows of unlike
 # lengths may lie in one pass, as padding behind a row is never looked at
-_OTHER_ATTENTION = (
-    "bloom falcon gemma2 gemma3 gpt_neo gpt_oss granite_swa mpt phimoe vaultgemma xglm"
-)
+_OTHER_ATTENTION = "bloom falcon gemma2 gemma3 gpt_neo gpt_oss granite_swa mpt vaultgemma xglm"
 _SHARED = frozenset(_PLAIN_ATTENTION.split())
 _PADDED = frozenset(_OTHER_ATTENTION.split())
 
@@ -40,8 +40,9 @@ _MORE = {
     "use_bidirectional_attention": "its attention is not causal",
     "add_cross_attention": "it attends to an encoder",
 }
-# state that runs along a row, in models of whatever name
-_CARRYING = (torch.nn.modules.conv._ConvNd, torch.nn.RNNBase)
+_BY_ROW = frozenset({"attn_logit_softcapping", "alibi"})  # of these, what no padding changes
+# state that runs along a row, in models of whatever name; images are convolved along two axes
+_CARRYING = (torch.nn.Conv1d, torch.nn.RNNBase)
 
 
 def why_not_prefixes(model: Any, max_length: int) -> str | None:
@@ -64,11 +65,7 @@ def may_be_padded(model: Any) -> bool:
     """Whether rows of unlike lengths may be computed in one pass, the shorter ones padded."""
     config = model.config.get_text_config()
     known = model.config.model_type in _SHARED | _PADDED
-    return known and not (_another_layer(model, config, _PADDABLE) or _another_rope(config))
-
-
-# what reads the rows of a pass apart all the same
-_PADDABLE = frozenset({"attn_logit_softcapping", "alibi"})
+    return known and not (_another_layer(model, config, _BY_ROW) or _another_rope(config))
 
 
 def _another_layer(model: Any, config: Any, allowed: frozenset[str] = frozenset()) -> str | None:
