@@ -145,7 +145,7 @@ def prepare(
     for note in notes:
         typer.echo(clean(note), err=True)
     if as_json:
-        counts = {"skipped": dict(account.skipped), "changed": dict(account.changed)}
+        counts = {"skipped": dict(account.skipped), "changed": dict(+account.changed)}
         print_json(asdict(info) | counts)
     else:
         typer.echo(

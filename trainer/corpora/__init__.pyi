@@ -1,4 +1,5 @@
 from .account import BLANK as BLANK
+from .account import MARKS as MARKS
 from .account import SURROGATES as SURROGATES
 from .account import UNKNOWN as UNKNOWN
 from .account import UNSURE as UNSURE

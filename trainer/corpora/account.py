@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Literal
 
 SURROGATES = "half surrogates became U+FFFD"
 UNKNOWN = "characters are unknown to the tokenizer and lost"
 BLANK = "blank documents are left out"
+MARKS = "marks in texts became ids of their own (the tokenizer doesn't call them special)"
 UNSURE = "places in long documents may be tokenised otherwise than in the whole"
+
+_EXAMPLES = 10
 
 OnError = Literal["stop", "skip"]
 
@@ -23,6 +26,7 @@ class Account:
     Attributes:
         skipped: bad records, by kind.
         changed: what of the text the tokens don't say, by kind.
+        examples: of what was changed, by kind.
     """
 
     def __init__(self, on_error: OnError = "stop", most: int = 1000) -> None:
@@ -30,7 +34,7 @@ class Account:
         self.most = most
         self.skipped: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
-        self.unknown_characters: set[str] = set()
+        self.examples: dict[str, set[str]] = defaultdict(set)
 
     def bad(self, kind: str, message: str) -> None:
         """A record that is not what it should be.
@@ -57,9 +61,9 @@ class Account:
         if self.skipped:
             counts = ", ".join(f"{count:,} {kind}" for kind, count in self.skipped.most_common())
             said.append(f"left out {self.skipped.total():,} bad records: {counts}")
-        such_as = f" (such as {' '.join(sorted(self.unknown_characters))})"
-        return said + [
-            f"{count:,} {kind}{such_as if kind == UNKNOWN else ''}"
-            for kind, count in self.changed.most_common()
-            if count
-        ]
+        for kind, count in self.changed.most_common():
+            examples = sorted(self.examples[kind])[:_EXAMPLES]
+            such_as = f", such as {' '.join(examples)}" if examples else ""
+            if count:
+                said.append(f"{count:,} {kind}{such_as}")
+        return said

@@ -31,11 +31,13 @@ _SHOWN = 10  # unknown characters that are named
 
 @dataclass
 class Changes:
-    """What of some texts their tokens don't say, in characters."""
+    """What of some texts their tokens don't say, in characters, and marks that became ids."""
 
     surrogates: int = 0
     unknown: int = 0
     which: set[str] = field(default_factory=set)
+    marks: int = 0
+    which_marks: set[str] = field(default_factory=set)
 
 
 class Spans(NamedTuple):
@@ -63,8 +65,10 @@ class TextEncoder:
     def __init__(self, folder: Path, parse_special: bool = False) -> None:
         tokenizer = load_raw(folder)
         tokenizer.post_processor = None  # it would trim the places of tokens
+        named = set(special_tokens(folder, tokenizer).values())
+        added = tokenizer.get_added_tokens_decoder().items()
         if not parse_special:
-            tokenizer = _special_as_text(tokenizer, special_tokens(folder, tokenizer).values())
+            tokenizer = _special_as_text(tokenizer, named)
         self._tokenizer = tokenizer
         facts = json.loads(tokenizer.to_str())
         self._unknown = _unknown_id(facts["model"], tokenizer)
@@ -73,6 +77,20 @@ class TextEncoder:
         self.complete = _has_every_byte(facts)
         """Whether it has ids for any text whatever."""
         self._known: dict[str, bool] = {}
+        self._marks = {
+            at: token.content
+            for at, token in added
+            if not (parse_special or token.special or token.content in named)
+            and _MARK.fullmatch(token.content)
+        }
+
+    def count_marks(self, ids: npt.NDArray[Any], changes: Changes) -> None:
+        """Count marks that the tokenizer doesn't call special, such as `<think>` for many."""
+        if not self._marks:
+            return
+        found = ids[np.isin(ids, list(self._marks))]
+        changes.marks += len(found)
+        changes.which_marks |= {self._marks[int(at)] for at in np.unique(found)[:_SHOWN]}
 
     def encode(self, texts: Sequence[str], changes: Changes) -> list[list[int]]:
         """Ids of whole texts."""

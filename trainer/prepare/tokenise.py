@@ -20,6 +20,7 @@ from mixloop.common.files import write_atomic
 from mixloop.trainer.config import JobError
 from mixloop.trainer.corpora import (
     BLANK,
+    MARKS,
     SURROGATES,
     UNKNOWN,
     UNSURE,
@@ -319,7 +320,10 @@ def _count(account: Account, changes: Changes) -> None:
         account.changed[SURROGATES] += changes.surrogates
     if changes.unknown:
         account.changed[UNKNOWN] += changes.unknown
-        account.unknown_characters |= changes.which
+        account.examples[UNKNOWN] |= changes.which
+    if changes.marks:
+        account.changed[MARKS] += changes.marks
+        account.examples[MARKS] |= changes.which_marks
 
 
 def _bytes(setup: Setup, ids: Iterable[int] | npt.NDArray[np.int64]) -> bytes:

@@ -66,6 +66,7 @@ class _Worker:
         if not first.whole:
             counted = slice(OVERLAP if first.begin else 0, None)
             found = self._encoder.encode_window(first.text, changes, counted)
+            self._encoder.count_marks(found.ids, changes)
             return Tokens(window=found, changes=changes)
         before = [self._setup.bos_id] if self._setup.bos_id >= 0 else []
         behind = [self._setup.eos_id] if self._setup.eos_id >= 0 else []
@@ -74,7 +75,9 @@ class _Worker:
             ids += before
             ids += document
             ids += behind
-        return Tokens(np.asarray(ids, DTYPES[self._setup.dtype]).tobytes(), changes=changes)
+        tokens = np.asarray(ids, DTYPES[self._setup.dtype])
+        self._encoder.count_marks(tokens, changes)
+        return Tokens(tokens.tobytes(), changes=changes)
 
 
 _worker: dict[str, _Worker] = {}

@@ -112,6 +112,24 @@ def test_added_words_stay_words(tmp_path: Path) -> None:
     assert {tokenizer.token_to_id("    "), tokenizer.token_to_id("§12")} <= set(ids)
 
 
+def test_marks_that_are_not_special_are_told(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from mixloop.cli.app import app
+
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["<think>", "<|fim_middle|>", "§12"])
+    folder = save(tmp_path / "t", tokenizer)
+    (tmp_path / "a.jsonl").write_text('{"text": "a <think> and §12, <think>"}\n')
+    command = ["prepare", str(tmp_path / "a.jsonl"), "--tokenizer", str(folder), "--workers", "1"]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("2 marks in texts became ids of their own")
+    assert said.endswith(", such as <think>")
+    asked = [*command, "--out", str(tmp_path / "two"), "--parse-special-tokens"]
+    assert CliRunner().invoke(app, asked).stderr == ""
+
+
 def test_documents_are_as_many_as_their_ends(tmp_path: Path) -> None:
     folder = save(tmp_path / "t", byte_level())
     (tmp_path / "a.jsonl").write_text(
@@ -204,4 +222,4 @@ def test_the_command_tells_what_was_lost(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["prepare", str(tmp_path / "a.jsonl"), *options])
     assert done.exit_code == 0
     assert "1 half surrogates became U+FFFD" in done.stderr
-    assert "2 characters are unknown to the tokenizer and lost (such as ö \ufffd)" in done.stderr
+    assert "2 characters are unknown to the tokenizer and lost, such as ö \ufffd" in done.stderr
