@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .account import Account
+from .columns import check_column, table_column, table_names
 from .compressed import UNREADABLE, bare_name, open_binary
 from .dataset_layout import ALL
 from .inputs import Input
 from .json_values import json_values
 from .mosaic_shards import mosaic_columns, mosaic_values
-from .tables import check_column, table_column, table_names
 
 PIECE_CHARS = 2_000_000
 _DELIMITERS = (",", "\t", ";", "|")
