@@ -371,6 +371,27 @@ def test_half_precision_changes_no_way(name: str, tokenizer: Any, tmp_path: Path
         assert answer == pytest.approx(float(alone), abs=0.02)
 
 
+@pytest.mark.parametrize("name", ["bloom", "mistral in a window", "mamba", "rwkv"])
+def test_what_lies_in_a_pass_changes_nothing(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    import torch
+
+    from mixloop.evals.engine import load_checkpoint
+
+    kind, own, _ = ALWAYS[name]
+    tiny(kind, own, torch.float32).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    many, few = (
+        load_checkpoint(tmp_path, max_length=CONTEXT, batch_tokens=tokens) for tokens in (4096, 16)
+    )
+    reads = instances("loglikelihood", pairs())
+    options = {"until": [], "max_gen_toks": 12, "do_sample": False}
+    writes = instances("generate_until", [(prompt, options) for prompt in prompts()])
+    together, apart = (lm.loglikelihood(reads, disable_tqdm=True) for lm in (many, few))
+    assert [a for a, _ in together] == pytest.approx([a for a, _ in apart], abs=1e-3)
+    assert many.generate_until(writes) == few.generate_until(writes)
+    assert many.generate_until(writes[::-1])[::-1] == few.generate_until(writes)
+
+
 def test_a_model_whose_cache_fails_is_computed_without(tokenizer: Any, tmp_path: Path) -> None:
     """As xLSTM's does in transformers, where keys are narrower than values."""
     import torch

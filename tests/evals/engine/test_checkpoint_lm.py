@@ -217,6 +217,14 @@ def test_every_end_of_text_ends_a_text(where: str, several: bool, tmp_path: Path
         assert write(stock(folder), "9 + 9?") == [" It is 18."]
 
 
+def test_the_tokenizers_end_ends_a_text_that_no_configuration_names(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(" It is 18.", " No, 99.", special=("<|turn|>",))
+    says = tokenizer.convert_tokens_to_ids([" It is 18.", "<|end|>", " No, 99."])
+    turn = tokenizer.convert_tokens_to_ids("<|turn|>")
+    model = scripted(tokenizer, says, eos_token_id=turn)
+    assert write(load(saved(tmp_path, model, tokenizer)), "9 + 9?") == [" It is 18."]
+
+
 def test_an_ordinary_token_that_ends_texts_is_told(tmp_path: Path, caplog: Any) -> None:
     """A Llama's configuration has 2 where nobody says what ends a text."""
     tokenizer = byte_tokenizer()
