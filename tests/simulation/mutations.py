@@ -429,7 +429,7 @@ MUTATIONS = (
     Mutation(
         "generation-reused",
         "an order that was not applied lends its number",
-        2,
+        0,
         "nothing-lost generations-grow",
         _reuse_generation,
     ),
@@ -439,7 +439,7 @@ MUTATIONS = (
     Mutation(
         "fence-not-raised",
         "a start takes the fence of the one before",
-        1,
+        6,
         "nothing-lost one-fence one-decision fence-obeyed generations-grow requests-once",
         _fence_not_raised,
     ),
@@ -543,7 +543,7 @@ MUTATIONS = (
     Mutation(
         "entry-apart",
         "a decision and its outbox entry are two transactions",
-        0,
+        2,
         "tracker-complete",
         _fact_without_entry,
     ),
