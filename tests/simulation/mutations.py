@@ -453,7 +453,7 @@ MUTATIONS = (
     Mutation(
         "trainer-ignores-fence",
         "the trainer takes orders of lower fences",
-        34,
+        128,
         "fence-obeyed",
         _trainer_ignores_fences,
     ),
