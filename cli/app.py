@@ -9,7 +9,7 @@ import codecs
 import io
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import typer
 
@@ -62,6 +62,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of `mixloop --help`
     "sync": operators.sync,
     "export": operators.export,
 }
+INTERRUPTED = 130  # exit code
 SIGNS = "ascii_signs"  # a codec and an error handler
 ANY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -76,10 +77,14 @@ app.add_typer(policies.app, name="policies")
 def main() -> None:
     """Entry of the ``mixloop`` command; what asks it to stop ends it as Ctrl-C does."""
     _speak_ascii()
+    polite = set(stop_signals()) - {signal.SIGINT}  # an ignored Ctrl-C, of a background, stays so
     try:
-        # an ignored Ctrl-C, of a shell's background, stays so
-        with handling(set(stop_signals()) - {signal.SIGINT}, interrupt):
+        with handling(polite, interrupt):
             app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _deaf(polite)
+        raise
     except BadInput as error:
         typer.echo(f"error: {clean(error)}", err=True)
         sys.exit(2)
@@ -89,8 +94,15 @@ def main() -> None:
         typer.echo(f"error: {clean(error.filename)}: {error.strerror or error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
+        _deaf(polite)
         typer.echo("interrupted", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+
+
+def _deaf(numbers: Iterable[int]) -> None:
+    """A wish to stop may come several times; the exit code tells that it was heard."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _speak_ascii() -> None:

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import IO
 
@@ -146,6 +147,33 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return asked[:2] if ignored else asked
+
+
+class StopRequest:
+    """A wish to stop that a signal's handler may voice at any moment.
+
+    A `threading.Event` must not be set there: the handler runs on the thread that may hold the
+    event's lock in its `wait`, and would wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._wake: SimpleQueue[None] = SimpleQueue()  # whose put() may interrupt its get()
+
+    def set(self) -> None:
+        """Ask to stop."""
+        self._asked = True
+        self._wake.put(None)
+
+    def is_set(self) -> bool:
+        """Whether somebody asked."""
+        return self._asked
+
+    def wait(self, seconds: float) -> None:
+        """Wait this long, or until somebody asks."""
+        if not self._asked:
+            with contextlib.suppress(Empty):
+                self._wake.get(timeout=seconds)
 
 
 @contextlib.contextmanager

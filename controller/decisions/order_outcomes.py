@@ -34,7 +34,7 @@ class OutcomeWindow:
         end: of the first one that has spent half of the tokens since ``start`` under it.
         earlier: of the one that lies as many tokens before ``start`` as ``end`` lies after it; None
             where none does, to within a tenth.
-        shared: other decisions whose orders came into force between the two.
+        shared: other decisions whose windows overlap with this one, so that both tell of one gain.
     """
 
     start: int
@@ -54,19 +54,13 @@ def outcome_window(
         applied: Decision and first tokens of every order that came into force.
     """
     change = order.applied_tokens
-    if change is None:
+    ends = None if change is None else _ends(change, scored)
+    if change is None or ends is None or ends[1] == len(scored):
         return None
-    tokens = [at for _, at in scored]
-    first = bisect_right(tokens, change) - 1
-    if first < 0:
-        return None
-    start, begun = scored[first]
-    last = bisect_left(tokens, max(change + 1, 2 * change - begun))
-    if last == len(scored):
-        return None
-    end, ended = scored[last]
+    start, begun = scored[ends[0]]
+    end, ended = scored[ends[1]]
     length = ended - begun
-    near = bisect_left(tokens, begun - length)
+    near = bisect_left(scored, begun - length, key=_tokens)
     like = [place for place in scored[max(near - 1, 0) : near + 1] if place[0] < start]
     off, earlier = min(
         ((abs(begun - at - length), step) for step, at in like), default=(length, None)
@@ -75,8 +69,36 @@ def outcome_window(
         start,
         end,
         earlier if off <= LIKE * length else None,
-        tuple(name for name, at in applied if begun <= at < ended and name != order.decision),
+        tuple(
+            name
+            for name, at in applied
+            if name != order.decision and (begun <= at < ended or _holds(at, change, scored))
+        ),
     )
+
+
+def _ends(change: int, scored: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """Indices of the ends of the window of an order that came into force at these tokens.
+
+    None where nothing was scored before; the second is ``len(scored)`` while it has no end.
+    """
+    first = bisect_right(scored, change, key=_tokens) - 1
+    if first < 0:
+        return None
+    half = max(change + 1, 2 * change - scored[first][1])
+    return first, bisect_left(scored, half, key=_tokens)
+
+
+def _holds(change: int, tokens: int, scored: Sequence[tuple[int, int]]) -> bool:
+    """Whether the window of an order that came into force at `change` holds these tokens."""
+    ends = _ends(change, scored)
+    if ends is None or tokens < scored[ends[0]][1]:
+        return False
+    return ends[1] == len(scored) or tokens < scored[ends[1]][1]
+
+
+def _tokens(place: tuple[int, int]) -> int:
+    return place[1]
 
 
 class Outcomes:
@@ -95,8 +117,8 @@ class Outcomes:
         """What followed an order; None until its window has both ends.
 
         Returns:
-            ``from_step`` and ``step``, the ends; ``shared_with``, other decisions whose orders came
-            into force within it, so that the gain is not of one alone; and ``benchmarks``, see
+            ``from_step`` and ``step``, the ends; ``shared_with``, other decisions whose windows
+            overlap with it, so that the gain is not of one alone; and ``benchmarks``, see
             :func:`effects`, whose ``gain_before`` is over a window of the same length before.
         """
         window = outcome_window(order, *self._places)

@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.common import text
+from mixloop.common.process import StopRequest
 from mixloop.controller import views
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import Action, JobState, RunState, heartbeat, next_action
@@ -61,7 +61,7 @@ class Controller:
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
-        self._stop = threading.Event()
+        self._stop = StopRequest()
         self.owned = run = take_over(self.config, self.base, self.say, self.clock)
         self.journal, self.say = run.journal, run.say
         mixture_file, queue = MixtureFile(run), CheckpointQueue(run)

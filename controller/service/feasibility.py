@@ -80,7 +80,8 @@ def _tracking(config: RunConfig) -> Iterator[str]:
         return
     try:
         parts = urlsplit(uri)
-        host, kind = parts.hostname, parts.scheme.partition("+")[0]  # of postgresql+psycopg, say
+        host, _ = parts.hostname, parts.port  # which may be none
+        kind = parts.scheme.partition("+")[0]  # of postgresql+psycopg, say
     except ValueError as error:
         yield f"tracking.uri: {uri!r} is no URI ({error}); {STORE}"
         return
@@ -88,7 +89,9 @@ def _tracking(config: RunConfig) -> Iterator[str]:
     if kind not in KINDS and kind not in plugins:
         what = f"MLflow has no store of the kind {kind!r}" if kind else "it names no kind of store"
         yield f"tracking.uri: {uri!r}: {what}; {STORE}"
-    elif kind in ("http", "https") and not host:
+    elif kind not in ("file", *plugins) and not uri.startswith(f"{parts.scheme}://"):
+        yield f"tracking.uri: {uri!r}: two slashes are missing behind {parts.scheme}:; {STORE}"
+    elif kind in ("http", "https") and (not host or " " in host):
         yield f"tracking.uri: {uri!r} names no host; {STORE}"
     elif kind == "sqlite" and (parts.netloc or Path(parts.path[1:]).is_dir()):
         yield f"tracking.uri: {uri!r} names no file; {STORE}"
@@ -103,18 +106,19 @@ def _evaluations(config: RunConfig, needs: Mapping[str, int]) -> Iterator[str]:
         )
     if interval is None or not needs:
         return
+    key = "evals.every" if interval == config.evals.every else "trainer.checkpoint_every"
     count, least = usable_evaluations(config, interval), min(needs.values())
     lead = switching_lead(config, interval)
     if least and not count:
         yield (
-            f"evals.every: the first evaluation, at {tokens(interval)} of {tokens(config.budget)} "
+            f"{key}: the first evaluation, at {tokens(interval)} of {tokens(config.budget)} "
             f"tokens, comes too late: an order takes up to {tokens(lead)} more to come into force, "
             "so that nothing could be changed; evaluate more often, or lower trainer.poll_every"
         )
     elif least > count:
         most = max(1, (config.budget - lead) // (least + 1))
         yield (
-            f"evals.every: {tokens(interval)} of {tokens(config.budget)} tokens leaves {count} "
+            f"{key}: {tokens(interval)} of {tokens(config.budget)} tokens leaves {count} "
             f"evaluation{'s' * (count != 1)} to decide after, and {config.policy.use} needs "
             f"{least} before it can say anything; at most {tokens(most)}"
         )

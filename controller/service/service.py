@@ -33,6 +33,7 @@ Show = Callable[[], None]
 Processes = Mapping[str, subprocess.Popen[bytes]]
 
 TERM_GRACE = 60.0  # seconds the controller gets to end by itself
+ASK_AGAIN = 5.0  # seconds after which it is asked once more
 
 
 def control_run(path: Path, say: Say, metrics_port: int | None = None) -> int:
@@ -174,14 +175,22 @@ def _end(processes: Processes) -> None:
     for process in running:
         process.terminate()
     try:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            processes["controller"].wait(TERM_GRACE)
+        _end_controller(processes["controller"])
         processes["trainer"].wait()
     finally:  # also when the person insists with another Ctrl-C
         for process in running:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def _end_controller(process: subprocess.Popen[bytes]) -> None:
+    """Ask until it hears: while it starts, an import may swallow the interrupt."""
+    for _ in range(int(TERM_GRACE / ASK_AGAIN)):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ASK_AGAIN)
+            return
+        process.terminate()
 
 
 def _follow(

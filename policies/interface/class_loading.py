@@ -64,7 +64,10 @@ def find_file(where: str, base: Path | str | None, ref: str, key: str) -> Path:
 
 
 def _load_file(path: Path) -> ModuleType:
-    """The file as a module under a name of its own, so that two of the same name don't meet."""
+    """The file as a module under a name of its own, so that two of the same name don't meet.
+
+    It may import what lies beside it, now or while it decides, unless that is named like a package.
+    """
     name = f"mixloop_policy_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -72,6 +75,8 @@ def _load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # pydantic and dataclasses look annotations up in sys.modules while the body runs
     sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
-from mixloop.common.process import handling, interrupt, stop_signals
+from mixloop.common.process import StopRequest, handling, interrupt, stop_signals
 
 
 def test_a_hangup_asks_to_stop_unless_nohup_says_otherwise() -> None:
@@ -26,3 +27,24 @@ def test_a_hangup_asks_to_stop_unless_nohup_says_otherwise() -> None:
 def test_a_signal_may_end_things_as_ctrl_c_does() -> None:
     with handling([signal.SIGTERM], interrupt), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.timeout(60)
+def test_a_wish_to_stop_may_interrupt_the_wait_for_one() -> None:
+    stop = StopRequest()
+
+    def ask(number: int, frame: object) -> None:
+        stop.set()
+        stop.__init__()  # type: ignore[misc]  # as if nobody had asked
+
+    with handling([signal.SIGVTALRM], ask):
+        signal.setitimer(signal.ITIMER_VIRTUAL, 7e-4, 7e-4)
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline:
+            stop.wait(1e-6)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    began = time.monotonic()
+    stop.set()
+    stop.wait(30)
+    assert stop.is_set()
+    assert time.monotonic() - began < 10

@@ -102,3 +102,20 @@ def test_a_window_ends_when_half_of_it_is_under_the_order() -> None:
     assert window(140, 5, 100, 200) == OutcomeWindow(10, 20, 0, ()), "to within a tenth"
     assert window(140, 20, 100, 200) == OutcomeWindow(10, 20, None, ())
     assert window(100, 0, 100, 200) == OutcomeWindow(10, 20, 0, ()), "from the checkpoint on"
+
+
+def test_one_gain_is_shared_from_either_side() -> None:
+    applied = [("a", 121), ("b", 141), ("c", 191), ("d", 300)]
+    scored = [(at, at) for at in (51, 103, 154, 206, 257, 308, 360, 411)]
+    shared = {}
+    for name, at in applied:
+        order = SimpleNamespace(applied_tokens=at, decision=name)
+        window = outcome_window(order, scored, applied)  # type: ignore[arg-type]
+        assert window is not None
+        shared[name] = (window.start, window.end, window.shared)
+    assert shared == {
+        "a": (103, 154, ("b",)),
+        "b": (103, 206, ("a", "c")),
+        "c": (154, 257, ("b",)),  # of 154 to 206, b tells too
+        "d": (257, 360, ()),
+    }

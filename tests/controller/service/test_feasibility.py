@@ -92,7 +92,8 @@ def test_one_store_under_two_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "uri",
     ["mlflow.example:5000", "localhost:5000", "mlruns", "/somewhere/mlruns", "http:/host:5000",
-     "htp://host:5000", "sqlite://mlflow.db", "sqlite:///", "https://", "http://[::1"],
+     "htp://host:5000", "sqlite://mlflow.db", "sqlite:///", "https://", "http://[::1",
+     "sqlite:/all.db", "http://localhost:99999", "http://local host:5000"],
 )  # fmt: skip
 def test_tracking_uris_of_no_kind(tmp_path: Path, uri: str) -> None:
     (line,) = problems(write(tmp_path, tracking__uri=uri))
@@ -116,6 +117,7 @@ def test_a_run_whose_only_checkpoint_is_its_last_teaches_nothing(tmp_path: Path)
     model = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
     file = write(tmp_path, evals={}, trainer=TRAINER | {"model": model})
     (line,) = problems(file, {"law": 4})
+    assert line.startswith("trainer.checkpoint_every: ")
     assert "comes too late" in line
     assert problems(write(tmp_path, evals={}), {"law": 4}) == [], "another loop has its own rhythm"
 

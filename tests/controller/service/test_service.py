@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from mixloop.contract import RunPaths, read_status
+from mixloop.controller.service import service
 from mixloop.trainer.prepare import prepare
 from mixloop.trainer.run import checkpoint_store
 from mixloop.trainer.sources import train_tokenizer
@@ -90,3 +91,33 @@ def test_what_ends_a_run_leaves_a_checkpoint_and_no_process(
         assert not [child for child in children if child.is_running()]
     folders = checkpoint_store.list_steps(RunPaths(run_file.parent / "run").checkpoints).values()
     assert [checkpoint_store.fault(folder) for folder in folders] == [None]
+
+
+def test_a_controller_that_is_told_often_says_that_it_was_interrupted(run_file: Path) -> None:
+    arguments = [sys.executable, "-m", "mixloop.cli.app", "control", str(run_file)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"controlling run")
+        for _ in range(20):
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.01)
+        assert process.wait(60) == 130
+
+
+def test_a_controller_that_lost_a_signal_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service, "ASK_AGAIN", 0.1)
+    deaf = """
+import signal, time
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+print("up", flush=True)
+while len(heard) < 2:
+    time.sleep(0.01)
+"""
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        service._end({"controller": process, "trainer": process})
+        assert process.poll() == 0

@@ -222,3 +222,20 @@ def test_the_package_imports_light():
         "assert not heavy, heavy; assert lazy < 0.15, lazy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_file_may_import_what_lies_beside_it(tmp_path):
+    (tmp_path / "beside_now.py").write_text("WHY = 'now'\n")
+    (tmp_path / "beside_later.py").write_text("WHY = 'later'\n")
+    (tmp_path / "own.py").write_text(
+        "from beside_now import WHY\n"
+        "class Own:\n"
+        "    def decide(self, observation):\n"
+        "        import beside_later\n"
+        "        return WHY, beside_later.WHY\n"
+    )
+    code = (
+        "import sys; from mixloop.policies import load_policy;"
+        "assert load_policy('./own.py:Own', base=sys.argv[1]).decide(None) == ('now', 'later')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)

@@ -471,7 +471,8 @@ def test_the_plan_of_an_order_is_carried_out(tmp_path: Path, stores: dict[str, P
 def test_a_newer_incarnation_is_left_alone(
     tmp_path: Path, stores: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    often = {"status_every": 1}
+    # a budget that outlasts the side thread's look, however busy the machine
+    often = {"status_every": 1, "budget": 10**6 * QUANTUM * LENGTH}
     with make(tmp_path, stores, **often) as old, make(tmp_path, stores, **often) as new:
         steps(old, 3)
         steps(new, 1)
