@@ -119,16 +119,24 @@ def _without_config(choice: Choice) -> Choice:
 def _walk(folder: Path, left: list[Left]) -> Iterator[PurePosixPath]:
     """The files of a folder by path; what is hidden is left, a hidden folder in one entry."""
     found: list[Path] = []
-    for where, folders, files in os.walk(folder, onerror=_unreadable):
+    seen = {folder.resolve()}
+    for where, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
         base = Path(where)
-        for name in sorted(folders):
+        folders.sort()  # which of two ways to a folder is taken
+        for name in tuple(folders):
+            place = (base / name).resolve()
             if name.startswith((".", "__")):
                 left.append(Left(str(base / name), "hidden"))
+                folders.remove(name)
+            elif place in seen or base.resolve().is_relative_to(place):
+                left.append(Left(str(base / name), "a folder that is read already (a link)"))
                 folders.remove(name)
             elif all((base / name / one).is_file() for one in _SAVED):
                 raise ValueError(
                     f"{base / name}: a dataset of `save_to_disk`; name it as an input of its own"
                 )
+            else:
+                seen.add(place)
         found += [base / name for name in files]
     for path in sorted(found):
         if path.is_file() or path.is_symlink():  # a link to nothing is a file that is missing

@@ -234,6 +234,30 @@ def test_what_is_missing_or_half_there_is_no_data(tmp_path: Path) -> None:
         select([str(tmp_path)])
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    put(tmp_path / "disk", ["a.jsonl", "deep/b.jsonl", ".hidden/c.jsonl"])
+    here = tmp_path / "here"
+    put(here, ["own/x.jsonl"])
+    (here / "linked").symlink_to(tmp_path / "disk")
+    (here / "seen").symlink_to(here / "linked" / ".hidden")
+    (here / "twice").symlink_to(here / "own")
+    (tmp_path / "disk" / "deep" / "loop").symlink_to(tmp_path / "disk")
+    (here / "above").symlink_to(tmp_path)
+    assert taken(here) == ["linked/a.jsonl", "linked/deep/b.jsonl", "own/x.jsonl", "seen/c.jsonl"]
+    why = {Path(one.location).name: one.why for one in select([str(here)]).left}
+    read = "a folder that is read already (a link)"
+    assert why == {".hidden": "hidden", "above": read, "loop": read, "twice": read}
+
+
+def test_files_that_a_set_lacks_are_told(tmp_path: Path) -> None:
+    put(tmp_path, ["en/c4.00000-of-01024.jsonl", "all-00000-of-00002.jsonl", "x-1-of-3.jsonl"])
+    put(tmp_path, ["all-00001-of-00002.jsonl"])
+    part = [f"{tmp_path}/en/c4.*-of-01024.jsonl: 1 of 1,024"]
+    assert select([str(tmp_path)]).incomplete() == part
+    assert select([str(tmp_path / "en" / "c4.00000-of-01024.jsonl")]).incomplete() == part
+    assert not select([str(tmp_path / "all*")]).incomplete()
+
+
 CARD = b"""---
 license: odc-by
 configs:
