@@ -69,7 +69,6 @@ def add_folder(folder: Path, choice: Choice, chosen: Selection) -> None:
             left.append(Left(found.pop(inside).location, why))
         marks = {path: by_card[path] for path in found}
     taken = _one_split(folder, found, marks, choice, left)
-    _refuse_twins(taken)
     if len({one.format for one in taken}) > 1:
         raise ValueError(
             f"{folder}: {groups(taken)}: say which by --format or --include, or prepare one, "
@@ -79,19 +78,6 @@ def add_folder(folder: Path, choice: Choice, chosen: Selection) -> None:
         raise ValueError(f"{folder}: no file of documents in this folder{_what_is_left(left)}")
     chosen.taken += taken
     chosen.left += left
-
-
-def _refuse_twins(taken: Iterable[Input]) -> None:
-    """Refuse a file and its compressed self: the same documents twice."""
-    seen: dict[Path, str] = {}
-    for one in taken:
-        path = Path(one.location)
-        plain = path.with_name(path.name[: len(bare_name(path))])
-        other = seen.setdefault(plain, path.name)
-        if other != path.name:
-            raise ValueError(
-                f"{path}: the same file as {other}, by its name; --include one of them"
-            )
 
 
 def _add_shards(folder: Path, choice: Choice, chosen: Selection) -> bool:

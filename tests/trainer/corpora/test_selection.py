@@ -89,6 +89,9 @@ def test_a_file_is_what_its_content_is(
         ("a.jsonl.zst", zstd(LINES)[:-4], "unreadable"),
         ("a.txt.gz", b"never packed", "named .gz, but not compressed"),
         ("a.zip", b"PK\x03\x04rest", "zip archive; unpack it"),
+        ("a.warc.gz", gzip.compress(b"WARC/1.0\r\n"), "a web archive .*; extract its text"),
+        ("a.wet", b"WARC/1.0\r\nWARC-Type: conversion", "a web archive .*; extract its text"),
+        ("a.xml.bz2", bz2.compress(b'<mediawiki xmlns="http'), "a MediaWiki dump; extract"),
     ],
 )
 def test_what_is_in_doubt_is_refused(tmp_path: Path, name: str, content: bytes, why: str) -> None:
@@ -221,6 +224,9 @@ def test_nothing_is_taken_twice(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x.jsonl.gz: the same file as x.jsonl, by its name"):
         select([str(tmp_path / "a")])
     file = str(tmp_path / "a" / "x.jsonl")
+    for inputs in ([file, f"{file}.gz"], [str(tmp_path / "a" / "x*")]):
+        with pytest.raises(ValueError, match=r"x.jsonl.gz: the same file as x.jsonl, by its name"):
+            select(inputs)
     for inputs in ([file, file], [file, str(tmp_path / "a" / "*l")]):
         with pytest.raises(ValueError, match=r"x.jsonl: given 2 times"):
             select(inputs)
