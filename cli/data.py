@@ -129,7 +129,7 @@ def prepare(
                 eos=eos,
                 parse_special_tokens=parse_special_tokens,
                 account=account,
-                selected=_tell_what_is_left,
+                selected=_tell_selection,
                 progress=lambda now: show(
                     now.inputs_done,
                     now.inputs,
@@ -154,8 +154,9 @@ def prepare(
         )
 
 
-def _tell_what_is_left(chosen: Selection) -> None:
-    """What is read and what isn't, in one line, where it is not all."""
+def _tell_selection(chosen: Selection) -> None:
+    """What of the inputs isn't read, and what of a set isn't there, a line each."""
+    _tell_incomplete(chosen)
     if not chosen.left:
         return
     counts = Counter(one.why for one in chosen.left)
@@ -171,6 +172,13 @@ def _tell_what_is_left(chosen: Selection) -> None:
     )
 
 
+def _tell_incomplete(chosen: Selection) -> None:
+    sets = chosen.incomplete()
+    if sets:
+        more = "; …" if len(sets) > 3 else ""
+        typer.echo(clean(f"reads sets of files in part: {'; '.join(sets[:3])}{more}"), err=True)
+
+
 def _list_selection(chosen: Selection, as_json: bool) -> None:
     """Every file, whether it is read, and why not."""
     if as_json:
@@ -178,6 +186,7 @@ def _list_selection(chosen: Selection, as_json: bool) -> None:
             {
                 "taken": [asdict(one) for one in chosen.taken],
                 "left": [asdict(one) for one in chosen.left],
+                "incomplete": chosen.incomplete(),
             }
         )
         return
@@ -185,6 +194,7 @@ def _list_selection(chosen: Selection, as_json: bool) -> None:
         facts = [one.format, one.compression, one.split and f"split {one.split}"]
         print_lines([f"reads  {one.location}  ({', '.join(fact for fact in facts if fact)})"])
     print_lines(f"leaves {one.location}  ({one.why})" for one in chosen.left)
+    _tell_incomplete(chosen)
 
 
 def verify(

@@ -116,6 +116,33 @@ def test_a_tokenizer_without_bos_is_told(folder: Path) -> None:
     assert "no bos_token" in str(refused.exception)
 
 
+def test_a_tokenizer_without_eos_goes_where_none_is_wanted(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    for options in ([], ["--eos"]):
+        refused = run(folder, str(folder / "data"), *options)
+        assert isinstance(refused.exception, BadInput)
+        assert "no eos_token with an id (tokenizer_config.json); --no-eos" in str(refused.exception)
+    assert run(folder, str(folder / "data"), "--no-eos").exit_code == 0
+    assert stored(folder) == ids(folder, [], [])
+    assert read_header(folder / "out").eos_id == -1
+    assert run(folder, str(folder / "data"), "--append").exit_code == 0
+    rows = folder / "ids.jsonl"
+    rows.write_text('{"input_ids": [5, 6]}\n')
+    done = run(folder, str(rows), "--ids-key", "input_ids", out="rows")
+    assert done.exit_code == 0
+    assert stored(folder, "rows") == [5, 6]
+
+
+def test_a_set_that_is_read_in_part_is_told(folder: Path) -> None:
+    file = folder / "data" / "train-00000-of-00001.json"
+    part = file.rename(folder / "c4.00000-of-01024.json")
+    for options in ([], ["--dry-run"]):
+        (said,) = run(folder, str(part), *options).stderr.splitlines()
+        assert said == f"reads sets of files in part: {folder}/c4.*-of-01024.json: 1 of 1,024"
+    listed = json.loads(run(folder, str(part), "--dry-run", "--json").stdout)
+    assert listed["incomplete"] == [f"{folder}/c4.*-of-01024.json: 1 of 1,024"]
+
+
 @pytest.mark.parametrize("kind", [pa.list_(pa.int32()), pa.list_(pa.int64(), 4)])
 def test_token_ids_of_parquet_become_a_store(folder: Path, kind: Any) -> None:
     rows = [[5, 6, 7, 0], [8, 9, 10, 0]]

@@ -21,6 +21,7 @@ _KEYWORDS = {
 }
 _SPLIT_OF = {word: split for split, words in _KEYWORDS.items() for word in words}
 _WORD = re.compile(rf"(?<![^-._ 0-9])({'|'.join(_SPLIT_OF)})(?![^-._ 0-9])", re.IGNORECASE)
+_NUMBERED = re.compile(r"(.*?)(\d{4,})-of-(\d{4,})(?!\d)(.*)")
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]+")
 
 
@@ -59,6 +60,20 @@ def _by_words(path: PurePosixPath) -> str | None:
         if found:
             return " or ".join(sorted(found))
     return None
+
+
+def incomplete_sets(paths: Iterable[Path]) -> list[str]:
+    """Files called `NAME-00000-of-00005` of which some are missing: `NAME-*-of-00005: 1 of 5`."""
+    sets: dict[tuple[Path, str, str, str], set[str]] = {}
+    for path in paths:
+        if match := _NUMBERED.fullmatch(path.name):
+            begin, number, count, end = match.groups()
+            sets.setdefault((path.parent, begin, count, end), set()).add(number)
+    return [
+        f"{folder / begin}*-of-{count}{end}: {len(numbers):,} of {int(count):,}"
+        for (folder, begin, count, end), numbers in sets.items()
+        if len(numbers) < int(count)
+    ]
 
 
 def configuration(folder: Path, asked: str | None) -> Configuration | None:

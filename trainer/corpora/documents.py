@@ -111,7 +111,8 @@ def _tell_wrong(account: Account, where: str, key: str, value: Any, right: str) 
     elif value is None:
         account.bad("null", f"{where}: {key!r} is null, not {right}")
     else:
-        account.bad(f"not {right}", f"{where}: {key!r} is {type(value).__name__}, not {right}")
+        found = "a list of others" if isinstance(value, list) else type(value).__name__
+        account.bad(f"not {right}", f"{where}: {key!r} is {found}, not {right}")
 
 
 def check_key(source: Input, key: str, option: str) -> None:
@@ -334,7 +335,8 @@ def _open_dataset(source: Input, config: str | None) -> Any:
                 return chain.from_iterable(saved.values())
             if isinstance(saved, datasets.DatasetDict):
                 if split not in saved:
-                    raise ValueError(f"no split {split!r} (there are: {', '.join(saved)})")
+                    names = ", ".join(saved)
+                    raise ValueError(f"no split {split!r} (there are: {names}); choose by --split")
                 saved = saved[split]
             return saved
         # streamed: nothing is stored twice, and the order is the dataset's own

@@ -69,7 +69,6 @@ def add_folder(folder: Path, choice: Choice, chosen: Selection) -> None:
             left.append(Left(found.pop(inside).location, why))
         marks = {path: by_card[path] for path in found}
     taken = _one_split(folder, found, marks, choice, left)
-    _refuse_twins(taken)
     if len({one.format for one in taken}) > 1:
         raise ValueError(
             f"{folder}: {groups(taken)}: say which by --format or --include, or prepare one, "
@@ -79,19 +78,6 @@ def add_folder(folder: Path, choice: Choice, chosen: Selection) -> None:
         raise ValueError(f"{folder}: no file of documents in this folder{_what_is_left(left)}")
     chosen.taken += taken
     chosen.left += left
-
-
-def _refuse_twins(taken: Iterable[Input]) -> None:
-    """Refuse a file and its compressed self: the same documents twice."""
-    seen: dict[Path, str] = {}
-    for one in taken:
-        path = Path(one.location)
-        plain = path.with_name(path.name[: len(bare_name(path))])
-        other = seen.setdefault(plain, path.name)
-        if other != path.name:
-            raise ValueError(
-                f"{path}: the same file as {other}, by its name; --include one of them"
-            )
 
 
 def _add_shards(folder: Path, choice: Choice, chosen: Selection) -> bool:
@@ -119,16 +105,24 @@ def _without_config(choice: Choice) -> Choice:
 def _walk(folder: Path, left: list[Left]) -> Iterator[PurePosixPath]:
     """The files of a folder by path; what is hidden is left, a hidden folder in one entry."""
     found: list[Path] = []
-    for where, folders, files in os.walk(folder, onerror=_unreadable):
+    seen = {folder.resolve()}
+    for where, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
         base = Path(where)
-        for name in sorted(folders):
+        folders.sort()  # which of two ways to a folder is taken
+        for name in tuple(folders):
+            place = (base / name).resolve()
             if name.startswith((".", "__")):
                 left.append(Left(str(base / name), "hidden"))
+                folders.remove(name)
+            elif place in seen or base.resolve().is_relative_to(place):
+                left.append(Left(str(base / name), "a folder that is read already (a link)"))
                 folders.remove(name)
             elif all((base / name / one).is_file() for one in _SAVED):
                 raise ValueError(
                     f"{base / name}: a dataset of `save_to_disk`; name it as an input of its own"
                 )
+            else:
+                seen.add(place)
         found += [base / name for name in files]
     for path in sorted(found):
         if path.is_file() or path.is_symlink():  # a link to nothing is a file that is missing

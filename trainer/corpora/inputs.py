@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from .dataset_layout import incomplete_sets
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -50,6 +52,10 @@ class Selection:
 
     taken: list[Input] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+
+    def incomplete(self) -> list[str]:
+        """Sets of numbered files that are not read whole: `web-*-of-01024.jsonl: 1 of 1,024`."""
+        return incomplete_sets(Path(one.location) for one in self.taken)
 
 
 def file_input(path: Path, kind: str, compression: str | None) -> Input:

@@ -37,6 +37,8 @@ _BINARY = (
     (b"Obj\x01", "Avro"),
     (b"ORC", "ORC"),
     (b"SQLite format 3", "an SQLite database"),
+    (b"WARC/", "a web archive (WARC, WET); extract its text"),
+    (b"<mediawiki", "a MediaWiki dump; extract its text"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file (git lfs pull)"),
     (b"\xff\xfe", "not UTF-8 but UTF-16 text; convert it"),
     (b"\xfe\xff", "not UTF-8 but UTF-16 text; convert it"),

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
+from .compressed import bare_name
 from .dataset_layout import ALL, split_name, splits_by_name
 from .folders import CARDS, add_folder, beside_the_point
 from .inputs import Choice, Input, Left, Selection, file_input, groups
@@ -56,6 +57,7 @@ def select(inputs: Iterable[str], choice: Choice | None = None) -> Selection:
         raise ValueError("no input given")
     _check_named_files(dict(files), choice, chosen)
     _refuse_repeats(chosen)
+    _refuse_twins(chosen)
     return chosen
 
 
@@ -66,6 +68,19 @@ def _refuse_repeats(chosen: Selection) -> None:
     for place, count in places.most_common(1):
         if count > 1:
             raise ValueError(f"{place}: given {count} times; leave it out of all but one input")
+
+
+def _refuse_twins(chosen: Selection) -> None:
+    """Refuse a file and its compressed self: the same documents twice."""
+    seen: dict[Path, str] = {}
+    for one in chosen.taken:
+        path = Path(one.location)
+        plain = path.with_name(path.name[: len(bare_name(path))])
+        other = seen.setdefault(plain, path.name)
+        if other != path.name:
+            raise ValueError(
+                f"{path}: the same file as {other}, by its name; take one of them (--include)"
+            )
 
 
 # --- files that are named ---------------------------------------------------------------------

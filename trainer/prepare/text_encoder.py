@@ -178,8 +178,10 @@ def _special_as_text(tokenizer: Tokenizer, named: Iterable[str]) -> Tokenizer:
     tokenizer.encode_special_tokens = True
     content = json.loads(tokenizer.to_str())
     unknown = _unknown_id(content["model"], tokenizer)
+    # what bytes are written as is told apart by the model itself
+    bytes_ = {f"<0x{byte:02X}>" for byte in range(256) if content["model"].get("byte_fallback")}
     found = {}
-    for token in special:
+    for token in special - bytes_:
         own = tokenizer.token_to_id(token)
         if own != unknown and own in tokenizer.encode(token, add_special_tokens=False).ids:
             found[token] = f"\ufdd0{token}\ufdd1"  # noncharacters

@@ -254,6 +254,11 @@ def _ends(
     if bos and facts.bos_id < 0:
         raise ValueError("bos: the tokenizer names no bos_token with an id (tokenizer_config.json)")
     with_eos = ids_key is None if eos is None else eos
+    if with_eos and facts.eos_id < 0:
+        raise ValueError(
+            "eos: the tokenizer names no eos_token with an id (tokenizer_config.json); --no-eos "
+            "goes without"
+        )
     return Ends(facts.bos_id if bos else -1, facts.eos_id if with_eos else -1)
 
 

@@ -81,10 +81,11 @@ def build_model(job: Job, tokenizer: TokenizerInfo) -> Any:
             f"sequence_length {job.sequence_length}"
         )
     theta = shape.pop("rope_theta")
+    end = tokenizer.eos_id if tokenizer.eos_id >= 0 else None
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size,
-        bos_token_id=tokenizer.eos_id,
-        eos_token_id=tokenizer.eos_id,
+        bos_token_id=end,
+        eos_token_id=end,
         use_cache=False,
         rope_parameters={"rope_type": "default", "rope_theta": theta},
         **shape,

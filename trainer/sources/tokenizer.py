@@ -45,13 +45,13 @@ class TokenizerInfo:
     """What a store and a model need to know of a tokenizer.
 
     `vocab_size` is its highest id and one, added tokens and holes among the ids included, so that a
-    model has a row for each id. `bos_id` is -1 where it names no BOS. `probe` are the ids by which
-    whoever scores a model knows that it reads texts as training did.
+    model has a row for each id. `eos_id` and `bos_id` are -1 where it names none with an id. `probe`
+    are the ids by which whoever scores a model knows that it reads texts as training did.
     """
 
     fingerprint: str
     vocab_size: int
-    eos_token: str
+    eos_token: str | None
     eos_id: int
     probe: TokenProbe
     bos_id: int = -1
@@ -152,7 +152,7 @@ def inspect_tokenizer(folder: Path) -> TokenizerInfo:
     """Fingerprint, size and end-of-text token of a tokenizer folder.
 
     Raises:
-        JobError: no tokenizer there, or none with an end-of-text token.
+        JobError: no tokenizer there.
     """
     try:
         tokenizer = load_raw(folder)
@@ -160,14 +160,12 @@ def inspect_tokenizer(folder: Path) -> TokenizerInfo:
         raise JobError(f"tokenizer {folder}: no readable tokenizer.json: {error}") from error
     named = special_tokens(folder, tokenizer)
     eos, bos = named.get("eos_token"), named.get("bos_token")
-    if eos is None:
-        raise JobError(f"tokenizer {folder}: no eos_token in {_CONFIG}, or unknown id")
     ids = tokenizer.get_vocab(with_added_tokens=True)
     return TokenizerInfo(
         fingerprint=_identity(tokenizer),
         vocab_size=max(ids.values()) + 1,
         eos_token=eos,
-        eos_id=ids[eos],
+        eos_id=-1 if eos is None else ids[eos],
         probe=take_token_probe(tokenizer),
         bos_id=-1 if bos is None else ids[bos],
     )

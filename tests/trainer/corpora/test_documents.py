@@ -204,5 +204,5 @@ def test_ids_of_a_column(tmp_path: Path, kind: Any) -> None:
         assert all(ids.dtype == np.int64 for ids in found)
     (tmp_path / "b.jsonl").write_text('{"input_ids": [1, 2.5]}\n')
     (source,) = select([str(tmp_path / "b.jsonl")]).taken
-    with pytest.raises(ValueError, match="line 1: 'input_ids' is list, not a list of token ids"):
+    with pytest.raises(ValueError, match="'input_ids' is a list of others, not a list of tok"):
         list(read_ids(source, "input_ids", Account(), None))

@@ -89,6 +89,9 @@ def test_a_file_is_what_its_content_is(
         ("a.jsonl.zst", zstd(LINES)[:-4], "unreadable"),
         ("a.txt.gz", b"never packed", "named .gz, but not compressed"),
         ("a.zip", b"PK\x03\x04rest", "zip archive; unpack it"),
+        ("a.warc.gz", gzip.compress(b"WARC/1.0\r\n"), "a web archive .*; extract its text"),
+        ("a.wet", b"WARC/1.0\r\nWARC-Type: conversion", "a web archive .*; extract its text"),
+        ("a.xml.bz2", bz2.compress(b'<mediawiki xmlns="http'), "a MediaWiki dump; extract"),
     ],
 )
 def test_what_is_in_doubt_is_refused(tmp_path: Path, name: str, content: bytes, why: str) -> None:
@@ -221,6 +224,9 @@ def test_nothing_is_taken_twice(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x.jsonl.gz: the same file as x.jsonl, by its name"):
         select([str(tmp_path / "a")])
     file = str(tmp_path / "a" / "x.jsonl")
+    for inputs in ([file, f"{file}.gz"], [str(tmp_path / "a" / "x*")]):
+        with pytest.raises(ValueError, match=r"x.jsonl.gz: the same file as x.jsonl, by its name"):
+            select(inputs)
     for inputs in ([file, file], [file, str(tmp_path / "a" / "*l")]):
         with pytest.raises(ValueError, match=r"x.jsonl: given 2 times"):
             select(inputs)
@@ -232,6 +238,30 @@ def test_what_is_missing_or_half_there_is_no_data(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").symlink_to(tmp_path / "gone")
     with pytest.raises(ValueError, match=r"d.jsonl: unreadable: .*No such file"):
         select([str(tmp_path)])
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    put(tmp_path / "disk", ["a.jsonl", "deep/b.jsonl", ".hidden/c.jsonl"])
+    here = tmp_path / "here"
+    put(here, ["own/x.jsonl"])
+    (here / "linked").symlink_to(tmp_path / "disk")
+    (here / "seen").symlink_to(here / "linked" / ".hidden")
+    (here / "twice").symlink_to(here / "own")
+    (tmp_path / "disk" / "deep" / "loop").symlink_to(tmp_path / "disk")
+    (here / "above").symlink_to(tmp_path)
+    assert taken(here) == ["linked/a.jsonl", "linked/deep/b.jsonl", "own/x.jsonl", "seen/c.jsonl"]
+    why = {Path(one.location).name: one.why for one in select([str(here)]).left}
+    read = "a folder that is read already (a link)"
+    assert why == {".hidden": "hidden", "above": read, "loop": read, "twice": read}
+
+
+def test_files_that_a_set_lacks_are_told(tmp_path: Path) -> None:
+    put(tmp_path, ["en/c4.00000-of-01024.jsonl", "all-00000-of-00002.jsonl", "x-1-of-3.jsonl"])
+    put(tmp_path, ["all-00001-of-00002.jsonl"])
+    part = [f"{tmp_path}/en/c4.*-of-01024.jsonl: 1 of 1,024"]
+    assert select([str(tmp_path)]).incomplete() == part
+    assert select([str(tmp_path / "en" / "c4.00000-of-01024.jsonl")]).incomplete() == part
+    assert not select([str(tmp_path / "all*")]).incomplete()
 
 
 CARD = b"""---

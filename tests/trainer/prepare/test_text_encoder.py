@@ -86,6 +86,20 @@ def test_a_text_makes_no_control_ids(tmp_path: Path, make: Any) -> None:
     assert ids == raw.encode(plain, add_special_tokens=False).ids
 
 
+def test_bytes_stay_bytes_where_they_are_called_special(tmp_path: Path) -> None:
+    named = ["<unk>", *MARKS, *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=named, show_progress=False)
+    tokenizer.train_from_iterator(["the fox has 0x3C legs"] * 9, trainer=trainer)
+    folder = save(tmp_path / "t", tokenizer)
+    changes = Changes()
+    (ids,) = TextEncoder(folder).encode(["1 < 2, 北"], changes)
+    signs = [tokenizer.id_to_token(at) for at in ids]
+    assert "<0x3C>" in signs
+    assert signs[-3:] == ["<0xE5>", "<0x8C>", "<0x97>"]
+    assert not changes.unknown
+
+
 def test_special_tokens_of_any_look(tmp_path: Path) -> None:
     tokenizer = byte_level()
     tokenizer.add_special_tokens(
