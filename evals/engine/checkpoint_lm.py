@@ -69,7 +69,7 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         super().__init__()
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self._encode = encode or own_encoder(tokenizer)
+        self.encode = encode or own_encoder(tokenizer)
         self.max_length = max_length
         self.seed = seed
         self.add_bos = add_bos
@@ -136,7 +136,7 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
 
         It is never there twice, as in lm-eval's `hf` model with `add_bos_token`.
         """
-        ids = self._encode(without_surrogates(string)[0])
+        ids = self.encode(without_surrogates(string)[0])
         begin = self.add_bos and add_special_tokens is not False
         return [self.prefix_token_id, *ids] if begin and ids[:1] != [self.prefix_token_id] else ids
 

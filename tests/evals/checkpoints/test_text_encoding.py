@@ -279,3 +279,23 @@ def test_an_end_of_text_that_is_a_newline_by_name_splits_none(folder: Path) -> N
 def test_half_surrogates_are_replaced_as_in_training(folder: Path, trained: TokenProbe) -> None:
     for lm in (load_checkpoint(folder), load_checkpoint(folder, trained=trained)):
         assert lm.tok_encode("a \ud800 b") == lm.tok_encode("a \ufffd b")
+
+
+def test_checkpoints_share_a_tokenizer_where_they_read_alike(
+    folder: Path, made: Path, tmp_path: Path, trained: TokenProbe
+) -> None:
+    copy_tokenizer(made, folder)
+    folders = {
+        parses: shutil.copytree(folder, tmp_path / f"parses-{parses}") for parses in (False, True)
+    }
+    for parses, path in folders.items():
+        record = replace(trained, parses_special=parses).to_json()
+        (path / "tokenizer_probe.json").write_text(json.dumps(record))
+    scorer = Scorer(EvalSettings(benchmarks={}))
+    first, other = scorer.load(folder), scorer.load(folders[False])
+    assert first.encode is not other.encode  # the record of this folder says that ids are parsed
+    assert scorer.load(folders[True]).tok_encode("<|end|>") == [0]
+    plain = scorer.load(folders[False])
+    assert 0 not in plain.tok_encode("<|end|>")
+    again = scorer.load(shutil.copytree(folders[False], tmp_path / "again"))
+    assert again.encode is plain.encode and again.tokenizer is plain.tokenizer
