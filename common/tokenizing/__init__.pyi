@@ -1,3 +1,6 @@
+from .plain_text import special_as_text as special_as_text
+from .plain_text import unknown_id as unknown_id
+from .plain_text import without_surrogates as without_surrogates
 from .token_probe import RECORD as RECORD
 from .token_probe import TokenProbe as TokenProbe
 from .token_probe import read_probe as read_probe

@@ -39,13 +39,15 @@ class TokenProbe:
     """The probe text's ids: the hash of all, and the first of them for a person.
 
     `begins` says whether a beginning-of-text token stood in front of each document that was
-    tokenised for training.
+    tokenised for training, `parses_special` whether special tokens that were written in one became
+    their ids.
     """
 
     sha256: str
     ids: tuple[int, ...] = ()
     version: int = VERSION
     begins: bool = False
+    parses_special: bool = False
 
     @classmethod
     def from_json(cls, content: Any) -> TokenProbe | None:
@@ -55,7 +57,8 @@ class TokenProbe:
         digest, ids = content.get("sha256"), content.get("ids")
         if not isinstance(digest, str) or not isinstance(ids, Sequence):
             return None
-        return cls(digest, tuple(ids), begins=content.get("begins") is True)
+        begins, parses = (content.get(name) is True for name in ("begins", "parses_special"))
+        return cls(digest, tuple(ids), begins=begins, parses_special=parses)
 
     def to_json(self) -> dict[str, Any]:
         """As `from_json` takes it."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mixloop.common.tokenizing import without_surrogates
 from mixloop.evals import Outcomes
 
 if TYPE_CHECKING:
@@ -74,4 +75,4 @@ class Benchmark(ABC):
 
 def gold_bytes(gold: str) -> int:
     """UTF-8 length of a gold answer."""
-    return len(gold.encode())
+    return len(without_surrogates(gold)[0].encode())

@@ -14,8 +14,10 @@ from mixloop.common.tokenizing import TokenProbe, read_probe
 
 from .model_weights import read_model
 from .text_encoding import (
+    Encode,
     has_tokenizer,
     read_tokenizer,
+    text_encoder,
     why_not_of_model,
     why_not_trained_with,
 )
@@ -42,11 +44,13 @@ class CheckpointError(Exception):
 class Checkpoint:
     """What a folder holds, in memory: nothing of it changes with the files any more.
 
-    `begins` says whether documents of the training data began with a beginning-of-text token.
+    `encode` makes the ids of a text that training had; `begins` says whether documents of the
+    training data began with a beginning-of-text token.
     """
 
     config: Any
     tokenizer: Any
+    encode: Encode
     model: Any
     begins: bool
 
@@ -108,19 +112,18 @@ def _read(
         raise FileNotFoundError("no config.json: the folder is gone, or no checkpoint")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if substitute is None or has_tokenizer(folder):
-        tokenizer = read_tokenizer(folder)
+        source, tokenizer = folder, read_tokenizer(folder)
     else:
-        tokenizer = _read_substitute(substitute, config)
+        source, tokenizer = substitute, _read_substitute(substitute, config)
     if tokenizer.eos_token_id is None:
         raise ValueError("its tokenizer has no end-of-text token")
-    problem = why_not_trained_with(tokenizer, folder, trained) or why_not_of_model(
-        tokenizer, config
-    )
+    known = trained or read_probe(folder)
+    encode = text_encoder(tokenizer, source, known)
+    problem = why_not_trained_with(encode, folder, trained) or why_not_of_model(tokenizer, config)
     if problem is not None:
         raise ValueError(problem)
-    known = trained or read_probe(folder)
     begins = known is not None and known.begins
-    return Checkpoint(config, tokenizer, read_model(folder, config, device, dtype), begins)
+    return Checkpoint(config, tokenizer, encode, read_model(folder, config, device, dtype), begins)
 
 
 def _read_substitute(folder: Path, config: Any) -> Any:

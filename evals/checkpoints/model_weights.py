@@ -35,6 +35,8 @@ _WRAPPERS = frozenset(
         "_forward_module",
     }
 )
+# what older versions of transformers saved beside the weights and now compute: masks and places
+_COMPUTED = frozenset({"masked_bias", "causal_mask", "inv_freq", "position_ids"})
 _NAMED = 5  # names that an error tells
 
 
@@ -62,7 +64,7 @@ def read_model(folder: Path, config: Any, device: str, dtype: str) -> Any:
     quantised = getattr(config, "quantization_config", None) is not None
     upcast = wanted == torch.float32 and not quantised
     expected = empty.state_dict().keys()
-    weights = unwrapped(_read_tensors(folder, upcast), expected)
+    weights = _without_computed(unwrapped(_read_tensors(folder, upcast), expected), expected)
     with _no_report():
         model, info = type(empty).from_pretrained(
             None,
@@ -186,6 +188,20 @@ def unwrapped(
             raise ValueError(f"two weights are {own} once their wrappers' prefixes are left out")
         bare[own] = tensor
     return bare
+
+
+def _without_computed(
+    tensors: Mapping[str, torch.Tensor], expected: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """The tensors without masks and places that no training changes and the model computes."""
+    computed = _COMPUTED - {name.split(".")[-1] for name in expected}
+
+    def is_weight(name: str, tensor: torch.Tensor) -> bool:
+        last = name.rsplit(".", maxsplit=1)[-1]
+        # GPT's causal mask is a bias by name; those of layers have one axis
+        return last not in computed and not (last == "bias" and tensor.ndim == 4)
+
+    return {name: t for name, t in tensors.items() if name in expected or is_weight(name, t)}
 
 
 def _must_be_whole(info: Mapping[str, Any]) -> None:

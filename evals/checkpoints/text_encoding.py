@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mixloop.common.tokenizing import (
     TOKENIZER_FILE,
@@ -11,8 +13,13 @@ from mixloop.common.tokenizing import (
     exact_config,
     read_probe,
     read_tokenizer_file,
+    special_as_text,
+    special_tokens,
     take_probe,
 )
+
+Encode = Callable[[str], list[int]]
+"""A text's ids and nothing else: no template of the tokenizer adds any."""
 
 # of tokenizers that transformers converts
 _OTHER_FILES = (
@@ -74,18 +81,18 @@ def why_not_of_model(tokenizer: Any, config: Any) -> str | None:
     return f"its tokenizer has ids up to {highest}, its model {rows} of them: one is another's"
 
 
-def why_not_trained_with(tokenizer: Any, folder: Path, trained: TokenProbe | None) -> str | None:
+def why_not_trained_with(encode: Encode, folder: Path, trained: TokenProbe | None) -> str | None:
     """Why a checkpoint's model can't have been trained on this tokenizer's ids, or None.
 
     Args:
-        tokenizer: As it was read.
+        encode: As texts are read for it.
         folder: The checkpoint's; a probe may be recorded there.
         trained: The probe of the tokenizer that made the training data; None: not known.
     """
     recorded = read_probe(folder)
     if recorded is None and trained is None:
         return None
-    mine = take_probe(lambda text: encode_text(tokenizer, text))
+    mine = take_probe(encode)
     for probe, whose in ((recorded, "recorded in the checkpoint"), (trained, "of the run's data")):
         difference = None if probe is None else mine.difference(probe)
         if difference is not None:
@@ -98,16 +105,29 @@ def why_not_trained_with(tokenizer: Any, folder: Path, trained: TokenProbe | Non
     return None
 
 
-def encode_text(tokenizer: Any, text: str, *, begin: bool = False) -> list[int]:
-    """A text's ids and nothing else: no template of the tokenizer adds any.
+def text_encoder(tokenizer: Any, folder: Path, known: TokenProbe | None) -> Encode:
+    """What makes the ids of a text that training had.
+
+    Special tokens that are written in a text are text unless `prepare` was told to parse them.
 
     Args:
-        tokenizer: The checkpoint's.
-        text: Anything.
-        begin: Whether the beginning-of-text token stands in front, as lm-eval's `hf` model has it
-            with `add_bos_token`; never twice.
+        tokenizer: Of the checkpoint, as it was read.
+        folder: Its own.
+        known: How the training data was tokenised; None: as lm-eval's `hf` model would.
     """
-    ids = cast(list[int], tokenizer.encode(text, add_special_tokens=False))
-    if begin and not text.startswith(tokenizer.bos_token):
-        return [tokenizer.bos_token_id, *ids]
-    return ids
+    if known is None:
+        return own_encoder(tokenizer)
+    if not (folder / TOKENIZER_FILE).is_file():
+        options = {"split_special_tokens": not known.parses_special}
+        return partial(tokenizer.encode, add_special_tokens=False, **options)
+    # what transformers adds to a tokenizer, such as an end-of-text token that was but a word, is
+    # not in the file
+    raw = read_tokenizer_file(folder)
+    if not known.parses_special:
+        raw = special_as_text(raw, special_tokens(folder, raw).values())
+    return lambda text: list(raw.encode(text, add_special_tokens=False).ids)
+
+
+def own_encoder(tokenizer: Any) -> Encode:
+    """A tokenizer of transformers as it is, without its template."""
+    return partial(tokenizer.encode, add_special_tokens=False)

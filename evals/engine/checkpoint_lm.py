@@ -20,7 +20,8 @@ import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from mixloop.evals.checkpoints import encode_text
+from mixloop.common.tokenizing import without_surrogates
+from mixloop.evals.checkpoints import Encode, own_encoder
 
 from .sampling import Sampling, altered_generation
 from .tokenization import StopRule, ends_of_text
@@ -47,6 +48,7 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
     Args:
         model: A causal language model of transformers.
         tokenizer: Its tokenizer.
+        encode: What makes a text's ids; None: the tokenizer.
         max_length: The longest sequence, in tokens.
         seed: Of the texts that are drawn.
         add_bos: Whether the beginning-of-text token stands in front of every text.
@@ -59,6 +61,7 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         model: Any,
         tokenizer: Any,
         *,
+        encode: Encode | None = None,
         max_length: int,
         seed: int = 1234,
         add_bos: bool = False,
@@ -66,6 +69,7 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         super().__init__()
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.encode = encode or own_encoder(tokenizer)
         self.max_length = max_length
         self.seed = seed
         self.add_bos = add_bos
@@ -128,9 +132,13 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """A text's own token ids, behind the beginning-of-text token where that is asked for."""
+        """A text's own token ids, behind the beginning-of-text token where that is asked for.
+
+        It is never there twice, as in lm-eval's `hf` model with `add_bos_token`.
+        """
+        ids = self.encode(without_surrogates(string)[0])
         begin = self.add_bos and add_special_tokens is not False
-        return encode_text(self.tokenizer, string, begin=begin)
+        return [self.prefix_token_id, *ids] if begin and ids[:1] != [self.prefix_token_id] else ids
 
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False

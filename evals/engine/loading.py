@@ -63,7 +63,7 @@ def load_checkpoint(
         log.warning("%s: prefixes are not shared: %s", folder, obstacle)
     engine = SharedPrefixLM if obstacle is None else PlainLM
     options = {"max_length": max_length, "batch_tokens": batch_tokens, "seed": seed}
-    return engine(model, used, add_bos=add_bos, **options)
+    return engine(model, used, encode=checkpoint.encode, add_bos=add_bos, **options)
 
 
 def _context(folder: Path, config: Any) -> int:

@@ -10,16 +10,20 @@ from typing import Any, cast
 
 from lm_eval.models.utils import postprocess_generated_text
 
+from mixloop.evals.checkpoints import Encode
+
 log = logging.getLogger(__name__)
 
 
-def tokenizer_identity(tokenizer: Any, folder: Path) -> str:
-    """Equal for tokenizers of two checkpoints' folders that read and write alike."""
+def tokenizer_identity(tokenizer: Any, encode: Encode, folder: Path) -> str:
+    """Equal for tokenizers of two checkpoints' folders that read (`encode`) and write alike."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     # a slow tokenizer says too little of itself: each is its own
     text = backend.to_str() if backend is not None else str(id(tokenizer))
     options = (tokenizer.special_tokens_map, sorted(tokenizer.init_kwargs.items()))
-    named = repr((type(tokenizer), options)).replace(str(folder), "")
+    # where special tokens that are written in a text are text, and where they are ids
+    read = [encode(token) for token in tokenizer.all_special_tokens]
+    named = repr((type(tokenizer), options, read)).replace(str(folder), "")
     return hashlib.sha256(f"{named}|{text}".encode()).hexdigest()
 
 

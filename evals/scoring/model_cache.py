@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mixloop.evals import EvalSettings
 
 if TYPE_CHECKING:
+    from mixloop.evals.checkpoints import Encode
     from mixloop.evals.engine import CheckpointLM
 
 
@@ -18,7 +19,7 @@ class ModelCache:
     def __init__(self, settings: EvalSettings) -> None:
         self._settings = settings
         self._loaded: tuple[Path, CheckpointLM | str] | None = None
-        self._tokenizer: tuple[str, Any] | None = None
+        self._texts: tuple[str, Any, Encode] | None = None
 
     def load(self, checkpoint: Path) -> CheckpointLM | str:
         """The checkpoint's model, or why there is none; loaded once until :meth:`release`."""
@@ -53,14 +54,14 @@ class ModelCache:
             )
         except CheckpointError as error:
             return str(error)
-        lm.tokenizer = self._first_of_equal(lm.tokenizer, checkpoint)
+        self._share_tokenizer(lm, checkpoint)
         return lm
 
-    def _first_of_equal(self, tokenizer: Any, checkpoint: Path) -> Any:
-        """The first of equal tokenizers: `tokenizers` 0.23 never frees the words each has read."""
+    def _share_tokenizer(self, lm: CheckpointLM, checkpoint: Path) -> None:
+        """Of equal tokenizers the first: `tokenizers` 0.23 never frees the words each has read."""
         from mixloop.evals.engine import tokenizer_identity
 
-        identity = tokenizer_identity(tokenizer, checkpoint)
-        if self._tokenizer is None or self._tokenizer[0] != identity:
-            self._tokenizer = identity, tokenizer
-        return self._tokenizer[1]
+        identity = tokenizer_identity(lm.tokenizer, lm.encode, checkpoint)
+        if self._texts is None or self._texts[0] != identity:
+            self._texts = identity, lm.tokenizer, lm.encode
+        _, lm.tokenizer, lm.encode = self._texts

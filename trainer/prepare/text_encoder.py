@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -18,14 +18,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mixloop.common.tokenizing import special_tokens
+from mixloop.common.tokenizing import (
+    special_as_text,
+    special_tokens,
+    unknown_id,
+    without_surrogates,
+)
 from mixloop.trainer.sources import load_raw
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Encoding
 
 _MARK = re.compile(r"<.+>|\[.+\]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = 10  # unknown characters that are named
 
 
@@ -68,10 +72,10 @@ class TextEncoder:
         named = set(special_tokens(folder, tokenizer).values())
         added = tokenizer.get_added_tokens_decoder().items()
         if not parse_special:
-            tokenizer = _special_as_text(tokenizer, named)
+            tokenizer = special_as_text(tokenizer, named)
         self._tokenizer = tokenizer
         facts = json.loads(tokenizer.to_str())
-        self._unknown = _unknown_id(facts["model"], tokenizer)
+        self._unknown = unknown_id(facts["model"], tokenizer)
         self._byte_level = _is_byte_level(facts)
         self._words = _words(facts)
         self.complete = _has_every_byte(facts)
@@ -94,7 +98,9 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str], changes: Changes) -> list[list[int]]:
         """Ids of whole texts."""
-        clean = [_without_surrogates(text, changes) for text in texts]
+        counted = [without_surrogates(text) for text in texts]
+        changes.surrogates += sum(count for _, count in counted)
+        clean = [text for text, _ in counted]
         if self.complete:
             encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
             return [one.ids for one in encoded]
@@ -105,10 +111,9 @@ class TextEncoder:
 
     def encode_window(self, text: str, changes: Changes, counted: slice) -> Spans:
         """Ids of a stretch of a text with their places; changes are counted within `counted`."""
-        inside = Changes()
-        clean = _without_surrogates(text, inside)
+        clean, _ = without_surrogates(text)
         found = _spans(self._tokenizer.encode(clean, add_special_tokens=False))
-        changes.surrogates += len(_SURROGATE.findall(text[counted])) if inside.surrogates else 0
+        changes.surrogates += without_surrogates(text[counted])[1]
         if not self.complete:
             begin, end, _ = counted.indices(len(text))
             part = found.within(begin, end)
@@ -150,64 +155,6 @@ def _spans(encoding: Encoding) -> Spans:
     offsets = encoding.offsets
     places = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2)
     return Spans(np.asarray(encoding.ids, np.int64), places[:, 0], places[:, 1])
-
-
-def _without_surrogates(text: str, changes: Changes) -> str:
-    """Half surrogates, which are no characters, become U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text, count = _SURROGATE.subn("\ufffd", text)
-        changes.surrogates += count
-    return text
-
-
-def _special_as_text(tokenizer: Tokenizer, named: Iterable[str]) -> Tokenizer:
-    """A tokenizer that makes no control ids of a text.
-
-    Control ids are those of added tokens that `tokenizer.json` calls special or that the
-    configuration names. Some vocabularies (Unigram, WordLevel) have their special tokens among the
-    words; there they get names that no text contains.
-    """
-    added = tokenizer.get_added_tokens_decoder()
-    special = {token.content for token in added.values() if token.special}
-    words = {token.content for token in added.values()}
-    # a newline may be the end of a text by name, and stays a newline
-    special.update(token for token in named if token in words or _MARK.fullmatch(token))
-    tokenizer.add_special_tokens(sorted(special))  # all have ids: only now they count as special
-    tokenizer.encode_special_tokens = True
-    content = json.loads(tokenizer.to_str())
-    unknown = _unknown_id(content["model"], tokenizer)
-    # what bytes are written as is told apart by the model itself
-    bytes_ = {f"<0x{byte:02X}>" for byte in range(256) if content["model"].get("byte_fallback")}
-    found = {}
-    for token in special - bytes_:
-        own = tokenizer.token_to_id(token)
-        if own != unknown and own in tokenizer.encode(token, add_special_tokens=False).ids:
-            found[token] = f"\ufdd0{token}\ufdd1"  # noncharacters
-    if not found:
-        return tokenizer
-    model = content["model"]
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = {found.get(token, token): at for token, at in model["vocab"].items()}
-    else:
-        model["vocab"] = [[found.get(token, token), score] for token, score in model["vocab"]]
-    for token in content["added_tokens"]:
-        token["content"] = found.get(token["content"], token["content"])
-    from tokenizers import Tokenizer
-
-    changed = Tokenizer.from_str(json.dumps(content))
-    changed.encode_special_tokens = True
-    return changed
-
-
-def _unknown_id(model: dict[str, Any], tokenizer: Tokenizer) -> int:
-    """The id of what the vocabulary lacks; -1: it has none."""
-    if model.get("unk_id") is not None:
-        return int(model["unk_id"])
-    token = model.get("unk_token")
-    found = tokenizer.token_to_id(token) if token else None
-    return -1 if found is None else found
 
 
 def _words(content: dict[str, Any]) -> set[str]:

@@ -191,6 +191,8 @@ def prepare(
         if before is not None and not same_tokenizer(before.tokenizer, out / "tokenizer", facts):
             raise ValueError(f"{tokenizer}: not the tokenizer that {out} was made with")
         ends = _ends(facts, before, bos, eos, ids_key)
+        parses = parse_special_tokens or ids_key is not None
+        _check_special(before, parses)
         kind = dtype_for(facts.vocab_size)
         if before is not None and kind != before.dtype:
             raise ValueError(
@@ -217,6 +219,8 @@ def prepare(
         if before is not None:
             return grow(out, before, work, files.shards, documents)
         ends = Ends(ends.bos_id, max(seen))  # none, or the tokenizer's
+        probe = replace(facts.probe, begins=ends.bos_id >= 0, parses_special=parses)
+        facts = replace(facts, probe=probe)
         info = _header(facts, kind, ends, documents, files.shards, shard_size is not None)
         _finish(work, out, folder, info, overwrite)
         return info
@@ -260,6 +264,17 @@ def _ends(
             "goes without"
         )
     return Ends(facts.bos_id if bos else -1, facts.eos_id if with_eos else -1)
+
+
+def _check_special(before: StoreInfo | None, parses: bool) -> None:
+    """One store, one way to read what looks like a special token."""
+    if before is None or before.probe is None or before.probe.parses_special == parses:
+        return
+    had = "with" if before.probe.parses_special else "without"
+    raise ValueError(
+        f"parse_special_tokens: the store that is appended to was made {had} it (token ids count "
+        "as with)"
+    )
 
 
 # --- text -------------------------------------------------------------------------------------
@@ -409,7 +424,7 @@ def _header(
         eos_id=ends.eos_id,
         bos_id=ends.bos_id,
         shards=tuple(files) if sharded else (),
-        probe=replace(facts.probe, begins=ends.bos_id >= 0),
+        probe=facts.probe,
     )
 
 

@@ -219,10 +219,16 @@ def take_token_probe(tokenizer: Tokenizer) -> TokenProbe:
     return take_probe(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
 
 
+def _probe_elsewhere(folder: Path) -> TokenProbe:
+    """The probe of data that `prepare` didn't tokenise: other tools take special tokens for ids."""
+    return replace(take_token_probe(load_raw(folder)), parses_special=True)
+
+
 def trained_probe(stores: Iterable[Path], tokenizer: Path | None) -> TokenProbe | None:
     """The probe of the tokenizer that made a run's data; None where none can be read.
 
-    Documents begin with a token of their own where they do in every store.
+    Documents begin with a token of their own, and special tokens that are written in them are ids,
+    where that is so in every store.
 
     Args:
         stores: where the run's sources lie.
@@ -237,10 +243,14 @@ def trained_probe(stores: Iterable[Path], tokenizer: Path | None) -> TokenProbe 
         folders.append(path / "tokenizer")
     known = [probe for probe in probes if probe is not None]
     if known:
-        return replace(known[0], begins=all(probe.begins for probe in known))
+        return replace(
+            known[0],
+            begins=all(probe.begins for probe in known),
+            parses_special=all(probe.parses_special for probe in known),
+        )
     for folder in (*folders, *([tokenizer] if tokenizer is not None else [])):
         try:
-            return take_token_probe(load_raw(folder))
+            return _probe_elsewhere(folder)
         except (OSError, ValueError):
             continue
     return None
@@ -285,7 +295,7 @@ def copy_tokenizer(source: Path, target: Path) -> list[Path]:
         The files written.
     """
     if not (source / RECORD).is_file():
-        return keep_tokenizer(source, target, take_token_probe(load_raw(source)))
+        return keep_tokenizer(source, target, _probe_elsewhere(source))
     target.mkdir(parents=True, exist_ok=True)
     return _copy((*_AS_THEY_ARE, _CONFIG, RECORD), source, target)
 

@@ -190,3 +190,17 @@ def test_a_vision_model_s_text_part_has_its_own_length(
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     assert load_checkpoint(write_tokenizer(tmp_path)).max_length == 777
+
+
+def test_masks_that_older_versions_saved_are_no_weights(folder: Path, score: Score) -> None:
+    import torch
+
+    expected, weights = score(load_checkpoint(folder)), read(folder)
+    block = "model.layers.0.self_attn"
+    mask = torch.ones(1, 1, 8, 8).tril()
+    masks = {f"{block}.bias": mask, f"{block}.masked_bias": torch.tensor(-1e9)}
+    write(folder, weights | masks | {f"{block}.rotary_emb.inv_freq": torch.ones(4)})
+    assert score(load_checkpoint(folder)) == expected
+    write(folder, weights | {f"{block}.bias": torch.ones(32)})
+    with pytest.raises(CheckpointError, match=r"1 not the model's \(model.layers.0.self_attn.bias"):
+        load_checkpoint(folder)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mixloop.common.tokenizing import TokenProbe
@@ -16,7 +17,14 @@ from mixloop.evals import EvalSettings
 from mixloop.evals.checkpoints import CheckpointError
 from mixloop.evals.engine import load_checkpoint
 from mixloop.evals.scoring import Scorer
-from mixloop.trainer.sources import copy_tokenizer, inspect_tokenizer, load_raw
+from mixloop.trainer.prepare import prepare
+from mixloop.trainer.sources import (
+    Store,
+    copy_tokenizer,
+    inspect_tokenizer,
+    load_raw,
+    trained_probe,
+)
 
 TEXT = "In 1997 there were 12345 (of 9876) things\n\n    return x_17.y"
 
@@ -229,3 +237,65 @@ def test_bos_is_part_of_what_is_measured() -> None:
     plain = EvalSettings()
     assert plain.digest() == EvalSettings(add_bos=False, device="cuda:1").digest()
     assert plain.digest() != EvalSettings(add_bos=True).digest()
+
+
+@pytest.mark.parametrize("parse", [False, True])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_special_tokens_in_a_text_are_what_they_were_in_training(
+    parse: bool, recorded: bool, folder: Path, tmp_path: Path
+) -> None:
+    text = "<|begin|> opens and <|end|> closes a document"
+    (tmp_path / "page.jsonl").write_text(json.dumps({"text": text}))
+    options = {"eos": False, "parse_special_tokens": parse}
+    prepare([str(tmp_path / "page.jsonl")], tmp_path / "store", str(folder), **options)
+    store = Store.open(tmp_path / "store")
+    trained_on = np.fromfile(tmp_path / "store" / "tokens.bin", "<u2").tolist()
+    if recorded:
+        copy_tokenizer(store.tokenizer, folder)
+        lm = load_checkpoint(folder)
+    else:
+        lm = load_checkpoint(folder, trained=trained_probe([tmp_path / "store"], None))
+    assert lm.tok_encode(text) == trained_on
+    assert (1 in trained_on) == parse
+    # a text that begins with the token's name has none of it
+    begun = load_checkpoint(folder, trained=replace(store.info.probe, begins=True))
+    assert begun.tok_encode(text) == (trained_on if parse else [1, *trained_on])
+
+
+def test_special_tokens_are_lm_evals_where_training_is_not_known(folder: Path) -> None:
+    assert 0 in load_checkpoint(folder).tok_encode("a text <|end|> and another")
+
+
+def test_an_end_of_text_that_is_a_newline_by_name_splits_none(folder: Path) -> None:
+    raw = load_raw(folder)
+    newline = "Ċ" if raw.token_to_id("\n") is None else "\n"
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": newline}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    text = "one\n\ntwo\n\n\nthree"
+    lm = load_checkpoint(folder, trained=inspect_tokenizer(folder).probe)
+    assert lm.tok_encode(text) == raw.encode(text, add_special_tokens=False).ids
+
+
+def test_half_surrogates_are_replaced_as_in_training(folder: Path, trained: TokenProbe) -> None:
+    for lm in (load_checkpoint(folder), load_checkpoint(folder, trained=trained)):
+        assert lm.tok_encode("a \ud800 b") == lm.tok_encode("a \ufffd b")
+
+
+def test_checkpoints_share_a_tokenizer_where_they_read_alike(
+    folder: Path, made: Path, tmp_path: Path, trained: TokenProbe
+) -> None:
+    copy_tokenizer(made, folder)
+    folders = {
+        parses: shutil.copytree(folder, tmp_path / f"parses-{parses}") for parses in (False, True)
+    }
+    for parses, path in folders.items():
+        record = replace(trained, parses_special=parses).to_json()
+        (path / "tokenizer_probe.json").write_text(json.dumps(record))
+    scorer = Scorer(EvalSettings(benchmarks={}))
+    first, other = scorer.load(folder), scorer.load(folders[False])
+    assert first.encode is not other.encode  # the record of this folder says that ids are parsed
+    assert scorer.load(folders[True]).tok_encode("<|end|>") == [0]
+    plain = scorer.load(folders[False])
+    assert 0 not in plain.tok_encode("<|end|>")
+    again = scorer.load(shutil.copytree(folders[False], tmp_path / "again"))
+    assert again.encode is plain.encode and again.tokenizer is plain.tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,8 +116,26 @@ def test_a_store_of_before_there_were_records(store: Path, folder: Path) -> None
     del content["probe"]
     header.write_text(json.dumps(content))
     assert Store.open(store).info.probe is None
-    assert trained_probe([store], None) == probe
+    # earlier versions and other tools take special tokens in a text for ids
+    elsewhere = replace(probe, parses_special=True)
+    assert trained_probe([store], None) == elsewhere
     shutil.rmtree(store / "tokenizer")
-    assert trained_probe([store], folder) == probe
+    assert trained_probe([store], folder) == elsewhere
     assert trained_probe([store], None) is None
     assert trained_probe([store.parent / "nothing"], None) is None
+
+
+def test_a_store_records_how_special_tokens_in_a_text_were_read(
+    store: Path, folder: Path, tmp_path: Path
+) -> None:
+    parsed, texts = tmp_path / "parsed", [str(tmp_path / "a.jsonl")]
+    prepare(texts, parsed, str(folder), parse_special_tokens=True)
+    probes = {path: Store.open(path).info.probe for path in (parsed, store)}
+    assert [probe.parses_special for probe in probes.values()] == [True, False]
+    assert trained_probe([parsed], None).parses_special
+    assert not trained_probe([parsed, store], None).parses_special
+    assert read_probe(parsed / "tokenizer") == probes[parsed]
+    with pytest.raises(ValueError, match=r"parse_special_tokens: the store .* made with it"):
+        prepare(texts, parsed, str(folder), append=True)
+    with pytest.raises(ValueError, match=r"parse_special_tokens: the store .* made without it"):
+        prepare(texts, store, str(folder), append=True, parse_special_tokens=True)
