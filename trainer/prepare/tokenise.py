@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -182,6 +182,7 @@ def prepare(
     if selected is not None:
         selected(chosen)
     with ExitStack() as held:
+        held.enter_context(_failing_in_a_line(out))
         work = held.enter_context(scratch_folder(out))
         if append:
             held.enter_context(alone(out))
@@ -220,6 +221,16 @@ def prepare(
         info = _header(facts, kind, ends, documents, files.shards, shard_size is not None)
         _finish(work, out, folder, info, overwrite)
         return info
+
+
+@contextmanager
+def _failing_in_a_line(out: Path) -> Iterator[None]:
+    """What the store's disk refuses, such as more than it holds, as a `ValueError`."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or out  # a write names no file
+        raise ValueError(f"{where}: {error.strerror or error}; no token store is made") from error
 
 
 def _check_target(out: Path, overwrite: bool, append: bool) -> None:
