@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -207,6 +207,7 @@ def prepare(
             steps = _from_text(chosen.taken, reading, account, workers, setup)
         else:
             steps = _from_ids(chosen.taken, reading, account, facts, setup, seen)
+        held.callback(steps.close)
         documents = 0
         for data, ended, inputs_done in steps:
             files.write(data)
@@ -275,7 +276,7 @@ def _ends(
 
 # --- text -------------------------------------------------------------------------------------
 
-_Steps = Iterator[tuple[bytes, int, int]]  # tokens, documents ended, inputs read through
+_Steps = Generator[tuple[bytes, int, int]]  # tokens, documents ended, inputs read through
 
 
 def _from_text(
@@ -289,19 +290,21 @@ def _from_text(
         return encoder[0].encode_window(text, Changes(), slice(None))
 
     joiner = Joiner(encode_again)
-    for chunk, tokens in tokenised(_chunks(inputs, reading, account), workers, setup):
-        _count(account, tokens.changes)
-        if tokens.window is None:
-            yield tokens.data, len(chunk.windows), chunk.inputs_done
-            continue
-        [window] = chunk.windows
-        if not window.begin and setup.bos_id >= 0:
-            yield _bytes(setup, [setup.bos_id]), 0, chunk.inputs_done
-        for ids in joiner.add(window, tokens.window):
-            yield _bytes(setup, ids), 0, chunk.inputs_done
-        if window.last:
-            end = [setup.eos_id] if setup.eos_id >= 0 else []
-            yield _bytes(setup, end), 1, chunk.inputs_done
+    # closed in this thread: the collector may come in one that the pool waits for
+    with closing(tokenised(_chunks(inputs, reading, account), workers, setup)) as steps:
+        for chunk, tokens in steps:
+            _count(account, tokens.changes)
+            if tokens.window is None:
+                yield tokens.data, len(chunk.windows), chunk.inputs_done
+                continue
+            [window] = chunk.windows
+            if not window.begin and setup.bos_id >= 0:
+                yield _bytes(setup, [setup.bos_id]), 0, chunk.inputs_done
+            for ids in joiner.add(window, tokens.window):
+                yield _bytes(setup, ids), 0, chunk.inputs_done
+            if window.last:
+                end = [setup.eos_id] if setup.eos_id >= 0 else []
+                yield _bytes(setup, end), 1, chunk.inputs_done
     if joiner.unsure:
         account.changed[UNSURE] += joiner.unsure
 

@@ -96,7 +96,7 @@ def test_a_worker_that_dies_is_told_as_what_it_died_of(corpus: Path) -> None:
 
 def test_a_full_disk_is_told_in_a_line(corpus: Path) -> None:
     program = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6));"
         "from mixloop.cli.app import main; main()"
     )
     for workers in ("1", "2"):
@@ -106,6 +106,8 @@ def test_a_full_disk_is_told_in_a_line(corpus: Path) -> None:
             cwd=corpus,
             capture_output=True,
             text=True,
+            timeout=90,
+            check=False,
         )
         said = done.stderr.strip().splitlines()[-1]
         assert said == "error: out: File too large; no token store is made"
