@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -182,6 +182,7 @@ def prepare(
     if selected is not None:
         selected(chosen)
     with ExitStack() as held:
+        held.enter_context(_failing_in_a_line(out))
         work = held.enter_context(scratch_folder(out))
         if append:
             held.enter_context(alone(out))
@@ -208,6 +209,7 @@ def prepare(
             steps = _from_text(chosen.taken, reading, account, workers, setup)
         else:
             steps = _from_ids(chosen.taken, reading, account, facts, setup, seen)
+        held.callback(steps.close)
         documents = 0
         for data, ended, inputs_done in steps:
             files.write(data)
@@ -224,6 +226,16 @@ def prepare(
         info = _header(facts, kind, ends, documents, files.shards, shard_size is not None)
         _finish(work, out, folder, info, overwrite)
         return info
+
+
+@contextmanager
+def _failing_in_a_line(out: Path) -> Iterator[None]:
+    """What the store's disk refuses, such as more than it holds, as a `ValueError`."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or out  # a write names no file
+        raise ValueError(f"{where}: {error.strerror or error}; no token store is made") from error
 
 
 def _check_target(out: Path, overwrite: bool, append: bool) -> None:
@@ -279,7 +291,7 @@ def _check_special(before: StoreInfo | None, parses: bool) -> None:
 
 # --- text -------------------------------------------------------------------------------------
 
-_Steps = Iterator[tuple[bytes, int, int]]  # tokens, documents ended, inputs read through
+_Steps = Generator[tuple[bytes, int, int]]  # tokens, documents ended, inputs read through
 
 
 def _from_text(
@@ -293,19 +305,21 @@ def _from_text(
         return encoder[0].encode_window(text, Changes(), slice(None))
 
     joiner = Joiner(encode_again)
-    for chunk, tokens in tokenised(_chunks(inputs, reading, account), workers, setup):
-        _count(account, tokens.changes)
-        if tokens.window is None:
-            yield tokens.data, len(chunk.windows), chunk.inputs_done
-            continue
-        [window] = chunk.windows
-        if not window.begin and setup.bos_id >= 0:
-            yield _bytes(setup, [setup.bos_id]), 0, chunk.inputs_done
-        for ids in joiner.add(window, tokens.window):
-            yield _bytes(setup, ids), 0, chunk.inputs_done
-        if window.last:
-            end = [setup.eos_id] if setup.eos_id >= 0 else []
-            yield _bytes(setup, end), 1, chunk.inputs_done
+    # closed in this thread: the collector may come in one that the pool waits for
+    with closing(tokenised(_chunks(inputs, reading, account), workers, setup)) as steps:
+        for chunk, tokens in steps:
+            _count(account, tokens.changes)
+            if tokens.window is None:
+                yield tokens.data, len(chunk.windows), chunk.inputs_done
+                continue
+            [window] = chunk.windows
+            if not window.begin and setup.bos_id >= 0:
+                yield _bytes(setup, [setup.bos_id]), 0, chunk.inputs_done
+            for ids in joiner.add(window, tokens.window):
+                yield _bytes(setup, ids), 0, chunk.inputs_done
+            if window.last:
+                end = [setup.eos_id] if setup.eos_id >= 0 else []
+                yield _bytes(setup, end), 1, chunk.inputs_done
     if joiner.unsure:
         account.changed[UNSURE] += joiner.unsure
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -97,7 +97,7 @@ def _tokenise(windows: list[Window]) -> Tokens:
 
 def tokenised(
     chunks: Iterable[Chunk], workers: int, setup: Setup
-) -> Iterator[tuple[Chunk, Tokens]]:
+) -> Generator[tuple[Chunk, Tokens]]:
     """Chunks with their tokens, in order; at most a few chunks a worker are in memory.
 
     Raises:

@@ -45,8 +45,8 @@ class TokenizerInfo:
     """What a store and a model need to know of a tokenizer.
 
     `vocab_size` is its highest id and one, added tokens and holes among the ids included, so that a
-    model has a row for each id. `eos_id` and `bos_id` are -1 where it names none with an id. `probe`
-    are the ids by which whoever scores a model knows that it reads texts as training did.
+    model has a row for each id. `eos_id` and `bos_id` are -1 where it names none. `probe` are the
+    ids by which whoever scores a model knows that it reads texts as training did.
     """
 
     fingerprint: str

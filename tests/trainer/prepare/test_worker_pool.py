@@ -94,6 +94,28 @@ def test_a_worker_that_dies_is_told_as_what_it_died_of(corpus: Path) -> None:
     assert list(corpus.glob(".out.*")) == []
 
 
+def test_a_full_disk_is_told_in_a_line(corpus: Path) -> None:
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6));"
+        "from mixloop.cli.app import main; main()"
+    )
+    for workers in ("1", "2"):
+        options = ["--out", "out", "--tokenizer", "tokenizer", "--workers", workers]
+        done = subprocess.run(
+            [sys.executable, "-c", program, "prepare", "a.jsonl", *options],
+            cwd=corpus,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        said = done.stderr.strip().splitlines()[-1]
+        assert said == "error: out: File too large; no token store is made"
+        assert "Traceback" not in done.stderr
+        assert done.returncode == 2
+        assert not list(corpus.glob(".out*"))
+
+
 def test_a_script_without_a_guard_is_told(corpus: Path) -> None:
     done = subprocess.run(
         [sys.executable, "script.py", "unguarded"],
