@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mixloop.cli.app import app
-from mixloop.controller.loop import scoring
+from mixloop.controller.config import load_config
+from mixloop.controller.loop import daemon, scoring
 from mixloop.controller.views import Watcher
 from mixloop.controller.watch.view import build
 from mixloop.evals import BenchmarkScore, Scorecard
@@ -120,8 +121,14 @@ def test_what_another_loop_left_out_of_its_checkpoints_is_told(play: Any, tmp_pa
     )
 
 
-def test_a_run_that_is_scored_says_so(play: Any) -> None:
-    assert finish(play(budget=4_000)) == "the run has ended; every checkpoint is scored"
+def test_a_run_that_is_scored_says_so(play: Any, tmp_path: Path) -> None:
+    run = play(budget=4_000)
+    assert finish(run) == "the run has ended; every checkpoint is scored"
+    told = list(run.said)
+    run.controller.close()
+    run.controller = daemon.Controller(load_config(run.path), tmp_path, run.said.append)
+    assert finish(run) == told[-1], "a controller that finds it closed says so too"
+    assert run.said.count(told[-1]) == 2
 
 
 def test_a_policy_that_sees_nothing_says_so_once_and_when_it_sees_again(blind: Any) -> None:
