@@ -199,9 +199,10 @@ def _trainer_line(trainer: TrainerStanding) -> str:
 
 
 def _progress_lines(status: Status) -> list[str]:
+    phase = f"{status.phase}, " if status.phase else ""  # a loop may not tell
     lines = [
         f"Progress   step {status.step}, {tokens(status.tokens)} of {tokens(status.budget)} "
-        f"tokens, {status.phase}, loss {number(status.loss)}, "
+        f"tokens, {phase}loss {number(status.loss)}, "
         f"{number(status.tokens_per_second)} tokens/s"
     ]
     health = status.health

@@ -1,7 +1,7 @@
 """Where checkpoints lie and how whole ones are told: our trainer's, and those of others.
 
 Others keep the mixture a checkpoint was trained on in `mixloop.json`, written last
-(`MixtureLoader.saved`). Weights are read from safetensors alone, never from a pickle.
+(`MixtureLoader.mark_checkpoint`). Weights are read from safetensors alone, never from a pickle.
 """
 
 from __future__ import annotations
@@ -53,27 +53,37 @@ class Layout:
         if manifest.step != self.step(name):
             wrong = f"step is {manifest.step}: must be {self.step(name)}, as its folder says"
             return ReadResult(problem=Problem("step", wrong))
-        return result if _is_whole(path) else ReadResult()
+        return ReadResult() if _lack(path) else result
+
+    def lack(self, name: str) -> str:
+        """What keeps a folder from being a whole checkpoint; empty for one that is."""
+        result = self.find(name)
+        if result.value is not None:
+            return ""
+        file = self.file(name)
+        if result.problem is not None:
+            return f"{file.name}: {result.problem.text}"
+        model = "" if self.name == "mixloop" else _lack(file.parent)
+        return model or f"no {file.name}"
 
     def file(self, name: str) -> Path:
         """The file that says it."""
         return self.folder / name / (MANIFEST_FILE if self.name == "mixloop" else SAVED_FILE)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a model can be loaded from there: a configuration and weights in safetensors."""
+def _lack(path: Path) -> str:
+    """What a model can't be loaded from there without: its configuration or safetensors."""
     try:
         if not (path / "config.json").is_file():
-            return False
+            return "no config.json"
         index = path / "model.safetensors.index.json"
         if not index.is_file():
-            return any(path.glob("*.safetensors"))
+            return "" if any(path.glob("*.safetensors")) else "no weights in safetensors"
         shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        return bool(shards) and all(
-            Path(shard).name == shard and (path / shard).is_file() for shard in shards
-        )
+        whole = (Path(shard).name == shard and (path / shard).is_file() for shard in shards)
+        return "" if shards and all(whole) else "weights that their index names are missing"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return False
+        return "an unreadable index of weights"
 
 
 def layout_of(config: Any, checkpoints: Path) -> Layout:

@@ -23,6 +23,7 @@ from .decide import ENDED, NOTHING, details
 from .decision_record import DecisionRecord, OrderRecord, Weights
 from .guard_context import guard_context, guard_settings, remaining
 from .journal_rows import DecisionRow
+from .wording import moves, would_order
 
 SUM_TOLERANCE = 1e-6
 
@@ -310,7 +311,10 @@ def _approve(request: Request, context: RequestContext) -> RequestOutcome:
         evidence={"approves": proposed.id, "rule": proposed.evidence.get("rule")},
         order=OrderRecord(context.generation, proposed.policy),
     )
-    text = f"{proposed.id} is approved: generation {context.generation} is ordered"
+    moved = moves(decision.weights_before, result.weights)
+    shown = moves(decision.weights_before, would_order(proposed.to_json()))
+    text = f"{proposed.id} is approved: generation {context.generation} is ordered: {moved}"
+    text += "" if moved == shown else f", as the guards are now; it was shown as {shown}"
     return RequestOutcome(text, decision=decision, approval="approved")
 
 

@@ -55,7 +55,7 @@ def outcome_lines(outcome: Json | None) -> list[str]:
 
 
 def shared(outcome: Json) -> str:
-    """`` (shared with d-000004)``: other orders came into force within the same window."""
+    """`` (shared with d-000004)``: other orders' windows tell of the same gain."""
     others = outcome.get("shared_with")
     return f" (shared with {', '.join(map(clean, others))})" if others else ""
 

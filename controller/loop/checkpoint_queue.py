@@ -65,20 +65,15 @@ class CheckpointQueue:
                 new[self._layout.folder / name] = manifest
         return new
 
-    def incomplete(self) -> list[int]:
-        """Steps of folders that are called as checkpoints are and hold no whole one."""
+    def incomplete(self) -> dict[int, str]:
+        """Steps of folders called as checkpoints are, and what they lack of a whole one."""
         try:
             names = [entry.name for entry in self._layout.folder.iterdir()]
         except OSError:
-            return []
-        steps = {name: self._layout.step(name) for name in names}
-        found = (
-            step
-            for name, step in steps.items()
-            if self._layout.find(name).value is None
-            if step is not None
-        )
-        return sorted(found)
+            return {}
+        steps = ((self._layout.step(name), name) for name in names)
+        lacks = ((step, self._layout.lack(name)) for step, name in steps if step is not None)
+        return {step: lack for step, lack in sorted(lacks) if lack}
 
     def _manifest(self, name: str) -> Manifest | None:
         result = self._layout.find(name)

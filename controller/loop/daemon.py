@@ -62,6 +62,7 @@ class Controller:
 
     def __post_init__(self) -> None:
         self._stop = StopRequest()
+        self._told_end = False
         self.owned = run = take_over(self.config, self.base, self.say, self.clock)
         self.journal, self.say = run.journal, run.say
         mixture_file, queue = MixtureFile(run), CheckpointQueue(run)
@@ -171,6 +172,7 @@ class Controller:
         action = next_action(state)
         self._busy = action is not Action.WAIT
         if action is Action.END:
+            self._tell_end(state)
             return False
         if action is Action.WAIT:
             self._beat(state)
@@ -287,6 +289,13 @@ class Controller:
 
     def _close_run(self, state: RunState) -> None:
         self.mlflow.close_run(state)
+        self._tell_end(state)
+
+    def _tell_end(self, state: RunState) -> None:
+        """Once, also by a controller that finds the run closed."""
+        if self._told_end:
+            return
+        self._told_end = True
         queue = self.scoring.queue
         told = views.scoring_summary(self.journal, state.rewinds, queue.folder, queue.incomplete())
         self.say(f"the run has ended; {told}")

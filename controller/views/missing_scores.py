@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -91,7 +91,7 @@ def _reasons(missing: Sequence[MissingScore]) -> str:
 
 
 def scoring_summary(
-    journal: Journal, rewinds: Iterable[Rewind], folder: Path, incomplete: Sequence[int] = ()
+    journal: Journal, rewinds: Iterable[Rewind], folder: Path, incomplete: Mapping[int, str]
 ) -> str:
     """What became of a run's checkpoints, in one line: ``every checkpoint is scored``.
 
@@ -101,30 +101,44 @@ def scoring_summary(
         journal: the run's.
         rewinds: of the run.
         folder: where its checkpoints are looked for.
-        incomplete: steps of folders there without a whole one.
+        incomplete: steps of folders there without a whole one, and what they lack.
     """
     rows = [
         row
         for row in queries.checkpoint_states(journal)
         if row.state is not None and _on_branch(row, rewinds)
     ]
-    broken = f"no whole checkpoint at {_steps(incomplete)} in {folder}" if incomplete else ""
+    broken = _broken(folder, incomplete)
     if not rows:
         return f"nothing is scored: {broken or f'no checkpoint was found in {folder}'}"
     lacking = {row.step: list(_missing(journal, row)) for row in rows}
     complete = sum(not missing for missing in lacking.values())
     if complete == len(rows):
         return "; ".join(filter(None, ("every checkpoint is scored", broken)))
-    by_reason: dict[str, list[int]] = {}
-    for step, missing in lacking.items():
-        if missing:
-            by_reason.setdefault(_reasons(missing), []).append(step)
+    by_reason = _by_reason(
+        {step: _reasons(missing) for step, missing in lacking.items() if missing}
+    )
     told = [f"{_steps(steps)}: {why}" for why, steps in islice(by_reason.items(), _REASONS)]
     left = len(by_reason) - len(told)
     told += [f"{left} more reasons in `mixloop report`"] if left else []
     counts = f"{complete or 'none'} of {len(rows)} checkpoints {'is' if complete < 2 else 'are'}"
     where = f"missing at {'; at '.join(told)}"
     return "; ".join(filter(None, (f"{counts} scored in full", where, broken)))
+
+
+def _broken(folder: Path, incomplete: Mapping[int, str]) -> str:
+    if not incomplete:
+        return ""
+    by_reason = islice(_by_reason(incomplete).items(), _REASONS)
+    told = "; at ".join(f"{_steps(steps)}: {why}" for why, steps in by_reason)
+    return f"no whole checkpoint in {folder} at {told}"
+
+
+def _by_reason(reasons: Mapping[int, str]) -> dict[str, list[int]]:
+    steps: dict[str, list[int]] = {}
+    for step, why in reasons.items():
+        steps.setdefault(why, []).append(step)
+    return steps
 
 
 def _steps(steps: Sequence[int]) -> str:

@@ -383,6 +383,24 @@ def test_the_guarded_mixture_is_what_approval_orders(play: Any, tmp_path: Path) 
     assert after["code"] == pytest.approx(0.16, abs=2e-3)
     run.tell("approve", "1")
     assert run.history()[-1]["weights_after"] == pytest.approx(after, abs=1e-6)
+    assert run.answer()["answer"]["text"].endswith(
+        "is ordered: code 0.100 → 0.160, web 0.720 → 0.672, maths 0.180 → 0.168"
+    )
+
+
+def test_guards_that_changed_while_a_proposal_waited(play: Any, tmp_path: Path) -> None:
+    run = drifting(play, tmp_path)
+    run.train(4)
+    run.controller.close()
+    data = yaml.safe_load(run.path.read_text())
+    run.path.write_text(yaml.safe_dump({**data, "guards": {"max_change": 0.03}}))
+    run.controller = daemon.Controller(load_config(run.path), tmp_path, run.said.append)
+    run.journal = run.controller.journal
+    assert states(run) == [("awaiting-approval", "waiting")]
+    run.tell("approve", "1")
+    told = run.answer()["answer"]["text"]
+    assert "is ordered: code 0.100 → 0.130, web 0.720 → 0.696" in told
+    assert "as the guards are now; it was shown as code 0.100 → 0.200" in told
 
 
 @pytest.mark.parametrize(

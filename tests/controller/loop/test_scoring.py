@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mixloop.cli.app import app
-from mixloop.controller.loop import scoring
+from mixloop.controller.config import load_config
+from mixloop.controller.loop import daemon, scoring
 from mixloop.controller.views import Watcher
 from mixloop.controller.watch.view import build
 from mixloop.evals import BenchmarkScore, Scorecard
@@ -97,15 +98,37 @@ def test_a_run_without_a_checkpoint_says_where_it_looked(play: Any, tmp_path: Pa
 
 
 def test_what_is_no_whole_checkpoint_is_told(play: Any, tmp_path: Path) -> None:
-    (tmp_path / "run" / "checkpoints" / "step-00000030").mkdir(parents=True)
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "step-00000030").mkdir(parents=True)
     assert finish(play(budget=4_000)) == (
-        "the run has ended; every checkpoint is scored; no whole checkpoint at step 30 in "
-        f"{tmp_path / 'run' / 'checkpoints'}"
+        "the run has ended; every checkpoint is scored; no whole checkpoint in "
+        f"{folder} at step 30: no manifest.json"
     )
 
 
-def test_a_run_that_is_scored_says_so(play: Any) -> None:
-    assert finish(play(budget=4_000)) == "the run has ended; every checkpoint is scored"
+def test_what_another_loop_left_out_of_its_checkpoints_is_told(play: Any, tmp_path: Path) -> None:
+    files = {20: ["model.pt"], 40: ["model.pt"], 60: ["config.json"], 80: ["config.json"]}
+    files[80] += ["model.safetensors"]
+    for step, names in files.items():
+        folder = tmp_path / "out" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).touch()
+    run = play(budget=4_000, checkpoints={"layout": "hf-trainer", "dir": "out"})
+    assert finish(run) == (
+        f"the run has ended; nothing is scored: no whole checkpoint in {tmp_path / 'out'} at steps "
+        "20, 40: no config.json; at step 60: no weights in safetensors; at step 80: no mixloop.json"
+    )
+
+
+def test_a_run_that_is_scored_says_so(play: Any, tmp_path: Path) -> None:
+    run = play(budget=4_000)
+    assert finish(run) == "the run has ended; every checkpoint is scored"
+    told = list(run.said)
+    run.controller.close()
+    run.controller = daemon.Controller(load_config(run.path), tmp_path, run.said.append)
+    assert finish(run) == told[-1], "a controller that finds it closed says so too"
+    assert run.said.count(told[-1]) == 2
 
 
 def test_a_policy_that_sees_nothing_says_so_once_and_when_it_sees_again(blind: Any) -> None:
