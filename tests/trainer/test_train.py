@@ -195,6 +195,20 @@ def test_a_run_reports_and_saves_what_it_did(tmp_path: Path, stores: Path) -> No
     assert ended.finished
 
 
+def test_a_model_of_a_tokenizer_without_eos_names_none(tmp_path: Path) -> None:
+    folder = train_tokenizer(["some text of a corpus"] * 9, tmp_path / "tokenizer", 270)
+    (folder / "tokenizer_config.json").write_text("{}")
+    text = tmp_path / "a.txt"
+    text.write_text("some text of a corpus " * 300)
+    for name in WEIGHTS:
+        prepare([str(text)], tmp_path / name, str(folder), eos=False)
+    job = make_job(tmp_path / "run", tmp_path, steps=10)
+    assert train(job) == 0
+    config = json.loads((job.dir / "checkpoints" / "step-00000010" / "config.json").read_text())
+    assert config["eos_token_id"] is None
+    assert config["bos_token_id"] is None
+
+
 def test_a_checkpoint_loads_in_transformers_and_gives_the_loss_we_report(
     tmp_path: Path, stores: Path
 ) -> None:

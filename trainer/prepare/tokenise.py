@@ -273,7 +273,7 @@ def _ends(
     if with_eos and facts.eos_id < 0:
         raise ValueError(
             "eos: the tokenizer names no eos_token with an id (tokenizer_config.json); --no-eos "
-            "goes without"
+            "goes without, but evaluation can't score what is trained on it"
         )
     return Ends(facts.bos_id if bos else -1, facts.eos_id if with_eos else -1)
 
