@@ -37,6 +37,7 @@ def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = 
     """
     config = load_config(path)
     check_evals(path, config)
+    _check_items(path, config)
     infos = observation_builder.source_infos(config)
     sizes = observation_builder.epoch_tokens(config, infos)
     weights = config.start_weights(sizes)
@@ -140,6 +141,16 @@ def check_evals(path: Path, config: RunConfig) -> None:
     problem = launcher_problem(config.evals.launcher)
     if problem is not None:
         raise BadInput(f"{path}: evals.{problem}")
+
+
+def _check_items(path: Path, config: RunConfig) -> None:
+    """That files of items are there. A start leaves this out: one may go on without a benchmark."""
+    for section in ("benchmarks", "watch"):
+        for name, asked in getattr(config.evals, section).items():
+            for place in asked.data if isinstance(asked.data, tuple) else ():
+                if not place.exists():
+                    key = f"evals.{section}.{name}.data"
+                    raise BadInput(f"{path}: {key}: {place}: no such file or folder")
 
 
 def _notes(config: RunConfig, sources: Json) -> list[str]:

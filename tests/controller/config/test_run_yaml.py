@@ -179,6 +179,16 @@ BAD_COMMANDS = [
 ]
 
 
+def test_check_misses_files_of_items(run_file: Path) -> None:
+    run_file.write_text(
+        yaml.safe_dump(change(GOOD, "evals.benchmarks", {"mmlu": {"data": "gone.jsonl"}}))
+    )
+    done = mixloop("check", run_file)
+    assert done.returncode == 2, done.stderr
+    assert "evals.benchmarks.mmlu.data: " in done.stderr
+    assert "gone.jsonl: no such file or folder" in done.stderr
+
+
 @pytest.mark.parametrize(("changes", "named"), BAD_COMMANDS)
 def test_commands_end_with_one_line_and_code_2(
     run_file: Path, changes: dict[str, Any], named: str
