@@ -15,10 +15,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import IO
 
@@ -158,12 +158,16 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked = False
-        self._wake: SimpleQueue[None] = SimpleQueue()  # whose put() may interrupt its get()
+        # held until somebody asks: a lock may be released where its acquire() is interrupted, and
+        # its timeout outlives a process that was stopped meanwhile (a SimpleQueue's may not end)
+        self._wake = threading.Lock()
+        self._wake.acquire()
 
     def set(self) -> None:
         """Ask to stop."""
         self._asked = True
-        self._wake.put(None)
+        with contextlib.suppress(RuntimeError):  # somebody asked already
+            self._wake.release()
 
     def is_set(self) -> bool:
         """Whether somebody asked."""
@@ -172,8 +176,7 @@ class StopRequest:
     def wait(self, seconds: float) -> None:
         """Wait this long, or until somebody asks."""
         if not self._asked:
-            with contextlib.suppress(Empty):
-                self._wake.get(timeout=seconds)
+            self._wake.acquire(timeout=max(0.0, seconds))
 
 
 @contextlib.contextmanager

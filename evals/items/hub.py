@@ -50,7 +50,7 @@ def hub_reachable() -> bool:
     """Whether the hub answers within a few seconds. Not asked at all when switched off."""
     if any(os.environ.get(key, "") not in ("", "0") for key in _OFFLINE):
         return False
-    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    answers: queue.Queue[bool] = queue.Queue()
     # a daemon thread: a name look-up can hang far beyond any socket timeout
     threading.Thread(target=_ask_hub, args=(answers,), daemon=True).start()
     try:
@@ -59,7 +59,7 @@ def hub_reachable() -> bool:
         return False
 
 
-def _ask_hub(answers: queue.SimpleQueue[bool]) -> None:
+def _ask_hub(answers: queue.Queue[bool]) -> None:
     import urllib.request
 
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -48,3 +50,29 @@ def test_a_wish_to_stop_may_interrupt_the_wait_for_one() -> None:
     stop.wait(30)
     assert stop.is_set()
     assert time.monotonic() - began < 10
+
+
+WAITS = """
+import signal
+from mixloop.common.process import StopRequest
+stop = StopRequest()
+signal.signal(signal.SIGCONT, lambda *_: None)  # what goes on interrupts the wait
+print("waiting", flush=True)
+stop.wait(0.5)
+print("over", stop.is_set(), flush=True)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_wait_ends_where_the_process_was_stopped_meanwhile() -> None:
+    command = [sys.executable, "-c", WAITS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        process.send_signal(signal.SIGCONT)
+        try:
+            assert process.communicate(timeout=20)[0] == "over False\n"
+        finally:
+            process.kill()
