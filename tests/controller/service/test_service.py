@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from mixloop.common.process import handling
 from mixloop.contract import RunPaths, read_status
 from mixloop.controller.service import service
 from mixloop.trainer.prepare import prepare
@@ -62,7 +63,9 @@ def running(run_file: Path) -> Iterator[tuple[psutil.Popen, list[psutil.Process]
         return now is not None and now.step >= 3
 
     arguments = [sys.executable, "-m", "mixloop.cli.app", "run", str(run_file)]
-    with psutil.Popen(arguments, stdout=subprocess.DEVNULL) as process:
+    with handling([signal.SIGHUP], signal.SIG_DFL):  # these tests may run under nohup
+        started = psutil.Popen(arguments, stdout=subprocess.DEVNULL)
+    with started as process:
         children: list[psutil.Process] = []
         try:
             wait(trains)
@@ -95,7 +98,9 @@ def test_what_ends_a_run_leaves_a_checkpoint_and_no_process(
 
 def test_a_controller_that_is_told_often_says_that_it_was_interrupted(run_file: Path) -> None:
     arguments = [sys.executable, "-m", "mixloop.cli.app", "control", str(run_file)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+    with handling([signal.SIGHUP], signal.SIG_DFL):
+        started = subprocess.Popen(arguments, stdout=subprocess.PIPE)
+    with started as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(b"controlling run")
         for _ in range(20):
