@@ -1,10 +1,14 @@
 from .interface import BenchmarkScore as BenchmarkScore
 from .interface import Checkable as Checkable
 from .interface import Evaluation as Evaluation
+from .interface import Experiment as Experiment
+from .interface import ExperimentResult as ExperimentResult
 from .interface import Goal as Goal
 from .interface import Hold as Hold
 from .interface import Items as Items
 from .interface import Limits as Limits
+from .interface import MergeDesign as MergeDesign
+from .interface import MergeFit as MergeFit
 from .interface import Metric as Metric
 from .interface import MissingScore as MissingScore
 from .interface import Observation as Observation
@@ -12,6 +16,7 @@ from .interface import PastDecision as PastDecision
 from .interface import Policy as Policy
 from .interface import PolicyError as PolicyError
 from .interface import Proposal as Proposal
+from .interface import ScoredBranch as ScoredBranch
 from .interface import Source as Source
 from .interface import load_policy as load_policy
 from .interface import policy_digest as policy_digest

@@ -9,74 +9,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mixloop.common.paired import (
     Difference,
-    WeightedItems,
     paired_difference,
     pooled_cluster,
     unpaired_difference,
     weighted_mean,
 )
 
-BITS_PER_BYTE = "bits_per_byte"
-Phase = Literal["warmup", "stable", "decay"]
-
-Items = dict[str, dict[str, float]]
-"""Item id to its outcomes: one number per metric, and ``bytes``, the length of the gold answer."""
-
-
-class MissingScore(LookupError):  # noqa: N818 (an everyday outcome, said as one)
-    """A score that isn't there: no such evaluation, benchmark, metric or item. Never a zero."""
-
-
-class _Frozen(BaseModel):
-    # NaN survives the trip through JSON: a policy must see a broken score as one
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-
-class Metric(_Frozen):
-    """One number of one benchmark: its value, standard error and the number of items behind it."""
-
-    value: float
-    stderr: float | None = None
-    n: int = 0
-    higher_is_better: bool = True
-
-    @property
-    def loss(self) -> float:
-        """The value, negated where higher is better: lower is better."""
-        return -self.value if self.higher_is_better else self.value
+from .evaluation import (
+    BITS_PER_BYTE,
+    Evaluation,
+    Frozen,
+    Metric,
+    MissingScore,
+    Phase,
+    find_metric,
+    finite_metric,
+    pooled_items,
+    stated,
+)
+from .experiment_result import ExperimentResult
 
 
-class BenchmarkScore(_Frozen):
-    """All metrics of one benchmark at one checkpoint, with the outcomes of each item."""
-
-    metrics: dict[str, Metric]
-    items: Items = {}
-
-
-class Evaluation(_Frozen):
-    """The scores of one checkpoint. A benchmark that is missing is absent.
-
-    ``drawn`` are the training tokens consumed per source up to this checkpoint, ``losses`` the
-    training loss per source around it; both empty where they weren't recorded.
-    """
-
-    step: int
-    tokens: int
-    phase: Phase | None = None
-    generation: int = 0
-    weights: dict[str, float] = {}
-    drawn: dict[str, float] = {}
-    losses: dict[str, float] = {}
-    benchmarks: dict[str, BenchmarkScore] = {}
-
-
-class Source(_Frozen):
+class Source(Frozen):
     """A corpus: its unique tokens, its tags, and what was drawn from it so far."""
 
     unique_tokens: int
@@ -86,7 +46,7 @@ class Source(_Frozen):
     epochs: float = 0.0
 
 
-class Goal(_Frozen):
+class Goal(Frozen):
     """What the run wants of one benchmark.
 
     ``weight`` is its part in the objective, relative to the others'. Past ``target`` (a value of
@@ -99,7 +59,7 @@ class Goal(_Frozen):
     max_drop: float | None = Field(None, ge=0, allow_inf_nan=False)
 
 
-class Limits(_Frozen):
+class Limits(Frozen):
     """The bounds that the guards will put on a proposal, for policies that plan within them.
 
     ``max_epochs`` None: not enforced. ``dwell`` in training tokens.
@@ -112,7 +72,7 @@ class Limits(_Frozen):
     cap: float = 1.0
 
 
-class PastDecision(_Frozen):
+class PastDecision(Frozen):
     """A decision of this run: ``verdict`` in the words of the history, ``rule`` what caused it."""
 
     id: str
@@ -126,7 +86,7 @@ class PastDecision(_Frozen):
     evidence: dict[str, Any] = {}
 
 
-class Observation(_Frozen):
+class Observation(Frozen):
     """Everything known when a decision is due.
 
     ``in_force`` says whether the last order is already what the trainer consumes; ``weights`` are
@@ -135,6 +95,8 @@ class Observation(_Frozen):
     benchmark with the metric that steers; ``watch`` the benchmarks that may veto but never steer.
     ``every`` are the training tokens between two evaluations, 0 if that isn't known. ``decay`` are
     those at the end of the budget in which the learning rate decays, None if that isn't known.
+    ``experiments`` are those of this run, oldest first, running ones among them;
+    ``experiment_tokens`` what is left to spend on further ones, 0 where none may be asked for.
     """
 
     run: str = ""
@@ -156,6 +118,8 @@ class Observation(_Frozen):
     objective: dict[str, Goal] = {}
     limits: Limits = Limits()
     decisions: tuple[PastDecision, ...] = ()
+    experiments: tuple[ExperimentResult, ...] = ()
+    experiment_tokens: int = 0
 
     def metric_for(self, benchmark: str) -> str:
         """The metric that steers this benchmark; bits per byte when none is named."""
@@ -220,8 +184,8 @@ class Observation(_Frozen):
         if all(_has_items(side.benchmarks[benchmark].items, name) for side in sides):
             return self.pooled_difference([benchmark], older, newer, name)
         return unpaired_difference(
-            (old.value, _stated(old.stderr), old.n),
-            (new.value, _stated(new.stderr), new.n),
+            (old.value, stated(old.stderr), old.n),
+            (new.value, stated(new.stderr), new.n),
             new.higher_is_better,
             metric=name,
             benchmark=benchmark,
@@ -276,63 +240,5 @@ class Observation(_Frozen):
         return names.pop() if len(names) == 1 else BITS_PER_BYTE
 
 
-def find_metric(evaluation: Evaluation, benchmark: str, metric: str) -> Metric:
-    """One metric of one evaluation.
-
-    Raises:
-        MissingScore: when the benchmark or the metric is absent, or its value isn't finite.
-    """
-    if benchmark not in evaluation.benchmarks:
-        raise MissingScore(f"{benchmark} has no score at step {evaluation.step}")
-    entry = finite_metric(evaluation, benchmark, metric)
-    if entry is None:
-        raise MissingScore(f"{benchmark} has no {metric} at step {evaluation.step}")
-    return entry
-
-
-def finite_metric(evaluation: Evaluation, benchmark: str, metric: str) -> Metric | None:
-    """One metric of one evaluation; None where there is none, or its value isn't finite."""
-    score = evaluation.benchmarks.get(benchmark)
-    entry = score.metrics.get(metric) if score is not None else None
-    return entry if entry is not None and math.isfinite(entry.value) else None
-
-
-def _stated(stderr: float | None) -> float:
-    # nothing can be concluded from a value of unknown precision
-    return math.inf if stderr is None or math.isnan(stderr) else stderr
-
-
 def _has_items(items: Mapping[str, Mapping[str, float]], metric: str) -> bool:
     return any(math.isfinite(outcome.get(metric, math.nan)) for outcome in items.values())
-
-
-def weighted_items(
-    items: Mapping[str, Mapping[str, float]], metric: str, prefix: str = ""
-) -> WeightedItems:
-    """Item id, after ``prefix``, to (value, weight): gold bytes for bits per byte, else equal."""
-    weigh = metric == BITS_PER_BYTE
-    return {
-        prefix + item: (outcome[metric], float(outcome.get("bytes", 1)) if weigh else 1.0)
-        for item, outcome in items.items()
-        if metric in outcome and math.isfinite(outcome[metric])
-    }
-
-
-def pooled_items(evaluation: Evaluation, benchmarks: Sequence[str], metric: str) -> WeightedItems:
-    """The items of several benchmarks of one evaluation, ids prefixed by the benchmark's name.
-
-    Works across runs: feed two of them to ``paired_difference``.
-
-    Raises:
-        MissingScore: when a benchmark is absent, or has no outcome of the metric.
-    """
-    pooled: dict[str, tuple[float, float]] = {}
-    for benchmark in benchmarks:
-        find_metric(evaluation, benchmark, metric)
-        before = len(pooled)
-        items = weighted_items(evaluation.benchmarks[benchmark].items, metric, f"{benchmark}/")
-        pooled.update(items)
-        if len(pooled) == before:
-            step = evaluation.step
-            raise MissingScore(f"{benchmark} has no per-item {metric} at step {step}")
-    return pooled

@@ -1,4 +1,4 @@
-"""The interface of a policy: an observation in, a proposal or a hold out."""
+"""The interface of a policy: an observation in; a proposal, a hold or an experiment out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter
 
+from .experiment_result import BranchSchedule, MergeDesign
 from .observation import Observation
 from .policy_error import PolicyError
 
@@ -80,6 +81,43 @@ class Hold(BaseModel):
         super().__init__(reason=reason, evidence=evidence or {}, verdict=verdict, **extra)
 
 
+class Experiment(BaseModel):
+    """Branches wanted from the newest checkpoint, before anything is decided; the mixture stays.
+
+    The controller runs them elsewhere than on the run's device and within the budget of
+    ``experiments.budget``; what came of it is in ``observation.experiments`` when the policy is
+    asked again, as soon as the experiment has ended. A branch on the present mixture is always
+    added as the control.
+
+    Attributes:
+        branches: one mixture each. For merges, one expert per source, each on that source alone.
+        tokens: training tokens of each branch.
+        schedule: the branch's learning rate: as the run's own would go on, or to zero over its
+            length, which shows sooner what the tokens are worth.
+        merge: fit a mixture on the branches' linear merges.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    kind: Literal["experiment"] = "experiment"
+    branches: tuple[dict[str, float], ...] = Field(min_length=1)
+    tokens: int = Field(gt=0)
+    reason: str
+    schedule: BranchSchedule = "to zero"
+    merge: MergeDesign | None = None
+    evidence: Evidence = {}
+
+    def __init__(
+        self, branches: Sequence[Mapping[str, float]], tokens: int, reason: str, **extra: Any
+    ) -> None:
+        mixtures = [dict(weights) for weights in branches]
+        super().__init__(branches=mixtures, tokens=tokens, reason=reason, **extra)
+
+
+Reply = Proposal | Hold | Experiment
+"""What a policy may answer."""
+
+
 @runtime_checkable
 class Policy(Protocol):
     """Decides from one observation. Pure: the same observation gives the same answer.
@@ -89,7 +127,7 @@ class Policy(Protocol):
     ``Checkable``, and ``evaluations_needed(sources, benchmarks)``, see ``Learning``.
     """
 
-    def decide(self, observation: Observation) -> Proposal | Hold:
+    def decide(self, observation: Observation) -> Reply:
         """What to do next."""
         ...
 
@@ -117,24 +155,22 @@ class Learning(Protocol):
         ...
 
 
-_REPLY: TypeAdapter[Proposal | Hold] = TypeAdapter(
-    Annotated[Proposal | Hold, Field(discriminator="kind")]
-)
+_REPLY: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])
 
 
 def reply_to_json(reply: object) -> str:
     """A policy's answer as JSON text, to cross a process boundary.
 
     Raises:
-        PolicyError: when it is neither a ``Proposal`` nor a ``Hold``.
+        PolicyError: when it is neither a ``Proposal`` nor a ``Hold`` nor an ``Experiment``.
     """
-    if not isinstance(reply, Proposal | Hold):
+    if not isinstance(reply, Reply):
         kind = type(reply).__name__
-        raise PolicyError(f"decide() returned {kind}, not a Proposal or a Hold")
+        raise PolicyError(f"decide() returned {kind}, not a Proposal, a Hold or an Experiment")
     return reply.model_dump_json()
 
 
-def reply_from_json(text: str | bytes) -> Proposal | Hold:
+def reply_from_json(text: str | bytes) -> Reply:
     """The answer that ``reply_to_json`` wrote.
 
     Raises:

@@ -23,6 +23,7 @@ from mixloop.policies.interface import (
     Policy,
     PolicyError,
     Proposal,
+    Reply,
     raised,
     reply_from_json,
     reply_to_json,
@@ -72,9 +73,9 @@ def survives(situation: str, subject: Subject) -> None:
         if answer.refusal and isinstance(answer.error, PolicyError):
             return
         raise fail(situation, f"raised {raised(answer.error, answer.by)}")
-    if not isinstance(answer.reply, Proposal | Hold):
+    if not isinstance(answer.reply, Reply):
         kind = type(answer.reply).__name__
-        raise fail(situation, f"decide() returned {kind}, not a Proposal or a Hold")
+        raise fail(situation, f"decide() returned {kind}, not a Proposal, a Hold or an Experiment")
     if not answer.reply.reason.strip():
         raise fail(situation, "the answer gives no reason")
 
@@ -238,7 +239,7 @@ def _alike(answer: Answered, again: object, problem: str) -> None:
 
 def _shown(reply: object) -> str:
     # by text: a NaN in an answer differs from itself, and other checks look at those
-    return reply.model_dump_json() if isinstance(reply, Proposal | Hold) else repr(reply)
+    return reply.model_dump_json() if isinstance(reply, Reply) else repr(reply)
 
 
 def _short(reply: object) -> str:

@@ -14,11 +14,10 @@ from pydantic import BaseModel
 
 from mixloop.policies.interface import (
     Checkable,
-    Hold,
     Observation,
     Policy,
     PolicyError,
-    Proposal,
+    Reply,
     build_policy,
     load_policy,
 )
@@ -47,7 +46,7 @@ class Answered:
     @property
     def sound(self) -> bool:
         """Whether there is an answer to look at."""
-        return isinstance(self.reply, Proposal | Hold)
+        return isinstance(self.reply, Reply)
 
 
 @dataclass

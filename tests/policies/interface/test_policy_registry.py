@@ -167,7 +167,7 @@ def test_replies_cross_a_process_boundary():
     hold = Hold("wait", verdict="inconclusive")
     assert reply_from_json(reply_to_json(hold)) == hold
     for nonsense in (None, {"weights": {}}, 3):
-        with pytest.raises(PolicyError, match="not a Proposal or a Hold"):
+        with pytest.raises(PolicyError, match="not a Proposal, a Hold or an Experiment"):
             reply_to_json(nonsense)
     for text in ("", "{}", '{"kind":"proposal"}', "[1]"):
         with pytest.raises(PolicyError, match="no policy answer"):

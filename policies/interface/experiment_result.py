@@ -1,0 +1,127 @@
+"""What came of an experiment: branches from one checkpoint, and what their merges say.
+
+A branch goes on from a checkpoint of the run, on a mixture of its own, for a few tokens, elsewhere
+than on the run's device. All branches of an experiment start from the same checkpoint and are
+scored on the same items, so that a difference says what the mixture does; what the run itself
+gained meanwhile is on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from mixloop.common.paired import Difference
+
+from .evaluation import BITS_PER_BYTE, BenchmarkScore, Frozen, MissingScore, Phase, score_difference
+
+BranchSchedule = Literal["as the run", "to zero"]
+ExperimentState = Literal["planned", "running", "done", "failed", "refused"]
+
+
+class MergeDesign(Frozen):
+    """Fit the mixture whose merge of the branches (one expert per source) scores best.
+
+    The merge of a mixture w is ``checkpoint + sum_i w_i (expert_i - checkpoint)``, one expert per
+    branch. The fit minimises the objective's bits per byte on the steering items plus ``strength``
+    times the KL divergence to ``prior``, inside ``most``.
+
+    Attributes:
+        prior: what is believed without evidence, a mixture.
+        most: greatest share by source, from the ledger; 1 for a source that isn't named.
+        strength: of the pull to the prior, in bits per byte per nat.
+    """
+
+    prior: dict[str, float]
+    most: dict[str, float] = {}
+    strength: float = Field(0.01, ge=0, allow_inf_nan=False)
+
+
+class ScoredBranch(Frozen):
+    """A branch, or a merged model, and its scores. ``weights`` are the mixture it stands for."""
+
+    weights: dict[str, float]
+    benchmarks: dict[str, BenchmarkScore] = {}
+
+
+class MergeFit(Frozen):
+    """The mixture whose merge scores best, fitted to all of the experts' data or to a half of it.
+
+    ``gains`` are by benchmark (gain, standard error over items) in the steering metric of the
+    merge at ``weights`` against the merge at the present mixture: positive is better. ``slopes``
+    are by benchmark and source the derivative of the loss after the source's share, at the present
+    mixture: what a little more of it would do to first order.
+    """
+
+    part: Literal["whole", "first", "second"] = "whole"
+    weights: dict[str, float]
+    gains: dict[str, tuple[float, float]] = {}
+    slopes: dict[str, dict[str, float]] = {}
+
+
+class ExperimentResult(Frozen):
+    """One experiment of this run, whatever became of it.
+
+    Attributes:
+        decision: id of the decision that asked for it.
+        step, tokens, phase: of the checkpoint that all branches start from.
+        weights: the mixture in force then: the control's.
+        branch_tokens: training tokens of each branch.
+        control: the branch on the unchanged mixture; None where there is none (or not yet).
+        branches: in the order they were asked for; one that failed has no benchmarks.
+        merges: merged models that were scored.
+        mixmin: the best convex mixture of the experts' *probabilities* (MixMin, 2502.10510).
+        cost: training tokens that were spent on it, over all branches.
+        reason: why it was asked for or, of one that failed or was refused, why that is so.
+    """
+
+    id: str
+    decision: str = ""
+    step: int = 0
+    tokens: int = 0
+    phase: Phase | None = None
+    weights: dict[str, float] = {}
+    branch_tokens: int = 0
+    schedule: BranchSchedule = "to zero"
+    design: MergeDesign | None = None
+    state: ExperimentState = "done"
+    reason: str = ""
+    control: ScoredBranch | None = None
+    branches: tuple[ScoredBranch, ...] = ()
+    merges: tuple[ScoredBranch, ...] = ()
+    fits: tuple[MergeFit, ...] = ()
+    mixmin: dict[str, float] | None = None
+    cost: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in ("done", "failed", "refused")
+
+    def fit(self, part: str = "whole") -> MergeFit | None:
+        """The fit to this part of the experts' data, if there is one."""
+        return next((fit for fit in self.fits if fit.part == part), None)
+
+    def difference(
+        self, branch: int | ScoredBranch, benchmark: str, metric: str = BITS_PER_BYTE
+    ) -> Difference:
+        """How much better a branch is than the control on one benchmark, paired over its items.
+
+        The error is that over items. A branch's own few windows add a noise that no item shows.
+
+        Raises:
+            MissingScore: when a side lacks the benchmark or metric.
+        """
+        one = self.branches[branch] if isinstance(branch, int) else branch
+        sides = (self.control.benchmarks if self.control else {}, one.benchmarks)
+        if not all(benchmark in side for side in sides):
+            raise MissingScore(f"experiment {self.id}: {benchmark} has no score on both sides")
+        return score_difference(*(side[benchmark] for side in sides), metric, benchmark)
+
+
+def moved_by(branch: ScoredBranch, control: Mapping[str, float]) -> dict[str, float]:
+    """By how much the branch's mixture differs from the control's, per source of either."""
+    names = dict.fromkeys([*control, *branch.weights])
+    return {name: branch.weights.get(name, 0.0) - control.get(name, 0.0) for name in names}
