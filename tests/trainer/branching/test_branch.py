@@ -22,22 +22,7 @@ from mixloop.trainer.sources import train_tokenizer
 from mixloop.trainer.train import train
 
 LENGTH, QUANTUM = 16, 8
-WORDS = "the of a loop mixes data while model learns to read write and count".split()  # noqa: SIM905
-    "the",
-    "of",
-    "a",
-    "loop",
-    "mixes",
-    "data",
-    "while",
-    "model",
-    "learns",
-    "to",
-    "read",
-    "write",
-    "and",
-    "count",
-]
+WORDS = ("the", "of", "a", "loop", "mixes", "data", "while", "model", "learns", "to", "read")
 START = {"web": 0.5, "code": 0.3, "logs": 0.2}
 
 
