@@ -154,6 +154,7 @@ def steering_only(
     return evals.asking(benchmarks).model_copy(
         update={
             "watch": {},
+            "memory": None,
             "device": device,
             "threads": threads,
             "samples": False,
