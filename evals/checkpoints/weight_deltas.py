@@ -75,7 +75,9 @@ def _write(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in _differences(before, after, names):
-            file.write(_bytes(tensor.to(torch_dtype)))
+            # numpy has no bfloat16: the same bytes as whole numbers
+            stored = tensor.to(torch_dtype).contiguous().flatten()
+            file.write(stored.view(torch.uint8).numpy().tobytes())
         file.flush()
         os.fsync(file.fileno())
 
@@ -88,8 +90,3 @@ def _differences(
         if not torch.isfinite(difference).all():
             raise ValueError(f"{name} is not finite")
         yield difference
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    # numpy has no bfloat16: the same bytes as whole numbers
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
