@@ -101,9 +101,9 @@ class MergeWork:
         self._merges = merges
         self._say = say
         self._sources = [expert.source for expert in experts]
-        self._objective = _normalised(
-            {name: spec.objective.get(name, 0.0) for name in merges.benchmarks}
-        )
+        weighed = _normalised({name: spec.objective.get(name, 0.0) for name in merges.benchmarks})
+        # what counts for nothing takes no pass
+        self._objective = {name: share for name, share in weighed.items() if share > 0}
         shares = _normalised({name: spec.weights.get(name, 0.0) for name in self._sources})
         self.present = np.array([shares[name] for name in self._sources])
 
@@ -225,7 +225,7 @@ class MergeWork:
         )
 
     def _total(self, losses: Mapping[str, float]) -> float:
-        return sum(factor * losses[name] for name, factor in self._objective.items() if factor)
+        return sum(factor * losses[name] for name, factor in self._objective.items())
 
     def named(self, values: Array) -> dict[str, float]:
         """An array [sources] by source."""

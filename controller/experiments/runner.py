@@ -9,6 +9,7 @@ started again, it goes on from what is whole on the disk.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -200,6 +201,7 @@ def main() -> None:
     from mixloop.evals.workers import set_up_process
 
     set_up_process(spec.evals, lambda reason: None)
+    gc.freeze()  # models are collected between branches, without a look at all that is imported
     with Workspace(spec.out).alone():
         Experimenter(spec, told).run()
 
