@@ -7,6 +7,7 @@ from .decide import headline as headline
 from .decide import make_decision as make_decision
 from .decide import scores as scores
 from .decision_record import DecisionRecord as DecisionRecord
+from .decision_record import ExperimentRecord as ExperimentRecord
 from .decision_record import OrderRecord as OrderRecord
 from .decision_record import Plan as Plan
 from .decision_record import Weights as Weights
@@ -26,6 +27,8 @@ from .journal_rows import DecisionRow as DecisionRow
 from .journal_rows import EvaluationRow as EvaluationRow
 from .journal_rows import EvaluationState as EvaluationState
 from .journal_rows import EventRow as EventRow
+from .journal_rows import ExperimentOutcome as ExperimentOutcome
+from .journal_rows import ExperimentRow as ExperimentRow
 from .journal_rows import Guards as Guards
 from .journal_rows import LeaseRow as LeaseRow
 from .journal_rows import OrderRow as OrderRow

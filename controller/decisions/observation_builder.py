@@ -10,6 +10,8 @@ from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import (
+    ExperimentOutcome,
+    ExperimentRow,
     ScoredCheckpoint,
     Steering,
     guard_settings,
@@ -20,9 +22,12 @@ from mixloop.controller.journal import Journal, queries
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
+    Experiment,
+    ExperimentResult,
     Limits,
     Observation,
     PastDecision,
+    ScoredBranch,
     Source,
 )
 
@@ -165,6 +170,65 @@ def past_decisions(journal: Journal, before: int = queries.ALL) -> tuple[PastDec
     )
 
 
+def experiments(journal: Journal, *, before: int, known: int) -> tuple[ExperimentResult, ...]:
+    """Experiments of decisions of a lower number than ``before``, oldest first.
+
+    Only the first ``known`` that ended have done so: those that ended later still ran. Those that
+    were given up, or began on a branch that the trainer has left, are not among them.
+    """
+    rows = queries.experiments_on_branch(journal, before=before)
+    return tuple(experiment_result(row, known) for row in rows)
+
+
+def experiment_result(row: ExperimentOutcome, known: int = queries.ALL) -> ExperimentResult:
+    """One experiment as policies see it when ``known`` have ended."""
+    asked = requested(row)
+    state, result = row.state, row.result or {}
+    if state != "refused" and (row.ended is None or row.ended > known):
+        state, result = "running", {}
+    if state == "abandoned":
+        state = "failed"
+    scored = ("control", "branches", "merges", "fits", "mixmin")
+    return ExperimentResult.model_validate(
+        {
+            "id": row.id,
+            "decision": row.decision,
+            "step": row.step,
+            "tokens": row.tokens,
+            "phase": row.asked["phase"],
+            "weights": row.asked["weights"],
+            "branch_tokens": asked.tokens,
+            "schedule": asked.schedule,
+            "design": asked.merge,
+            "state": state,
+            "reason": asked.reason if state in ("running", "done") else row.reason or "",
+            "cost": row.cost if state != "running" else 0,
+            "branches": [{"weights": weights} for weights in asked.branches],
+            **{name: result[name] for name in scored if name in result},
+        }
+    )
+
+
+def requested(row: ExperimentRow) -> Experiment:
+    """What the policy had asked for, as the guard left it."""
+    extra = ("weights", "phase", "learning_rate")
+    return Experiment(**{name: value for name, value in row.asked.items() if name not in extra})
+
+
+def without_items(result: ExperimentResult) -> ExperimentResult:
+    """The same, each benchmark with its metrics alone."""
+    control = None if result.control is None else _bare(result.control)
+    branches, merges = (tuple(map(_bare, side)) for side in (result.branches, result.merges))
+    sides = {"control": control, "branches": branches, "merges": merges}
+    return result.model_copy(update=sides)
+
+
+def _bare(branch: ScoredBranch) -> ScoredBranch:
+    scores = branch.benchmarks.items()
+    bare = {name: score.model_copy(update={"items": {}}) for name, score in scores}
+    return branch.model_copy(update={"benchmarks": bare})
+
+
 def observation(
     journal: Journal,
     config: RunConfig,
@@ -181,7 +245,9 @@ def observation(
     """
     now = standing(journal, config, sizes, status, before=before)
     steers = steer_all(config.evals.benchmarks, scored, config.evals.steering)
-    return with_history(now, steers, scored, past_decisions(journal, before))
+    known = queries.experiments_known(journal, before)
+    made = experiments(journal, before=before, known=known)
+    return with_history(now, steers, scored, past_decisions(journal, before), made)
 
 
 def with_history(
@@ -189,13 +255,15 @@ def with_history(
     steers: Mapping[str, Steering],
     scored: tuple[Evaluation, ...],
     decisions: tuple[PastDecision, ...],
+    made: tuple[ExperimentResult, ...],
 ) -> Observation:
-    """A :func:`standing`, with all that was scored and decided until then."""
+    """A :func:`standing`, with all that was scored, decided and tried until then."""
     return now.model_copy(
         update={
             "evaluations": scored,
             "steering": {name: steering.metric for name, steering in steers.items()},
             "decisions": decisions,
+            "experiments": made,
         }
     )
 
@@ -247,7 +315,15 @@ def standing(
         watch=tuple(config.evals.watch),
         objective=config.objective,
         limits=Limits(**guards.model_dump(include=set(Limits.model_fields))),
+        experiment_tokens=_experiment_tokens(journal, config, before),
     )
+
+
+def _experiment_tokens(journal: Journal, config: RunConfig, before: int) -> int:
+    """What is left of their budget; only experiments of earlier decisions have taken of it."""
+    if not config.experiment_tokens:
+        return 0
+    return max(0, config.experiment_tokens - queries.experiments_charged(journal, before=before))
 
 
 def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, float]], ...]:
@@ -260,5 +336,7 @@ def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, flo
 
 def digest(seen: Observation) -> str:
     """Identity of an observation, to tell later whether a replay saw the same."""
-    later = {"decay"} if seen.decay is None else None  # a field that older journals knew not of
+    absent: dict[str, object] = {"decay": None, "experiments": (), "experiment_tokens": 0}
+    # fields that older journals knew not of
+    later = {name for name, value in absent.items() if getattr(seen, name) == value}
     return "sha256:" + hashlib.sha256(seen.model_dump_json(exclude=later).encode()).hexdigest()

@@ -41,7 +41,7 @@ from mixloop.controller.core import (
 )
 from mixloop.policies.interface import Observation
 
-from . import queries
+from . import experiment_records, queries
 from .journal import Journal, add_event, insert, timestamp
 from .packing import dumps, pack
 from .unreadable_files import UnreadableFiles, name_of
@@ -283,13 +283,17 @@ def decision(
             _supersede(tx, name)
         if record.approval is not None:
             insert(tx, "approvals", decision=name, state="waiting", why=record.approval)
+        if record.experiment is not None:
+            experiment_records.asked(tx, name, record, record.experiment)
         if seen is not None:
             add_event(tx, journal.fence or 0, "observed", {"decision": name, **_observed(seen)})
     return name
 
 
 _DECISION_COLUMNS = [
-    field.name for field in fields(DecisionRecord) if field.name not in ("order", "approval")
+    field.name
+    for field in fields(DecisionRecord)
+    if field.name not in ("order", "approval", "experiment")
 ]
 
 
