@@ -154,8 +154,8 @@ def make_decision(
     result = apply_guards(weights, plan, context, guard_settings(config))
     unchanged = replace(unchanged, guards=result.notes)
     if result.verdict != "pass" or result.weights is None:
-        kept = _kept(asked, result, unchanged)
-        return _experiment(asked, kept, observation, config, status.lr)
+        stays = _kept(asked, result, unchanged)
+        return _experiment(asked, stays, observation, config, status.lr)
     if asked.proposed and not context.declared:
         asked = replace(asked, weights=weights, plan=plan)
         for_a_person = _for_a_person(asked, unchanged, waiting, context, config, observation)

@@ -60,9 +60,7 @@ def near(
     return now.model_copy(update={"experiments": bare})
 
 
-def history_request(
-    journal: Journal, config: RunConfig, seen: Observation, known: int = 0
-) -> Json:
+def history_request(journal: Journal, config: RunConfig, seen: Observation, known: int = 0) -> Json:
     """What the child has to know to make the whole observation of this one.
 
     What is scored, decided or ended while the child starts isn't part of it; of experiments the

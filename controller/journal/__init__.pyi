@@ -1,3 +1,4 @@
+from . import experiment_records as experiment_records
 from . import queries as queries
 from . import records as records
 from . import unreadable_files as unreadable_files
@@ -6,7 +7,6 @@ from .journal import Journal as Journal
 from .journal import add_event as add_event
 from .journal import damage as damage
 from .journal import timestamp as timestamp
-from . import experiment_records as experiment_records
 from .lock import take_lock as take_lock
 from .packing import JournalError as JournalError
 from .records import set_meta as set_meta

@@ -1,7 +1,7 @@
-"""What becomes of experiments, into the journal: each function is one transaction, or part of one.
+"""What becomes of experiments, into the journal: each function is one transaction, or part of it.
 
-An experiment is planned by the decision that asks for it, runs once its start is on record, and ends
-once: ``done``, ``failed``, ``refused`` or ``abandoned``.
+An experiment is planned by the decision that asks for it, runs once its start is on record, and
+ends once: ``done``, ``failed``, ``refused`` or ``abandoned``.
 """
 
 from __future__ import annotations

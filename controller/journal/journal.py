@@ -219,7 +219,9 @@ class Journal:
         row = self._db.execute("SELECT CAST(seal AS BLOB) FROM lease").fetchone()
         if row is not None:
             after = tamper_seal.whole(self._db, _tables_of(version + 1))
-            self._db.execute("UPDATE lease SET seal = ?", (tamper_seal.moved(row[0], before, after),))
+            self._db.execute(
+                "UPDATE lease SET seal = ?", (tamper_seal.moved(row[0], before, after),)
+            )
 
     @contextmanager
     def _writing(self) -> Iterator[int | None]:

@@ -42,9 +42,7 @@ def bound_experiment(
     if len(asked.branches) > MOST_BRANCHES:
         raise PolicyError(f"{len(asked.branches)} branches are too many: {MOST_BRANCHES} at most")
     if asked.tokens < step_tokens:
-        raise PolicyError(
-            f"{asked.tokens} tokens a branch are less than one step of {step_tokens}"
-        )
+        raise PolicyError(f"{asked.tokens} tokens a branch are less than one step of {step_tokens}")
     names = list(sources)
     merge = asked.merge
     if merge is not None:
