@@ -1,3 +1,4 @@
+from .asked_benchmarks import AskedBenchmarks as AskedBenchmarks
 from .outcomes import keep_outcomes as keep_outcomes
 from .samples import Sample as Sample
 from .samples import Samples as Samples

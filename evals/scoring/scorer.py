@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mixloop.common.errors import one_line
 from mixloop.evals import EvalSettings, Scorecard, training_state
-from mixloop.evals.benchmarks import BenchmarkPlan, fit_shots, load_items, make_benchmark
-from mixloop.evals.items import ItemsError, choose
+from mixloop.evals.items import ItemsError
 from mixloop.evals.sandbox import Sandbox
 
+from .asked_benchmarks import AskedBenchmarks
 from .model_cache import ModelCache
 from .samples import write_samples
-from .unit_scoring import PreparedBenchmark, score_unit
-from .work_units import UnitScore, WorkUnit, assemble_score, parts, total_cost
+from .unit_scoring import score_unit
+from .work_units import UnitScore, WorkUnit, assemble_score, total_cost
 
 if TYPE_CHECKING:
     from mixloop.evals.engine import CheckpointLM
@@ -36,9 +36,7 @@ class Scorer:
         self.settings = settings
         self._models = ModelCache(settings)
         self._sandbox = Sandbox(settings.sandbox, settings.program_timeout)
-        self._prepared: dict[str, PreparedBenchmark] = {}
-        # by benchmark, with the tokenizer and the context it was made for: a run has one of each
-        self._plans: dict[str, tuple[Any, int, BenchmarkPlan]] = {}
+        self._asked = AskedBenchmarks(settings, self._sandbox)
 
     def close(self) -> None:
         """Ends the sandbox."""
@@ -82,7 +80,7 @@ class Scorer:
         units: list[WorkUnit] = []
         for name in self.settings.asked:
             try:
-                count = len(self._parts(name))
+                count = len(self._asked.parts(name))
             # said where it is run
             except Exception:
                 count = 1
@@ -96,8 +94,9 @@ class Scorer:
         if isinstance(lm, str):
             return UnitScore(unit=unit, failed=lm)
         try:
-            ids = self._parts(name)[unit.part]
-            return score_unit(unit, ids, self._prepare(name), self._plan(name, lm), lm)
+            ids = self._asked.parts(name)[unit.part]
+            prepared, plan = self._asked.prepared(name), self._asked.plan(name, lm)
+            return score_unit(unit, ids, prepared, plan, lm)
         except ItemsError as error:
             return UnitScore(unit=unit, failed=str(error))
         # one benchmark's fault, whatever it is, must not cost the others their scores
@@ -107,7 +106,7 @@ class Scorer:
 
     def data_kinds(self) -> dict[str, str]:
         """Where the items of each benchmark that has any come from."""
-        return {name: prepared.data_kind for name, prepared in self._prepared.items()}
+        return self._asked.data_kinds()
 
     def assemble_card(
         self,
@@ -136,30 +135,6 @@ class Scorer:
             settings_digest=self.settings.digest(),
             engine=_engine(self._sandbox),
         )
-
-    def _parts(self, name: str) -> list[tuple[str, ...]]:
-        return parts(name, self._prepare(name).ids, self.settings.unit_items)
-
-    def _prepare(self, name: str) -> PreparedBenchmark:
-        if name not in self._prepared:
-            settings = self.settings.asked[name]
-            items = load_items(name, settings.data)
-            subset = choose(items.rows, settings.items, self.settings.seed)
-            self._prepared[name] = PreparedBenchmark(
-                make_benchmark(name, items, subset, self._sandbox),
-                tuple(row["id"] for row in subset),
-                items.describe(len(subset)),
-                items.kind,
-            )
-        return self._prepared[name]
-
-    def _plan(self, name: str, lm: CheckpointLM) -> BenchmarkPlan:
-        tokenizer, max_length, plan = self._plans.get(name, (None, 0, None))
-        if plan is None or tokenizer is not lm.tokenizer or max_length != lm.max_length:
-            prepared = self._prepare(name)
-            plan = fit_shots(prepared.benchmark, prepared.ids, self.settings.asked[name], lm)
-            self._plans[name] = lm.tokenizer, lm.max_length, plan
-        return plan
 
 
 def _engine(sandbox: Sandbox) -> dict[str, str]:
