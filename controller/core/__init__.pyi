@@ -47,6 +47,7 @@ from .mlflow_entries import checkpoint_entry as checkpoint_entry
 from .mlflow_entries import curves_entry as curves_entry
 from .mlflow_entries import decision_entry as decision_entry
 from .mlflow_entries import end_entry as end_entry
+from .mlflow_entries import experiment_entry as experiment_entry
 from .mlflow_entries import note_entry as note_entry
 from .mlflow_entries import outcome_entries as outcome_entries
 from .mlflow_entries import outcome_gains as outcome_gains

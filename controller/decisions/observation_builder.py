@@ -10,8 +10,6 @@ from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import (
-    ExperimentOutcome,
-    ExperimentRow,
     ScoredCheckpoint,
     Steering,
     guard_settings,
@@ -22,14 +20,14 @@ from mixloop.controller.journal import Journal, queries
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
-    Experiment,
     ExperimentResult,
     Limits,
     Observation,
     PastDecision,
-    ScoredBranch,
     Source,
 )
+
+from . import experiment_evidence
 
 
 def unique_tokens(config: RunConfig) -> dict[str, int]:
@@ -170,65 +168,6 @@ def past_decisions(journal: Journal, before: int = queries.ALL) -> tuple[PastDec
     )
 
 
-def experiments(journal: Journal, *, before: int, known: int) -> tuple[ExperimentResult, ...]:
-    """Experiments of decisions of a lower number than ``before``, oldest first.
-
-    Only the first ``known`` that ended have done so: those that ended later still ran. Those that
-    were given up, or began on a branch that the trainer has left, are not among them.
-    """
-    rows = queries.experiments_on_branch(journal, before=before)
-    return tuple(experiment_result(row, known) for row in rows)
-
-
-def experiment_result(row: ExperimentOutcome, known: int = queries.ALL) -> ExperimentResult:
-    """One experiment as policies see it when ``known`` have ended."""
-    asked = requested(row)
-    state, result = row.state, row.result or {}
-    if state != "refused" and (row.ended is None or row.ended > known):
-        state, result = "running", {}
-    if state == "abandoned":
-        state = "failed"
-    scored = ("control", "branches", "merges", "fits", "mixmin")
-    return ExperimentResult.model_validate(
-        {
-            "id": row.id,
-            "decision": row.decision,
-            "step": row.step,
-            "tokens": row.tokens,
-            "phase": row.asked["phase"],
-            "weights": row.asked["weights"],
-            "branch_tokens": asked.tokens,
-            "schedule": asked.schedule,
-            "design": asked.merge,
-            "state": state,
-            "reason": asked.reason if state in ("running", "done") else row.reason or "",
-            "cost": row.cost if state != "running" else 0,
-            "branches": [{"weights": weights} for weights in asked.branches],
-            **{name: result[name] for name in scored if name in result},
-        }
-    )
-
-
-def requested(row: ExperimentRow) -> Experiment:
-    """What the policy had asked for, as the guard left it."""
-    extra = ("weights", "phase", "learning_rate")
-    return Experiment(**{name: value for name, value in row.asked.items() if name not in extra})
-
-
-def without_items(result: ExperimentResult) -> ExperimentResult:
-    """The same, each benchmark with its metrics alone."""
-    control = None if result.control is None else _bare(result.control)
-    branches, merges = (tuple(map(_bare, side)) for side in (result.branches, result.merges))
-    sides = {"control": control, "branches": branches, "merges": merges}
-    return result.model_copy(update=sides)
-
-
-def _bare(branch: ScoredBranch) -> ScoredBranch:
-    scores = branch.benchmarks.items()
-    bare = {name: score.model_copy(update={"items": {}}) for name, score in scores}
-    return branch.model_copy(update={"benchmarks": bare})
-
-
 def observation(
     journal: Journal,
     config: RunConfig,
@@ -246,7 +185,7 @@ def observation(
     now = standing(journal, config, sizes, status, before=before)
     steers = steer_all(config.evals.benchmarks, scored, config.evals.steering)
     known = queries.experiments_known(journal, before)
-    made = experiments(journal, before=before, known=known)
+    made = experiment_evidence.experiments(journal, before=before, known=known)
     return with_history(now, steers, scored, past_decisions(journal, before), made)
 
 

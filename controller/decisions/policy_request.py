@@ -21,7 +21,7 @@ from mixloop.controller.journal import Journal, JournalError, queries
 from mixloop.policies.evidence import Veto, vetoes
 from mixloop.policies.interface import Observation
 
-from . import observation_builder
+from . import experiment_evidence, observation_builder
 
 HISTORY = frozenset({"evaluations", "decisions", "experiments", "steering"})  # the child adds them
 JOURNAL_TIMEOUT = 30.0  # seconds that the child waits for a journal that is being written
@@ -55,8 +55,8 @@ def near(
     """
     scored = observation_builder.evaluations(journal, until=step, newest=RECENT)
     now = observation_builder.standing(journal, config, sizes, status, scored=scored)
-    made = observation_builder.experiments(journal, before=queries.ALL, known=known)
-    bare = tuple(map(observation_builder.without_items, made))
+    made = experiment_evidence.experiments(journal, before=queries.ALL, known=known)
+    bare = tuple(map(experiment_evidence.without_items, made))
     return now.model_copy(update={"experiments": bare})
 
 
@@ -92,7 +92,7 @@ def observed(request: Json) -> tuple[Observation, Json]:
         with closing(Journal(path, read_only=True, timeout=JOURNAL_TIMEOUT)) as journal:
             scored = observation_builder.evaluations(journal, until=request["until"])
             decisions = observation_builder.past_decisions(journal, request["before"])
-            made = observation_builder.experiments(
+            made = experiment_evidence.experiments(
                 journal, before=request["before"], known=request["known"]
             )
     except (JournalError, OSError) as error:

@@ -1,7 +1,7 @@
 """What becomes of experiments, into the journal: each function is one transaction, or part of it.
 
-An experiment is planned by the decision that asks for it, runs once its start is on record, and
-ends once: ``done``, ``failed``, ``refused`` or ``abandoned``.
+An experiment is planned by the decision that asks for it (``records``), runs once its start is on
+record, and ends once: ``done``, ``failed``, ``refused`` or ``abandoned``.
 """
 
 from __future__ import annotations
@@ -9,37 +9,13 @@ from __future__ import annotations
 import sqlite3
 
 from mixloop.common.types import Json
-from mixloop.controller.core import DecisionRecord, ExperimentRecord, Rewind
+from mixloop.controller.core import ExperimentRow, Rewind, experiment_entry
 
-from .journal import Journal, add_event, insert, timestamp
+from .journal import Journal, add_event, timestamp
 from .packing import pack
+from .records import enqueue, now_ms
 
 _OPEN = "state IN ('planned', 'running')"
-
-
-def asked(
-    tx: sqlite3.Connection, decision: str, record: DecisionRecord, experiment: ExperimentRecord
-) -> None:
-    """The experiment of a decision, inside the transaction that records that."""
-    number = tx.execute("SELECT COUNT(*) FROM experiments").fetchone()[0] + 1
-    refused = experiment.refused
-    now = timestamp()
-    insert(
-        tx,
-        "experiments",
-        id=f"e-{number:06d}",
-        decision=decision,
-        step=record.step,
-        tokens=record.tokens,
-        asked=experiment.asked,
-        planned=experiment.planned,
-        state="planned" if refused is None else "refused",
-        attempts=0,
-        reason=refused,
-        cost=0,
-        asked_at=now,
-        finished_at=None if refused is None else now,
-    )
 
 
 def started(journal: Journal, experiment: str) -> None:
@@ -60,30 +36,35 @@ def retried(journal: Journal, experiment: str, reason: str) -> None:
         add_event(tx, journal.fence or 0, "experiment-failed", detail)
 
 
-def done(journal: Journal, experiment: str, result: Json, cost: int) -> None:
-    """It has ended, with what came of it; ``cost`` in training tokens."""
+def done(journal: Journal, row: ExperimentRow, result: Json, *, cost: int, effects: Json) -> None:
+    """It has ended, with what came of it; ``effects``: what that says in figures."""
     with journal.transaction() as tx:
-        _end(tx, experiment, "done", None)
-        tx.execute(
-            "UPDATE experiments SET result = ?, cost = ? WHERE id = ?",
-            (pack(result), cost, experiment),
-        )
+        _end(tx, row.id, "done", None, pack(result), cost)
+        enqueue(tx, experiment_entry(row, "done", None, cost, effects, now_ms()))
 
 
-def failed(journal: Journal, experiment: str, reason: str) -> None:
+def failed(journal: Journal, row: ExperimentRow, reason: str) -> None:
     """It has ended without a result, and is not tried again."""
     with journal.transaction() as tx:
-        _end(tx, experiment, "failed", reason)
-        detail = {"experiment": experiment, "reason": reason}
+        _end(tx, row.id, "failed", reason)
+        detail = {"experiment": row.id, "reason": reason}
         add_event(tx, journal.fence or 0, "experiment-failed", detail)
+        enqueue(tx, experiment_entry(row, "failed", reason, row.planned, {}, now_ms()))
 
 
-def _end(tx: sqlite3.Connection, experiment: str, state: str, reason: str | None) -> None:
+def _end(
+    tx: sqlite3.Connection,
+    experiment: str,
+    state: str,
+    reason: str | None,
+    result: str | bytes | None = None,
+    cost: int = 0,
+) -> None:
     tx.execute(
-        "UPDATE experiments SET state = ?, reason = ?, finished_at = ?, "
+        "UPDATE experiments SET state = ?, reason = ?, finished_at = ?, result = ?, cost = ?, "
         "ended = (SELECT COALESCE(MAX(ended), 0) + 1 FROM experiments) "
         f"WHERE id = ? AND {_OPEN}",
-        (state, reason, timestamp(), experiment),
+        (state, reason, timestamp(), result, cost, experiment),
     )
 
 

@@ -20,6 +20,7 @@ from mixloop.controller.core import (
     Applied,
     DecisionRecord,
     Entry,
+    ExperimentRecord,
     Heartbeat,
     RequestOutcome,
     Steering,
@@ -41,7 +42,7 @@ from mixloop.controller.core import (
 )
 from mixloop.policies.interface import Observation
 
-from . import experiment_records, queries
+from . import queries
 from .journal import Journal, add_event, insert, timestamp
 from .packing import dumps, pack
 from .unreadable_files import UnreadableFiles, name_of
@@ -284,7 +285,7 @@ def decision(
         if record.approval is not None:
             insert(tx, "approvals", decision=name, state="waiting", why=record.approval)
         if record.experiment is not None:
-            experiment_records.asked(tx, name, record, record.experiment)
+            _insert_experiment(tx, name, record, record.experiment)
         if seen is not None:
             add_event(tx, journal.fence or 0, "observed", {"decision": name, **_observed(seen)})
     return name
@@ -327,6 +328,29 @@ def _insert_decision(
         )
     enqueue(tx, decision_entry(name, scores, started_ms, now_ms()))
     return name
+
+
+def _insert_experiment(
+    tx: sqlite3.Connection, decision: str, record: DecisionRecord, experiment: ExperimentRecord
+) -> None:
+    number = tx.execute("SELECT COUNT(*) FROM experiments").fetchone()[0] + 1
+    refused, now = experiment.refused, timestamp()
+    insert(
+        tx,
+        "experiments",
+        id=f"e-{number:06d}",
+        decision=decision,
+        step=record.step,
+        tokens=record.tokens,
+        asked=experiment.asked,
+        planned=experiment.planned,
+        state="planned" if refused is None else "refused",
+        attempts=0,
+        reason=refused,
+        cost=0,
+        asked_at=now,
+        finished_at=None if refused is None else now,
+    )
 
 
 def _supersede(tx: sqlite3.Connection, by: str) -> None:

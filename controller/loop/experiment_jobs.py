@@ -14,7 +14,7 @@ from typing import Any
 from mixloop.common.errors import BadInput, one_line
 from mixloop.common.units import format_tokens
 from mixloop.controller.core import RunState
-from mixloop.controller.decisions import observation_builder
+from mixloop.controller.decisions import experiment_evidence
 from mixloop.controller.experiments import ExperimentRunner, ExperimentSpec, discard, spec_of
 from mixloop.controller.journal import experiment_records, queries
 from mixloop.evals.workers import Failure
@@ -91,7 +91,7 @@ class ExperimentJobs:
         benchmarks = scored.scorecard["benchmarks"] if scored is not None else {}
         return spec_of(
             self.run.config,
-            observation_builder.requested(row),
+            experiment_evidence.requested(row),
             checkpoint,
             self.scoring.planner.settings,
             id=name,
@@ -107,7 +107,8 @@ class ExperimentJobs:
         assert result is not None
         if isinstance(result, ExperimentResult) and result.state == "done":
             kept = finite(result.model_dump(mode="json"))
-            experiment_records.done(journal, row.id, kept, result.cost)
+            effects = experiment_evidence.experiment_effects(ExperimentResult.model_validate(kept))
+            experiment_records.done(journal, row, kept, cost=result.cost, effects=effects)
             self.run.say(f"experiment {row.id} is done: {_told(result)}")
         elif row.attempts < EXPERIMENT_ATTEMPTS and isinstance(result, Failure):
             experiment_records.retried(journal, row.id, result.reason)
@@ -115,7 +116,7 @@ class ExperimentJobs:
             self._forget()
             return
         else:
-            experiment_records.failed(journal, row.id, result.reason)
+            experiment_records.failed(journal, row, result.reason)
             self.run.say(f"experiment {row.id} failed: {result.reason}")
         self._end(row.id)
         self.scoring.hold(state)

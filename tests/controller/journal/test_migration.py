@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mixloop.controller import views
-from mixloop.controller.decisions import observation_builder
+from mixloop.controller.decisions import experiment_evidence
 from mixloop.controller.journal import FenceLost, Journal, queries, tamper_seal
 from mixloop.controller.journal.schema import TABLES
 
@@ -51,7 +51,7 @@ def test_it_is_read_without_being_changed(old: Path) -> None:
     assert queries.experiment(with_views, "e-000001") is None
     assert queries.experiments_charged(with_views) == 0
     assert queries.experiments_known(with_views, 1) == 0
-    assert observation_builder.experiments(with_views, before=99, known=0) == ()
+    assert experiment_evidence.experiments(with_views, before=99, known=0) == ()
     with_views.close()
     assert old.read_bytes() == before
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mixloop.contract import read_holds, read_status, write_status
-from mixloop.controller.decisions import observation_builder
+from mixloop.controller.decisions import experiment_evidence, observation_builder
 from mixloop.controller.journal import queries
 from mixloop.controller.loop import experiment_jobs, scoring
 from mixloop.tools.simulate.backtest import recorded
@@ -208,7 +208,7 @@ def test_a_rewind_past_its_checkpoint_ends_it_for_good(tries: Make, played_run: 
     run.settle()
     (row,) = queries.experiments(run.journal)
     assert (row.state, row.abandoned_by) == ("done", 2)
-    assert observation_builder.experiments(run.journal, before=99, known=99) == ()
+    assert experiment_evidence.experiments(run.journal, before=99, known=99) == ()
     played_run.QuickExperiments.held = True
     run.train(4)
     assert made(run)[1] == ("e-000002", "running", 1), "asked for on the branch that goes on"
