@@ -76,6 +76,9 @@ from .wording import assessment as assessment
 from .wording import changes as changes
 from .wording import distinct as distinct
 from .wording import evidence_lines as evidence_lines
+from .wording import experiment as experiment
+from .wording import experiment_limits as experiment_limits
+from .wording import experiment_rows as experiment_rows
 from .wording import mixture as mixture
 from .wording import moves as moves
 from .wording import outcome_lines as outcome_lines

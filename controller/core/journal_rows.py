@@ -148,6 +148,7 @@ class ExperimentRow(TableRow):
         planned: training tokens of all branches; ``cost``: those that were spent.
         attempts: how often it was started.
         reason: why it was refused, given up or has failed.
+        effects: what came of it, in figures; None before it is done.
         ended: it was so many-th to end; None before, and of one that never began.
         abandoned_by: the incarnation of the trainer that left the branch it started from.
     """
@@ -162,6 +163,7 @@ class ExperimentRow(TableRow):
     state: ExperimentRowState
     attempts: int
     reason: str | None
+    effects: Json | None
     cost: int
     ended: int | None
     asked_at: str

@@ -82,9 +82,9 @@ def experiment_effects(result: ExperimentResult) -> Json:
 
     Returns:
         ``branches``, against the control, and ``merges``, against that at the present mixture, each
-        with ``weights``, ``moved`` (per source, against the control's) and per benchmark the paired ``gain`` in bits per byte, its ``stderr`` over
-        ``n`` items (none for what has no score on both sides); ``fits`` (``part``, ``weights``,
-        ``gains``) and ``mixmin`` as in the result.
+        with ``weights``, ``moved`` (per source, against the control's) and per benchmark the paired
+        ``gain`` in bits per byte, its ``stderr`` over ``n`` items (none for what has no score on
+        both sides); ``fits`` (``part``, ``weights``, ``gains``) and ``mixmin`` as in the result.
     """
     present = result.merges[0] if result.merges else None
     now = result.weights

@@ -39,7 +39,11 @@ def retried(journal: Journal, experiment: str, reason: str) -> None:
 def done(journal: Journal, row: ExperimentRow, result: Json, *, cost: int, effects: Json) -> None:
     """It has ended, with what came of it; ``effects``: what that says in figures."""
     with journal.transaction() as tx:
-        _end(tx, row.id, "done", None, pack(result), cost)
+        _end(tx, row.id, "done", None, cost)
+        tx.execute(
+            "UPDATE experiments SET result = ?, effects = ? WHERE id = ? AND state = 'done'",
+            (pack(result), pack(effects), row.id),
+        )
         enqueue(tx, experiment_entry(row, "done", None, cost, effects, now_ms()))
 
 
@@ -57,14 +61,13 @@ def _end(
     experiment: str,
     state: str,
     reason: str | None,
-    result: str | bytes | None = None,
     cost: int = 0,
 ) -> None:
     tx.execute(
-        "UPDATE experiments SET state = ?, reason = ?, finished_at = ?, result = ?, cost = ?, "
+        "UPDATE experiments SET state = ?, reason = ?, finished_at = ?, cost = ?, "
         "ended = (SELECT COALESCE(MAX(ended), 0) + 1 FROM experiments) "
         f"WHERE id = ? AND {_OPEN}",
-        (state, reason, timestamp(), result, cost, experiment),
+        (state, reason, timestamp(), cost, experiment),
     )
 
 

@@ -12,8 +12,9 @@ CREATE TABLE experiments (
   step INTEGER NOT NULL, tokens INTEGER NOT NULL, asked TEXT NOT NULL, planned INTEGER NOT NULL,
   state TEXT NOT NULL CHECK
     (state IN ('planned', 'running', 'done', 'failed', 'refused', 'abandoned')),
-  attempts INTEGER NOT NULL, reason TEXT, result TEXT, cost INTEGER NOT NULL, ended INTEGER UNIQUE,
-  asked_at TEXT NOT NULL, started_at TEXT, finished_at TEXT, abandoned_by INTEGER);
+  attempts INTEGER NOT NULL, reason TEXT, effects TEXT, cost INTEGER NOT NULL,
+  ended INTEGER UNIQUE, asked_at TEXT NOT NULL, started_at TEXT, finished_at TEXT,
+  abandoned_by INTEGER, result TEXT);
 """
 # once for each experiment that has ended since, which is news to the policy; of a branch that the
 # trainer abandoned by a rewind, another may be made at the same step

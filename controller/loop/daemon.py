@@ -108,10 +108,11 @@ class Controller:
 
     def _params(self) -> dict[str, Any]:
         config = self.config
-        # the last two: those who look on need them to say when something is due
+        # those who look on need them to say when something is due
         cadence = {
             "evaluate_every": config.evals.every,
             "approval_timeout": config.approval.timeout,
+            "experiment_tokens": config.experiment_tokens or None,
         }
         return {
             "budget": config.budget,
