@@ -11,11 +11,17 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from mixloop.cli.app import app
 from mixloop.contract import read_holds, read_status, write_status
+from mixloop.controller.core import mlflow_entries
 from mixloop.controller.decisions import experiment_evidence, observation_builder
 from mixloop.controller.journal import queries
 from mixloop.controller.loop import experiment_jobs, scoring
+from mixloop.controller.report import page as report
+from mixloop.controller.views import Watcher, look
+from mixloop.controller.watch import Timings, prometheus, view
 from mixloop.tools.simulate.backtest import recorded
 
 TRIES = """
@@ -290,3 +296,55 @@ def test_no_number_is_stored_that_is_none() -> None:
     kept = experiment_jobs.finite({"metrics": metrics, "gains": {"x": [0.1, nan], "y": [0.1, 0.2]}})
     assert kept == {"metrics": {"a": {"value": 1.0}}, "gains": {"y": [0.1, 0.2]}}
     assert json.dumps(kept, allow_nan=False)
+
+
+def ask(run: Any, *command: str) -> str:
+    result = CliRunner().invoke(app, [command[0], str(run.path), *command[1:]])
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def test_people_see_what_was_tried_and_what_came_of_it(tries: Make, played_run: ModuleType) -> None:
+    run = tries()
+    played_run.QuickExperiments.held = True
+    run.train(4)
+    place = run.paths.dir / "experiments" / "e-000001"
+    place.mkdir(parents=True)
+    (place / "progress.json").write_text('{"done": 1, "branches": 4, "doing": "training"}')
+    runs = "e-000001 runs, from step 20 (d-000001): 1 of 4 branches, training"
+    assert f"Experiment {runs}" in ask(run, "status")
+    facts = json.loads(ask(run, "status", "--json"))["experiments"]
+    assert (facts["budget"], facts["charged"], facts["left"]) == (4800, 960, 3840)
+    assert (facts["open"]["id"], facts["progress"]["done"]) == ("e-000001", 1)
+    snapshot = Watcher(run.paths, lambda: 0.0).look()
+    assert f"experiment {runs}" in [row.what for row in view.build(snapshot).pending]
+    values = {m.name: {tuple(s.labels.values()): s.value for s in m.samples} for m in metrics(run)}
+    assert values["mixloop_experiments"] == {("running",): 1}
+    assert values["mixloop_experiment_tokens"] == {("budget",): 4800, ("charged",): 960}
+    assert values["mixloop_experiment_branches"] == {("done",): 1, ("all",): 4}
+    played_run.QuickExperiments.held = False
+    run.settle()
+    assert not place.exists(), "its folder is removed"
+    assert "e-000001 done" in ask(run, "history")
+    told = ask(run, "explain", "1")
+    assert "Experiment e-000001 done: 3 branches and a control of 240 tokens from step 20" in told
+    assert "learning rate to zero; 960 tokens spent" in told
+    assert "branch 1" in told
+    assert "+0.4500 ± 0.0000" in told
+    assert "a merge knows no epochs" in told
+    made = json.loads(ask(run, "explain", "1", "--json"))["experiment"]
+    assert made["effects"]["branches"][0]["benchmarks"]["gsm8k"]["gain"] == pytest.approx(0.45)
+    assert made["effects"]["fits"][0]["gains"]["gsm8k"] == {"gain": 0.1, "stderr": 0.01}
+    page = report.page(report.gather(run.path))
+    assert "<h2>Experiments</h2>" in page
+    assert "asked for by d-000001" in page
+    entry = queries.entry(run.journal, "experiment:e-000001")
+    assert entry is not None
+    tags, _, points = (payload for _, payload in mlflow_entries.calls(entry.kind, entry.payload))
+    assert tags["tags"]["experiment.gsm8k"] == "+0.1000 ± 0.0100"
+    assert points["metrics"] == {"experiment/cost": 960.0, "experiment_gain/gsm8k": 0.1}
+    assert points["tokens"] == 1600
+
+
+def metrics(run: Any) -> list[Any]:
+    return list(prometheus.RunMetrics(look(run.paths, run.journal), Timings()).collect())
