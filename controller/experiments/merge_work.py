@@ -8,7 +8,7 @@ few windows, which no item shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
@@ -180,6 +180,16 @@ class MergeWork:
             return ScoredBranch(weights=self.named(shares), benchmarks=self.score("whole", shares))
 
         return self._place.made(self._place.folder / f"merge-{name}.json", ScoredBranch, score)
+
+    def foretold(
+        self, branches: Sequence[Mapping[str, float]], trained: Mapping[int, TrainedBranch]
+    ) -> Iterator[tuple[int, Mapping[str, float]]]:
+        """Number and mixture of each branch that was trained on sources that all have experts."""
+        for number, weights in enumerate(branches, start=1):
+            drawn = {name for name, weight in weights.items() if weight > 0}
+            done = trained[number].failed is None and single_source(weights) is None
+            if done and drawn <= set(self._sources):
+                yield number, weights
 
     def score(self, part: Part, weights: Array) -> dict[str, BenchmarkScore]:
         """Scores by benchmark of the merge at weights [sources] of a part of the data."""

@@ -129,11 +129,14 @@ class Experimenter:
         with contextlib.closing(merges):
             work = MergeWork(spec, self._place, experts, merges, self._say)
             fits = [work.fit(part) for part in parts_of(experts)]
-            scored = (
+            scored = [
                 work.scored("present", work.named(work.present)),
                 work.scored("fitted", fits[0].weights),
-            )
-            return {"fits": tuple(fits), "merges": scored, "mixmin": work.mixmin()}
+            ]
+            # what merges foretell of mixtures that were trained as well: how far to believe them
+            for number, weights in work.foretold(spec.branches, trained):
+                scored.append(work.scored(f"branch-{number:02d}", weights))
+            return {"fits": tuple(fits), "merges": tuple(scored), "mixmin": work.mixmin()}
 
     def _bare(self, trained: Mapping[int, TrainedBranch]) -> ExperimentResult:
         """The result without merges."""

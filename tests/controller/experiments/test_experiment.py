@@ -82,7 +82,8 @@ def test_the_process_trains_scores_and_merges_and_leaves_one_result(
     whole = result.fits[0]
     gain = sum(whole.gains[name][0] * share for name, share in (("humaneval", 2), ("gsm8k", 1)))
     assert gain > 0
-    present, fitted = result.merges
+    present, fitted, foretold = result.merges
+    assert foretold.weights == result.branches[3].weights
     assert present.weights == pytest.approx(spec.weights)
     assert fitted.weights == whole.weights
     assert result.mixmin is not None

@@ -110,6 +110,22 @@ def test_on_the_mixture_in_force_it_is_the_runs_own_next_steps_bit_for_bit(
     assert read_report(tmp_path / "control") == report
 
 
+def test_a_checkpoint_of_sharded_state_and_steps_that_grow_go_on_the_same(
+    run: Job, tmp_path: Path
+) -> None:
+    grown = {"from_tokens": 9 * QUANTUM * LENGTH, "accumulation": 3}
+    settings = {"checkpoint_format": "dcp", "batch_schedule": [grown]}
+    job = Job.model_validate(
+        run.model_dump()
+        | {"dir": tmp_path / "run", "settings": run.settings.model_dump() | settings}
+    )
+    assert train(job) == 0
+    assert (checkpoint(job, 6) / "trainer_state").is_dir()
+    report = branch(job, tmp_path / "control", schedule="as the run", checkpoint=checkpoint(job, 6))
+    assert report.steps == 5
+    assert same(tmp_path / "control", checkpoint(job, 11))
+
+
 def test_what_the_run_recorded_for_later_plays_no_part(run: Job, tmp_path: Path) -> None:
     later = tmp_path / "run"
     shutil.copytree(run.dir, later)
