@@ -66,9 +66,9 @@ class ExperimentJobs:
     def start(self, state: RunState) -> None:
         """Begin the experiment that is planned, or go on with one that was begun before."""
         name = state.experiment
+        self.scoring.hold(state)  # before all else: what fails here is done again
         experiment_records.started(self.run.journal, name)
         self.id, self.result = name, None
-        self.scoring.hold(state)
         try:
             self.runner.start(self._spec(name))
         except (OSError, ValueError, BadInput, JobError) as error:
