@@ -140,12 +140,17 @@ class CheckpointQueue:
         return dict.fromkeys(sorted(passed), why)
 
     def to_decide(self) -> int | None:
-        """The newest scored checkpoint, unless it or a newer one was decided on."""
+        """The newest scored checkpoint, unless it or a newer one was decided on.
+
+        It is decided on once more when an experiment has ended that was not known then.
+        """
         scored = queries.newest_scored_step(self._journal)
         decided = queries.newest_decided_step(self._journal)
-        if scored is None or (decided is not None and scored <= decided):
-            return None
-        return scored
+        if scored is None or decided is None or scored > decided:
+            return scored
+        ended = queries.experiments_ended(self._journal)
+        news = ended > queries.experiments_known_at(self._journal, scored)
+        return scored if news and scored == decided else None
 
 
 def _on_branch(row: CheckpointRow | CheckpointState, rewinds: Iterable[Rewind]) -> bool:

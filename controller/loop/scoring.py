@@ -95,11 +95,21 @@ class Scoring:
             self.step = self.result = None
 
     def hold(self, state: RunState) -> None:
-        """Ask the trainer's retention to spare what is still to be scored."""
-        steps = frozenset(self.queue.waiting(state.rewinds, state.training_ended))
+        """Ask the trainer's retention to spare what is still to be scored or branched from."""
+        waiting = self.queue.waiting(state.rewinds, state.training_ended)
+        steps = frozenset([*waiting, *self._branched_from(state)])
         if steps != self._held:
             write_holds(self.run.paths.holds, steps)
             self._held = steps
+
+    def _branched_from(self, state: RunState) -> list[int]:
+        """Checkpoints that an experiment starts from, or that one may yet be asked for."""
+        if state.training_ended or not self.run.config.experiment_tokens:
+            return []
+        begun = queries.open_experiment(self.run.journal)
+        newest = queries.newest_scored_step(self.run.journal)
+        steps = [begun.step if begun is not None else None, newest]
+        return [step for step in steps if step is not None]
 
     def hold_anew(self, state: RunState) -> None:
         """As :meth:`hold`, whatever ``holds.json`` is taken to hold."""
