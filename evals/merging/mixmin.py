@@ -55,7 +55,7 @@ def mixmin(
     n, k = density.shape
     share = np.ones(n) if importance is None else np.asarray(importance, dtype=float)
     share = share / share.sum()
-    mixture = np.ones(k) if start is None else np.array(start, dtype=float)
+    mixture: NDArray[np.float64] = np.ones(k) if start is None else np.array(start, dtype=float)
     if share.shape != (n,) or mixture.shape != (k,):
         raise ValueError(f"{share.shape} importances and {mixture.shape} shares for {(n, k)}")
     mixture /= mixture.sum()
