@@ -269,14 +269,13 @@ def test_a_score_is_asked_of_the_last_checkpoints_and_they_are_held(averaging: A
     assert held(averaging) == {60, 80}, "the next one's mean needs them"
 
 
-def test_those_that_wait_hold_what_they_are_averaged_with(averaging: Any) -> None:
+def test_what_is_skipped_is_averaged_all_the_same(averaging: Any) -> None:
     averaging.train(9)  # 20 and 40
-    race_ahead(averaging, 16)
-    for _ in range(50):
-        averaging.controller.step()
-        if 100 in held(averaging) and not averaging.asked.get(60):
-            break
-    assert {20, 40, 60, 80, 100} <= held(averaging)
+    assert held(averaging) == {20, 40}
+    race_ahead(averaging, 16)  # 60, 80, 100, 120: the newest is next
+    averaging.settle()
+    assert averaging.asked == {20: [], 40: [20], 120: [100, 80]}
+    assert held(averaging) == {100, 120}
 
 
 def test_a_rewind_averages_its_own_branch_alone(averaging: Any) -> None:
