@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mixloop.evals import EvalSettings
 from mixloop.evals.benchmarks import load_items
 from mixloop.evals.checkpoints import CheckpointError, write_delta
-from mixloop.evals.merging import Merges, NoGradientsError, mixmin, mixmin_of_experts
+from mixloop.evals.merging import Merges, NoGradientsError
 from mixloop.evals.scoring import Scorer
 
 SOURCES = ("prose", "code", "noise")
@@ -220,21 +220,6 @@ def test_token_logprobs_add_up_to_the_losses(merges: Merges) -> None:
     for name, items in logprobs.items():
         bits = -sum(map(sum, items.values())) / torch.log(torch.tensor(2.0)).item()
         assert bits / merges.gold_bytes(name) == pytest.approx(wanted[name], rel=1e-5)
-
-
-def test_mixmin_of_the_experts_is_that_of_their_tokens(merges: Merges) -> None:
-    found = mixmin_of_experts(merges, {"humaneval": 1.0})
-    columns = [
-        [
-            token
-            for item in merges.token_logprobs({source: 1.0})["humaneval"].values()
-            for token in item
-        ]
-        for source in SOURCES
-    ]
-    wanted = mixmin(torch.tensor(columns).T.numpy())
-    assert list(found) == list(SOURCES)
-    assert list(found.values()) == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
 def test_a_model_computed_with_other_weights_than_are_saved_is_merged_without_gradients(
