@@ -1,0 +1,199 @@
+"""How far a checkpoint's score lies off the run's smooth course, told by the run itself.
+
+The standard error over items says what other items would have shown. It can't see the optimiser:
+the same run, saved a few steps later, is a little better here and worse there. That part is
+estimated from the scores' second differences, which a smooth course leaves nearly at zero: each
+score against the line through its two neighbours (Gasser, Sroka & Jennen-Steinmetz 1986,
+*Biometrika* 73, eq. 2.2, for uneven spacing; Rice 1984, *Annals of Statistics* 12, for the idea).
+The line is drawn over ``tokens^-1/4``, where a power law of any usual exponent is nearly straight
+(its bend is a fifth of that over log tokens). Then
+
+- a difference across a change of mixture or of learning rate phase, or where tokens multiply,
+  weighs less: the course itself may bend there;
+- squares are cut at a few robust deviations (Huber 1964, *Annals of Mathematical Statistics* 35);
+- few differences are shrunk towards those of the other benchmarks in the same metric and, a
+  little, towards twice the items' variance (Smyth 2004, *Statistical Applications in Genetics and
+  Molecular Biology* 3, eq. 4);
+- what the items explain is taken off, and the rest is raised for the mild autocorrelation that
+  second differences don't show.
+
+With fewer than three scored evaluations there is no difference, and nothing is added: the items'
+standard error is then a lower bound, and ``n`` is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from mixloop.policies.interface import (
+    BITS_PER_BYTE,
+    Evaluation,
+    Metric,
+    MissingScore,
+    Observation,
+    find_metric,
+    finite_metric,
+    score_difference,
+)
+from mixloop.policies.mixture import Array, total_variation
+
+POWER = -0.25  # of tokens: the axis on which courses are nearly straight
+MOVED = 0.05  # total variation of the mixture at which a difference counts half
+PHASE = 0.05  # what a difference across two phases, or in the warm-up, counts
+SPREAD = 1.0  # in log tokens, the span of a difference at which it counts half
+PAIRS = 3  # newest pairs of evaluations that the items' noise is taken from
+OVERLAP = 35 / 18  # neighbouring differences share scores: so many make one degree of freedom
+LONE = 1.0  # degrees of freedom of the belief that jitter is as large as the items' noise
+POOLED = 4.0  # most degrees of freedom that other benchmarks count
+TOGETHER = 0.5  # of theirs that count: one optimiser moves all benchmarks
+AUTOCORRELATION = 0.1  # assumed between neighbours; second differences hide a part of it
+SEEN = 1 - 4 / 3 * AUTOCORRELATION + AUTOCORRELATION**2 / 3
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """One checkpoint's score around the run's smooth course, in the metric's unit.
+
+    Attributes:
+        stderr: standard deviation, the items' part taken off; 0 when unknown, or not seen.
+        n: second differences of this benchmark that it rests on; 0 when unknown.
+        df: its degrees of freedom, those lent by other benchmarks included.
+        total: standard deviation with the items' part; NaN when nothing is known of either.
+    """
+
+    stderr: float = 0.0
+    n: int = 0
+    df: float = 0.0
+    total: float = math.nan
+
+
+@dataclass(frozen=True)
+class _Roughness:
+    """Variance about the course, the items' part of it, differences behind it, and the level."""
+
+    variance: float
+    items: float
+    n: int
+    df: float
+    level: float
+
+
+def trajectory_noise(observation: Observation, benchmark: str, metric: str | None = None) -> Jitter:
+    """The jitter of one benchmark's score along the run so far."""
+    name = metric or observation.metric_for(benchmark)
+    own = _roughness(observation, benchmark, name)
+    if own is None:
+        return Jitter()
+    if own.n == 0:
+        return Jitter(total=math.sqrt(own.items) if own.items > 0 else math.nan)
+    names = sorted(observation.benchmarks() - {benchmark})
+    others = (_roughness(observation, other, name) for other in names)
+    variance, df = _shrunk(own, [other for other in others if other is not None and other.n])
+    beyond = max(0.0, variance - own.items)
+    stderr = math.sqrt(beyond / SEEN)
+    return Jitter(stderr, own.n, df, math.sqrt(min(variance, own.items) + stderr**2))
+
+
+def _shrunk(own: _Roughness, others: Sequence[_Roughness]) -> tuple[float, float]:
+    """The variance drawn towards the others', relative to their level, and its df."""
+    lent = TOGETHER * math.fsum(other.df for other in others)
+    parts = [(own.variance, own.df), (2 * own.items, LONE if own.items > 0 else 0.0)]
+    if lent > 0:
+        squares = math.fsum(o.df * o.variance * (own.level / o.level) ** 2 for o in others)
+        lent, pooled = min(POOLED, lent), squares / (lent / TOGETHER)
+        parts.append((pooled, lent))
+    weight = math.fsum(df for _, df in parts)
+    return math.fsum(variance * df for variance, df in parts) / weight, own.df + lent
+
+
+def _roughness(observation: Observation, benchmark: str, metric: str) -> _Roughness | None:
+    """None where the benchmark has no score in this metric."""
+    scored = _distinct(observation.evaluations, benchmark, metric)
+    if not scored:
+        return None
+    metrics = [find_metric(evaluation, benchmark, metric) for evaluation in scored]
+    values = np.array([entry.value for entry in metrics])
+    # other metrics of other benchmarks are on scales that levels don't tell
+    level = float(np.median(np.abs(values))) if metric == BITS_PER_BYTE else 1.0
+    items = _items_variance(scored, metrics, benchmark, metric)
+    if len(scored) < 3:
+        return _Roughness(0.0, items, 0, 0.0, level or 1.0)
+    variance, df = _second_differences(scored, values)
+    return _Roughness(variance, items, len(scored) - 2, df, level or 1.0)
+
+
+def _distinct(evaluations: Sequence[Evaluation], benchmark: str, metric: str) -> list[Evaluation]:
+    """Those with a score, the newest of each amount of tokens."""
+    scored = (e for e in evaluations if finite_metric(e, benchmark, metric) is not None)
+    newest = {e.tokens: e for e in scored if e.tokens > 0}
+    return [newest[tokens] for tokens in sorted(newest)]
+
+
+def _items_variance(
+    scored: Sequence[Evaluation], metrics: Sequence[Metric], benchmark: str, metric: str
+) -> float:
+    """The items' noise variance of one score beside its neighbour; 0 where nothing is stated."""
+    found = []
+    for older, newer in pairwise(scored[-PAIRS - 1 :]):
+        sides = (older.benchmarks[benchmark], newer.benchmarks[benchmark])
+        if not all(side.items for side in sides):
+            continue
+        try:
+            difference = score_difference(*sides, metric, benchmark)
+        except MissingScore:
+            continue
+        if difference.paired and math.isfinite(difference.stderr):
+            found.append(difference.stderr**2 / 2)
+    if not found:
+        stated = (entry.stderr for entry in metrics)
+        found = [error**2 for error in stated if error is not None and 0 < error < math.inf]
+    return float(np.median(found)) if found else 0.0
+
+
+def _second_differences(scored: Sequence[Evaluation], values: Array) -> tuple[float, float]:
+    """The robust variance of one score about the line through its neighbours, and its df."""
+    tokens = np.array([evaluation.tokens for evaluation in scored], dtype=float)
+    places = (tokens / tokens[-1]) ** POWER
+    left = (places[2:] - places[1:-1]) / (places[2:] - places[:-2])
+    off = left * values[:-2] + (1 - left) * values[2:] - values[1:-1]
+    squares = off**2 / (left**2 + (1 - left) ** 2 + 1)
+    weights = _weights(scored, tokens)
+    count = float(weights.sum() ** 2 / np.square(weights).sum())
+    deviation = _weighted_median(np.sqrt(squares), weights) / 0.6745
+    # of few, the median is no measure to cut by
+    cut = (3 + 8 / count) * deviation
+    kept = np.minimum(squares, cut**2) if deviation > 0 else squares
+    return float(weights @ kept / weights.sum()), count / OVERLAP
+
+
+def _weights(scored: Sequence[Evaluation], tokens: Array) -> Array:
+    """What each difference counts, by how little the course need bend there, (n - 2,)."""
+    shares = [_shares(older, newer) for older, newer in pairwise(scored)]
+    moved = np.array([total_variation(before, after) for before, after in pairwise(shares)])
+    wide = np.log(tokens[2:] / tokens[:-2])
+    phases = [evaluation.phase for evaluation in scored]
+    steady = np.array(
+        [len(set(phases[i : i + 3])) == 1 and phases[i] != "warmup" for i in range(len(phases) - 2)]
+    )
+    even = 1 / (1 + (moved / MOVED) ** 2) / (1 + (wide / SPREAD) ** 4)
+    return np.asarray(even * np.where(steady, 1.0, PHASE))
+
+
+def _shares(older: Evaluation, newer: Evaluation) -> dict[str, float]:
+    """What the stretch between two evaluations was trained on."""
+    drawn = {n: max(0.0, newer.drawn[n] - older.drawn.get(n, 0.0)) for n in newer.drawn}
+    total = math.fsum(drawn.values())
+    if older.drawn and total > 0:
+        return {name: amount / total for name, amount in drawn.items()}
+    return newer.weights
+
+
+def _weighted_median(values: Array, weights: Array) -> float:
+    order = np.argsort(values)
+    below = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(below, below[-1] / 2)])
