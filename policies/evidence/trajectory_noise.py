@@ -46,12 +46,13 @@ POWER = -0.25  # of tokens: the axis on which courses are nearly straight
 MOVED = 0.05  # total variation of the mixture at which a difference counts half
 PHASE = 0.05  # what a difference across two phases, or in the warm-up, counts
 SPREAD = 1.0  # in log tokens, the span of a difference at which it counts half
+RECENT = 60  # newest evaluations that it is taken from: it falls with the learning rate
 PAIRS = 3  # newest pairs of evaluations that the items' noise is taken from
 OVERLAP = 35 / 18  # neighbouring differences share scores: so many make one degree of freedom
-LONE = 1.0  # degrees of freedom of the belief that jitter is as large as the items' noise
+BELIEVED = 1.0  # degrees of freedom of the belief that jitter is as large as the items' noise
 POOLED = 4.0  # most degrees of freedom that other benchmarks count
 TOGETHER = 0.5  # of theirs that count: one optimiser moves all benchmarks
-AUTOCORRELATION = 0.1  # assumed between neighbours; second differences hide a part of it
+AUTOCORRELATION = 0.08  # assumed between neighbours; second differences hide a part of it
 SEEN = 1 - 4 / 3 * AUTOCORRELATION + AUTOCORRELATION**2 / 3
 
 
@@ -62,7 +63,7 @@ class Jitter:
     Attributes:
         stderr: standard deviation, the items' part taken off; 0 when unknown, or not seen.
         n: second differences of this benchmark that it rests on; 0 when unknown.
-        df: its degrees of freedom, those lent by other benchmarks included.
+        df: its degrees of freedom, with those of the other benchmarks and of the belief.
         total: standard deviation with the items' part; NaN when nothing is known of either.
     """
 
@@ -86,13 +87,14 @@ class _Roughness:
 def trajectory_noise(observation: Observation, benchmark: str, metric: str | None = None) -> Jitter:
     """The jitter of one benchmark's score along the run so far."""
     name = metric or observation.metric_for(benchmark)
-    own = _roughness(observation, benchmark, name)
+    course = _Course(observation)
+    own = course.roughness(benchmark, name)
     if own is None:
         return Jitter()
     if own.n == 0:
         return Jitter(total=math.sqrt(own.items) if own.items > 0 else math.nan)
     names = sorted(observation.benchmarks() - {benchmark})
-    others = (_roughness(observation, other, name) for other in names)
+    others = (course.roughness(other, name) for other in names)
     variance, df = _shrunk(own, [other for other in others if other is not None and other.n])
     beyond = max(0.0, variance - own.items)
     stderr = math.sqrt(beyond / SEEN)
@@ -100,38 +102,49 @@ def trajectory_noise(observation: Observation, benchmark: str, metric: str | Non
 
 
 def _shrunk(own: _Roughness, others: Sequence[_Roughness]) -> tuple[float, float]:
-    """The variance drawn towards the others', relative to their level, and its df."""
+    """The variance drawn towards the others', relative to their level, and the df together."""
     lent = TOGETHER * math.fsum(other.df for other in others)
-    parts = [(own.variance, own.df), (2 * own.items, LONE if own.items > 0 else 0.0)]
+    believed = BELIEVED if own.items > 0 else 0.0
+    parts = [(own.variance, own.df), (2 * own.items, believed)]
     if lent > 0:
         squares = math.fsum(o.df * o.variance * (own.level / o.level) ** 2 for o in others)
         lent, pooled = min(POOLED, lent), squares / (lent / TOGETHER)
         parts.append((pooled, lent))
     weight = math.fsum(df for _, df in parts)
-    return math.fsum(variance * df for variance, df in parts) / weight, own.df + lent
+    return math.fsum(variance * df for variance, df in parts) / weight, weight
 
 
-def _roughness(observation: Observation, benchmark: str, metric: str) -> _Roughness | None:
-    """None where the benchmark has no score in this metric."""
-    scored = _distinct(observation.evaluations, benchmark, metric)
-    if not scored:
-        return None
-    metrics = [find_metric(evaluation, benchmark, metric) for evaluation in scored]
-    values = np.array([entry.value for entry in metrics])
-    # other metrics of other benchmarks are on scales that levels don't tell
-    level = float(np.median(np.abs(values))) if metric == BITS_PER_BYTE else 1.0
-    items = _items_variance(scored, metrics, benchmark, metric)
-    if len(scored) < 3:
-        return _Roughness(0.0, items, 0, 0.0, level or 1.0)
-    variance, df = _second_differences(scored, values)
-    return _Roughness(variance, items, len(scored) - 2, df, level or 1.0)
+class _Course:
+    """The run's evaluations; what each difference counts is worked out once for all benchmarks."""
+
+    def __init__(self, observation: Observation) -> None:
+        self._evaluations = observation.evaluations
+        self._weights: dict[tuple[int, ...], Array] = {}
+
+    def roughness(self, benchmark: str, metric: str) -> _Roughness | None:
+        """None where the benchmark has no score in this metric."""
+        scored = _distinct(self._evaluations, benchmark, metric)
+        if not scored:
+            return None
+        metrics = [find_metric(evaluation, benchmark, metric) for evaluation in scored]
+        values = np.array([entry.value for entry in metrics])
+        # metrics other than bits per byte are on one scale, whatever the level
+        level = float(np.median(np.abs(values))) if metric == BITS_PER_BYTE else 1.0
+        items = _items_variance(scored, metrics, benchmark, metric)
+        if len(scored) < 3:
+            return _Roughness(0.0, items, 0, 0.0, level or 1.0)
+        places = tuple(evaluation.tokens for evaluation in scored)
+        if places not in self._weights:
+            self._weights[places] = _weights(scored, np.array(places, dtype=float))
+        variance, df = _second_differences(places, values, self._weights[places])
+        return _Roughness(variance, items, len(scored) - 2, df, level or 1.0)
 
 
 def _distinct(evaluations: Sequence[Evaluation], benchmark: str, metric: str) -> list[Evaluation]:
     """Those with a score, the newest of each amount of tokens."""
     scored = (e for e in evaluations if finite_metric(e, benchmark, metric) is not None)
     newest = {e.tokens: e for e in scored if e.tokens > 0}
-    return [newest[tokens] for tokens in sorted(newest)]
+    return [newest[tokens] for tokens in sorted(newest)][-RECENT:]
 
 
 def _items_variance(
@@ -155,18 +168,18 @@ def _items_variance(
     return float(np.median(found)) if found else 0.0
 
 
-def _second_differences(scored: Sequence[Evaluation], values: Array) -> tuple[float, float]:
+def _second_differences(
+    tokens: Sequence[int], values: Array, weights: Array
+) -> tuple[float, float]:
     """The robust variance of one score about the line through its neighbours, and its df."""
-    tokens = np.array([evaluation.tokens for evaluation in scored], dtype=float)
-    places = (tokens / tokens[-1]) ** POWER
+    places = (np.array(tokens, dtype=float) / tokens[-1]) ** POWER
     left = (places[2:] - places[1:-1]) / (places[2:] - places[:-2])
     off = left * values[:-2] + (1 - left) * values[2:] - values[1:-1]
     squares = off**2 / (left**2 + (1 - left) ** 2 + 1)
-    weights = _weights(scored, tokens)
-    count = float(weights.sum() ** 2 / np.square(weights).sum())
+    count = float(weights.sum())
     deviation = _weighted_median(np.sqrt(squares), weights) / 0.6745
     # of few, the median is no measure to cut by
-    cut = (3 + 8 / count) * deviation
+    cut = (3 + 8 / max(count, 1)) * deviation
     kept = np.minimum(squares, cut**2) if deviation > 0 else squares
     return float(weights @ kept / weights.sum()), count / OVERLAP
 
