@@ -43,7 +43,7 @@ from mixloop.policies.interface import (
 from mixloop.policies.mixture import Array, total_variation
 
 POWER = -0.25  # of tokens: the axis on which courses are nearly straight
-MOVED = 0.05  # total variation of the mixture at which a difference counts half
+MOVED = 0.02  # total variation of the mixture at which a difference counts half
 PHASE = 0.05  # what a difference across two phases, or in the warm-up, counts
 SPREAD = 1.0  # in log tokens, the span of a difference at which it counts half
 RECENT = 60  # newest evaluations that it is taken from: it falls with the learning rate
