@@ -7,6 +7,7 @@ from .objective import objective_weights as objective_weights
 from .significance import Claim as Claim
 from .significance import claims_of as claims_of
 from .significance import holm as holm
+from .trajectory_noise import RECENT as RECENT
 from .trajectory_noise import Jitter as Jitter
 from .trajectory_noise import trajectory_noise as trajectory_noise
 from .vetoes import Veto as Veto

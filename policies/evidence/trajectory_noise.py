@@ -74,6 +74,9 @@ class Jitter:
     total: float = math.nan
 
 
+UNKNOWN_JITTER = Jitter()
+
+
 @dataclass(frozen=True)
 class _Roughness:
     """Variance about the course, the items' part of it, differences behind it, and the level."""
@@ -91,7 +94,7 @@ def trajectory_noise(observation: Observation, benchmark: str, metric: str | Non
     course = _Course(observation)
     own = course.roughness(benchmark, name)
     if own is None:
-        return Jitter()
+        return UNKNOWN_JITTER
     if own.n == 0:
         return Jitter(total=math.sqrt(own.items) if own.items > 0 else math.nan)
     # what is watched has no say in what steers

@@ -64,6 +64,6 @@ def measured(condition: str, benchmark: str, metric: str, **values: Any) -> dict
 
 def changed(condition: str, change: Difference, **values: Any) -> dict[str, Any]:
     """A difference that a condition measured, as evidence."""
-    kept = ("gain", "stderr", "items", "trajectory", "z", "n", "paired")
-    numbers = {key: getattr(change, key) for key in kept}
+    numbers = {key: getattr(change, key) for key in ("gain", "stderr", "z", "n", "paired")}
+    numbers |= {"stderr_items": change.items, "stderr_trajectory": change.trajectory}
     return measured(condition, change.benchmark, change.metric, **numbers, **values)

@@ -93,7 +93,7 @@ class Level(_Threshold):
         away = beyond / max(abs(limit), 1e-9) if z is None else z
         gap = 0.0 if outcome == "holds" else self.z - away
         evidence = measured("level", name, self.metric, values=[value], stderr=stderr, z=z, n=n)
-        evidence |= {"trajectory": jitter.stderr, "tokens": tokens, side: limit}
+        evidence |= {"stderr_trajectory": jitter.stderr, "tokens": tokens, side: limit}
         evidence |= {"claim": z} if self.z > 0 and z is not None else {}
         return ConditionResult(outcome, text, gap, evidence)
 
