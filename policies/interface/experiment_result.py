@@ -11,17 +11,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from mixloop.common.paired import Difference
 
-from .evaluation import BITS_PER_BYTE, BenchmarkScore, Frozen, MissingScore, Phase, score_difference
+from .checkpoint_scores import (
+    BITS_PER_BYTE,
+    FROZEN,
+    BenchmarkScore,
+    MissingScore,
+    Phase,
+    score_difference,
+)
 
 BranchSchedule = Literal["as the run", "to zero"]
 ExperimentState = Literal["planned", "running", "done", "failed", "refused"]
 
 
-class MergeDesign(Frozen):
+class _Frozen(BaseModel):
+    model_config = FROZEN
+
+
+class MergeDesign(_Frozen):
     """Fit the mixture whose merge of the branches (one expert per source) scores best.
 
     The merge of a mixture w is ``checkpoint + sum_i w_i (expert_i - checkpoint)``, one expert per
@@ -39,14 +50,14 @@ class MergeDesign(Frozen):
     strength: float = Field(0.01, ge=0, allow_inf_nan=False)
 
 
-class ScoredBranch(Frozen):
+class ScoredBranch(_Frozen):
     """A branch, or a merged model, and its scores. ``weights`` are the mixture it stands for."""
 
     weights: dict[str, float]
     benchmarks: dict[str, BenchmarkScore] = {}
 
 
-class MergeFit(Frozen):
+class MergeFit(_Frozen):
     """The mixture whose merge scores best, fitted to all of the experts' data or to a half of it.
 
     ``gains`` are by benchmark (gain, standard error over items) in the steering metric of the
@@ -61,7 +72,7 @@ class MergeFit(Frozen):
     slopes: dict[str, dict[str, float]] = {}
 
 
-class ExperimentResult(Frozen):
+class ExperimentResult(_Frozen):
     """One experiment of this run, whatever became of it.
 
     Attributes:
@@ -115,10 +126,11 @@ class ExperimentResult(Frozen):
             MissingScore: when a side lacks the benchmark or metric.
         """
         one = self.branches[branch] if isinstance(branch, int) else branch
-        sides = (self.control.benchmarks if self.control else {}, one.benchmarks)
-        if not all(benchmark in side for side in sides):
+        before = self.control.benchmarks.get(benchmark) if self.control else None
+        after = one.benchmarks.get(benchmark)
+        if before is None or after is None:
             raise MissingScore(f"experiment {self.id}: {benchmark} has no score on both sides")
-        return score_difference(*(side[benchmark] for side in sides), metric, benchmark)
+        return score_difference(before, after, metric, benchmark)
 
 
 def moved_by(branch: ScoredBranch, control: Mapping[str, float]) -> dict[str, float]:
