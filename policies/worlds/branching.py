@@ -1,9 +1,9 @@
 """Branches and merges of a world: what a short experiment from its present state would show.
 
 A branch is a copy of the state that goes on for a few tokens on a mixture of its own. It sees the
-present slope of every law and nothing of what comes later. All that is off about it is in units of
-``scale``, how much such branches differ and gain by themselves, so that no world is easier to
-experiment in because its losses are larger. Everything is drawn from the seed and from where the
+present slope of every law and nothing of what comes later. What is off about it is in units of
+``spread``, how much branches on single sources differ, or of ``scale``, how much they differ and
+gain by themselves, so that no world is easier to experiment in because its losses are larger. Everything is drawn from the seed and from where the
 run is, so that the same question has the same answer.
 """
 
@@ -32,9 +32,9 @@ class BranchErrors:
         windows: noise of the few windows of a branch of ``length`` units, in ``scale``; it falls
             with the square root of the length. Not stated.
         length: see ``windows``, in units of data.
-        bend: error of a linear merge one source away from the present mixture, in ``scale``. It
+        bend: error of a linear merge one source away from the present mixture, in ``spread``. It
             grows with the square of the distance and stays the same for the whole run.
-        blind: what a short horizon likes or dislikes of a source by mistake, in ``scale``.
+        blind: what a short horizon likes or dislikes of a source by mistake, in ``spread``.
     """
 
     zoom: float = 3.0
@@ -94,7 +94,8 @@ class Branches:
         apart = np.abs(away).sum() / 2
         noise = self._windows(self.length) * (0.1 + np.sqrt(apart)) * own
         items = self._drawing(5, *np.round(shares * 1e6).astype(int)).normal(size=self.world.m)
-        return self._seen(shares, self.seen) + self.scale * noise + self.stderr * items
+        values = self._seen(shares, self.seen) + self.scale * noise + self.stderr * items
+        return np.asarray(values)
 
     def merge(self, shares: Array, part: str) -> Array:
         """Losses (m,) of the merge of one-source experts, at ``shares`` (k,); smooth in them.
@@ -109,7 +110,8 @@ class Branches:
         noise = self._windows(self.length / 2) * (away @ noise)
         curve = np.einsum("bij,i,j->b", self._curves, away, away) * self.errors.bend
         values = self._seen(shares, self.seen * share)
-        return np.asarray(values + self.scale * share * (noise + curve) + self._items(away))
+        off = self.scale * noise + self.spread * curve
+        return np.asarray(values + share * off + self._items(away))
 
     @cached_property
     def stderr(self) -> float:
@@ -117,22 +119,27 @@ class Branches:
         return self.errors.paired * self.world.sigma
 
     @cached_property
+    def spread(self) -> Array:
+        """(m,): how much branches on one source differ from one on the present mixture."""
+        single = self._ahead(np.eye(self.world.k), self.seen)
+        apart = single - self._ahead(self.world.shares, self.seen)
+        return np.asarray(np.sqrt((apart**2).mean(axis=0)))
+
+    @cached_property
     def scale(self) -> Array:
         """(m,): how much branches on one source differ, and gain by themselves."""
-        single = self._ahead(np.eye(self.world.k), self.seen)
-        present = self._ahead(self.world.shares, self.seen)
-        gain = present - self.world.losses_at(self.world.state)
-        return np.asarray(np.sqrt(((single - present) ** 2).mean(axis=0) + gain**2))
+        gain = self._ahead(self.world.shares, self.seen) - self.world.losses_at(self.world.state)
+        return np.hypot(self.spread, gain)
 
     def _ahead(self, shares: Array, units: float) -> Array:
         world = self.world
-        ahead = world.step(world.state, shares, units, world.time)
-        return np.asarray(world.losses_at(ahead))
+        losses: Array = world.losses_at(world.step(world.state, shares, units, world.time))
+        return losses
 
     def _seen(self, shares: Array, units: float) -> Array:
         """The losses ahead, with the run's present wobble and what a short horizon mistakes."""
         liked = self._fixed(3).normal(size=(self.world.k, self.world.m)) * self.errors.blind
-        mistaken = self.scale * (units / self.seen) * (self._away(shares) @ liked)
+        mistaken = self.spread * (units / self.seen) * (self._away(shares) @ liked)
         return np.asarray(self._ahead(shares, units) + self.world.wobble + mistaken)
 
     def _windows(self, length: float) -> float:
