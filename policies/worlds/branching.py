@@ -3,8 +3,9 @@
 A branch is a copy of the state that goes on for a few tokens on a mixture of its own. It sees the
 present slope of every law and nothing of what comes later. What is off about it is in units of
 ``spread``, how much branches on single sources differ, or of ``scale``, how much they differ and
-gain by themselves, so that no world is easier to experiment in because its losses are larger. Everything is drawn from the seed and from where the
-run is, so that the same question has the same answer.
+gain by themselves, so that no world is easier to experiment in because its losses are larger.
+Everything is drawn from the seed and from where the run is, so that the same question has the same
+answer.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Branches:
         curve = np.einsum("bij,i,j->b", self._curves, away, away) * self.errors.bend
         values = self._seen(shares, self.seen * share)
         off = self.scale * noise + self.spread * curve
-        return np.asarray(values + share * off + self._items(away))
+        return np.asarray(values + share * (off + self._items(away)))
 
     @cached_property
     def stderr(self) -> float:

@@ -259,7 +259,8 @@ class Dilution(Power):
         after = drawn + shares * part
         gain = effective(after, self.unique) - effective(drawn, self.unique)
         keen = 3.0 if time >= 0.9 * self.length - 1e-9 else 1.0
-        kept = 0.985**part * memory + gain * np.sqrt(shares / (shares + 0.03)) * keen
+        settles = np.sqrt(np.maximum(shares, 0.0) / (np.maximum(shares, 0.0) + 0.03))
+        kept = 0.985**part * memory + gain * settles * keen
         return np.stack([after, kept], axis=-2)
 
     def whole(self, mixtures: Array) -> Any:

@@ -140,11 +140,13 @@ class VirtualExperiments:
             return found
 
         def slopes(shares: Array) -> dict[str, Array]:
-            steps = SMALL * np.eye(len(names))
-            pairs = [(losses(shares + step), losses(shares - step)) for step in steps]
+            up = shares + SMALL * np.eye(len(names))
+            down = np.maximum(shares - SMALL * np.eye(len(names)), 0.0)
+            spans = np.diag(up) - np.diag(down)
+            ends = [(losses(above), losses(below)) for above, below in zip(up, down, strict=True)]
             return {
-                name: np.array([(up[name][0] - down[name][0]) / (2 * SMALL) for up, down in pairs])
-                for name in pairs[0][0]
+                name: np.array([above[name][0] - below[name][0] for above, below in ends]) / spans
+                for name in ends[0][0]
             }
 
         def loss_and_gradient(shares: Array) -> tuple[float, Array]:
