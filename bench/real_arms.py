@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixloop.policies.mixture import water_fill
 from real_texts import HAND_MADE, RECIPES
+
+from mixloop.policies.mixture import water_fill
 
 Json = dict[str, Any]
 
@@ -130,9 +131,9 @@ def inside_cap(weights: Mapping[str, float], unique: Mapping[str, int], tokens: 
     Raises:
         ValueError: the sources are too small for the budget.
     """
-    bounds = {n: (0.0, min(1.0, MAX_EPOCHS * unique[n] / tokens)) for n in weights}
     # a hair below, so that rounding to integer weights doesn't lift a source over its cap
-    found = water_fill(weights, {n: (low, high * 0.999) for n, (low, high) in bounds.items()})
+    epochs = 0.999 * MAX_EPOCHS
+    found = water_fill(weights, {n: (0.0, min(1.0, epochs * unique[n] / tokens)) for n in weights})
     if found is None:
         raise ValueError(f"{MAX_EPOCHS:g} epochs of all sources are fewer than {tokens:,} tokens")
     return found

@@ -63,10 +63,12 @@ def markdown(found: Json, missing: Sequence[str]) -> str:
 
 def _main(rows: Sequence[Json]) -> Iterator[str]:
     benchmarks = list(dict.fromkeys(name for row in rows for name in row["benchmarks"]))
-    heads = ("arm", "seeds", "bits per byte", *benchmarks, "gain over the start, ± items",
-             "gap to search", "gap to hand-made", "own tokens to search's end (in all)",
-             "own tokens to hand-made's end (in all)", "interventions", "delay, steps (of interval)",
-             "charged tokens")  # fmt: skip
+    heads = (
+        *("arm", "seeds", "bits per byte", *benchmarks, "gain over the start, ± items"),
+        *("gap to search", "gap to hand-made", "own tokens to search's end (in all)"),
+        *("own tokens to hand-made's end (in all)", "interventions"),
+        *("delay, steps (of interval)", "charged tokens"),
+    )
     yield "| " + " | ".join(heads) + " |"
     yield "|" + "---|" * len(heads)
     for row in rows:
@@ -128,8 +130,8 @@ def _flat(rows: Sequence[Json]) -> Iterator[str]:
 
 def _twin_line(twins: Json) -> str:
     return (
-        f"{twins['pairs_counted'] if 'pairs_counted' in twins else len(twins['pairs'])} unchanged "
-        f"pairs: the items' 95% intervals hold 0 at {twins['checkpoints']:.0%} of checkpoints and "
+        f"{len(twins['pairs'])} unchanged pairs: the items' 95% intervals hold 0 "
+        f"at {twins['checkpoints']:.0%} of checkpoints and "
         f"{twins['final']:.0%} of ends; the standard deviation of z is {twins['sd_of_z']:.2f} "
         f"(1 where the items' errors are all there is); {twins['runs_with_a_false_alarm']} pairs "
         "had at least one checkpoint outside"

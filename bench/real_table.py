@@ -182,7 +182,7 @@ def twin_pairs(first: Json, second: Json) -> Json:
 
 
 def coverage(pairs: Sequence[Json], z: float = 1.96) -> Json:
-    """How often the items' 95% intervals of unchanged twins hold 0, by checkpoint and at the end."""
+    """How often the items' 95% intervals of unchanged twins hold 0."""
     points = [point["z"] for pair in pairs for point in pair["checkpoints"]]
     finals = [pair["final"]["z"] for pair in pairs]
     ever = [any(abs(p["z"]) > z for p in pair["checkpoints"]) for pair in pairs]

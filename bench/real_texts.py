@@ -11,7 +11,6 @@ that shares 13 words in a row with an item, steering or judging, is dropped.
 from __future__ import annotations
 
 import base64
-import glob
 import gzip
 import hashlib
 import itertools
@@ -33,7 +32,8 @@ Documents = Callable[[int], Iterator[str]]
 LEAST_SOURCES = 14
 MIN_DOCUMENT = 200  # characters
 MAX_DOCUMENT = 20_000
-SITE = sysconfig.get_paths()["purelib"]
+SITE = Path(sysconfig.get_paths()["purelib"])
+SHARE = Path("/usr/share")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def deal(folder: Path, out: Path, shards: int, seed: int) -> None:
 
 
 def scrambled(texts: list[str], seed: int) -> Iterator[str]:
-    """Documents with their words in random order: right words, nothing to learn but their counts."""
+    """Documents with their words in random order: only their counts can be learnt."""
     rng = Random(seed)
     rng.shuffle(texts)
     for text in texts:
@@ -163,17 +163,21 @@ def _texts_of(folder: Path, names: Iterable[str]) -> list[str]:
     return [json.loads(line)["text"] for line in itertools.chain.from_iterable(lines)]
 
 
-def _files(*patterns: str) -> Documents:
+def _files(*patterns: tuple[Path, str]) -> Documents:
     """Pieces of the files that match, those of earlier patterns first, each lot shuffled."""
 
     def documents(seed: int) -> Iterator[str]:
-        for pattern in patterns:
-            paths = sorted(glob.glob(pattern, recursive=True))
-            Random(seed).shuffle(paths)
-            for path in paths:
-                yield from pieces(_read(Path(path)))
+        for folder, pattern in patterns:
+            for path in _shuffled(folder, pattern, seed):
+                yield from pieces(_read(path))
 
     return documents
+
+
+def _shuffled(folder: Path, pattern: str, seed: int) -> list[Path]:
+    paths = sorted(path for path in folder.glob(pattern) if path.is_file())
+    Random(seed).shuffle(paths)
+    return paths
 
 
 def pieces(text: str, most: int = 6) -> Iterator[str]:
@@ -185,8 +189,8 @@ def pieces(text: str, most: int = 6) -> Iterator[str]:
 def _read(path: Path) -> str:
     """A file's text, empty where it is none; of manual pages without their comments."""
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open()
-        with opened as file:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as file:
             text = file.read(10 * MAX_DOCUMENT)
     except (OSError, EOFError, UnicodeDecodeError):
         return ""
@@ -195,9 +199,9 @@ def _read(path: Path) -> str:
 
 def _foreign(seed: int) -> Iterator[str]:
     """Manual pages in other languages, else the task files of lm-eval that aren't English."""
-    folders = sorted(p for p in Path("/usr/share/man").glob("*") if not p.name.startswith("man"))
+    folders = sorted(p for p in (SHARE / "man").glob("*") if not p.name.startswith("man"))
     paths = [path for folder in folders for path in sorted(folder.rglob("*.gz"))]
-    paths += sorted(Path(SITE, "lm_eval", "tasks").rglob("*.yaml"))
+    paths += sorted((SITE / "lm_eval" / "tasks").rglob("*.yaml"))
     Random(seed).shuffle(paths)
     for path in paths:
         text = _read(path)
@@ -206,27 +210,27 @@ def _foreign(seed: int) -> Iterator[str]:
 
 
 def _base64(seed: int) -> Iterator[str]:
-    paths = sorted(glob.glob(f"{SITE}/**/*.so", recursive=True))
-    Random(seed).shuffle(paths)
-    for path in paths:
-        with open(path, "rb") as file:
+    for path in _shuffled(SITE, "**/*.so", seed):
+        with path.open("rb") as file:
             data = file.read(200_000)
         for at in range(0, len(data), 6000):
             yield base64.b64encode(data[at : at + 6000]).decode()
 
 
 FOUND: dict[str, Documents] = {
-    "javascript": _files(f"{SITE}/**/*.js"),
-    "c-headers": _files("/usr/include/**/*.h", f"{SITE}/**/*.h"),
-    "scripts": _files("/usr/share/perl/**/*.p[ml]", f"{SITE}/**/*.sh", f"{SITE}/**/*.cmake"),
+    "javascript": _files((SITE, "**/*.js")),
+    "c-headers": _files((Path("/usr/include"), "**/*.h"), (SITE, "**/*.h")),
+    "scripts": _files((SHARE / "perl", "**/*.p[ml]"), (SITE, "**/*.sh"), (SITE, "**/*.cmake")),
     "foreign": _foreign,
     "changelogs": _files(
-        "/usr/share/doc/*/changelog*.gz", f"{SITE}/**/CHANGELOG*", f"{SITE}/**/METADATA"
+        (SHARE / "doc", "*/changelog*.gz"), (SITE, "**/CHANGELOG*"), (SITE, "**/METADATA")
     ),
-    "json": _files(f"{SITE}/**/*.json"),
-    "tables": _files(f"{SITE}/**/*.csv"),
-    "records": _files(f"{SITE}/*.dist-info/RECORD"),
-    "licences": _files(f"{SITE}/**/LICENSE*", f"{SITE}/**/COPYING*", "/usr/share/doc/*/copyright"),
+    "json": _files((SITE, "**/*.json")),
+    "tables": _files((SITE, "**/*.csv")),
+    "records": _files((SITE, "*.dist-info/RECORD")),
+    "licences": _files(
+        (SITE, "**/LICENSE*"), (SITE, "**/COPYING*"), (SHARE / "doc", "*/copyright")
+    ),
     "base64": _base64,
 }
 """What is found on the machine, by source: documents given a seed."""
