@@ -90,7 +90,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.work: Path = options.out / "work"
-        self.root: Path = options.out / options.size
+        self.root: Path = options.out / (options.size + "-unpaced" * options.no_pace)
         self.size: Size = SIZES[options.size]
         self.paced: bool = not options.no_pace
         self.found: Json = real_prepare.prepare(self.work, options.data)

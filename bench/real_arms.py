@@ -60,11 +60,12 @@ def _llama(hidden: int, layers: int) -> dict[str, int]:
 
 
 SIZES = {
-    "smoke": Size(48, 6, _llama(64, 2), 8, 2, 2.0, 4, 4 * STEP),  # minutes; says nothing
-    "quick": Size(480, 12, _llama(128, 4), 60, 16, 0.9, 24, 24 * STEP),
-    "full": Size(2000, 40, _llama(256, 4), 80, 24, 0.6, 40, 64 * STEP),
+    "smoke": Size(48, 6, _llama(64, 2), 8, 1, 1.1, 4, 4 * STEP),  # minutes; says nothing
+    "quick": Size(480, 12, _llama(128, 4), 60, 12, 0.9, 24, 24 * STEP),
+    "full": Size(2000, 40, _llama(256, 4), 80, 24, 0.65, 40, 64 * STEP),
 }
-"""`quick`: 1.3M parameters, 0.49M tokens; `full`: 4.2M parameters, 2.05M tokens."""
+"""`quick`: 1.3M parameters, 0.49M tokens, two rounds of experiments; `full`: 4.2M parameters, 2.05M
+tokens, three rounds. A round is a branch per source and one unchanged."""
 
 STARTS = ("uniform", "proportional")
 
@@ -117,7 +118,8 @@ REFERENCES = ("hand-made", "search")
 def experiment_options(size: Size, part: float) -> tuple[Json, Json]:
     """`policy.with` and the section `experiments` of an arm that experiments: the one place."""
     branch = max(1, round(size.branch * part)) * STEP
-    section = {"budget": size.experiments * part, "device": "cpu", "threads": 1}
+    budget = round(size.experiments * part * size.tokens)
+    section = {"budget": budget, "device": "cpu", "threads": 1}
     return {BRANCH_LENGTH: branch}, section
 
 

@@ -38,11 +38,13 @@ def tables(results: Results) -> Json:
 
 def _twins(runs: Mapping[int, Json]) -> Json:
     pairs = [
-        real_table.twin_pairs(runs[seed], runs[seed + 1])
+        real_table.twin_pairs(runs[seed], runs[seed + 1], DECAY)
         for seed in sorted(runs)
         if seed % 2 == 0 and seed + 1 in runs
     ]
-    return {"pairs": pairs, **real_table.coverage(pairs)} if pairs else {}
+    errors = {"items": "z", "items and jitter": "z_jitter"}
+    told = {name: real_table.coverage(pairs, which) for name, which in errors.items()}
+    return {"pairs": pairs, "coverage": told} if pairs else {}
 
 
 def markdown(found: Json, missing: Sequence[str]) -> str:
@@ -54,7 +56,8 @@ def markdown(found: Json, missing: Sequence[str]) -> str:
     if found["flat"]:
         lines += ["All sources alike:", "", *_flat(found["flat"]), ""]
     if found["twins"]:
-        lines += [_twin_line(found["twins"]), ""]
+        lines += [f"{len(found['twins']['pairs'])} unchanged pairs:", ""]
+        lines += [*_coverage(found["twins"]["coverage"]), ""]
     if found["jitter"] is not None:
         lines += [f"Jitter of a checkpoint's score, median over runs: {found['jitter']:.4f}", ""]
     lines += ["Missing:", *(f"- {line}" for line in missing)] if missing else []
@@ -128,11 +131,14 @@ def _flat(rows: Sequence[Json]) -> Iterator[str]:
         yield f"| {row['arm']} | {row['runs']} | {row['beyond']} | {far} | {made} |"
 
 
-def _twin_line(twins: Json) -> str:
-    return (
-        f"{len(twins['pairs'])} unchanged pairs: the items' 95% intervals hold 0 "
-        f"at {twins['checkpoints']:.0%} of checkpoints and "
-        f"{twins['final']:.0%} of ends; the standard deviation of z is {twins['sd_of_z']:.2f} "
-        f"(1 where the items' errors are all there is); {twins['runs_with_a_false_alarm']} pairs "
-        "had at least one checkpoint outside"
-    )
+def _coverage(told: Mapping[str, Json]) -> Iterator[str]:
+    yield "| error of | 0 held at checkpoints | at the end | sd of z | pairs with a false alarm |"
+    yield "|---|---|---|---|---|"
+    for name, found in told.items():
+        held, last, sd = found["checkpoints"], found["final"], found["sd_of_z"]
+        cells = (*(_part(held), _part(last)), "-" if sd is None else f"{sd:.2f}")
+        yield f"| {name} | {' | '.join(cells)} | {found['runs_with_a_false_alarm']} |"
+
+
+def _part(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"

@@ -129,11 +129,9 @@ def read_run(folder: Path) -> Json:
 
 
 def experiment_tokens(journal: Journal) -> int:
-    """Training tokens of every branch of the run's experiments, ended or not."""
+    """Training tokens that the run's experiments are charged; 0 before there were experiments."""
     read = getattr(queries, "experiments", None)
-    if read is None:
-        return 0
-    return sum(int(row.cost) for row in read(journal))
+    return sum(int(row.charged) for row in read(journal)) if read is not None else 0
 
 
 def mean_bits(benchmarks: Json) -> float:

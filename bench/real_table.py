@@ -20,7 +20,7 @@ LAST_ORDERS = 0.25  # of the run, at its end, over which a flat run's mixture is
 
 def score(result: Json) -> float:
     """Mean bits per byte over the benchmarks, on the judging items."""
-    return mean(entry["value"] for entry in result["judged"].values())
+    return float(mean(entry["value"] for entry in result["judged"].values()))
 
 
 def paired_gain(before: Json, after: Json) -> tuple[float, float]:
@@ -164,32 +164,36 @@ def flat_row(name: str, runs: Mapping[int, Json]) -> Json:
     }
 
 
-def twin_pairs(first: Json, second: Json) -> Json:
+def twin_pairs(first: Json, second: Json, decay: float) -> Json:
     """Two runs that differ by their data order alone: differences by checkpoint, with their z.
 
-    ``z`` counts the items' error only, which is what an honest receipt has to exceed.
+    ``z`` counts the items' error only; ``z_jitter`` also each run's own jitter around its course
+    (0 where too few checkpoints tell it), which no item shows.
     """
+    shaken = [jitter(result, decay) or 0.0 for result in (first, second)]
+    own = math.hypot(*shaken)
     points = zip(first["items"], second["items"], first["curve"], strict=False)
     differences = [(point[0], *paired_items(a, b)) for a, b, point in points]
-    final = paired_gain(first, second)
-    return {
-        "checkpoints": [
-            {"tokens": tokens, "gain": gain, "stderr": error, "z": gain / error}
-            for tokens, gain, error in differences
-        ],
-        "final": {"gain": final[0], "stderr": final[1], "z": final[0] / final[1]},
-    }
+    last = (first["tokens"], *paired_gain(first, second))
+    told = [
+        {
+            **{"tokens": tokens, "gain": gain, "stderr": error},
+            **{"z": gain / error, "z_jitter": gain / math.hypot(error, own)},
+        }
+        for tokens, gain, error in (*differences, last)
+    ]
+    return {"jitter": shaken, "checkpoints": told[:-1], "final": told[-1]}
 
 
-def coverage(pairs: Sequence[Json], z: float = 1.96) -> Json:
-    """How often the items' 95% intervals of unchanged twins hold 0."""
-    points = [point["z"] for pair in pairs for point in pair["checkpoints"]]
-    finals = [pair["final"]["z"] for pair in pairs]
-    ever = [any(abs(p["z"]) > z for p in pair["checkpoints"]) for pair in pairs]
+def coverage(pairs: Sequence[Json], which: str = "z", limit: float = 1.96) -> Json:
+    """How often the 95% intervals of unchanged twins hold 0, by the items' error or all of it."""
+    points = [point[which] for pair in pairs for point in pair["checkpoints"]]
+    finals = [pair["final"][which] for pair in pairs]
+    ever = [any(abs(p[which]) > limit for p in pair["checkpoints"]) for pair in pairs]
     return {
         "pairs": len(pairs),
-        "checkpoints": mean(abs(value) <= z for value in points) if points else None,
-        "final": mean(abs(value) <= z for value in finals) if finals else None,
+        "checkpoints": mean(abs(value) <= limit for value in points) if points else None,
+        "final": mean(abs(value) <= limit for value in finals) if finals else None,
         "runs_with_a_false_alarm": sum(ever),
         "sd_of_z": stdev(points) if len(points) > 1 else None,
     }

@@ -264,10 +264,27 @@ def test_twins_are_held_against_the_items_errors() -> None:
         return _result(1, 3.0 + rng.gauss(0, 0.01), items=points, curve=curve)
 
     alike, apart = one(0), one(0.8)
-    found = table.coverage([table.twin_pairs(alike, one(0))])
+    found = table.coverage([table.twin_pairs(alike, one(0), 0.2)])
     assert 0.88 <= found["checkpoints"] <= 1.0
     assert found["sd_of_z"] == pytest.approx(1, rel=0.3)
-    assert table.coverage([table.twin_pairs(alike, apart)])["checkpoints"] < 0.1
+    assert table.coverage([table.twin_pairs(alike, apart, 0.2)])["checkpoints"] < 0.1
+
+
+def test_jitter_that_no_item_shows_is_in_the_second_error() -> None:
+    rng = Random(4)
+
+    def one() -> Json:
+        course = [3 + rng.gauss(0, 0.1) for _ in range(80)]
+        points = [
+            {"math": {f"i{n}": [level + 0.01 * rng.gauss(0, 1), 1.0] for n in range(40)}}
+            for level in course
+        ]
+        curve = [[n, level] for n, level in enumerate(course)]
+        return _result(1, 3.0 + rng.gauss(0, 0.1), items=points, curve=curve, tokens=80)
+
+    pairs = [table.twin_pairs(one(), one(), 0.2)]
+    assert table.coverage(pairs)["checkpoints"] < 0.3
+    assert 0.85 <= table.coverage(pairs, "z_jitter")["checkpoints"] <= 1
 
 
 def test_the_tables_name_every_arm_and_what_is_missing() -> None:
