@@ -25,7 +25,8 @@ class Size:
     """How long and how large the runs of a size are.
 
     ``items`` are the steering items of each benchmark, ``branch`` the steps of one branch of an
-    experiment, ``experiments`` the share of a run's tokens that its branches may cost together,
+    experiment, ``rounds`` (2 or 3: the third before the decay) how many there may be,
+    ``experiments`` the share of a run's tokens that its branches may cost together,
     ``proxies`` and ``proxy`` (tokens) what a search trains: half of them stop at half the length,
     so that all together cost about what one run does.
     """
@@ -35,6 +36,7 @@ class Size:
     model: Mapping[str, int]
     items: int
     branch: int
+    rounds: int
     experiments: float
     proxies: int
     proxy: int
@@ -60,9 +62,9 @@ def _llama(hidden: int, layers: int) -> dict[str, int]:
 
 
 SIZES = {
-    "smoke": Size(48, 6, _llama(64, 2), 8, 1, 1.1, 4, 4 * STEP),  # minutes; says nothing
-    "quick": Size(480, 12, _llama(128, 4), 60, 12, 0.9, 24, 24 * STEP),
-    "full": Size(2000, 40, _llama(256, 4), 80, 24, 0.65, 40, 64 * STEP),
+    "smoke": Size(48, 6, _llama(64, 2), 8, 1, 2, 1.1, 4, 4 * STEP),  # minutes; says nothing
+    "quick": Size(480, 12, _llama(128, 4), 60, 12, 2, 0.9, 24, 24 * STEP),
+    "full": Size(2000, 40, _llama(256, 4), 80, 24, 3, 0.65, 40, 64 * STEP),
 }
 """`quick`: 1.3M parameters, 0.49M tokens, two rounds of experiments; `full`: 4.2M parameters, 2.05M
 tokens, three rounds. A round is a branch per source and one unchanged."""
@@ -120,7 +122,7 @@ def experiment_options(size: Size, part: float) -> tuple[Json, Json]:
     branch = max(1, round(size.branch * part)) * STEP
     budget = round(size.experiments * part * size.tokens)
     section = {"budget": budget, "device": "cpu", "threads": 1}
-    return {BRANCH_LENGTH: branch}, section
+    return {BRANCH_LENGTH: branch, "before_decay": size.rounds > 2}, section
 
 
 BRANCH_LENGTH = "tokens"
