@@ -9,9 +9,8 @@ few windows, which no item shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from mixloop.policies.mixture import Array
 from mixloop.policies.surrogates import fit_merge
 
 from .branch_work import TrainedBranch
+from .experts import Expert, Part, delta_name, scales, single_source
 from .spec import ExperimentSpec
 from .workspace import Workspace
 
@@ -36,45 +36,13 @@ if TYPE_CHECKING:
     from mixloop.evals import Outcomes
     from mixloop.evals.merging import Merges
 
-Part = Literal["whole", "first", "second"]
 OTHER: dict[Part, Part] = {"whole": "whole", "first": "second", "second": "first"}
 STEPS: dict[Part, int] = {"whole": 25, "first": 12, "second": 12}
 """Most passes of a fit. A pass over the items costs as much as training on their tokens."""
 TOLERANCE = 2e-4  # bits per byte: far below the error over items of any experiment
 DIFFERENCE = 0.02  # of a share, where a model gives no gradients
-SINGLE = 1 - 1e-6  # share of one source from which a branch is its expert
-EARLIEST, LATEST = 0.05, 0.95  # a part below which scaling a half up is only noise
 
 Coefficients = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Expert:
-    """The branch of a source, and the part of its learning that was early (0: not halved)."""
-
-    source: str
-    number: int
-    early: float
-
-    @property
-    def halved(self) -> bool:
-        """Whether its two halves say something each."""
-        return EARLIEST <= self.early <= LATEST
-
-
-def experts_of(spec: ExperimentSpec, trained: Mapping[int, TrainedBranch]) -> list[Expert]:
-    """The branches that are experts and were trained, one for each source."""
-    found: dict[str, Expert] = {}
-    for number, weights in enumerate(spec.branches, start=1):
-        source = single_source(weights)
-        if source is not None and trained[number].failed is None:
-            found.setdefault(source, Expert(source, number, trained[number].early))
-    return list(found.values())
-
-
-def single_source(weights: Mapping[str, float]) -> str | None:
-    """The source that has all the weight, if one does."""
-    return next((name for name, weight in weights.items() if weight >= SINGLE), None)
 
 
 class MergeWork:
@@ -235,7 +203,7 @@ class MergeWork:
         """What the deltas are multiplied with for a mixture [sources] of a part of the data."""
         found: Coefficients = {}
         for expert, weight in zip(self._experts, map(float, weights), strict=True):
-            for half, scale in _scales(expert, part).items():
+            for half, scale in scales(expert, part).items():
                 found[delta_name(expert, half)] = weight * scale
         return found
 
@@ -243,7 +211,7 @@ class MergeWork:
         """The gradient after shares [sources] of one after the deltas' coefficients."""
         return np.array(
             [
-                sum(scale * slope[delta_name(e, half)] for half, scale in _scales(e, part).items())
+                sum(scale * slope[delta_name(e, half)] for half, scale in scales(e, part).items())
                 for e in self._experts
             ]
         )
@@ -254,27 +222,6 @@ class MergeWork:
     def named(self, values: Array) -> dict[str, float]:
         """An array [sources] by source."""
         return dict(zip(self._sources, map(float, values), strict=True))
-
-
-def delta_name(expert: Expert, half: str) -> str:
-    """What the merges call a delta."""
-    return f"{expert.source}/{half}"
-
-
-def _scales(expert: Expert, part: Part) -> dict[str, float]:
-    """Factors of an expert's deltas in a part of its data, as long as the whole."""
-    if not expert.halved:
-        halves = ["first", "second"] if expert.early else ["first"]
-        return dict.fromkeys(halves, 1.0)
-    if part == "whole":
-        return {"first": 1.0, "second": 1.0}
-    share = expert.early if part == "first" else 1 - expert.early
-    return {part: 1 / share}
-
-
-def parts_of(experts: Sequence[Expert]) -> tuple[Part, ...]:
-    """What can be fitted to: the halves only where every expert has them."""
-    return get_args(Part) if all(expert.halved for expert in experts) else ("whole",)
 
 
 def merge_score(benchmark: str, outcomes: Outcomes) -> BenchmarkScore:

@@ -26,7 +26,8 @@ from mixloop.common.process import end_with_parent
 from mixloop.policies.interface import ExperimentResult, ScoredBranch
 
 from .branch_work import BranchWork, TrainedBranch
-from .merge_work import MergeWork, delta_name, experts_of, parts_of, single_source
+from .experts import delta_name, experts_of, parts_of, single_source
+from .merge_work import MergeWork
 from .spec import ExperimentSpec
 from .workspace import ExperimentProgress, Workspace
 
