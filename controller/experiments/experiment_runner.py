@@ -83,7 +83,8 @@ class ExperimentRunner:
         if child is not None:
             # before the messages: what it says last is said before it ends
             running = child.running
-            with contextlib.suppress(ValueError):  # a launcher's command may print too
+            # a launcher's command may print too
+            with contextlib.suppress(ValueError, TypeError):
                 for message in child.messages():
                     self.progress = ExperimentProgress(**message)
             if running:

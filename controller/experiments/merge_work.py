@@ -9,9 +9,8 @@ few windows, which no item shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from mixloop.policies.mixture import Array
 from mixloop.policies.surrogates import fit_merge
 
 from .branch_work import TrainedBranch
+from .experts import Expert, Part, delta_name, scales, single_source
 from .spec import ExperimentSpec
 from .workspace import Workspace
 
@@ -36,43 +36,13 @@ if TYPE_CHECKING:
     from mixloop.evals import Outcomes
     from mixloop.evals.merging import Merges
 
-Part = Literal["whole", "first", "second"]
 OTHER: dict[Part, Part] = {"whole": "whole", "first": "second", "second": "first"}
-STEPS = 25
+STEPS: dict[Part, int] = {"whole": 25, "first": 12, "second": 12}
+"""Most passes of a fit. A pass over the items costs as much as training on their tokens."""
+TOLERANCE = 2e-4  # bits per byte: far below the error over items of any experiment
 DIFFERENCE = 0.02  # of a share, where a model gives no gradients
-SINGLE = 1 - 1e-6  # share of one source from which a branch is its expert
-EARLIEST, LATEST = 0.05, 0.95  # a part below which scaling a half up is only noise
 
 Coefficients = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Expert:
-    """The branch of a source, and the part of its learning that was early (0: not halved)."""
-
-    source: str
-    number: int
-    early: float
-
-    @property
-    def halved(self) -> bool:
-        """Whether its two halves say something each."""
-        return EARLIEST <= self.early <= LATEST
-
-
-def experts_of(spec: ExperimentSpec, trained: Mapping[int, TrainedBranch]) -> list[Expert]:
-    """The branches that are experts and were trained, one for each source."""
-    found: dict[str, Expert] = {}
-    for number, weights in enumerate(spec.branches, start=1):
-        source = single_source(weights)
-        if source is not None and trained[number].failed is None:
-            found.setdefault(source, Expert(source, number, trained[number].early))
-    return list(found.values())
-
-
-def single_source(weights: Mapping[str, float]) -> str | None:
-    """The source that has all the weight, if one does."""
-    return next((name for name, weight in weights.items() if weight >= SINGLE), None)
 
 
 class MergeWork:
@@ -100,6 +70,7 @@ class MergeWork:
         self._experts = experts
         self._merges = merges
         self._say = say
+        self._scores: dict[tuple[Part, bytes], dict[str, BenchmarkScore]] = {}
         self._sources = [expert.source for expert in experts]
         weighed = _normalised({name: spec.objective.get(name, 0.0) for name in merges.benchmarks})
         # what counts for nothing takes no pass
@@ -126,7 +97,9 @@ class MergeWork:
         call = partial(self._loss_and_gradient, part)
         if not prior.sum():
             prior = np.ones(len(prior))
-        weights, tried = fit_merge(call, self.present, prior, most, design.strength, STEPS)
+        weights, tried = fit_merge(
+            call, self.present, prior, most, design.strength, STEPS[part], TOLERANCE
+        )
         self._say(
             f"fit of the {part}: {tried[0].objective:.4f} to "
             f"{min(step.objective for step in tried):.4f} in {len(tried)} passes"
@@ -136,7 +109,10 @@ class MergeWork:
             part=part,
             weights=self.named(weights),
             gains=_gains(now, then),
-            slopes=self._slopes(part),
+            slopes={
+                name: self.named(self._by_source(part, slope))
+                for name, slope in self._slopes.items()
+            },
         )
 
     def _loss_and_gradient(self, part: Part, weights: Array) -> tuple[float, Array]:
@@ -159,16 +135,19 @@ class MergeWork:
         there = [self._total(self._merges.losses(self.coefficients(part, w))) for w in steps]
         return loss, (np.array(there) - loss) / DIFFERENCE
 
-    def _slopes(self, part: Part) -> dict[str, dict[str, float]]:
-        """By benchmark and source the derivative of the loss at the present mixture."""
+    @cached_property
+    def _slopes(self) -> dict[str, dict[str, float]]:
+        """By benchmark the loss's derivatives after all coefficients, at the present merge.
+
+        One point serves all parts: the halves' slopes differ by what their windows taught alone.
+        """
         from mixloop.evals.merging import NoGradientsError
 
-        at = self.coefficients(part, self.present)
         try:
-            _, slopes = self._merges.losses_and_gradients(at)
+            _, slopes = self._merges.losses_and_gradients(self.coefficients("whole", self.present))
         except NoGradientsError:
             return {}
-        return {name: self.named(self._by_source(part, slope)) for name, slope in slopes.items()}
+        return slopes
 
     # -- merges ------------------------------------------------------------------------------
 
@@ -193,8 +172,11 @@ class MergeWork:
 
     def score(self, part: Part, weights: Array) -> dict[str, BenchmarkScore]:
         """Scores by benchmark of the merge at weights [sources] of a part of the data."""
-        found = self._merges.outcomes(self.coefficients(part, weights))
-        return {name: merge_score(name, outcomes) for name, outcomes in found.items()}
+        key = part, weights.tobytes()
+        if key not in self._scores:
+            found = self._merges.outcomes(self.coefficients(part, weights))
+            self._scores[key] = {name: merge_score(name, of) for name, of in found.items()}
+        return self._scores[key]
 
     def mixmin(self) -> dict[str, float]:
         """MixMin's mixture of the experts' probabilities (2502.10510)."""
@@ -221,7 +203,7 @@ class MergeWork:
         """What the deltas are multiplied with for a mixture [sources] of a part of the data."""
         found: Coefficients = {}
         for expert, weight in zip(self._experts, map(float, weights), strict=True):
-            for half, scale in _scales(expert, part).items():
+            for half, scale in scales(expert, part).items():
                 found[delta_name(expert, half)] = weight * scale
         return found
 
@@ -229,7 +211,7 @@ class MergeWork:
         """The gradient after shares [sources] of one after the deltas' coefficients."""
         return np.array(
             [
-                sum(scale * slope[delta_name(e, half)] for half, scale in _scales(e, part).items())
+                sum(scale * slope[delta_name(e, half)] for half, scale in scales(e, part).items())
                 for e in self._experts
             ]
         )
@@ -240,27 +222,6 @@ class MergeWork:
     def named(self, values: Array) -> dict[str, float]:
         """An array [sources] by source."""
         return dict(zip(self._sources, map(float, values), strict=True))
-
-
-def delta_name(expert: Expert, half: str) -> str:
-    """What the merges call a delta."""
-    return f"{expert.source}/{half}"
-
-
-def _scales(expert: Expert, part: Part) -> dict[str, float]:
-    """Factors of an expert's deltas in a part of its data, as long as the whole."""
-    if not expert.halved:
-        halves = ["first", "second"] if expert.early else ["first"]
-        return dict.fromkeys(halves, 1.0)
-    if part == "whole":
-        return {"first": 1.0, "second": 1.0}
-    share = expert.early if part == "first" else 1 - expert.early
-    return {part: 1 / share}
-
-
-def parts_of(experts: Sequence[Expert]) -> tuple[Part, ...]:
-    """What can be fitted to: the halves only where every expert has them."""
-    return get_args(Part) if all(expert.halved for expert in experts) else ("whole",)
 
 
 def merge_score(benchmark: str, outcomes: Outcomes) -> BenchmarkScore:

@@ -26,7 +26,8 @@ from mixloop.common.process import end_with_parent
 from mixloop.policies.interface import ExperimentResult, ScoredBranch
 
 from .branch_work import BranchWork, TrainedBranch
-from .merge_work import MergeWork, delta_name, experts_of, parts_of, single_source
+from .experts import delta_name, experts_of, parts_of, single_source
+from .merge_work import MergeWork
 from .spec import ExperimentSpec
 from .workspace import ExperimentProgress, Workspace
 
@@ -54,7 +55,7 @@ class Experimenter:
 
     def run(self) -> ExperimentResult:
         """What comes of it. It is on the disk then, and what takes room there is gone."""
-        place, spec = self._place, self._spec
+        place = self._place
         ended = place.ended()
         if ended is not None:
             return ended
@@ -70,16 +71,16 @@ class Experimenter:
             result = self._bare(trained).model_copy(update={"state": "failed", "reason": reason})
         place.clean()  # first: a result needs room too
         place.keep(place.result, result)
-        self._tell(done=len(spec.branches) + 1, doing=result.state)
+        self._tell(done=sum(not b.failed for b in trained.values()), doing=result.state)
         return result
 
     def _train(self, trained: dict[int, TrainedBranch]) -> None:
         """Every branch, the control first."""
-        from mixloop.evals.scoring import Scorer
-
         spec = self._spec
         if not (spec.checkpoint / "config.json").is_file():
             raise ExperimentError(f"{spec.checkpoint}: the checkpoint is gone")
+        from mixloop.evals.scoring import Scorer
+
         scorer = Scorer(spec.evals)
         work = BranchWork(spec, self._place, scorer, self._say)
         try:

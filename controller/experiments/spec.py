@@ -156,6 +156,7 @@ def steering_only(
         update={
             "watch": {},
             "memory": None,
+            "average": 1,
             "device": device,
             "threads": threads,
             "samples": False,

@@ -63,8 +63,9 @@ class MergeFit(_Frozen):
     ``gains`` are by benchmark (gain, standard error over items) in the steering metric of the
     merge at ``weights`` against the merge at the present mixture: positive is better. Those of a
     fit to a half are measured in merges of the other half's data. ``slopes`` are by benchmark and
-    source the derivative of the loss after the source's share, at the present mixture: what a
-    little more of it would do to first order.
+    source the derivative of the loss after the source's share, at the merge of the present
+    mixture: what a little more of it would do to first order. The halves' are taken at that same
+    merge, along what each half taught.
     """
 
     part: Literal["whole", "first", "second"] = "whole"

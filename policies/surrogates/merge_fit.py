@@ -22,6 +22,7 @@ LossAndGradient = Callable[[Array], tuple[float, Array]]
 FIRST_STEP = 1.0  # nats by which the first step may change the odds of two sources
 LONGER, SHORTER = 1.5, 0.4  # what the rate is multiplied with after a step that held, or didn't
 SETTLED = 1e-6  # bits per byte that the next step promises: not worth a pass over the items
+FLAT = 1e-9  # spread of a gradient in which no source is better than another
 MIXED_IN = 0.01  # of the prior, where a source begins without a share: nothing multiplies zero
 _DEEPEST = 600.0  # nats below the largest share: the smallest that floats tell from zero
 
@@ -42,6 +43,7 @@ def fit_merge(
     most: Array,
     strength: float,
     steps: int,
+    tolerance: float = SETTLED,
 ) -> tuple[Array, tuple[FitStep, ...]]:
     """The mixture with the least ``loss + strength * KL(mixture || prior)`` that was found.
 
@@ -57,6 +59,7 @@ def fit_merge(
         most: greatest share (k,) of each source; scaled up where they hold less than 1 together.
         strength: of the pull to the prior, in bits per byte per nat.
         steps: most steps to try, from the start on.
+        tolerance: bits per byte that a step has to promise to be tried.
 
     Returns:
         The mixture (k,), and what was tried, the start first.
@@ -79,18 +82,18 @@ def fit_merge(
         begin = problem.interior(point)
         if begin is not point:
             tried.append(begin.step)
-        tried += _descend(problem, begin, steps)
+        tried += _descend(problem, begin, steps, tolerance)
     best = min(tried, key=lambda step: step.objective)
     return best.weights, tuple(tried)
 
 
-def _descend(problem: _Problem, point: _Point, steps: int) -> list[FitStep]:
+def _descend(problem: _Problem, point: _Point, steps: int, tolerance: float) -> list[FitStep]:
     spread = float(np.ptp(point.gradient[problem.caps > 0]))
-    rate = FIRST_STEP / max(spread, SETTLED)
+    rate = FIRST_STEP / max(spread, FLAT)
     tried = []
     for _ in range(steps):
         aim, promised, room = problem.step(point, rate)
-        if promised < SETTLED:
+        if promised < tolerance:
             break
         there = problem.at(aim)
         tried.append(there.step)

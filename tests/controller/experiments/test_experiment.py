@@ -19,7 +19,8 @@ from mixloop.contract import RunPaths
 from mixloop.controller.config import RunConfig
 from mixloop.controller.experiments import ExperimentRunner, ExperimentSpec, read_progress
 from mixloop.controller.experiments.branch_work import DEATHS, TrainedBranch, scores_of
-from mixloop.controller.experiments.merge_work import MergeWork, experts_of
+from mixloop.controller.experiments.experts import experts_of
+from mixloop.controller.experiments.merge_work import MergeWork
 from mixloop.controller.experiments.runner import Experimenter
 from mixloop.controller.experiments.workspace import Workspace
 from mixloop.evals.merging import Merges
