@@ -185,6 +185,11 @@ def checkpoints_in(
     return journal.select(CheckpointState, clause, newest)[::-1]
 
 
+def checkpoints_before(journal: Journal, step: int, number: int) -> list[CheckpointRow]:
+    """The newest checkpoints below a step, newest first."""
+    return journal.select(CheckpointRow, "WHERE step < ? ORDER BY step DESC LIMIT ?", step, number)
+
+
 def last_checkpoints(journal: Journal, number: int) -> list[CheckpointRow]:
     """The newest ones, newest first."""
     return journal.select(CheckpointRow, "ORDER BY step DESC LIMIT ?", number)

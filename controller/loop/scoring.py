@@ -95,9 +95,9 @@ class Scoring:
             self.step = self.result = None
 
     def hold(self, state: RunState) -> None:
-        """Ask the trainer's retention to spare what is still to be scored or branched from."""
-        waiting = self.queue.waiting(state.rewinds, state.training_ended)
-        steps = frozenset([*waiting, *self._branched_from(state)])
+        """Ask the trainer's retention to spare what is to be scored, averaged or branched from."""
+        in_use = self.queue.in_use(state.rewinds, state.training_ended)
+        steps = frozenset([*in_use, *self._branched_from(state)])
         if steps != self._held:
             write_holds(self.run.paths.holds, steps)
             self._held = steps
@@ -151,9 +151,13 @@ class Scoring:
         if self.result is not None:
             return
         try:
-            self.evaluator.start(checkpoint, out)
+            self.evaluator.start(checkpoint, out, self._averaged_with(step, state))
         except OSError as error:
             self.result = Failure(f"no worker can be started: {error}")
+
+    def _averaged_with(self, step: int, state: RunState) -> list[Path]:
+        """Folders of the checkpoints before a step that go into its mean."""
+        return [Path(row.path) for row in self.queue.before(step, state.rewinds)]
 
     def _path(self, step: int) -> Path:
         row = queries.checkpoint(self.run.journal, step)

@@ -1,8 +1,8 @@
 """Linear combinations of weights, one tensor in memory at a time.
 
-Two are used: the mean of a run's last checkpoints, which a constant learning rate's noise does not
-reach (pre-trained model averaging, 2505.12082), and a checkpoint plus task vectors (2212.04089),
-which stands for training on a mixture. A term is a checkpoint's folder or a lone safetensors file.
+Two are used: the mean of a run's last checkpoints, in which the optimiser's noise averages out
+(pre-trained model averaging, 2505.12082), and a checkpoint plus task vectors (2212.04089), which
+stands for training on a mixture. A term is a checkpoint's folder or a lone safetensors file.
 """
 
 from __future__ import annotations

@@ -100,7 +100,11 @@ class MergedWeights:
         """A tensor of the checkpoint (0) or of a source's delta (from 1), as it is stored."""
         tensor = self._kept.get((index, name))
         if tensor is None:
-            tensor = self._opened[index].read(name)
+            try:
+                tensor = self._opened[index].read(name)
+            except (OSError, ValueError) as error:
+                place = self._opened[index].place
+                raise CheckpointError(f"{place}: can't be read again: {error}") from error
             size = tensor.numel() * tensor.element_size()
             if size <= self._room:
                 self._room -= size

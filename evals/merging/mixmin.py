@@ -9,15 +9,8 @@ mixtures of data experts (2502.15950).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-if TYPE_CHECKING:
-    from .merges import Merges
 
 
 def mixmin(
@@ -55,7 +48,7 @@ def mixmin(
     n, k = density.shape
     share = np.ones(n) if importance is None else np.asarray(importance, dtype=float)
     share = share / share.sum()
-    mixture = np.ones(k) if start is None else np.array(start, dtype=float)
+    mixture: NDArray[np.float64] = np.ones(k) if start is None else np.array(start, dtype=float)
     if share.shape != (n,) or mixture.shape != (k,):
         raise ValueError(f"{share.shape} importances and {mixture.shape} shares for {(n, k)}")
     mixture /= mixture.sum()
@@ -66,26 +59,3 @@ def mixmin(
         mixture *= gain
         mixture /= mixture.sum()
     return mixture
-
-
-def mixmin_of_experts(merges: Merges, objective: Mapping[str, float]) -> dict[str, float]:
-    """MixMin's mixture by source of the experts, each a merge that holds its delta alone.
-
-    Args:
-        merges: The experts and the gold answers.
-        objective: By benchmark its factor in the sum of bits per byte that is minimised.
-    """
-    experts = [merges.token_logprobs({source: 1.0}) for source in merges.sources]
-    columns: list[list[float]] = []
-    for expert in experts:
-        columns.append(
-            [token for name in objective for item in expert[name].values() for token in item]
-        )
-    importance = [
-        factor / merges.gold_bytes(name) / math.log(2)
-        for name, factor in objective.items()
-        for item in experts[0][name].values()
-        for _ in item
-    ]
-    best = mixmin(np.array(columns).T, importance)
-    return dict(zip(merges.sources, best.tolist(), strict=True))

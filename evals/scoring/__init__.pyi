@@ -4,5 +4,6 @@ from .samples import Sample as Sample
 from .samples import Samples as Samples
 from .scorer import Progress as Progress
 from .scorer import Scorer as Scorer
+from .scorer import existing as existing
 from .work_units import UnitScore as UnitScore
 from .work_units import WorkUnit as WorkUnit

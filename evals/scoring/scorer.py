@@ -42,20 +42,28 @@ class Scorer:
         """Ends the sandbox."""
         self._sandbox.close()
 
-    def score(self, checkpoint: Path, progress: Progress = lambda name, state: None) -> Scorecard:
+    def score(
+        self,
+        checkpoint: Path,
+        progress: Progress = lambda name, state: None,
+        earlier: Sequence[Path] = (),
+    ) -> Scorecard:
         """The scorecard of one checkpoint; a benchmark that fails is missing with the reason.
 
-        The model stays loaded until :meth:`release`, for :meth:`samples`.
+        With `earlier` ones, newest first, it is that of the mean of their weights and its own;
+        those that are gone are left out. The model stays loaded until :meth:`release`, for
+        :meth:`samples`.
         """
+        earlier = existing(earlier)
         began = time.monotonic()
         progress("checkpoint", "loading")
         state = training_state(checkpoint)
-        self.load(checkpoint)
+        self.load(checkpoint, earlier)
         scores: list[UnitScore] = []
         for unit in self.units():
             progress(unit.benchmark, f"running{unit.which()}")
-            scores.append(self.run(unit, checkpoint))
-        return self.assemble_card(checkpoint, state, scores, time.monotonic() - began)
+            scores.append(self.run(unit, checkpoint, earlier))
+        return self.assemble_card(checkpoint, state, scores, time.monotonic() - began, earlier)
 
     def samples(self, card: Scorecard, path: Path) -> None:
         """Writes what a scored checkpoint says to fixed prompts beside the scorecard's file.
@@ -63,13 +71,14 @@ class Scorer:
         Raises:
             OSError: they can't be written.
         """
-        lm = self.load(Path(card.checkpoint))
+        *earlier, _ = map(Path, card.averaged or [card.checkpoint])
+        lm = self.load(Path(card.checkpoint), earlier[::-1])
         if not isinstance(lm, str):
             write_samples(lm, card, path, self.settings)
 
-    def load(self, checkpoint: Path) -> CheckpointLM | str:
+    def load(self, checkpoint: Path, earlier: Sequence[Path] = ()) -> CheckpointLM | str:
         """The checkpoint's model, or why there is none; loaded once until :meth:`release`."""
-        return self._models.load(checkpoint)
+        return self._models.load(checkpoint, earlier)
 
     def release(self) -> None:
         """Lets go of the loaded model."""
@@ -87,10 +96,10 @@ class Scorer:
             units += [WorkUnit(benchmark=name, part=part, parts=count) for part in range(count)]
         return units
 
-    def run(self, unit: WorkUnit, checkpoint: Path) -> UnitScore:
+    def run(self, unit: WorkUnit, checkpoint: Path, earlier: Sequence[Path] = ()) -> UnitScore:
         """Scores one unit; whatever goes wrong is in the score."""
         name = unit.benchmark
-        lm = self.load(checkpoint)
+        lm = self.load(checkpoint, earlier)
         if isinstance(lm, str):
             return UnitScore(unit=unit, failed=lm)
         try:
@@ -114,11 +123,15 @@ class Scorer:
         state: tuple[int | None, int | None],
         scores: Sequence[UnitScore],
         seconds: float,
+        earlier: Sequence[Path] = (),
     ) -> Scorecard:
         """The scorecard of all units' scores, in whatever order they came.
 
-        `state` is the checkpoint's step and tokens, read while it was surely there.
+        `state` is the checkpoint's step and tokens, read while it was surely there; `earlier` are
+        those averaged with it, newest first.
         """
+        average = self.settings.average
+        averaged = (*reversed(earlier), checkpoint) if average > 1 or earlier else ()
         step, tokens = state
         by_benchmark = {
             name: [score for score in scores if score.unit.benchmark == name]
@@ -129,12 +142,19 @@ class Scorer:
             checkpoint=str(checkpoint),
             step=step,
             tokens=tokens,
+            average=average,
+            averaged=tuple(map(str, averaged)),
             benchmarks={name: assemble_score(name, units) for name, units in by_benchmark.items()},
             seconds=round(seconds, 3),
             cost={name: total_cost(units) for name, units in by_benchmark.items()},
             settings_digest=self.settings.digest(),
             engine=_engine(self._sandbox),
         )
+
+
+def existing(checkpoints: Sequence[Path]) -> list[Path]:
+    """Those of some checkpoints that are there."""
+    return [folder for folder in checkpoints if (folder / "config.json").is_file()]
 
 
 def _engine(sandbox: Sandbox) -> dict[str, str]:
