@@ -75,6 +75,7 @@ from .wording import approval as approval
 from .wording import assessment as assessment
 from .wording import changes as changes
 from .wording import distinct as distinct
+from .wording import error_of as error_of
 from .wording import evidence_lines as evidence_lines
 from .wording import experiment as experiment
 from .wording import experiment_limits as experiment_limits

@@ -13,7 +13,7 @@ from mixloop.common.units import format_tokens
 from mixloop.contract import Status
 from mixloop.controller.config import ApprovalSection, RunConfig
 from mixloop.evals import Scorecard
-from mixloop.policies.evidence import Veto, claims_of
+from mixloop.policies.evidence import PolicyStanding, Veto, claims_of
 from mixloop.policies.guards import (
     NONE_ALLOWED,
     GuardContext,
@@ -37,6 +37,7 @@ from .decision_record import DecisionRecord, ExperimentRecord, OrderRecord, Plan
 from .guard_context import guard_context, guard_settings, remaining, step_tokens
 from .journal_rows import DecisionRow
 from .steering_metric import HEADLINES
+from .way_back import way_back
 
 NOTHING = 1e-6  # total variation below which two mixtures are the same order
 ENDED = "training has ended, nothing can be changed any more"
@@ -89,6 +90,7 @@ def make_decision(
     last_intervention: int | None,
     generation: int,
     vetoes: Sequence[Veto],
+    standing: PolicyStanding | None = None,
     pins: Weights | None = None,
     overtaken: str = "",
     forced: bool = False,
@@ -105,6 +107,8 @@ def make_decision(
         last_intervention: Tokens at which the last intervention came into force, or None.
         generation: The number an order would get.
         vetoes: Those of this observation.
+        standing: How the policy stands with the regression guard. Where that says that the run has
+            become worse, the mixture goes back, whatever the answer.
         pins: Shares that a person holds fixed.
         overtaken: Why the answer no longer counts (an operator acted meanwhile); empty if it does.
         forced: The mixture in force is one that a person forced past the hard guards: a hold
@@ -137,8 +141,14 @@ def make_decision(
         unchanged = replace(unchanged, guards=(GuardNote("operator", "flagged", kept),))
         return _experiment(asked, unchanged, observation, config, status.lr)
     context = replace(
-        guard_context(observation, config, status, last_intervention), pins=pins or {}
+        guard_context(observation, config, status, last_intervention),
+        pins=pins or {},
+        standing=standing or PolicyStanding(),
     )
+    if not overtaken and not forced:
+        back = way_back(context, config, unchanged, generation)
+        if back is not None:
+            return back
     # A hold keeps what is in force *now*; what the policy saw may be over already.
     weights, plan = dict(context.weights), context.plan
     if asked.proposed:
@@ -169,6 +179,7 @@ def make_decision(
         unchanged,
         verdict="intervene",
         reason=reason,
+        evidence=asked.evidence | ({"declared": True} if context.declared else {}),
         weights_after=result.weights,
         plan=result.plan,
         order=OrderRecord(generation, config.policy.use if asked.proposed else "guards"),

@@ -2,7 +2,8 @@
 
 The daemon lives for months and holds only where the run stands (:func:`near`). The history, which
 grows with the run, is read by the child from the journal (:func:`observed`), together with all that
-follows from it: the steering metrics, the vetoes and the observation's digest.
+follows from it: the steering metrics, the vetoes, whether the run has become worse,
+and the observation's digest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from mixloop.common.types import Json
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import KINDS, RECENT, Answer, Steering, steer_all
 from mixloop.controller.journal import Journal, JournalError, queries
-from mixloop.policies.evidence import Veto, vetoes
+from mixloop.policies.evidence import (
+    PolicyStanding,
+    RegressionSettings,
+    Veto,
+    policy_standing,
+    vetoes,
+)
 from mixloop.policies.interface import Observation
 
 from . import experiment_evidence, observation_builder
@@ -38,6 +45,7 @@ class Observed:
     digest: str
     steering: dict[str, Steering]
     vetoes: tuple[Veto, ...]
+    standing: PolicyStanding
 
 
 def near(
@@ -75,6 +83,7 @@ def history_request(journal: Journal, config: RunConfig, seen: Observation, know
         "benchmarks": list(config.evals.benchmarks),
         "rule": config.evals.steering,
         "significance": config.guards.significance,
+        "regression": config.guards.model_dump(mode="json")["regression"],
     }
 
 
@@ -104,9 +113,15 @@ def observed(request: Json) -> tuple[Observation, Json]:
         "kind": "observed",
         "digest": observation_builder.digest(seen),
         "steering": {name: asdict(steering) for name, steering in steers.items()},
+        "standing": asdict(policy_standing(seen, _regression(request))),
         "vetoes": [asdict(veto) for veto in vetoes(seen, request["significance"])],
     }
     return seen, message
+
+
+def _regression(request: Json) -> RegressionSettings | None:
+    settings = request["regression"]
+    return None if settings is None else RegressionSettings.model_validate(settings)
 
 
 def read_observed(message: Mapping[str, Any]) -> Observed:
@@ -115,6 +130,7 @@ def read_observed(message: Mapping[str, Any]) -> Observed:
         message["digest"],
         {name: Steering(**steering) for name, steering in message["steering"].items()},
         tuple(Veto(**veto) for veto in message["vetoes"]),
+        PolicyStanding(**message["standing"]),
     )
 
 

@@ -103,6 +103,7 @@ class PolicyDecisions:
             last_intervention=queries.last_applied_tokens(self.run.journal),
             generation=self.mixture_file.next_generation(status),
             vetoes=observed.vetoes if observed is not None else (),
+            standing=observed.standing if observed is not None else None,
             pins=pinned_shares(self.run.journal, self.run.config),
             overtaken=self._overtaken(state, pending),
             forced=is_forced(self.run.journal),
@@ -111,7 +112,7 @@ class PolicyDecisions:
         evaluation = queries.evaluation(self.run.journal, scored.step)
         decision = replace(
             guarded,
-            policy=self.run.config.policy.use,
+            policy=guarded.policy or self.run.config.policy.use,
             step=scored.step,
             tokens=scored.tokens,
             observation_digest=observed.digest if observed is not None else None,

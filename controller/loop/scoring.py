@@ -95,7 +95,7 @@ class Scoring:
             self.step = self.result = None
 
     def hold(self, state: RunState) -> None:
-        """Ask the trainer's retention to spare what is to be scored, averaged or branched from."""
+        """Ask the trainer's retention to spare what is still scored, averaged or branched from."""
         in_use = self.queue.in_use(state.rewinds, state.training_ended)
         steps = frozenset([*in_use, *self._branched_from(state)])
         if steps != self._held:
