@@ -74,6 +74,7 @@ def test_the_example_is_what_the_command_writes(tmp_path: Path) -> None:
         seen.Goal,
         seen.Limits,
         seen.PastDecision,
+        seen.ExperimentResult,
     ],
 )
 def test_every_field_is_explained(model: type[seen.Observation]) -> None:

@@ -80,6 +80,7 @@ def turned(controller: Controller, until: Any, seconds: float = 200) -> None:
         controller.step()
 
 
+@pytest.mark.timeout(600)
 def test_an_experiment_outlives_its_controller_and_is_what_the_policy_sees_next(
     going_on: RunConfig, controllers: list[Controller], tmp_path: Path
 ) -> None:
@@ -107,7 +108,7 @@ def test_an_experiment_outlives_its_controller_and_is_what_the_policy_sees_next(
     assert seen.weights == pytest.approx({"code": 0.2, "prose": 0.3, "noise": 0.5}, abs=1e-6)
     asked, knows = queries.decisions(journal)
     assert (asked.verdict, knows.verdict) == ("experiment", "hold")
-    assert knows.reason.count(" over 6") == 3, knows.reason
+    assert knows.reason.count(" over ") == 3, knows.reason
     assert "best merge" in knows.reason
     assert json.dumps(row.effects)
     assert not folder.exists()
