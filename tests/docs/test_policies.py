@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mixloop.policies import interface as seen
 from mixloop.policies.guards import GuardContext, GuardSettings, GuardState
 from mixloop.policies.interface import Source
-from mixloop.policies.interface import observation as seen
 from mixloop.policies.testing.suite import PolicyConformance
 from mixloop.tools.policy_authoring import write_policy
 
