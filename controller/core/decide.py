@@ -132,10 +132,9 @@ def make_decision(
         overtaken, verdict = ENDED, "expired"
     elif status.in_force.generation != observation.generation:
         overtaken = "another mixture came into force meanwhile, decided anew next time"
-    if asked.acts and overtaken:
-        return replace(unchanged, verdict=verdict, reason=f"{asked.reason}; {overtaken}")
-    if not asked.proposed and verdict == "expired":
-        return unchanged
+    if overtaken and (asked.acts or verdict == "expired"):
+        late = replace(unchanged, verdict=verdict, reason=f"{asked.reason}; {overtaken}")
+        return late if asked.acts else unchanged  # a hold stays one
     if not asked.proposed and forced:
         kept = "a person forced the mixture in force past the hard guards; it is kept"
         unchanged = replace(unchanged, guards=(GuardNote("operator", "flagged", kept),))

@@ -11,6 +11,7 @@ from mixloop.policies.interface import (
     BITS_PER_BYTE,
     Experiment,
     ExperimentResult,
+    ExperimentState,
     MissingScore,
     ScoredBranch,
     moved_by,
@@ -30,12 +31,8 @@ def experiments(journal: Journal, *, before: int, known: int) -> tuple[Experimen
 
 def experiment_result(row: ExperimentOutcome, known: int = queries.ALL) -> ExperimentResult:
     """One experiment as policies see it when ``known`` have ended."""
-    asked = requested(row)
-    state, result = row.state, row.result or {}
-    if state != "refused" and (row.ended is None or row.ended > known):
-        state, result = "running", {}
-    if state == "abandoned":
-        state = "failed"
+    asked, state = requested(row), _state(row, known)
+    result = row.result if state == "done" and row.result is not None else {}
     scored = ("control", "branches", "merges", "fits", "mixmin")
     return ExperimentResult.model_validate(
         {
@@ -55,6 +52,15 @@ def experiment_result(row: ExperimentOutcome, known: int = queries.ALL) -> Exper
             **{name: result[name] for name in scored if name in result},
         }
     )
+
+
+def _state(row: ExperimentRow, known: int) -> ExperimentState:
+    """Its state when ``known`` had ended; one that hadn't was still to come, begun or not."""
+    if row.state == "refused":
+        return "refused"
+    if row.ended is None or row.ended > known:
+        return "running"
+    return "done" if row.state == "done" else "failed"
 
 
 def requested(row: ExperimentRow) -> Experiment:

@@ -4,12 +4,9 @@ from . import records as records
 from . import unreadable_files as unreadable_files
 from .journal import FenceLost as FenceLost
 from .journal import Journal as Journal
-from .journal import add_event as add_event
 from .journal import damage as damage
 from .journal import timestamp as timestamp
 from .lock import take_lock as take_lock
 from .packing import JournalError as JournalError
-from .records import set_meta as set_meta
-from .records import skip as skip
 from .rewind_records import note_incarnations as note_incarnations
 from .unreadable_files import UnreadableFile as UnreadableFile

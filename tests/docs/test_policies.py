@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mixloop.policies import interface as seen
 from mixloop.policies.guards import GuardContext, GuardSettings, GuardState
 from mixloop.policies.interface import Source
-from mixloop.policies.interface import observation as seen
 from mixloop.policies.testing.suite import PolicyConformance
 from mixloop.tools.policy_authoring import write_policy
 
@@ -74,6 +74,7 @@ def test_the_example_is_what_the_command_writes(tmp_path: Path) -> None:
         seen.Goal,
         seen.Limits,
         seen.PastDecision,
+        seen.ExperimentResult,
     ],
 )
 def test_every_field_is_explained(model: type[seen.Observation]) -> None:

@@ -48,7 +48,7 @@ class ExperimentRunner:
     def start(self, spec: Any) -> None:
         world, faults = sim(), sim().faults
         world.watch.experiment_starts(spec, world._look_db())
-        if faults.draw("experiment-no-process", 2):
+        if faults.draw("experiment-no-process", 5):
             raise OSError(11, "no process for you")
         if self._spec is not None:
             raise Violation("one-experiment", f"{spec.id} while {self._spec.id} is under way")
@@ -56,7 +56,7 @@ class ExperimentRunner:
         world.disk.setdefault(spec.id, OnDisk(world.rng.randrange(1, 25)))
         self._spec, self._began = spec, world.now
         kinds = ("experiment-hangs", "experiment-dies", "experiment-fails", "experiment-nan")
-        self._fate = next((kind for kind in kinds if faults.draw(kind, 5)), "")
+        self._fate = next((kind for kind in kinds if faults.draw(kind, 15)), "")
 
     def poll(self) -> ExperimentResult | Failure | None:
         world, spec = sim(), self._spec

@@ -178,7 +178,7 @@ class Surroundings:
             raise Crash
 
     def experiment_written(self) -> None:
-        if self.actor == "controller" and self.faults.draw("experiment-lost", 2):
+        if self.actor == "controller" and self.faults.draw("experiment-lost", 10):
             self.dying = True
             raise Crash
 

@@ -15,6 +15,7 @@ import yaml
 from mixloop.cli.app import main
 from mixloop.common.errors import BadInput
 from mixloop.controller.config import TEMPLATE, load_config
+from mixloop.controller.service import check_evals
 from mixloop.trainer.config import JobError, load_run
 
 GOOD: dict[str, Any] = {
@@ -110,6 +111,36 @@ def test_the_template_is_a_legal_run(tmp_path: Path) -> None:
     assert config.policy.use == "rules"
 
 
+@pytest.mark.parametrize(
+    ("budget", "tokens"), [("2%", 40_000), (0.02, 40_000), ("200k", 200_000), (0, 0), (None, 0)]
+)
+def test_the_budget_of_experiments_is_a_share_or_a_count(
+    tmp_path: Path, budget: Any, tokens: int
+) -> None:
+    path = tmp_path / "run.yaml"
+    made = GOOD if budget is None else change(GOOD, "experiments.budget", budget)
+    path.write_text(yaml.safe_dump(made))
+    assert load_config(path).experiment_tokens == tokens
+
+
+def test_commands_of_experiments_are_relative_to_the_run_file(tmp_path: Path) -> None:
+    command = ["./branch.sh", "{checkpoint}", "{mixture}", "{tokens}", "--out={out}"]
+    made = change(GOOD, "experiments.trainer", command)
+    made["experiments"]["launcher"] = ["srun", "{command}"]
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(made))
+    section = load_config(path).experiments
+    assert section.trainer == (str(tmp_path / "branch.sh"), *command[1:])
+    assert section.launcher == ("srun", "{command}")
+
+
+def test_check_misses_the_program_of_another_trainer(run_file: Path) -> None:
+    command = ["./branch.sh", "{checkpoint}", "{mixture}", "{tokens}", "{out}"]
+    run_file.write_text(yaml.safe_dump(change(GOOD, "experiments.trainer", command)))
+    with pytest.raises(BadInput, match=r"experiments\.trainer: there is no program '.*branch\.sh'"):
+        check_evals(run_file, load_config(run_file))
+
+
 BAD = [
     ("sources.web.weigth", 0.5, ["sources.web.weigth", "did you mean 'weight'"]),
     ("bugdet", "1T", ["bugdet", "did you mean 'budget'"]),
@@ -126,6 +157,12 @@ BAD = [
     ("run.id", "../up", ["run.id", "../up"]),
     ("evals.benchmarks", {"gsm 8k": {}}, ["gsm 8k", "gsm8k"]),
     ("guards.max_change", 3, ["guards.max_change", "3"]),
+    ("experiments.budget", "200%", ["experiments.budget", "2%", "200M"]),
+    ("experiments.budget", "lots", ["experiments.budget", "2%"]),
+    ("experiments.bugdet", "2%", ["experiments.bugdet", "did you mean 'budget'"]),
+    ("experiments.launcher", "ray", ["experiments.launcher", "ray is not for experiments"]),
+    ("experiments.launcher", ["srun"], ["experiments.launcher", "{command}"]),
+    ("experiments.trainer", ["x", "{checkpoint}"], ["experiments.trainer", "{mixture}"]),
 ]
 
 

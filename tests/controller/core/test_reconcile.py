@@ -30,6 +30,9 @@ states = st.builds(
     waiting=st.sampled_from([(), (10,), (10, 20)]),
     to_skip=st.sampled_from([{}, {5: "behind"}]),
     to_decide=st.none() | st.integers(1, 99),
+    paused=st.booleans(),
+    experiment=st.sampled_from(["", "e-000001"]),
+    experiment_over=st.sampled_from(["", "training has ended"]),
     curves_due=st.booleans(),
     outbox=st.integers(0, 3),
     closed=st.booleans(),
@@ -42,6 +45,8 @@ states = st.builds(
         piloted=st.booleans(),
         deciding=st.booleans(),
         decided=st.booleans(),
+        experimenting=st.booleans(),
+        experimented=st.booleans(),
         draining=st.booleans(),
         drain_due=st.booleans(),
         drain_failed=st.booleans(),
@@ -70,7 +75,7 @@ def test_a_wrong_shared_file_is_mended_before_anything_else(state: RunState) -> 
 def test_it_never_ends_or_drains_with_a_fact_unrecorded(state: RunState) -> None:
     jobs = state.jobs
     owed = (state.newly_applied or state.newly_rejected or state.unrecorded or jobs.scored) or (
-        jobs.decided or jobs.piloted or state.to_skip or state.began
+        jobs.decided or jobs.piloted or state.to_skip or state.began or jobs.experimented
     )
     if next_action(state) in (Action.END, Action.DRAIN, Action.CLOSE, Action.WAIT):
         assert not owed
@@ -98,7 +103,37 @@ def test_one_child_of_a_kind(state: RunState) -> None:
     assert not (action is Action.START_SCORING and jobs.scoring)
     assert not (action is Action.START_PILOT and (jobs.piloting or jobs.scoring))
     assert not (action is Action.START_DECIDING and jobs.deciding)
+    assert not (action is Action.START_EXPERIMENT and jobs.experimenting)
     assert not (action is Action.DRAIN and jobs.draining)
+
+
+@given(states)
+@settings(max_examples=300, deadline=None)
+def test_an_experiment_waits_for_all_that_is_more_urgent_and_no_longer_than_it_may(
+    state: RunState,
+) -> None:
+    action, jobs = next_action(state), state.jobs
+    if action is Action.START_EXPERIMENT:
+        assert state.experiment
+        assert not state.experiment_over
+        assert not state.paused
+        assert state.to_decide is None or jobs.deciding
+        assert not state.waiting or jobs.scoring or jobs.piloting
+    if action in (Action.CLOSE, Action.END):
+        assert not (state.experiment and state.experiment_over)
+    if action is Action.ABANDON_EXPERIMENT:
+        assert state.experiment_over
+        assert not jobs.experimented, "what came of it is taken first"
+
+
+def test_an_experiment_runs_beside_the_scoring() -> None:
+    assert next_action(calm(waiting=(10,), experiment="e-000001")) is Action.START_SCORING
+    scoring = JobState(scoring=True)
+    assert next_action(calm(scoring, waiting=(10,), experiment="e-000001")) is (
+        Action.START_EXPERIMENT
+    )
+    running = JobState(experimenting=True)
+    assert next_action(calm(running, waiting=(10,), experiment="e-000001")) is Action.START_SCORING
 
 
 def test_deciding_comes_before_scoring_the_next() -> None:
