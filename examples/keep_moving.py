@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from mixloop.policies import Hold, Observation, Proposal
+from mixloop.policies.evidence import honest_difference
 
 
 class Options(BaseModel):
@@ -37,8 +38,8 @@ class KeepMoving:
         scored = observation.scored(options.benchmark)
         if len(scored) < 2:
             return Hold("not enough evaluations yet", verdict="inconclusive")
-        change = observation.difference(options.benchmark, scored[-2], scored[-1])
-        shown = f"{options.benchmark} {change.metric} {change.gain:+.4f} ± {change.stderr:.4f}"
+        change = honest_difference(observation, options.benchmark, scored[-2], scored[-1])
+        shown = f"{options.benchmark} {change.metric} {change.gain:+.4f} {change.spread}"
         if change.z > options.z:
             return Hold(f"{shown}: it gains")
         weights = dict(observation.weights)

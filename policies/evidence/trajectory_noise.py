@@ -42,7 +42,7 @@ from mixloop.policies.interface import (
 from mixloop.policies.mixture import total_variation
 
 POWER = -0.25  # of tokens: the axis on which courses are nearly straight
-BEND = 3.0  # a whole mixture's change, in the run's own pace: what it may do to the course
+BEND = 6.0  # a whole mixture's change, in the run's own pace: what it may do to the course
 STEPS = 8  # of the likelihood's fixed point
 PHASE = 0.05  # what a difference across two phases, or in the warm-up, counts
 SPREAD = 1.0  # in log tokens, the span of a difference at which it counts half
@@ -50,7 +50,8 @@ RECENT = 60  # newest evaluations that it is taken from: it falls with the learn
 NORMAL = 0.6745  # median size of a standard normal variable
 PAIRS = 3  # newest pairs of evaluations that the items' noise is taken from
 OVERLAP = 35 / 18  # neighbouring differences share scores: so many make one degree of freedom
-BELIEVED = 1.0  # degrees of freedom of the belief that jitter is as large as the items' noise
+PRIOR = 2.0  # times the items' variance: jitter as large as the items' noise
+BELIEVED = 1.0  # degrees of freedom of that belief
 POOLED = 4.0  # most degrees of freedom that other benchmarks count
 TOGETHER = 0.5  # of theirs that count: one optimiser moves all benchmarks
 AUTOCORRELATION = 0.08  # assumed between neighbours; second differences hide a part of it
@@ -110,7 +111,7 @@ def _shrunk(own: _Roughness, others: Sequence[_Roughness]) -> tuple[float, float
     """The variance drawn towards the others', relative to their level, and the df together."""
     lent = TOGETHER * math.fsum(other.df for other in others)
     believed = BELIEVED if own.items > 0 else 0.0
-    parts = [(own.variance, own.df), (2 * own.items, believed)]
+    parts = [(own.variance, own.df), (PRIOR * own.items, believed)]
     if lent > 0:
         squares = math.fsum(o.df * o.variance * (own.level / o.level) ** 2 for o in others)
         lent, pooled = min(POOLED, lent), squares / (lent / TOGETHER)

@@ -15,3 +15,5 @@ from .suite import Report as Report
 from .suite import check_policy as check_policy
 from .suite import conformance_checks as conformance_checks
 from .suite import report as report
+from .unchanged_runs import UnchangedRun as UnchangedRun
+from .unchanged_runs import unchanged_run as unchanged_run

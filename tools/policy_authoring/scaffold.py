@@ -14,6 +14,7 @@ POLICY = '''\
 import math
 
 from mixloop.policies import Hold, MissingScore, Observation, Proposal, in_force
+from mixloop.policies.evidence import honest_difference
 from pydantic import BaseModel, Field
 
 
@@ -55,7 +56,7 @@ class {cls}:
         for benchmark in observation.steering:
             try:
                 older, newer = (observation.evaluation(i) for i in (-1 - self.options.over, -1))
-                gain = observation.difference(benchmark, older, newer, metric="bits_per_byte")
+                gain = honest_difference(observation, benchmark, older, newer, "bits_per_byte")
             except MissingScore:
                 continue
             given = sum(

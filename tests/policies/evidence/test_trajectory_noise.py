@@ -130,6 +130,25 @@ def test_bends_at_a_change_of_mixture_or_phase_are_no_jitter() -> None:
     assert max(told, falling) < 1e-9
 
 
+@pytest.mark.parametrize("count", [12, 40])
+def test_a_run_that_tries_mixtures_all_the_time_tells_its_jitter(count: int) -> None:
+    """Its pace is up to twice or half as great under one of two mixtures 0.15 apart."""
+    two = [{"code": 0.575, "prose": 0.425}, {"code": 0.425, "prose": 0.575}]
+    weights = [two[i % 2] for i in range(count)]
+    pace = np.diff(course(count), prepend=course(1))
+    bent = np.cumsum(pace * np.where(np.arange(count) % 2, 0.5, -0.5))
+
+    def found(jitter: float) -> float:
+        runs = [
+            run_of({"math": noisy(count, jitter, s) + bent}, weights=weights) for s in range(40)
+        ]
+        each = [trajectory_noise(run, "math").stderr ** 2 for run in runs]
+        return math.sqrt(np.mean(each))
+
+    assert 0.015 < found(0.02) < 0.025
+    assert found(0.0) < 0.006
+
+
 def test_a_wild_score_is_no_jitter() -> None:
     calm = noisy(30, 0.01, 5)
     wild = calm.copy()
