@@ -59,7 +59,7 @@ class PolicyAnswer:
     declared: bool = False
 
 
-def make_decision(
+def make_decision(  # noqa: PLR0911 (a list of ends)
     answer: Answer,
     observation: Observation,
     config: RunConfig,
