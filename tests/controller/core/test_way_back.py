@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from mixloop.contract import Request
 from mixloop.controller.config import RunConfig
-from mixloop.controller.core import Answer, DecisionRecord, make_decision
-from mixloop.policies.evidence import PolicyStanding
-from mixloop.policies.interface import Observation, Source
+from mixloop.controller.core import (
+    Answer,
+    DecisionRecord,
+    RequestContext,
+    make_decision,
+    reply_to,
+)
+from mixloop.policies.evidence import PolicyStanding, held_since
+from mixloop.policies.interface import Observation, PastDecision, Source
 from mixloop.tools.simulate.virtual_run import status_of
 
 NOW = {"web": 0.3, "code": 0.7}
@@ -146,3 +154,26 @@ def test_a_policy_on_probation_takes_smaller_steps_and_a_held_one_none(
         assert standing.since in notes[0].detail
     if verdict == "hold":
         assert "mixloop resume" in decision.reason
+
+
+def test_resume_lets_a_held_policy_decide_again() -> None:
+    request = Request(id="r-1", verb="resume", by="ann", at="now", reason="I looked")
+    context = RequestContext(
+        config=run_yaml(), status=None, observation=None, last_intervention=None, generation=5,
+        newest=4, asked=NOW, pins={}, paused=False, decision=None, approval="",
+    )  # fmt: skip
+    assert reply_to(request, context).text == "not paused"
+    outcome = reply_to(request, replace(context, held="d-000007"))
+    decision = outcome.decision
+    assert decision is not None
+    assert (decision.verdict, decision.asked_by) == ("hold", "operator")
+    assert "held since d-000007, decides again" in outcome.text
+    assert "I looked" in decision.reason
+    past = [
+        PastDecision(id="d-000007", step=1, tokens=1, verdict="intervene",
+                     evidence={"rule": "regression", "state": "held"}),
+        PastDecision(id="d-000008", step=1, tokens=1, verdict=decision.verdict,
+                     evidence=decision.evidence),
+    ]  # fmt: skip
+    assert held_since(past[:1]) == "d-000007"
+    assert held_since(past) == ""
