@@ -75,6 +75,7 @@ from .wording import evidence_lines as evidence_lines
 from .wording import mixture as mixture
 from .wording import moves as moves
 from .wording import outcome_lines as outcome_lines
+from .wording import regression as regression
 from .wording import shared as shared
 from .wording import steering as steering
 from .wording import until as until

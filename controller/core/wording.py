@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mixloop.common.text import clean, tokens
 from mixloop.common.types import Json
+from mixloop.policies.guards import GuardNote
 
 from .steering_metric import CLEAR, Steering
 
@@ -87,6 +88,12 @@ def verdict(entry: Json) -> str:
         words += f": {approval['state']}"
     left = entry.get("abandoned_by")
     return words if left is None else f"{words} (left behind by incarnation {left})"
+
+
+def regression(guards: Iterable[GuardNote]) -> str:
+    """How the policy stands with the regression guard, as a decision's notes say; or empty."""
+    told = (note for note in guards if note.guard == "regression" and note.action != "passed")
+    return "; ".join(clean(note.detail) for note in told)
 
 
 def steering(chosen: Mapping[str, Steering]) -> str:
