@@ -25,7 +25,7 @@ from mixloop.policies.interface import (
 )
 from mixloop.policies.mixture import Array
 
-from .confidence_sequence import mean_variance
+from .confidence_sequence import CORRELATION, mean_variance
 from .objective import objective_metric, objective_weights
 from .trajectory_noise import AUTOCORRELATION, POWER, Jitter, trajectory_noise
 
@@ -34,7 +34,6 @@ LEVEL = 4  # of those, how many say the level
 LINE = 6  # fewest that a course can be drawn through
 AFTER = 6  # newest evaluations after it that are averaged
 DAMPING = 0.5  # part of the pace before a change that is expected to go on
-CORRELATION = 0.3  # of neighbours' jitter, at most: a guard had better not trust in less
 # what second differences hide of such jitter, against what trajectory_noise makes up for
 HIDDEN = (1 - 4 / 3 * AUTOCORRELATION) / (1 - 4 / 3 * CORRELATION)
 YOUNG = 0.1  # part of the budget

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixloop.policies.evidence import Jitter, Receipt, ReceiptPoint, receipt, receipts
+from mixloop.policies.evidence.confidence_sequence import (
+    Receipt,
+    ReceiptPoint,
+    receipt,
+    receipts,
+)
+from mixloop.policies.evidence.trajectory_noise import Jitter
 
 KNOWN = Jitter(stderr=0.02, n=10**6, df=10**6, total=0.02)
 ITEMS = 0.006
