@@ -3,11 +3,16 @@
 make bench-policies                                   all policies, all families, 20 seeds each
 make bench-policies ARGS="--null"                     flat worlds: who moves though nothing is there
 make bench-policies ARGS="--policy law --vary sweep"  other noise, budgets, delays
+make bench-policies ARGS="--family S --family I --jitter 0.02"   families left out of all tuning
 .venv/bin/python bench/policies.py --policy law --family P --k 5 --seeds 8 --plain
 
 Half of the seeds are worlds where the cap on epochs binds at the best static mixture, the first
 such; the other half the first where it doesn't (``--plain``: seeds in order). A decision is timed
-by the wall clock.
+by the wall clock. Families: P, E, D (power, exponential, dilution), S (skills), I (interference).
+Policies may spend ``--experiments`` of the budget on branches, beside it; what they spent is in the table.
+
+Each family was left out of the tuning of some policy: `law` and `bayes` were tuned on P, E and D,
+`experiment` on P, E, D and S. A column that a policy was not tuned on is marked: it judges.
 """
 
 from __future__ import annotations
@@ -31,16 +36,28 @@ from mixloop.common.parallel import each
 from mixloop.policies.interface import Observation, Policy, PolicyError, Proposal, load_policy
 from mixloop.policies.mixture import total_variation
 from mixloop.policies.worlds.families import Dilution, Exponential, Flat, Power
+from mixloop.policies.worlds.interference import Interference
 from mixloop.policies.worlds.proxies import proxies, swarm
+from mixloop.policies.worlds.skills import Skills
 from mixloop.tools.simulate.scores import quantile
 from mixloop.tools.simulate.simulation import SimulatedRun, simulate
 from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config
 
-FAMILIES = {"P": Power, "E": Exponential, "D": Dilution}
+FAMILIES = {
+    **{"P": Power, "E": Exponential, "D": Dilution},
+    **{"S": Skills, "I": Interference},
+}
+TUNED = {
+    **dict.fromkeys(("law", "bayes"), ("P", "E", "D")),
+    "experiment": ("P", "E", "D", "S"),
+}
 GUARDS = {"max_epochs": 5, "max_change": 0.20}
 NULL_GUARDS = {"max_epochs": 5, "max_change": 0.10}
-POLICIES = (*("law", "bayes", "rules", "olmix", "odm", "ado", "static", "proportional", "random"),)
-NULL_POLICIES = ("rules", "bayes", "law")
+POLICIES = (
+    *("experiment", "law", "bayes", "rules", "olmix", "odm", "ado", "static", "proportional"),
+    "random",
+)
+NULL_POLICIES = ("rules", "bayes", "law", "experiment")
 NULL_SEEDS, NULL_MOVE = 100, 0.05
 SWEEP: tuple[dict[str, Any], ...] = (
     {"sigma": 0.002},
@@ -113,14 +130,14 @@ def choose(family: str, k: int, options: argparse.Namespace, variation: Json) ->
     return sorted(chosen, key=lambda world: world["seed"])
 
 
-def run_one(task: tuple[str, Json, str, int, Json, Json]) -> Json:
+def run_one(task: tuple[str, Json, str, int, Json, Json, float]) -> Json:
     """A policy on one world."""
-    ref, options, family, k, against, variation = task
+    ref, options, family, k, against, variation, budget = task
     seed = against["seed"]
     world = FAMILIES[family](k=k, seed=seed, **variation)
     if ref == "olmix":  # it decides before the run, from runs of its own that cost it nothing here
         options = {"points": proxies(world, swarm(k), seed), **options}
-    config = virtual_config(world, policy=ref, options=options, guards=GUARDS)
+    config = virtual_config(world, policy=ref, options=options, guards=GUARDS, experiments=budget)
     start = uniform_start(world, GUARDS["max_epochs"], config.budget)
     begun = time.perf_counter()
     policy = policy_of(ref, options)
@@ -129,11 +146,13 @@ def run_one(task: tuple[str, Json, str, int, Json, Json]) -> Json:
     return {**against, **measured(track, begun), "gap": gap}
 
 
-def null(task: tuple[str, Json, int, int]) -> Json:
+def null(task: tuple[str, Json, int, int, Json, float]) -> Json:
     """A policy where every mixture is worth the same: how far from the start its orders end."""
-    ref, options, k, seed = task
-    world = Flat(k=k, seed=seed)
-    config = virtual_config(world, policy=ref, options=options, guards=NULL_GUARDS)
+    ref, options, k, seed, variation, budget = task
+    world = Flat(k=k, seed=seed, **variation)
+    config = virtual_config(
+        world, policy=ref, options=options, guards=NULL_GUARDS, experiments=budget
+    )
     start = uniform_start(world, NULL_GUARDS["max_epochs"], config.budget)
     begun = time.perf_counter()
     policy = policy_of(ref, options)
@@ -153,6 +172,8 @@ def measured(track: SimulatedRun, begun: float) -> Json:
         "failed": sum("error" in decision.evidence for decision in decisions),
         "verdicts": {name: verdicts.count(name) for name in sorted(set(verdicts))},
         "orders": len(track.orders()),
+        "experiments": len(track.experiments),
+        "cost": sum(experiment.cost for experiment in track.experiments),
     }
 
 
@@ -164,7 +185,8 @@ def table(policies: dict[str, Json], options: argparse.Namespace, variation: Jso
         binding = sum(world["binds"] for world in worlds)
         print(f"# {family} k={k}: {len(worlds)} worlds, the cap binds in {binding}", flush=True)
         for ref, options_of in policies.items():
-            tasks = [(ref, options_of, family, k, world, variation) for world in worlds]
+            spent = options.experiments
+            tasks = [(ref, options_of, family, k, world, variation, spent) for world in worlds]
             runs = each(run_one, tasks, options.jobs, lambda: None)
             row = {"policy": ref, "family": family, "k": k, "vary": variation} | summary(runs)
             rows.append({**row, "runs": runs})
@@ -183,7 +205,13 @@ def summary(runs: list[Json]) -> Json:
         "slowest": max(entry["slowest"] for entry in runs),
         "seconds": quantile(sorted(entry["seconds"] for entry in runs), 0.5),
         "failed": sum(entry["failed"] for entry in runs),
+        "experiments": sum(entry["experiments"] for entry in runs) / len(runs),
     }
+
+
+def left_out(ref: str, family: str) -> bool:
+    """Whether a policy that was tuned on worlds at all was not tuned on this family."""
+    return ref in TUNED and family not in TUNED[ref]
 
 
 def say(row: Json) -> None:
@@ -192,13 +220,17 @@ def say(row: Json) -> None:
         f"{row['policy']:12} {row['family']} k={row['k']:<3} median {row['median']:6.2f}  "
         f"p10 {row['tenth']:6.2f}  worst {row['worst']:6.2f}  "
         f"below uniform {row['below']}/{row['worlds']}  {row['slowest']:.2f} s slowest decision, "
-        f"{row['seconds']:.1f} s a run, {row['failed']} failed{varied}",
+        f"{row['seconds']:.1f} s a run, {row['failed']} failed, "
+        f"{row['experiments']:.1f} experiments{varied}",
         flush=True,
     )
 
 
 def markdown(rows: list[Json]) -> str:
-    """Median, in brackets 10th percentile and worst, and the worlds that ended below uniform."""
+    """Median, in brackets 10th percentile and worst, and the worlds that ended below uniform.
+
+    A star marks a family that the policy was not tuned on.
+    """
     columns = list(dict.fromkeys((row["family"], row["k"]) for row in rows))
     by = {(row["policy"], row["family"], row["k"]): row for row in rows}
     heads = " | ".join(f"{family}, k={k}" for family, k in columns)
@@ -207,6 +239,7 @@ def markdown(rows: list[Json]) -> str:
         entries = [by[ref, *column] for column in columns]
         cells = [
             f"{row['median']:.2f} ({row['tenth']:.2f}, {row['worst']:.2f}; {row['below']} below)"
+            + ("*" if left_out(ref, row["family"]) else "")
             for row in entries
         ]
         slowest = max(row["slowest"] for row in entries)
@@ -218,7 +251,8 @@ def null_table(policies: dict[str, Json], options: argparse.Namespace) -> list[J
     rows = []
     for ref, k in itertools.product(policies, options.k or (5, 12)):
         seeds = range(options.first, options.first + options.seeds)
-        tasks = [(ref, policies[ref], k, seed) for seed in seeds]
+        common = (jittered({}, options), options.experiments)
+        tasks = [(ref, policies[ref], k, seed, *common) for seed in seeds]
         runs = each(null, tasks, options.jobs, lambda: None)
         moved = sorted(entry["moved"] for entry in runs)
         verdicts = sum(sum(entry["verdicts"].values()) for entry in runs)
@@ -274,6 +308,11 @@ def own_options(ref: str) -> Json:
     return {}
 
 
+def jittered(variation: Json, options: argparse.Namespace) -> Json:
+    """A variation with the jitter that is asked for."""
+    return variation if options.jitter is None else {**variation, "jitter": options.jitter}
+
+
 def variations(text: str) -> tuple[Json, ...]:
     if text == "sweep":
         return SWEEP
@@ -293,6 +332,10 @@ def main() -> None:
     parser.add_argument(
         "--vary", type=variations, default=({},), help="options of the worlds as JSON, or: sweep"
     )
+    parser.add_argument("--jitter", type=float, help="of checkpoints, which no score states")
+    parser.add_argument(
+        "--experiments", type=float, default=0.02, help="part of the budget that branches may cost"
+    )
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write every run as JSON")
     options = parser.parse_args()
@@ -302,7 +345,7 @@ def main() -> None:
         rows = null_table(policies, options)
     else:
         rows = []
-        for variation in options.vary:
+        for variation in (jittered(entry, options) for entry in options.vary):
             block = table(policies, options, variation)
             print(f"\n{json.dumps(variation) if variation else ''}\n{markdown(block)}\n")
             rows += block

@@ -70,8 +70,11 @@ def explain(
         lines = output.explain_lines(entry)
     if as_json:
         print_json(entry)
-    else:
-        print_lines(lines)
+        return
+    print_lines(lines)
+    made = entry["experiment"]
+    if made is not None and (table := output.experiment_table(made)) is not None:
+        views.console().print(table)
 
 
 def report(
@@ -106,8 +109,11 @@ def compare(
     """Two checkpoints, paired over the items they share."""
     if (b is None) == (steps is None):
         raise BadInput("compare: give two scorecards (A B), or a run and --steps 1200,2400")
-    cards = views.read_cards((a, b)) if b is not None else views.run_cards(a, steps or "")
-    comparison = views.compare_cards(*cards, force=force)
+    if b is not None:
+        comparison = views.compare_cards(*views.read_cards((a, b)), force=force)
+    else:
+        cards, course = views.run_cards(a, steps or "")
+        comparison = views.compare_cards(*cards, course=course, force=force)
     if as_json:
         print_json(comparison)
     else:

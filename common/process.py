@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -39,6 +39,8 @@ class Child:
         stdin: Text it reads from standard input, or None.
         log: File that receives its stderr, appended.
         timeout: Seconds until it is killed.
+        launcher: A command template in which ``{command}`` stands for the module's own; under
+            one it may run on another machine and does not end with us. None: a child of ours.
         clock: Monotonic seconds.
     """
 
@@ -50,6 +52,7 @@ class Child:
         stdin: str | None = None,
         log: Path,
         timeout: float,
+        launcher: Sequence[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
@@ -59,6 +62,11 @@ class Child:
         self._read = 0
         self.killed: str | None = None
         command = [sys.executable, "-m", module, *([argument] if argument is not None else [])]
+        environment = child_environment()
+        if launcher is not None:
+            place = launcher.index("{command}")
+            command = [*launcher[:place], *command, *launcher[place + 1 :]]
+            del environment[PARENT]
         with log.open("ab") as errors, tempfile.TemporaryFile() as text:
             text.write((stdin or "").encode())
             text.seek(0)
@@ -68,7 +76,7 @@ class Child:
                 stdout=self._output,
                 stderr=errors,
                 start_new_session=True,
-                env=child_environment(),
+                env=environment,
             )
 
     @property

@@ -6,3 +6,4 @@ from .run_yaml import RunConfig as RunConfig
 from .run_yaml import load_config as load_config
 from .sections import ApprovalSection as ApprovalSection
 from .template import TEMPLATE as TEMPLATE
+from .training_job import job_of as job_of

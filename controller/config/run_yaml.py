@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -22,6 +22,7 @@ from .sections import (
     CheckpointsSection,
     ControllerSection,
     EvalsSection,
+    ExperimentsSection,
     PolicySection,
     RunSection,
     SearchSection,
@@ -46,6 +47,7 @@ class RunConfig(Section):
     )
     guards: GuardSettings = Field(default_factory=GuardSettings)
     checkpoints: CheckpointsSection = Field(default_factory=CheckpointsSection)
+    experiments: ExperimentsSection = Field(default_factory=ExperimentsSection)
     approval: ApprovalSection = Field(default_factory=ApprovalSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
     trainer: TrainerSection = Field(default_factory=TrainerSection)
@@ -94,6 +96,12 @@ class RunConfig(Section):
         known = trainer.lr_schedule == "wsd" and (trainer.warmup or trainer.decay)
         return min(trainer.decay, self.budget) if known else None
 
+    @property
+    def experiment_tokens(self) -> int:
+        """Training tokens that all experiments of the run may take; 0: none may be asked for."""
+        budget = self.experiments.budget
+        return int(budget * self.budget) if isinstance(budget, float) else budget
+
     def start_weights(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """The first mixture (generation 0); ``sizes``: unique tokens, used when none is given.
 
@@ -123,16 +131,30 @@ class RunConfig(Section):
         placed: RunConfig = _absolute(self, base)
         options = _with_files(self.policy.options, base, "policy.with")
         uri = _tracking_uri(self.tracking.uri, base, placed.run.dir)
-        launcher = self.evals.launcher
-        if not isinstance(launcher, str) and "/" in launcher[0]:  # a program, not one on the PATH
-            launcher = (str(base / launcher[0]), *launcher[1:])
+        evals, experiments = placed.evals, placed.experiments
         return placed.model_copy(
             update={
                 "policy": placed.policy.model_copy(update={"options": options}),
                 "tracking": placed.tracking.model_copy(update={"uri": uri}),
-                "evals": placed.evals.model_copy(update={"launcher": launcher}),
+                "evals": evals.model_copy(update={"launcher": _placed(evals.launcher, base)}),
+                "experiments": experiments.model_copy(
+                    update={
+                        "launcher": _placed(experiments.launcher, base),
+                        "trainer": _placed(experiments.trainer, base),
+                    }
+                ),
             }
         )
+
+
+Command = TypeVar("Command", bound=str | tuple[str, ...] | None)
+
+
+def _placed(command: Command, base: Path) -> Command:
+    """A command with its program's path seen from ``base``; one on the PATH stays."""
+    if not isinstance(command, tuple) or "/" not in command[0]:
+        return command
+    return (str(base / command[0]), *command[1:])  # type: ignore[return-value]
 
 
 def _absolute(value: Any, base: Path) -> Any:

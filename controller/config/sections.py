@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from mixloop.common.units import Tokens
-from mixloop.evals import EvalSettings
+from mixloop.common.units import Tokens, parse_tokens
+from mixloop.evals import COMMAND, EvalSettings, Launcher
 from mixloop.trainer.config import JobSource, LimitSettings, ModelSettings, TrainerSettings
 
 from .checkpoint_layouts import LayoutName
@@ -77,6 +77,67 @@ class CheckpointsSection(Section):
     dir: Path | None = Field(
         None, description="their folder; relative to this file; default: checkpoints in the run"
     )
+
+
+def _as_share_or_tokens(value: Any) -> float | int:
+    """A share of the run's budget (``2%``, 0.02) below 1, or a number of tokens."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            value = float(value.strip().removesuffix("%")) / 100
+        except ValueError:
+            raise ValueError(_BUDGET_FORMS) from None
+        if not 0 <= value <= 1:
+            raise ValueError(_BUDGET_FORMS)
+        return value if value < 1 else 1 - 2**-53  # all of it, and still a share
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    try:
+        return parse_tokens(value)
+    except ValueError:
+        raise ValueError(_BUDGET_FORMS) from None
+
+
+_BUDGET_FORMS = (
+    "must be a share of the run's budget, as in 2% or 0.02, or a token count, as in 200M; 0: none"
+)
+TRAINER_WORDS = ("{checkpoint}", "{mixture}", "{tokens}", "{out}")
+"""What a command that trains a branch must be told; ``{learning_rate}`` is optional."""
+
+
+class ExperimentsSection(Section):
+    """Branches from checkpoints of the run that a policy may ask for before it decides.
+
+    They run beside the run, never on its device unless told.
+    """
+
+    budget: Annotated[float | int, BeforeValidator(_as_share_or_tokens)] = Field(
+        0, description="training tokens of all branches: a share of the run's (2%), or a number"
+    )
+    launcher: Launcher = Field(
+        "local", description="how branches are started: local, or [srun, -G1, '{command}']"
+    )
+    device: str = Field("cpu", min_length=1, description="of branches and of their scoring")
+    threads: int | None = Field(None, gt=0, description="of one branch on a CPU; default: one")
+    trainer: tuple[str, ...] | None = Field(
+        None,
+        description="another trainer's command, with {checkpoint} {mixture} {tokens} {out} "
+        "(and {learning_rate}) in it; default: the reference trainer",
+    )
+
+    @field_validator("launcher")
+    @classmethod
+    def _no_actors(cls, value: Launcher) -> Launcher:
+        if value == "ray":
+            raise ValueError(f"ray is not for experiments: local, or [srun, -G1, '{COMMAND}']")
+        return value
+
+    @field_validator("trainer")
+    @classmethod
+    def _told_everything(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        missing = [word for word in TRAINER_WORDS if not any(word in part for part in value or ())]
+        if value is not None and missing:
+            raise ValueError(f"'{missing[0]}' is missing: the command must be told where that is")
+        return value
 
 
 class ApprovalSection(Section):

@@ -28,9 +28,9 @@ from mixloop.policies.evidence import (
 )
 from mixloop.policies.interface import Observation
 
-from . import observation_builder
+from . import experiment_evidence, observation_builder
 
-HISTORY = frozenset({"evaluations", "decisions", "steering"})  # what the child adds
+HISTORY = frozenset({"evaluations", "decisions", "experiments", "steering"})  # the child adds them
 JOURNAL_TIMEOUT = 30.0  # seconds that the child waits for a journal that is being written
 
 
@@ -49,26 +49,37 @@ class Observed:
 
 
 def near(
-    journal: Journal, config: RunConfig, sizes: Mapping[str, int], status: Any, step: int
+    journal: Journal,
+    config: RunConfig,
+    sizes: Mapping[str, int],
+    status: Any,
+    step: int,
+    known: int = 0,
 ) -> Observation:
     """Where the run stands when the decision on the checkpoint at ``step`` is due.
 
-    It has no more evaluations than the guards look at.
+    It has no more evaluations than the guards look at, and of experiments, of which ``known`` have
+    ended, no items.
     """
     scored = observation_builder.evaluations(journal, until=step, newest=RECENT)
-    return observation_builder.standing(journal, config, sizes, status, scored=scored)
+    now = observation_builder.standing(journal, config, sizes, status, scored=scored)
+    made = experiment_evidence.experiments(journal, before=queries.ALL, known=known)
+    bare = tuple(map(experiment_evidence.without_items, made))
+    return now.model_copy(update={"experiments": bare})
 
 
-def history_request(journal: Journal, config: RunConfig, seen: Observation) -> Json:
+def history_request(journal: Journal, config: RunConfig, seen: Observation, known: int = 0) -> Json:
     """What the child has to know to make the whole observation of this one.
 
-    What is scored or decided while the child starts isn't part of it.
+    What is scored, decided or ended while the child starts isn't part of it; of experiments the
+    first ``known`` have ended.
     """
     return {
         "journal": str(journal.path),
         "standing": seen.model_dump_json(exclude=set(HISTORY)),
         "until": seen.evaluations[-1].step,
         "before": queries.newest_decision_number(journal) + 1,
+        "known": known,
         "benchmarks": list(config.evals.benchmarks),
         "rule": config.evals.steering,
         "significance": config.guards.significance,
@@ -90,11 +101,14 @@ def observed(request: Json) -> tuple[Observation, Json]:
         with closing(Journal(path, read_only=True, timeout=JOURNAL_TIMEOUT)) as journal:
             scored = observation_builder.evaluations(journal, until=request["until"])
             decisions = observation_builder.past_decisions(journal, request["before"])
+            made = experiment_evidence.experiments(
+                journal, before=request["before"], known=request["known"]
+            )
     except (JournalError, OSError) as error:
         raise UnreadError(str(error)) from error
     standing = Observation.model_validate_json(request["standing"])
     steers = steer_all(request["benchmarks"], scored, request["rule"])
-    seen = observation_builder.with_history(standing, steers, scored, decisions)
+    seen = observation_builder.with_history(standing, steers, scored, decisions, made)
     message = {
         "kind": "observed",
         "digest": observation_builder.digest(seen),

@@ -15,15 +15,9 @@ from mixloop.common.errors import BadInput
 from mixloop.common.files import write_atomic
 from mixloop.common.process import PARENT, Child
 from mixloop.contract import RunPaths
-from mixloop.controller.config import RunConfig
+from mixloop.controller.config import RunConfig, job_of
 from mixloop.controller.decisions import read_answer
-from mixloop.trainer.config import Job, JobError, job_from
-
-
-def job_of(config: RunConfig) -> Job:
-    """The training job that a run.yaml describes, the same that a foreign loop reads from it."""
-    sections = config.model_dump(include={"run", "budget", "sources", "trainer"})
-    return job_from(sections | {"evals": {"every": config.evals.every}}, Path())
+from mixloop.trainer.config import JobError
 
 
 def check_training(config: RunConfig, *, rewind: bool = False) -> None:

@@ -1,5 +1,7 @@
 from .checkpoint_comparison import Comparison as Comparison
 from .checkpoint_comparison import compare as compare
+from .honest_difference import honest_difference as honest_difference
+from .honest_difference import pooled_noise as pooled_noise
 from .objective import objective_metric as objective_metric
 from .objective import objective_weights as objective_weights
 from .probation import PolicyStanding as PolicyStanding
@@ -9,6 +11,7 @@ from .probation import policy_standing as policy_standing
 from .significance import Claim as Claim
 from .significance import claims_of as claims_of
 from .significance import holm as holm
+from .trajectory_noise import RECENT as RECENT
 from .trajectory_noise import Jitter as Jitter
 from .trajectory_noise import trajectory_noise as trajectory_noise
 from .vetoes import Veto as Veto

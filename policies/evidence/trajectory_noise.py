@@ -27,8 +27,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-
-import numpy as np
+from statistics import median
 
 from mixloop.policies.interface import (
     BITS_PER_BYTE,
@@ -40,18 +39,21 @@ from mixloop.policies.interface import (
     finite_metric,
     score_difference,
 )
-from mixloop.policies.mixture import Array, total_variation
+from mixloop.policies.mixture import total_variation
 
 POWER = -0.25  # of tokens: the axis on which courses are nearly straight
-MOVED = 0.05  # total variation of the mixture at which a difference counts half
+BEND = 3.0  # a whole mixture's change, in the run's own pace: what it may do to the course
+STEPS = 8  # of the likelihood's fixed point
 PHASE = 0.05  # what a difference across two phases, or in the warm-up, counts
 SPREAD = 1.0  # in log tokens, the span of a difference at which it counts half
+RECENT = 60  # newest evaluations that it is taken from: it falls with the learning rate
+NORMAL = 0.6745  # median size of a standard normal variable
 PAIRS = 3  # newest pairs of evaluations that the items' noise is taken from
 OVERLAP = 35 / 18  # neighbouring differences share scores: so many make one degree of freedom
-LONE = 1.0  # degrees of freedom of the belief that jitter is as large as the items' noise
+BELIEVED = 1.0  # degrees of freedom of the belief that jitter is as large as the items' noise
 POOLED = 4.0  # most degrees of freedom that other benchmarks count
 TOGETHER = 0.5  # of theirs that count: one optimiser moves all benchmarks
-AUTOCORRELATION = 0.1  # assumed between neighbours; second differences hide a part of it
+AUTOCORRELATION = 0.08  # assumed between neighbours; second differences hide a part of it
 SEEN = 1 - 4 / 3 * AUTOCORRELATION + AUTOCORRELATION**2 / 3
 
 
@@ -62,7 +64,7 @@ class Jitter:
     Attributes:
         stderr: standard deviation, the items' part taken off; 0 when unknown, or not seen.
         n: second differences of this benchmark that it rests on; 0 when unknown.
-        df: its degrees of freedom, those lent by other benchmarks included.
+        df: its degrees of freedom, with those of the other benchmarks and of the belief.
         total: standard deviation with the items' part; NaN when nothing is known of either.
     """
 
@@ -70,6 +72,9 @@ class Jitter:
     n: int = 0
     df: float = 0.0
     total: float = math.nan
+
+
+UNKNOWN_JITTER = Jitter()
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,15 @@ class _Roughness:
 def trajectory_noise(observation: Observation, benchmark: str, metric: str | None = None) -> Jitter:
     """The jitter of one benchmark's score along the run so far."""
     name = metric or observation.metric_for(benchmark)
-    own = _roughness(observation, benchmark, name)
+    course = _Course(observation)
+    own = course.roughness(benchmark, name)
     if own is None:
-        return Jitter()
+        return UNKNOWN_JITTER
     if own.n == 0:
         return Jitter(total=math.sqrt(own.items) if own.items > 0 else math.nan)
-    names = sorted(observation.benchmarks() - {benchmark})
-    others = (_roughness(observation, other, name) for other in names)
+    # what is watched has no say in what steers
+    names = [other for other in observation.steering_benchmarks() if other != benchmark]
+    others = (course.roughness(other, name) for other in names)
     variance, df = _shrunk(own, [other for other in others if other is not None and other.n])
     beyond = max(0.0, variance - own.items)
     stderr = math.sqrt(beyond / SEEN)
@@ -100,38 +107,49 @@ def trajectory_noise(observation: Observation, benchmark: str, metric: str | Non
 
 
 def _shrunk(own: _Roughness, others: Sequence[_Roughness]) -> tuple[float, float]:
-    """The variance drawn towards the others', relative to their level, and its df."""
+    """The variance drawn towards the others', relative to their level, and the df together."""
     lent = TOGETHER * math.fsum(other.df for other in others)
-    parts = [(own.variance, own.df), (2 * own.items, LONE if own.items > 0 else 0.0)]
+    believed = BELIEVED if own.items > 0 else 0.0
+    parts = [(own.variance, own.df), (2 * own.items, believed)]
     if lent > 0:
         squares = math.fsum(o.df * o.variance * (own.level / o.level) ** 2 for o in others)
         lent, pooled = min(POOLED, lent), squares / (lent / TOGETHER)
         parts.append((pooled, lent))
     weight = math.fsum(df for _, df in parts)
-    return math.fsum(variance * df for variance, df in parts) / weight, own.df + lent
+    return math.fsum(variance * df for variance, df in parts) / weight, weight
 
 
-def _roughness(observation: Observation, benchmark: str, metric: str) -> _Roughness | None:
-    """None where the benchmark has no score in this metric."""
-    scored = _distinct(observation.evaluations, benchmark, metric)
-    if not scored:
-        return None
-    metrics = [find_metric(evaluation, benchmark, metric) for evaluation in scored]
-    values = np.array([entry.value for entry in metrics])
-    # other metrics of other benchmarks are on scales that levels don't tell
-    level = float(np.median(np.abs(values))) if metric == BITS_PER_BYTE else 1.0
-    items = _items_variance(scored, metrics, benchmark, metric)
-    if len(scored) < 3:
-        return _Roughness(0.0, items, 0, 0.0, level or 1.0)
-    variance, df = _second_differences(scored, values)
-    return _Roughness(variance, items, len(scored) - 2, df, level or 1.0)
+class _Course:
+    """The run's evaluations; what each difference counts is worked out once for all benchmarks."""
+
+    def __init__(self, observation: Observation) -> None:
+        self._evaluations = observation.evaluations
+        self._triples: dict[tuple[int, ...], list[_Triple]] = {}
+
+    def roughness(self, benchmark: str, metric: str) -> _Roughness | None:
+        """None where the benchmark has no score in this metric."""
+        scored = _distinct(self._evaluations, benchmark, metric)
+        if not scored:
+            return None
+        metrics = [find_metric(evaluation, benchmark, metric) for evaluation in scored]
+        values = [entry.value for entry in metrics]
+        # metrics other than bits per byte are on one scale, whatever the level
+        level = median(map(abs, values)) if metric == BITS_PER_BYTE else 1.0
+        items = _items_variance(scored, metrics, benchmark, metric)
+        if len(scored) < 3:
+            return _Roughness(0.0, items, 0, 0.0, level or 1.0)
+        places = tuple(evaluation.tokens for evaluation in scored)
+        if places not in self._triples:
+            self._triples[places] = _triples(scored)
+        variance, df = _second_differences(places, values, self._triples[places])
+        return _Roughness(variance, items, len(scored) - 2, df, level or 1.0)
 
 
 def _distinct(evaluations: Sequence[Evaluation], benchmark: str, metric: str) -> list[Evaluation]:
     """Those with a score, the newest of each amount of tokens."""
     scored = (e for e in evaluations if finite_metric(e, benchmark, metric) is not None)
     newest = {e.tokens: e for e in scored if e.tokens > 0}
-    return [newest[tokens] for tokens in sorted(newest)]
+    return [newest[tokens] for tokens in sorted(newest)][-RECENT:]
 
 
 def _items_variance(
@@ -152,36 +170,75 @@ def _items_variance(
     if not found:
         stated = (entry.stderr for entry in metrics)
         found = [error**2 for error in stated if error is not None and 0 < error < math.inf]
-    return float(np.median(found)) if found else 0.0
+    return median(found) if found else 0.0
 
 
-def _second_differences(scored: Sequence[Evaluation], values: Array) -> tuple[float, float]:
-    """The robust variance of one score about the line through its neighbours, and its df."""
-    tokens = np.array([evaluation.tokens for evaluation in scored], dtype=float)
-    places = (tokens / tokens[-1]) ** POWER
-    left = (places[2:] - places[1:-1]) / (places[2:] - places[:-2])
-    off = left * values[:-2] + (1 - left) * values[2:] - values[1:-1]
-    squares = off**2 / (left**2 + (1 - left) ** 2 + 1)
-    weights = _weights(scored, tokens)
-    count = float(weights.sum() ** 2 / np.square(weights).sum())
-    deviation = _weighted_median(np.sqrt(squares), weights) / 0.6745
+def _second_differences(
+    tokens: Sequence[int], values: Sequence[float], triples: Sequence[_Triple]
+) -> tuple[float, float]:
+    """The robust variance of one score about the line through its neighbours, and its df.
+
+    A difference across a change of mixture is of variance ``s^2 + bend^2``, its bend as large as
+    such changes may make it; ``s`` is where the score of that likelihood is zero.
+    """
+    places = [(count / tokens[-1]) ** POWER for count in tokens]
+    pace = _slope(places, values)
+    squares, bends = [], []
+    for i, (value, triple) in enumerate(zip(values[1:-1], triples, strict=True)):
+        before, after = places[i + 1] - places[i], places[i + 2] - places[i + 1]
+        left = after / (before + after)
+        norm = left**2 + (1 - left) ** 2 + 1
+        squares.append((left * values[i] + (1 - left) * values[i + 2] - value) ** 2 / norm)
+        bends.append((BEND * triple.moved * pace * left * before) ** 2 / norm)
+    counts = [triple.counts for triple in triples]
     # of few, the median is no measure to cut by
-    cut = (3 + 8 / count) * deviation
-    kept = np.minimum(squares, cut**2) if deviation > 0 else squares
-    return float(weights @ kept / weights.sum()), count / OVERLAP
+    cut = (3 + 8 / max(math.fsum(counts), 1)) ** 2 * _weighted_median(squares, counts) / NORMAL**2
+    kept = [min(square, cut) if cut > 0 else square for square in squares]
+    variance = _mean(kept, counts)
+    trust = counts
+    for _ in range(STEPS):
+        if variance <= 0:
+            break
+        known = [variance / (variance + bend) for bend in bends]
+        trust = [count * part**2 for count, part in zip(counts, known, strict=True)]
+        least = variance / 4  # that the bends explain all of it is never sure
+        clear = [square - bend for square, bend in zip(kept, bends, strict=True)]
+        variance = max(least, _mean(clear, trust))
+    return variance, math.fsum(trust) / OVERLAP
 
 
-def _weights(scored: Sequence[Evaluation], tokens: Array) -> Array:
-    """What each difference counts, by how little the course need bend there, (n - 2,)."""
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    total = math.fsum(value * weight for value, weight in zip(values, weights, strict=True))
+    return total / math.fsum(weights)
+
+
+def _slope(places: Sequence[float], values: Sequence[float]) -> float:
+    """Of the course over the axis, by least squares."""
+    centre = math.fsum(places) / len(places)
+    off = [place - centre for place in places]
+    rise = math.fsum(distance * value for distance, value in zip(off, values, strict=True))
+    return rise / math.fsum(distance**2 for distance in off)
+
+
+@dataclass(frozen=True)
+class _Triple:
+    """Three neighbouring evaluations: what their difference counts, how far the mixture moved."""
+
+    counts: float
+    moved: float
+
+
+def _triples(scored: Sequence[Evaluation]) -> list[_Triple]:
     shares = [_shares(older, newer) for older, newer in pairwise(scored)]
-    moved = np.array([total_variation(before, after) for before, after in pairwise(shares)])
-    wide = np.log(tokens[2:] / tokens[:-2])
-    phases = [evaluation.phase for evaluation in scored]
-    steady = np.array(
-        [len(set(phases[i : i + 3])) == 1 and phases[i] != "warmup" for i in range(len(phases) - 2)]
-    )
-    even = 1 / (1 + (moved / MOVED) ** 2) / (1 + (wide / SPREAD) ** 4)
-    return np.asarray(even * np.where(steady, 1.0, PHASE))
+    triples = []
+    for i, (before, after) in enumerate(pairwise(shares)):
+        three = scored[i : i + 3]
+        wide = math.log(three[2].tokens / three[0].tokens)
+        phases = {evaluation.phase for evaluation in three}
+        steady = len(phases) == 1 and "warmup" not in phases
+        counts = (1.0 if steady else PHASE) / (1 + (wide / SPREAD) ** 4)
+        triples.append(_Triple(counts, total_variation(before, after)))
+    return triples
 
 
 def _shares(older: Evaluation, newer: Evaluation) -> dict[str, float]:
@@ -193,7 +250,10 @@ def _shares(older: Evaluation, newer: Evaluation) -> dict[str, float]:
     return newer.weights
 
 
-def _weighted_median(values: Array, weights: Array) -> float:
-    order = np.argsort(values)
-    below = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(below, below[-1] / 2)])
+def _weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
+    half, below = math.fsum(weights) / 2, 0.0
+    for value, weight in sorted(zip(values, weights, strict=True)):
+        below += weight
+        if below >= half:
+            return value
+    return max(values)

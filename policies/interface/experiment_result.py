@@ -11,17 +11,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from mixloop.common.paired import Difference
 
-from .evaluation import BITS_PER_BYTE, BenchmarkScore, Frozen, MissingScore, Phase, score_difference
+from .checkpoint_scores import (
+    BITS_PER_BYTE,
+    FROZEN,
+    BenchmarkScore,
+    MissingScore,
+    Phase,
+    score_difference,
+)
 
 BranchSchedule = Literal["as the run", "to zero"]
 ExperimentState = Literal["planned", "running", "done", "failed", "refused"]
 
 
-class MergeDesign(Frozen):
+class _Frozen(BaseModel):
+    model_config = FROZEN
+
+
+class MergeDesign(_Frozen):
     """Fit the mixture whose merge of the branches (one expert per source) scores best.
 
     The merge of a mixture w is ``checkpoint + sum_i w_i (expert_i - checkpoint)``, one expert per
@@ -39,20 +50,21 @@ class MergeDesign(Frozen):
     strength: float = Field(0.01, ge=0, allow_inf_nan=False)
 
 
-class ScoredBranch(Frozen):
+class ScoredBranch(_Frozen):
     """A branch, or a merged model, and its scores. ``weights`` are the mixture it stands for."""
 
     weights: dict[str, float]
     benchmarks: dict[str, BenchmarkScore] = {}
 
 
-class MergeFit(Frozen):
+class MergeFit(_Frozen):
     """The mixture whose merge scores best, fitted to all of the experts' data or to a half of it.
 
     ``gains`` are by benchmark (gain, standard error over items) in the steering metric of the
-    merge at ``weights`` against the merge at the present mixture: positive is better. ``slopes``
-    are by benchmark and source the derivative of the loss after the source's share, at the present
-    mixture: what a little more of it would do to first order.
+    merge at ``weights`` against the merge at the present mixture: positive is better. Those of a
+    fit to a half are measured in merges of the other half's data. ``slopes`` are by benchmark and
+    source the derivative of the loss after the source's share, at the present mixture: what a
+    little more of it would do to first order.
     """
 
     part: Literal["whole", "first", "second"] = "whole"
@@ -61,7 +73,7 @@ class MergeFit(Frozen):
     slopes: dict[str, dict[str, float]] = {}
 
 
-class ExperimentResult(Frozen):
+class ExperimentResult(_Frozen):
     """One experiment of this run, whatever became of it.
 
     Attributes:
@@ -71,7 +83,9 @@ class ExperimentResult(Frozen):
         branch_tokens: training tokens of each branch.
         control: the branch on the unchanged mixture; None where there is none (or not yet).
         branches: in the order they were asked for; one that failed has no benchmarks.
-        merges: merged models that were scored.
+        merges: merged models that were scored: at the present mixture, at the fitted one, and at
+            the mixture of each branch that is no expert and draws from sources with experts only,
+            in their order: what merges foretold of what was trained.
         mixmin: the best convex mixture of the experts' *probabilities* (MixMin, 2502.10510).
         cost: training tokens that were spent on it, over all branches.
         reason: why it was asked for or, of one that failed or was refused, why that is so.
@@ -115,10 +129,11 @@ class ExperimentResult(Frozen):
             MissingScore: when a side lacks the benchmark or metric.
         """
         one = self.branches[branch] if isinstance(branch, int) else branch
-        sides = (self.control.benchmarks if self.control else {}, one.benchmarks)
-        if not all(benchmark in side for side in sides):
+        before = self.control.benchmarks.get(benchmark) if self.control else None
+        after = one.benchmarks.get(benchmark)
+        if before is None or after is None:
             raise MissingScore(f"experiment {self.id}: {benchmark} has no score on both sides")
-        return score_difference(*(side[benchmark] for side in sides), metric, benchmark)
+        return score_difference(before, after, metric, benchmark)
 
 
 def moved_by(branch: ScoredBranch, control: Mapping[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from mixloop.common.paired import (
     Difference,
@@ -21,10 +21,10 @@ from mixloop.common.paired import (
     weighted_mean,
 )
 
-from .evaluation import (
+from .checkpoint_scores import (
     BITS_PER_BYTE,
+    FROZEN,
     Evaluation,
-    Frozen,
     Metric,
     MissingScore,
     Phase,
@@ -36,7 +36,11 @@ from .evaluation import (
 from .experiment_result import ExperimentResult
 
 
-class Source(Frozen):
+class _Frozen(BaseModel):
+    model_config = FROZEN
+
+
+class Source(_Frozen):
     """A corpus: its unique tokens, its tags, and what was drawn from it so far."""
 
     unique_tokens: int
@@ -46,7 +50,7 @@ class Source(Frozen):
     epochs: float = 0.0
 
 
-class Goal(Frozen):
+class Goal(_Frozen):
     """What the run wants of one benchmark.
 
     ``weight`` is its part in the objective, relative to the others'. Past ``target`` (a value of
@@ -59,7 +63,7 @@ class Goal(Frozen):
     max_drop: float | None = Field(None, ge=0, allow_inf_nan=False)
 
 
-class Limits(Frozen):
+class Limits(_Frozen):
     """The bounds that the guards will put on a proposal, for policies that plan within them.
 
     ``max_epochs`` None: not enforced. ``dwell`` in training tokens.
@@ -72,7 +76,7 @@ class Limits(Frozen):
     cap: float = 1.0
 
 
-class PastDecision(Frozen):
+class PastDecision(_Frozen):
     """A decision of this run: ``verdict`` in the words of the history, ``rule`` what caused it."""
 
     id: str
@@ -86,7 +90,7 @@ class PastDecision(Frozen):
     evidence: dict[str, Any] = {}
 
 
-class Observation(Frozen):
+class Observation(_Frozen):
     """Everything known when a decision is due.
 
     ``in_force`` says whether the last order is already what the trainer consumes; ``weights`` are

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from .observation import Phase
+from .checkpoint_scores import Phase
 
 
 class OptionsModel(BaseModel):

@@ -22,6 +22,7 @@ VERB = "decide"
 _BUILTIN = {
     "ado": "mixloop.policies.baselines.ado:Ado",
     "bayes": "mixloop.policies.bayes.policy:BayesPolicy",
+    "experiment": "mixloop.policies.experiment.policy:ExperimentPolicy",
     "law": "mixloop.policies.law.policy:LawPolicy",
     "odm": "mixloop.policies.baselines.odm:Odm",
     "olmix": "mixloop.policies.baselines.olmix:Olmix",

@@ -2,7 +2,9 @@ from .families import Dilution as Dilution
 from .families import Exponential as Exponential
 from .families import Flat as Flat
 from .families import Power as Power
+from .interference import Interference as Interference
 from .regmix import RunTable as RunTable
+from .skills import Skills as Skills
 from .smollm2 import SmolLM2 as SmolLM2
 from .world_protocol import World as World
 from .world_protocol import WorldSource as WorldSource

@@ -14,6 +14,7 @@ from mixloop.policies.interface import PolicyError
 from .world_protocol import world_sources
 
 SEED, OTHER = 1, 2
+SHORT = 10**8  # tokens of a branch
 
 
 def check_world(world: Any, *, tokens: int | None = None) -> None:
@@ -53,13 +54,16 @@ def _check_members(world: Any) -> None:
 
 
 def _scores(world: Any) -> dict[str, tuple[float, float]]:
-    answer = world.evaluate()
-    _require(isinstance(answer, Mapping), "evaluate() must return a mapping of benchmarks")
+    return _read(world, world.evaluate(), "evaluate()")
+
+
+def _read(world: Any, answer: Any, asked: str) -> dict[str, tuple[float, float]]:
+    _require(isinstance(answer, Mapping), f"{asked} must return a mapping of benchmarks")
     scores = {}
     for name, score in answer.items():
-        _require(name in world.benchmarks, f"evaluate() scored {name!r}, which isn't in benchmarks")
+        _require(name in world.benchmarks, f"{asked} scored {name!r}, which isn't in benchmarks")
         pair = isinstance(score, tuple | list) and len(score) == 2
-        _require(pair, f"evaluate()[{name!r}] is {score!r}; return (value, standard error)")
+        _require(pair, f"{asked}[{name!r}] is {score!r}; return (value, standard error)")
         value, stderr = map(float, score)
         _require(math.isfinite(value), f"{name} is {value}; leave a missing benchmark out")
         _require(stderr >= 0, f"{name} has standard error {stderr}; it must be 0 or more")
@@ -118,6 +122,26 @@ def _check_extras(world: Any, names: list[str]) -> None:
         _require(legal, f"phase() is {phase!r}; return warmup, stable, decay or None")
     if callable(getattr(world, "optimum", None)):
         _check_optimum(world.optimum(), names)
+    even = dict.fromkeys(names, 1 / len(names))
+    for ask, ways in (("branch", ("to zero", "as the run")), ("merge", ("whole", "first"))):
+        if callable(getattr(world, ask, None)):
+            for way in ways:
+                _check_experiment(world, ask, even, way)
+
+
+def _check_experiment(world: Any, ask: str, even: Mapping[str, float], way: str) -> None:
+    world.reset(SEED)
+    world.advance(dict(even), SHORT)
+    names = list(even)
+    for mixture in (even, {names[0]: 1.0}):
+        scores = _read(world, getattr(world, ask)(dict(mixture), SHORT, way), f"{ask}()")
+        again = _read(world, getattr(world, ask)(dict(mixture), SHORT, way), f"{ask}()")
+        _require(scores == again, f"{ask}() must answer the same question alike")
+        _require(bool(scores), f"{ask}() must score at least one benchmark")
+    after = _scores(world)
+    world.reset(SEED)
+    world.advance(dict(even), SHORT)
+    _require(_scores(world) == after, f"{ask}() moved the world or its noise; work on a copy")
 
 
 def _check_optimum(best: Any, names: list[str]) -> None:

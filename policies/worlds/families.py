@@ -15,10 +15,13 @@ import numpy as np
 
 from mixloop.policies.mixture import Array, best_static, effective
 
+from .branching import Experimentable
 from .world_protocol import INFINITE, WorldSource
 
+JITTER_KEPT = 0.3  # of a checkpoint's jitter in the next one's
 
-class _Analytic:
+
+class Analytic(Experimentable):
     """What the families share: sizes, tags, noise, and a state that mixtures move.
 
     Args:
@@ -31,6 +34,8 @@ class _Analytic:
         delay: segments that a score comes late.
         missing: probability that a benchmark is missing from an evaluation.
         anneal: how far every loss falls by itself over the last tenth of the budget.
+        jitter: how far a checkpoint's scores stray from the run's smooth course (standard
+            deviation, bits per byte). No standard error states it. None: as the family has it.
     """
 
     family: ClassVar[str]
@@ -47,11 +52,13 @@ class _Analytic:
         delay: int = 0,
         missing: float = 0.0,
         anneal: float = 0.0,
+        jitter: float | None = None,
         seed: int = 0,
     ) -> None:
         self.k, self.m, self.segments, self.sigma = k, m, segments, sigma
         self.max_epochs, self.scarce, self.unit = max_epochs, scarce, unit
         self.delay, self.missing, self.anneal = delay, missing, anneal
+        self._jitter_asked = jitter
         self.length = float(segments)  # units of the budget
         self.budget = segments * unit
         self.benchmarks: tuple[str, ...] = tuple(f"bench-{index}" for index in range(m))
@@ -63,12 +70,16 @@ class _Analytic:
         drawing, self._noise = (
             np.random.default_rng([seed, self.k, self.m, family, stream]) for stream in range(2)
         )
+        self.origin = (seed, self.k, self.m, family, 3)
+        self._straying = np.random.default_rng(self.origin)
+        self.jitter = self._jitter() if self._jitter_asked is None else self._jitter_asked
         self.unique = self._sizes(drawing)
         affinity = self._draw(drawing)
         self.sources = self._described(affinity)
         self._names = list(self.sources)
         self.time = 0.0
         self.state = self.start()
+        self.shares, self.wobble = np.full(self.k, 1 / self.k), np.zeros(self.m)
 
     def _described(self, affinity: Array) -> dict[str, WorldSource]:
         """The sources' sizes, and as tags the benchmarks each does most for."""
@@ -93,7 +104,15 @@ class _Analytic:
         shares = np.array([weights.get(name, 0.0) for name in self._names])
         part = tokens / self.unit
         self.state = self.step(self.state, shares, part, self.time)
-        self.time += part
+        self.time, self.shares = self.time + part, shares
+        if self.jitter:
+            kept = JITTER_KEPT ** min(part, 1.0)
+            fresh = self._straying.normal(0, self.jitter, self.m) * math.sqrt(1 - kept**2)
+            self.wobble = kept * self.wobble + fresh
+
+    def _jitter(self) -> float:
+        """The family's own jitter, where none is asked for."""
+        return 0.0
 
     def shrunk(self, share: float, seed: int) -> Self:
         """A proxy of this world at its start: this share of its budget and of every source.
@@ -117,7 +136,7 @@ class _Analytic:
         """Every benchmark's loss with fresh noise, and the noise's standard deviation."""
         noise = self._noise.normal(0, 1, self.m) * self.sigma
         absent = self._noise.random(self.m) < self.missing
-        scored = zip(self.truth().items(), noise, absent, strict=True)
+        scored = zip(self.truth().items(), noise + self.wobble, absent, strict=True)
         return {
             name: (value + float(n), self.sigma) for (name, value), n, gone in scored if not gone
         }
@@ -172,7 +191,7 @@ class _Analytic:
         raise NotImplementedError
 
 
-class Power(_Analytic):
+class Power(Analytic):
     """P: ``L = eps + beta (A eff(D) + 0.05)^-alpha`` with a transfer matrix A (m x k)."""
 
     family = "P"
@@ -191,7 +210,7 @@ class Power(_Analytic):
         return np.asarray(self.eps + self.beta * (worth + 0.05) ** -self.alpha)
 
 
-class Exponential(_Analytic):
+class Exponential(Analytic):
     """E: an exponential mixing law on effective shares, times a power law in tokens.
 
     ``L = eps + kappa exp(clip(t e, -6, 2)) (1 + beta (sum D + 0.3)^-alpha)`` with
@@ -240,7 +259,8 @@ class Dilution(Power):
         after = drawn + shares * part
         gain = effective(after, self.unique) - effective(drawn, self.unique)
         keen = 3.0 if time >= 0.9 * self.length - 1e-9 else 1.0
-        kept = 0.985**part * memory + gain * np.sqrt(shares / (shares + 0.03)) * keen
+        settles = np.sqrt(np.maximum(shares, 0.0) / (np.maximum(shares, 0.0) + 0.03))
+        kept = 0.985**part * memory + gain * settles * keen
         return np.stack([after, kept], axis=-2)
 
     def whole(self, mixtures: Array) -> Any:

@@ -13,7 +13,9 @@ import numpy as np
 
 from mixloop.policies.mixture import Array
 
-from .families import Dilution, Exponential, Flat, Power, _Analytic
+from .families import Analytic, Dilution, Exponential, Flat, Power
+from .interference import Interference
+from .skills import Skills
 from .world_protocol import WorldSource
 
 BEST = {
@@ -24,7 +26,7 @@ BEST = {
 """The tag that each well-known benchmark gains most from; others gain most from their own name."""
 
 
-class _RunWorld(_Analytic):
+class _RunWorld(Analytic):
     """A family over the sources of a run.
 
     Args:
@@ -34,7 +36,7 @@ class _RunWorld(_Analytic):
         options: the family's.
     """
 
-    table = "transfer"
+    tables: tuple[str, ...] = ("transfer",)
 
     def __init__(
         self,
@@ -68,21 +70,25 @@ class _RunWorld(_Analytic):
         return np.asarray(losses @ self.parts)
 
     def _draw(self, drawing: np.random.Generator) -> Array:
-        """Draw the family's table over kinds (m, kinds), and spread it to sources (m, k)."""
+        """Draw the family's tables over kinds (…, kinds), and spread them to sources (…, k)."""
         sources, self.k = self.k, len(self.kinds)
         try:
             affinity = super()._draw(drawing)
         finally:
             self.k = sources
-        table = getattr(self, self.table)
         for row, name in enumerate(self.run_benchmarks):
             tag = BEST.get(name, name)
             if tag in self.kinds:
-                best, place = int(affinity[row].argmax()), self.kinds.index(tag)
-                table[row, [best, place]] = table[row, [place, best]]
-        spread = self._spread(table @ self.belongs)
-        setattr(self, self.table, spread)
-        return spread
+                self._favour(row, int(affinity[row].argmax()), self.kinds.index(tag))
+        for table in self.tables:
+            setattr(self, table, self._spread(getattr(self, table) @ self.belongs))
+        return np.asarray(getattr(self, self.tables[0]))
+
+    def _favour(self, row: int, best: int, place: int) -> None:
+        """Let the kind at ``place`` be what the benchmark ``row`` gains most from."""
+        for name in self.tables:
+            table = getattr(self, name)
+            table[row, [best, place]] = table[row, [place, best]]
 
     def _spread(self, table: Array) -> Array:
         return np.asarray(table / table.sum(axis=1, keepdims=True))
@@ -103,7 +109,27 @@ class RunFlatWorld(_RunWorld, Flat):
 class RunExponentialWorld(_RunWorld, Exponential):
     """E over a run's sources."""
 
-    table = "law"
+    tables = ("law",)
 
     def _spread(self, table: Array) -> Array:
         return table
+
+
+class RunSkillsWorld(_RunWorld, Skills):
+    """S over a run's sources: a kind teaches what the benchmark of its tag needs most."""
+
+    tables = ("taught",)
+
+    def _favour(self, row: int, best: int, place: int) -> None:
+        self.taught[self.demand[row].argmax(), place] += 1.0
+
+
+class RunInterferenceWorld(_RunWorld, Interference):
+    """I over a run's sources."""
+
+    tables = ("taught", "hurts")
+
+    def _draw(self, drawing: np.random.Generator) -> Array:
+        taught = super()._draw(drawing)
+        self.hurts = self.hurts / np.maximum(self.hurts.max(axis=1, keepdims=True), 1e-12) * 0.2
+        return taught

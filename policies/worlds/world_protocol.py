@@ -37,6 +37,12 @@ class World(Protocol):
     and ``segments`` (evaluations in it); ``max_epochs``; ``phase() -> "warmup" | "stable" |
     "decay"``; ``losses() -> {source: training loss}``; ``delay``, the segments that a score comes
     late; ``higher_is_better``, the names of the benchmarks that are no losses.
+
+    One that can be experimented in has ``branch(weights, tokens, schedule) -> {benchmark: (value,
+    standard error)}``, the scores of a copy that goes on from here for so many tokens (``schedule``
+    as in an ``Experiment``), and may have ``merge(weights, tokens, part)``, those of the linear
+    merge of one expert per source, trained on all their data (``"whole"``) or on its ``"first"`` or
+    ``"second"`` half. Neither moves the world, and the same question has the same answer.
     """
 
     @property

@@ -12,12 +12,24 @@ from mixloop.common.errors import suggest
 from mixloop.policies.interface import PolicyError, find_class, raised
 
 from .families import Dilution, Exponential, Flat, Power
-from .run_worlds import RunDilutionWorld, RunExponentialWorld, RunFlatWorld, RunPowerWorld
+from .interference import Interference
+from .run_worlds import (
+    RunDilutionWorld,
+    RunExponentialWorld,
+    RunFlatWorld,
+    RunInterferenceWorld,
+    RunPowerWorld,
+    RunSkillsWorld,
+)
+from .skills import Skills
 from .smollm2 import SmolLM2
 from .world_protocol import World, WorldSource, world_sources
 
 KEY = "world"
-SHORT = {"P": "power", "E": "exponential", "D": "dilution", "F": "flat"}
+SHORT = {
+    **{"P": "power", "E": "exponential", "D": "dilution", "F": "flat"},
+    **{"S": "skills", "I": "interference"},
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ def load_world(
     """The world ``ref`` names.
 
     Args:
-        ref: a name of :func:`world_names` (or P, E, D, F), with options as in
+        ref: a name of :func:`world_names` (or one of :data:`SHORT`), with options as in
             ``power:k=12,sigma=0.01``; or a class, built without arguments or, written
             ``./file.py:Class:key=value,…``, with these.
         setting: what a built-in world is built for; a class is told ``k``, where it is given.
@@ -180,4 +192,6 @@ register_world("power", _family(Power, RunPowerWorld))
 register_world("exponential", _family(Exponential, RunExponentialWorld))
 register_world("dilution", _family(Dilution, RunDilutionWorld))
 register_world("flat", _family(Flat, RunFlatWorld))
+register_world("skills", _family(Skills, RunSkillsWorld))
+register_world("interference", _family(Interference, RunInterferenceWorld))
 register_world("smollm2", _smollm2)

@@ -126,7 +126,8 @@ def _policy_scores(
 ) -> Json:
     scored = []
     for seed, (run, reference) in enumerate(zip(runs, references, strict=True)):
-        kept = ("final", "verdicts", "slowest", "seconds", "failed", "scores")
+        kept = [*("final", "verdicts", "slowest", "seconds", "failed", "scores")]
+        kept += ["experiments", "cost"]
         score = scores.score(reference["control"], reference["optimum"], run["final"])
         measures = {name: reference[name] for name in ("control", "optimum")}
         scored.append({"seed": seed, **score, **measures, **{name: run[name] for name in kept}})

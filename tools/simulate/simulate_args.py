@@ -23,7 +23,7 @@ from .tasks import PolicyEntry, SimulationSetup
 SEEDS = 20
 SEEDS_OF_A_RUN = 5
 FAMILIES = ("power", "exponential", "dilution")
-SIZED = {*FAMILIES, "flat"}
+SIZED = {*FAMILIES, "flat", "skills", "interference"}
 
 
 @dataclass(frozen=True)

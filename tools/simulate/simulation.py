@@ -26,6 +26,8 @@ from mixloop.policies.evidence import policy_standing, vetoes
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
+    Experiment,
+    ExperimentResult,
     Limits,
     Metric,
     Observation,
@@ -38,12 +40,14 @@ from mixloop.policies.mixture import total_variation
 from mixloop.policies.worlds import World, WorldSource, world_sources
 from mixloop.trainer.config import JobError, LearningRate, learning_rate
 
-from .virtual_run import loss_of, status_of
+from .virtual_experiments import VirtualExperiments
+from .virtual_run import loss_of, objective_parts, status_of
 
 Mixture = dict[str, float]
 
 METRIC = "bits_per_byte"
 ITEMS = 100  # items behind a world's score, for the degrees of freedom of its tests
+AGAIN = 5  # times that a policy may be asked at one evaluation, when experiments take no time
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,15 @@ class MixtureSpan:
 
 @dataclass
 class SimulatedRun:
-    """A whole simulated run, oldest first; ``drawn`` are tokens per source."""
+    """A whole simulated run, oldest first; ``drawn`` are tokens per source.
+
+    ``experiments`` are those that were asked for, with what they cost.
+    """
 
     timeline: list[TimelinePoint] = field(default_factory=list)
     spans: list[MixtureSpan] = field(default_factory=list)
     drawn: Mixture = field(default_factory=dict)
+    experiments: tuple[ExperimentResult, ...] = ()
 
     @property
     def final(self) -> float:
@@ -118,6 +126,7 @@ class _Run:
     sources: dict[str, WorldSource]
     segments: int
     weights: Mixture
+    experiments: VirtualExperiments
     schedule: LearningRate | None = None
     tokens: int = 0
     generation: int = 0
@@ -144,6 +153,7 @@ def simulate(
     seed: int = 0,
     start: Mapping[str, float] | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    latency: int = 1,
 ) -> SimulatedRun:
     """Run ``config`` in ``world``, which must have been reset, with ``policy`` deciding.
 
@@ -155,12 +165,17 @@ def simulate(
         seed: what the policy's observation carries.
         start: the first mixture; without one, the configuration's.
         clock: seconds, for the time each decision took.
+        latency: segments until the result of an experiment is there.
     """
     sources = world_sources(world)
     sizes = {name: source.unique_tokens for name, source in sources.items()}
     first = dict(start) if start is not None else config.start_weights(sizes)
     first = dict.fromkeys(sources, 0.0) | first
-    run = _Run(config, world, sources, segments, first, _schedule(config))
+    parts = objective_parts(config)
+    experiments = VirtualExperiments(
+        world, config.experiment_tokens, latency, parts, lambda scores: _scores(world, scores)
+    )
+    run = _Run(config, world, sources, segments, first, experiments, _schedule(config))
     run.drawn = dict.fromkeys(sources, 0.0)
     simulated = SimulatedRun(drawn=run.drawn)
     for index in range(1, segments + 1):
@@ -172,6 +187,7 @@ def simulate(
         loss = loss_of(truth, config, getattr(world, "higher_is_better", ()))
         point = TimelinePoint(run.tokens, consumed, truth, loss, decision, seconds)
         simulated.timeline.append(point)
+    simulated.experiments = run.experiments.known(segments)
     return simulated
 
 
@@ -229,11 +245,6 @@ def _record(spans: list[MixtureSpan], new: MixtureSpan) -> None:
 
 
 def _evaluation(run: _Run) -> Evaluation:
-    higher = frozenset(getattr(run.world, "higher_is_better", ()))
-    scores = {}
-    for name, (value, stderr) in run.world.evaluate().items():
-        metric = Metric(value=value, stderr=stderr, n=ITEMS, higher_is_better=name in higher)
-        scores[name] = BenchmarkScore(metrics={_metric(run.world, name): metric})
     return Evaluation(
         step=run.step,
         tokens=run.tokens,
@@ -242,8 +253,18 @@ def _evaluation(run: _Run) -> Evaluation:
         weights=run.weights,
         drawn=dict(run.drawn),
         losses=_optional(run.world, "losses") or {},
-        benchmarks=scores,
+        benchmarks=_scores(run.world, run.world.evaluate()),
     )
+
+
+def _scores(world: World, answer: Mapping[str, tuple[float, float]]) -> dict[str, BenchmarkScore]:
+    """A world's answer as scores."""
+    higher = frozenset(getattr(world, "higher_is_better", ()))
+    scores = {}
+    for name, (value, stderr) in answer.items():
+        metric = Metric(value=value, stderr=stderr, n=ITEMS, higher_is_better=name in higher)
+        scores[name] = BenchmarkScore(metrics={_metric(world, name): metric})
+    return scores
 
 
 def _optional(world: World, name: str) -> Any:
@@ -271,12 +292,15 @@ def _truth(run: _Run) -> dict[str, float]:
 def _decide(
     run: _Run, policy: Policy, seed: int, clock: Callable[[], float]
 ) -> tuple[DecisionRecord, float]:
-    observation = _observation(run, seed)
-    begun = clock()
-    answer = answer_of(policy, observation)
-    seconds = clock() - begun
+    for _ in range(AGAIN):
+        observation = _observation(run, seed)
+        begun = clock()
+        answer = answer_of(policy, observation)
+        seconds = clock() - begun
+        if answer.kind != "experiment" or not _experiment(run, answer):
+            break
     decision = make_decision(
-        answer,
+        _while_it_runs(answer),
         observation,
         run.config,
         status=status_of(observation),
@@ -304,6 +328,27 @@ def _decide(
         )
     )
     return decision, seconds
+
+
+def _experiment(run: _Run, answer: Answer) -> bool:
+    """Carry out what was asked for; whether the policy can be told at once."""
+    asked = {key: value for key, value in answer.payload.items() if key != "kind"}
+    return run.experiments.ask(
+        Experiment(**asked),
+        step=run.step,
+        tokens=run.tokens,
+        phase=_phase(run),
+        weights=run.weights,
+        decision=f"d-{len(run.decisions) + 1:06d}",
+    )
+
+
+def _while_it_runs(answer: Answer) -> Answer:
+    """The mixture stays while an experiment runs."""
+    if answer.kind != "experiment":
+        return answer
+    told = {key: answer.payload[key] for key in ("reason", "evidence")}
+    return Answer("hold", {**told, "verdict": "hold"})
 
 
 def answer_of(policy: Policy, observation: Observation) -> Answer:
@@ -341,6 +386,8 @@ def _observation(run: _Run, seed: int) -> Observation:
         objective=run.config.objective,
         limits=Limits(**guards.model_dump(include=set(Limits.model_fields))),
         decisions=tuple(run.decisions),
+        experiments=run.experiments.known(run.step),
+        experiment_tokens=run.experiments.left,
     )
 
 

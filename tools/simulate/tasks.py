@@ -34,6 +34,7 @@ class PolicyEntry:
 
 
 CONTROL = PolicyEntry("control", "static")
+EXPERIMENTS = 0.02  # of the budget, for the experiments of a run without a run.yaml
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class SimulationSetup:
             guards=self.guards,
             segments=self.evaluations(world),
             budget=self.budget,
+            experiments=EXPERIMENTS,
         )
 
     def start(self, world: World, config: RunConfig) -> dict[str, float]:
@@ -137,7 +139,8 @@ def run_task(task: SimulationTask) -> Json:
 
     Returns:
         For a policy: ``final`` loss, the ``curve`` of (tokens, loss), ``spans``, ``verdicts``, the
-        ``slowest`` decision and the run in ``seconds``, and ``failed`` decisions. For the
+        ``slowest`` decision and the run in ``seconds``, ``failed`` decisions, ``experiments`` and
+        what they ``cost`` in tokens. For the
         references: ``control`` and ``optimum`` (None where the world has none) with their curves.
 
     Raises:
@@ -186,6 +189,8 @@ def _summary(simulated: SimulatedRun, world: World) -> Json:
         "verdicts": {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)},
         "slowest": max(point.seconds for point in simulated.timeline),
         "failed": sum("error" in decision.evidence for decision in decisions),
+        "experiments": len(simulated.experiments),
+        "cost": sum(experiment.cost for experiment in simulated.experiments),
     }
 
 

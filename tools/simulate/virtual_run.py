@@ -69,8 +69,12 @@ def virtual_config(
     guards: Mapping[str, Any] | None = None,
     segments: int = 40,
     budget: int | None = None,
+    experiments: float | int | str = 0,
 ) -> RunConfig:
-    """A run configuration for a world that comes without one."""
+    """A run configuration for a world that comes without one.
+
+    ``experiments``: what branches may cost, a share of the budget or a number of tokens.
+    """
     whole = budget or getattr(world, "budget", None) or segments * 10**9
     sources = {
         name: {
@@ -89,6 +93,7 @@ def virtual_config(
             "evals": {"every": max(1, whole // segments)},
             "policy": {"use": policy, "with": dict(options or {})},
             "guards": dict(guards or {}),
+            "experiments": {"budget": experiments},
             "trainer": {"sequence_length": 2, "micro_batch": 1, "poll_every": 1},
         }
     )

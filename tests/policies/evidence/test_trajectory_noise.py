@@ -124,7 +124,7 @@ def test_bends_at_a_change_of_mixture_or_phase_are_no_jitter() -> None:
     weights = [EVEN] * 13 + [{"code": 0.8, "prose": 0.2}] * 11
     blind = trajectory_noise(run_of({"math": values}), "math").stderr
     told = trajectory_noise(run_of({"math": values}, weights=weights), "math").stderr
-    phases: list[Phase] = ["stable"] * 12 + ["decay"] * 12
+    phases: list[Phase] = [*["stable"] * 12, *["decay"] * 12]
     falling = trajectory_noise(run_of({"math": values}, phases=phases), "math").stderr
     assert blind < 0.003  # one bend in two dozen differences is cut
     assert max(told, falling) < 1e-9

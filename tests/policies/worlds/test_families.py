@@ -12,11 +12,13 @@ from mixloop.policies.interface import Proposal, load_policy
 from mixloop.policies.mixture import effective
 from mixloop.policies.mixture.token_worth import R_STAR
 from mixloop.policies.worlds import World
-from mixloop.policies.worlds.families import Dilution, Exponential, Flat, Power
+from mixloop.policies.worlds.families import Analytic, Dilution, Exponential, Flat, Power
+from mixloop.policies.worlds.interference import Interference
+from mixloop.policies.worlds.skills import Skills
 from mixloop.tools.simulate.simulation import SimulatedRun, simulate
 from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config
 
-FAMILIES = [Power, Exponential, Dilution]
+FAMILIES = [Power, Exponential, Dilution, Skills, Interference]
 GUARDS = {"max_epochs": 5, "max_change": 0.2}
 
 
@@ -38,7 +40,7 @@ def test_repetition_follows_the_data_constrained_law() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_world_is_a_function_of_its_seed(family: type[Power]) -> None:
+def test_a_world_is_a_function_of_its_seed(family: type[Analytic]) -> None:
     first, same, other = family(seed=3), family(seed=4), family(seed=5)
     same.reset(3)
     for world in (first, same, other):
@@ -48,7 +50,7 @@ def test_a_world_is_a_function_of_its_seed(family: type[Power]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_optimum_beats_what_random_search_finds(family: type[Power]) -> None:
+def test_the_optimum_beats_what_random_search_finds(family: type[Analytic]) -> None:
     world = family(k=5, seed=2)
     best = world.optimum()
     weights = np.array(list(best.values()))
@@ -60,7 +62,7 @@ def test_the_optimum_beats_what_random_search_finds(family: type[Power]) -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_constant_mixture_ends_where_the_closed_form_says(family: type[Power]) -> None:
+def test_constant_mixture_ends_where_the_closed_form_says(family: type[Analytic]) -> None:
     world = family(seed=1, segments=20)
     track = run(world)
     mixture = np.array(list(track.timeline[0].weights.values()))
@@ -131,3 +133,45 @@ def test_a_flat_world_answers_every_mixture_alike() -> None:
     world = Flat(seed=4)
     mixtures = np.random.default_rng(0).dirichlet(np.ones(5), 20)
     assert np.ptp(world.final(mixtures)) < 1e-12
+
+
+def test_jitter_strays_further_than_any_score_says() -> None:
+    def steps(jitter: float) -> float:
+        world = Power(seed=3, jitter=jitter, segments=400)
+        strayed = []
+        for _ in range(400):
+            world.advance(dict.fromkeys(world.sources, 0.2), world.unit)
+            value, stderr = world.evaluate()["bench-1"]
+            assert stderr == 0.004
+            strayed.append(value - world.truth()["bench-1"])
+        return float(np.std(strayed))
+
+    assert steps(0.0) == pytest.approx(0.004, rel=0.15)
+    assert steps(0.02) == pytest.approx(math.hypot(0.004, 0.02), rel=0.15)
+
+
+def test_interference_strays_by_itself() -> None:
+    strays = [Interference(seed=seed).jitter for seed in range(20)]
+    assert min(strays) >= 0.01
+    assert max(strays) <= 0.03
+    assert Interference(seed=1, jitter=0.0).jitter == 0
+
+
+def test_a_skill_waits_for_what_it_needs_first() -> None:
+    world = Skills(seed=2, k=4, scarce=False)
+    waiting = int(np.flatnonzero(world.prerequisites.any(axis=1))[0])
+    first = world.prerequisites[waiting] > 0
+    ready = world.start()
+    ready[world.k :][first] = 100.0
+    shares = np.full(4, 0.25)
+    learnt = [world.step(s, shares, 0.1, 0.0)[world.k + waiting] for s in (world.start(), ready)]
+    assert learnt[1] > 5 * learnt[0] > 0
+
+
+def test_a_source_may_undo_what_another_taught() -> None:
+    world = Interference(seed=0)
+    able = world.start()
+    able[world.k :] = 5.0
+    bench, source = np.unravel_index(world.hurts.argmax(), world.hurts.shape)
+    after = world.step(able, np.eye(world.k)[source], 1.0, 0.0)
+    assert world.losses_at(after)[bench] > world.losses_at(able)[bench]

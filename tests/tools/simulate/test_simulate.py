@@ -306,7 +306,11 @@ def test_bad_input_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "ref", ["power", "E", "dilution:k=3,missing=0.3", "flat:delay=2", "smollm2"]
+    "ref",
+    [
+        *("power", "E", "dilution:k=3,missing=0.3", "flat:delay=2", "smollm2"),
+        *("skills:k=4", "interference", "S:jitter=0.02"),
+    ],
 )
 def test_built_in_worlds_keep_to_the_protocol(ref: str) -> None:
     check_world(load_world(ref))

@@ -34,8 +34,7 @@ from mixloop.contract import (
     read_status,
     write_order,
 )
-from mixloop.controller.config import load_config
-from mixloop.controller.service.launch import job_of
+from mixloop.controller.config import job_of, load_config
 from mixloop.trainer.config import JobError, load_run
 from mixloop.trainer.loader import MixtureLoader
 from mixloop.trainer.loader.incarnation import Change

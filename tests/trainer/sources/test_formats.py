@@ -17,9 +17,8 @@ from typer.testing import CliRunner
 from mixloop.cli.app import app
 from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths, read_status
-from mixloop.controller.config import load_config
+from mixloop.controller.config import job_of, load_config
 from mixloop.controller.service import check_run
-from mixloop.controller.service.launch import job_of
 from mixloop.trainer.batches import document_ids, document_mask, position_ids
 from mixloop.trainer.batches.document_mask import document_mask_mod
 from mixloop.trainer.config import JobError

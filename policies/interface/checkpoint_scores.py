@@ -24,14 +24,15 @@ class MissingScore(LookupError):  # noqa: N818 (an everyday outcome, said as one
     """A score that isn't there: no such evaluation, benchmark, metric or item. Never a zero."""
 
 
-class Frozen(BaseModel):
-    """An immutable part of an observation."""
-
-    # NaN survives the trip through JSON: a policy must see a broken score as one
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+# NaN survives the trip through JSON: a policy must see a broken score as one
+FROZEN = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
-class Metric(Frozen):
+class _Frozen(BaseModel):
+    model_config = FROZEN
+
+
+class Metric(_Frozen):
     """One number of one benchmark: its value, standard error and the number of items behind it."""
 
     value: float
@@ -45,14 +46,14 @@ class Metric(Frozen):
         return -self.value if self.higher_is_better else self.value
 
 
-class BenchmarkScore(Frozen):
+class BenchmarkScore(_Frozen):
     """All metrics of one benchmark at one checkpoint, with the outcomes of each item."""
 
     metrics: dict[str, Metric]
     items: Items = {}
 
 
-class Evaluation(Frozen):
+class Evaluation(_Frozen):
     """The scores of one checkpoint. A benchmark that is missing is absent.
 
     ``drawn`` are the training tokens consumed per source up to this checkpoint, ``losses`` the
@@ -139,7 +140,7 @@ def score_difference(
     better = new.metrics[metric].higher_is_better
     if all(items):
         try:
-            return paired_difference(*items, better, metric=metric, benchmark=benchmark)
+            return paired_difference(items[0], items[1], better, metric=metric, benchmark=benchmark)
         except ValueError as error:
             raise MissingScore(str(error)) from None
     return unpaired_difference(

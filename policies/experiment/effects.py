@@ -1,0 +1,224 @@
+"""What experiments say of each source: effects by benchmark, their noise, whether there are any.
+
+An effect is by how many bits per byte a branch does better per share of a source, to first order.
+Only differences between sources count, so effects are centred over the sources that were tried.
+Noise has three parts: the branches' own few windows (told by the halves of the experts' data), the
+items (their paired standard error), and what a short horizon mistakes, which nothing tells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from mixloop.policies.interface import ExperimentResult, MergeFit, MissingScore
+from mixloop.policies.mixture import Array
+
+UNTOLD = 1.0  # windows' noise in the items', where there are no halves to tell it
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Effects:
+    """One experiment's effects over benchmarks (m) and sources (k).
+
+    Attributes:
+        at: training tokens of the run at the branches' checkpoint.
+        tried: (k,) which sources it tells something of; the others' effects are 0.
+        gain: (m, k) bits per byte per share, centred over the tried sources.
+        noise: (m,) variance of a gain.
+        told: degrees of freedom that the noise is told by, over all benchmarks; 0 where there
+            are no halves.
+    """
+
+    at: int
+    tried: Array
+    gain: Array
+    noise: Array
+    told: float = 0.0
+
+    @property
+    def signal(self) -> Array:
+        """(m,): variance of the gains over sources beyond their noise."""
+        tried = self.tried > 0
+        spread = (self.gain[:, tried] ** 2).sum(axis=1) / max(1, tried.sum() - 1)
+        return np.asarray(np.maximum(spread - self.noise, 0.0))
+
+
+def effects_of(
+    result: ExperimentResult, names: Sequence[str], metrics: dict[str, str]
+) -> Effects | None:
+    """What one experiment says, or None where it says nothing.
+
+    Args:
+        result: one that is done.
+        names: sources, in the order of the arrays.
+        metrics: benchmark to the metric that steers it.
+    """
+    items = _item_noise(result, names, metrics)
+    whole = result.fit("whole")
+    if whole is not None and all(name in whole.slopes for name in metrics):
+        return _of_fits(result, whole, names, list(metrics), items)
+    return _of_branches(result, names, metrics, items)
+
+
+def _of_fits(
+    result: ExperimentResult,
+    whole: MergeFit,
+    names: Sequence[str],
+    benchmarks: list[str],
+    items: Array,
+) -> Effects:
+    tried = _experts(result, names)
+    gain = _centred(_slopes(whole, names, benchmarks), tried)
+    first, second = result.fit("first"), result.fit("second")
+    if first is None or second is None:
+        return Effects(result.tokens, tried, gain, items * (1 + UNTOLD))
+    one, two = (_centred(_slopes(half, names, benchmarks), tried) for half in (first, second))
+    # the halves' sum is the whole, but for a factor that how they were trained decides
+    both = one + two
+    factor = float((gain * both).sum() / max((both**2).sum(), TINY))
+    free = max(1.0, tried.sum() - 1)
+    windows = ((factor * (one - two)) ** 2).sum(axis=1) / free
+    told = free * _independent(one - two)
+    return Effects(result.tokens, tried, gain, windows + items, told)
+
+
+def _of_branches(
+    result: ExperimentResult, names: Sequence[str], metrics: dict[str, str], items: Array
+) -> Effects | None:
+    """Effects from the branches' scores: the least ones that explain their differences."""
+    scored = []
+    for branch in result.branches:
+        try:
+            gains = [
+                result.difference(branch, name, metric).gain for name, metric in metrics.items()
+            ]
+        except MissingScore:
+            continue
+        moved = [branch.weights.get(n, 0.0) - result.weights.get(n, 0.0) for n in names]
+        scored.append((np.array(moved), np.array(gains)))
+    if len(scored) < 2:
+        return None
+    moves, gains = (np.array(column) for column in zip(*scored, strict=True))
+    tried = np.where((moves > TINY).any(axis=0), 1.0, 0.0)
+    found = np.linalg.lstsq(moves, gains, rcond=1e-6)[0].T
+    return Effects(result.tokens, tried, _centred(found, tried), items * (1 + UNTOLD))
+
+
+def _slopes(fit: MergeFit, names: Sequence[str], benchmarks: list[str]) -> Array:
+    """(m, k): how much better per share."""
+    return -np.array([[fit.slopes[b].get(n, 0.0) for n in names] for b in benchmarks])
+
+
+def _experts(result: ExperimentResult, names: Sequence[str]) -> Array:
+    alone = {n for b in result.branches if b.benchmarks for n, w in b.weights.items() if w > 0.5}
+    return np.array([1.0 if name in alone else 0.0 for name in names])
+
+
+def _centred(gain: Array, tried: Array) -> Array:
+    mean = (gain * tried).sum(axis=1, keepdims=True) / max(1.0, float(tried.sum()))
+    return np.asarray((gain - mean) * tried)
+
+
+def _item_noise(result: ExperimentResult, names: Sequence[str], metrics: dict[str, str]) -> Array:
+    """(m,): the items' variance in a gain per share, the mean over branches."""
+    noise = []
+    for name, metric in metrics.items():
+        found = []
+        for branch in result.branches:
+            try:
+                error = result.difference(branch, name, metric).stderr
+            except MissingScore:
+                continue
+            moved = [branch.weights.get(n, 0.0) - result.weights.get(n, 0.0) for n in names]
+            length = float(np.square(moved).sum())
+            if math.isfinite(error) and length > TINY:
+                found.append(error**2 / length)
+        noise.append(float(np.mean(found)) if found else 0.0)
+    return np.array(noise)
+
+
+def _independent(noise: Array) -> float:
+    """How many of the benchmarks' noises (m, k) count: 1 where all are one, m where none."""
+    size = np.sqrt((noise**2).sum(axis=1, keepdims=True))
+    unit = noise / np.maximum(size, TINY)
+    alike = unit @ unit.T
+    return float(len(noise) ** 2 / max((alike**2).sum(), 1.0))
+
+
+def certainty(effects: Sequence[Effects]) -> float:
+    """One-sided normal score that sources differ at all: of the surest experiment, or of all.
+
+    Without effects a gain is as large as its noise. Where halves tell the noise, half the logarithm
+    of the ratio of two variances is compared with its own error (Fisher's z, 1924); else the
+    effects' chi-square with the noise that is stated (Wilson and Hilferty 1931).
+    """
+    scores = [_fisher(found) if found.told else _excess(found) for found in effects]
+    together = sum(scores) / math.sqrt(max(1, len(scores)))
+    return max([*scores, together], default=0.0)
+
+
+def _fisher(found: Effects) -> float:
+    free = max(1.0, float(found.tried.sum()) - 1)
+    spread = (found.gain**2).sum(axis=1) / free
+    ratio = np.log(np.maximum(spread, TINY) / np.maximum(found.noise, TINY)) / 2
+    return float(ratio.mean()) * math.sqrt(found.told)
+
+
+def _excess(found: Effects) -> float:
+    free = max(1.0, float(found.tried.sum()) - 1) * len(found.noise)
+    tried = found.tried > 0
+    square = float((found.gain[:, tried] ** 2 / np.maximum(found.noise, TINY)[:, None]).sum())
+    return ((square / free) ** (1 / 3) - (1 - 2 / (9 * free))) / math.sqrt(2 / (9 * free))
+
+
+def needed_score(significance: float) -> float:
+    """The one-sided normal score of this probability of a false alarm."""
+    return NormalDist().inv_cdf(1 - significance)
+
+
+@dataclass(frozen=True)
+class PooledEffects:
+    """All experiments' effects as seen from the newest: gain (m, k) and its variance (m, k).
+
+    Shrunk by their noise; ``tried`` (k,) as in :class:`Effects`.
+    """
+
+    at: int
+    tried: Array
+    gain: Array
+    variance: Array
+
+
+def pool(effects: Sequence[Effects], blind: float, budget: int) -> PooledEffects:
+    """Pool over time: an effect drifts, so that what is old weighs less; then shrink.
+
+    Effects shrink as the run goes on; older ones are brought to the newest's size first. Shrinking
+    is empirical Bayes (James and Stein 1961): each benchmark's effects are as far from 0 as its
+    signal says.
+    """
+    newest = effects[-1]
+    size = math.sqrt(float(newest.signal.mean()))
+    total, precision = np.zeros_like(newest.gain), np.zeros_like(newest.gain)
+    for found in effects:
+        own = math.sqrt(float(found.signal.mean()))
+        ratio = min(2.0, size / own) if own > 0 and size > 0 else 1.0
+        age = (newest.at - found.at) / max(1, budget)
+        drift = 2.0 * age * size**2
+        variance = np.maximum(ratio**2 * found.noise + drift, TINY)[:, None]
+        total += ratio * found.gain / variance * found.tried
+        precision += found.tried / variance
+    tried = np.where((precision > 0).any(axis=0), 1.0, 0.0)
+    gain = total / np.maximum(precision, TINY)
+    noise = np.where(precision > 0, 1 / np.maximum(precision, TINY), 0.0)
+    free = max(1.0, float(tried.sum()) - 1)
+    mean_noise = (noise * tried).sum(axis=1) / max(1.0, float(tried.sum()))
+    signal = np.maximum((gain**2).sum(axis=1) / free - mean_noise, 0.0)[:, None]
+    noise = noise + blind**2 * signal * tried
+    kept = signal / np.maximum(signal + noise, TINY)
+    return PooledEffects(newest.at, tried, kept * gain, kept * noise)

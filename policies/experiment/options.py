@@ -1,0 +1,52 @@
+"""Options of ``experiment``: what a user writes under ``policy: {use: experiment, with: …}``.
+
+```yaml
+times: [0.1, 0.35]  # parts of the budget at which experiments are asked for
+before_decay: true        # … and once more before the learning rate decays
+tokens: 20B               # of one branch; without it half of the budget that is left
+design: merges            # one expert per source, or tilts: +0.3 of one source each
+prior: {web: 0.7, code: 0.3}   # where it starts from and stays unless shown better
+```
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mixloop.common.units import Tokens
+from mixloop.policies.interface import OptionsModel, Share
+from mixloop.policies.mixture import Mixture
+
+
+class ExperimentOptions(OptionsModel):
+    """When experiments are made, and how far they are followed.
+
+    ``significance`` is the chance that sources which are all alike pass for different at one look.
+    ``blind`` is how wrong a short horizon may be about a source, in parts of how much sources
+    differ: it counts as noise. ``caution`` standard deviations of a gain are
+    taken off it. ``returns`` is the exponent by which returns diminish in the plan
+    (losses fall with data as a power law); ``keen`` how much more a token is taken to be worth in
+    the decay, where scarce sources are kept for it. ``floor`` is the part of its prior share that a
+    source keeps unless it is shown to be useless, ``step`` the divergence (nats) that one decision
+    may go. ``strength`` is the merge fit's pull to the prior, in bits per byte per nat.
+    ``use_standby`` lets experiments and plans bring in sources that stand by.
+    """
+
+    times: tuple[Share, ...] = (0.1, 0.35)
+    before_decay: bool = True
+    tokens: Annotated[Tokens, Field(gt=0)] | None = None
+    design: Literal["merges", "tilts"] = "merges"
+    tilt: Annotated[float, Field(gt=0, le=1)] = 0.3
+    prior: Mixture | None = None
+    significance: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    blind: Annotated[float, Field(ge=0)] = 0.3
+    caution: Annotated[float, Field(ge=0)] = 0.5
+    returns: Annotated[float, Field(gt=0)] = 2.0
+    keen: Annotated[float, Field(ge=1)] = 1.5
+    floor: Share = 0.2
+    step: Annotated[float, Field(gt=0)] = 0.5
+    strength: Annotated[float, Field(ge=0)] = 0.01
+    draws: Annotated[int, Field(ge=2, le=64)] = 24
+    use_standby: bool = False
