@@ -52,6 +52,18 @@ def outcome_lines(outcome: Json | None) -> list[str]:
         f"(n={effect['n']}, step {effect['from_step']} → {effect['to_step']})"
         f"{shared(outcome)}{_doubt(effect)}{_pace(effect)}"
         for name, effect in outcome["benchmarks"].items()
+    ] + _receipt_line(outcome.get("receipt"))
+
+
+def _receipt_line(receipt: Json | None) -> list[str]:
+    """What a twin that went on without the change says of it."""
+    if receipt is None:
+        return []
+    sure = "" if receipt["low"] > 0 or receipt["high"] < 0 else ", not distinguishable from noise"
+    return [
+        f"receipt: {receipt['effect']:+.4f} {receipt['metric']} against {receipt['n']} twin "
+        f"point{'s' if receipt['n'] != 1 else ''} without it, {receipt['low']:+.4f} to "
+        f"{receipt['high']:+.4f} at any time{sure}"
     ]
 
 

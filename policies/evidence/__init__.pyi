@@ -8,6 +8,7 @@ from .probation import PolicyStanding as PolicyStanding
 from .probation import RegressionSettings as RegressionSettings
 from .probation import held_since as held_since
 from .probation import policy_standing as policy_standing
+from .receipts import receipts_of as receipts_of
 from .significance import Claim as Claim
 from .significance import claims_of as claims_of
 from .significance import holm as holm
