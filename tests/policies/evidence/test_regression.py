@@ -213,8 +213,8 @@ def test_an_approved_proposal_is_still_the_policys() -> None:
     assert policy_standing(observed(24, jump, changed), SETTINGS).back_to is not None
 
 
-def way_back(number: int, after: int) -> PastDecision:
-    evidence = {"rule": "regression", "state": "probation", "since": "d-000001"}
+def way_back(number: int, after: int, state: str = "probation") -> PastDecision:
+    evidence = {"rule": "regression", "state": state, "since": "d-000001"}
     return order(number, after, START, weights_before=BAD, evidence=evidence)
 
 
@@ -238,7 +238,7 @@ def test_the_second_time_it_is_held_until_a_person_or_an_experiment_says_otherwi
     assert standing.evidence is not None
     assert standing.evidence["state"] == "held"
 
-    held = [*second, way_back(4, 33)]
+    held = [*second, way_back(4, 33, "held")]
     seen = observed(36, course, held)
     assert policy_standing(seen, SETTINGS).state == "held"
     assert policy_standing(seen, SETTINGS).since == "d-000004"
