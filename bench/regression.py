@@ -1,6 +1,6 @@
 """What the regression guard costs and what it saves, in worlds whose checkpoints jitter.
 
-    .venv/bin/python bench/regression.py alarms --seeds 60
+    .venv/bin/python bench/regression.py alarms --seeds 60 --worlds PEDF
     .venv/bin/python bench/regression.py harm --seeds 12
     .venv/bin/python bench/regression.py price --policy law --seeds 8
 
@@ -133,9 +133,11 @@ def gap_closed(done: SimulatedRun, world: Any, seed: int, segments: int) -> floa
     return (alone - done.final) / (alone - best)
 
 
-def alarms(seeds: int, segments: int) -> Iterator[dict[str, Any]]:
+def alarms(seeds: int, segments: int, worlds: str) -> Iterator[dict[str, Any]]:
     """False alarms of a wandering policy where the mixture doesn't matter."""
     for family, make in FAMILIES.items():
+        if family not in worlds:
+            continue
         for correlation in (0.0, 0.2, 0.3):
             moved = 0
             for seed in range(seeds):
@@ -147,9 +149,9 @@ def alarms(seeds: int, segments: int) -> Iterator[dict[str, Any]]:
             yield {"world": family, "correlation": correlation, "runs": seeds, "alarmed": moved}
 
 
-def harm(seeds: int, segments: int) -> Iterator[dict[str, Any]]:
+def harm(seeds: int, segments: int, worlds: str) -> Iterator[dict[str, Any]]:
     """A policy that is wrong: all to the source that ends worst."""
-    for family in "PED":
+    for family in worlds:
         for jitter in (0.005, JITTER):
             closed: dict[bool, list[float]] = {True: [], False: []}
             moved = 0
@@ -167,9 +169,9 @@ def harm(seeds: int, segments: int) -> Iterator[dict[str, Any]]:
             )
 
 
-def price(seeds: int, segments: int, policy: str) -> Iterator[dict[str, Any]]:
+def price(seeds: int, segments: int, worlds: str, policy: str) -> Iterator[dict[str, Any]]:
     """A policy in its own worlds, with the guard and without."""
-    for family in "PED":
+    for family in worlds:
         for jitter in (0.0, JITTER):
             closed: dict[bool, list[float]] = {True: [], False: []}
             moved = 0
@@ -198,12 +200,13 @@ def main() -> None:
     parser.add_argument("what", choices=("alarms", "harm", "price"))
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--segments", type=int, default=40)
+    parser.add_argument("--worlds", default="PED", help="families; alarms also F")
     parser.add_argument("--policy", default="law")
     options = parser.parse_args()
     rows = {
-        "alarms": lambda: alarms(options.seeds, options.segments),
-        "harm": lambda: harm(options.seeds, options.segments),
-        "price": lambda: price(options.seeds, options.segments, options.policy),
+        "alarms": lambda: alarms(options.seeds, options.segments, options.worlds),
+        "harm": lambda: harm(options.seeds, options.segments, options.worlds),
+        "price": lambda: price(options.seeds, options.segments, options.worlds, options.policy),
     }
     for row in rows[options.what]():
         print(json.dumps(row), flush=True)

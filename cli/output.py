@@ -203,6 +203,8 @@ def status_lines(run: RunStanding) -> list[str]:
     if run.steering:
         lines.append(f"Steered    {core.steering(run.steering)}")
     lines += _pending_lines(run)
+    if run.decisions and (standing := core.regression(run.decisions[0][0].guards)):
+        lines.append(f"Guard      the policy: {standing}")
     lines += _operator_lines(run.operators, run.approval_timeout)
     tracking = run.tracking
     lines.append(f"MLflow     {tracking.sent} entries sent, {tracking.waiting} waiting")

@@ -83,6 +83,7 @@ from .wording import experiment_rows as experiment_rows
 from .wording import mixture as mixture
 from .wording import moves as moves
 from .wording import outcome_lines as outcome_lines
+from .wording import regression as regression
 from .wording import shared as shared
 from .wording import steering as steering
 from .wording import until as until

@@ -31,7 +31,8 @@ def way_back(
     standing, limit = context.standing, config.trainer.limits.max_change
     if standing.back_to is None:
         return None
-    target, notes, evidence = standing.back_to, (), dict(standing.evidence or {})
+    target, evidence = standing.back_to, dict(standing.evidence or {})
+    notes: tuple[GuardNote, ...] = ()
     apart = total_variation(target, context.weights)
     if apart > limit + DUST:  # the trainer would refuse it as a whole
         evidence["back_to"], part = target, limit / apart

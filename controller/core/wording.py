@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mixloop.common.text import clean, tokens
 from mixloop.common.types import Json
+from mixloop.policies.guards import GuardNote
 
 from .steering_metric import CLEAR, Steering
 
@@ -51,6 +52,18 @@ def outcome_lines(outcome: Json | None) -> list[str]:
         f"(n={effect['n']}, step {effect['from_step']} → {effect['to_step']})"
         f"{shared(outcome)}{_doubt(effect)}{_pace(effect)}"
         for name, effect in outcome["benchmarks"].items()
+    ] + _receipt_line(outcome.get("receipt"))
+
+
+def _receipt_line(receipt: Json | None) -> list[str]:
+    """What a twin that went on without the change says of it."""
+    if receipt is None:
+        return []
+    sure = "" if receipt["low"] > 0 or receipt["high"] < 0 else ", not distinguishable from noise"
+    return [
+        f"receipt: {receipt['effect']:+.4f} {receipt['metric']} against {receipt['n']} twin "
+        f"point{'s' if receipt['n'] != 1 else ''} without it, {receipt['low']:+.4f} to "
+        f"{receipt['high']:+.4f} at any time{sure}"
     ]
 
 
@@ -95,6 +108,12 @@ def verdict(entry: Json) -> str:
         words += f": {approval['state']}"
     left = entry.get("abandoned_by")
     return words if left is None else f"{words} (left behind by incarnation {left})"
+
+
+def regression(guards: Iterable[GuardNote]) -> str:
+    """How the policy stands with the regression guard, as a decision's notes say; or empty."""
+    told = (note for note in guards if note.guard == "regression" and note.action != "passed")
+    return "; ".join(clean(note.detail) for note in told)
 
 
 def steering(chosen: Mapping[str, Steering]) -> str:

@@ -10,17 +10,23 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 
 from mixloop.common.paired import Difference
 from mixloop.common.types import Json
 from mixloop.controller.core import OrderRow
 from mixloop.controller.journal import Journal, queries
-from mixloop.policies.evidence import RECENT, honest_difference
-from mixloop.policies.interface import Evaluation, MissingScore, Observation
+from mixloop.policies.evidence import RECENT, honest_difference, receipts_of
+from mixloop.policies.interface import (
+    Evaluation,
+    ExperimentResult,
+    MissingScore,
+    Observation,
+    PastDecision,
+)
 
-from . import observation_builder
+from . import experiment_evidence, observation_builder
 
 CACHED = 12  # evaluations of neighbouring windows
 WITH_ITEMS = 4  # newest evaluations of a course whose items say how much of its noise is theirs
@@ -135,6 +141,8 @@ class Outcomes:
             ``from_step`` and ``step``, the ends; ``shared_with``, other decisions whose windows
             overlap with it, so that the gain is not of one alone; and ``benchmarks``, see
             :func:`effects`, whose ``gain_before`` is over a window of the same length before.
+            Where twins of the run went on without the order, also ``receipt``: the objective's
+            ``effect`` against them, ``low`` and ``high`` at any time, over ``n`` points.
         """
         window = outcome_window(order, *self._places)
         if window is None:
@@ -150,7 +158,32 @@ class Outcomes:
                 earlier,
                 course=self._course(window.end),
             ),
-        }
+        } | self._receipt(order)
+
+    def _receipt(self, order: OrderRow) -> Json:
+        """What the twins of an order's checkpoint say; empty without one, or while nobody knows."""
+        row = queries.decision(self._journal, order.decision)
+        made = self._experiments
+        if row is None or not any(e.tokens == row.tokens for e in made):
+            return {}
+        decision = PastDecision(
+            id=row.id,
+            step=row.step,
+            tokens=row.tokens,
+            verdict=row.verdict,
+            generation=row.generation,
+            weights_before=dict(row.weights_before),
+        )
+        scored = observation_builder.evaluations(self._journal)
+        run = Observation(sources={}, weights={}, evaluations=scored, experiments=made)
+        told = receipts_of(run, decision)
+        if not told or not math.isfinite(told[-1].low):
+            return {}
+        return {"receipt": asdict(told[-1])}
+
+    @cached_property
+    def _experiments(self) -> tuple[ExperimentResult, ...]:
+        return experiment_evidence.experiments(self._journal, before=queries.ALL, known=queries.ALL)
 
 
 def effects(

@@ -11,7 +11,7 @@ from mixloop.common.types import Json
 from mixloop.contract import RunPaths, Status, requests
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import RequestContext, RunState, reply_to, scores
-from mixloop.controller.decisions import near, observation_builder
+from mixloop.controller.decisions import experiment_evidence, near, observation_builder
 from mixloop.controller.journal import Journal, queries, records
 from mixloop.policies.evidence import held_since
 
@@ -117,7 +117,9 @@ class OperatorInbox:
     def _held(self) -> str:
         if self._run.config.guards.regression is None:
             return ""
-        return held_since(observation_builder.past_decisions(self._run.journal))
+        journal = self._run.journal
+        tried = experiment_evidence.experiments(journal, before=queries.ALL, known=queries.ALL)
+        return held_since(observation_builder.past_decisions(journal), tried)
 
     def _context(self, request: requests.Request, state: RunState) -> RequestContext:
         run, journal, status = self._run, self._run.journal, state.status

@@ -11,7 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from mixloop.common.text import duration
 from mixloop.common.types import Json
 from mixloop.contract import Health
-from mixloop.controller.core import MIN_STALL_LIMIT, changes, distinct, steering, verdict
+from mixloop.controller.core import (
+    MIN_STALL_LIMIT,
+    changes,
+    distinct,
+    regression,
+    steering,
+    verdict,
+)
 from mixloop.controller.views import (
     CheckpointScores,
     RunSnapshot,
@@ -284,6 +291,8 @@ def _warnings(look: RunSnapshot) -> Iterator[str]:
         yield run.unscored.in_words
     for file in run.unreadable:
         yield f"{file.file} can't be read: {file.problem}"
+    if run.decisions and (standing := regression(run.decisions[0][0].guards)):
+        yield f"the policy: {standing}"
     if people.paused:
         yield "paused: nothing is decided until `mixloop resume`"
     if people.pins:

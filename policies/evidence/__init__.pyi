@@ -1,9 +1,5 @@
 from .checkpoint_comparison import Comparison as Comparison
 from .checkpoint_comparison import compare as compare
-from .confidence_sequence import Receipt as Receipt
-from .confidence_sequence import ReceiptPoint as ReceiptPoint
-from .confidence_sequence import receipt as receipt
-from .confidence_sequence import receipts as receipts
 from .honest_difference import honest_difference as honest_difference
 from .honest_difference import pooled_noise as pooled_noise
 from .objective import objective_metric as objective_metric
@@ -11,7 +7,6 @@ from .objective import objective_weights as objective_weights
 from .probation import PolicyStanding as PolicyStanding
 from .probation import RegressionSettings as RegressionSettings
 from .probation import held_since as held_since
-from .probation import is_way_back as is_way_back
 from .probation import policy_standing as policy_standing
 from .receipts import receipts_of as receipts_of
 from .significance import Claim as Claim

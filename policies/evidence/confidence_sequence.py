@@ -23,10 +23,11 @@ from math import fsum
 
 from mixloop.common.estimates import t_quantile
 
-from .trajectory_noise import AUTOCORRELATION, Jitter
+from .trajectory_noise import Jitter
 
 CONFIDENCE = 0.95
 NORMAL = 1.959964  # the normal quantile of it
+CORRELATION = 0.3  # of neighbouring evaluations' jitter, at most
 TUNED = 3  # the number of points that the sequence is narrowest at
 SURPRISE = -2 * math.log(1 - CONFIDENCE)
 # r over the variance of the mean that it is best for, to first order (Howard et al., eq. 24)
@@ -74,7 +75,7 @@ class Receipt:
 
 
 def receipt(
-    points: Sequence[ReceiptPoint], jitter: Jitter, correlation: float = AUTOCORRELATION
+    points: Sequence[ReceiptPoint], jitter: Jitter, correlation: float = CORRELATION
 ) -> Receipt:
     """What the points so far say, oldest first.
 
@@ -101,7 +102,7 @@ def receipt(
 
 
 def receipts(
-    points: Sequence[ReceiptPoint], jitter: Jitter, correlation: float = AUTOCORRELATION
+    points: Sequence[ReceiptPoint], jitter: Jitter, correlation: float = CORRELATION
 ) -> list[Receipt]:
     """:func:`receipt` after each of the points."""
     return [receipt(points[:n], jitter, correlation) for n in range(1, len(points) + 1)]

@@ -185,9 +185,9 @@ def _counted(
     last: PastDecision | None = None
     for decision in decisions:
         if is_way_back(decision) and decision.evidence["state"] != GOING_ON:
-            counted = 1 if held is not None else counted + 1  # an experiment had set it free
             last = decision
-            held = decision if counted > 1 else None
+            held = decision if decision.evidence["state"] == "held" else None
+            counted = 2 if held is not None else 1
         elif held is not None and _speaks(decision):
             counted, held, last = 0, None, None
     return counted, held, last

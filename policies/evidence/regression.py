@@ -9,7 +9,8 @@ to be expected, the newest few after it what came. Three hypotheses, corrected f
 - a benchmark lies below the level it had, while the objective isn't ahead of its own. A loss that
   the objective is paid for is a trade that it allows; ``max_drop`` says where that ends.
 
-One bad evaluation is the trajectory's noise more often than not, so two in a row must say the same.
+One bad evaluation is the trajectory's noise more often than not, so two in a row must say so, each
+by itself at least a standard error below.
 The error is shared among the evaluations of the whole run. Where the change has a receipt (a twin
 that went on without it), that decides instead.
 """
@@ -22,8 +23,10 @@ from dataclasses import dataclass
 from mixloop.policies.interface import Observation
 
 from .confidence_sequence import Receipt
-from .score_courses import AFTER, OBJECTIVE, Course, Lag, courses
+from .score_courses import AFTER, OBJECTIVE, WORTH, Course, Lag, courses
 from .significance import holm
+
+EACH = 1.0  # standard errors that either of the two evaluations is below by itself
 
 
 @dataclass(frozen=True)
@@ -123,28 +126,33 @@ def _by_receipt(change: Change, receipts: Sequence[Receipt]) -> Iterator[Fall]:
 def _by_course(
     observation: Observation, found: Sequence[Course], change: Change, level: float
 ) -> Iterator[Fall]:
-    tests: list[tuple[Course, bool, Lag, Lag]] = []
-    for course in found:
-        for line in (False, True) if course.what == OBJECTIVE else (False,):
-            pair = [
-                course.lag(observation, change.first, change.good, back, line) for back in (0, 1)
-            ]
-            if pair[0] is not None and pair[1] is not None:
-                tests.append((course, line, pair[0], pair[1]))
-    whole = [now.gain for course, _, now, _ in tests if course.what == OBJECTIVE]
+    now = [
+        (course, line, lag)
+        for course in found
+        for line in ((False, True) if course.what == OBJECTIVE else (False,))
+        if (lag := course.lag(observation, change.first, change.good, 0, line)) is not None
+    ]
+    whole = [lag.gain for course, _, lag in now if course.what == OBJECTIVE]
     paid = bool(whole) and min(whole) > 0
-    stand = holm([min(-now.z, -earlier.z) for _, _, now, earlier in tests], level)
-    for (course, line, now, earlier), stands in zip(tests, stand, strict=True):
-        if stands and (course.what == OBJECTIVE or not paid or _dropped(observation, course, now)):
+    tests: list[tuple[Course, bool, Lag, Lag]] = []
+    for course, line, lag in now:
+        if lag.z > -WORTH or lag.newest > -EACH:
+            continue
+        earlier = course.lag(observation, change.first, change.good, 1, line)
+        if earlier is not None and earlier.newest <= -EACH:
+            tests.append((course, line, lag, earlier))
+    stand = holm([min(-lag.z, -earlier.z) for _, _, lag, earlier in tests], level, len(now))
+    for (course, line, lag, earlier), stands in zip(tests, stand, strict=True):
+        if stands and (course.what == OBJECTIVE or not paid or _dropped(observation, course, lag)):
             against = "the course it was on" if line else "its level"
             yield Fall(
                 course.what,
                 course.metric,
                 against,
                 change,
-                now.gain,
-                now.stderr,
-                now.z,
+                lag.gain,
+                lag.stderr,
+                lag.z,
                 earlier.z,
             )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import fsum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixloop.common.paired import normal_score
 from mixloop.policies.interface import (
@@ -24,7 +25,7 @@ from mixloop.policies.interface import (
 )
 from mixloop.policies.mixture import Array
 
-from .confidence_sequence import mean_variance
+from .confidence_sequence import CORRELATION, mean_variance
 from .objective import objective_metric, objective_weights
 from .trajectory_noise import AUTOCORRELATION, POWER, Jitter, trajectory_noise
 
@@ -33,21 +34,27 @@ LEVEL = 4  # of those, how many say the level
 LINE = 6  # fewest that a course can be drawn through
 AFTER = 6  # newest evaluations after it that are averaged
 DAMPING = 0.5  # part of the pace before a change that is expected to go on
-CORRELATION = 0.3  # of neighbours' jitter, at most: a guard had better not trust in less
 # what second differences hide of such jitter, against what trajectory_noise makes up for
 HIDDEN = (1 - 4 / 3 * AUTOCORRELATION) / (1 - 4 / 3 * CORRELATION)
 YOUNG = 0.1  # part of the budget
 WORTH = 2.0  # standard errors below which a loss isn't looked into
 OBJECTIVE = "the objective"
 
+Places = NDArray[np.intp]
+Flags = NDArray[np.bool_]
+
 
 @dataclass(frozen=True)
 class Lag:
-    """How far ahead of what was expected (negative: behind), with its standard error and z."""
+    """How far ahead of what was expected (negative: behind), with its standard error and z.
+
+    ``newest`` is how far ahead the newest score is by itself, in its own standard errors.
+    """
 
     gain: float
     stderr: float
     z: float
+    newest: float
 
 
 @dataclass(frozen=True)
@@ -67,11 +74,11 @@ class Course:
     what: str
     metric: str
     parts: Mapping[str, float]
-    places: Array
+    places: Places
     tokens: Array
     values: Array
-    steady: Array
-    settled: Array
+    steady: Flags
+    settled: Flags
     noise: float
     df: float
 
@@ -105,9 +112,15 @@ class Course:
             items = self._items_error(observation, int(places[level[-1]]), int(places[-1]))
             stderr = math.hypot(stderr, items)
         t = gain / stderr if stderr > 0 else math.copysign(math.inf, gain) if gain else 0.0
-        return Lag(gain, stderr, normal_score(t, self.df))
+        off = float(self.values[after[-1]] - self.values[after].mean()) + gain
+        newest = (
+            off / (self.noise * math.sqrt(1 + parts))
+            if self.noise > 0
+            else math.copysign(math.inf, off)
+        )
+        return Lag(gain, stderr, normal_score(t, self.df), newest)
 
-    def _pace(self, before: Array, after: Array) -> tuple[float, float, float]:
+    def _pace(self, before: Places, after: Places) -> tuple[float, float, float]:
         """The pace before, how far it is expected to go on, and what it rests on.
 
         Learning slows down: of the slower of the whole stretch's pace and its second half's, the

@@ -70,10 +70,11 @@ class GuardContext:
     out that the trainer doesn't follow yet. ``plan`` is what the order in force does by itself, as
     stretches ``(until_tokens, weights)``, the first of which is now. ``declared``: a stage approved
     in advance; ``operator``: an order of a person; ``way_back``: the regression guard's own, to the
-    last good mixture. ``standing`` is how the policy stands with that guard. ``phase`` is the learning rate's. ``claims`` are
-    what the proposal rests on, ``tests`` how many such findings were looked for. ``vetoes`` speak
-    against any change but one that goes back. ``loss_ratio``: the training loss over its recent
-    median, None where that isn't known. ``pins``: shares that a person holds fixed.
+    last good mixture. ``standing`` is how the policy stands with that guard. ``phase`` is the
+    learning rate's. ``claims`` are what the proposal rests on, ``tests`` how many such findings
+    were looked for. ``vetoes`` speak against any change but one that goes back. ``loss_ratio``: the
+    training loss over its recent median, None where that isn't known. ``pins``: shares that a
+    person holds fixed.
     """
 
     sources: Mapping[str, Source]
@@ -88,7 +89,7 @@ class GuardContext:
     declared: bool = False
     operator: bool = False
     way_back: bool = False
-    standing: PolicyStanding = PolicyStanding()
+    standing: PolicyStanding = field(default_factory=PolicyStanding)
     phase: Phase | None = None
     claims: tuple[Claim, ...] = ()
     tests: int = 0

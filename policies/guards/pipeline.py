@@ -1,11 +1,11 @@
 """Guards: pure checks that bound a proposal and say what they changed.
 
-Soft guards come first (learning-rate phase, loss spike, vetoes, significance, dead-band, dwell,
-trust region), hard ones last (simplex and names, floor and cap, epoch ledger); between them those
-of other packages that ``guards.use`` names. The hard guards' bounds are cumulative, so what leaves
-the last one satisfies all of them, and a second pass changes nothing. Declared stages,
-operator's orders and the way back of the regression guard meet only the hard guards; an operator's order is never altered, it is refused
-with the nearest legal mixture.
+Soft guards come first (regression, learning-rate phase, loss spike, vetoes, significance,
+dead-band, dwell, trust region), hard ones last (simplex and names, floor and cap, epoch ledger);
+between them those of other packages that ``guards.use`` names. The hard guards' bounds are
+cumulative, so what leaves the last one satisfies all of them, and a second pass changes nothing.
+Declared stages, operator's orders and the way back of the regression guard meet only the hard
+guards; an operator's order is never altered, it is refused with the nearest legal mixture.
 
 A mixture that stays as it is can be passed through too (a policy's hold): the ledger then speaks
 up when merely going on would break the cap.

@@ -34,6 +34,7 @@ MUTATIONS = [
     "not-republished",
     "trainer-ignores-fence",
     "no-guards",
+    "goes-elsewhere",
     "no-recheck",
     "old-approval",
     "forgets-waiting",

@@ -78,8 +78,9 @@ class Evaluator:
 
     def _score(self, step: int, number: int) -> BenchmarkScore:
         rng = sim().noise(step, number)
+        base = 2 - step / 1000 + sim().fallen(step)
         items = {
-            f"i{n}": {"bits_per_byte": 2 - step / 1000 + n / 10 + rng.random() / 50, "bytes": 10}
+            f"i{n}": {"bits_per_byte": base + n / 10 + rng.random() / 50, "bytes": 10}
             for n in range(ITEMS)
         }
         value = sum(item["bits_per_byte"] for item in items.values()) / ITEMS

@@ -33,6 +33,7 @@ NAMES = {
     "applied-is-journaled": "what the trainer draws by is in the journal, decision and all",
     "acknowledged": "the journal says of every applied order where it came into force",
     "published-survives": "a published order survives a power loss whole",
+    "way-back": "the mixture goes back to one that was in force, and a held policy moves nothing",
     "requests-once": "every request is answered once and does what it does once",
     "approval-current": "an approval that comes after another order changes nothing",
     "approval-kept": "a proposal waits on when it is asked for again within the dead-band",
@@ -164,6 +165,7 @@ class Watch:
                 self._told(db, row)
             self._one_order(row)
             self._guarded(db, row)
+            self._went_back(db, row)
             self._operated(db, row)
             self._kept_waiting(db, row)
         count = db.execute("SELECT COUNT(*) FROM decisions").fetchone()[0]
@@ -338,6 +340,32 @@ class Watch:
             raise Violation("guards", f"{row['id']} changes {change:.4f}, max_change {most}")
         if ledger:
             self._ledger(row, config, after)
+
+    def _went_back(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
+        evidence = unpack(row["evidence"])
+        if evidence.get("rule") == "regression":
+            scored = db.execute("SELECT weights FROM checkpoints").fetchall()
+            target = unpack(row["weights_proposed"])
+            known = [unpack(each[0]) for each in scored]
+            apart = min(sum(abs(each.get(n, 0) - target[n]) for n in target) for each in known)
+            if row["asked_by"] != "controller" or apart > TOLERANCE:
+                raise Violation("way-back", f"{row['id']} goes to {target}, never in force")
+        elif row["asked_by"] == "policy" and row["generation"] is not None:
+            held = self._held(db, row["seq"])
+            if held and self._orders[row["generation"]]["policy"] != "guards":
+                raise Violation("way-back", f"{row['id']} moves what is held since {held}")
+
+    def _held(self, db: sqlite3.Connection, before: int) -> str:
+        """The decision that the policy is held since, as the journal has it; empty for none."""
+        held = ""
+        query = "SELECT * FROM decisions WHERE seq < ? AND abandoned_by IS NULL ORDER BY seq"
+        for row in db.execute(query, (before,)).fetchall():
+            evidence = unpack(row["evidence"])
+            if evidence.get("rule") == "regression":
+                held = row["id"] if evidence["state"] == "held" else ""
+            elif "operator" in evidence and row["verdict"] in ("intervene", "hold"):
+                held = ""
+        return held
 
     def _planned(self, generation: int) -> bool:
         order = self._orders.get(generation)

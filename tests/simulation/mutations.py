@@ -30,6 +30,7 @@ from mixloop.controller.loop import (
     trainer_news,
 )
 from mixloop.controller.tracking import drain_child, mlflow_sink
+from mixloop.policies.evidence import probation
 from mixloop.policies.guards import GuardResult
 
 from . import patches
@@ -209,6 +210,13 @@ def _passes(weights: Any, plan: Any, context: Any, settings: Any) -> GuardResult
 
 def _no_guards() -> list[Change]:
     return [(decide, "apply_guards", _passes)]
+
+
+def _goes_elsewhere() -> list[Change]:
+    def reversed_(observation: Any, weights: Any) -> dict[str, float]:
+        return dict(zip(observation.sources, [*weights.values()][::-1], strict=True))
+
+    return [(probation, "_over_sources", reversed_)]
 
 
 def _no_guards_at_approval() -> list[Change]:
@@ -491,6 +499,13 @@ MUTATIONS = (
         _trainer_ignores_fences,
     ),
     Mutation("no-guards", "what a policy proposes is not guarded", 1, "ledger guards", _no_guards),
+    Mutation(
+        "goes-elsewhere",
+        "a run that became worse goes on to a mixture that it never had",
+        7,
+        "way-back",
+        _goes_elsewhere,
+    ),
     Mutation(
         "no-recheck",
         "an approval does not run the guards again",

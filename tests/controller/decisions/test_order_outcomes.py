@@ -63,6 +63,18 @@ def test_an_order_within_the_window_of_another_is_named(play: Any) -> None:
     assert calls("outcome", sent.payload)[0][1]["tags"]["outcome_shared_with"] == second.decision
 
 
+def test_a_receipt_is_told_beside_the_gains() -> None:
+    gain = {"metric": "bits_per_byte", "gain": 0.1, "stderr": 0.01, "z": 9.0, "n": 50}
+    gain |= {"from_step": 1, "to_step": 2}
+    receipt = {"effect": -0.05, "stderr": 0.01, "low": -0.09, "high": -0.01, "n": 3}
+    outcome = {"benchmarks": {"math": gain}, "receipt": receipt | {"metric": "bits_per_byte"}}
+    told = outcome_lines(outcome)
+    assert told[1] == (
+        "receipt: -0.0500 bits_per_byte against 3 twin points without it, "
+        "-0.0900 to -0.0100 at any time"
+    )
+
+
 def test_the_pace_before_is_over_a_window_of_the_same_length(play: Any) -> None:
     run = play(policy={"use": "static"})
     run.train(12)
