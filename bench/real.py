@@ -26,6 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from typing import Any
 
 import real_arms
 import real_markdown
+import real_pace
 import real_prepare
 import real_runs
 from real_arms import ARMS, REFERENCES, SIZES, STARTS, Arm, Size
@@ -99,7 +101,8 @@ class Bench:
     def carry_out(self, task: Task) -> None:
         """One run from its beginning, or from where it stopped, to its result file."""
         folder = task.folder(self.root)
-        if (folder / "result.json").exists() or self.unavailable(task):
+        done = (folder / "result.json").exists() or self.unavailable(task)
+        if done or real_pace.STOPPING.is_set():
             return
         begun = time.monotonic()
         try:
@@ -217,6 +220,8 @@ def main() -> None:
     if not options.table:
         for line in real_prepare.describe(bench.found):
             say(line)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: real_pace.STOPPING.set())
         with ThreadPoolExecutor(options.jobs) as pool:
             for _ in pool.map(bench.carry_out, tasks):
                 pass

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from mixloop.common.process import StopRequest
 from mixloop.contract import RunPaths, read_status
 from mixloop.controller.journal import Journal, queries
 from mixloop.trainer.run import list_steps
@@ -26,6 +27,9 @@ LAG = 0.5  # of an interval between two evaluations
 LOOK = 0.1  # seconds between two looks at trainer and journal
 LONGEST_STOP = 3600.0  # seconds; a controller that is silent for so long is not waited for
 EXPERIMENT = "experiment"  # the verdict of a decision that only asks for one
+
+STOPPING = StopRequest()
+"""Set when the bench is to end: no trainer is held any more, so that all can end in order."""
 
 
 class Pace:
@@ -58,7 +62,7 @@ class Pace:
             trainer = trainer if trainer and _alive(trainer) else self._trainer(process.pid)
             if trainer is None:
                 continue
-            ahead = self._ahead()
+            ahead = not STOPPING.is_set() and self._ahead()
             if ahead and since is None:
                 since = time.monotonic()
                 _send(trainer, signal.SIGSTOP)
