@@ -87,6 +87,14 @@ def _arms(options: argparse.Namespace) -> Iterator[Task]:
                     yield Task("reference", name, seed, ARMS[name])
 
 
+def everything(options: argparse.Namespace) -> argparse.Namespace:
+    """The same call for all that is declared, and further seeds that were asked for."""
+    seeds = (FLAT_SEEDS if options.flat else SEEDS)[options.size]
+    further = [seed for seed in options.seeds or () if seed not in seeds]
+    changes = {"arm": None, "start": None, "seeds": (*seeds, *further)}
+    return argparse.Namespace(**{**vars(options), **changes})
+
+
 class Bench:
     """The runs of one size below one folder."""
 
@@ -225,7 +233,7 @@ def main() -> None:
         with ThreadPoolExecutor(options.jobs) as pool:
             for _ in pool.map(bench.carry_out, tasks):
                 pass
-    bench.write_table(tasks)
+    bench.write_table(declared(everything(options)))
 
 
 if __name__ == "__main__":
