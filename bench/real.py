@@ -26,6 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from typing import Any
 
 import real_arms
 import real_markdown
+import real_pace
 import real_prepare
 import real_runs
 from real_arms import ARMS, REFERENCES, SIZES, STARTS, Arm, Size
@@ -85,6 +87,14 @@ def _arms(options: argparse.Namespace) -> Iterator[Task]:
                     yield Task("reference", name, seed, ARMS[name])
 
 
+def everything(options: argparse.Namespace) -> argparse.Namespace:
+    """The same call for all that is declared, and further seeds that were asked for."""
+    seeds = (FLAT_SEEDS if options.flat else SEEDS)[options.size]
+    further = [seed for seed in options.seeds or () if seed not in seeds]
+    changes = {"arm": None, "start": None, "seeds": (*seeds, *further)}
+    return argparse.Namespace(**{**vars(options), **changes})
+
+
 class Bench:
     """The runs of one size below one folder."""
 
@@ -99,7 +109,8 @@ class Bench:
     def carry_out(self, task: Task) -> None:
         """One run from its beginning, or from where it stopped, to its result file."""
         folder = task.folder(self.root)
-        if (folder / "result.json").exists() or self.unavailable(task):
+        done = (folder / "result.json").exists() or self.unavailable(task)
+        if done or real_pace.STOPPING.is_set():
             return
         begun = time.monotonic()
         try:
@@ -217,10 +228,12 @@ def main() -> None:
     if not options.table:
         for line in real_prepare.describe(bench.found):
             say(line)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: real_pace.STOPPING.set())
         with ThreadPoolExecutor(options.jobs) as pool:
             for _ in pool.map(bench.carry_out, tasks):
                 pass
-    bench.write_table(tasks)
+    bench.write_table(declared(everything(options)))
 
 
 if __name__ == "__main__":

@@ -117,6 +117,17 @@ reference mixtures don't depend on a start and are run once a seed."""
 REFERENCES = ("hand-made", "search")
 
 
+def policy_options(arm: Arm, size: Size) -> Json:
+    """An arm's options; `bayes` tries mixtures in the first half of the evaluations at most."""
+    if arm.policy == "bayes":
+        return {"explore": min(MOST_TRIED, size.evaluations // 2)} | arm.options
+    return dict(arm.options)
+
+
+MOST_TRIED = 14
+"""Mixtures that `bayes` tries by default with as many sources as here."""
+
+
 def experiment_options(size: Size, part: float) -> tuple[Json, Json]:
     """`policy.with` and the section `experiments` of an arm that experiments: the one place."""
     branch = max(1, round(size.branch * part)) * STEP
@@ -184,7 +195,7 @@ def run_yaml(
     init_from: Path | None = None,
 ) -> Json:
     """A run's whole configuration, as the product reads it; stores and items lie in ``work``."""
-    options, experiments = dict(arm.options), None
+    options, experiments = policy_options(arm, size), None
     if arm.part is not None:
         more, experiments = experiment_options(size, arm.part)
         options |= more

@@ -23,7 +23,8 @@ def tables(results: Results) -> Json:
     found: Json = {}
     for start in STARTS:
         arms = results.get(start, {})
-        base = {"start": arms.get("static", {}), **against}
+        uniform = results.get("uniform", {}).get("static", {})
+        base = {"start": arms.get("static", {}), "uniform": uniform, **against}
         rows = [real_table.row(name, runs, base) for name, runs in arms.items()]
         if rows or start == STARTS[0]:
             rows += [real_table.row(name, runs, base) for name, runs in references.items()]
@@ -67,7 +68,8 @@ def markdown(found: Json, missing: Sequence[str]) -> str:
 def _main(rows: Sequence[Json]) -> Iterator[str]:
     benchmarks = list(dict.fromkeys(name for row in rows for name in row["benchmarks"]))
     heads = (
-        *("arm", "seeds", "bits per byte", *benchmarks, "gain over the start, ± items"),
+        *("arm", "seeds", "bits per byte", *benchmarks),
+        *("gain over the start, ± items", "gain over uniform, ± items"),
         *("gap to search", "gap to hand-made", "own tokens to search's end (in all)"),
         *("own tokens to hand-made's end (in all)", "interventions"),
         *("delay, steps (of interval)", "charged tokens"),
@@ -81,7 +83,7 @@ def _main(rows: Sequence[Json]) -> Iterator[str]:
             ", ".join(map(str, row["seeds"])),
             _spread(row["score"]),
             *("-" if value is None else f"{value:.3f}" for value in each),
-            _listed(f"{g['gain']:+.3f} ± {g['stderr']:.3f}" for g in row["gain"].values()),
+            *(_gains(row["gains"][base]) for base in real_table.LEFT_ALONE),
             *(_gaps(row["gaps"].get(name, {})) for name in ("search", "hand-made")),
             *(_reach(row["reach"], name) for name in ("search", "hand-made")),
             _listed(map(str, row["interventions"])),
@@ -97,6 +99,10 @@ def _listed(texts: Any) -> str:
 
 def _spread(value: Json) -> str:
     return f"{value['mean']:.4f}" + ("" if value["sd"] is None else f" (sd {value['sd']:.4f})")
+
+
+def _gains(gains: Mapping[int, Json]) -> str:
+    return _listed(f"{g['gain']:+.3f} ± {g['stderr']:.3f}" for g in gains.values())
 
 
 def _gaps(gaps: Mapping[int, float | None]) -> str:

@@ -11,21 +11,27 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from mixloop.common.process import StopRequest
 from mixloop.contract import RunPaths, read_status
-from mixloop.controller.journal import Journal, queries
+from mixloop.controller.journal import Journal, JournalError, queries
 from mixloop.trainer.run import list_steps
 
 LAG = 0.5  # of an interval between two evaluations
 LOOK = 0.1  # seconds between two looks at trainer and journal
 LONGEST_STOP = 3600.0  # seconds; a controller that is silent for so long is not waited for
 EXPERIMENT = "experiment"  # the verdict of a decision that only asks for one
+
+STOPPING = StopRequest()
+"""Set when the bench is to end: no trainer is held any more, so that all can end in order."""
 
 
 class Pace:
@@ -37,7 +43,7 @@ class Pace:
     """
 
     def __init__(self, run: Path, every: int) -> None:
-        self.paths, self.lag = RunPaths(run), max(1, round(LAG * every))
+        self.paths, self.every, self.lag = RunPaths(run), every, max(1, round(LAG * every))
         self.stopped_seconds = 0.0
 
     @contextmanager
@@ -58,11 +64,13 @@ class Pace:
             trainer = trainer if trainer and _alive(trainer) else self._trainer(process.pid)
             if trainer is None:
                 continue
-            ahead = self._ahead()
+            ahead = not STOPPING.is_set() and self._ahead()
             if ahead and since is None:
                 since = time.monotonic()
                 _send(trainer, signal.SIGSTOP)
             elif since is not None and (not ahead or time.monotonic() - since > LONGEST_STOP):
+                if ahead:
+                    self.lag = sys.maxsize  # nothing comes any more
                 self.stopped_seconds += time.monotonic() - since
                 since = None
                 _send(trainer, signal.SIGCONT)
@@ -72,7 +80,8 @@ class Pace:
     def _ahead(self) -> bool:
         """Whether the trainer is the lag past a checkpoint that is not decided on."""
         status = read_status(self.paths.status).value
-        steps = [step for step in list_steps(self.paths.checkpoints) if step > 0]
+        # a trainer that was stopped leaves one between two evaluations, which nobody scores
+        steps = [step for step in list_steps(self.paths.checkpoints) if step % self.every == 0]
         if status is None or not steps or status.step >= _last_step(self.paths):
             return False
         return status.step - max(steps) >= self.lag and max(steps) > self._decided()
@@ -81,8 +90,11 @@ class Pace:
         """The newest step with a decision; one that asked for an experiment is not one yet."""
         if not self.paths.journal.exists():
             return -1
-        with closing(Journal(self.paths.journal)) as journal:
-            newest = queries.last_decisions(journal, 1)
+        try:
+            with closing(Journal(self.paths.journal)) as journal:
+                newest = queries.last_decisions(journal, 1)
+        except (JournalError, sqlite3.Error):  # busy or half made: the next look will tell
+            return sys.maxsize
         waits = not newest or newest[0].verdict == EXPERIMENT
         return -1 if waits else newest[0].step
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from real_pace import Pace
+from real_pace import STOPPING, Pace
 
 from mixloop.common.files import write_atomic
 from mixloop.contract import RunPaths, read_status
@@ -46,14 +46,33 @@ def mixloop(arguments: list[str], log: Path, pace: Pace | None = None) -> None:
     Raises:
         RunFailed: it ended with another code than 0.
     """
+    if STOPPING.is_set():
+        raise RunFailed("stopped; call again to go on")
     command = [str(Path(sys.executable).with_name("mixloop")), *arguments]
     quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("ab") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | quiet)
+        process = subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=stream,
+            env=os.environ | quiet,
+            start_new_session=True,  # a Ctrl-C is ours to hand on
+        )
         with pace.kept(process) if pace is not None else nullcontext():
-            code = process.wait()
+            code = _ended(process)
     if code:
         raise RunFailed(f"mixloop {arguments[0]} ended with {code}; see {log}")
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a command, or ask it to end once the bench is to; runs go on from a checkpoint."""
+    while True:
+        try:
+            return process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            if STOPPING.is_set():
+                process.terminate()
+                return process.wait()
 
 
 def train(folder: Path, config: Json, every: int, *, paced: bool) -> float:

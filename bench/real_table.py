@@ -14,6 +14,8 @@ Json = dict[str, Any]
 Items = Mapping[str, Mapping[str, Sequence[float]]]
 """Per benchmark and item: bits per byte and gold bytes."""
 
+LEFT_ALONE = ("start", "uniform")
+"""Runs whose mixture never changes: from the same start, and from uniform."""
 MOVED = 0.05  # total variation from the start beyond which a flat run was moved
 LAST_ORDERS = 0.25  # of the run, at its end, over which a flat run's mixture is averaged
 
@@ -81,14 +83,16 @@ def interventions(result: Json) -> int:
 def row(name: str, runs: Mapping[int, Json], against: Mapping[str, Mapping[int, Json]]) -> Json:
     """One arm over its seeds, against the references of the same seeds.
 
+    Gaps are those from the static uniform mixture to a reference, whatever the start.
+
     Args:
         name: The arm's.
         runs: Results by seed.
-        against: The references by name (``start``, ``search``, ``hand-made``), by seed.
+        against: By name (``start`` and ``uniform``: left alone; ``search``, ``hand-made``), then
+            by seed.
     """
-    start = against["start"]
-    both = [seed for seed in runs if seed in start]
-    gains = {seed: paired_gain(start[seed], runs[seed]) for seed in both}
+    uniform = against["uniform"]
+    both = [seed for seed in runs if seed in uniform]
     late = [d for result in runs.values() for d in delays(result, result["every"])]
     return {
         "arm": name,
@@ -98,15 +102,15 @@ def row(name: str, runs: Mapping[int, Json], against: Mapping[str, Mapping[int, 
             benchmark: mean(result["judged"][benchmark]["value"] for result in runs.values())
             for benchmark in _benchmarks(runs.values())
         },
-        "gain": {seed: {"gain": gain, "stderr": error} for seed, (gain, error) in gains.items()},
+        "gains": {base: _gains(against[base], runs) for base in LEFT_ALONE},
         "gaps": {
             reference: {
-                seed: gap_closed(score(start[seed]), score(found[seed]), score(runs[seed]))
+                seed: gap_closed(score(uniform[seed]), score(found[seed]), score(runs[seed]))
                 for seed in both
                 if seed in found
             }
             for reference, found in against.items()
-            if reference != "start"
+            if reference not in LEFT_ALONE
         },
         "reach": {seed: _reach(runs[seed], against) for seed in runs},
         "interventions": [interventions(result) for result in runs.values()],
@@ -117,6 +121,11 @@ def row(name: str, runs: Mapping[int, Json], against: Mapping[str, Mapping[int, 
     }
 
 
+def _gains(base: Mapping[int, Json], runs: Mapping[int, Json]) -> Json:
+    gains = {seed: paired_gain(base[seed], runs[seed]) for seed in runs if seed in base}
+    return {seed: {"gain": gain, "stderr": error} for seed, (gain, error) in gains.items()}
+
+
 def _benchmarks(results: Iterable[Json]) -> list[str]:
     return list(dict.fromkeys(name for result in results for name in result["judged"]))
 
@@ -125,7 +134,7 @@ def _reach(result: Json, against: Mapping[str, Mapping[int, Json]]) -> Json:
     """Tokens, own and all, to the final score of each reference, on the steering items' curve."""
     reached: Json = {}
     for name, found in against.items():
-        if name != "start" and result["seed"] in found:
+        if name not in LEFT_ALONE and result["seed"] in found:
             level = found[result["seed"]]["curve"][-1][1]
             own = tokens_to_reach(result["curve"], level)
             total = None if own is None else own + result["charged"]

@@ -227,7 +227,9 @@ def test_gap_and_tokens_to_reach() -> None:
 def test_a_row_charges_what_was_spent_beside_the_run() -> None:
     start = {1: _result(1, 3.0), 2: _result(2, 3.1)}
     searched = {1: _result(1, 2.9, charged=150)}
-    row = table.row("law", {1: _result(1, 2.8, charged=30)}, {"start": start, "search": searched})
+    against = {"start": start, "uniform": start, "search": searched}
+    row = table.row("law", {1: _result(1, 2.8, charged=30)}, against)
+    assert row["gains"]["uniform"][1]["gain"] == pytest.approx(0.2)
     assert row["gaps"]["search"][1] == pytest.approx(2.0)
     assert row["reach"][1]["search"] == {"own": pytest.approx(190), "total": pytest.approx(220)}
     assert row["interventions"] == [2]
