@@ -54,9 +54,12 @@ class Difference:
 
     def times(self, factor: float) -> Difference:
         """The same in another unit, a positive ``factor`` times larger."""
-        gain, stderr, trajectory = self.gain, self.stderr, self.trajectory
-        sizes = {"stderr": stderr * factor, "trajectory": trajectory * factor}
-        return replace(self, gain=gain * factor, **sizes)
+        return replace(
+            self,
+            gain=self.gain * factor,
+            stderr=self.stderr * factor,
+            trajectory=self.trajectory * factor,
+        )
 
     def beside(self, trajectory: float, df: float) -> Difference:
         """The same, its standard error raised by an independent part that rests on ``df``."""

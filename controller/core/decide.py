@@ -81,7 +81,7 @@ class PolicyAnswer:
         return self.proposed or self.experiment is not None
 
 
-def make_decision(  # noqa: PLR0911 (a list of ends)
+def make_decision(
     answer: Answer,
     observation: Observation,
     config: RunConfig,

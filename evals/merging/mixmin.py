@@ -2,7 +2,7 @@
 
 For a model class that is rich enough, what is trained on a mixture of sources predicts with the
 mixture of the sources' own densities, so that the best mixture is a convex problem in the experts'
-probabilities (their eq. 4). The paper's densities are of whole texts; those of gold answers differ
+probabilities. The paper's densities are of whole texts; those of gold answers differ
 by tens of nats, where a mixture is a vote of items for experts, so rows here are tokens, as in
 mixtures of data experts (2502.15950).
 """

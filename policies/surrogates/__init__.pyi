@@ -2,7 +2,6 @@ from .gaussian_process import Process as Process
 from .gaussian_process import fit_process as fit_process
 from .log_linear import LogLinear as LogLinear
 from .log_linear import fit_log_linear as fit_log_linear
-from .merge_fit import divergence as divergence
 from .merge_fit import fit_merge as fit_merge
 from .starting_mixture import Point as Point
 from .starting_mixture import ProxyRun as ProxyRun
