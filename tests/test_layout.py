@@ -27,8 +27,8 @@ FULLEST = 12
 OPEN = {"mixloop.common"}
 # a policy's parts are called alike in every policy's package; so are these
 SHARED = {
-    "policy": 3,  # bayes, law, rules
-    "options": 2,  # bayes, rules
+    "policy": 4,  # bayes, experiment, law, rules
+    "options": 3,  # bayes, experiment, rules
 }
 
 

@@ -40,9 +40,9 @@ class ExperimentOptions(OptionsModel):
     design: Literal["merges", "tilts"] = "merges"
     tilt: Annotated[float, Field(gt=0, le=1)] = 0.3
     prior: Mixture | None = None
-    significance: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    significance: Annotated[float, Field(gt=0, lt=1)] = 0.02
     blind: Annotated[float, Field(ge=0)] = 0.3
-    caution: Annotated[float, Field(ge=0)] = 0.5
+    caution: Annotated[float, Field(ge=0)] = 1.0
     returns: Annotated[float, Field(gt=0)] = 2.0
     keen: Annotated[float, Field(ge=1)] = 1.5
     floor: Share = 0.2

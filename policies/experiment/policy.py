@@ -42,7 +42,15 @@ from mixloop.policies.mixture import (
 
 from .asking import decay_begins, design, due, length
 from .destination import Outlook, best_destination, divergence_step, keep_for_decay
-from .effects import Effects, PooledEffects, certainty, effects_of, needed_score, pool
+from .effects import (
+    Effects,
+    PooledEffects,
+    certainty,
+    effects_of,
+    needed_score,
+    pool,
+    told_by_repeats,
+)
 from .merge_vote import bend, merge_vote
 from .options import ExperimentOptions
 
@@ -110,21 +118,15 @@ class ExperimentPolicy:
         pooled = pool(found, self.options.blind, run.observation.budget)
         aim, told = run.aim(pooled)
         facts |= told | {"aim": run.named(aim)}
-        now = run.now
-        step = divergence_step(now, aim, self.options.step)
+        step = divergence_step(run.now, aim, self.options.step)
         step = confine(step, run.most)
         ahead = run.stretches(step)
-        if total_variation(run.named(ahead[0]), observation_weights(run)) < CLOSE:
+        if total_variation(run.named(ahead[0]), run.named(run.now)) < CLOSE:
             return Hold(f"experiment: what {seen} call for is in force", facts)
         reason = f"experiment: {seen} say {_words(run, pooled)}"
         if np.abs(step - aim).sum() / 2 > CLOSE:
             reason += "; a part of the way for now"
         return Proposal(run.named(ahead[0]), reason, run.plan(ahead), facts)
-
-
-def observation_weights(run: _Run) -> dict[str, float]:
-    """The mixture in force."""
-    return in_force(run.observation)
 
 
 def _words(run: _Run, pooled: PooledEffects) -> str:
@@ -190,7 +192,7 @@ class _Run:
             effects = effects_of(result, self.names, metrics)
             if effects is not None and np.isfinite(effects.gain).all():
                 found.append(effects)
-        return found
+        return told_by_repeats(found)
 
     def learnt(self, found: list[Effects]) -> bool:
         """Whether nothing is to be learnt any more: the last experiment moved nothing."""
@@ -209,7 +211,7 @@ class _Run:
         options, observation = self.options, self.observation
         mean, error = self.worth @ pooled.gain, np.sqrt(self.worth**2 @ pooled.variance)
         useless = (mean - self.now @ mean + USELESS * error < 0) & (pooled.tried > 0)
-        least = self._least(useless)
+        least = self._least(np.where(useless, KEPT, 1.0))
         unit = observation.budget
         sources = observation.sources.values()
         outlook = Outlook(
@@ -270,8 +272,8 @@ class _Run:
         noise = drawing.standard_normal((half, *pooled.gain.shape)) * np.sqrt(pooled.variance)
         return np.concatenate([pooled.gain + noise, pooled.gain - noise])
 
-    def _least(self, useless: Array) -> Array:
-        floors = self.options.floor * self.prior * np.where(useless, KEPT, 1.0)
+    def _least(self, kept: Array) -> Array:
+        floors = self.options.floor * self.prior * kept
         floors = np.maximum(floors, np.where(self.live, self.observation.limits.floor, 0.0))
         return np.asarray(np.minimum(floors, self.most))
 
