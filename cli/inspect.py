@@ -106,8 +106,11 @@ def compare(
     """Two checkpoints, paired over the items they share."""
     if (b is None) == (steps is None):
         raise BadInput("compare: give two scorecards (A B), or a run and --steps 1200,2400")
-    cards = views.read_cards((a, b)) if b is not None else views.run_cards(a, steps or "")
-    comparison = views.compare_cards(*cards, force=force)
+    if b is not None:
+        comparison = views.compare_cards(*views.read_cards((a, b)), force=force)
+    else:
+        cards, course = views.run_cards(a, steps or "")
+        comparison = views.compare_cards(*cards, course=course, force=force)
     if as_json:
         print_json(comparison)
     else:

@@ -73,7 +73,7 @@ def check(
     console.print(views.table(f"Run {report['run']}", columns, rows))
     if report["evals_plan"] is not None:
         console.print(views.plan_table(report["evals_plan"]))
-    for line in report["notes"]:
+    for line in (*report["notes"], *report["undecided"]):
         console.print(views.cell(line))
     console.print("ok")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .estimates import Clusters, degrees_of_freedom, ratio_of_totals, t_quantile
 
@@ -25,7 +25,8 @@ class Difference:
     ``gain`` is positive when newer is better, whatever the metric's direction. ``df`` are the
     degrees of freedom of its t statistic (clusters - 1), ``n`` the items behind it. With one item
     the standard error is infinite: nothing can be concluded. ``paired`` is false when per-item
-    outcomes were missing and the two standard errors had to be added.
+    outcomes were missing and the two standard errors had to be added. ``trajectory`` is the part
+    of ``stderr`` (in squares) that no item shows, see :meth:`beside`.
     """
 
     gain: float
@@ -35,6 +36,36 @@ class Difference:
     metric: str = ""
     benchmark: str = ""
     paired: bool = True
+    trajectory: float = 0.0
+
+    @property
+    def items(self) -> float:
+        """The part of the standard error that the items show."""
+        if not math.isfinite(self.stderr):
+            return self.stderr
+        return math.sqrt(max(0.0, self.stderr**2 - self.trajectory**2))
+
+    @property
+    def spread(self) -> str:
+        """The standard error for people: its parts, where it has two."""
+        if self.trajectory <= 0:
+            return f"±{self.stderr:.2g}"
+        return f"±{self.items:.2g} items, ±{self.trajectory:.2g} trajectory"
+
+    def times(self, factor: float) -> Difference:
+        """The same in another unit, a positive ``factor`` times larger."""
+        gain, stderr, trajectory = self.gain, self.stderr, self.trajectory
+        sizes = {"stderr": stderr * factor, "trajectory": trajectory * factor}
+        return replace(self, gain=gain * factor, **sizes)
+
+    def beside(self, trajectory: float, df: float) -> Difference:
+        """The same, its standard error raised by an independent part that rests on ``df``."""
+        if trajectory <= 0 or df <= 0 or not math.isfinite(self.stderr):
+            return self
+        variances = (self.stderr**2, trajectory**2)
+        together = welch(variances, (max(self.df, 1), df))
+        stderr = math.sqrt(math.fsum(variances))
+        return replace(self, stderr=stderr, df=together, trajectory=trajectory)
 
     @property
     def t(self) -> float:

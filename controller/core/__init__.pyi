@@ -71,6 +71,7 @@ from .wording import approval as approval
 from .wording import assessment as assessment
 from .wording import changes as changes
 from .wording import distinct as distinct
+from .wording import error_of as error_of
 from .wording import evidence_lines as evidence_lines
 from .wording import mixture as mixture
 from .wording import moves as moves

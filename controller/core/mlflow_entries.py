@@ -197,7 +197,7 @@ def outcome_gains(payload: Json) -> dict[str, str]:
     """By benchmark, the gain that an outcome's entry tells: ``+0.1000 ± 0.0200 bits_per_byte``."""
     shared = wording.shared(payload)
     return {
-        name: f"{effect['gain']:+.4f} ± {effect['stderr']:.4f} {effect['metric']}{shared}"
+        name: f"{effect['gain']:+.4f} {wording.error_of(effect)} {effect['metric']}{shared}"
         for name, effect in payload["benchmarks"].items()
     }
 

@@ -47,11 +47,19 @@ def outcome_lines(outcome: Json | None) -> list[str]:
         detail = f": {clean(outcome['detail'])}" if outcome.get("detail") else ""
         return [f"{outcome['state']}{detail}"]
     return [
-        f"{name} {effect['metric']} gain {effect['gain']:+.4f} ± {effect['stderr']:.4f} "
+        f"{name} {effect['metric']} gain {effect['gain']:+.4f} {error_of(effect)} "
         f"(n={effect['n']}, step {effect['from_step']} → {effect['to_step']})"
         f"{shared(outcome)}{_doubt(effect)}{_pace(effect)}"
         for name, effect in outcome["benchmarks"].items()
     ]
+
+
+def error_of(effect: Json) -> str:
+    """``± 0.0040 items, ± 0.0210 trajectory``, or, where only items are known, ``± 0.0040``."""
+    trajectory = effect.get("stderr_trajectory")  # none in what older versions told
+    if not trajectory:
+        return f"± {effect['stderr']:.4f}"
+    return f"± {effect['stderr_items']:.4f} items, ± {trajectory:.4f} trajectory"
 
 
 def shared(outcome: Json) -> str:

@@ -17,11 +17,13 @@ from mixloop.common.paired import Difference
 from mixloop.common.types import Json
 from mixloop.controller.core import OrderRow
 from mixloop.controller.journal import Journal, queries
+from mixloop.policies.evidence import RECENT, honest_difference
 from mixloop.policies.interface import Evaluation, MissingScore, Observation
 
 from . import observation_builder
 
-CACHED = 8  # evaluations of neighbouring windows
+CACHED = 12  # evaluations of neighbouring windows
+WITH_ITEMS = 4  # newest evaluations of a course whose items say how much of its noise is theirs
 LIKE = 0.1  # part by which two windows of one length may differ
 
 
@@ -108,10 +110,23 @@ class Outcomes:
         self._journal = journal
         self._places = queries.scored_places(journal), queries.applied_places(journal)
         self._scored = lru_cache(CACHED)(self._read)
+        self._without_items: dict[int, Evaluation] = {}
 
     def _read(self, step: int) -> Evaluation:
         (evaluation,) = observation_builder.evaluations(self._journal, since=step, until=step)
+        self._without_items[step] = without_items(evaluation)
         return evaluation
+
+    def _course(self, until: int) -> list[Evaluation]:
+        """The run up to a step, as far back as its jitter is told from; items of the newest."""
+        scored, _ = self._places
+        last = bisect_right(scored, until, key=lambda place: place[0])
+        steps = [step for step, _ in scored[max(0, last - RECENT) : last]]
+        for step in steps[:-WITH_ITEMS]:
+            if step not in self._without_items:
+                self._read(step)
+        early = [self._without_items[step] for step in steps[:-WITH_ITEMS]]
+        return early + [self._scored(step) for step in steps[-WITH_ITEMS:]]
 
     def of(self, order: OrderRow) -> Json | None:
         """What followed an order; None until its window has both ends.
@@ -129,34 +144,58 @@ class Outcomes:
             "from_step": window.start,
             "step": window.end,
             "shared_with": list(window.shared),
-            "benchmarks": effects(self._scored(window.start), self._scored(window.end), earlier),
+            "benchmarks": effects(
+                self._scored(window.start),
+                self._scored(window.end),
+                earlier,
+                course=self._course(window.end),
+            ),
         }
 
 
 def effects(
-    older: Evaluation, newer: Evaluation, earlier: Evaluation | None = None
+    older: Evaluation,
+    newer: Evaluation,
+    earlier: Evaluation | None = None,
+    *,
+    course: Sequence[Evaluation] = (),
 ) -> dict[str, Json]:
     """Per benchmark the paired gain from one evaluation to another.
 
     Positive is better, in bits per byte, with its standard error and z (None: infinite, as all
-    items moved alike); ``gain_before`` is that from ``earlier`` to ``older``, the pace it had, None
-    where there is no such evaluation.
+    items moved alike). The error's parts are ``stderr_items``, and ``stderr_trajectory``, which
+    ``course``, the run's evaluations so far, tells. ``gain_before`` is the gain from ``earlier`` to
+    ``older``, the pace it had, None where there is no such evaluation.
     """
-    gains = {name: _effect(name, older, newer, earlier) for name in newer.benchmarks}
+    lens = Observation(sources={}, weights={}, evaluations=tuple(course))
+    gains = {name: _effect(lens, name, older, newer, earlier) for name in newer.benchmarks}
     return {name: gain for name, gain in gains.items() if gain is not None}
 
 
+def without_items(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with its metrics alone."""
+    scores = evaluation.benchmarks.items()
+    bare = {name: score.model_copy(update={"items": {}}) for name, score in scores}
+    return evaluation.model_copy(update={"benchmarks": bare})
+
+
 def _effect(
-    benchmark: str, older: Evaluation, newer: Evaluation, earlier: Evaluation | None
+    lens: Observation,
+    benchmark: str,
+    older: Evaluation,
+    newer: Evaluation,
+    earlier: Evaluation | None,
 ) -> Json | None:
-    difference = _difference(benchmark, older, newer)
+    difference = _difference(lens, benchmark, older, newer)
     if difference is None:
         return None
-    pace = None if earlier is None else _difference(benchmark, earlier, older)
+    pace = None if earlier is None else _difference(lens, benchmark, earlier, older)
     return {
         "metric": difference.metric,
         "gain": difference.gain,
         "stderr": difference.stderr,
+        "stderr_items": difference.items,
+        "stderr_trajectory": difference.trajectory,
         "z": difference.z if math.isfinite(difference.z) else None,
         "n": difference.n,
         "from_step": older.step,
@@ -167,11 +206,12 @@ def _effect(
     }
 
 
-def _difference(benchmark: str, older: Evaluation, newer: Evaluation) -> Difference | None:
+def _difference(
+    lens: Observation, benchmark: str, older: Evaluation, newer: Evaluation
+) -> Difference | None:
     """None where it can't be told: one item in common says nothing of its own noise."""
-    lens = Observation(sources={}, weights={})
     try:
-        difference = lens.difference(benchmark, older, newer)
+        difference = honest_difference(lens, benchmark, older, newer)
     except MissingScore:
         return None
     return difference if math.isfinite(difference.stderr) else None

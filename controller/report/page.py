@@ -101,7 +101,7 @@ def _strongest(entry: Json) -> str:
     moved = core.moves(entry["weights_before"], entry["weights_after"])
     return (
         f"After {entry['id']} ({moved}) {name} was {abs(effect['gain']):.3g} "
-        f"± {effect['stderr']:.2g} {word} ({effect['metric']}){core.shared(outcome)}."
+        f"{word} ({core.error_of(effect)}; {effect['metric']}){core.shared(outcome)}."
     )
 
 

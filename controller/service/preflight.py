@@ -17,6 +17,7 @@ from mixloop.evals.planning import EvalPlan
 
 from . import launch
 from .feasibility import doubts, impossible
+from .undecided import undecided
 
 
 def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = None) -> Json:
@@ -29,8 +30,9 @@ def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = 
 
     Returns:
         ``run``, ``sources`` (per source: weight, unique tokens, projected epochs at the end of the
-        budget), ``evals_plan`` (the plan of ``evals.budget`` as in its file, None without one) and
-        ``notes`` (what is legal but worth knowing).
+        budget), ``evals_plan`` (the plan of ``evals.budget`` as in its file, None without one),
+        ``undecided`` (what the run can't decide, however it goes) and ``notes`` (what is legal but
+        worth knowing).
 
     Raises:
         BadInput: one line on the first thing that is wrong.
@@ -58,6 +60,7 @@ def check_run(path: Path, checkpoint: Path | None = None, speed: float | None = 
         "run": config.run.id,
         "sources": sources,
         "evals_plan": plan.model_dump(mode="json", by_alias=True) if plan is not None else None,
+        "undecided": undecided(config, weights, needs, plan),
         "notes": [
             *doubts(config, weights, needs),
             *_notes(config, sources),

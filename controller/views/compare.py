@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
-from mixloop.controller.decisions import benchmark_scores
+from mixloop.controller.decisions import benchmark_scores, observation_builder
 from mixloop.controller.journal import queries
 from mixloop.evals import BenchmarkScore, Scorecard
-from mixloop.policies.evidence import Comparison, compare
-from mixloop.policies.interface import MissingScore
+from mixloop.policies.evidence import RECENT, Comparison, compare, trajectory_noise
+from mixloop.policies.interface import Evaluation, MissingScore, Observation
 
 from . import tables
 from .opening import open_run
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_ITEMS_ALONE = (
+    "the errors are the items' alone; by how much a checkpoint jitters around the run's course "
+    "takes three scored checkpoints of the run (give the run and --steps)"
+)
 # what may differ between two benchmarks of equal settings: the run's context and item sources
 _ASKED = {"shots": "shots", "max_new_tokens": "max_new_tokens", "data": "items from"}
 
@@ -44,8 +48,10 @@ def read_cards(paths: tuple[Path, Path]) -> tuple[Scorecard, Scorecard]:
     return cards[0], cards[1]
 
 
-def run_cards(run: Path, steps: str) -> tuple[Scorecard, Scorecard]:
-    """The scorecards of two checkpoints of a run; ``steps`` such as ``1200,2400``.
+def run_cards(run: Path, steps: str) -> tuple[tuple[Scorecard, Scorecard], tuple[Evaluation, ...]]:
+    """The scorecards of two checkpoints of a run, and the evaluations around that tell its jitter.
+
+    ``steps`` such as ``1200,2400``.
 
     Raises:
         BadInput: when there is no such run, or no scored checkpoint at a step.
@@ -64,15 +70,22 @@ def run_cards(run: Path, steps: str) -> tuple[Scorecard, Scorecard]:
     assert journal is not None
     cards = (next(queries.scored(journal, since=s, until=s)).scorecard for s in (first, second))
     a, b = map(Scorecard.model_validate, cards)
-    return a, b
+    last = max(scored.index(max(first, second)) + 1, RECENT)
+    around = scored[max(0, last - RECENT) : last]
+    course = observation_builder.evaluations(journal, since=around[0], until=around[-1])
+    return (a, b), course
 
 
-def compare_cards(a: Scorecard, b: Scorecard, *, force: bool = False) -> Json:
+def compare_cards(
+    a: Scorecard, b: Scorecard, *, course: Sequence[Evaluation] = (), force: bool = False
+) -> Json:
     """What ``mixloop compare --json`` prints: one row per benchmark and metric that both have.
 
     ``a`` and ``b`` of a row are the values over the shared items; ``gain`` is positive where B is
-    better, ``low`` and ``high`` its 95% interval. Numbers that are not finite (the standard error
-    of one item) are null, and so is the interval where all items moved alike, or not at all: no
+    better, ``low`` and ``high`` its 95% interval. Its ``stderr`` holds ``stderr_items`` and, where
+    both are of one run and ``course`` are evaluations of it, ``stderr_trajectory``. Numbers that
+    are not finite (the standard error of one item) are null, and so is the interval where all
+    items moved alike, or not at all: no
     spread is no certainty. ``notes`` say what is missing on a side and why, and what was not asked
     alike.
 
@@ -89,12 +102,13 @@ def compare_cards(a: Scorecard, b: Scorecard, *, force: bool = False) -> Json:
             )
         notes.append(f"asked differently: {differ}")
     scores = [benchmark_scores(card.model_dump(mode="json")) for card in (a, b)]
-    rows = []
+    rows, lens = [], Observation(sources={}, weights={}, evaluations=tuple(course))
     for name in dict.fromkeys((*a.benchmarks, *b.benchmarks)):
         notes.extend(_gaps(name, a.benchmarks.get(name), b.benchmarks.get(name)))
         for metric in _common(name, a, b):
             try:
-                comparison = compare(name, metric, scores[0][name], scores[1][name])
+                jitter = trajectory_noise(lens, name, metric)
+                comparison = compare(name, metric, scores[0][name], scores[1][name], jitter)
             except MissingScore as error:
                 notes.append(str(error))
                 continue
@@ -151,6 +165,8 @@ def _row(comparison: Comparison) -> Json:
         "b": comparison.b,
         "gain": difference.gain,
         "stderr": _finite(difference.stderr),
+        "stderr_items": _finite(difference.items),
+        "stderr_trajectory": difference.trajectory,
         "low": _finite(low),
         "high": _finite(high),
         "z": _finite(difference.z),
@@ -168,8 +184,22 @@ def _finite(value: float) -> float | None:
 def comparison_table(report: Json) -> Table:
     """The rows for a person."""
     names = (f"{label} = {_name(report[label.lower()])}" for label in "AB")
-    columns = ("benchmark", "metric", "A", "B", "gain", "± s.e.", "z", "df", "items", "McNemar p")
+    columns = (
+        "benchmark",
+        "metric",
+        "A",
+        "B",
+        "gain",
+        "± items",
+        "± trajectory",
+        "z",
+        "df",
+        "items",
+        "McNemar p",
+    )
     table = tables.table("   ".join(names), columns)
+    if not any(row["stderr_trajectory"] for row in report["rows"]):
+        table.caption = _ITEMS_ALONE
     for row in report["rows"]:
         table.add_row(
             tables.cell(row["benchmark"]),
@@ -180,8 +210,9 @@ def comparison_table(report: Json) -> Table:
 
 
 _FORMS = {
-    **{"a": ".4f", "b": ".4f", "gain": "+.4f", "stderr": ".4f", "z": "+.2f"},
-    **{"df": "d", "items": "d", "mcnemar": ".3g"},
+    **{"a": ".4f", "b": ".4f", "gain": "+.4f"},
+    **{"stderr_items": ".4f", "stderr_trajectory": ".4f", "z": "+.2f"},
+    **{"df": ".0f", "items": "d", "mcnemar": ".3g"},
 }
 
 

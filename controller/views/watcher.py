@@ -20,6 +20,7 @@ from mixloop.contract import RunPaths, Status, read_status
 from mixloop.controller.core import heartbeat
 from mixloop.controller.decisions import effects, observation_builder
 from mixloop.controller.journal import Journal, JournalError, queries, unreadable_files
+from mixloop.policies.evidence import RECENT
 
 from .run_standing import CheckpointScores, RunStanding, run_standing, scores_of
 
@@ -145,8 +146,8 @@ class Watcher:
         if len(key) < 2:
             return {}
         if key != self._trends[0]:
-            pair = observation_builder.evaluations(journal, newest=2)
-            self._trends = (key, effects(*pair))
+            course = observation_builder.evaluations(journal, newest=RECENT)
+            self._trends = (key, effects(*course[-2:], course=course))
         return self._trends[1]
 
     def _scoring_for(self, steps: Sequence[int], now: float) -> float | None:

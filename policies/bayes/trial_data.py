@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixloop.policies.interface import Observation
+from mixloop.policies.evidence import trajectory_noise
+from mixloop.policies.interface import BITS_PER_BYTE, Observation
 from mixloop.policies.mixture import (
     Array,
     BenchmarkSeries,
@@ -23,7 +24,10 @@ MIN_NOISE = 1e-5
 
 @dataclass(frozen=True)
 class TrialScores:
-    """One benchmark's losses (lower is better) and their standard errors at the trials ``rows``."""
+    """One benchmark's losses (lower is better) at the trials ``rows``.
+
+    ``noise`` is the standard deviation of each about the run's course: items' and trajectory's.
+    """
 
     name: str
     weight: float
@@ -98,6 +102,7 @@ def _scores(
         older, newer = (arrays.evaluations[i] for i in indices[place - 1 : place + 1])
         paired = paired_noise(observation, series.name, older, newer)
         noise[place] = noise[place] if paired is None else paired
+    noise = np.hypot(noise, trajectory_noise(observation, series.name, BITS_PER_BYTE).stderr)
     loss = series.losses[indices]
     weight = series.goal.weight
     return TrialScores(series.name, weight, np.array(rows, dtype=int), loss, _known(loss, noise))

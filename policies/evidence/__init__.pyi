@@ -1,9 +1,14 @@
 from .checkpoint_comparison import Comparison as Comparison
 from .checkpoint_comparison import compare as compare
+from .honest_difference import honest_difference as honest_difference
+from .honest_difference import pooled_noise as pooled_noise
 from .objective import objective_metric as objective_metric
 from .objective import objective_weights as objective_weights
 from .significance import Claim as Claim
 from .significance import claims_of as claims_of
 from .significance import holm as holm
+from .trajectory_noise import RECENT as RECENT
+from .trajectory_noise import Jitter as Jitter
+from .trajectory_noise import trajectory_noise as trajectory_noise
 from .vetoes import Veto as Veto
 from .vetoes import vetoes as vetoes

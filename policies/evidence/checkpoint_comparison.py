@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mixloop.common.paired import (
@@ -13,6 +14,8 @@ from mixloop.common.paired import (
     weighted_mean,
 )
 from mixloop.policies.interface import BenchmarkScore, MissingScore, weighted_items
+
+from .trajectory_noise import UNKNOWN_JITTER, Jitter
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,16 @@ class Comparison:
     mcnemar: float | None
 
 
-def compare(benchmark: str, metric: str, a: BenchmarkScore, b: BenchmarkScore) -> Comparison:
+def compare(
+    benchmark: str,
+    metric: str,
+    a: BenchmarkScore,
+    b: BenchmarkScore,
+    jitter: Jitter = UNKNOWN_JITTER,
+) -> Comparison:
     """One metric of one benchmark at two checkpoints.
+
+    ``jitter`` is that of the run both are of; without it the items' error stands alone.
 
     Raises:
         MissingScore: when a side lacks the metric, or no item is scored on both.
@@ -49,7 +60,7 @@ def compare(benchmark: str, metric: str, a: BenchmarkScore, b: BenchmarkScore) -
         b=weighted_mean([(after, weight) for _, after, weight in shared])[0],
         items_a=len(old),
         items_b=len(new),
-        difference=difference,
+        difference=difference.beside(math.sqrt(2) * jitter.stderr, jitter.df),
         mcnemar=mcnemar(old, new),
     )
 

@@ -18,6 +18,7 @@ from mixloop.policies.interface import (
 )
 from mixloop.policies.mixture import total_variation
 
+from .honest_difference import honest_difference
 from .significance import holm
 
 
@@ -99,7 +100,7 @@ def _fall(
     if not before or not after:
         return None
     try:
-        difference = observation.difference(benchmark, before[0], after[0], metric)
+        difference = honest_difference(observation, benchmark, before[0], after[0], metric)
     except MissingScore:
         return None
     return difference if math.isfinite(difference.stderr) else None
@@ -116,4 +117,4 @@ def _metric(observation: Observation, benchmark: str) -> str:
 
 
 def _fell(fall: Difference) -> str:
-    return f"fell by {-fall.gain:.3g} ±{fall.stderr:.2g} {fall.metric} (z {-fall.z:.2g})"
+    return f"fell by {-fall.gain:.3g} {fall.spread} {fall.metric} (z {-fall.z:.2g})"

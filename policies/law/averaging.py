@@ -34,7 +34,7 @@ class Averaging:
         surprise: how many standard deviations the best law explains more than chance would.
         ahead: the ensemble's predictive score less the null's.
         trust: from 0 to 1, whether the newest block was predicted better than by the null.
-        misfit: the best law's mean squared residual, in noise variances.
+        misfit: the best law's squared residuals in noise variances, by their degrees of freedom.
     """
 
     names: tuple[str, ...]
@@ -81,7 +81,7 @@ def weigh(data: LawData, fits: Sequence[Fit], cuts: Sequence[int], temper: float
         surprise=_surprise(data, misfit),
         ahead=float(together.sum()),
         trust=float(1 / (1 + np.exp(-np.clip(last, -30, 30)))),
-        misfit=float(misfit[:-1].min() / max(1, np.isfinite(data.losses).sum())),
+        misfit=float((misfit / np.array([_free(data, fit) for fit in fits]))[:-1].min()),
     )
 
 
@@ -101,6 +101,13 @@ def _scores(data: LawData, fit: Fit, cuts: Sequence[int]) -> Array:
 def _misfit(data: LawData, fit: Fit) -> float:
     off = (data.losses - fit.fitted[-1]) / data.noise
     return float(np.where(np.isfinite(off), np.minimum(off**2, 9.0), 0.0).sum())
+
+
+def _free(data: LawData, fit: Fit) -> float:
+    """Scores, less the parameters that they came to determine (the trace of the fit's hat)."""
+    scored = np.isfinite(data.losses)
+    taken = np.where(scored, (fit.spread[-1] / np.where(scored, data.noise, 1.0)) ** 2, 0.0)
+    return float(max(1.0, scored.sum() - np.minimum(taken, 1.0).sum()))
 
 
 def _surprise(data: LawData, misfit: Array) -> float:

@@ -126,7 +126,7 @@ class LawPolicy:
         ensemble = weighted_fits(fits, averaging.weights, options.draws, at.observation.seed)
         problem = make_problem(ensemble, at.ahead, at.terms, at.limits, start, options.caution)
         target, gain = best_plan(problem, at.lasting(at.now))
-        target = averaging.trust * target + (1 - averaging.trust) * start
+        target = averaging.trust * target + (1 - averaging.trust) * at.lasting(at.start_within)
         evidence |= {"gain": gain, "trust": averaging.trust}
         why = f"law: {gain:.3g} less at the end than as it goes, by {averaging.leading()}"
         left = 1 - at.done / options.explore if options.explore > 0 else 0.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixloop.policies.interface import Observation
-from mixloop.policies.mixture import Array, first_mixture
+from mixloop.policies.mixture import Array, confine, first_mixture
 
 from .law_data import LawData
 from .models import Ahead
@@ -40,6 +40,13 @@ class Situation:
     def done(self) -> float:
         """The part of the budget that is spent."""
         return self.observation.tokens / self.observation.budget
+
+    @property
+    def start_within(self) -> Array:
+        """The mixture nearest to the start's that can last to the end of the budget, (k,)."""
+        rest = sum(length for length, _ in self.ahead.stretches)
+        most = np.minimum(self.limits.highest.min(axis=0), self.limits.left / max(rest, 1e-12))
+        return confine(self.start, most)
 
     def lasting(self, mixture: Array) -> Array:
         """A plan that keeps one mixture, (s, k)."""

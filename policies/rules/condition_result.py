@@ -52,19 +52,6 @@ def span(
     return scored[-1 - over], newest
 
 
-def difference_of(
-    observation: Observation, benchmarks: Sequence[str], older: int, newer: int, metric: str
-) -> Difference:
-    """The difference on one benchmark, or over the items of several together.
-
-    Raises:
-        MissingScore: when a side lacks a score, or (to pool) its items.
-    """
-    if len(benchmarks) == 1:
-        return observation.difference(benchmarks[0], older, newer, metric)
-    return observation.pooled_difference(benchmarks, older, newer, metric)
-
-
 def tokens_of(observation: Observation, *indices: int) -> list[int]:
     """Tokens at evaluations."""
     return [observation.evaluations[index].tokens for index in indices]
@@ -78,4 +65,5 @@ def measured(condition: str, benchmark: str, metric: str, **values: Any) -> dict
 def changed(condition: str, change: Difference, **values: Any) -> dict[str, Any]:
     """A difference that a condition measured, as evidence."""
     numbers = {key: getattr(change, key) for key in ("gain", "stderr", "z", "n", "paired")}
+    numbers |= {"stderr_items": change.items, "stderr_trajectory": change.trajectory}
     return measured(condition, change.benchmark, change.metric, **numbers, **values)

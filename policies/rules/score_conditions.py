@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mixloop.common.paired import Difference, welch, z_of
+from mixloop.policies.evidence import (
+    Jitter,
+    honest_difference,
+    pooled_noise,
+    trajectory_noise,
+)
 from mixloop.policies.interface import (
     BITS_PER_BYTE,
+    Metric,
     MissingScore,
     Names,
     Observation,
@@ -22,7 +28,6 @@ from .condition_result import (
     ConditionResult,
     Outcome,
     changed,
-    difference_of,
     directed,
     measured,
     span,
@@ -73,9 +78,10 @@ class Level(_Threshold):
         newest = observation.evaluation(span(observation, self.benchmark, self.metric, 0)[1])
         metric = observation.pooled_metric(self.benchmark, newest, self.metric)
         side, limit, beyond = self._beyond(metric.value)
-        stderr = metric.stderr if metric.stderr and math.isfinite(metric.stderr) else None
+        jitter = pooled_noise(observation, self.benchmark, newest, self.metric)
+        stderr, df = off_course(metric, jitter)
         outcome: Outcome = "fails" if beyond <= 0 else "holds"
-        z = z_of(beyond, stderr, metric.n - 1) if stderr else None
+        z = z_of(beyond, stderr, df) if stderr else None
         if beyond > 0 and self.z > 0 and (z is None or z < self.z):
             outcome = "inconclusive"
         name = "+".join(self.benchmark)
@@ -87,9 +93,18 @@ class Level(_Threshold):
         away = beyond / max(abs(limit), 1e-9) if z is None else z
         gap = 0.0 if outcome == "holds" else self.z - away
         evidence = measured("level", name, self.metric, values=[value], stderr=stderr, z=z, n=n)
-        evidence |= {"tokens": tokens, side: limit}
+        evidence |= {"stderr_trajectory": jitter.stderr, "tokens": tokens, side: limit}
         evidence |= {"claim": z} if self.z > 0 and z is not None else {}
         return ConditionResult(outcome, text, gap, evidence)
+
+
+def off_course(metric: Metric, jitter: Jitter) -> tuple[float | None, float]:
+    """Standard error of a score as the run's level there, and its df; None: none is stated."""
+    stated = metric.stderr if metric.stderr and math.isfinite(metric.stderr) else None
+    if stated is None or jitter.df <= 0:
+        return stated, metric.n - 1
+    both = (stated**2, jitter.stderr**2)
+    return math.sqrt(math.fsum(both)), welch(both, (max(metric.n - 1, 1), jitter.df))
 
 
 class Trend(OptionsModel):
@@ -114,7 +129,7 @@ class Trend(OptionsModel):
         """Did the benchmark get better, worse or neither over the span?"""
         metric = self.metric or observation.common_metric(self.benchmark)
         older, newer = span(observation, self.benchmark, metric, self.over)
-        change = difference_of(observation, self.benchmark, older, newer, metric)
+        change = honest_difference(observation, self.benchmark, older, newer, metric)
         outcome, gap = self._outcome(change)
         old, new = (observation.pooled_metric(self.benchmark, i, metric) for i in (older, newer))
         unit = "evaluation" if self.over == 1 else "evaluations"
@@ -123,7 +138,7 @@ class Trend(OptionsModel):
         said = said.replace("not not-", "")
         text = (
             f"{'+'.join(self.benchmark)} {metric} {said} over {self.over} {unit}"
-            f" ({old.value:.4g} to {new.value:.4g}, gain {change.gain:.2g} ±{change.stderr:.2g},"
+            f" ({old.value:.4g} to {new.value:.4g}, gain {change.gain:.2g} {change.spread},"
             f" z {change.z:.2g}, n={change.n})"
         )
         tokens = tokens_of(observation, older, newer)
@@ -208,11 +223,11 @@ def _relative_gain(
     observation: Observation, benchmark: str, older: int, newer: int, metric: str
 ) -> Difference:
     """The difference in parts of the older value."""
-    change = observation.difference(benchmark, older, newer, metric)
+    change = honest_difference(observation, benchmark, older, newer, metric)
     base = abs(find_metric(observation.evaluation(older), benchmark, metric).value)
     if base == 0:
         raise MissingScore(f"{benchmark} was 0: its relative gain is undefined")
-    return replace(change, gain=change.gain / base, stderr=change.stderr / base)
+    return change.times(1 / base)
 
 
 class Plateau(OptionsModel):
@@ -258,12 +273,12 @@ class Plateau(OptionsModel):
 
     def _pace(self, observation: Observation, older: int, newer: int, metric: str) -> Difference:
         """The difference per doubling of the tokens."""
-        change = difference_of(observation, self.benchmark, older, newer, metric)
+        change = honest_difference(observation, self.benchmark, older, newer, metric)
         before, after = tokens_of(observation, older, newer)
         if not 0 < before < after:
             raise MissingScore("two evaluations at the same tokens have no pace")
         doublings = math.log2(after / before)
-        return replace(change, gain=change.gain / doublings, stderr=change.stderr / doublings)
+        return change.times(1 / doublings)
 
 
 class Regression(OptionsModel):
@@ -287,7 +302,7 @@ class Regression(OptionsModel):
         earlier = [i for i in observation.scored(name, metric) if i < newest]
         losses = [find_metric(observation.evaluations[i], name, metric).loss for i in earlier]
         best = earlier[losses.index(min(losses))]
-        change = observation.difference(name, best, newest, metric)
+        change = honest_difference(observation, name, best, newest, metric)
         # one of several tests: the tail is shared among the evaluations it could have been
         needed = -float(ndtri(float(ndtr(-self.z)) / len(earlier))) if self.z > 0 else 0.0
         if not math.isfinite(change.stderr):
@@ -297,7 +312,7 @@ class Regression(OptionsModel):
         shown = {"holds": "fell", "fails": "did not fall", "inconclusive": "may have fallen"}
         text = (
             f"{name} {metric} {shown[outcome]} from its best by {-change.gain:.2g}"
-            f" ±{change.stderr:.2g} (z {lost.z:.2g} of {needed:.2g}, n={change.n})"
+            f" {change.spread} (z {lost.z:.2g} of {needed:.2g}, n={change.n})"
         )
         # as one test of one hypothesis, the choice of the best paid for
         claim = -float(ndtri(min(0.5, float(ndtr(-lost.z)) * len(earlier))))
@@ -327,10 +342,12 @@ class Ratio(_Threshold):
         if under.value == 0:
             raise MissingScore(f"{self.to} is 0: nothing has a ratio to it")
         ratio = over.value / under.value
-        errors = (over.stderr or 0.0, ratio * (under.stderr or 0.0))
+        noise = [trajectory_noise(observation, name, self.metric) for name in names]
+        (first, df_over), (second, df_under) = map(off_course, (over, under), noise)
+        errors = (first or 0.0, ratio * (second or 0.0))
         spread = math.hypot(*errors) / abs(under.value)
         side, limit, beyond = self._beyond(ratio)
-        df = welch([e**2 for e in errors], [max(side.n - 1, 1) for side in (over, under)])
+        df = welch([e**2 for e in errors], [max(df_over, 1), max(df_under, 1)])
         z = z_of(beyond, spread, df)
         outcome: Outcome = "inconclusive" if beyond > 0 else "fails"
         if z > 0 and z >= self.z:

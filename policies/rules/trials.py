@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, Literal
 
 from mixloop.common.paired import welch, z_of
-from mixloop.policies.evidence import objective_metric, objective_weights
+from mixloop.policies.evidence import objective_metric, objective_weights, trajectory_noise
 from mixloop.policies.interface import (
     Evaluation,
     MissingScore,
@@ -193,10 +193,10 @@ def _exposures(
 def _noise(
     observation: Observation, benchmark: str, metric: str, evaluations: Sequence[Evaluation]
 ) -> float:
-    """Standard deviation of one evaluation's noise.
+    """Standard deviation of one evaluation's noise: the items' and the trajectory's.
 
-    What makes an item hard is in all of them and cancels: it is taken from paired differences of
-    neighbours.
+    What makes an item hard is in all of them and cancels: the items' part is taken from paired
+    differences of neighbours.
     """
     spreads = []
     for older, newer in pairwise(evaluations):
@@ -205,4 +205,5 @@ def _noise(
         except MissingScore:
             continue
     finite = [spread for spread in spreads if math.isfinite(spread)]
-    return median(finite) / math.sqrt(2) if finite else 0.0
+    items = median(finite) / math.sqrt(2) if finite else 0.0
+    return math.hypot(items, trajectory_noise(observation, benchmark, metric).stderr)

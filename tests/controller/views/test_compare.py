@@ -199,12 +199,11 @@ def test_nothing_shared_fails_and_says_why(command: Any, files: Any) -> None:
     assert err == "error: nothing can be compared\n"
 
 
-def test_two_checkpoints_of_a_run(command: Any, files: Any, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def write_run(run: Path, *cards: Scorecard) -> Path:
     journal = Journal(run / "journal.db", create=True)
     journal.claim("r")
     force = SimpleNamespace(generation=0, weights={"web": 1.0})
-    for one in (OLD, NEW):
+    for one in cards:
         step = one.step
         assert step is not None
         manifest = {"step": step, "tokens": one.tokens, "sample": step, "phase": "stable"}
@@ -215,6 +214,11 @@ def test_two_checkpoints_of_a_run(command: Any, files: Any, tmp_path: Path) -> N
         records.scoring_started(journal, step)
         records.scored(journal, step, json.loads(one.to_json()))
     journal.close()
+    return run
+
+
+def test_two_checkpoints_of_a_run(command: Any, files: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", OLD, NEW)
     found = command(run, "--steps", "10,20", "--json")
     assert found == command(*files(OLD, NEW), "--json")
     for steps, words in (("10,30", "no scorecard at step 30; scored steps: 10, 20"),
@@ -222,6 +226,32 @@ def test_two_checkpoints_of_a_run(command: Any, files: Any, tmp_path: Path) -> N
         code, _, err = command(run, "--steps", steps)
         assert code == 2
         assert words in err
+
+
+def test_the_trajectory_of_the_run_counts_beside_the_items(
+    command: Any, files: Any, tmp_path: Path
+) -> None:
+    jumps = (0.0, 0.2, -0.2, 0.2, -0.2, 0.2)
+    cards = [
+        card(10 * (k + 1), mmlu=score("mmlu", mmlu_items(2 + k, gain)))
+        for k, gain in enumerate(jumps)
+    ]
+    run = write_run(tmp_path / "run", *cards)
+    _, out, _ = command(run, "--steps", "50,60", "--json")
+    both = rows_of(out)["mmlu", "bits_per_byte"]
+    _, out, _ = command(*files(*cards[-2:]), "--json")
+    alone = rows_of(out)["mmlu", "bits_per_byte"]
+    assert both["gain"] == alone["gain"]
+    assert both["stderr_items"] == pytest.approx(alone["stderr"])
+    assert alone["stderr_trajectory"] == 0
+    assert both["stderr_trajectory"] > 0.1
+    assert both["stderr"] == pytest.approx(math.hypot(alone["stderr"], both["stderr_trajectory"]))
+    assert abs(both["z"]) < abs(alone["z"])
+    _, shown, _ = command(run, "--steps", "50,60")
+    assert "± trajectory" in shown
+    assert f"{both['stderr_trajectory']:.4f}" in shown
+    assert "jitters" not in shown
+    assert "jitters" in command(*files(*cards[-2:]))[1]
 
 
 def test_bad_input_is_one_line(command: Any, files: Any, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_many_watched_benchmarks_need_more_to_veto():
 
 def test_a_floor_is_kept_against_the_best_evaluation():
     goal = {"objective": {"mmlu": Goal(max_drop=0.05)}, "steering": {"mmlu": "bits_per_byte"}}
-    rising = [{"mmlu": 1.2}, {"mmlu": 1.0}]
+    rising = [{"mmlu": value} for value in (1.2, 1.15, 1.11, 1.08, 1.055, 1.035, 1.015, 1.0)]
     (veto,) = vetoes(seen(*rising, {"mmlu": 1.1}, **goal), 0.05)
     assert "from its best, max_drop is 0.05" in veto.why
     assert veto.back_to == NOW

@@ -88,6 +88,10 @@ def test_actions(action, changed):
     assert sum(reply.weights.values()) == pytest.approx(1)
 
 
+CALM = [2.9, 2.7, 2.54, 2.41, 2.3, 2.21, 2.14, 2.08]
+"""A course smooth enough that what follows it isn't taken for jitter."""
+
+
 @pytest.mark.parametrize(
     ("when", "values", "outcome"),
     [
@@ -98,12 +102,13 @@ def test_actions(action, changed):
         ("{ratio: {benchmark: gsm8k, to: mmlu, above: 1.9, z: 2}}", [2.0], "fires"),
         ("{ratio: {benchmark: gsm8k, to: mmlu, above: 1.99, z: 2}}", [2.0], "inconclusive"),
         ("{ratio: {benchmark: gsm8k, to: mmlu, below: 1.9}}", [2.0], "hold"),
-        ("{regression: {benchmark: gsm8k}}", [2.0, 1.5, 1.7], "fires"),
-        ("{regression: {benchmark: gsm8k}}", [2.0, 1.5, 1.52], "inconclusive"),
-        ("{regression: {benchmark: gsm8k, margin: 0.3}}", [2.0, 1.5, 1.6], "hold"),
-        ("{plateau: {benchmark: gsm8k, over: 1}}", [2.0, 1.5, 1.5], "fires"),
-        ("{plateau: {benchmark: gsm8k, over: 1}}", [2.0, 1.5, 1.1], "hold"),
-        ("{plateau: {benchmark: gsm8k, over: 1}}", [2.0, 1.5, 1.36], "inconclusive"),
+        ("{regression: {benchmark: gsm8k}}", [*CALM, 2.03, 2.25], "fires"),
+        ("{regression: {benchmark: gsm8k}}", [*CALM, 2.03, 2.05], "inconclusive"),
+        ("{regression: {benchmark: gsm8k}}", [2.0, 1.5, 1.7], "inconclusive"),  # jitter, or a fall
+        ("{regression: {benchmark: gsm8k, margin: 0.5}}", [*CALM, 2.03, 2.13], "hold"),
+        ("{plateau: {benchmark: gsm8k, over: 1}}", [*CALM, 1.8, 1.8], "fires"),
+        ("{plateau: {benchmark: gsm8k, over: 1}}", [*CALM, 1.98, 1.6], "hold"),
+        ("{plateau: {benchmark: gsm8k, over: 1}}", [*CALM, 1.98, 1.93], "inconclusive"),
     ],
 )
 def test_further_conditions(when, values, outcome):
@@ -115,9 +120,9 @@ def test_further_conditions(when, values, outcome):
 
 def test_the_more_evaluations_a_best_was_chosen_from_the_more_it_takes_to_regress():
     text = rule("when: {regression: {benchmark: gsm8k}}, move: {to: code}")
-    few = [2.0, 1.5, 1.538]
+    few = [2.0] * 6 + [1.995, 2.04]
     assert isinstance(decide(text, observe(*({"gsm8k": v} for v in few))), Proposal)
-    many = [2.0] * 40 + few[1:]
+    many = [2.0] * 60 + few[6:]
     reply = decide(text, observe(*({"gsm8k": v} for v in many)))
     assert isinstance(reply, Hold)
     assert reply.verdict == "inconclusive"

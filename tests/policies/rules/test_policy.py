@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixloop.policies.evidence import honest_difference
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
@@ -192,7 +193,9 @@ def test_trend_evidence_names_both_evaluations():
         *({"gsm8k": bench(v, spread=0.01, seed=k)} for k, v in enumerate((2, 1.9, 1.8)))
     )
     reply = rules(one("{trend: {benchmark: gsm8k, over: 2, is: better}}")).decide(observation)
-    difference = observation.difference("gsm8k", 0, 2)
+    difference = honest_difference(observation, "gsm8k", 0, 2)
+    assert difference.stderr > observation.difference("gsm8k", 0, 2).stderr
+    assert reply.evidence["stderr_trajectory"] == difference.trajectory
     assert reply.evidence["tokens"] == [1000, 3000]
     assert reply.evidence["z"] == difference.z
     assert reply.evidence["gain"] == difference.gain
