@@ -38,6 +38,7 @@ from .trial_data import TrialData, trial_data
 MIN_CHANGE = 1e-3  # total variation below which an order isn't worth it
 CLOSE = 0.01  # total variation that is gone back at once
 EARLY = 0.3  # part of the budget in which mixtures are tried
+FOLLOWED = 0.5  # of the way from what branches point at to the best posterior mean, if confirmed
 SPREAD = 1.0  # standard deviation of the slopes before any point of the prior is seen
 
 
@@ -191,9 +192,10 @@ class BayesPolicy:
             return self._back(at, facts)
         best = shrunk(forecast, best)
         if at.aim is not None:
-            part = at.aim.confirms(at.named(best.weights), first_mixture(at.observation))
+            confirmed = at.aim.confirms(at.named(best.weights), first_mixture(at.observation))
+            part = FOLLOWED * confirmed
             best = replace(best, weights=part * best.weights + (1 - part) * at.centre)
-            facts |= {"confirmed": part, "branches": at.aim.score}
+            facts |= {"confirmed": confirmed, "branches": at.aim.score}
         facts |= {"gain": best.gain, "stderr": best.stderr}
         weights = towards(at.current, best.weights, at.observation.limits.max_change)
         if total_variation(at.named(weights), at.named(at.current)) <= MIN_CHANGE:

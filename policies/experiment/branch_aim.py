@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from mixloop.policies.interface import Experiment, Observation
 
 from .asking import design, due, length
@@ -46,8 +44,7 @@ class BranchAim:
     """Where the experiments so far point, and what they make of another mixture.
 
     Attributes:
-        weights: the mixture for the rest of the budget, brought near enough to the first one that
-            it may be gone to at once.
+        weights: the mixture for the rest of the budget.
         gain: by source, what a share of it is worth (the objective's bits per byte, first order).
         score: normal score that sources differ at all.
     """
@@ -57,13 +54,17 @@ class BranchAim:
     score: float
 
     def confirms(self, weights: Mapping[str, float], start: Mapping[str, float]) -> float:
-        """From 0 to 1: how much of what this aim promises over ``start`` the mixture does too."""
+        """From 0 to 1: how much of what this aim promises over ``start`` the mixture does too.
+
+        One that goes further than the branches do is confirmed less: they see no corner.
+        """
 
         def worth(mixture: Mapping[str, float]) -> float:
             return sum(g * (mixture.get(n, 0.0) - start.get(n, 0.0)) for n, g in self.gain.items())
 
         promised = worth(self.weights)
-        return float(np.clip(worth(weights) / promised, 0, 1)) if promised > 0 else 0.0
+        ratio = worth(weights) / promised if promised > 0 else 0.0
+        return max(0.0, ratio) if ratio <= 1 else ratio**-2
 
 
 def branch_aim(

@@ -100,22 +100,22 @@ class BranchedRun:
         """The mixture (k,) for the rest of the budget, and what led there."""
         options, observation = self.options, self.observation
         mean, error = self.worth @ pooled.gain, np.sqrt(self.worth**2 @ pooled.variance)
-        useless = (mean - self.now @ mean + USELESS * error < 0) & (pooled.tried > 0)
+        useless = (mean - self.prior @ mean + USELESS * error < 0) & (pooled.tried > 0)
         least = self._least(np.where(useless, KEPT, 1.0))
         unit = observation.budget
         sources = observation.sources.values()
+        # seen from the experiment: time alone is no reason to go further
         outlook = Outlook(
-            drawn=np.array([s.drawn / unit for s in sources]),
-            then=self._drawn_at(pooled.at) / unit,
+            drawn=self._drawn_at(pooled.at) / unit,
             unique=np.array([max(s.unique_tokens, 1) / unit for s in sources]),
-            left=self.left / unit,
+            left=(unit - pooled.at) / unit,
             least=least,
             most=np.maximum(self.most, least),
             worth=self.worth,
             returns=options.returns,
             caution=options.caution,
         )
-        aim = best_destination(outlook, self._draws(pooled), self.now)
+        aim = best_destination(outlook, self._draws(pooled), self.prior)
         told: Facts = {
             "effects": {
                 name: [float(mean[i]), float(error[i])]

@@ -157,7 +157,6 @@ def test_says_why_in_words_and_figures() -> None:
 def outlook(**changes: Any) -> Outlook:
     fields: dict[str, Any] = {
         "drawn": np.full(3, 0.1),
-        "then": np.full(3, 0.1),
         "unique": np.full(3, 1e6),
         "left": 0.7,
         "least": np.full(3, 0.02),
