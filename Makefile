@@ -8,7 +8,7 @@ ARGS ?=
 export TORCH MIXLOOP_PYTHON
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help env demo test test-titan check soak bench bench-evals bench-loader bench-gpu bench-policies clean
+.PHONY: help env demo test test-titan check soak bench bench-evals bench-loader bench-gpu bench-policies bench-real clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-loader ARGS=\"--peers DIR\"  our loader beside six others, each in its own environment"
 	@echo "make bench-gpu  trainer, feeding, adapters and evaluations on a CUDA device; six minutes"
 	@echo "make bench-policies  every policy on worlds whose truth is known; hours on a few cores"
+	@echo "make bench-real ARGS=\"--out DIR --data DIR\"  every policy on real training; hours on two cores"
 	@echo "make clean   remove caches and build outputs; .venv stays"
 	@echo "make env     only the set-up: .venv with mixloop[dev,demo]"
 	@echo "Options: ARGS=..., MIXLOOP_PYTHON=/path/to/python3, TORCH=\"torch==...\""
@@ -54,7 +55,7 @@ soak: env
 
 bench: env
 	@set -e; for script in bench/*.py; do \
-	  case "$$script" in bench/evals.py|bench/policies.py|bench/regmix.py|bench/loader.py|bench/loader_peers.py|bench/gpu*.py) continue;; esac; \
+	  case "$$script" in bench/evals.py|bench/policies.py|bench/real*.py|bench/regmix.py|bench/loader.py|bench/loader_peers.py|bench/gpu*.py) continue;; esac; \
 	  if [ ! -e "$$script" ]; then echo "bench/ holds no scripts"; exit 0; fi; \
 	  echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
 	done
@@ -75,6 +76,9 @@ bench-gpu: env
 # ARGS="--jobs 8 --only law --out results.json", "--null", "--policy law --vary sweep"
 bench-policies: env
 	@$(BIN)/python bench/policies.py $(ARGS)
+
+bench-real: env
+	@$(BIN)/python bench/real.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

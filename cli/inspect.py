@@ -70,8 +70,11 @@ def explain(
         lines = output.explain_lines(entry)
     if as_json:
         print_json(entry)
-    else:
-        print_lines(lines)
+        return
+    print_lines(lines)
+    made = entry["experiment"]
+    if made is not None and (table := output.experiment_table(made)) is not None:
+        views.console().print(table)
 
 
 def report(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,7 +83,7 @@ def history_table(entries: Sequence[Json]) -> Table:
         (
             *(entry["id"], entry["step"], tokens(entry["tokens"])),
             *(core.verdict(entry), entry["policy"]),
-            core.changes(entry),
+            _changed(entry),
             _why(entry),
             "-" if entry["applied_step"] is None else f"step {entry['applied_step']}",
         )
@@ -94,6 +94,12 @@ def history_table(entries: Sequence[Json]) -> Table:
     headlines = {name: metric for name, metric in newest.items() if metric.since is not None}
     shown.caption = cell(f"Steered: {core.steering(headlines)}") if headlines else None
     return shown
+
+
+def _changed(entry: Json) -> str:
+    """What a decision moves, or how the experiment that it asks for stands."""
+    made = entry.get("experiment")
+    return core.changes(entry) if made is None else f"{made['id']} {made['state']}"
 
 
 def _steering(entry: Json) -> dict[str, core.Steering]:
@@ -135,7 +141,22 @@ def explain_lines(entry: Json) -> list[str]:
         lines.append(f"Approval     {core.approval(entry['approval'])}")
     lines += [f"Assessed     {core.assessment(said)}" for said in entry.get("assessments", ())]
     lines += [f"Outcome      {line}" for line in core.outcome_lines(entry["outcome"])]
+    if (made := entry.get("experiment")) is not None:
+        lines.append(f"Experiment   {core.experiment(made)}")
+        lines.append(f"             control: {core.mixture(made['weights'])}")
+        lines += [f"             {line}" for line in core.experiment_limits(made)]
     return lines
+
+
+def experiment_table(made: Json) -> Table | None:
+    """What came of an experiment, by branch and benchmark; None before there is anything."""
+    rows = core.experiment_rows(made)
+    if not rows:
+        return None
+    benchmarks = list(dict.fromkeys(name for _, _, gains in rows for name in gains))
+    columns = ("what", "mixture moved", *(f"{name}, gain" for name in benchmarks))
+    cells = ((what, moved, *(gains.get(n, "-") for n in benchmarks)) for what, moved, gains in rows)
+    return table(f"{made['id']}: bits per byte, paired; positive is better", columns, cells)
 
 
 def skipped_lines(rows: Iterable[Json]) -> list[str]:
@@ -241,6 +262,17 @@ def _pending_lines(run: RunStanding) -> Iterator[str]:
         yield f"Pending    switch at sample {run.status.pending.sample:,}"
     for step in run.scoring:
         yield f"Pending    scoring the checkpoint at step {step}"
+    made = run.experiments
+    if made.open is not None:
+        yield f"Experiment {clean(made.in_words)}"
+    if made.budget:
+        spent = f"{tokens(made.charged)} of {tokens(made.budget)} tokens"
+        yield f"Tried      {_experiments(made.states)}; {spent}, {tokens(made.left)} left"
+
+
+def _experiments(states: Mapping[str, int]) -> str:
+    told = ", ".join(f"{count} {state}" for state, count in states.items())
+    return f"experiments: {told or 'none yet'}"
 
 
 def _operator_lines(operators: OperatorStanding, timeout: int | None) -> Iterator[str]:

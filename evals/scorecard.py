@@ -92,14 +92,19 @@ class Cost(FrozenModel):
 class Scorecard(FrozenModel):
     """All metrics of one checkpoint. `engine` names the versions that ran.
 
-    `seconds` (wall) and `cost` (per benchmark) differ from one run to the next; everything else
-    is the same whenever, and on however many workers, the same checkpoint is scored.
+    `averaged` are the folders of the checkpoints whose mean was scored, oldest first, its own
+    included: fewer than the `average` that was asked for where there were no more. It is empty
+    where a checkpoint is scored as it is. `seconds` (wall) and `cost` (per benchmark) differ from
+    one run to the next; everything else is the same whenever, and on however many workers, the same
+    checkpoint is scored.
     """
 
     schema_: Literal["mixloop/scorecard/1"] = Field(default=SCHEMA, alias="schema")
     checkpoint: str
     step: int | None = None
     tokens: int | None = None
+    average: int = 1
+    averaged: tuple[str, ...] = ()
     benchmarks: dict[str, BenchmarkScore]
     seconds: float
     cost: dict[str, Cost] = Field(default_factory=dict)

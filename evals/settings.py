@@ -131,7 +131,9 @@ class EvalSettings(BaseModel):
     `generate_items` of a benchmark are then upper bounds. `steering` is the controller's: which
     metric of a benchmark policies look at. So is `backlog`: with `latest`, once more than two
     checkpoints wait to be scored while training goes on, the newest is next and the older ones are
-    skipped; with `all` none is. `samples` says whether texts of up to `samples_tokens`
+    skipped; with `all` none is. A checkpoint's score is that of the mean of its weights and those
+    of the `average - 1` checkpoints before it (2505.12082), which damps the jitter that an
+    optimiser gives single ones. `samples` says whether texts of up to `samples_tokens`
     tokens are written for a person beside each scorecard. `data_pins` is what `auto` found earlier
     in the run, see :meth:`pinned`. `add_bos` puts the tokenizer's beginning-of-text token in front
     of every text, for a model that was trained so (`add_bos_token` of lm-eval's `hf` model); None:
@@ -157,6 +159,7 @@ class EvalSettings(BaseModel):
     )
     steering: Literal["auto", "bits_per_byte"] = "auto"
     backlog: Literal["latest", "all"] = "latest"
+    average: Annotated[int, Field(ge=1)] = 1
     data_pins: dict[str, Literal["hub", "packages"]] = Field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"
@@ -240,6 +243,8 @@ class EvalSettings(BaseModel):
         # left out where it is not set: scorecards of before it was there compare still
         if self.add_bos:
             measured["add_bos"] = True
+        if self.average > 1:
+            measured["average"] = self.average
         text = repr(sorted(measured.items()))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 

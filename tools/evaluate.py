@@ -56,6 +56,7 @@ class EvalArgs:
         changes: dict[str, object] = {
             "benchmarks": {n: self._changed(s, data.get(n)) for n, s in benchmarks.items()},
             "watch": {n: self._changed(s, None) for n, s in watch.items()},
+            "average": 1,  # the one that is named, as it is
         }
         if self.device:
             changes["device"] = self.device

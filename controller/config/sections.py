@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from mixloop.common.units import Tokens, parse_tokens
-from mixloop.evals import EvalSettings, Launcher
+from mixloop.evals import COMMAND, EvalSettings, Launcher
 from mixloop.trainer.config import JobSource, LimitSettings, ModelSettings, TrainerSettings
 
 from .checkpoint_layouts import LayoutName
@@ -123,6 +123,13 @@ class ExperimentsSection(Section):
         description="another trainer's command, with {checkpoint} {mixture} {tokens} {out} "
         "(and {learning_rate}) in it; default: the reference trainer",
     )
+
+    @field_validator("launcher")
+    @classmethod
+    def _no_actors(cls, value: Launcher) -> Launcher:
+        if value == "ray":
+            raise ValueError(f"ray is not for experiments: local, or [srun, -G1, '{COMMAND}']")
+        return value
 
     @field_validator("trainer")
     @classmethod

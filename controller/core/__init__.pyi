@@ -7,6 +7,7 @@ from .decide import headline as headline
 from .decide import make_decision as make_decision
 from .decide import scores as scores
 from .decision_record import DecisionRecord as DecisionRecord
+from .decision_record import ExperimentRecord as ExperimentRecord
 from .decision_record import OrderRecord as OrderRecord
 from .decision_record import Plan as Plan
 from .decision_record import Weights as Weights
@@ -26,6 +27,8 @@ from .journal_rows import DecisionRow as DecisionRow
 from .journal_rows import EvaluationRow as EvaluationRow
 from .journal_rows import EvaluationState as EvaluationState
 from .journal_rows import EventRow as EventRow
+from .journal_rows import ExperimentOutcome as ExperimentOutcome
+from .journal_rows import ExperimentRow as ExperimentRow
 from .journal_rows import Guards as Guards
 from .journal_rows import LeaseRow as LeaseRow
 from .journal_rows import OrderRow as OrderRow
@@ -44,6 +47,7 @@ from .mlflow_entries import checkpoint_entry as checkpoint_entry
 from .mlflow_entries import curves_entry as curves_entry
 from .mlflow_entries import decision_entry as decision_entry
 from .mlflow_entries import end_entry as end_entry
+from .mlflow_entries import experiment_entry as experiment_entry
 from .mlflow_entries import note_entry as note_entry
 from .mlflow_entries import outcome_entries as outcome_entries
 from .mlflow_entries import outcome_gains as outcome_gains
@@ -73,6 +77,9 @@ from .wording import changes as changes
 from .wording import distinct as distinct
 from .wording import error_of as error_of
 from .wording import evidence_lines as evidence_lines
+from .wording import experiment as experiment
+from .wording import experiment_limits as experiment_limits
+from .wording import experiment_rows as experiment_rows
 from .wording import mixture as mixture
 from .wording import moves as moves
 from .wording import outcome_lines as outcome_lines

@@ -7,24 +7,41 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from mixloop.common.errors import one_line
 from mixloop.common.types import Json
 from mixloop.common.units import format_tokens
 from mixloop.contract import Status
 from mixloop.controller.config import ApprovalSection, RunConfig
 from mixloop.evals import Scorecard
-from mixloop.policies.evidence import Veto, claims_of
-from mixloop.policies.guards import GuardContext, GuardNote, GuardResult, apply_guards
-from mixloop.policies.interface import Evaluation, Observation, load_policy
+from mixloop.policies.evidence import PolicyStanding, Veto, claims_of
+from mixloop.policies.guards import (
+    NONE_ALLOWED,
+    GuardContext,
+    GuardNote,
+    GuardResult,
+    apply_guards,
+    bound_experiment,
+    planned_cost,
+)
+from mixloop.policies.interface import (
+    Evaluation,
+    Experiment,
+    Observation,
+    PolicyError,
+    jsonable,
+    load_policy,
+)
 from mixloop.policies.mixture import total_variation
 
-from .decision_record import DecisionRecord, OrderRecord, Plan, Weights
-from .guard_context import guard_context, guard_settings, remaining
+from .decision_record import DecisionRecord, ExperimentRecord, OrderRecord, Plan, Weights
+from .guard_context import guard_context, guard_settings, remaining, step_tokens
 from .journal_rows import DecisionRow
 from .steering_metric import HEADLINES
+from .way_back import way_back
 
 NOTHING = 1e-6  # total variation below which two mixtures are the same order
 ENDED = "training has ended, nothing can be changed any more"
-KINDS = ("proposal", "hold", "failed", "unread")
+KINDS = ("proposal", "hold", "experiment", "failed", "unread")
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,12 @@ class PolicyAnswer:
     evidence: Json = field(default_factory=dict)
     proposed: bool = False
     declared: bool = False
+    experiment: Experiment | None = None
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything is to be done."""
+        return self.proposed or self.experiment is not None
 
 
 def make_decision(
@@ -67,6 +90,7 @@ def make_decision(
     last_intervention: int | None,
     generation: int,
     vetoes: Sequence[Veto],
+    standing: PolicyStanding | None = None,
     pins: Weights | None = None,
     overtaken: str = "",
     forced: bool = False,
@@ -83,6 +107,8 @@ def make_decision(
         last_intervention: Tokens at which the last intervention came into force, or None.
         generation: The number an order would get.
         vetoes: Those of this observation.
+        standing: How the policy stands with the regression guard. Where that says that the run has
+            become worse, the mixture goes back, whatever the answer.
         pins: Shares that a person holds fixed.
         overtaken: Why the answer no longer counts (an operator acted meanwhile); empty if it does.
         forced: The mixture in force is one that a person forced past the hard guards: a hold
@@ -106,16 +132,23 @@ def make_decision(
         overtaken, verdict = ENDED, "expired"
     elif status.in_force.generation != observation.generation:
         overtaken = "another mixture came into force meanwhile, decided anew next time"
-    if asked.proposed and overtaken:
+    if asked.acts and overtaken:
         return replace(unchanged, verdict=verdict, reason=f"{asked.reason}; {overtaken}")
     if not asked.proposed and verdict == "expired":
         return unchanged
     if not asked.proposed and forced:
         kept = "a person forced the mixture in force past the hard guards; it is kept"
-        return replace(unchanged, guards=(GuardNote("operator", "flagged", kept),))
+        unchanged = replace(unchanged, guards=(GuardNote("operator", "flagged", kept),))
+        return _experiment(asked, unchanged, observation, config, status.lr)
     context = replace(
-        guard_context(observation, config, status, last_intervention), pins=pins or {}
+        guard_context(observation, config, status, last_intervention),
+        pins=pins or {},
+        standing=standing or PolicyStanding(),
     )
+    if not overtaken and not forced:
+        back = way_back(context, config, unchanged, generation)
+        if back is not None:
+            return back
     # A hold keeps what is in force *now*; what the policy saw may be over already.
     weights, plan = dict(context.weights), context.plan
     if asked.proposed:
@@ -131,7 +164,8 @@ def make_decision(
     result = apply_guards(weights, plan, context, guard_settings(config))
     unchanged = replace(unchanged, guards=result.notes)
     if result.verdict != "pass" or result.weights is None:
-        return _kept(asked, result, unchanged)
+        stays = _kept(asked, result, unchanged)
+        return _experiment(asked, stays, observation, config, status.lr)
     if asked.proposed and not context.declared:
         asked = replace(asked, weights=weights, plan=plan)
         for_a_person = _for_a_person(asked, unchanged, waiting, context, config, observation)
@@ -145,9 +179,54 @@ def make_decision(
         unchanged,
         verdict="intervene",
         reason=reason,
+        evidence=asked.evidence | ({"declared": True} if context.declared else {}),
         weights_after=result.weights,
         plan=result.plan,
         order=OrderRecord(generation, config.policy.use if asked.proposed else "guards"),
+    )
+
+
+def _experiment(
+    answer: PolicyAnswer,
+    unchanged: DecisionRecord,
+    seen: Observation,
+    config: RunConfig,
+    learning_rate: float | None,
+) -> DecisionRecord:
+    """A decision that keeps the mixture, with the experiment as it may be made, or why it isn't."""
+    asked, refused = answer.experiment, None
+    if asked is None:
+        return unchanged
+    scored = seen.evaluations[-1]
+    try:
+        if not config.experiment_tokens:
+            raise PolicyError(NONE_ALLOWED)
+        if before := next((e for e in seen.experiments if not e.ended), None):
+            raise PolicyError(f"{before.id} has not ended: one at a time")
+        if failed := [e for e in seen.experiments if e.state == "failed" and e.step == scored.step]:
+            raise PolicyError(f"{failed[-1].id} from this checkpoint failed: not before the next")
+        asked = bound_experiment(
+            asked,
+            seen.sources,
+            left=seen.experiment_tokens,
+            step_tokens=step_tokens(config, scored.tokens),
+        )
+    except PolicyError as error:
+        refused = str(error)
+    detail = f"{len(asked.branches)} branches and a control of {format_tokens(asked.tokens)} tokens"
+    note = GuardNote("experiments", "blocked" if refused else "passed", refused or detail)
+    given: Json = {"weights": dict(unchanged.weights_before), "phase": scored.phase}
+    given["learning_rate"] = learning_rate
+    return replace(
+        unchanged,
+        verdict="refused" if refused else "experiment",
+        reason=f"{asked.reason}; refused: {refused}" if refused else f"{asked.reason}; {detail}",
+        guards=(*unchanged.guards, note),
+        experiment=ExperimentRecord(
+            jsonable(asked.model_dump(exclude={"kind", "evidence"}) | given),
+            planned_cost(asked),
+            refused,
+        ),
     )
 
 
@@ -234,6 +313,14 @@ def _asked(answer: Answer, observation: Observation) -> PolicyAnswer:
     if answer.kind == "hold":
         return PolicyAnswer(
             current, payload["reason"], payload["verdict"], evidence=payload["evidence"]
+        )
+    if answer.kind == "experiment":
+        try:
+            wanted = Experiment(**payload)
+        except (TypeError, ValueError) as error:
+            return _asked(Answer("failed", {"reason": one_line(error)}), observation)
+        return PolicyAnswer(
+            current, wanted.reason, "experiment", evidence=wanted.evidence, experiment=wanted
         )
     return PolicyAnswer(
         dict.fromkeys(observation.sources, 0.0) | payload["weights"],

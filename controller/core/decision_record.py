@@ -28,6 +28,23 @@ class OrderRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ExperimentRecord:
+    """The experiment of a decision.
+
+    Attributes:
+        asked: the policy's request as it may be made, with ``weights``, the control's mixture,
+            ``phase``, that of the checkpoint, and the ``learning_rate``; of a refused one, as it
+            was asked for.
+        planned: training tokens of all its branches.
+        refused: why it isn't made; None: it is.
+    """
+
+    asked: Json
+    planned: int
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DecisionRecord:
     """One decision.
 
@@ -37,6 +54,8 @@ class DecisionRecord:
         plan: what the order does later, or, of a decision that waits for approval, would do.
         against_generation: of the order in force when it was made.
         order: None for a decision that changes nothing.
+        experiment: that it asks for; the mixture then stays.
+        experiments_known: how many experiments had ended when the policy was asked.
         approval: why a person has to approve it first; None: nobody has to.
         step: of the checkpoint that was decided on, or the trainer's; ``tokens`` likewise.
     """
@@ -51,6 +70,8 @@ class DecisionRecord:
     plan: Plan = ()
     guards: tuple[GuardNote, ...] = ()
     order: OrderRecord | None = None
+    experiment: ExperimentRecord | None = None
+    experiments_known: int = 0
     approval: str | None = None
     asked_by: AskedBy = "policy"
     policy: str = ""

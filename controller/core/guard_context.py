@@ -34,16 +34,25 @@ def switching_lead(config: RunConfig, tokens: int) -> int:
 
     The trainer polls, and starts the segment at least two polls later: three polls in all.
     """
-    trainer = config.trainer
-    try:
-        quanta = batch_schedule_of(trainer, trainer.processes)
-    except JobError:  # another loop's ranks, which only it knows
-        quanta = BatchSchedule(
-            [(0, trainer.micro_batch * trainer.accumulation * trainer.processes)]
-        )
+    trainer, quanta = config.trainer, _quanta(config)
     step = quanta.index(tokens // trainer.sequence_length)
     samples = quanta.first(step + 3 * trainer.poll_every) - quanta.first(step)
     return samples * trainer.sequence_length
+
+
+def step_tokens(config: RunConfig, tokens: int) -> int:
+    """Training tokens of the optimizer step that begins at ``tokens``."""
+    quanta, length = _quanta(config), config.trainer.sequence_length
+    step = quanta.index(tokens // length)
+    return (quanta.first(step + 1) - quanta.first(step)) * length
+
+
+def _quanta(config: RunConfig) -> BatchSchedule:
+    trainer = config.trainer
+    try:
+        return batch_schedule_of(trainer, trainer.processes)
+    except JobError:  # another loop's ranks, which only it knows
+        return BatchSchedule([(0, trainer.micro_batch * trainer.accumulation * trainer.processes)])
 
 
 def guard_context(

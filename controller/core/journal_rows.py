@@ -15,6 +15,7 @@ from .decision_record import AskedBy, Plan, Weights
 Counts = Mapping[str, int]
 Guards = tuple[GuardNote, ...]
 EvaluationState = Literal["running", "scored", "failed", "skipped"]
+ExperimentRowState = Literal["planned", "running", "done", "failed", "refused", "abandoned"]
 ApprovalState = Literal["waiting", "approved", "rejected", "superseded", "expired"]
 
 
@@ -134,6 +135,63 @@ class DecisionRow(TableRow):
     scored_at: str | None
     decided_at: str
     abandoned_by: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentRow(TableRow):
+    """An experiment that a policy asked for, without its scores.
+
+    Attributes:
+        step, tokens: of the checkpoint that its branches start from.
+        asked: the policy's :class:`~mixloop.policies.interface.Experiment`, with ``weights``, the
+            mixture in force then, ``phase`` and ``learning_rate``.
+        planned: training tokens of all branches; ``cost``: those that were spent.
+        attempts: how often it was started.
+        reason: why it was refused, given up or has failed.
+        effects: what came of it, in figures; None before it is done.
+        ended: it was so many-th to end; None before, and of one that never began.
+        abandoned_by: the incarnation of the trainer that left the branch it started from.
+    """
+
+    TABLE: ClassVar[str] = "experiments"
+    id: str
+    decision: str
+    step: int
+    tokens: int
+    asked: Json
+    planned: int
+    state: ExperimentRowState
+    attempts: int
+    reason: str | None
+    effects: Json | None
+    cost: int
+    ended: int | None
+    asked_at: str
+    started_at: str | None
+    finished_at: str | None
+    abandoned_by: int | None
+
+    @property
+    def open(self) -> bool:
+        """Whether it is still to be made."""
+        return self.state in ("planned", "running")
+
+    @property
+    def charged(self) -> int:
+        """Tokens that count against the budget: what is planned, until less is known to be so."""
+        if self.state == "refused" or (not self.open and not self.attempts):
+            return 0
+        return max(self.planned, self.cost)
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentOutcome(ExperimentRow):
+    """An experiment, and what came of it.
+
+    ``result`` is an :class:`~mixloop.policies.interface.ExperimentResult`; None before it is done.
+    """
+
+    result: Json | None
 
 
 @dataclass(frozen=True, slots=True)

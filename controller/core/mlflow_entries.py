@@ -22,7 +22,7 @@ from mixloop.contract import Status
 
 from . import wording
 from .decision_record import Weights
-from .journal_rows import CheckpointRow, DecisionRow, OrderRow
+from .journal_rows import CheckpointRow, DecisionRow, ExperimentRow, OrderRow
 
 LOWER, UPPER = "_lower", "_upper"  # one standard error off a score
 NOTE_INTERVENTIONS = 40  # in a run's description
@@ -202,6 +202,25 @@ def outcome_gains(payload: Json) -> dict[str, str]:
     }
 
 
+def experiment_entry(
+    row: ExperimentRow, state: str, reason: str | None, cost: int, effects: Json, ms: int
+) -> Entry:
+    """An experiment has ended, ``cost`` tokens later; ``effects``: what came of it, in figures."""
+    payload = {
+        "id": row.decision,
+        "experiment": row.id,
+        "state": state,
+        "reason": reason,
+        "step": row.step,
+        "tokens": row.tokens,
+        "cost": cost,
+        "weights": _rounded(row.asked["weights"]),
+        "effects": effects,
+        "ms": ms,
+    }
+    return Entry(f"experiment:{row.id}", "experiment", payload)
+
+
 def note_entry(key: str, note: str) -> Entry:
     """The run's description as it stands."""
     return Entry(f"note:{key}", "note", {"note": note})
@@ -323,10 +342,32 @@ def _outcome_calls(outcome: Json) -> list[Call]:
     ]
 
 
+def _experiment_calls(experiment: Json) -> list[Call]:
+    """Tags and a step on the trace of the decision that asked for it, and its gains as points."""
+    tags = {"experiment": experiment["experiment"], "experiment.state": experiment["state"]}
+    tags["experiment.cost"] = format_tokens(experiment["cost"])
+    if experiment["reason"]:
+        tags["experiment.reason"] = experiment["reason"]
+    points = {"experiment/cost": float(experiment["cost"])}
+    for fit in experiment["effects"].get("fits", ()):
+        if fit["part"] == "whole":
+            for name, found in fit["gains"].items():
+                tags[f"experiment.{name}"] = f"{found['gain']:+.4f} ± {found['stderr']:.4f}"
+                points[f"experiment_gain/{name}"] = found["gain"]
+    inputs = {"step": experiment["step"], "weights": experiment["weights"]}
+    at = {"tokens": experiment["tokens"], "ms": experiment["ms"]}
+    return [
+        ("trace_tags", {"id": experiment["id"], "tags": tags}),
+        _span(experiment, "experiment", inputs, tags | experiment["effects"]),
+        ("metrics", {"metrics": points, **at}),
+    ]
+
+
 _SPREAD: dict[str, Callable[[Json], list[Call]]] = {
     "published": _published_calls,
     "applied": _applied_calls,
     "outcome": _outcome_calls,
+    "experiment": _experiment_calls,
 }
 
 

@@ -44,6 +44,7 @@ class RequestContext:
         paused: Whether nothing is decided.
         decision: The decision that the request speaks of, if there is one of this id.
         approval: The state of its approval; empty if it asked for none.
+        held: The decision that the policy is held since; empty when it isn't.
     """
 
     config: RunConfig
@@ -57,6 +58,7 @@ class RequestContext:
     paused: bool
     decision: DecisionRow | None
     approval: str
+    held: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,31 @@ def _pause(request: Request, context: RequestContext) -> RequestOutcome:
 
 
 def _resume(request: Request, context: RequestContext) -> RequestOutcome:
-    if not context.paused:
+    if not context.paused and not context.held:
         return RequestOutcome("not paused")
-    return RequestOutcome("resumed: the newest scored checkpoint is decided on next", paused=False)
+    resumed = "resumed: the newest scored checkpoint is decided on next"
+    if not context.held:
+        return RequestOutcome(resumed, paused=False)
+    freed = f"{context.config.policy.use}, held since {context.held}, decides again"
+    text = f"{resumed}; {freed}" if context.paused else freed
+    return RequestOutcome(text, decision=_released(request, context, freed), paused=False)
+
+
+def _released(request: Request, context: RequestContext, freed: str) -> DecisionRecord:
+    """A person's word that the policy may decide again; the mixture stays."""
+    status = context.status
+    stays = status.in_force.weights if status is not None else context.asked
+    return DecisionRecord(
+        verdict="hold",
+        reason=f"{freed}, by {request.by}" + (f": {request.reason}" if request.reason else ""),
+        weights_before=stays,
+        weights_after=stays,
+        against_generation=status.in_force.generation if status is not None else context.newest,
+        asked_by="operator",
+        policy="operator",
+        step=status.step if status is not None else 0,
+        tokens=status.tokens if status is not None else 0,
+    )
 
 
 def _sync(request: Request, context: RequestContext) -> RequestOutcome:

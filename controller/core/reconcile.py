@@ -47,6 +47,8 @@ class JobState:
     piloted: bool = False  # its result waits to be taken
     deciding: bool = False
     decided: bool = False  # the answer waits to be taken
+    experimenting: bool = False  # an experiment is under way, or its result waits
+    experimented: bool = False  # its result waits to be taken
     draining: bool = False
     drain_due: bool = False
     drain_failed: bool = False  # the last attempt got nothing through
@@ -84,6 +86,9 @@ class RunState:
     waiting: tuple[int, ...] = ()  # steps still to be scored, the next one first
     to_skip: Mapping[int, str] = field(default_factory=dict)  # steps not to be scored, and why
     to_decide: int | None = None  # step of the newest scored checkpoint without a decision
+    # experiments
+    experiment: str = ""  # id of the one that is planned or was begun
+    experiment_over: str = ""  # why it is to be given up
     # MLflow
     curves_due: bool = False  # newer curves than the ones recorded
     outbox: int = 0  # entries it has not got yet
@@ -113,9 +118,12 @@ class Action(Enum):
     TAKE_SCORES = "take-scores"
     TAKE_PILOT = "take-pilot"
     TAKE_DECISION = "take-decision"
+    TAKE_EXPERIMENT = "take-experiment"
+    ABANDON_EXPERIMENT = "abandon-experiment"
     START_PILOT = "start-pilot"
     START_SCORING = "start-scoring"
     START_DECIDING = "start-deciding"
+    START_EXPERIMENT = "start-experiment"
     RECORD_CURVES = "record-curves"
     DRAIN = "drain"
     CLOSE = "close"
@@ -143,12 +151,20 @@ def next_action(state: RunState) -> Action:
         (jobs.scored, Action.TAKE_SCORES),
         (jobs.piloted, Action.TAKE_PILOT),
         (jobs.decided, Action.TAKE_DECISION),
+        (jobs.experimented, Action.TAKE_EXPERIMENT),
+        (state.experiment and state.experiment_over, Action.ABANDON_EXPERIMENT),
         (state.to_skip, Action.SKIP_CHECKPOINTS),
         (state.to_decide is not None and not jobs.deciding, Action.START_DECIDING),
         (state.waiting and not jobs.scoring and not jobs.piloting, _scoring(jobs)),
+        (_experiment_due(state), Action.START_EXPERIMENT),
         (state.curves_due, Action.RECORD_CURVES),
     )
     return next((action for is_due, action in due if is_due), _tracking_or_rest(state))
+
+
+def _experiment_due(state: RunState) -> bool:
+    """Begun or not: one that an earlier controller had begun goes on."""
+    return bool(state.experiment) and not (state.jobs.experimenting or state.paused)
 
 
 def _scoring(jobs: JobState) -> Action:

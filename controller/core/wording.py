@@ -142,6 +142,60 @@ def applied(entry: Json) -> str:
     )
 
 
+def experiment(made: Json) -> str:
+    """An experiment in a line: ``e-000002 done: 14 branches and a control of 2M tokens from …``."""
+    count = len(made["branches"])
+    told = (
+        f"{made['id']} {made['state']}: {count} branch{'es' * (count != 1)} and a control of "
+        f"{tokens(made['branch_tokens'])} tokens from step {made['step']}, learning rate "
+        f"{made['schedule']}"
+    )
+    if made["cost"]:
+        told += f"; {tokens(made['cost'])} tokens spent"
+    return told + (f"; {clean(made['reason'])}" if made["reason"] else "")
+
+
+def experiment_rows(made: Json) -> list[tuple[str, str, dict[str, str]]]:
+    """What came of it: what was scored, what its mixture moves, and the gain by benchmark.
+
+    Gains of branches are against the control, those of merges and fits against the merge at the
+    mixture in force; positive is better.
+    """
+    found = made["effects"] or {}
+    rows = []
+    for kind in ("branches", "merges"):
+        for number, side in enumerate(found.get(kind, ()), start=1):
+            what = f"branch {number}" if kind == "branches" else f"merge {number}"
+            rows.append((what, side["weights"], side["benchmarks"]))
+    for fit in found.get("fits", ()):
+        part = "" if fit["part"] == "whole" else f" ({fit['part']} half)"
+        rows.append((f"best merge{part}", fit["weights"], fit["gains"]))
+    if found.get("mixmin"):
+        rows.append(("MixMin", found["mixmin"], {}))
+    return [(what, moves(made["weights"], weights), _gains(of)) for what, weights, of in rows]
+
+
+def _gains(benchmarks: Json) -> dict[str, str]:
+    return {n: f"{found['gain']:+.4f} ± {found['stderr']:.4f}" for n, found in benchmarks.items()}
+
+
+def experiment_limits(made: Json) -> list[str]:
+    """What its figures can't say."""
+    if made["state"] != "done":
+        return []
+    span = tokens(made["branch_tokens"])
+    limits = [
+        f"a branch of {span} tokens can't show what pays off later, and its own few windows add "
+        "noise that the items' errors don't hold"
+    ]
+    if made["merge"] is not None:
+        limits.append(
+            "a merge knows no epochs: what repeats in the run is bounded by the ledger alone, not "
+            "by how little a source is worth the second time"
+        )
+    return limits
+
+
 def evidence_lines(evidence: Json) -> list[str]:
     """The evidence, one condition per line where a policy gives a list of them."""
     conditions = evidence.get("conditions")

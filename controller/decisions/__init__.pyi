@@ -1,3 +1,4 @@
+from . import experiment_evidence as experiment_evidence
 from . import observation_builder as observation_builder
 from .observation_builder import benchmark_scores as benchmark_scores
 from .observation_builder import planned_tokens as planned_tokens

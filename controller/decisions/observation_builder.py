@@ -20,11 +20,14 @@ from mixloop.controller.journal import Journal, queries
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
+    ExperimentResult,
     Limits,
     Observation,
     PastDecision,
     Source,
 )
+
+from . import experiment_evidence
 
 
 def unique_tokens(config: RunConfig) -> dict[str, int]:
@@ -181,7 +184,9 @@ def observation(
     """
     now = standing(journal, config, sizes, status, before=before)
     steers = steer_all(config.evals.benchmarks, scored, config.evals.steering)
-    return with_history(now, steers, scored, past_decisions(journal, before))
+    known = queries.experiments_known(journal, before)
+    made = experiment_evidence.experiments(journal, before=before, known=known)
+    return with_history(now, steers, scored, past_decisions(journal, before), made)
 
 
 def with_history(
@@ -189,13 +194,15 @@ def with_history(
     steers: Mapping[str, Steering],
     scored: tuple[Evaluation, ...],
     decisions: tuple[PastDecision, ...],
+    made: tuple[ExperimentResult, ...],
 ) -> Observation:
-    """A :func:`standing`, with all that was scored and decided until then."""
+    """A :func:`standing`, with all that was scored, decided and tried until then."""
     return now.model_copy(
         update={
             "evaluations": scored,
             "steering": {name: steering.metric for name, steering in steers.items()},
             "decisions": decisions,
+            "experiments": made,
         }
     )
 
@@ -247,7 +254,15 @@ def standing(
         watch=tuple(config.evals.watch),
         objective=config.objective,
         limits=Limits(**guards.model_dump(include=set(Limits.model_fields))),
+        experiment_tokens=_experiment_tokens(journal, config, before),
     )
+
+
+def _experiment_tokens(journal: Journal, config: RunConfig, before: int) -> int:
+    """What is left of their budget; only experiments of earlier decisions have taken of it."""
+    if not config.experiment_tokens:
+        return 0
+    return max(0, config.experiment_tokens - queries.experiments_charged(journal, before=before))
 
 
 def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, float]], ...]:
@@ -260,5 +275,7 @@ def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, flo
 
 def digest(seen: Observation) -> str:
     """Identity of an observation, to tell later whether a replay saw the same."""
-    later = {"decay"} if seen.decay is None else None  # a field that older journals knew not of
+    absent: dict[str, object] = {"decay": None, "experiments": (), "experiment_tokens": 0}
+    # fields that older journals knew not of
+    later = {name for name, value in absent.items() if getattr(seen, name) == value}
     return "sha256:" + hashlib.sha256(seen.model_dump_json(exclude=later).encode()).hexdigest()

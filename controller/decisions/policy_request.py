@@ -2,7 +2,8 @@
 
 The daemon lives for months and holds only where the run stands (:func:`near`). The history, which
 grows with the run, is read by the child from the journal (:func:`observed`), together with all that
-follows from it: the steering metrics, the vetoes and the observation's digest.
+follows from it: the steering metrics, the vetoes, whether the run has become worse,
+and the observation's digest.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ from mixloop.common.types import Json
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import KINDS, RECENT, Answer, Steering, steer_all
 from mixloop.controller.journal import Journal, JournalError, queries
-from mixloop.policies.evidence import Veto, vetoes
+from mixloop.policies.evidence import (
+    PolicyStanding,
+    RegressionSettings,
+    Veto,
+    policy_standing,
+    vetoes,
+)
 from mixloop.policies.interface import Observation
 
-from . import observation_builder
+from . import experiment_evidence, observation_builder
 
-HISTORY = frozenset({"evaluations", "decisions", "steering"})  # what the child adds
+HISTORY = frozenset({"evaluations", "decisions", "experiments", "steering"})  # the child adds them
 JOURNAL_TIMEOUT = 30.0  # seconds that the child waits for a journal that is being written
 
 
@@ -38,32 +45,45 @@ class Observed:
     digest: str
     steering: dict[str, Steering]
     vetoes: tuple[Veto, ...]
+    standing: PolicyStanding
 
 
 def near(
-    journal: Journal, config: RunConfig, sizes: Mapping[str, int], status: Any, step: int
+    journal: Journal,
+    config: RunConfig,
+    sizes: Mapping[str, int],
+    status: Any,
+    step: int,
+    known: int = 0,
 ) -> Observation:
     """Where the run stands when the decision on the checkpoint at ``step`` is due.
 
-    It has no more evaluations than the guards look at.
+    It has no more evaluations than the guards look at, and of experiments, of which ``known`` have
+    ended, no items.
     """
     scored = observation_builder.evaluations(journal, until=step, newest=RECENT)
-    return observation_builder.standing(journal, config, sizes, status, scored=scored)
+    now = observation_builder.standing(journal, config, sizes, status, scored=scored)
+    made = experiment_evidence.experiments(journal, before=queries.ALL, known=known)
+    bare = tuple(map(experiment_evidence.without_items, made))
+    return now.model_copy(update={"experiments": bare})
 
 
-def history_request(journal: Journal, config: RunConfig, seen: Observation) -> Json:
+def history_request(journal: Journal, config: RunConfig, seen: Observation, known: int = 0) -> Json:
     """What the child has to know to make the whole observation of this one.
 
-    What is scored or decided while the child starts isn't part of it.
+    What is scored, decided or ended while the child starts isn't part of it; of experiments the
+    first ``known`` have ended.
     """
     return {
         "journal": str(journal.path),
         "standing": seen.model_dump_json(exclude=set(HISTORY)),
         "until": seen.evaluations[-1].step,
         "before": queries.newest_decision_number(journal) + 1,
+        "known": known,
         "benchmarks": list(config.evals.benchmarks),
         "rule": config.evals.steering,
         "significance": config.guards.significance,
+        "regression": config.guards.model_dump(mode="json")["regression"],
     }
 
 
@@ -81,18 +101,27 @@ def observed(request: Json) -> tuple[Observation, Json]:
         with closing(Journal(path, read_only=True, timeout=JOURNAL_TIMEOUT)) as journal:
             scored = observation_builder.evaluations(journal, until=request["until"])
             decisions = observation_builder.past_decisions(journal, request["before"])
+            made = experiment_evidence.experiments(
+                journal, before=request["before"], known=request["known"]
+            )
     except (JournalError, OSError) as error:
         raise UnreadError(str(error)) from error
     standing = Observation.model_validate_json(request["standing"])
     steers = steer_all(request["benchmarks"], scored, request["rule"])
-    seen = observation_builder.with_history(standing, steers, scored, decisions)
+    seen = observation_builder.with_history(standing, steers, scored, decisions, made)
     message = {
         "kind": "observed",
         "digest": observation_builder.digest(seen),
         "steering": {name: asdict(steering) for name, steering in steers.items()},
+        "standing": asdict(policy_standing(seen, _regression(request))),
         "vetoes": [asdict(veto) for veto in vetoes(seen, request["significance"])],
     }
     return seen, message
+
+
+def _regression(request: Json) -> RegressionSettings | None:
+    settings = request["regression"]
+    return None if settings is None else RegressionSettings.model_validate(settings)
 
 
 def read_observed(message: Mapping[str, Any]) -> Observed:
@@ -101,6 +130,7 @@ def read_observed(message: Mapping[str, Any]) -> Observed:
         message["digest"],
         {name: Steering(**steering) for name, steering in message["steering"].items()},
         tuple(Veto(**veto) for veto in message["vetoes"]),
+        PolicyStanding(**message["standing"]),
     )
 
 

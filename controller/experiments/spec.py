@@ -151,9 +151,11 @@ def steering_only(
         )
         for name, settings in evals.benchmarks.items()
     }
-    return evals.asking(benchmarks).model_copy(
+    asked = EvalSettings.model_validate(evals.asking(benchmarks).model_dump())
+    return asked.model_copy(
         update={
             "watch": {},
+            "memory": None,
             "device": device,
             "threads": threads,
             "samples": False,

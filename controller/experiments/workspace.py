@@ -4,6 +4,10 @@
     progress.json    how far it is, for people
     branch-00/       a trained branch (00 the control): there under this name only when it is whole
     branch-00.json   its scores
+    branch-01.first.safetensors, branch-01.second.safetensors
+                     what an expert learnt from the halves of its data
+    branch-01.begun  how many processes have begun with it
+    fit-whole.json, fit-first.json, fit-second.json, merge-….json
     result.json      what came of it: the last thing written
 
 Whatever is there was renamed into its place when it was whole, so a process that is killed at any
@@ -17,9 +21,12 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
 
 from mixloop.common.files import read_regular, write_atomic
 from mixloop.policies.interface import ExperimentResult
@@ -28,6 +35,7 @@ from .spec import ExperimentSpec
 
 LARGEST = 2**28  # bytes of a result: some hundred an item, branch and benchmark
 SCRATCH = ".writing-"
+Record = TypeVar("Record", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,43 @@ class Workspace:
         """The scores of a branch."""
         return self.folder / f"branch-{number:02d}.json"
 
+    def delta(self, number: int, part: str) -> Path:
+        """What an expert learnt from a part of its data, in half precision."""
+        return self.folder / f"branch-{number:02d}.{part}.safetensors"
+
+    def begun(self, number: int) -> int:
+        """Note that a process begins with a branch: how many have before, and did not end it."""
+        path = self.folder / f"branch-{number:02d}.begun"
+        before = 0
+        with contextlib.suppress(OSError, ValueError):
+            before = int(path.read_bytes())
+        write_atomic(path, str(before + 1).encode())
+        return before
+
+    # -- records -----------------------------------------------------------------------------
+
+    def kept(self, path: Path, kind: type[Record]) -> Record | None:
+        """What an earlier process has kept there; None where there is nothing whole."""
+        with contextlib.suppress(OSError, ValueError):
+            return kind.model_validate_json(read_regular(path, LARGEST).data)
+        return None
+
+    def keep(self, path: Path, record: BaseModel) -> None:
+        """Keep a record.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        write_atomic(path, record.model_dump_json(by_alias=True).encode())
+
+    def made(self, path: Path, kind: type[Record], make: Callable[[], Record]) -> Record:
+        """What was kept there, or what is made and kept now."""
+        record = self.kept(path, kind)
+        if record is None:
+            record = make()
+            self.keep(path, record)
+        return record
+
     def begin(self, spec: ExperimentSpec) -> None:
         """Write down what is asked for; what is left of another experiment of this name goes.
 
@@ -65,12 +110,11 @@ class Workspace:
         if self.folder.exists() and self._identity() != spec.identity():
             discard(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.spec, spec.model_dump_json(by_alias=True, indent=1).encode())
+        self.keep(self.spec, spec)
 
     def _identity(self) -> str | None:
-        with contextlib.suppress(OSError, ValueError):
-            return ExperimentSpec.model_validate_json(self.spec.read_bytes()).identity()
-        return None
+        spec = self.kept(self.spec, ExperimentSpec)
+        return None if spec is None else spec.identity()
 
     def say(self, progress: ExperimentProgress) -> None:
         """Tell people how far it is; nothing depends on it."""
@@ -85,9 +129,7 @@ class Workspace:
         """
         if identity is not None and self._identity() != identity:
             return None
-        with contextlib.suppress(OSError, ValueError):
-            return ExperimentResult.model_validate_json(read_regular(self.result, LARGEST).data)
-        return None
+        return self.kept(self.result, ExperimentResult)
 
     def sweep(self) -> None:
         """Remove what a kill left half-written."""

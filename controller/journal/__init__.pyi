@@ -1,3 +1,4 @@
+from . import experiment_records as experiment_records
 from . import queries as queries
 from . import records as records
 from . import unreadable_files as unreadable_files
@@ -10,4 +11,5 @@ from .lock import take_lock as take_lock
 from .packing import JournalError as JournalError
 from .records import set_meta as set_meta
 from .records import skip as skip
+from .rewind_records import note_incarnations as note_incarnations
 from .unreadable_files import UnreadableFile as UnreadableFile

@@ -23,7 +23,7 @@ from . import row_reading, tamper_seal
 from .integrity import wrong_value
 from .packing import JournalError, pack
 from .row_reading import JSON_COLUMNS, R
-from .schema import RUN_TABLES, SCHEMA_VERSION, TABLES
+from .schema import LATER_TABLES, MIGRATIONS, RUN_TABLES, SCHEMA_VERSION, TABLES
 
 
 class FenceLost(Exception):  # noqa: N818 - a normal end of a replaced controller
@@ -94,13 +94,14 @@ class Journal:
                 f"BEGIN IMMEDIATE;{RUN_TABLES}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
             )
             return
-        if version != SCHEMA_VERSION:
+        if version != SCHEMA_VERSION and version not in MIGRATIONS:
             raise JournalError(
                 f"{self.path}: journal version {version}, this mixloop reads {SCHEMA_VERSION}"
             )
-        if lost := sorted(TABLES - tables):
+        wanted = _tables_of(version)
+        if lost := sorted(wanted - tables):
             raise JournalError(damage(self.path, LookupError(f"it has no table {lost[0]}")))
-        if (column := row_reading.missing_column(self._db)) is not None:
+        if (column := row_reading.missing_column(self._db, wanted)) is not None:
             raise JournalError(damage(self.path, LookupError(f"it has no column {column}")))
 
     def check(self) -> str | None:
@@ -164,13 +165,10 @@ class Journal:
         Raises:
             JournalError: when the journal belongs to another run.
         """
+        self._refuse_other(run)
+        self._migrate()
         with self._writing() as lease:
-            owner = self._db.execute("SELECT value FROM meta WHERE key = 'run'").fetchone()
-            if owner is not None and owner[0] != run:
-                raise JournalError(
-                    f"{self.path}: belongs to run '{owner[0]}', not '{run}'; "
-                    "give this run a folder of its own (run.dir)"
-                )
+            self._refuse_other(run)
             self._db.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run,))
             fence = max(0 if lease is None else lease, above) + 1
             holder = f"{socket.gethostname()}:{os.getpid()}"
@@ -180,6 +178,50 @@ class Journal:
             )
         self.fence = fence
         return fence
+
+    def _refuse_other(self, run: str) -> None:
+        owner = self.value("SELECT value FROM meta WHERE key = 'run'")
+        if owner is not None and owner != run:
+            raise JournalError(
+                f"{self.path}: belongs to run '{owner}', not '{run}'; "
+                "give this run a folder of its own (run.dir)"
+            )
+
+    @property
+    def version(self) -> int:
+        """The version of the tables in the file: a reader may find those of an older one."""
+        return int(self.value("PRAGMA user_version"))
+
+    def _migrate(self) -> None:
+        """Make the tables of an older version those of this one, whole or not at all.
+
+        The fence is raised with them: a controller of that version writes no more. Whether the
+        seal fits is left as it was.
+        """
+        if self.version == SCHEMA_VERSION:
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for version in range(self.version, SCHEMA_VERSION):
+                self._migrate_from(version)
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _migrate_from(self, version: int) -> None:
+        before = tamper_seal.whole(self._db, _tables_of(version))
+        for statements in MIGRATIONS[version]:
+            self._db.execute(statements)
+        self._db.execute(f"PRAGMA user_version={version + 1}")
+        self._db.execute("UPDATE lease SET fence = fence + 1")
+        row = self._db.execute("SELECT CAST(seal AS BLOB) FROM lease").fetchone()
+        if row is not None:
+            after = tamper_seal.whole(self._db, _tables_of(version + 1))
+            self._db.execute(
+                "UPDATE lease SET seal = ?", (tamper_seal.moved(row[0], before, after),)
+            )
 
     @contextmanager
     def _writing(self) -> Iterator[int | None]:
@@ -277,6 +319,10 @@ class Journal:
         """Note something a person may later ask about (a start, a stranger's file, an alarm)."""
         with self.transaction() as tx:
             add_event(tx, self.fence or 0, kind, detail)
+
+
+def _tables_of(version: int) -> frozenset[str]:
+    return frozenset(name for name in TABLES if LATER_TABLES.get(name, 1) <= version)
 
 
 def _connect(path: Path, read_only: bool, timeout: float) -> sqlite3.Connection:

@@ -17,6 +17,8 @@ from mixloop.controller.core import (
     EvaluationRow,
     EvaluationState,
     EventRow,
+    ExperimentOutcome,
+    ExperimentRow,
     LeaseRow,
     OrderRow,
     OutboxRow,
@@ -27,6 +29,7 @@ from mixloop.controller.core import (
 
 from .journal import Journal
 
+EXPERIMENTS_SINCE = 2  # version of the journal
 ALL = 2**62  # above every step, number, generation and count
 
 # -- the run and its operators ---------------------------------------------------------------------
@@ -180,6 +183,11 @@ def checkpoints_in(
     wanted = "state IS NULL" if state is None else f"state = '{state}'"  # that by its index
     clause = f"WHERE {wanted} ORDER BY step DESC LIMIT ?"
     return journal.select(CheckpointState, clause, newest)[::-1]
+
+
+def checkpoints_before(journal: Journal, step: int, number: int) -> list[CheckpointRow]:
+    """The newest checkpoints below a step, newest first."""
+    return journal.select(CheckpointRow, "WHERE step < ? ORDER BY step DESC LIMIT ?", step, number)
 
 
 def last_checkpoints(journal: Journal, number: int) -> list[CheckpointRow]:
@@ -363,6 +371,77 @@ def untold_interventions(journal: Journal) -> list[DecisionRow]:
         "AND NOT EXISTS (SELECT 1 FROM outbox WHERE key = 'outcome:' || decisions.id) "
         "ORDER BY seq",
     )
+
+
+# -- experiments -----------------------------------------------------------------------------------
+
+
+def experiment(journal: Journal, experiment_id: str) -> ExperimentOutcome | None:
+    """The experiment of an id, with its scores."""
+    if journal.version < EXPERIMENTS_SINCE:
+        return None
+    return journal.first(ExperimentOutcome, "WHERE id = ?", experiment_id)
+
+
+def experiments(journal: Journal) -> list[ExperimentRow]:
+    """Every experiment, oldest first, without scores."""
+    if journal.version < EXPERIMENTS_SINCE:
+        return []
+    return journal.select(ExperimentRow, "ORDER BY id")
+
+
+def experiments_on_branch(journal: Journal, *, before: int = ALL) -> Iterator[ExperimentOutcome]:
+    """Those of decisions of a lower number, oldest first, with their scores.
+
+    But for those that were given up, or that began on a branch which the trainer left.
+    """
+    if journal.version < EXPERIMENTS_SINCE:
+        return iter(())
+    clause = f"WHERE state <> 'abandoned' AND abandoned_by IS NULL{_BEFORE} ORDER BY id"
+    return journal.stream(ExperimentOutcome, clause, before)
+
+
+def open_experiment(journal: Journal) -> ExperimentRow | None:
+    """The one that is still to be made."""
+    if journal.version < EXPERIMENTS_SINCE:
+        return None
+    return journal.first(ExperimentRow, "WHERE state IN ('planned', 'running') ORDER BY id LIMIT 1")
+
+
+def experiments_charged(journal: Journal, *, before: int = ALL) -> int:
+    """Tokens that experiments have taken, or may yet take, of their budget.
+
+    Those of decisions of a lower number, whatever branch they began on.
+    """
+    if journal.version < EXPERIMENTS_SINCE:
+        return 0
+    clause = f"WHERE state <> 'refused'{_BEFORE}"
+    return sum(row.charged for row in journal.stream(ExperimentRow, clause, before))
+
+
+def experiments_ended(journal: Journal) -> int:
+    """The number of the last experiment to end on the branch that goes on; 0: none has."""
+    if journal.version < EXPERIMENTS_SINCE:
+        return 0
+    query = "SELECT MAX(ended) FROM experiments WHERE abandoned_by IS NULL"
+    return _number(journal, query) or 0
+
+
+def experiments_known(journal: Journal, number: int) -> int:
+    """How many experiments had ended when the decision of this number was asked for."""
+    if journal.version < EXPERIMENTS_SINCE:
+        return 0
+    query = "SELECT experiments_known FROM decisions WHERE seq = ?"
+    return _number(journal, query, number) or 0
+
+
+def experiments_known_at(journal: Journal, step: int) -> int:
+    """The same of the last policy's decision at a step, on the branch that goes on."""
+    query = (
+        "SELECT MAX(experiments_known) FROM decisions "
+        "WHERE step = ? AND asked_by = 'policy' AND abandoned_by IS NULL"
+    )
+    return _number(journal, query, step) or 0
 
 
 # -- events and the outbox -------------------------------------------------------------------------

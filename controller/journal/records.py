@@ -20,6 +20,7 @@ from mixloop.controller.core import (
     Applied,
     DecisionRecord,
     Entry,
+    ExperimentRecord,
     Heartbeat,
     RequestOutcome,
     Steering,
@@ -283,13 +284,17 @@ def decision(
             _supersede(tx, name)
         if record.approval is not None:
             insert(tx, "approvals", decision=name, state="waiting", why=record.approval)
+        if record.experiment is not None:
+            _insert_experiment(tx, name, record, record.experiment)
         if seen is not None:
             add_event(tx, journal.fence or 0, "observed", {"decision": name, **_observed(seen)})
     return name
 
 
 _DECISION_COLUMNS = [
-    field.name for field in fields(DecisionRecord) if field.name not in ("order", "approval")
+    field.name
+    for field in fields(DecisionRecord)
+    if field.name not in ("order", "approval", "experiment")
 ]
 
 
@@ -323,6 +328,29 @@ def _insert_decision(
         )
     enqueue(tx, decision_entry(name, scores, started_ms, now_ms()))
     return name
+
+
+def _insert_experiment(
+    tx: sqlite3.Connection, decision: str, record: DecisionRecord, experiment: ExperimentRecord
+) -> None:
+    number = tx.execute("SELECT COUNT(*) FROM experiments").fetchone()[0] + 1
+    refused, now = experiment.refused, timestamp()
+    insert(
+        tx,
+        "experiments",
+        id=f"e-{number:06d}",
+        decision=decision,
+        step=record.step,
+        tokens=record.tokens,
+        asked=experiment.asked,
+        planned=experiment.planned,
+        state="planned" if refused is None else "refused",
+        attempts=0,
+        reason=refused,
+        cost=0,
+        asked_at=now,
+        finished_at=None if refused is None else now,
+    )
 
 
 def _supersede(tx: sqlite3.Connection, by: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -17,6 +17,8 @@ from mixloop.controller.core import (
     DecisionRow,
     EvaluationRow,
     EventRow,
+    ExperimentOutcome,
+    ExperimentRow,
     Guards,
     LeaseRow,
     OrderRow,
@@ -35,8 +37,11 @@ R = TypeVar("R", bound=TableRow)
 
 TABLE_ROWS: tuple[type[TableRow], ...] = (
     *(LeaseRow, CheckpointRow, EvaluationRow, DecisionRow, OrderRow, EventRow, OutboxRow),
-    *(RequestRow, ApprovalRow, AssessmentRow),
+    *(RequestRow, ApprovalRow, AssessmentRow, ExperimentOutcome),
 )
+
+
+_PARTS = (ScoredCheckpoint, CheckpointState, ExperimentRow)  # joins, and rows in part
 
 
 def _plan(stored: str | bytes) -> Plan:
@@ -64,7 +69,7 @@ def _readers(kind: type[Any]) -> dict[str, Callable[[str | bytes], Any] | None]:
 
 
 # the columns of each kind of row; for those of JSON, what reads them
-_READERS = {kind: _readers(kind) for kind in (*TABLE_ROWS, ScoredCheckpoint, CheckpointState)}
+_READERS = {kind: _readers(kind) for kind in (*TABLE_ROWS, *_PARTS)}
 
 # without `value`, which is JSON in assessments alone: it comes as such from MLflow
 JSON_COLUMNS = frozenset(
@@ -87,9 +92,11 @@ def build(kind: type[R], cells: Iterable[Any]) -> R:
     return kind(*(cell if read is None or cell is None else read(cell) for read, cell in shaped))
 
 
-def missing_column(db: sqlite3.Connection) -> str | None:
-    """``table.column`` of the first that a file lacks, or None."""
+def missing_column(db: sqlite3.Connection, tables: Container[str]) -> str | None:
+    """``table.column`` of the first that these tables of a file lack, or None."""
     for kind in TABLE_ROWS:
+        if kind.TABLE not in tables:
+            continue
         columns = {row[1] for row in db.execute(f"PRAGMA table_info({kind.TABLE})")}
         for name in _READERS[kind]:
             if name not in columns:

@@ -70,6 +70,11 @@ def bare(db: sqlite3.Connection) -> str:
     return _text(sum(_hash("", _typed(row)) for row in db.execute(_SCHEMA)) & _MASK)
 
 
+def moved(seal: str | bytes, before: str, after: str) -> str:
+    """A seal of rows that were ``before``, as it is of ``after``; one that is off stays off."""
+    return _text((_number(seal) - _number(before) + _number(after)) & _MASK)
+
+
 def counters(db: sqlite3.Connection) -> str | None:
     """What is wrong with SQLite's own count of rows ever made (it takes no trigger), or None.
 

@@ -13,6 +13,7 @@ from mixloop.controller.journal import queries
 
 from .takeover import OwnedRun
 
+NEXT = 2**62  # above every step
 BACKLOG = 2  # checkpoints that may wait before evaluation counts as behind
 
 
@@ -116,6 +117,27 @@ class CheckpointQueue:
                 self._settled = (row.step, tokens)
         return tuple(waiting)
 
+    def before(self, step: int, rewinds: tuple[Rewind, ...]) -> tuple[CheckpointRow, ...]:
+        """The checkpoints before a step whose weights are averaged with its own, newest first.
+
+        On its branch: what the trainer has left counts for nothing.
+        """
+        wanted = self._evals.average - 1
+        found: list[CheckpointRow] = []
+        while len(found) < wanted:
+            rows = queries.checkpoints_before(self._journal, step, wanted)
+            if not rows:
+                break
+            step = rows[-1].step
+            found += [row for row in rows if _on_branch(row, rewinds)]
+        return tuple(found[:wanted])
+
+    def in_use(self, rewinds: tuple[Rewind, ...], training_ended: bool) -> frozenset[int]:
+        """Steps that are to be scored, and those that go into their mean or the next one's."""
+        waiting = self.waiting(rewinds, training_ended)
+        before = [row.step for step in (*waiting, NEXT) for row in self.before(step, rewinds)]
+        return frozenset((*waiting, *before))
+
     def abandoned(self, rewinds: tuple[Rewind, ...]) -> dict[int, str]:
         """Checkpoints of a branch the trainer has left, recorded only after it had."""
         if not rewinds:
@@ -140,12 +162,17 @@ class CheckpointQueue:
         return dict.fromkeys(sorted(passed), why)
 
     def to_decide(self) -> int | None:
-        """The newest scored checkpoint, unless it or a newer one was decided on."""
+        """The newest scored checkpoint, unless it or a newer one was decided on.
+
+        It is decided on once more when an experiment has ended that was not known then.
+        """
         scored = queries.newest_scored_step(self._journal)
         decided = queries.newest_decided_step(self._journal)
-        if scored is None or (decided is not None and scored <= decided):
-            return None
-        return scored
+        if scored is None or decided is None or scored > decided:
+            return scored
+        ended = queries.experiments_ended(self._journal)
+        news = ended > queries.experiments_known_at(self._journal, scored)
+        return scored if news and scored == decided else None
 
 
 def _on_branch(row: CheckpointRow | CheckpointState, rewinds: Iterable[Rewind]) -> bool:

@@ -22,17 +22,17 @@ from mixloop.common.process import StopRequest
 from mixloop.controller import views
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import Action, JobState, RunState, heartbeat, next_action
-from mixloop.controller.journal import FenceLost, records, unreadable_files
+from mixloop.controller.journal import FenceLost, note_incarnations, records, unreadable_files
 from mixloop.controller.tracking import MlflowDrain
 from mixloop.controller.watch import Timings
 
 from .checkpoint_queue import CheckpointQueue
+from .experiment_jobs import ExperimentJobs
 from .mixture_file import MixtureFile
 from .observe import RunObserver
 from .operator_inbox import OperatorInbox
 from .policy_decisions import PolicyDecisions
 from .publishing import Publishing
-from .rewind_records import note_incarnations
 from .scoring import Scoring
 from .takeover import take_over
 
@@ -69,6 +69,7 @@ class Controller:
         self.mlflow = MlflowDrain(run.config, run.paths, run.journal, run.say, run.clock)
         self.scoring = Scoring(run, queue)
         self.decisions = PolicyDecisions(run, mixture_file)
+        self.experiments = ExperimentJobs(run, self.scoring)
         self.publishing = Publishing(run, mixture_file)
         self.inbox = OperatorInbox(run, mixture_file)
         self.observer = RunObserver(run, mixture_file, queue)
@@ -84,10 +85,13 @@ class Controller:
             Action.SKIP_CHECKPOINTS: self.scoring.skip,
             Action.TAKE_SCORES: self.scoring.take,
             Action.TAKE_PILOT: self.scoring.take_pilot,
-            Action.TAKE_DECISION: self.decisions.take,
+            Action.TAKE_DECISION: self._take_decision,
+            Action.TAKE_EXPERIMENT: self.experiments.take,
+            Action.ABANDON_EXPERIMENT: self.experiments.abandon,
             Action.START_PILOT: self.scoring.start_pilot,
             Action.START_SCORING: self.scoring.start,
             Action.START_DECIDING: self.decisions.start,
+            Action.START_EXPERIMENT: self.experiments.start,
             Action.RECORD_CURVES: self.mlflow.record_curves,
             Action.DRAIN: self.mlflow.start,
             Action.CLOSE: self._close_run,
@@ -104,10 +108,11 @@ class Controller:
 
     def _params(self) -> dict[str, Any]:
         config = self.config
-        # the last two: those who look on need them to say when something is due
+        # those who look on need them to say when something is due
         cadence = {
             "evaluate_every": config.evals.every,
             "approval_timeout": config.approval.timeout,
+            "experiment_tokens": config.experiment_tokens or None,
         }
         return {
             "budget": config.budget,
@@ -195,6 +200,7 @@ class Controller:
         """End the children and let go of the run."""
         self.scoring.close()
         self.decisions.drop()
+        self.experiments.close()
         self.mlflow.close()
         self.owned.close()
 
@@ -203,6 +209,7 @@ class Controller:
     def look(self) -> RunState:
         """The run as files, journal and children show it now."""
         self.scoring.poll()
+        self.experiments.poll()
         self.mlflow.poll()
         state = self.observer.observe(self.job_state())
         self._heartbeat = heartbeat.update(self._heartbeat, state.status, self.clock())
@@ -219,6 +226,8 @@ class Controller:
             piloted=planner.ended,
             deciding=self.decisions.pending is not None,
             decided=self.decisions.answered,
+            experimenting=self.experiments.id is not None,
+            experimented=self.experiments.result is not None,
             draining=self.mlflow.child is not None,
             drain_due=self.mlflow.due,
             drain_failed=self.mlflow.failed,
@@ -281,11 +290,16 @@ class Controller:
         self.scoring.abandon(left)
         if left:  # what the policy looked at is no more
             self.decisions.drop()
+        self.experiments.leave()
         self.scoring.hold(state)
         line = state.began[-1]
         if line.incarnation > 1:
             lost = f"; {len(left)} checkpoints further on are abandoned" if left else ""
             self.say(f"the trainer began again at step {line.step} ({line.incarnation}){lost}")
+
+    def _take_decision(self, state: RunState) -> None:
+        self.decisions.take(state)
+        self.scoring.hold(state)  # what an experiment starts from
 
     def _close_run(self, state: RunState) -> None:
         self.mlflow.close_run(state)

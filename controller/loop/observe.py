@@ -38,6 +38,7 @@ class RunObserver:
         paused = queries.paused(run.journal)
         decides = status is not None and not paused and not news.unknown_sources
         asked = queries.newest_order(run.journal)
+        experiment = queries.open_experiment(run.journal)
         file, foreign_order = self._mixture_file.look(status, asked)
         waiting = queue.waiting(rewinds, ended)
         to_skip = queue.abandoned(rewinds)
@@ -63,12 +64,20 @@ class RunObserver:
             waiting=waiting,
             to_skip=to_skip,
             to_decide=queue.to_decide() if decides else None,
+            experiment=experiment.id if experiment is not None else "",
+            experiment_over=self._experiment_over(ended),
             curves_due=self._curves_due(status, jobs.curves_at),
             outbox=queries.waiting_entries(run.journal) if run.config.tracking.enabled else 0,
             closed=self._closed(status),
             problems=unread | queue.problems,
             jobs=jobs,
         )
+
+    def _experiment_over(self, training_ended: bool) -> str:
+        """Why no experiment is of use any more; empty while one is."""
+        if training_ended:
+            return "training has ended"
+        return "" if self._run.config.experiment_tokens else "experiments.budget is 0 now"
 
     def _curves_due(self, status: Status | None, curves_at: int) -> bool:
         if status is None or status.loss is None:

@@ -13,6 +13,7 @@ from mixloop.controller.config import RunConfig
 from mixloop.controller.core import RequestContext, RunState, reply_to, scores
 from mixloop.controller.decisions import near, observation_builder
 from mixloop.controller.journal import Journal, queries, records
+from mixloop.policies.evidence import held_since
 
 from .mixture_file import MixtureFile, pinned_shares
 from .takeover import OwnedRun
@@ -113,6 +114,11 @@ class OperatorInbox:
         scored = observation_builder.newest_evaluation(self._run.journal)
         return scores(scored) if scored is not None else {}
 
+    def _held(self) -> str:
+        if self._run.config.guards.regression is None:
+            return ""
+        return held_since(observation_builder.past_decisions(self._run.journal))
+
     def _context(self, request: requests.Request, state: RunState) -> RequestContext:
         run, journal, status = self._run, self._run.journal, state.status
         observation = None
@@ -132,4 +138,5 @@ class OperatorInbox:
             paused=state.paused,
             decision=queries.decision(journal, request.decision),
             approval=approval.state if approval is not None else "",
+            held=self._held() if request.verb == "resume" else "",
         )

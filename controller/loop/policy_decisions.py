@@ -37,6 +37,7 @@ class PendingDecision:
     observation: Observation  # without the history, which the child reads
     started_ms: int
     newest: int  # generation of the newest order when it was asked
+    known: int  # experiments that had ended then
 
 
 @dataclass
@@ -57,13 +58,14 @@ class PolicyDecisions:
         status, step = state.status, state.to_decide
         assert status is not None
         assert step is not None
-        observation = near(self.run.journal, self.run.config, self.run.sizes, status, step)
+        known = queries.experiments_ended(self.run.journal)
+        observation = near(self.run.journal, self.run.config, self.run.sizes, status, step, known)
         request = {
             "ref": self.run.config.policy.use,
             "options": self.run.config.policy.options,
             "base": str(self.run.base),
             "memory": self.run.config.policy.memory,
-            "history": history_request(self.run.journal, self.run.config, observation),
+            "history": history_request(self.run.journal, self.run.config, observation, known),
         }
         child = Child(
             "mixloop.controller.decisions.policy_process",
@@ -73,7 +75,7 @@ class PolicyDecisions:
             clock=self.run.clock,
         )
         newest = queries.highest_generation(self.run.journal)
-        self.pending = PendingDecision(child, observation, records.now_ms(), newest)
+        self.pending = PendingDecision(child, observation, records.now_ms(), newest, known)
 
     def take(self, state: RunState) -> None:
         """Guard the answer; journal the decision and, if it changes the mixture, its order."""
@@ -101,6 +103,7 @@ class PolicyDecisions:
             last_intervention=queries.last_applied_tokens(self.run.journal),
             generation=self.mixture_file.next_generation(status),
             vetoes=observed.vetoes if observed is not None else (),
+            standing=observed.standing if observed is not None else None,
             pins=pinned_shares(self.run.journal, self.run.config),
             overtaken=self._overtaken(state, pending),
             forced=is_forced(self.run.journal),
@@ -109,11 +112,12 @@ class PolicyDecisions:
         evaluation = queries.evaluation(self.run.journal, scored.step)
         decision = replace(
             guarded,
-            policy=self.run.config.policy.use,
+            policy=guarded.policy or self.run.config.policy.use,
             step=scored.step,
             tokens=scored.tokens,
             observation_digest=observed.digest if observed is not None else None,
             policy_digest=answer.digest,
+            experiments_known=pending.known,
             scored_at=evaluation.finished_at if evaluation is not None else None,
         )
         name = records.decision(

@@ -70,6 +70,7 @@ class Publishing:
             weights_after=asked,
             plan=plan,
             against_generation=status.in_force.generation if status is not None else 0,
+            evidence={"restored": state.foreign_order},
             order=OrderRecord(generation, "controller"),
             asked_by="controller",
             policy="controller",

@@ -95,11 +95,21 @@ class Scoring:
             self.step = self.result = None
 
     def hold(self, state: RunState) -> None:
-        """Ask the trainer's retention to spare what is still to be scored."""
-        steps = frozenset(self.queue.waiting(state.rewinds, state.training_ended))
+        """Ask the trainer's retention to spare what is still scored, averaged or branched from."""
+        in_use = self.queue.in_use(state.rewinds, state.training_ended)
+        steps = frozenset([*in_use, *self._branched_from(state)])
         if steps != self._held:
             write_holds(self.run.paths.holds, steps)
             self._held = steps
+
+    def _branched_from(self, state: RunState) -> list[int]:
+        """Checkpoints that an experiment starts from, or that one may yet be asked for."""
+        if state.training_ended or not self.run.config.experiment_tokens:
+            return []
+        begun = queries.open_experiment(self.run.journal)
+        newest = queries.newest_scored_step(self.run.journal)
+        steps = [begun.step if begun is not None else None, newest]
+        return [step for step in steps if step is not None]
 
     def hold_anew(self, state: RunState) -> None:
         """As :meth:`hold`, whatever ``holds.json`` is taken to hold."""
@@ -141,9 +151,13 @@ class Scoring:
         if self.result is not None:
             return
         try:
-            self.evaluator.start(checkpoint, out)
+            self.evaluator.start(checkpoint, out, self._averaged_with(step, state))
         except OSError as error:
             self.result = Failure(f"no worker can be started: {error}")
+
+    def _averaged_with(self, step: int, state: RunState) -> list[Path]:
+        """Folders of the checkpoints before a step that go into its mean."""
+        return [Path(row.path) for row in self.queue.before(step, state.rewinds)]
 
     def _path(self, step: int) -> Path:
         row = queries.checkpoint(self.run.journal, step)

@@ -67,6 +67,7 @@ def page(report: Report) -> str:
         facts=_facts(report),
         figures=_figures(report),
         decisions=[_decision(entry) for entry in report.decisions],
+        experiments=[_experiment(entry["experiment"]) for entry in _tried(report)],
         tokens=format_tokens,
     )
 
@@ -151,6 +152,23 @@ def draw_run(report: Report, out: Path) -> Path:
     )
 
 
+def _tried(report: Report) -> list[Json]:
+    """Decisions whose experiment was begun."""
+    return [e for e in report.decisions if e.get("experiment") and e["experiment"]["attempts"]]
+
+
+def _experiment(made: Json) -> Json:
+    """An experiment in words: ``head``, ``benchmarks``, ``rows`` of a table, and its ``limits``."""
+    rows = core.experiment_rows(made)
+    benchmarks = list(dict.fromkeys(name for _, _, gains in rows for name in gains))
+    return {
+        "head": f"{core.experiment(made)} (asked for by {made['decision']})",
+        "benchmarks": benchmarks,
+        "rows": [(what, moved, [g.get(n, "-") for n in benchmarks]) for what, moved, g in rows],
+        "limits": "; ".join(core.experiment_limits(made)),
+    }
+
+
 def _decision(entry: Json) -> Json:
     """A decision in words.
 
@@ -174,5 +192,6 @@ def _decision(entry: Json) -> Json:
         "guards": [f"{n['guard']} {n['action']}: {n['detail']}" for n in entry["guards"]],
         "applied": core.applied(entry),
         "what followed": core.outcome_lines(entry["outcome"]),
+        "experiment": core.experiment(entry["experiment"]) if entry.get("experiment") else "",
     }
     return {"id": entry["id"], "head": head, "changed": changed, "rows": rows}

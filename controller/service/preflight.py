@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -141,9 +142,19 @@ def check_evals(path: Path, config: RunConfig) -> None:
             raise BadInput(f"{path}: evals.{section}: {error}") from None
         for name, mend in unknown.items():
             raise BadInput(f"{path}: evals.{section}.{name}: no such benchmark; {mend}")
-    problem = launcher_problem(config.evals.launcher)
-    if problem is not None:
-        raise BadInput(f"{path}: evals.{problem}")
+    for section, launcher in (
+        ("evals", config.evals.launcher),
+        ("experiments", config.experiments.launcher),
+    ):
+        problem = launcher_problem(launcher)
+        if problem is not None:
+            raise BadInput(f"{path}: {section}.{problem}")
+    trainer = config.experiments.trainer
+    if trainer is not None and shutil.which(trainer[0]) is None:
+        raise BadInput(
+            f"{path}: experiments.trainer: there is no program {trainer[0]!r} here; give one on "
+            "PATH or by its path"
+        )
 
 
 def _check_items(path: Path, config: RunConfig) -> None:
@@ -178,6 +189,16 @@ def _notes(config: RunConfig, sources: Json) -> list[str]:
             "trainer.lr_schedule cosine decays from the end of the warm-up on, and guards.decay "
             f"{config.guards.decay} gives no credit for gains meanwhile: policies that act on "
             "gains will not intervene; take wsd, or write `decay: allow`"
+        )
+    if config.experiment_tokens:
+        notes.append(
+            f"experiments may take {tokens(config.experiment_tokens)} tokens, trained on "
+            f"{config.experiments.device} beside the run"
+        )
+    elif config.policy.use == "experiment":
+        notes.append(
+            "policy experiment asks for experiments, and experiments.budget is 0: it goes by the "
+            "run's own scores alone; write experiments: {budget: 2%}"
         )
     if config.run.dir.exists() and config.run.dir.stat().st_mode & 0o022:
         notes.append(f"{config.run.dir}: others may write here; `chmod go-w` keeps orders yours")

@@ -11,6 +11,8 @@ from mixloop.controller.core import ApprovalRow, DecisionRow, EventRow, OrderRow
 from mixloop.controller.decisions import Outcomes, observation_builder
 from mixloop.controller.journal import Journal, queries
 
+from .experiment_history import experiments_by_decision
+
 
 def history(journal: Journal) -> list[Json]:
     """Every decision, oldest first, as ``mixloop history --json`` prints it."""
@@ -22,6 +24,7 @@ def history(journal: Journal) -> list[Json]:
     assessments: dict[str, list[Json]] = {}
     for row in queries.assessments(journal):
         assessments.setdefault(row.decision, []).append(row.to_json())
+    experiments = experiments_by_decision(journal)
     entries = []
     for decision in queries.decisions(journal):
         order = orders.get(decision.generation or 0)
@@ -32,6 +35,7 @@ def history(journal: Journal) -> list[Json]:
                 "steering": steering_at(changes, decision.step),
                 "approval": approval and approval_json(decision, approval, timeout),
                 "assessments": assessments.get(decision.id, []),
+                "experiment": experiments.get(decision.id),
             }
         )
     return entries

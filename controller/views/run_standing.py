@@ -24,6 +24,7 @@ from mixloop.controller.core import (
 from mixloop.controller.journal import Journal, UnreadableFile, queries
 from mixloop.evals import BenchmarkScore
 
+from .experiment_history import ExperimentsStanding, experiments_standing
 from .liveness import ControllerStanding, TrainerStanding, controller, trainer
 
 DECISIONS = 20  # of a standing, at most
@@ -119,6 +120,7 @@ class RunStanding:
         decisions: the newest ones, newest first, each with the approval it asked for.
         verdicts: decisions by verdict; ``evaluations``: by what became of them.
         unreadable: files that can't be read.
+        experiments: how those that policies asked for stand.
     """
 
     run: str | None
@@ -140,6 +142,7 @@ class RunStanding:
     operators: OperatorStanding = OperatorStanding()
     tracking: TrackingStanding = TrackingStanding()
     unreadable: Sequence[UnreadableFile] = ()
+    experiments: ExperimentsStanding = field(default_factory=ExperimentsStanding)
 
     @property
     def status(self) -> Status | None:
@@ -218,12 +221,13 @@ def run_standing(
         return RunStanding(run, now, operators=people, unreadable=unreadable)
     scoring = [row.step for row in queries.checkpoints_in(journal, "running")]
     approvals = {row.decision: row for row in queries.approvals(journal)}
+    params = queries.start_params(journal)
     return RunStanding(
         run=run,
         trainer=now,
         controller=controller(journal),
         asked=_asked(journal),
-        params=queries.start_params(journal),
+        params=params,
         scores=scores,
         steering=queries.steering(journal),
         skipped=queries.checkpoints_in(journal, "skipped"),
@@ -246,6 +250,7 @@ def run_standing(
         ),
         tracking=_tracking(journal),
         unreadable=unreadable,
+        experiments=experiments_standing(paths, journal, params.get("experiment_tokens", 0)),
     )
 
 

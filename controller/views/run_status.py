@@ -68,6 +68,7 @@ def status_json(standing: RunStanding) -> Json:
             ],
             "requests": people.requests,
         },
+        "experiments": standing.experiments.to_json(),
         "tracking": _pick(standing.tracking, "waiting", "sent", "last_error"),
         "controller": None if standing.controller is None else asdict(standing.controller),
         "unreadable": [asdict(file) for file in standing.unreadable],

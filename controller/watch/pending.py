@@ -50,6 +50,8 @@ def pending(look: RunSnapshot, speed: float | None) -> Iterator[Pending]:
     for step in run.scoring:
         due = None if usual is None else max(0.0, usual - (look.scoring or 0.0))
         yield Pending(f"the checkpoint at step {step} is being scored", due)
+    if run.experiments.open is not None and run.trainer.state != "finished":
+        yield Pending(f"experiment {run.experiments.in_words}")
     behind = run.waiting - len(run.scoring)
     if behind > 0:
         yield Pending(f"{behind} more checkpoint{'s' if behind > 1 else ''} to score")

@@ -52,6 +52,9 @@ METRICS: dict[str, tuple[str, ...]] = {
     "scored_tokens": ("Tokens of the newest scored checkpoint.",),
     "decisions_total": ("Decisions by verdict.", "verdict"),
     "evaluations_total": ("Checkpoints by what became of their evaluation.", "state"),
+    "experiments_total": ("Experiments by what became of them.", "state"),
+    "experiment_tokens": ("Tokens that experiments may take, and that they have.", "kind"),
+    "experiment_branches": ("Branches of the experiment under way.", "kind"),
     "checkpoints_waiting": ("Complete checkpoints that are not scored yet.",),
     "unreadable_files": ("Files of the run that can't be read and count as no news.", "file"),
     "paused": ("1 while decisions are paused.",),
@@ -78,7 +81,12 @@ class RunMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every metric of which something is known."""
-        values = {**_trainer(self.run), **_sources(self.run), **_rest(self.run)}
+        values = {
+            **_trainer(self.run),
+            **_sources(self.run),
+            **_rest(self.run),
+            **_experiments(self.run),
+        }
         if self.run.scores:
             values |= _scores(self.run.scores[-1])
         for name, (about, *labels) in METRICS.items():
@@ -161,6 +169,20 @@ def _scores(newest: CheckpointScores) -> dict[str, Values]:
             name: benchmark.status != "ok" for name, benchmark in newest.benchmarks.items()
         },
         "scored_tokens": newest.tokens,
+    }
+
+
+def _experiments(run: RunStanding) -> dict[str, Values]:
+    made = run.experiments
+    if not made.budget and not made.states:
+        return {}
+    progress = made.progress
+    return {
+        "experiments_total": made.states,
+        "experiment_tokens": {"budget": made.budget, "charged": made.charged},
+        "experiment_branches": None
+        if progress is None
+        else {"done": progress.done, "all": progress.branches},
     }
 
 

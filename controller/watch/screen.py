@@ -18,7 +18,12 @@ from .pending import Pending
 from .view import BenchmarkRow, DecisionRow, SourceRow, View
 
 STATES = {"alive": "green", "finished": "green", "stalled": "red", "stopped": "red"}
-VERDICTS = {"intervene": "cyan", "refused": "red", "awaiting-approval": "yellow"}
+VERDICTS = {
+    "intervene": "cyan",
+    "experiment": "cyan",
+    "refused": "red",
+    "awaiting-approval": "yellow",
+}
 TREND = {"better": "green", "worse": "red", "same": "dim", "": "dim"}
 
 WIDE, TALL = 110, 36  # cells and lines from which on there is room to spare

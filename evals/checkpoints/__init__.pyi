@@ -2,3 +2,8 @@ from .checkpoint_folder import CheckpointError as CheckpointError
 from .checkpoint_folder import read_checkpoint as read_checkpoint
 from .text_encoding import Encode as Encode
 from .text_encoding import own_encoder as own_encoder
+from .weight_deltas import write_delta as write_delta
+from .weight_files import bare_names as bare_names
+from .weight_sums import WeightSum as WeightSum
+from .weight_sums import common_names as common_names
+from .weight_sums import open_weights as open_weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,6 +22,7 @@ from .text_encoding import (
     why_not_of_model,
     why_not_trained_with,
 )
+from .weight_sums import WeightSum
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ def read_checkpoint(
     dtype: str,
     trained: TokenProbe | None = None,
     tokenizer: Path | None = None,
+    weights: WeightSum | None = None,
 ) -> Checkpoint:
     """Reads a Hugging Face checkpoint folder.
 
@@ -72,25 +75,27 @@ def read_checkpoint(
         trained: The probe of the tokenizer that made the training data; None: not known.
         tokenizer: The folder of that tokenizer, for a checkpoint that carries none; None: such a
             one can't be scored.
+        weights: What the model is to hold instead of the folder's own weights.
 
     Raises:
         CheckpointError: something is missing, damaged, or not what was trained.
     """
+    places = {folder, *(place for _, place in weights.terms)} if weights else {folder}
     changed: list[str] = []
     for attempt in range(_ATTEMPTS):
         if attempt:
             log.warning("%s: %s changed while it was read", folder, ", ".join(changed))
             time.sleep(_PAUSE_SECONDS)
-        before = _state(folder)
+        before = _state(places)
         # what an earlier attempt has read goes first: two at a time may be too many
         read: Checkpoint | Exception | None = None
         try:
-            read = _read(folder, device, dtype, trained, tokenizer)
+            read = _read(folder, device, dtype, trained, tokenizer, weights)
         # a folder that vanishes or is damaged fails in whatever way the parser at hand fails
         except Exception as error:
             read = error
         # one that is gone since was read in time, or its reader has failed
-        after = _state(folder)
+        after = _state(places)
         changed = sorted(name for name in after if before.get(name) != after[name])
         if changed:
             continue
@@ -104,7 +109,12 @@ def read_checkpoint(
 
 
 def _read(
-    folder: Path, device: str, dtype: str, trained: TokenProbe | None, substitute: Path | None
+    folder: Path,
+    device: str,
+    dtype: str,
+    trained: TokenProbe | None,
+    substitute: Path | None,
+    weights: WeightSum | None,
 ) -> Checkpoint:
     from transformers import AutoConfig
 
@@ -123,7 +133,8 @@ def _read(
     if problem is not None:
         raise ValueError(problem)
     begins = known is not None and known.begins
-    return Checkpoint(config, tokenizer, encode, read_model(folder, config, device, dtype), begins)
+    model = read_model(folder, config, device, dtype, weights)
+    return Checkpoint(config, tokenizer, encode, model, begins)
 
 
 def _read_substitute(folder: Path, config: Any) -> Any:
@@ -139,14 +150,16 @@ def _read_substitute(folder: Path, config: Any) -> Any:
     return tokenizer
 
 
-def _state(folder: Path) -> dict[str, tuple[int, int, int]]:
+def _state(places: Iterable[Path]) -> dict[str, tuple[int, int, int]]:
     """Size, time of the last change (ns) and inode of every file that is read, by name."""
     state: dict[str, tuple[int, int, int]] = {}
-    try:
-        for file in folder.iterdir():
-            if any(fnmatch(file.name, pattern) for pattern in _READ):
-                found = file.stat()
-                state[file.name] = (found.st_size, found.st_mtime_ns, found.st_ino)
-    except OSError:
-        pass  # it vanishes: whoever reads it says so
+    for place in places:
+        try:
+            for file in place.iterdir() if place.is_dir() else [place]:
+                if any(fnmatch(file.name, pattern) for pattern in _READ):
+                    found = file.stat()
+                    key = str(file.relative_to(place.parent))
+                    state[key] = (found.st_size, found.st_mtime_ns, found.st_ino)
+        except OSError:
+            pass  # it vanishes: whoever reads it says so
     return state

@@ -14,6 +14,7 @@ import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -111,6 +112,10 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
     def forget(self) -> None:
         """Drops what was kept between requests, if anything."""
 
+    def as_stock(self) -> AbstractContextManager[None]:
+        """Within this, `model` is computed as transformers does, gradients included."""
+        return nullcontext()
+
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""
@@ -145,10 +150,10 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
     ) -> list[tuple[float, bool]]:
         """Log-likelihood and greediness of each (context, continuation)."""
         return self._loglikelihood_tokens(
-            [(request.args, *self._encode_pair(*request.args)) for request in requests]
+            [(request.args, *self.encode_pair(*request.args)) for request in requests]
         )
 
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The tokens that are read before, at least one, and those that are predicted.
 
         Spaces that end a context belong to its continuation, as in lm-eval. A token that spans
@@ -182,7 +187,7 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
 
     def holds(self, context: str, continuation: str) -> bool:
         """Whether the context holds all of both (the last token is predicted, never read)."""
-        head, tail = self._encode_pair(context, continuation)
+        head, tail = self.encode_pair(context, continuation)
         return bool(tail) and len(head) + len(tail) - 1 <= self.max_length
 
     def has_room(self, prompt: str, tokens: int) -> bool:
@@ -209,6 +214,12 @@ class CheckpointLM(TemplateLM):  # type: ignore[misc]  # lm_eval publishes no ty
         ]
         scores = iter(self._loglikelihood_tokens([pair for text in windows for pair in text]))
         return [math.fsum(next(scores)[0] for _ in text) for text in windows]
+
+    def score_tokens(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+        """Log-likelihood of each pair of :meth:`encode_pair`."""
+        return [
+            total for total, _ in self._loglikelihood_tokens([(("", ""), *pair) for pair in pairs])
+        ]
 
     @torch.inference_mode()
     def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixloop.common.tokenizing import TokenProbe
-from mixloop.evals.checkpoints import CheckpointError, read_checkpoint
+from mixloop.evals.checkpoints import CheckpointError, WeightSum, read_checkpoint
 
 from .checkpoint_lm import CheckpointLM
 from .plain_lm import PlainLM
@@ -29,6 +29,7 @@ def load_checkpoint(
     add_bos: bool | None = None,
     trained: TokenProbe | None = None,
     tokenizer: Path | None = None,
+    weights: WeightSum | None = None,
 ) -> CheckpointLM:
     """Loads a Hugging Face checkpoint folder into the fastest engine that its model allows.
 
@@ -44,12 +45,18 @@ def load_checkpoint(
         trained: The probe of the tokenizer that made the training data; None: not known.
         tokenizer: The folder of that tokenizer, for a checkpoint that carries none; None: such a
             one can't be scored.
+        weights: What the model is to hold instead of the folder's own weights.
 
     Raises:
         CheckpointError: one line naming the folder and the reason.
     """
     checkpoint = read_checkpoint(
-        folder, device=device, dtype=dtype, trained=trained, tokenizer=tokenizer
+        folder,
+        device=device,
+        dtype=dtype,
+        trained=trained,
+        tokenizer=tokenizer,
+        weights=weights,
     )
     model, used = checkpoint.model, checkpoint.tokenizer
     add_bos = checkpoint.begins if add_bos is None else add_bos

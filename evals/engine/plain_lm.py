@@ -52,7 +52,7 @@ class PlainLM(CheckpointLM):
     ) -> list[tuple[float, bool]]:
         scores: dict[int, tuple[float, bool]] = {}
         ordered = list(sequences)
-        for batch in _batches(ordered, self._batch_tokens, padded=self._padded):
+        for batch in length_batches(ordered, self._batch_tokens, padded=self._padded):
             rows = [ordered[index] for index in batch]
             row_tails = [[tails[i] for i in sequences[row]] for row in rows]
             for row, row_scores in zip(rows, self._score(rows, row_tails), strict=True):
@@ -118,7 +118,7 @@ class PlainLM(CheckpointLM):
         room = 4 * self._batch_tokens
         # what is altered may look at padding too
         padded = self._padded and not self.altered
-        for batch in _batches(prompts, room, padded=padded, more=max_new_tokens):
+        for batch in length_batches(prompts, room, padded=padded, more=max_new_tokens):
             choose = partial(sampling.choose, generators=[generators[i] for i in batch])
             written = self._generate_rows(
                 [prompts[i] for i in batch],
@@ -188,7 +188,7 @@ def _tail_score(logits: torch.Tensor, end: int, tail: list[int]) -> tuple[float,
     return float(total), bool((scores.argmax(-1) == targets).all())
 
 
-def _batches(
+def length_batches(
     rows: Sequence[Tokens], tokens: int, *, padded: bool, more: int = 0
 ) -> Iterator[list[int]]:
     """Which rows to compute together, by falling length: rows * (longest + more) within `tokens`.

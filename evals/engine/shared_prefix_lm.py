@@ -9,6 +9,7 @@ way; they are run by `plain_lm`, which shares less and gives the same numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -77,6 +78,9 @@ class SharedPrefixLM(CheckpointLM):
     def forget(self) -> None:
         """Drops the prefix kept from the last requests."""
         self._newest = (), []
+
+    def as_stock(self) -> AbstractContextManager[None]:
+        return self.packed.as_stock()
 
     def score_sequences(
         self, sequences: Mapping[Tokens, Sequence[int]], tails: Sequence[list[int]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,19 @@ class ModelCache:
 
     def __init__(self, settings: EvalSettings) -> None:
         self._settings = settings
-        self._loaded: tuple[Path, CheckpointLM | str] | None = None
+        self._loaded: tuple[tuple[Path, ...], CheckpointLM | str] | None = None
         self._texts: tuple[str, Any, Encode] | None = None
 
-    def load(self, checkpoint: Path) -> CheckpointLM | str:
-        """The checkpoint's model, or why there is none; loaded once until :meth:`release`."""
-        if self._loaded is None or self._loaded[0] != checkpoint:
+    def load(self, checkpoint: Path, earlier: Sequence[Path] = ()) -> CheckpointLM | str:
+        """The checkpoint's model, or why there is none; loaded once until :meth:`release`.
+
+        Its weights are the mean with those of the `earlier` ones.
+        """
+        folders = (checkpoint, *earlier)
+        if self._loaded is None or self._loaded[0] != folders:
             # the old one goes first: two at a time may be too many
             self.release()
-            self._loaded = (checkpoint, self._load(checkpoint))
+            self._loaded = (folders, self._load(folders))
         return self._loaded[1]
 
     def release(self) -> None:
@@ -35,11 +40,11 @@ class ModelCache:
         # its modules know one another: the weights would wait for a chance collection
         gc.collect()
 
-    def _load(self, checkpoint: Path) -> CheckpointLM | str:
-        from mixloop.evals.checkpoints import CheckpointError
+    def _load(self, folders: tuple[Path, ...]) -> CheckpointLM | str:
+        from mixloop.evals.checkpoints import CheckpointError, WeightSum
         from mixloop.evals.engine import load_checkpoint
 
-        settings = self._settings
+        settings, checkpoint = self._settings, folders[0]
         try:
             lm = load_checkpoint(
                 checkpoint,
@@ -51,6 +56,7 @@ class ModelCache:
                 add_bos=settings.add_bos,
                 trained=settings.trained_probe,
                 tokenizer=settings.trained_tokenizer,
+                weights=WeightSum.mean(folders) if len(folders) > 1 else None,
             )
         except CheckpointError as error:
             return str(error)

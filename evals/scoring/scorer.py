@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mixloop.common.errors import one_line
 from mixloop.evals import EvalSettings, Scorecard, training_state
-from mixloop.evals.benchmarks import BenchmarkPlan, fit_shots, load_items, make_benchmark
-from mixloop.evals.items import ItemsError, choose
+from mixloop.evals.items import ItemsError
 from mixloop.evals.sandbox import Sandbox
 
+from .asked_benchmarks import AskedBenchmarks
 from .model_cache import ModelCache
 from .samples import write_samples
-from .unit_scoring import PreparedBenchmark, score_unit
-from .work_units import UnitScore, WorkUnit, assemble_score, parts, total_cost
+from .unit_scoring import score_unit
+from .work_units import UnitScore, WorkUnit, assemble_score, total_cost
 
 if TYPE_CHECKING:
     from mixloop.evals.engine import CheckpointLM
@@ -36,28 +36,34 @@ class Scorer:
         self.settings = settings
         self._models = ModelCache(settings)
         self._sandbox = Sandbox(settings.sandbox, settings.program_timeout)
-        self._prepared: dict[str, PreparedBenchmark] = {}
-        # by benchmark, with the tokenizer and the context it was made for: a run has one of each
-        self._plans: dict[str, tuple[Any, int, BenchmarkPlan]] = {}
+        self._asked = AskedBenchmarks(settings, self._sandbox)
 
     def close(self) -> None:
         """Ends the sandbox."""
         self._sandbox.close()
 
-    def score(self, checkpoint: Path, progress: Progress = lambda name, state: None) -> Scorecard:
+    def score(
+        self,
+        checkpoint: Path,
+        progress: Progress = lambda name, state: None,
+        earlier: Sequence[Path] = (),
+    ) -> Scorecard:
         """The scorecard of one checkpoint; a benchmark that fails is missing with the reason.
 
-        The model stays loaded until :meth:`release`, for :meth:`samples`.
+        With `earlier` ones, newest first, it is that of the mean of their weights and its own;
+        those that are gone are left out. The model stays loaded until :meth:`release`, for
+        :meth:`samples`.
         """
+        earlier = existing(earlier)
         began = time.monotonic()
         progress("checkpoint", "loading")
         state = training_state(checkpoint)
-        self.load(checkpoint)
+        self.load(checkpoint, earlier)
         scores: list[UnitScore] = []
         for unit in self.units():
             progress(unit.benchmark, f"running{unit.which()}")
-            scores.append(self.run(unit, checkpoint))
-        return self.assemble_card(checkpoint, state, scores, time.monotonic() - began)
+            scores.append(self.run(unit, checkpoint, earlier))
+        return self.assemble_card(checkpoint, state, scores, time.monotonic() - began, earlier)
 
     def samples(self, card: Scorecard, path: Path) -> None:
         """Writes what a scored checkpoint says to fixed prompts beside the scorecard's file.
@@ -65,13 +71,14 @@ class Scorer:
         Raises:
             OSError: they can't be written.
         """
-        lm = self.load(Path(card.checkpoint))
+        *earlier, _ = map(Path, card.averaged or [card.checkpoint])
+        lm = self.load(Path(card.checkpoint), earlier[::-1])
         if not isinstance(lm, str):
             write_samples(lm, card, path, self.settings)
 
-    def load(self, checkpoint: Path) -> CheckpointLM | str:
+    def load(self, checkpoint: Path, earlier: Sequence[Path] = ()) -> CheckpointLM | str:
         """The checkpoint's model, or why there is none; loaded once until :meth:`release`."""
-        return self._models.load(checkpoint)
+        return self._models.load(checkpoint, earlier)
 
     def release(self) -> None:
         """Lets go of the loaded model."""
@@ -82,22 +89,23 @@ class Scorer:
         units: list[WorkUnit] = []
         for name in self.settings.asked:
             try:
-                count = len(self._parts(name))
+                count = len(self._asked.parts(name))
             # said where it is run
             except Exception:
                 count = 1
             units += [WorkUnit(benchmark=name, part=part, parts=count) for part in range(count)]
         return units
 
-    def run(self, unit: WorkUnit, checkpoint: Path) -> UnitScore:
+    def run(self, unit: WorkUnit, checkpoint: Path, earlier: Sequence[Path] = ()) -> UnitScore:
         """Scores one unit; whatever goes wrong is in the score."""
         name = unit.benchmark
-        lm = self.load(checkpoint)
+        lm = self.load(checkpoint, earlier)
         if isinstance(lm, str):
             return UnitScore(unit=unit, failed=lm)
         try:
-            ids = self._parts(name)[unit.part]
-            return score_unit(unit, ids, self._prepare(name), self._plan(name, lm), lm)
+            ids = self._asked.parts(name)[unit.part]
+            prepared, plan = self._asked.prepared(name), self._asked.plan(name, lm)
+            return score_unit(unit, ids, prepared, plan, lm)
         except ItemsError as error:
             return UnitScore(unit=unit, failed=str(error))
         # one benchmark's fault, whatever it is, must not cost the others their scores
@@ -107,7 +115,7 @@ class Scorer:
 
     def data_kinds(self) -> dict[str, str]:
         """Where the items of each benchmark that has any come from."""
-        return {name: prepared.data_kind for name, prepared in self._prepared.items()}
+        return self._asked.data_kinds()
 
     def assemble_card(
         self,
@@ -115,11 +123,15 @@ class Scorer:
         state: tuple[int | None, int | None],
         scores: Sequence[UnitScore],
         seconds: float,
+        earlier: Sequence[Path] = (),
     ) -> Scorecard:
         """The scorecard of all units' scores, in whatever order they came.
 
-        `state` is the checkpoint's step and tokens, read while it was surely there.
+        `state` is the checkpoint's step and tokens, read while it was surely there; `earlier` are
+        those averaged with it, newest first.
         """
+        average = self.settings.average
+        averaged = (*reversed(earlier), checkpoint) if average > 1 or earlier else ()
         step, tokens = state
         by_benchmark = {
             name: [score for score in scores if score.unit.benchmark == name]
@@ -130,6 +142,8 @@ class Scorer:
             checkpoint=str(checkpoint),
             step=step,
             tokens=tokens,
+            average=average,
+            averaged=tuple(map(str, averaged)),
             benchmarks={name: assemble_score(name, units) for name, units in by_benchmark.items()},
             seconds=round(seconds, 3),
             cost={name: total_cost(units) for name, units in by_benchmark.items()},
@@ -137,29 +151,10 @@ class Scorer:
             engine=_engine(self._sandbox),
         )
 
-    def _parts(self, name: str) -> list[tuple[str, ...]]:
-        return parts(name, self._prepare(name).ids, self.settings.unit_items)
 
-    def _prepare(self, name: str) -> PreparedBenchmark:
-        if name not in self._prepared:
-            settings = self.settings.asked[name]
-            items = load_items(name, settings.data)
-            subset = choose(items.rows, settings.items, self.settings.seed)
-            self._prepared[name] = PreparedBenchmark(
-                make_benchmark(name, items, subset, self._sandbox),
-                tuple(row["id"] for row in subset),
-                items.describe(len(subset)),
-                items.kind,
-            )
-        return self._prepared[name]
-
-    def _plan(self, name: str, lm: CheckpointLM) -> BenchmarkPlan:
-        tokenizer, max_length, plan = self._plans.get(name, (None, 0, None))
-        if plan is None or tokenizer is not lm.tokenizer or max_length != lm.max_length:
-            prepared = self._prepare(name)
-            plan = fit_shots(prepared.benchmark, prepared.ids, self.settings.asked[name], lm)
-            self._plans[name] = lm.tokenizer, lm.max_length, plan
-        return plan
+def existing(checkpoints: Sequence[Path]) -> list[Path]:
+    """Those of some checkpoints that are there."""
+    return [folder for folder in checkpoints if (folder / "config.json").is_file()]
 
 
 def _engine(sandbox: Sandbox) -> dict[str, str]:

@@ -11,13 +11,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mixloop.common.errors import one_line
 from mixloop.evals import Cost, Outcomes
 from mixloop.evals.benchmarks import Benchmark, BenchmarkPlan, Question
 
+from .asked_benchmarks import PreparedBenchmark
 from .work_units import UnitScore, WorkUnit
 
 if TYPE_CHECKING:
@@ -26,16 +26,6 @@ if TYPE_CHECKING:
     from mixloop.evals.engine import CheckpointLM
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PreparedBenchmark:
-    """A benchmark over its chosen items: their ids, and where they come from."""
-
-    benchmark: Benchmark
-    ids: tuple[str, ...]
-    data: str
-    data_kind: str
 
 
 def score_unit(

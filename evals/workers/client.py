@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,10 @@ class Evaluator:
         alive = self._worker is not None and self._worker.exit_code() is None
         return self._worker.pid if self._worker is not None and alive else None
 
-    def start(self, checkpoint: Path, out: Path) -> None:
+    def start(self, checkpoint: Path, out: Path, earlier: Sequence[Path] = ()) -> None:
         """Begins scoring `checkpoint`; the scorecard will be in `out`.
+
+        With `earlier` ones, newest first, the mean of their weights and its own is scored.
 
         Raises:
             RuntimeError: one is being scored already.
@@ -81,7 +83,11 @@ class Evaluator:
         """
         if self._job is not None:
             raise RuntimeError(f"{self._job.checkpoint} is still being scored")
-        request = {"checkpoint": str(checkpoint.resolve()), "out": str(out.resolve())}
+        request = {
+            "checkpoint": str(checkpoint.resolve()),
+            "out": str(out.resolve()),
+            "earlier": [str(folder.resolve()) for folder in earlier],
+        }
         line = json.dumps(request).encode() + b"\n"
         self._job = _Job(checkpoint, out, time.monotonic() + self._settings.timeout, line)
         self.progress = "starting"

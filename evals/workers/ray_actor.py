@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mixloop.evals import EvalSettings, Scorecard
@@ -31,12 +32,13 @@ class ScoringActor:
         """The process's id, once everything is imported."""
         return os.getpid()
 
-    def score(self, name: str, checkpoint: str, unit: str) -> str:
+    def score(self, name: str, checkpoint: str, unit: str, earlier: Sequence[str] = ()) -> str:
         """The unit's score, as JSON. The model is read once per `name`, the newest is kept."""
         if name != self._newest:
             self._scorer.release()
             self._newest = name
-        score = self._scorer.run(WorkUnit.model_validate_json(unit), Path(checkpoint))
+        folders = [Path(folder) for folder in earlier]
+        score = self._scorer.run(WorkUnit.model_validate_json(unit), Path(checkpoint), folders)
         return score.model_dump_json()
 
     def samples(self, card: str, path: str) -> None:

@@ -15,13 +15,13 @@ import os
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixloop.evals import EvalSettings, Scorecard, training_state
-from mixloop.evals.scoring import Progress, Scorer, UnitScore, WorkUnit
+from mixloop.evals.scoring import Progress, Scorer, UnitScore, WorkUnit, existing
 
 from .launchers import LauncherError, launcher_problem
 from .ray_actor import ScoringActor
@@ -117,8 +117,14 @@ class RayScorer:
     def release(self) -> None:
         """Nothing is held here: an actor keeps its model until it gets another checkpoint."""
 
-    def score(self, checkpoint: Path, progress: Progress = lambda name, state: None) -> Scorecard:
-        """The scorecard of one checkpoint; a benchmark that fails is missing with the reason."""
+    def score(
+        self,
+        checkpoint: Path,
+        progress: Progress = lambda name, state: None,
+        earlier: Sequence[Path] = (),
+    ) -> Scorecard:
+        """The scorecard of one checkpoint, as :meth:`Scorer.score` has it."""
+        folders = (checkpoint, *existing(earlier))
         began = time.monotonic()
         progress("checkpoint", "planning")
         state = training_state(checkpoint)
@@ -130,13 +136,13 @@ class RayScorer:
         name = f"{checkpoint}|{time.time_ns()}"
         while queue.waiting or any(task.unit for task in self._tasks.values()):
             self._staff(len(units))
-            self._hand_out(queue, checkpoint, name, progress)
+            self._hand_out(queue, folders, name, progress)
             if not self._tasks:
                 queue.give_up(f"no Ray worker can be started: {self._reason}")
                 break
             self._collect(queue)
         seconds = time.monotonic() - began
-        return self._scorer.assemble_card(checkpoint, state, queue.scores, seconds)
+        return self._scorer.assemble_card(checkpoint, state, queue.scores, seconds, folders[1:])
 
     def samples(self, card: Scorecard, path: Path) -> None:
         """Has the actor that was free last write the samples; it has the model.
@@ -175,11 +181,14 @@ class RayScorer:
             actor: Any = actors.remote(settings.model_dump_json())
             self._await(actor.ready.remote(), actor, None)
 
-    def _hand_out(self, queue: UnitQueue, checkpoint: Path, name: str, progress: Progress) -> None:
+    def _hand_out(
+        self, queue: UnitQueue, folders: Sequence[Path], name: str, progress: Progress
+    ) -> None:
+        checkpoint, *earlier = map(str, folders)
         while self._idle and (unit := queue.take()) is not None:
             actor = self._idle.pop()
             progress(unit.benchmark, f"running{unit.which()}")
-            call = actor.score.remote(name, str(checkpoint), unit.model_dump_json())
+            call = actor.score.remote(name, checkpoint, unit.model_dump_json(), earlier)
             self._await(call, actor, unit)
 
     def _await(self, call: Any, actor: Any, unit: WorkUnit | None) -> None:

@@ -1,7 +1,8 @@
 """The evaluation worker: scores checkpoints one after another, keeping imports and tasks warm.
 
 `python -m mixloop.evals.workers.worker [--parent PID]` reads JSON lines on its standard input:
-first the settings, then one request per checkpoint (`checkpoint`, `out`). It answers with JSON
+first the settings, then one request per checkpoint (`checkpoint`, `out`, and the folders `earlier`
+whose weights are averaged with its own). It answers with JSON
 lines (`event`: ready, progress, warning, done, failed, and dying when it can't go on). The
 scorecard goes to the file `out`, per-item outcomes to a parquet file beside it. It ends when nobody
 holds the other end of its input, its parent dies, it holds more memory than it may, or nothing came
@@ -97,7 +98,7 @@ class _Lines:
             self._waiting += part
 
 
-def _serve(settings: EvalSettings, requests: Iterator[dict[str, str]], channel: Channel) -> None:
+def _serve(settings: EvalSettings, requests: Iterator[dict[str, Any]], channel: Channel) -> None:
     """Answers requests until there are no more."""
     try:
         scorer = RayScorer(settings) if settings.launcher == "ray" else Scorer(settings)
@@ -112,13 +113,14 @@ def _serve(settings: EvalSettings, requests: Iterator[dict[str, str]], channel: 
         scorer.close()
 
 
-def _answer(scorer: Scorer | RayScorer, request: dict[str, str], channel: Channel) -> None:
+def _answer(scorer: Scorer | RayScorer, request: dict[str, Any], channel: Channel) -> None:
     def progress(name: str, state: str) -> None:
         channel.send("progress", benchmark=name, state=state)
 
     out = Path(request["out"])
     try:
-        card = scorer.score(Path(request["checkpoint"]), progress)
+        earlier = [Path(folder) for folder in request.get("earlier", ())]
+        card = scorer.score(Path(request["checkpoint"]), progress, earlier)
         card.write(out)
         keep_outcomes(card, out)
         progress("samples", "running")

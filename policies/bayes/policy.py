@@ -17,7 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from mixloop.policies.experiment import BranchAim, ask_for_branches, branch_aim
+from mixloop.policies.experiment import (
+    BranchAim,
+    ask_for_branches,
+    branch_aim,
+    branches_made,
+)
 from mixloop.policies.interface import Hold, Observation, Proposal, Reply
 from mixloop.policies.mixture import (
     Array,
@@ -188,7 +193,8 @@ class BayesPolicy:
         best = best_mixture(forecast, self.options.caution, self.options.trust, at.current)
         factor = forecast.posterior.evidence
         facts = _evidence("exploit", log_bayes_factor=factor, gain=best.gain, stderr=best.stderr)
-        if factor < self.options.evidence or best.gain <= best.stderr:
+        unconfirmed = self.options.branches and at.aim is None and branches_made(at.observation)
+        if unconfirmed or factor < self.options.evidence or best.gain <= best.stderr:
             return self._back(at, facts)
         best = shrunk(forecast, best)
         if at.aim is not None:

@@ -43,16 +43,17 @@ def due(options: ExperimentOptions, observation: Observation) -> int | None:
 
 
 def length(options: ExperimentOptions, observation: Observation, branches: int, coming: int) -> int:
-    """Tokens of each branch: the option's, or half of the budget left, all for the last; 0: none.
+    """Tokens of each branch, the control's among them; 0: none.
 
-    With the control's branch. Never more than is worth it so late in the run.
+    The option's, as far as the budget goes; else half of the budget left, all of it for the last,
+    and never more than is worth it so late in the run.
     """
     left = observation.experiment_tokens
+    if options.tokens:
+        return min(options.tokens, left // (branches + 1))
     left_of_run = observation.budget - observation.tokens
-    most = int(min(left, WORTH * left_of_run) // (branches + 1))
     share = 1.0 if coming == 1 else FIRST
-    wanted = options.tokens or int(share * left // (branches + 1))
-    return min(wanted, most)
+    return int(min(share * left, WORTH * left_of_run) // (branches + 1))
 
 
 def design(

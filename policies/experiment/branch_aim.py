@@ -39,6 +39,11 @@ def ask_for_branches(
     return None if run.idle() else experiment_due(run, run.effects())
 
 
+def branches_made(observation: Observation) -> bool:
+    """Whether any experiment of this run has been made."""
+    return any(experiment.state == "done" for experiment in observation.experiments)
+
+
 @dataclass(frozen=True)
 class BranchAim:
     """Where the experiments so far point, and what they make of another mixture.

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mixloop.common.units import Tokens
-from mixloop.policies.evidence import Claim, Veto
+from mixloop.policies.evidence import Claim, PolicyStanding, RegressionSettings, Veto
 from mixloop.policies.interface import OptionsModel, Phase, Share, Source, listed
 
 from .guard_registry import load_guard
@@ -28,7 +28,8 @@ class GuardSettings(OptionsModel):
     rest on gains or losses seen while the learning rate decays, "hold" every change.
     ``loss_spike``: hold while the training loss is above its recent median by that part of it
     (null: never). ``floor``, ``cap``: bounds of every source's share; floors skip sources without
-    weight and standby ones. ``use``: installed guards that take part too, by name.
+    weight and standby ones. ``regression``: the way back when the run has become significantly
+    worse (null: off). ``use``: installed guards that take part too, by name.
     """
 
     max_epochs: Annotated[float, Field(gt=0)] | None = 5.0
@@ -41,6 +42,7 @@ class GuardSettings(OptionsModel):
     loss_spike: Annotated[float, Field(gt=0)] | None = 0.2
     floor: Share = 0.0
     cap: Annotated[float, Field(gt=0, le=1)] = 1.0
+    regression: RegressionSettings | None = RegressionSettings()
     use: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
 
     @field_validator("use")
@@ -67,7 +69,8 @@ class GuardContext:
     intervention came into force, None before the first; ``order_pending`` says that an order is
     out that the trainer doesn't follow yet. ``plan`` is what the order in force does by itself, as
     stretches ``(until_tokens, weights)``, the first of which is now. ``declared``: a stage approved
-    in advance; ``operator``: an order of a person. ``phase`` is the learning rate's. ``claims`` are
+    in advance; ``operator``: an order of a person; ``way_back``: the regression guard's own, to the
+    last good mixture. ``standing`` is how the policy stands with that guard. ``phase`` is the learning rate's. ``claims`` are
     what the proposal rests on, ``tests`` how many such findings were looked for. ``vetoes`` speak
     against any change but one that goes back. ``loss_ratio``: the training loss over its recent
     median, None where that isn't known. ``pins``: shares that a person holds fixed.
@@ -84,6 +87,8 @@ class GuardContext:
     plan: tuple[tuple[int, Mapping[str, float]], ...] = ()
     declared: bool = False
     operator: bool = False
+    way_back: bool = False
+    standing: PolicyStanding = PolicyStanding()
     phase: Phase | None = None
     claims: tuple[Claim, ...] = ()
     tests: int = 0

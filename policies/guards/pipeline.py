@@ -3,8 +3,8 @@
 Soft guards come first (learning-rate phase, loss spike, vetoes, significance, dead-band, dwell,
 trust region), hard ones last (simplex and names, floor and cap, epoch ledger); between them those
 of other packages that ``guards.use`` names. The hard guards' bounds are cumulative, so what leaves
-the last one satisfies all of them, and a second pass changes nothing. Declared stages and
-operator's orders meet only the hard guards; an operator's order is never altered, it is refused
+the last one satisfies all of them, and a second pass changes nothing. Declared stages,
+operator's orders and the way back of the regression guard meet only the hard guards; an operator's order is never altered, it is refused
 with the nearest legal mixture.
 
 A mixture that stays as it is can be passed through too (a policy's hold): the ledger then speaks
@@ -54,8 +54,13 @@ def apply_guards(
 
 def _meet(guard: Guard, state: GuardState) -> None:
     context, state.guard = state.context, guard.name
-    if guard.soft and (context.operator or context.declared):
-        why = "an operator's order" if context.operator else "a declared stage"
+    whose = {
+        "an operator's order": context.operator,
+        "a declared stage": context.declared,
+        "the way back": context.way_back,
+    }
+    if guard.soft and any(whose.values()):
+        why = next(name for name, true in whose.items() if true)
         if guard.always:
             state.note("passed", f"skipped for {why}")
     elif not guard.soft or guard.always or state.change > TOLERANCE:

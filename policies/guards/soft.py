@@ -83,9 +83,27 @@ def dwell(state: GuardState) -> None:
     state.note("passed", "no intervention within the dwell")
 
 
+def regression(state: GuardState) -> None:
+    """The policy isn't held because the run became worse twice under its changes."""
+    standing = state.context.standing
+    if standing.flagged:
+        state.note("flagged", f"{standing.flagged}; a person's order, so it stays")
+    if standing.state == "held":
+        detail = (
+            f"held since {standing.since}, when the run had become worse a second time, until "
+            "`mixloop resume`, an order of a person's or a new experiment"
+        )
+        if state.change > TOLERANCE:
+            raise state.blocked(detail)
+        state.note("flagged", detail)
+    elif standing.state == "probation":
+        state.note("flagged", f"on probation since {standing.since}: the run had become worse")
+
+
 def trust_region(state: GuardState) -> None:
     """As much of the change as one decision may make."""
-    current, limit, change = state.context.weights, state.settings.max_change, state.change
+    current, change = state.context.weights, state.change
+    limit = state.settings.max_change * state.context.standing.step
     if change <= limit + DUST:
         state.note("passed", f"total variation {change:.4g} of {limit:g}")
         return
@@ -99,6 +117,7 @@ def trust_region(state: GuardState) -> None:
 
 
 SOFT = (
+    Guard("regression", regression, always=True),
     Guard("phase", phase),
     Guard("loss spike", loss_spike),
     Guard("veto", veto),

@@ -61,9 +61,10 @@ class MergeFit(_Frozen):
     """The mixture whose merge scores best, fitted to all of the experts' data or to a half of it.
 
     ``gains`` are by benchmark (gain, standard error over items) in the steering metric of the
-    merge at ``weights`` against the merge at the present mixture: positive is better. ``slopes``
-    are by benchmark and source the derivative of the loss after the source's share, at the present
-    mixture: what a little more of it would do to first order.
+    merge at ``weights`` against the merge at the present mixture: positive is better. Those of a
+    fit to a half are measured in merges of the other half's data. ``slopes`` are by benchmark and
+    source the derivative of the loss after the source's share, at the present mixture: what a
+    little more of it would do to first order.
     """
 
     part: Literal["whole", "first", "second"] = "whole"
@@ -82,7 +83,9 @@ class ExperimentResult(_Frozen):
         branch_tokens: training tokens of each branch.
         control: the branch on the unchanged mixture; None where there is none (or not yet).
         branches: in the order they were asked for; one that failed has no benchmarks.
-        merges: merged models that were scored.
+        merges: merged models that were scored: at the present mixture, at the fitted one, and at
+            the mixture of each branch that is no expert and draws from sources with experts only,
+            in their order: what merges foretold of what was trained.
         mixmin: the best convex mixture of the experts' *probabilities* (MixMin, 2502.10510).
         cost: training tokens that were spent on it, over all branches.
         reason: why it was asked for or, of one that failed or was refused, why that is so.

@@ -17,7 +17,7 @@ At every decision, from the observation alone:
    start's mixture.
 5. Where the run may spend tokens on experiments they are asked for as policy ``experiment`` does.
    Once branches tell the sources apart, what they point at takes the place of the start, and a plan
-   counts as far as the branches confirm it.
+   counts as far as the branches confirm it: not at all while they can't tell them apart.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from mixloop.policies.experiment import BranchAim, ask_for_branches, branch_aim
+from mixloop.policies.experiment import (
+    BranchAim,
+    ask_for_branches,
+    branch_aim,
+    branches_made,
+)
 from mixloop.policies.interface import Hold, Observation, OptionsModel, Proposal, Reply, Share
 from mixloop.policies.mixture import Array, confine, first_mixture, total_variation
 
@@ -130,6 +135,8 @@ class LawPolicy:
         if averaging.misfit > options.misfit:
             residual = f"mean squared residual {averaging.misfit:.2g} noise variances"
             return Hold(f"law: no law fits, {residual}", evidence, "inconclusive")
+        if aim is None and self.options.branches and branches_made(at.observation):
+            return self._look_around(at, evidence | {"confirmed": 0.0})
         return self._planned(at, fits[:-1], averaging, aim, evidence)
 
     def _planned(

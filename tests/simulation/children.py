@@ -25,6 +25,21 @@ NONSENSE: tuple[Json, ...] = (
 )
 
 
+ABSURD: tuple[Json, ...] = (
+    {"branches": [{"moon": 1.0}], "tokens": 400},
+    {"branches": [{"web": 0.3, "code": 0.3}], "tokens": 400},
+    {"branches": [{"web": -1.0, "code": 2.0}], "tokens": 400},
+    {"branches": [], "tokens": 400},
+    {"branches": [{"web": 1.0}], "tokens": 0},
+    {"branches": [{"web": 1.0}], "tokens": "many"},
+    {"branches": [{"web": 1.0}] * 200, "tokens": 80},
+    {"branches": [{"web": float("nan")}], "tokens": 80},
+    {"branches": [{"web": 1.0}], "tokens": 80, "merge": {"prior": {"moon": 1.0}}},
+    {"branches": [{"web": 1.0}], "tokens": 10**17},
+    {"tokens": 80},
+)
+
+
 class Child:
     """Takes the place of :class:`mixloop.common.process.Child`."""
 
@@ -100,6 +115,11 @@ class Child:
             wanted = faults.rng.choice(NONSENSE)
             payload = {"plan": [], "evidence": {}, "declared": False, **wanted}
             self._said = [observed, {"kind": "proposal", "payload": payload, "digest": "sha256:0"}]
+            return
+        if faults.draw("policy-absurd", 2):
+            _, observed = policy_request.observed(request["history"])
+            payload = {"reason": "absurd", "evidence": {}, **faults.rng.choice(ABSURD)}
+            self._said = [observed, {"kind": "experiment", "payload": payload, "digest": "x"}]
             return
         try:
             if faults.draw("policy-raises"):

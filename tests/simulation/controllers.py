@@ -67,6 +67,7 @@ class Controllers(Surroundings):
         """Its memory is gone; the kernel closes what it had open."""
         controller.journal._db.close()
         controller.decisions.drop()
+        controller.experiments.close()
         controller.mlflow.close()
 
     def _after_death(self) -> None:

@@ -24,7 +24,7 @@ class Evaluator:
         self._polls = 0
         self._began = 0.0
 
-    def start(self, checkpoint: Any, out: Any) -> None:
+    def start(self, checkpoint: Any, out: Any, earlier: Any = ()) -> None:
         faults = sim().faults
         if faults.draw("eval-no-worker"):
             raise OSError(11, "no worker for you")

@@ -12,7 +12,7 @@ from mixloop.controller.journal import tamper_seal
 from mixloop.controller.journal.packing import unpack
 from mixloop.controller.journal.schema import TABLES
 
-from .invariants import Violation
+from .invariants import OPEN, Violation
 
 if TYPE_CHECKING:
     from .runner import Simulation
@@ -25,6 +25,7 @@ def at_end(world: Simulation) -> None:
     _file(world, db)
     _acknowledged(world, db)
     _scored(world, db)
+    _experiments(world, db)
     _requests(world, db)
     _replay(world, db)
     _tracker(world, db)
@@ -99,6 +100,23 @@ def _scored(world: Simulation, db: Any) -> None:
         raise Violation("converges", f"step {newest} was scored and not decided on ({decided})")
 
 
+def _experiments(world: Simulation, db: Any) -> None:
+    """None is still to be made, and the policy has been told of all that ended."""
+    for row in db.execute("SELECT id, state FROM experiments"):
+        if row["state"] in OPEN:
+            raise Violation("experiment-ends", f"{row['id']} is {row['state']} at the end")
+    meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
+    newest = db.execute("SELECT MAX(step) FROM evaluations WHERE state = 'scored'").fetchone()[0]
+    known = db.execute(
+        "SELECT MAX(experiments_known) FROM decisions "
+        "WHERE asked_by = 'policy' AND abandoned_by IS NULL AND step = ?",
+        (newest,),
+    ).fetchone()[0]
+    ended = db.execute("SELECT MAX(ended) FROM experiments WHERE abandoned_by IS NULL").fetchone()
+    if meta.get("paused") != "true" and (ended[0] or 0) > (known or 0):
+        raise Violation("experiment-told", f"{ended[0]} have ended, the policy knows of {known}")
+
+
 def _requests(world: Simulation, db: Any) -> None:
     answered = {row[0]: row[1] for row in db.execute("SELECT id, verb FROM requests")}
     for name, verb in world.operators.sent.items():
@@ -135,6 +153,7 @@ def _replay(world: Simulation, db: Any) -> None:
 def _again(world: Simulation, db: Any) -> None:
     """A fresh controller finds nothing to do but to put its fence on the file."""
     tables = ("decisions", "orders", "requests", "checkpoints", "evaluations", "outbox")
+    tables += ("experiments",)
 
     def counts() -> list[int]:
         return [db.execute(f"SELECT COUNT(*) FROM {name}").fetchone()[0] for name in tables]
@@ -150,6 +169,11 @@ def _again(world: Simulation, db: Any) -> None:
     world.actor = ""
     if states[-1] != "ended" or counts() != before:
         raise Violation("replay", f"a fresh controller: {states}, {before} became {counts()}")
+    left = world.fs.folders.keys() & {
+        f"{world.paths.dir}/experiments/{name}" for name in world.disk
+    }
+    if left or world.disk:
+        raise Violation("experiment-ends", f"{sorted(world.disk)} still lie on the disk")
     world._discard(fresh)
 
 

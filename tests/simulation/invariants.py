@@ -23,6 +23,11 @@ NAMES = {
     "fence-obeyed": "the trainer's accepted fence never falls, nor exceeds the journal's",
     "generations-grow": "generations grow, in the journal and as accepted by the trainer",
     "one-decision": "decisions are numbered without gap, one per checkpoint, one per order",
+    "experiment-budget": "experiments never take more tokens than their budget",
+    "experiment-ends": "each experiment ends once, in one state, and stays so",
+    "experiment-keeps": "a decision for an experiment leaves the mixture as it is",
+    "one-experiment": "one at a time, begun on record, none after the run's end",
+    "experiment-told": "a policy sees what has ended when it is asked, and is asked again for it",
     "nothing-lost": "what was committed stays: decisions, orders, applications, scores, replies",
     "journal-first": "an order is in the journal before it is in mixture.json",
     "applied-is-journaled": "what the trainer draws by is in the journal, decision and all",
@@ -40,6 +45,7 @@ NAMES = {
 }
 
 STABLE = ("decision", "policy", "reason", "weights", "plan", "issued_at")
+OPEN = ("planned", "running")
 TOLERANCE = 1e-6
 
 
@@ -52,13 +58,23 @@ class Violation(BaseException):  # so that no handler of the product takes it fo
         self.name = name
 
 
+def _charged(row: dict[str, Any]) -> int:
+    begun = row["state"] in OPEN or row["attempts"]
+    return int(row["planned"]) if begun and row["state"] != "refused" else 0
+
+
+def _ended(row: sqlite3.Row, known: int) -> bool:
+    return row["state"] == "refused" or (row["ended"] is not None and row["ended"] <= known)
+
+
 class Watch:
     """Remembers what was committed and accepted, and compares."""
 
     def __init__(self, world: Simulation) -> None:
         self._world = world
         self._decided = 0
-        self._steps: set[int] = set()
+        self._steps: set[tuple[int, int]] = set()  # of policies' decisions, experiments known
+        self._experiments: dict[str, dict[str, Any]] = {}
         self._orders: dict[int, dict[str, Any]] = {}
         self._scored: set[int] = set()
         self._rewinds = 0
@@ -79,6 +95,7 @@ class Watch:
             raise Violation("one-fence", f"fence {journal.fence} wrote under the lease of {lease}")
         cut = self._new_cut(db)
         self._see_orders(db, cut)
+        self._see_experiments(db, journal.fence or 0)
         self._see_decisions(db, journal.fence or 0)
         self._see_scores(db, cut)
         self._see_requests(db)
@@ -97,9 +114,10 @@ class Watch:
         if not fresh:
             return None
         rows = db.execute(
-            "SELECT step FROM decisions WHERE asked_by = 'policy' AND abandoned_by IS NULL"
+            "SELECT step, experiments_known FROM decisions "
+            "WHERE asked_by = 'policy' AND abandoned_by IS NULL"
         )
-        self._steps = {row[0] for row in rows}
+        self._steps = {tuple(row) for row in rows}
         self._taken_back = {
             (order["generation"], order["step"], order["sample"])
             for cut in fresh
@@ -139,9 +157,11 @@ class Watch:
             if row["fence"] != fence:
                 raise Violation("one-fence", f"{row['id']} is of fence {row['fence']}, not {fence}")
             if row["asked_by"] == "policy":
-                if row["step"] in self._steps:
+                place = (row["step"], row["experiments_known"])
+                if place in self._steps:
                     raise Violation("one-decision", f"step {row['step']} was decided on twice")
-                self._steps.add(row["step"])
+                self._steps.add(place)
+                self._told(db, row)
             self._one_order(row)
             self._guarded(db, row)
             self._operated(db, row)
@@ -159,6 +179,95 @@ class Watch:
             )
         if ordered and unpack(row["weights_after"]) != unpack(self._orders[ordered[0]]["weights"]):
             raise Violation("one-decision", f"{row['id']} and its order differ in their weights")
+
+    # -- experiments ------------------------------------------------------
+
+    def _see_experiments(self, db: sqlite3.Connection, fence: int) -> None:
+        rows = {row["id"]: dict(row) for row in db.execute("SELECT * FROM experiments")}
+        ended = sorted(row["ended"] for row in rows.values() if row["ended"] is not None)
+        if ended != list(range(1, len(ended) + 1)):
+            raise Violation("experiment-ends", f"they ended as {ended}")
+        for name, before in self._experiments.items():
+            self._went_on(before, rows.get(name), db)
+        taken = sum(_charged(row) for row in rows.values())
+        for name, row in rows.items():
+            if name in self._experiments:
+                continue
+            if row["state"] not in ("planned", "refused"):
+                raise Violation("experiment-ends", f"{name} begins as {row['state']}")
+            budget = self._world.config_of(fence).experiment_tokens
+            if row["state"] == "planned" and taken > budget:
+                raise Violation("experiment-budget", f"{name}: {taken} of {budget} tokens")
+            self._kept_mixture(db, row)
+        if sum(row["state"] in OPEN for row in rows.values()) > 1:
+            raise Violation("one-experiment", "two are to be made")
+        self._experiments = rows
+
+    def _went_on(
+        self, before: dict[str, Any], now: dict[str, Any] | None, db: sqlite3.Connection
+    ) -> None:
+        if now is None:
+            raise Violation("nothing-lost", f"{before['id']} is gone from the journal")
+        name, was, state = now["id"], before["state"], now["state"]
+        if was not in OPEN:
+            changed = [k for k in now if now[k] != before[k] and k != "abandoned_by"]
+            if changed:
+                raise Violation("experiment-ends", f"{name}, {was}, changed its {changed}")
+            return
+        if state == "planned" and was == "running":
+            raise Violation("experiment-ends", f"{name} was begun and is planned")
+        if (state == "done") != (now["result"] is not None):
+            raise Violation("experiment-ends", f"{name} is {state}, its result {now['result']}")
+        if (state in ("done", "failed")) != (now["ended"] is not None):
+            raise Violation("experiment-ends", f"{name} is {state}, ended {now['ended']}")
+        if state == "done" and now["cost"] > now["planned"]:
+            raise Violation("experiment-budget", f"{name} took {now['cost']} of {now['planned']}")
+        if now["attempts"] > before["attempts"]:
+            over = db.execute("SELECT 1 FROM events WHERE kind = 'ended'").fetchone()
+            if over is not None:
+                raise Violation("one-experiment", f"{name} begins after the run's end")
+
+    def _kept_mixture(self, db: sqlite3.Connection, row: dict[str, Any]) -> None:
+        query = "SELECT * FROM decisions WHERE id = ?"
+        decision = db.execute(query, (row["decision"],)).fetchone()
+        before, after = unpack(decision["weights_before"]), unpack(decision["weights_after"])
+        if decision["generation"] is not None or before != after:
+            raise Violation("experiment-keeps", f"{decision['id']}: {before} became {after}")
+        verdict = "refused" if row["state"] == "refused" else "experiment"
+        if decision["verdict"] != verdict:
+            raise Violation("experiment-keeps", f"{decision['id']} is {decision['verdict']}")
+        asked = unpack(row["asked"])
+        if row["state"] == "planned":
+            for weights in asked["branches"]:
+                self._simplex(weights, f"a branch of {row['id']}")
+            if asked["weights"] != before:
+                raise Violation("experiment-keeps", f"{row['id']}: the control is {asked}")
+
+    def experiment_starts(self, spec: Any, db: sqlite3.Connection) -> None:
+        """Just before its process is started."""
+        row = db.execute("SELECT * FROM experiments WHERE id = ?", (spec.id,)).fetchone()
+        if row is None or row["state"] != "running" or not row["attempts"]:
+            raise Violation("one-experiment", f"{spec.id} begins without being on record")
+        if spec.checkpoint.step != row["step"]:
+            raise Violation("one-experiment", f"{spec.id} begins at step {spec.checkpoint.step}")
+
+    def _told(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
+        """What the policy says that it saw is what had ended, and that what hadn't still ran."""
+        seen = unpack(row["evidence"]).get("experiments")
+        if seen is None:  # a policy that saw nothing, or that was not heard
+            return
+        known = db.execute(
+            "SELECT e.id, e.state, e.ended, d.seq FROM experiments e JOIN decisions d "
+            "ON d.id = e.decision WHERE e.abandoned_by IS NULL AND e.state <> 'abandoned'"
+        ).fetchall()
+        wanted = [
+            [e["id"], e["state"] if _ended(e, row["experiments_known"]) else "running"]
+            for e in known
+            if e["seq"] < row["seq"]
+        ]
+        left = {e[0] for e in db.execute("SELECT id FROM experiments WHERE state = 'abandoned'")}
+        if [one for one in seen if one[0] not in left] != wanted:
+            raise Violation("experiment-told", f"{row['id']} saw {seen}, there were {wanted}")
 
     def _see_scores(self, db: sqlite3.Connection, cut: int | None) -> None:
         rows = db.execute("SELECT step FROM evaluations WHERE state = 'scored'")

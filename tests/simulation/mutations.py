@@ -12,10 +12,19 @@ from typing import Any
 from mixloop.common import files
 from mixloop.contract import order_acceptance, orders
 from mixloop.controller.core import FileState, decide, operator_requests
-from mixloop.controller.journal import journal, packing, records, schema, tamper_seal
+from mixloop.controller.journal import (
+    experiment_records,
+    journal,
+    packing,
+    queries,
+    records,
+    schema,
+    tamper_seal,
+)
 from mixloop.controller.loop import (
     checkpoint_queue,
     mixture_file,
+    observe,
     operator_inbox,
     policy_decisions,
     trainer_news,
@@ -233,6 +242,30 @@ def _decides_twice() -> list[Change]:
         (checkpoint_queue.CheckpointQueue, "to_decide", to_decide),
         (journal, "RUN_TABLES", tables),
     ]
+
+
+# -- experiments ------------------------------------------------------
+
+
+def _experiment_untold() -> list[Change]:
+    return [(queries, "experiments_ended", lambda journal: 0)]
+
+
+def _experiment_unrecorded() -> list[Change]:
+    return [(experiment_records, "started", lambda journal, name: journal.assert_fence())]
+
+
+def _experiment_over_budget() -> list[Change]:
+    real = decide.bound_experiment
+
+    def bound(asked: Any, sources: Any, *, left: int, step_tokens: int) -> Any:
+        return real(asked, sources, left=10**18, step_tokens=step_tokens)
+
+    return [(decide, "bound_experiment", bound)]
+
+
+def _experiment_outlives() -> list[Change]:
+    return [(observe.RunObserver, "_experiment_over", lambda self, ended: "")]
 
 
 # -- what was done must be remembered ------------------------------------------------------
@@ -481,6 +514,34 @@ MUTATIONS = (
     ),
     Mutation(
         "decides-twice", "a checkpoint is decided on twice", 0, "one-decision", _decides_twice
+    ),
+    Mutation(
+        "experiment-untold",
+        "nobody is told that an experiment has ended",
+        0,
+        "experiment-told",
+        _experiment_untold,
+    ),
+    Mutation(
+        "experiment-unrecorded",
+        "an experiment begins before that is on record",
+        0,
+        "one-experiment",
+        _experiment_unrecorded,
+    ),
+    Mutation(
+        "experiment-over-budget",
+        "the guard of experiments forgets their budget",
+        0,
+        "experiment-budget",
+        _experiment_over_budget,
+    ),
+    Mutation(
+        "experiment-outlives",
+        "an experiment goes on after the end of training",
+        0,
+        "experiment-ends one-experiment converges",
+        _experiment_outlives,
     ),
     Mutation(
         "acknowledges-last",

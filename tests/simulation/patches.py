@@ -15,11 +15,18 @@ from mixloop.common import files
 from mixloop.contract import manifest, order_acceptance, requests, schedule, schedule_writer
 from mixloop.controller import report
 from mixloop.controller.journal import journal, records
-from mixloop.controller.loop import eval_planner, policy_decisions, publishing, scoring, takeover
+from mixloop.controller.loop import (
+    eval_planner,
+    experiment_jobs,
+    policy_decisions,
+    publishing,
+    scoring,
+    takeover,
+)
 from mixloop.controller.tracking import drain_child, mlflow_sink
 from mixloop.trainer.run import order_inbox
 
-from . import here, tracker
+from . import experimenter, here, tracker
 from .children import Child
 from .evaluator import Evaluator
 from .faults import JOURNAL_ERRORS
@@ -104,7 +111,10 @@ def installed() -> Iterator[None]:
     changes: list[tuple[Any, str, Any]] = [
         *((module, "Child", Child) for module in (drain_child, policy_decisions)),
         (scoring, "Evaluator", Evaluator),
-        (scoring, "Path", MemPath),
+        *((module, "Path", MemPath) for module in (scoring, experiment_jobs)),
+        (experiment_jobs, "ExperimentRunner", experimenter.ExperimentRunner),
+        (experiment_jobs, "spec_of", experimenter.spec_of),
+        (experiment_jobs, "discard", experimenter.discard),
         (takeover, "take_lock", _lock),
         (publishing, "write_order", lambda path, order, key=None: sim().publish(path, order)),
         (mlflow_sink, "_span", tracker.span),

@@ -311,10 +311,13 @@ class Simulation(Controllers):
     def _facts(self) -> Counter[str]:
         facts: Counter[str] = Counter()
         db = self._look_db()
-        for name in ("decisions", "orders", "requests", "checkpoints", "evaluations", "outbox"):
+        tables = ("decisions", "orders", "requests", "checkpoints", "evaluations", "outbox")
+        for name in (*tables, "experiments"):
             facts[name] = db.execute(f"SELECT COUNT(*) FROM {name}").fetchone()[0]
         query = "SELECT COUNT(*) FROM orders WHERE applied_step IS NOT NULL"
         facts["applied"] = db.execute(query).fetchone()[0]
+        states = db.execute("SELECT state, COUNT(*) FROM experiments GROUP BY state")
+        facts.update({f"experiments {state}": count for state, count in states})
         facts["fences"] = self._lease()
         db.close()
         shutil.rmtree(self.dir, ignore_errors=True)

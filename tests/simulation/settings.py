@@ -62,6 +62,7 @@ def draw_settings(rng: random.Random, folder: Path, seed: int, budget: int) -> d
             "loss_spike": None,
         },
         "approval": approval if rng.random() < 0.5 else {},
+        "experiments": {"budget": rng.choice([0, "10%", "40%", "40%"])},
         "tracking": {"uri": "http://tracker"},
         "controller": {"poll": 1.0},
         "trainer": {

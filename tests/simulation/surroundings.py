@@ -57,6 +57,7 @@ class Surroundings:
         self.fs.gate, self.fs.see = self._gate, self._see
         self._late: dict[tuple[str, str], tuple[int, bytes]] = {}
         self._configs: dict[int, RunConfig] = {}
+        self.disk: dict[str, Any] = {}  # what experiments have left there, by id
         self._nested = False
         self.foreign = False  # mixture.json holds what no controller wrote
         self._db: sqlite3.Connection | None = None
@@ -173,6 +174,11 @@ class Surroundings:
 
     def scorecard_written(self) -> None:
         if self.actor == "controller" and self.faults.draw("scorecard-lost", 2):
+            self.dying = True
+            raise Crash
+
+    def experiment_written(self) -> None:
+        if self.actor == "controller" and self.faults.draw("experiment-lost", 2):
             self.dying = True
             raise Crash
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from mixloop.policies.interface import Hold, Observation, Proposal
+from mixloop.policies.interface import Experiment, Hold, MergeDesign, Observation, Proposal
 
 INSISTS = 4  # decisions
 OFF = 1e-4  # of the tokens, far below the guards' dead-band
@@ -13,7 +13,12 @@ OFF = 1e-4  # of the tokens, far below the guards' dead-band
 class Wander:
     """A pure function of the observation, as a policy has to be, and as restless as it can be."""
 
-    def decide(self, observation: Observation) -> Proposal | Hold:
+    def decide(self, observation: Observation) -> Proposal | Hold | Experiment:
+        seen = [[e.id, e.state] for e in observation.experiments]
+        reply = _tried(observation) or self._moved(observation)
+        return reply.model_copy(update={"evidence": reply.evidence | {"experiments": seen}})
+
+    def _moved(self, observation: Observation) -> Proposal | Hold:
         if not observation.in_force:
             return Hold("waiting for the last order")
         again = _insisted(observation) if observation.seed % 4 == 3 else None
@@ -38,6 +43,28 @@ class Wander:
                 [(turn, weights), (observation.budget, later)] if turn < observation.budget else []
             )
         return Proposal(weights, "wandering", plan=plan, evidence={} if plan else {"asks": weights})
+
+
+def _tried(observation: Observation) -> Experiment | None:
+    """Now and then an experiment, small or too large, also while another runs."""
+    begun, scored = observation.experiments, observation.evaluations[-1]
+    rng = random.Random(f"{observation.seed} tries {scored.step} {[e.state for e in begun]}")
+    runs = any(not one.ended for one in begun)
+    if not observation.experiment_tokens or rng.random() > (0.1 if runs else 0.4):
+        return None
+    for one in begun:
+        if one.state == "done":  # which raises where a score is missing that has to be there
+            assert len(one.branches) >= 1
+            assert one.control is not None
+    names = list(observation.sources)
+    branches = [
+        {name: 1.0} if rng.random() < 0.5 else dict.fromkeys(names, 1 / len(names))
+        for name in rng.sample(names, rng.randrange(1, len(names) + 1))
+    ]
+    tokens = rng.choice([50, 80, 80, 200, 200, 400, 400, 20_000])
+    merge = MergeDesign(prior=observation.weights) if rng.random() < 0.5 else None
+    schedule = rng.choice(["to zero", "as the run"])
+    return Experiment(branches, tokens, "trying", merge=merge, schedule=schedule)
 
 
 def _insisted(observation: Observation) -> dict[str, float] | None:

@@ -54,7 +54,9 @@ from mixloop.contract import (
 )
 from mixloop.controller import views
 from mixloop.controller.config import RunConfig, load_config
-from mixloop.controller.decisions import policy_process
+from mixloop.controller.decisions import experiment_evidence, policy_process
+from mixloop.controller.experiments import experiment_runner
+from mixloop.controller.experiments.spec import ExperimentSpec
 from mixloop.controller.journal import FenceLost, Journal, queries
 from mixloop.controller.loop import daemon, policy_decisions, scoring
 from mixloop.controller.tracking import drain_child, mlflow_sink
@@ -81,6 +83,19 @@ STRANGER = Order(
     "r", 99, 50, {"web": 0.5, "code": 0.3, "maths": 0.2}, decision="mine", reason="by hand"
 )
 RUBBISH = b'{"schema": "mixloop/order/1", "run": "r", "gen'
+TRIED = 320  # tokens of an experiment: three branches and a control of a step
+TRIES = """
+
+from mixloop.policies import Experiment
+
+
+class Sway(Sway):
+    def decide(self, observation):
+        if observation.experiments:
+            return super().decide(observation)
+        experts = [{name: 1.0} for name in observation.sources]
+        return Experiment(experts, 80, "who is worth what?")
+"""
 TROUBLES = 3  # failures that are waited for before the disk is mended
 SENT = "sent.log"
 _write, _read = os.write, os.read
@@ -113,6 +128,7 @@ class ForkedChild:
         stdin: str | None = None,
         log: Path,
         timeout: float,
+        launcher: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.killed: str | None = None
@@ -140,6 +156,12 @@ class ForkedChild:
 
         if module.endswith("policy_process"):
             say(policy_process.decide(json.loads(stdin or ""), say))
+            return
+        if module.endswith("experiments.runner"):
+            spec = ExperimentSpec.model_validate_json(Path(argument or "").read_bytes())
+            written = spec.out / ".writing-result"
+            written.write_text(played_run.result_of(spec).model_dump_json())
+            written.rename(spec.out / "result.json")
             return
         request = json.loads(argument or "")
         if self.mlflow:
@@ -203,7 +225,7 @@ def serve(config: RunConfig, base: Path, shim: Any, link: Link) -> int:
     """One controller's life, step by step as the conductor lets it. Returns the exit code."""
     ticks = iter(range(10**9))
     scoring.Evaluator = PlayedEvaluator  # type: ignore[misc]
-    for asks in (policy_decisions, drain_child):
+    for asks in (policy_decisions, drain_child, experiment_runner):
         asks.Child = ForkedChild  # type: ignore[misc,assignment]
     daemon.RETRY = (0.001, 0.002)
     logging.getLogger("mixloop").addHandler(logging.NullHandler())
@@ -340,6 +362,9 @@ def must(holds: object, what: str) -> None:
 class Play:
     """One run from its first start to its end, whatever befalls the daemon on the way."""
 
+    experiments = 0  # that the policy asks for
+    starved = False  # whether the disk had no room
+
     def __init__(self, config: RunConfig, base: Path, folder: Path) -> None:
         run = config.run.model_copy(update={"dir": folder})
         self.config = config.model_copy(update={"run": run})
@@ -402,6 +427,7 @@ class Play:
 
     def start(self, at: int = 0, fate: str = KILL) -> Daemon:
         self.starts += 1
+        self.starved |= fate in (FULL, READONLY) and at > 0
         return Daemon.start(self.config, self.base, at, fate)
 
     def drive(self, process: Daemon, until: Callable[[], bool] = lambda: False) -> None:
@@ -528,11 +554,28 @@ class Play:
         entries = views.history(journal)
         ids = [entry["id"] for entry in entries]
         must(ids == [f"d-{n:06d}" for n in range(1, len(ids) + 1)], f"decisions {ids}")
-        decided = [e["step"] for e in entries if e["asked_by"] == "policy"]
+        known = "SELECT step, experiments_known FROM decisions WHERE asked_by = 'policy'"
+        decided = journal.cells(f"{known} ORDER BY seq")
         must(decided == sorted(set(decided)), f"decided twice: {decided}")
-        must(decided[-1:] == self.steps[-1:], f"not decided on the last checkpoint: {decided}")
+        last = [step for step, _ in decided][-1:]
+        must(last == self.steps[-1:], f"not decided on the last checkpoint: {decided}")
+        self._check_experiments(journal, decided)
         steering = journal.value("SELECT COUNT(*) FROM events WHERE kind = 'steering'")
         must(steering == 1, f"the steering metric was told {steering} times")
+
+    def _check_experiments(self, journal: Journal, decided: list[Any]) -> None:
+        """Each has ended, with its result unless the disk was in the way, and been told of."""
+        rows = queries.experiments(journal)
+        must(len(rows) == self.experiments, f"{len(rows)} experiments")
+        for row in rows:
+            failed = row.state == "failed" and self.starved
+            must(row.state == "done" or failed, f"{row.id} is {row.state}: {row.reason}")
+            seen = experiment_evidence.experiments(journal, before=queries.ALL, known=queries.ALL)
+            must(failed or seen[0].control is not None, f"{row.id} has no scores")
+        must(decided[-1][1] == len(rows), f"{len(rows)} ended, the policy knows of {decided}")
+        folder = self.paths.dir / "experiments"
+        left = list(folder.iterdir()) if folder.exists() else []
+        must(not left or self.starved, f"left on the disk: {left}")
 
     def _check_orders(self, journal: Journal) -> None:
         orders = {order.generation: order for order in queries.orders(journal)}
@@ -663,8 +706,9 @@ class Theatre:
     def __init__(self, folder: Path, **changed: Any) -> None:
         self.folder = folder
         tracking = {"enabled": True, "uri": f"sqlite:///{folder}/none.db"}
-        settings = {"budget": BUDGET, "tracking": tracking, **changed}
-        path = played_run.make_run(folder / "template", **settings)
+        settings = {"budget": BUDGET, "tracking": tracking, "experiments": {"budget": TRIED}}
+        path = played_run.make_run(folder / "template", **settings, **changed)
+        (path.parent / "sway.py").write_text(played_run.POLICY + TRIES)
         self.base = path.parent
         self.config = load_config(path)
         self.played = 0
@@ -674,6 +718,7 @@ class Theatre:
         self.played += 1
         target = self.folder / f"play-{label}"
         play = Play(self.config, self.base, target)
+        play.experiments = 1
         try:
             act(play)
             play.check()

@@ -54,7 +54,7 @@ class QuickEvaluator:
         self._polls = 0
         self._items = settings.benchmarks["gsm8k"].items or 5
 
-    def start(self, checkpoint: Path, out: Path) -> None:
+    def start(self, checkpoint: Path, out: Path, earlier: object = ()) -> None:
         self._job, self._polls = (checkpoint, out), 0
 
     def poll(self) -> Scorecard | None:

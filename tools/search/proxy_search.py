@@ -258,4 +258,5 @@ def _settings(config: RunConfig) -> EvalSettings:
         for name, benchmark in settings.benchmarks.items()
     }
     changes = {"benchmarks": benchmarks, "watch": {}, "budget": None, "samples": False}
+    changes["average"] = 1  # a proxy has one checkpoint
     return settings.model_copy(update=changes)

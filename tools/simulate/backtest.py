@@ -19,7 +19,7 @@ from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.core import NOTHING, DecisionRow, make_decision, wording
 from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import Journal, queries
-from mixloop.policies.evidence import vetoes
+from mixloop.policies.evidence import policy_standing, vetoes
 from mixloop.policies.interface import Observation, Policy, PolicyError, Source, load_policy
 from mixloop.policies.mixture import total_variation
 
@@ -148,6 +148,7 @@ def _replay(
         last_intervention=last_intervention,
         generation=observation.generation + 1,
         vetoes=vetoes(observation, config.guards.significance),
+        standing=policy_standing(observation, config.guards.regression),
         waiting=waiting,
     )
     fields = ("verdict", "reason", "weights_proposed", "weights_after")

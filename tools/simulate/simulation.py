@@ -22,7 +22,7 @@ from mixloop.controller.core import (
     remaining,
     switching_lead,
 )
-from mixloop.policies.evidence import vetoes
+from mixloop.policies.evidence import policy_standing, vetoes
 from mixloop.policies.interface import (
     BenchmarkScore,
     Evaluation,
@@ -307,6 +307,7 @@ def _decide(
         last_intervention=run.last_intervention,
         generation=run.issued + 1,
         vetoes=vetoes(observation, run.config.guards.significance),
+        standing=policy_standing(observation, run.config.guards.regression),
     )
     if decision.order is not None:
         run.issued += 1

@@ -84,7 +84,7 @@ def test_another_version_is_refused(path: Path, version: int, reads: dict[str, b
     database = sqlite3.connect(path)
     database.execute(f"PRAGMA user_version = {version}")
     database.close()
-    with pytest.raises(JournalError, match=f"version {version}, this mixloop reads 1"):
+    with pytest.raises(JournalError, match=f"version {version}, this mixloop reads 2"):
         Journal(path, **reads)
 
 

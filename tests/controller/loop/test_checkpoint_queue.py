@@ -18,6 +18,7 @@ from mixloop.contract import (
     AcceptedOrder,
     OpenLine,
     Schedule,
+    read_holds,
     read_manifest,
     read_schedule,
     read_status,
@@ -235,3 +236,54 @@ def test_a_fork_says_where_it_comes_from(play: Any, tmp_path: Path) -> None:
     status = CliRunner().invoke(app, ["status", str(new)])
     assert status.exit_code == 0, status.output
     assert "forked from r at step 40" in status.output
+
+
+@pytest.fixture
+def averaging(play: Any) -> Any:
+    """A played run that averages three checkpoints; what each score was asked of, by step."""
+    run = play(evals={"average": 3, "benchmarks": SETTINGS})
+    asked: dict[int, list[int]] = {}
+    evaluator = run.controller.scoring.evaluator
+    begin = evaluator.start
+
+    def start(checkpoint: Path, out: Path, earlier: Any = ()) -> None:
+        asked[step_of(checkpoint)] = [step_of(folder) for folder in earlier]
+        begin(checkpoint, out, earlier)
+
+    evaluator.start = start
+    run.asked = asked
+    return run
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def held(run: Any) -> set[int]:
+    return set(read_holds(run.paths.holds).value or ())
+
+
+def test_a_score_is_asked_of_the_last_checkpoints_and_they_are_held(averaging: Any) -> None:
+    averaging.train(17)
+    assert averaging.asked == {20: [], 40: [20], 60: [40, 20], 80: [60, 40]}
+    assert held(averaging) == {60, 80}, "the next one's mean needs them"
+
+
+def test_what_is_skipped_is_averaged_all_the_same(averaging: Any) -> None:
+    averaging.train(9)  # 20 and 40
+    assert held(averaging) == {20, 40}
+    race_ahead(averaging, 16)  # 60, 80, 100, 120: the newest is next
+    averaging.settle()
+    assert averaging.asked == {20: [], 40: [20], 120: [100, 80]}
+    assert held(averaging) == {100, 120}
+
+
+def test_a_rewind_averages_its_own_branch_alone(averaging: Any) -> None:
+    averaging.train(17)
+    again(averaging, 40, rewind=True)
+    averaging.settle()
+    assert held(averaging) == {20, 40}
+    averaging.train(13)
+    assert averaging.asked[60] == [40, 20]
+    assert averaging.asked[80] == [60, 40]
+    assert averaging.asked[100] == [80, 60]

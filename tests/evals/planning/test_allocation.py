@@ -311,7 +311,7 @@ class Worker:
     def __init__(self, asked: EvalSettings, failures: list[str]) -> None:
         self.asked, self.failures = asked, failures
 
-    def start(self, checkpoint: Path, out: Path) -> None:
+    def start(self, checkpoint: Path, out: Path, earlier: object = ()) -> None:
         pass
 
     def poll(self) -> Scorecard | Failure:

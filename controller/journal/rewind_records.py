@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from mixloop.common.types import Json
 from mixloop.contract import OpenLine
 from mixloop.controller.core import Rewind, left_by
-from mixloop.controller.journal import Journal, add_event, queries, set_meta, skip
+
+from . import experiment_records, queries
+from .journal import Journal, add_event
+from .records import set_meta, skip
 
 
 def note_incarnations(
@@ -71,6 +74,7 @@ def _abandon(tx: sqlite3.Connection, journal: Journal, rewind: Rewind) -> list[i
         "OR generation < (SELECT MAX(generation) FROM orders WHERE rejected IS NULL))",
         (rewind.incarnation, rewind.tokens),
     )
+    experiment_records.left_behind(tx, rewind)
     tx.execute(
         "UPDATE orders SET applied_sample = NULL, applied_step = NULL, applied_tokens = NULL, "
         "applied_at = NULL WHERE applied_sample > ?",
