@@ -9,7 +9,7 @@ make bench-policies ARGS="--family S --family I --jitter 0.02"   families left o
 Half of the seeds are worlds where the cap on epochs binds at the best static mixture, the first
 such; the other half the first where it doesn't (``--plain``: seeds in order). A decision is timed
 by the wall clock. Families: P, E, D (power, exponential, dilution), S (skills), I (interference).
-Policies may spend ``--experiments`` of the budget on branches, beside it; what they spent is in the table.
+Policies may spend ``--experiments`` of the budget on branches, beside it.
 
 Each family was left out of the tuning of some policy: `law` and `bayes` were tuned on P, E and D,
 `experiment` on P, E, D and S. A column that a policy was not tuned on is marked: it judges.

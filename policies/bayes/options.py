@@ -86,6 +86,8 @@ class BayesOptions(OptionsModel):
     ``explore`` None: two more than there are sources, at most fourteen. ``proposals`` says who
     picks the mixtures to try: ``design`` (those from which the model learns most) or ``optuna``
     (its GPSampler; imports torch). ``standby``: whether sources on standby may be used.
+    ``branches``: whether experiments are asked for where the run may spend on them; what they point
+    at then takes the centre's place, and nothing is tried in the run itself any more.
     """
 
     explore: Annotated[int, Field(ge=0)] | None = None
@@ -95,4 +97,5 @@ class BayesOptions(OptionsModel):
     evidence: float = 3.0
     proposals: Literal["design", "optuna"] = "design"
     standby: bool = False
+    branches: bool = True
     prior: Prior = Prior()

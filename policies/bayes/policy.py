@@ -12,12 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from mixloop.policies.interface import Hold, Observation, Proposal
+from mixloop.policies.experiment import (
+    BranchAim,
+    ask_for_branches,
+    branch_aim,
+    branches_made,
+)
+from mixloop.policies.interface import Hold, Observation, Proposal, Reply
 from mixloop.policies.mixture import (
     Array,
     check_names,
@@ -37,6 +43,7 @@ from .trial_data import TrialData, trial_data
 MIN_CHANGE = 1e-3  # total variation below which an order isn't worth it
 CLOSE = 0.01  # total variation that is gone back at once
 EARLY = 0.3  # part of the budget in which mixtures are tried
+FOLLOWED = 0.5  # of the way from what branches point at to the best posterior mean, if confirmed
 SPREAD = 1.0  # standard deviation of the slopes before any point of the prior is seen
 
 
@@ -50,6 +57,7 @@ class _Situation:
     centre: Array
     most: Array
     left: float
+    aim: BranchAim | None = None
 
     def named(self, weights: Array) -> dict[str, float]:
         """The mixture by name, no live share under the floor."""
@@ -81,8 +89,8 @@ class BayesPolicy:
         """One for each trial, and that of the last one."""
         return {"bayes": self._trials(len(sources)) + 1}
 
-    def decide(self, observation: Observation) -> Proposal | Hold:
-        """A trial, a step towards the best mixture, or back to the centre."""
+    def decide(self, observation: Observation) -> Reply:
+        """An experiment, a trial, a step towards the best mixture, or back to the centre."""
         data = trial_data(observation)
         sources = observation.sources.values()
         if sum(self.options.standby or not source.standby for source in sources) < 2:
@@ -90,22 +98,30 @@ class BayesPolicy:
         if not data.scores:
             reason = "bayes: no score in bits per byte yet"
             return Hold(reason, _evidence("hold"), verdict="inconclusive")
-        at = self._situation(observation, data)
+        asked = ask_for_branches(observation) if self.options.branches else None
+        if asked is not None:
+            return asked
+        aim = branch_aim(observation) if self.options.branches else None
+        at = self._situation(observation, data, aim)
         if at.left <= 0:
             return Hold("bayes: nothing is left of the budget", _evidence("hold"))
         forecast = self._forecast(at)
         sure = forecast is not None and forecast.posterior.evidence >= self.options.evidence
-        if self._exploring(at, sure):
+        if aim is None and self._exploring(at, sure):
             return self._explore(at, forecast)
         return self._exploit(at, forecast)
 
-    def _situation(self, observation: Observation, data: TrialData) -> _Situation:
+    def _situation(
+        self, observation: Observation, data: TrialData, aim: BranchAim | None
+    ) -> _Situation:
         weights = in_force(observation)
         current = np.array([weights.get(name, 0.0) for name in data.names])
         left = max(0.0, (observation.budget - observation.tokens) / data.unit)
         most = self._most(observation, data, max(left, 1.0))
-        centre = confine(self._centre(observation, data.names), most)
-        return _Situation(observation, data, current, centre, most, left)
+        centre = self._centre(observation, data.names)
+        if aim is not None:
+            centre = np.array([aim.weights.get(name, 0.0) for name in data.names])
+        return _Situation(observation, data, current, confine(centre, most), most, left, aim)
 
     def _most(self, observation: Observation, data: TrialData, left: float) -> Array:
         """The greatest share of each source that holds for the rest of the budget."""
@@ -177,9 +193,15 @@ class BayesPolicy:
         best = best_mixture(forecast, self.options.caution, self.options.trust, at.current)
         factor = forecast.posterior.evidence
         facts = _evidence("exploit", log_bayes_factor=factor, gain=best.gain, stderr=best.stderr)
-        if factor < self.options.evidence or best.gain <= best.stderr:
+        unconfirmed = self.options.branches and at.aim is None and branches_made(at.observation)
+        if unconfirmed or factor < self.options.evidence or best.gain <= best.stderr:
             return self._back(at, facts)
         best = shrunk(forecast, best)
+        if at.aim is not None:
+            confirmed = at.aim.confirms(at.named(best.weights), first_mixture(at.observation))
+            part = FOLLOWED * confirmed
+            best = replace(best, weights=part * best.weights + (1 - part) * at.centre)
+            facts |= {"confirmed": confirmed, "branches": at.aim.score}
         facts |= {"gain": best.gain, "stderr": best.stderr}
         weights = towards(at.current, best.weights, at.observation.limits.max_change)
         if total_variation(at.named(weights), at.named(at.current)) <= MIN_CHANGE:

@@ -10,7 +10,7 @@ from .options import ExperimentOptions
 
 DECAY = 0.1  # of the budget, where nobody says how long the learning rate decays
 AHEAD = 2  # evaluations before the decay: one for the result, one for the order
-WORTH = 0.25  # of the tokens left: an experiment that costs more comes too late
+WORTH = 0.5  # of the tokens left: an experiment that costs more comes too late
 FIRST = 0.5  # of the budget left, for an experiment that isn't the last: early ones tell most
 ATTEMPTS = 2  # at one moment, when an experiment fails
 

@@ -23,9 +23,9 @@ class Outlook:
     """What lies ahead, over sources (k); amounts of data in budgets.
 
     Attributes:
-        drawn: so far; ``then``: at the newest experiment.
+        drawn: up to the newest experiment.
         unique: of each source.
-        left: of the budget.
+        left: of the budget then.
         least, most: shares allowed for the rest of it.
         worth: (m,) each benchmark's part in the objective.
         returns: see the module.
@@ -33,7 +33,6 @@ class Outlook:
     """
 
     drawn: Array
-    then: Array
     unique: Array
     left: float
     least: Array
@@ -44,11 +43,14 @@ class Outlook:
 
 
 def best_destination(outlook: Outlook, draws: Array, start: Array) -> Array:
-    """The mixture (k,) with the least mean loss at the end over draws (d, m, k) of the effects."""
+    """The mixture (k,) with the least mean loss at the end over draws (d, m, k) of the effects.
+
+    Gains and their spread are counted from the mixture ``start`` (k,).
+    """
     least = draws.min(axis=2, keepdims=True)
     span = draws.max(axis=2, keepdims=True) - least
     serves = draws - least + LEAST * np.maximum(span, 1e-12)
-    before = serves @ np.maximum(effective(outlook.then, outlook.unique), 1e-3)
+    before = serves @ np.maximum(effective(outlook.drawn, outlook.unique), 1e-3)
     power = outlook.returns
     # the loss whose slope at the experiment is the effect
     size = outlook.worth * before ** (power + 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -95,13 +95,13 @@ def _of_branches(
     scored = []
     for branch in result.branches:
         try:
-            gains = [
+            better = [
                 result.difference(branch, name, metric).gain for name, metric in metrics.items()
             ]
         except MissingScore:
             continue
         moved = [branch.weights.get(n, 0.0) - result.weights.get(n, 0.0) for n in names]
-        scored.append((np.array(moved), np.array(gains)))
+        scored.append((np.array(moved), np.array(better)))
     if len(scored) < 2:
         return None
     moves, gains = (np.array(column) for column in zip(*scored, strict=True))
@@ -151,14 +151,36 @@ def _independent(noise: Array) -> float:
     return float(len(noise) ** 2 / max((alike**2).sum(), 1.0))
 
 
+def told_by_repeats(effects: Sequence[Effects]) -> list[Effects]:
+    """Noise that no halves tell, from how far one experiment is from the next.
+
+    What doesn't show twice is taken for noise. With one such experiment there is no telling: its
+    ``told`` stays 0.
+    """
+    told = list(effects)
+    for index, found in enumerate(effects):
+        other = effects[index - 1] if index else effects[min(1, len(effects) - 1)]
+        if found.told or other is found:
+            continue
+        both = found.tried * other.tried
+        mine, theirs = found.gain * both, other.gain * both
+        size = float((theirs**2).sum())
+        ratio = min(2.0, max(0.0, float((mine * theirs).sum()) / size)) if size > 0 else 0.0
+        free = max(1.0, float(both.sum()) - 1)
+        apart = mine - ratio * theirs
+        windows = (apart**2).sum(axis=1) / free / (1 + ratio**2)
+        noise = np.maximum(windows, found.noise)
+        told[index] = replace(found, noise=noise, told=free * _independent(apart))
+    return told
+
+
 def certainty(effects: Sequence[Effects]) -> float:
     """One-sided normal score that sources differ at all: of the surest experiment, or of all.
 
-    Without effects a gain is as large as its noise. Where halves tell the noise, half the logarithm
-    of the ratio of two variances is compared with its own error (Fisher's z, 1924); else the
-    effects' chi-square with the noise that is stated (Wilson and Hilferty 1931).
+    Without effects a gain is as large as its noise: half the logarithm of the ratio of the two
+    variances, the mean over benchmarks, is compared with its own error (Fisher's z, 1924).
     """
-    scores = [_fisher(found) if found.told else _excess(found) for found in effects]
+    scores = [_fisher(found) for found in effects]
     together = sum(scores) / math.sqrt(max(1, len(scores)))
     return max([*scores, together], default=0.0)
 
@@ -168,13 +190,6 @@ def _fisher(found: Effects) -> float:
     spread = (found.gain**2).sum(axis=1) / free
     ratio = np.log(np.maximum(spread, TINY) / np.maximum(found.noise, TINY)) / 2
     return float(ratio.mean()) * math.sqrt(found.told)
-
-
-def _excess(found: Effects) -> float:
-    free = max(1.0, float(found.tried.sum()) - 1) * len(found.noise)
-    tried = found.tried > 0
-    square = float((found.gain[:, tried] ** 2 / np.maximum(found.noise, TINY)[:, None]).sum())
-    return ((square / free) ** (1 / 3) - (1 - 2 / (9 * free))) / math.sqrt(2 / (9 * free))
 
 
 def needed_score(significance: float) -> float:
@@ -218,7 +233,10 @@ def pool(effects: Sequence[Effects], blind: float, budget: int) -> PooledEffects
     noise = np.where(precision > 0, 1 / np.maximum(precision, TINY), 0.0)
     free = max(1.0, float(tried.sum()) - 1)
     mean_noise = (noise * tried).sum(axis=1) / max(1.0, float(tried.sum()))
-    signal = np.maximum((gain**2).sum(axis=1) / free - mean_noise, 0.0)[:, None]
+    signal = np.maximum((gain**2).sum(axis=1) / free - mean_noise, 0.0)
+    # a benchmark whose effects look like noise may still have some, as the others have
+    clear = float((signal / np.maximum(mean_noise, TINY)).mean()) * mean_noise
+    signal = ((signal + clear) / 2)[:, None]
     noise = noise + blind**2 * signal * tried
     kept = signal / np.maximum(signal + noise, TINY)
     return PooledEffects(newest.at, tried, kept * gain, kept * noise)

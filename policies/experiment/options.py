@@ -40,12 +40,12 @@ class ExperimentOptions(OptionsModel):
     design: Literal["merges", "tilts"] = "merges"
     tilt: Annotated[float, Field(gt=0, le=1)] = 0.3
     prior: Mixture | None = None
-    significance: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    blind: Annotated[float, Field(ge=0)] = 0.3
-    caution: Annotated[float, Field(ge=0)] = 0.5
+    significance: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    blind: Annotated[float, Field(ge=0)] = 0.2
+    caution: Annotated[float, Field(ge=0)] = 1.0
     returns: Annotated[float, Field(gt=0)] = 2.0
     keen: Annotated[float, Field(ge=1)] = 1.5
-    floor: Share = 0.2
+    floor: Share = 0.15
     step: Annotated[float, Field(gt=0)] = 0.5
     strength: Annotated[float, Field(ge=0)] = 0.01
     draws: Annotated[int, Field(ge=2, le=64)] = 24

@@ -15,18 +15,28 @@ At every decision, from the observation alone:
 4. In the first part of the run the plan is tilted along balanced contrasts, so that looking around
    costs no drift, the less the nearer its end. An exploration that found nothing ends at the
    start's mixture.
+5. Where the run may spend tokens on experiments they are asked for as policy ``experiment`` does.
+   Once branches tell the sources apart, what they point at takes the place of the start, and a plan
+   counts as far as the branches confirm it: not at all while they can't tell them apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from mixloop.policies.interface import Hold, Observation, OptionsModel, Proposal, Share
-from mixloop.policies.mixture import Array, confine, total_variation
+from mixloop.policies.experiment import (
+    BranchAim,
+    ask_for_branches,
+    branch_aim,
+    branches_made,
+)
+from mixloop.policies.interface import Hold, Observation, OptionsModel, Proposal, Reply, Share
+from mixloop.policies.mixture import Array, confine, first_mixture, total_variation
 
 from .averaging import Averaging, cut_points, weigh
 from .fit import Fit, fit_with_null
@@ -56,7 +66,7 @@ class LawOptions(OptionsModel):
     power their predictive scores are weighed with. ``decay`` is the part of the budget, at its
     end, in which the learning rate decays, for runs with phases that don't say it themselves:
     the default is that of ``trainer.decay``, or a tenth. ``use_standby`` lets plans bring in
-    sources that stand by.
+    sources that stand by. ``branches`` asks for experiments where the run may spend on them.
     """
 
     explore: Share = 0.5
@@ -69,6 +79,7 @@ class LawOptions(OptionsModel):
     temper: Share = 0.5
     decay: Share | None = None
     use_standby: bool = False
+    branches: bool = True
 
 
 class LawPolicy:
@@ -85,8 +96,8 @@ class LawPolicy:
         """Those that can be fitted."""
         return {"law": MIN_EVALUATIONS}
 
-    def decide(self, observation: Observation) -> Proposal | Hold:
-        """The plan's next mixture or an exploring one, with the plan; or hold."""
+    def decide(self, observation: Observation) -> Reply:
+        """The plan's next mixture or an exploring one, with the plan; an experiment; or hold."""
         allowed = allowed_sources(observation, self.options.use_standby)
         if observation.tokens >= observation.budget or len(allowed) < 2:
             return Hold("law: nothing is left to decide", {"rule": "law"})
@@ -95,10 +106,16 @@ class LawPolicy:
         data = law_data(observation)
         if data is None:
             return Hold("law: no bits per byte are scored yet", {"rule": "law"}, "inconclusive")
+        asked = ask_for_branches(observation) if self.options.branches else None
+        if asked is not None:
+            return asked
         at = situation(observation, data, allowed, self._decay(observation))
+        aim = branch_aim(observation) if self.options.branches else None
+        if aim is not None:
+            at = replace(at, start=at.row(aim.weights))
         if len(data.evaluations) < MIN_EVALUATIONS:
             return self._look_around(at, {"rule": "law", "evaluations": len(data.evaluations)})
-        return self._fitted(at)
+        return self._fitted(at, aim)
 
     def _decay(self, observation: Observation) -> float:
         """The part of the budget in which the learning rate decays."""
@@ -106,28 +123,41 @@ class LawPolicy:
             return self.options.decay
         return DECAY if observation.decay is None else observation.decay / observation.budget
 
-    def _fitted(self, at: Situation) -> Proposal | Hold:
+    def _fitted(self, at: Situation, aim: BranchAim | None) -> Proposal | Hold:
         options = self.options
         cuts = cut_points(len(at.data.evaluations))
         fits = fit_with_null(at.data, LAWS, cuts)
         averaging = weigh(at.data, fits, cuts, options.temper)
         evidence: Evidence = {"rule": "law", **averaging.evidence()}
-        if averaging.surprise < options.significance or averaging.ahead < 0:
+        untested = not averaging.scores.shape[1]
+        if untested or averaging.surprise < options.significance or averaging.ahead < 0:
             return self._look_around(at, evidence)
         if averaging.misfit > options.misfit:
             residual = f"mean squared residual {averaging.misfit:.2g} noise variances"
             return Hold(f"law: no law fits, {residual}", evidence, "inconclusive")
-        return self._planned(at, fits[:-1], averaging, evidence)
+        if aim is None and self.options.branches and branches_made(at.observation):
+            return self._look_around(at, evidence | {"confirmed": 0.0})
+        return self._planned(at, fits[:-1], averaging, aim, evidence)
 
     def _planned(
-        self, at: Situation, fits: list[Fit], averaging: Averaging, evidence: Evidence
+        self,
+        at: Situation,
+        fits: list[Fit],
+        averaging: Averaging,
+        aim: BranchAim | None,
+        evidence: Evidence,
     ) -> Proposal | Hold:
         options, start = self.options, at.lasting(at.start)
         ensemble = weighted_fits(fits, averaging.weights, options.draws, at.observation.seed)
         problem = make_problem(ensemble, at.ahead, at.terms, at.limits, start, options.caution)
         target, gain = best_plan(problem, at.lasting(at.now))
-        target = averaging.trust * target + (1 - averaging.trust) * at.lasting(at.start_within)
-        evidence |= {"gain": gain, "trust": averaging.trust}
+        trust = averaging.trust
+        if aim is not None:
+            confirmed = aim.confirms(_named(at, target[0]), first_mixture(at.observation))
+            trust *= confirmed
+            evidence |= {"confirmed": confirmed, "branches": aim.score}
+        target = trust * target + (1 - trust) * at.lasting(at.start_within)
+        evidence |= {"gain": gain, "trust": trust}
         why = f"law: {gain:.3g} less at the end than as it goes, by {averaging.leading()}"
         left = 1 - at.done / options.explore if options.explore > 0 else 0.0
         if left <= 0 and gain < options.least_gain:
@@ -151,7 +181,8 @@ class LawPolicy:
         reach = at.observation.limits.max_change * self.options.swing * size
         if reach < MIN_CHANGE:
             return _proposal(at, np.vstack([rows[:1], rows]), evidence, why)
-        direction = contrast(len(at.data.evaluations) - 1, at.live, at.observation.seed)
+        turn = len(at.observation.interventions())
+        direction = contrast(turn, at.live, at.observation.seed)
         wanted = tilted(rows[0], at.live, direction, reach)
         evidence |= {"exploring": reach}
         return _proposal(at, np.vstack([wanted, rows]), evidence, f"{why}; exploring {reach:.2g}")

@@ -48,6 +48,10 @@ class Situation:
         most = np.minimum(self.limits.highest.min(axis=0), self.limits.left / max(rest, 1e-12))
         return confine(self.start, most)
 
+    def row(self, weights: Mapping[str, float]) -> Array:
+        """A mixture over the data's live sources, (k,)."""
+        return _row(weights, self.data, self.live)
+
     def lasting(self, mixture: Array) -> Array:
         """A plan that keeps one mixture, (s, k)."""
         return np.tile(mixture, (len(self.ahead.stretches), 1))
