@@ -11,9 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import fsum
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from mixloop.common.paired import normal_score
 from mixloop.policies.interface import (
@@ -23,11 +21,19 @@ from mixloop.policies.interface import (
     Observation,
     finite_metric,
 )
-from mixloop.policies.mixture import Array
 
 from .confidence_sequence import CORRELATION, mean_variance
 from .objective import objective_metric, objective_weights
 from .trajectory_noise import AUTOCORRELATION, POWER, Jitter, trajectory_noise
+
+if TYPE_CHECKING:  # numpy is loaded where arrays are made: a policy's suite needs none
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mixloop.policies.mixture import Array
+
+    Places = NDArray[np.intp]
+    Flags = NDArray[np.bool_]
 
 BEFORE = 8  # newest evaluations before a change that its course is drawn through
 LEVEL = 4  # of those, how many say the level
@@ -39,9 +45,6 @@ HIDDEN = (1 - 4 / 3 * AUTOCORRELATION) / (1 - 4 / 3 * CORRELATION)
 YOUNG = 0.1  # part of the budget
 WORTH = 2.0  # standard errors below which a loss isn't looked into
 OBJECTIVE = "the objective"
-
-Places = NDArray[np.intp]
-Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class Course:
         Returns:
             None where there is too little to tell.
         """
+        import numpy as np
+
         end = len(self.places) - back
         places = self.places[:end]
         after = np.flatnonzero(places > good)[-AFTER:]
@@ -126,6 +131,8 @@ class Course:
         Learning slows down: of the slower of the whole stretch's pace and its second half's, the
         part ``DAMPING`` goes on, times the second half's pace over the first's.
         """
+        import numpy as np
+
         x = -((self.tokens / self.tokens[before[-1]]) ** POWER)  # grows with tokens, to 0
         half = len(before) // 2
         pace, older, newer = (
@@ -209,6 +216,8 @@ def _course(
     scored = list(_scored(observation, what, metric))
     if len(scored) < 2:
         return None
+    import numpy as np
+
     jitter = trajectory_noise(observation, what, metric)
     known = jitter.n > 0 and math.isfinite(jitter.total)
     evaluations = [observation.evaluations[place] for place, _ in scored]
