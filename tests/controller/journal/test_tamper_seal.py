@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixloop.controller.journal import Journal, add_event, queries, records, tamper_seal
+from mixloop.controller.journal import Journal, queries, records, tamper_seal
+from mixloop.controller.journal.journal import add_event
 from mixloop.controller.journal.schema import TABLES
 
 VALUES = st.one_of(
