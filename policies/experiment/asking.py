@@ -30,9 +30,14 @@ def moments(options: ExperimentOptions, observation: Observation) -> list[int]:
 
 
 def due(options: ExperimentOptions, observation: Observation) -> int | None:
-    """How many experiments are still to come, this one included; None if none is due now."""
+    """How many experiments are still to come, this one included; None if none is due now.
+
+    What counts is the checkpoint that it would start from: the trainer has gone on since.
+    """
     wanted = moments(options, observation)
-    passed = [moment for moment in wanted if moment <= observation.tokens]
+    scored = observation.evaluations
+    now = scored[-1].tokens if scored else observation.tokens
+    passed = [moment for moment in wanted if moment <= now]
     if not passed or observation.phase == "decay":
         return None
     since = [e for e in observation.experiments if e.tokens >= passed[-1]]

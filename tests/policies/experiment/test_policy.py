@@ -15,7 +15,9 @@ from mixloop.policies.experiment.destination import (
     keep_for_decay,
 )
 from mixloop.policies.interface import (
+    Evaluation,
     Experiment,
+    ExperimentResult,
     Hold,
     Observation,
     PolicyError,
@@ -87,6 +89,18 @@ def test_asks_for_nothing_that_it_may_not_have() -> None:
     assert isinstance(policy.decide(observation(4 * 10**9, experiment_tokens=0)), Hold)
     assert isinstance(policy.decide(observation(4 * 10**9, phase="decay")), Hold)
     assert isinstance(policy.decide(observation(4 * 10**9, phase="warmup")), Hold)
+
+
+def test_a_moment_is_counted_at_the_checkpoint_and_asked_about_once() -> None:
+    """The trainer is past the next moment already when the first result comes in."""
+    policy = load_policy("experiment")
+    scored = Evaluation(step=1, tokens=3 * 10**9)
+    assert isinstance(policy.decide(observation(5 * 10**9, evaluations=[scored])), Hold)
+    scored = Evaluation(step=1, tokens=4 * 10**9)
+    assert isinstance(policy.decide(observation(5 * 10**9, evaluations=[scored])), Experiment)
+    made = ExperimentResult(id="e-000001", tokens=4 * 10**9)
+    late = observation(20 * 10**9, evaluations=[scored], experiments=[made])
+    assert not isinstance(policy.decide(late), Experiment)
 
 
 def test_no_expert_for_a_source_that_the_ledger_has_no_room_for() -> None:
