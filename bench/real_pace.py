@@ -99,13 +99,9 @@ class Pace:
         return -1 if waits else newest[0].step
 
     def _trainer(self, ancestor: int) -> int | None:
-        """The process below ours that carries out this run's job."""
-        job = str(self.paths.job)
-        for folder in Path("/proc").glob("[0-9]*"):
-            words = _command(folder)
-            if "mixloop.trainer.train" in words and job in words and _below(folder, ancestor):
-                return int(folder.name)
-        return None
+        """The process that writes the heartbeat, where it is below ours; no other is signalled."""
+        status = read_status(self.paths.status).value
+        return status.pid if status is not None and _below(status.pid, ancestor) else None
 
 
 def _last_step(paths: RunPaths) -> int:
@@ -115,16 +111,8 @@ def _last_step(paths: RunPaths) -> int:
     return int(job["budget"]) // int(window)
 
 
-def _command(folder: Path) -> list[str]:
-    try:
-        return (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-    except OSError:
-        return []
-
-
-def _below(folder: Path, ancestor: int) -> bool:
-    """Whether a process is a descendant of ours; no other is ever signalled."""
-    pid = int(folder.name)
+def _below(pid: int, ancestor: int) -> bool:
+    """Whether a process is a descendant of another."""
     while pid > 1:
         try:
             pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

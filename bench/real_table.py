@@ -121,7 +121,7 @@ def row(name: str, runs: Mapping[int, Json], against: Mapping[str, Mapping[int, 
     }
 
 
-def _gains(base: Mapping[int, Json], runs: Mapping[int, Json]) -> Json:
+def _gains(base: Mapping[int, Json], runs: Mapping[int, Json]) -> dict[int, Json]:
     gains = {seed: paired_gain(base[seed], runs[seed]) for seed in runs if seed in base}
     return {seed: {"gain": gain, "stderr": error} for seed, (gain, error) in gains.items()}
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,14 +18,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixloop.contract import AcceptedOrder, OrderInForce, RunPaths, Status, write_status
 from mixloop.controller.config import RunConfig
 from mixloop.policies.interface import load_policy, policy_names
 from mixloop.tools.demo.decontamination import HeldOut
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-arms, items, markdown, runs, table, texts = (
+arms, items, markdown, pace, runs, table, texts = (
     importlib.import_module(f"real_{name}")
-    for name in ("arms", "items", "markdown", "runs", "table", "texts")
+    for name in ("arms", "items", "markdown", "pace", "runs", "table", "texts")
 )
 
 Json = dict[str, Any]
@@ -175,6 +180,59 @@ def test_a_searchs_proxies_cost_about_what_a_run_does() -> None:
         cost = runs.searched_tokens(points, size.proxy)
         assert cost == size.proxies // 2 * (size.proxy + size.proxy // 2)
         assert 0.8 * size.tokens <= cost <= 1.2 * size.tokens
+
+
+# -- the pace ----------------------------------------------------------------------------------
+
+PARENT = """
+import subprocess, sys
+print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _until(wanted: Any) -> bool:
+    ends = time.monotonic() + 30
+    while not (seen := wanted()) and time.monotonic() < ends:
+        time.sleep(0.02)
+    return bool(seen)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_trainer_waits_half_an_interval_after_a_checkpoint_that_is_not_decided_on(
+    tmp_path: Path,
+) -> None:
+    paths = RunPaths(tmp_path)
+    settings = {"sequence_length": 2, "micro_batch": 1, "accumulation": 1}
+    paths.job.write_text(json.dumps({"budget": 200, "settings": settings}))
+    (paths.checkpoints / "step-00000010").mkdir(parents=True)
+    command = [sys.executable, "-c", PARENT]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    trainer = int(parent.stdout.readline())
+    accepted, in_force = AcceptedOrder(0, 0), OrderInForce(0, 0, 0, 0, {"a": 1.0})
+
+    def at(step: int) -> None:
+        numbers = (step, step, 2 * step, 200, 1e-3, "stable", 1.0, 1.0, 1.0)
+        status = Status("r", 1, trainer, "here", *numbers, {}, accepted, in_force)  # type: ignore[arg-type]
+        write_status(paths.status, status)
+
+    try:
+        at(14)
+        with pace.Pace(tmp_path, 10).kept(parent):
+            time.sleep(0.3)
+            assert _state(trainer) != "T"  # not half of the interval yet
+            at(15)
+            assert _until(lambda: _state(trainer) == "T")
+            (paths.checkpoints / "step-00000010").rmdir()  # nothing to wait for any more
+            assert _until(lambda: _state(trainer) != "T")
+    finally:
+        os.kill(trainer, signal.SIGKILL)
+        parent.communicate()
 
 
 # -- the table -----------------------------------------------------------------------------------
