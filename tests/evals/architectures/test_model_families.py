@@ -364,7 +364,7 @@ def test_half_precision_changes_no_way(name: str, tokenizer: Any, tmp_path: Path
     asked = pairs()
     answers = lm.loglikelihood(instances("loglikelihood", asked), disable_tqdm=True)
     for (context, continuation), (answer, _) in zip(asked, answers, strict=True):
-        head, tail = lm._encode_pair(context, continuation)
+        head, tail = lm.encode_pair(context, continuation)
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([head + tail[:-1]])).logits[0, -len(tail) :]
         alone = logits.float().log_softmax(-1).gather(1, torch.tensor(tail)[:, None]).sum()

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixloop.policies.mixture import Array, best_static, confine
-from mixloop.policies.surrogates import divergence, fit_merge
+from mixloop.policies.surrogates import fit_merge
+from mixloop.policies.surrogates.merge_fit import divergence
 
 shares = st.lists(st.floats(0, 1), min_size=2, max_size=9)
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mixloop.contract import RunPaths, ScheduleWriter, SegmentLine, quantise, read_schedule
-from mixloop.trainer.branching import HALF, Branch, BranchReport, read_report, train_branch
+from mixloop.trainer.branching import HALF, Branch, read_report, train_branch
+from mixloop.trainer.branching.branch import BranchReport
 from mixloop.trainer.branching.branch_start import manifest_of, rate_of, start_of
 from mixloop.trainer.config import Job, JobError
 from mixloop.trainer.prepare import prepare
