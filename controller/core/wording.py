@@ -191,7 +191,13 @@ def experiment_rows(made: Json) -> list[tuple[str, str, dict[str, str]]]:
         rows.append((f"best merge{part}", fit["weights"], fit["gains"]))
     if found.get("mixmin"):
         rows.append(("MixMin", found["mixmin"], {}))
-    return [(what, moves(made["weights"], weights), _gains(of)) for what, weights, of in rows]
+    return [(what, _of_branch(made["weights"], weights), _gains(of)) for what, weights, of in rows]
+
+
+def _of_branch(control: Mapping[str, float], weights: Mapping[str, float]) -> str:
+    """What a branch's mixture moves; of an expert, its one source."""
+    alone = [name for name, share in weights.items() if share >= 1 - MIN_SHOWN]
+    return f"{alone[0]} alone" if alone and len(control) > 1 else moves(control, weights)
 
 
 def _gains(benchmarks: Json) -> dict[str, str]:
