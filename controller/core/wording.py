@@ -12,13 +12,16 @@ from mixloop.policies.guards import GuardNote
 from .steering_metric import CLEAR, Steering
 
 MIN_SHOWN = 5e-4  # a share that moved less than this is not shown
+MOST_SHOWN = 6  # sources in one line, those that moved most
 
 
 def moves(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """``code 0.05 → 0.15, prose 0.60 → 0.50``: what moved, largest first."""
+    """``code 0.05 → 0.15, prose 0.60 → 0.50, 3 more``: what moved, largest first."""
     changes = {name: abs(after[name] - before.get(name, 0.0)) for name in after}
     moved = sorted((n for n in after if changes[n] >= MIN_SHOWN), key=lambda name: -changes[name])
-    return ", ".join(f"{n} {before.get(n, 0.0):.3f} → {after[n]:.3f}" for n in moved) or "-"
+    told = [f"{n} {before.get(n, 0.0):.3f} → {after[n]:.3f}" for n in moved[:MOST_SHOWN]]
+    told += [f"{len(moved) - MOST_SHOWN} more"] if len(moved) > MOST_SHOWN else []
+    return ", ".join(told) or "-"
 
 
 def mixture(weights: Mapping[str, float]) -> str:

@@ -116,13 +116,11 @@ class BranchedRun:
             caution=options.caution,
         )
         aim = best_destination(outlook, self._draws(pooled), self.prior)
+        tried = {name: i for i, name in enumerate(self.names) if pooled.tried[i] > 0}
         told: Facts = {
-            "effects": {
-                name: [float(mean[i]), float(error[i])]
-                for i, name in enumerate(self.names)
-                if pooled.tried[i] > 0
-            },
-            "useless": [name for name, bad in zip(self.names, useless, strict=True) if bad],
+            "effects": {name: float(mean[i]) for name, i in tried.items()},
+            "errors": {name: float(error[i]) for name, i in tried.items()},
+            "useless": ", ".join(n for n, bad in zip(self.names, useless, strict=True) if bad),
         }
         curved = bend(self.done[-1], dict(zip(self.benchmarks, self.worth, strict=True)))
         vote = merge_vote(self.done, self.prior, self.names) if curved > 0 else None

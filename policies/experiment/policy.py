@@ -76,7 +76,7 @@ class ExperimentPolicy:
         ahead = run.stretches(step)
         if total_variation(run.named(ahead[0]), run.named(run.now)) < CLOSE:
             return Hold(f"experiment: what {seen} call for is in force", facts)
-        reason = f"experiment: {seen} say {_words(run, pooled)}"
+        reason = f"experiment: by {seen} {_words(run, pooled)}"
         if np.abs(step - aim).sum() / 2 > CLOSE:
             reason += "; a part of the way for now"
         return Proposal(run.named(ahead[0]), reason, run.plan(ahead), facts)
@@ -93,4 +93,4 @@ def _words(run: BranchedRun, pooled: PooledEffects) -> str:
 
     best = ", ".join(map(say, order[: min(3, len(order) // 2)]))
     worst = ", ".join(map(say, order[-min(3, len(order) // 2) :]))
-    return f"more helps of {best}, less of {worst} (bits per byte per share)"
+    return f"more of {best} helps most, of {worst} least (bits per byte per share)"

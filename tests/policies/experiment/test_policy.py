@@ -165,8 +165,8 @@ def test_says_why_in_words_and_figures() -> None:
     world = Exponential(k=5, seed=1)
     track = run(world)
     moved = next(d for d in track.decisions() if d.verdict == "intervene")
-    assert "more helps of source-" in moved.reason
-    assert set(moved.evidence) >= {"certainty", "needed", "effects", "aim", "experiments"}
+    assert "more of source-" in moved.reason
+    assert set(moved.evidence) >= {"certainty", "needed", "effects", "errors", "aim", "experiments"}
 
 
 def outlook(**changes: Any) -> Outlook:
