@@ -32,7 +32,7 @@ def covered(run: UnchangedRun) -> tuple[int, int]:
     return held, asked
 
 
-@pytest.mark.parametrize("count", [8, 12, 24])
+@pytest.mark.parametrize("count", [8, 12, pytest.param(24, marks=pytest.mark.soak)])
 def test_intervals_between_checkpoints_hold_what_they_say(count: int) -> None:
     runs = [
         unchanged_run(count, jitter, seed, autocorrelation=rho, items=items)

@@ -127,7 +127,9 @@ def test_a_prior_must_name_sources_that_there_are() -> None:
         policy.check({"web": (), "code": ()}, ["mmlu"])
 
 
-@pytest.mark.parametrize("family", [Power, Exponential, Skills])
+@pytest.mark.parametrize(
+    "family", [Power, Exponential, pytest.param(Skills, marks=pytest.mark.soak)]
+)
 def test_closes_most_of_the_gap_where_experiments_are_long_enough(family: type[Analytic]) -> None:
     closed = []
     for seed in (0, 1):
