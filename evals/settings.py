@@ -132,7 +132,7 @@ class EvalSettings(BaseModel):
     metric of a benchmark policies look at. So is `backlog`: with `latest`, once more than two
     checkpoints wait to be scored while training goes on, the newest is next and the older ones are
     skipped; with `all` none is. A checkpoint's score is that of the mean of its weights and those
-    of the `average - 1` checkpoints before it (2505.12082), which damps the jitter that an
+    of the `average - 1` checkpoints before it (2505.12082), meant to damp the jitter that an
     optimiser gives single ones. `samples` says whether texts of up to `samples_tokens`
     tokens are written for a person beside each scorecard. `data_pins` is what `auto` found earlier
     in the run, see :meth:`pinned`. `add_bos` puts the tokenizer's beginning-of-text token in front
