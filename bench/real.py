@@ -46,9 +46,14 @@ from mixloop.policies.interface import policy_names
 
 Json = dict[str, Any]
 
-SEEDS = {"smoke": (1,), "quick": (1, 2), "full": (1, 2, 3, 4)}
+SEEDS = {"smoke": (1,), "quick": (1, 2), "long": (1, 2, 3, 4), "full": (1, 2, 3, 4)}
 FLAT_ARMS = ("rules", "law", "bayes", "experiment")
-FLAT_SEEDS = {"smoke": (1,), "quick": (1, 2, 3, 4, 5), "full": (1, 2, 3, 4)}
+FLAT_SEEDS = {
+    "smoke": (1,),
+    "quick": (1, 2, 3, 4, 5),
+    "long": (1, 2, 3, 4),
+    "full": (1, 2, 3, 4),
+}
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,12 @@ def _llama(hidden: int, layers: int) -> dict[str, int]:
 SIZES = {
     "smoke": Size(48, 6, _llama(64, 2), 8, 1, 2, 1.1, 4, 4 * STEP),  # minutes; says nothing
     "quick": Size(480, 12, _llama(128, 4), 60, 12, 2, 0.9, 24, 24 * STEP),
+    "long": Size(2000, 40, _llama(128, 4), 60, 24, 3, 0.65, 40, 64 * STEP),
     "full": Size(2000, 40, _llama(256, 4), 80, 24, 3, 0.65, 40, 64 * STEP),
 }
-"""`quick`: 1.3M parameters, 0.49M tokens, two rounds of experiments; `full`: 4.2M parameters, 2.05M
-tokens, three rounds. A round is a branch per source and one unchanged."""
+"""`quick`: 1.3M parameters, 0.49M tokens, two rounds of experiments; `long`: the same model, 2.05M
+tokens, three rounds; `full`: as long, 4.2M parameters. A round is a branch per source and one
+unchanged."""
 
 STARTS = ("uniform", "proportional")
 
