@@ -75,8 +75,9 @@ class ExperimentPolicy:
         step = confine(step, run.most)
         ahead = run.stretches(step)
         if total_variation(run.named(ahead[0]), run.named(run.now)) < CLOSE:
-            return Hold(f"experiment: what {seen} call for is in force", facts)
-        reason = f"experiment: by {seen} {_words(run, pooled)}"
+            verb = "calls" if len(found) == 1 else "call"
+            return Hold(f"experiment: what {seen} {verb} for is in force", facts)
+        reason = f"experiment: by {seen}, {_words(run, pooled)}"
         if np.abs(step - aim).sum() / 2 > CLOSE:
             reason += "; a part of the way for now"
         return Proposal(run.named(ahead[0]), reason, run.plan(ahead), facts)

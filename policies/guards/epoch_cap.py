@@ -12,7 +12,9 @@ from mixloop.policies.mixture import (
     within,
 )
 
-from .guard_state import TOLERANCE, GuardState, bounds_of, first_length, moves
+from .guard_state import GuardState, bounds_of, first_length, moves
+
+SHOWN = 5e-4  # total variation below which a cut of a later stretch is rounding
 
 
 def epoch_ledger(state: GuardState) -> None:
@@ -57,7 +59,7 @@ def _follow_plan(state: GuardState, length: float) -> None:
         if filled is None:
             state.note("flagged", f"the plan to {format_tokens(until)} isn't legal")
             break
-        if total_variation(filled, weights) > TOLERANCE:
+        if total_variation(filled, weights) > SHOWN:
             state.note("flagged", f"the plan to {format_tokens(until)}: {moves(weights, filled)}")
         kept.append((until, filled))
         drawn, start = draw(drawn, filled, size), max(start, until)

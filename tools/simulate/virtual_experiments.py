@@ -22,6 +22,7 @@ from mixloop.policies.worlds import World
 
 Part = Literal["whole", "first", "second"]
 PARTS: tuple[Part, ...] = ("whole", "first", "second")
+OTHER: dict[Part, Part] = {"whole": "whole", "first": "second", "second": "first"}
 FIT_STEPS = 25
 SMALL = 1e-3  # share over which a derivative is taken
 Scores = Mapping[str, tuple[float, float]]
@@ -134,10 +135,13 @@ class VirtualExperiments:
         most = np.array([design.most.get(n, 1.0) if n in experts else 0.0 for n in names])
         start = np.array([present.get(name, 0.0) for name in names])
 
-        def losses(shares: Array) -> dict[str, tuple[float, float]]:
+        def losses(shares: Array, of: Part = part) -> dict[str, tuple[float, float]]:
             weights = dict(zip(names, map(float, shares), strict=True))
-            found: dict[str, tuple[float, float]] = world.merge(weights, wanted.tokens, part)
-            return found
+            found: dict[str, tuple[float, float]] = world.merge(weights, wanted.tokens, of)
+            longer = 1.0 if of == "whole" else 2.0  # a half is told as long as the whole
+            return {
+                name: (longer * value, longer * error) for name, (value, error) in found.items()
+            }
 
         def slopes(shares: Array) -> dict[str, Array]:
             up = shares + SMALL * np.eye(len(names))
@@ -155,7 +159,7 @@ class VirtualExperiments:
             return float(value), np.asarray(gradient)
 
         best, _ = fit_merge(loss_and_gradient, start, prior, most, design.strength, FIT_STEPS)
-        here, there = losses(start), losses(best)
+        here, there = (losses(shares, OTHER[part]) for shares in (start, best))
         gains = {
             name: (here[name][0] - there[name][0], float(np.hypot(here[name][1], there[name][1])))
             for name in here
