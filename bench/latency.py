@@ -44,7 +44,7 @@ SEQUENCE, ROWS = 128, 8
 STEP = SEQUENCE * ROWS  # tokens
 SECONDS = 0.1  # of a step
 EVERY, EVALUATIONS = 233, 6  # steps between checkpoints, not in time with polls; checkpoints
-TRAINED = 300  # steps of the reference trainer
+TRAINED = 150  # steps of the reference trainer
 
 MODEL = {
     "hidden_size": 64,
@@ -289,7 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tree", action="append", metavar="NAME=DIR")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--trainings", type=int, default=5)
+    parser.add_argument("--trainings", type=int, default=3)
     parser.add_argument("--out", type=Path, help="keeps the runs; default: a temporary folder")
     parser.add_argument("--loop", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -122,7 +122,7 @@ class Evaluator:
 
     def _hear(self, event: dict[str, Any]) -> Scorecard | Failure | None:
         kind, job = event["event"], self._job
-        if kind == "progress":
+        if kind == "progress" and (job is None or not self.writing):
             self.progress = f"{event['benchmark']} {event['state']}"
         elif kind == "warning":
             self._warned(str(event["text"]))
