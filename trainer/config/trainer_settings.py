@@ -114,6 +114,7 @@ class TrainerSettings(StrictModel):
     of the last `spike_window` steps is reported. `peak_flops` is what one device can do per second
     in the precision used, for the utilisation that is reported. `document_mask` keeps attention
     within documents: no token looks beyond the end-of-text token before it.
+    Every `poll_every` steps all ranks hear of a new order; it begins `prefetch` steps later.
     `key_file` holds the key that orders and requests must be signed with; only its place is ever
     written anywhere.
     `phases` is for other training loops, which don't always tell the phase of their learning rate:
