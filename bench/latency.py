@@ -2,11 +2,12 @@
 
     .venv/bin/python bench/latency.py --tree before=DIR --tree after=. [--repeats 3] [--out DIR]
 
-Every tree is a checkout of this repository. For each in turn `mixloop control` runs the same
-run.yaml, with the defaults of whatever bears on the delay and a policy that changes the mixture at
-every evaluation, beside a loop on `MixtureLoader` whose steps take ``SECONDS`` on no processor of
-this machine, as on a GPU. The loop notes when each step began. Then the reference trainer trains a
-toy in each tree: processor seconds of its own, paired.
+Every tree is a checkout of this repository. In each `mixloop control` runs the same run.yaml, with
+the defaults of whatever bears on the delay and a policy that changes the mixture at every
+evaluation, beside a loop on `MixtureLoader` whose steps take ``SECONDS`` on no processor of this
+machine, as on a GPU. The loop notes when each step began. The trees run side by side, so that a
+busy machine is as busy for both. Then the reference trainer trains a toy in each tree in turn:
+processor seconds of its own, paired.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -306,11 +308,16 @@ def main() -> None:
         results: dict[str, list[Json]] = {name: [] for name in trees}
         trained: dict[str, list[float]] = {name: [] for name in trees}
         for repeat in range(max(options.repeats, options.trainings)):
-            # in turn first, so that a machine that slows down slows down both
-            for name in list(trees)[:: 1 if repeat % 2 == 0 else -1]:
-                if repeat < options.repeats:
-                    results[name].append(run(trees[name], out / f"{name}-{repeat}", work))
-                if repeat < options.trainings:
+            names = list(trees)[:: 1 if repeat % 2 == 0 else -1]  # each begins half of the times
+            if repeat < options.repeats:
+                with ThreadPoolExecutor(len(names)) as pool:
+                    begun = {
+                        n: pool.submit(run, trees[n], out / f"{n}-{repeat}", work) for n in names
+                    }
+                for name, future in begun.items():
+                    results[name].append(future.result())
+            if repeat < options.trainings:
+                for name in names:
                     trained[name].append(train(trees[name], out / f"{name}-trained", work))
             print(f"repeat {repeat}", *table(results, trained), sep="\n", flush=True)
         (out / "latency.json").write_text(json.dumps([results, trained], indent=1))

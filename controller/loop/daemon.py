@@ -91,7 +91,7 @@ class Controller:
             Action.TAKE_EXPERIMENT: self.experiments.take,
             Action.ABANDON_EXPERIMENT: self.experiments.abandon,
             Action.START_PILOT: self.scoring.start_pilot,
-            Action.START_SCORING: self.scoring.start,
+            Action.START_SCORING: self._start_scoring,
             Action.START_DECIDING: self.decisions.start,
             Action.START_EXPERIMENT: self.experiments.start,
             Action.RECORD_CURVES: self.mlflow.record_curves,
@@ -309,6 +309,11 @@ class Controller:
         if line.incarnation > 1:
             lost = f"; {len(left)} checkpoints further on are abandoned" if left else ""
             self.say(f"the trainer began again at step {line.step} ({line.incarnation}){lost}")
+
+    def _start_scoring(self, state: RunState) -> None:
+        self.scoring.start(state)
+        if self.scoring.result is None and not state.paused:
+            self.decisions.prepare()
 
     def _take_decision(self, state: RunState) -> None:
         self.decisions.take(state)
