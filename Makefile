@@ -55,7 +55,7 @@ soak: env
 
 bench: env
 	@set -e; for script in bench/*.py; do \
-	  case "$$script" in bench/evals.py|bench/policies.py|bench/real*.py|bench/regmix.py|bench/loader.py|bench/loader_peers.py|bench/gpu*.py) continue;; esac; \
+	  case "$$script" in bench/evals.py|bench/latency.py|bench/policies.py|bench/real*.py|bench/regmix.py|bench/loader.py|bench/loader_peers.py|bench/gpu*.py) continue;; esac; \
 	  if [ ! -e "$$script" ]; then echo "bench/ holds no scripts"; exit 0; fi; \
 	  echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
 	done

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,6 +27,9 @@ from .types import Json
 
 PARENT = "MIXLOOP_PARENT_PROCESS"
 """Environment variable with the id of the process that a child must not outlive."""
+
+START = "MIXLOOP_START"
+"""Environment variable with the descriptor that a waiting child's request comes with the end of."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -56,11 +60,7 @@ class Child:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._deadline = clock() + timeout
-        self._timeout = timeout
-        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives with the child
-        self._read = 0
-        self.killed: str | None = None
+        self._allow(timeout)
         command = [sys.executable, "-m", module, *([argument] if argument is not None else [])]
         environment = child_environment()
         if launcher is not None:
@@ -70,14 +70,31 @@ class Child:
         with log.open("ab") as errors, tempfile.TemporaryFile() as text:
             text.write((stdin or "").encode())
             text.seek(0)
-            self._process = subprocess.Popen(
-                command,
-                stdin=text,
-                stdout=self._output,
-                stderr=errors,
-                start_new_session=True,
-                env=environment,
-            )
+            self._begin(command, text, errors, environment)
+
+    def _allow(self, timeout: float) -> None:
+        self._timeout, self._deadline = timeout, self._clock() + timeout
+
+    def _begin(
+        self,
+        command: Sequence[str],
+        stdin: IO[bytes],
+        errors: IO[bytes],
+        environment: dict[str, str],
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives with the child
+        self._read = 0
+        self.killed: str | None = None
+        self._process = subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=self._output,
+            stderr=errors,
+            start_new_session=True,
+            env=environment,
+            pass_fds=descriptors,
+        )
 
     @property
     def running(self) -> bool:
@@ -112,6 +129,66 @@ class Child:
         """Kill it if it runs and let go of its output."""
         self.kill()
         self._output.close()
+
+
+class WaitingChild(Child):
+    """A child that imports what it needs, and waits for its request with :func:`wait_for_start`.
+
+    Args:
+        module: What ``python -m`` runs.
+        log: File that receives its stderr, appended.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, module: str, *, log: Path, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._allow(math.inf)
+        self._request: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - read once it is given
+        theirs, ours = os.pipe()
+        self._start: IO[bytes] = os.fdopen(ours, "wb")
+        environment = {**child_environment(), START: str(theirs)}
+        try:
+            with log.open("ab") as errors:
+                command = [sys.executable, "-m", module]
+                self._begin(command, self._request, errors, environment, (theirs,))
+        except OSError:
+            self._let_go()
+            raise
+        finally:
+            os.close(theirs)
+
+    def give(self, stdin: str, timeout: float) -> bool:
+        """Have it begin, on this text; never waits. False if it has ended while it waited."""
+        if self._process.poll() is not None:
+            return False
+        rest, place = memoryview(stdin.encode()), 0
+        while rest:  # at a place of its own: the child reads from the same open file's beginning
+            written = os.pwrite(self._request.fileno(), rest, place)
+            rest, place = rest[written:], place + written
+        self._allow(timeout)
+        self._let_go()
+        return True
+
+    def close(self) -> None:
+        """Kill it if it runs and let go of its files."""
+        super().close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._request.close()
+        self._start.close()
+
+
+def wait_for_start(imports: Callable[[], None]) -> None:
+    """In a :class:`WaitingChild`, import ahead and return when its standard input is complete."""
+    descriptor = os.environ.pop(START, None)
+    if descriptor is None:
+        return
+    imports()
+    with os.fdopen(int(descriptor), "rb") as start:
+        start.read()
 
 
 def child_environment() -> dict[str, str]:

@@ -30,13 +30,10 @@ def guard_settings(config: RunConfig) -> GuardSettings:
 
 
 def switching_lead(config: RunConfig, tokens: int) -> int:
-    """Tokens that pass before an order published at ``tokens`` is consumed, at most.
-
-    The trainer polls, and starts the segment at least two polls later: three polls in all.
-    """
+    """Tokens that pass before an order published at ``tokens`` is consumed, at most."""
     trainer, quanta = config.trainer, _quanta(config)
     step = quanta.index(tokens // trainer.sequence_length)
-    samples = quanta.first(step + 3 * trainer.poll_every) - quanta.first(step)
+    samples = quanta.first(step + trainer.switching_steps) - quanta.first(step)
     return samples * trainer.sequence_length
 
 

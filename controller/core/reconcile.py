@@ -42,6 +42,7 @@ class JobState:
 
     scoring: bool = False
     scored: bool = False  # its result waits to be taken
+    writing: bool = False  # samples of a checkpoint that is scored
     unplanned: bool = False  # how many items to score is still to be found out
     piloting: bool = False  # a trial evaluation, which the plan is made from
     piloted: bool = False  # its result waits to be taken
@@ -174,7 +175,7 @@ def _scoring(jobs: JobState) -> Action:
 
 def _tracking_or_rest(state: RunState) -> Action:
     jobs = state.jobs
-    ended = state.finished and not jobs.working
+    ended = state.finished and not (jobs.working or jobs.writing)
     if ended and not state.closed:
         return Action.CLOSE
     if ended and not jobs.draining and (not state.outbox or jobs.drain_failed):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
-from mixloop.controller.config import RunConfig
 from mixloop.controller.core import (
     ScoredCheckpoint,
     Steering,
-    guard_settings,
-    remaining,
     steer_all,
 )
 from mixloop.controller.journal import Journal, queries
@@ -28,6 +25,9 @@ from mixloop.policies.interface import (
 )
 
 from . import experiment_evidence
+
+if TYPE_CHECKING:
+    from mixloop.controller.config import RunConfig
 
 
 def unique_tokens(config: RunConfig) -> dict[str, int]:
@@ -222,6 +222,8 @@ def standing(
     two the trainer has gone on. ``scored`` are the evaluations that it has all the same; the rest
     is as in :func:`observation`.
     """
+    from mixloop.controller.core import guard_settings
+
     guards = guard_settings(config)
     sources = {}
     for name, source in config.sources.items():
@@ -267,6 +269,8 @@ def _experiment_tokens(journal: Journal, config: RunConfig, before: int) -> int:
 
 def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, float]], ...]:
     """What the order in force does later, as the trainer will carry it out."""
+    from mixloop.controller.core import remaining
+
     order = queries.order(journal, status.in_force.generation)
     if order is None:
         return ()

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixloop.common.process import end_with_parent
+from mixloop.common.process import end_with_parent, wait_for_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,11 +80,19 @@ def _checked(policy: Any, request: dict[str, Any]) -> dict[str, int]:
     return dict(policy.evaluations_needed(request["sources"], request["benchmarks"]))
 
 
+def _import_ahead() -> None:
+    """What every decision needs, half a second's worth of imports."""
+    import scipy.special  # noqa: F401 - of the standard errors
+
+    from . import policy_request  # noqa: F401
+
+
 def main() -> None:
     """Entry of ``python -m mixloop.controller.decisions.policy_process``."""
     end_with_parent()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a policy that prints must not garble the answer
+    wait_for_start(_import_ahead)
     request = json.load(sys.stdin)
     limit = request["memory"] * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

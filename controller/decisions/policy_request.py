@@ -3,7 +3,8 @@
 The daemon lives for months and holds only where the run stands (:func:`near`). The history, which
 grows with the run, is read by the child from the journal (:func:`observed`), together with all that
 follows from it: the steering metrics, the vetoes, whether the run has become worse,
-and the observation's digest.
+and the observation's digest. A decision waits for what the child imports, so what only the daemon
+needs is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mixloop.common.process import Child
 from mixloop.common.types import Json
-from mixloop.controller.config import RunConfig
-from mixloop.controller.core import KINDS, RECENT, Answer, Steering, steer_all
+from mixloop.controller.core import Steering, steer_all
 from mixloop.controller.journal import Journal, JournalError, queries
 from mixloop.policies.evidence import (
     PolicyStanding,
@@ -29,6 +28,11 @@ from mixloop.policies.evidence import (
 from mixloop.policies.interface import Observation
 
 from . import experiment_evidence, observation_builder
+
+if TYPE_CHECKING:
+    from mixloop.common.process import Child
+    from mixloop.controller.config import RunConfig
+    from mixloop.controller.core import Answer
 
 HISTORY = frozenset({"evaluations", "decisions", "experiments", "steering"})  # the child adds them
 JOURNAL_TIMEOUT = 30.0  # seconds that the child waits for a journal that is being written
@@ -61,6 +65,8 @@ def near(
     It has no more evaluations than the guards look at, and of experiments, of which ``known`` have
     ended, no items.
     """
+    from mixloop.controller.core import RECENT
+
     scored = observation_builder.evaluations(journal, until=step, newest=RECENT)
     now = observation_builder.standing(journal, config, sizes, status, scored=scored)
     made = experiment_evidence.experiments(journal, before=queries.ALL, known=known)
@@ -136,6 +142,8 @@ def read_observed(message: Mapping[str, Any]) -> Observed:
 
 def read_answer(child: Child) -> Answer:
     """The answer of a policy child that has ended; anything strange is ``failed``."""
+    from mixloop.controller.core import KINDS, Answer
+
     messages = child.messages()
     observed = messages.pop(0) if messages and messages[0].get("kind") == "observed" else None
     if child.killed is not None:

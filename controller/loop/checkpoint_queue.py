@@ -33,6 +33,8 @@ class CheckpointQueue:
         self._recorded: set[int] = set()  # steps in the folder that are in the journal
         # step and tokens of the last checkpoint up to which none will ever be due again
         self._settled: tuple[int, int] | None = None
+        self._recorded_names: frozenset[str] = frozenset()
+        self._read_names: frozenset[str] = frozenset()  # whole or not, at the last reading
 
     @property
     def folder(self) -> Path:
@@ -50,12 +52,10 @@ class CheckpointQueue:
         """Whole checkpoints that the journal does not have, by folder, oldest first."""
         self._heed(rewinds)
         self.problems = {}
-        try:
-            names = [entry.name for entry in self._layout.folder.iterdir()]
-        except OSError:
+        self._read_names = self._marked()
+        folders = self._folders()
+        if not folders:
             return {}
-        steps = ((self._layout.step(name), name) for name in names)
-        folders = sorted((step, name) for step, name in steps if step is not None)
         self._recorded.intersection_update(step for step, _ in folders)
         new: dict[Path, Manifest] = {}
         for step, name in folders:
@@ -64,17 +64,36 @@ class CheckpointQueue:
             manifest = self._manifest(name)
             if manifest is not None and self._is_new(manifest, rewinds):
                 new[self._layout.folder / name] = manifest
+        done = (name for step, name in folders if step in self._recorded)
+        self._recorded_names = frozenset(done)
         return new
 
-    def incomplete(self) -> dict[int, str]:
-        """Steps of folders called as checkpoints are, and what they lack of a whole one."""
+    def _folders(self) -> list[tuple[int, str]]:
+        """Steps and names of folders called as checkpoints are, in order."""
         try:
             names = [entry.name for entry in self._layout.folder.iterdir()]
         except OSError:
-            return {}
+            return []
         steps = ((self._layout.step(name), name) for name in names)
-        lacks = ((step, self._layout.lack(name)) for step, name in steps if step is not None)
-        return {step: lack for step, lack in sorted(lacks) if lack}
+        return sorted((step, name) for step, name in steps if step is not None)
+
+    def news(self) -> bool:
+        """Whether a checkpoint has got its manifest since :meth:`unrecorded`. Reads no file."""
+        return not self._marked() <= self._read_names
+
+    def _marked(self) -> frozenset[str]:
+        """Names in the folder that are not known to be recorded and have a manifest."""
+        try:
+            names = {entry.name for entry in self._layout.folder.iterdir()}
+        except OSError:
+            return frozenset()
+        new = names - self._recorded_names
+        return frozenset(name for name in new if self._layout.file(name).exists())
+
+    def incomplete(self) -> dict[int, str]:
+        """Steps of folders called as checkpoints are, and what they lack of a whole one."""
+        lacks = ((step, self._layout.lack(name)) for step, name in self._folders())
+        return {step: lack for step, lack in lacks if lack}
 
     def _manifest(self, name: str) -> Manifest | None:
         result = self._layout.find(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from .takeover import take_over
 log = logging.getLogger("mixloop.controller")
 
 RETRY = (1.0, 60.0)  # seconds: first and greatest pause after an unexpected error
+GLANCE_INTERVAL = 0.125  # seconds between two glances for news within the pause between looks
 BEAT_INTERVAL = 5.0  # seconds between moves of the liveness counter
 
 
@@ -89,7 +91,7 @@ class Controller:
             Action.TAKE_EXPERIMENT: self.experiments.take,
             Action.ABANDON_EXPERIMENT: self.experiments.abandon,
             Action.START_PILOT: self.scoring.start_pilot,
-            Action.START_SCORING: self.scoring.start,
+            Action.START_SCORING: self._start_scoring,
             Action.START_DECIDING: self.decisions.start,
             Action.START_EXPERIMENT: self.experiments.start,
             Action.RECORD_CURVES: self.mlflow.record_curves,
@@ -185,12 +187,22 @@ class Controller:
             self.actions[action](state)
         self.timings.observe(self.clock() - began)
         if action is Action.WAIT:
-            self._stop.wait(self._pause(state.jobs))
+            self._wait(state.jobs)
         return True
 
-    def _pause(self, jobs: JobState) -> float:
+    def _wait(self, jobs: JobState) -> None:
+        """Until the next look is due, or has something to see that a decision waits for."""
         poll = self.config.controller.poll
-        return min(poll, 0.25) if jobs.working or jobs.draining else poll
+        pause = min(poll, 0.25) if jobs.working or jobs.draining else poll
+        for _ in range(math.ceil(pause / GLANCE_INTERVAL)):
+            self._stop.wait(min(pause, GLANCE_INTERVAL))
+            if self._stop.is_set() or self._news(jobs):
+                return
+
+    def _news(self, jobs: JobState) -> bool:
+        """Whether a job has come further, or a checkpoint is there. A look costs far more."""
+        self.scoring.poll()
+        return self.job_state() != jobs or self.scoring.queue.news()
 
     def stop(self) -> None:
         """Ask the loop to end after the present action. Safe from a signal handler."""
@@ -221,6 +233,7 @@ class Controller:
         return JobState(
             scoring=scoring.step is not None,
             scored=scoring.result is not None,
+            writing=scoring.evaluator.writing,
             unplanned=planner.needed,
             piloting=planner.running,
             piloted=planner.ended,
@@ -296,6 +309,11 @@ class Controller:
         if line.incarnation > 1:
             lost = f"; {len(left)} checkpoints further on are abandoned" if left else ""
             self.say(f"the trainer began again at step {line.step} ({line.incarnation}){lost}")
+
+    def _start_scoring(self, state: RunState) -> None:
+        self.scoring.start(state)
+        if self.scoring.result is None and not state.paused:
+            self.decisions.prepare()
 
     def _take_decision(self, state: RunState) -> None:
         self.decisions.take(state)

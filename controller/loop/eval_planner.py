@@ -150,7 +150,9 @@ class Planner:
     @property
     def ended(self) -> bool:
         """Whether the pilot's result waits to be taken."""
-        return self._result is not None
+        # the samples are part of what an evaluation takes
+        writing = self._evaluator is not None and self._evaluator.writing
+        return self._result is not None and not writing
 
     def start(self, checkpoint: Path, speed: float | None) -> None:
         """Begin the next pilot; ``speed`` is the training rate now, tokens per second."""
@@ -170,8 +172,8 @@ class Planner:
 
     def poll(self) -> None:
         """Look whether the pilot has ended, without waiting."""
-        if self._evaluator is not None and self._result is None:
-            self._result = self._evaluator.poll()
+        if self._evaluator is not None and not self.ended:
+            self._result = self._evaluator.poll() or self._result
 
     def take(self) -> str:
         """Take the pilot's result, make the plan if it was the last. Returns a line to say."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from mixloop.common.process import Child
+from mixloop.common.process import Child, WaitingChild
 from mixloop.controller.core import (
     Answer,
     DecisionRow,
@@ -28,6 +29,8 @@ from mixloop.policies.interface import Evaluation, Observation
 from .mixture_file import MixtureFile, is_forced, pinned_shares
 from .takeover import OwnedRun
 
+_PROCESS = "mixloop.controller.decisions.policy_process"
+
 
 @dataclass
 class PendingDecision:
@@ -47,11 +50,29 @@ class PolicyDecisions:
     run: OwnedRun
     mixture_file: MixtureFile
     pending: PendingDecision | None = field(default=None, init=False)
+    _ready: WaitingChild | None = field(default=None, init=False)
 
     @property
     def answered(self) -> bool:
         """Whether the policy's answer waits to be taken."""
         return self.pending is not None and not self.pending.child.running
+
+    def prepare(self) -> None:
+        """Have a child import what it needs while the checkpoint is scored."""
+        if self._ready is None:
+            log = self.run.paths.dir / "policy.log"
+            with contextlib.suppress(OSError):  # the decision's own try says what is wrong
+                self._ready = WaitingChild(_PROCESS, log=log, clock=self.run.clock)
+
+    def _ask(self, request: str) -> Child:
+        ready, self._ready = self._ready, None
+        timeout = self.run.config.policy.timeout
+        if ready is not None:
+            if ready.give(request, timeout):
+                return ready
+            ready.close()
+        log = self.run.paths.dir / "policy.log"
+        return Child(_PROCESS, stdin=request, log=log, timeout=timeout, clock=self.run.clock)
 
     def start(self, state: RunState) -> None:
         """Ask the policy what the newest scored checkpoint calls for."""
@@ -67,13 +88,7 @@ class PolicyDecisions:
             "memory": self.run.config.policy.memory,
             "history": history_request(self.run.journal, self.run.config, observation, known),
         }
-        child = Child(
-            "mixloop.controller.decisions.policy_process",
-            stdin=json.dumps(request),
-            log=self.run.paths.dir / "policy.log",
-            timeout=self.run.config.policy.timeout,
-            clock=self.run.clock,
-        )
+        child = self._ask(json.dumps(request))
         newest = queries.highest_generation(self.run.journal)
         self.pending = PendingDecision(child, observation, records.now_ms(), newest, known)
 
@@ -153,3 +168,6 @@ class PolicyDecisions:
         if self.pending is not None:
             self.pending.child.close()
             self.pending = None
+        if self._ready is not None:
+            self._ready.close()
+            self._ready = None

@@ -52,7 +52,7 @@ class Scoring:
 
     def poll(self) -> None:
         """Look whether a pilot or an evaluation has ended, without waiting."""
-        if self.step is not None and self.result is None:
+        if self.result is None and (self.step is not None or self.evaluator.writing):
             self.result = self.evaluator.poll()
         self.planner.poll()
 

@@ -167,9 +167,10 @@ def _slow(config: RunConfig, needs: Mapping[str, int]) -> Iterator[str]:
     lead = switching_lead(config, interval)
     if lead > LATE * interval:
         yield (
-            f"an order takes up to {tokens(lead)} tokens to come into force (three times "
-            f"trainer.poll_every), {lead / interval:.0%} of the {tokens(interval)} between two "
-            "evaluations, before any time for scoring: what a decision did is seen late; lower "
+            f"an order takes up to {tokens(lead)} tokens to come into force (by "
+            f"trainer.poll_every and trainer.prefetch), {lead / interval:.0%} of the "
+            f"{tokens(interval)} between two evaluations, before any time for scoring: "
+            "what a decision did is seen late; lower "
             "trainer.poll_every, or evaluate less often"
         )
     if config.guards.dwell + lead >= config.budget - interval:

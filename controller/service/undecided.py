@@ -76,8 +76,9 @@ def _late(config: RunConfig, interval: int, plan: EvalPlan | None) -> Iterator[s
     late = lead + int(share * interval)
     yield (
         f"an order comes into force up to {tokens(late)} tokens after its checkpoint "
-        f"({tokens(int(share * interval))} while it is scored, {tokens(lead)} by three times "
-        f"trainer.poll_every), {late / interval:.0%} of the {tokens(interval)} between two "
-        "evaluations: the next one says little of what it did; score less (evals.budget), lower "
+        f"({tokens(int(share * interval))} while it is scored, {tokens(lead)} by "
+        f"trainer.poll_every and trainer.prefetch), {late / interval:.0%} of the "
+        f"{tokens(interval)} between two evaluations: the next one says little of what "
+        "it did; score less (evals.budget), lower "
         "trainer.poll_every, or evaluate less often"
     )

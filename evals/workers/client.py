@@ -58,6 +58,7 @@ class Evaluator:
         self._log = log
         self._worker: _Worker | None = None
         self._job: _Job | None = None
+        self._writing_until: float | None = None
         self.progress = ""
         self.warnings: list[str] = []
 
@@ -65,6 +66,11 @@ class Evaluator:
     def busy(self) -> bool:
         """Whether a checkpoint is being scored."""
         return self._job is not None
+
+    @property
+    def writing(self) -> bool:
+        """Whether the worker still writes the samples of a checkpoint that is scored."""
+        return self._writing_until is not None
 
     @property
     def pid(self) -> int | None:
@@ -100,21 +106,35 @@ class Evaluator:
 
     def poll(self) -> Scorecard | Failure | None:
         """What there is to tell, without waiting: a scorecard, a failure, or nothing yet."""
-        worker, job = self._worker, self._job
-        if worker is None or job is None:
-            if self.pid is None:
-                self._end_worker()
+        worker = self._worker
+        if worker is None:
             return None
-        for event in worker.events():
-            if event["event"] == "progress":
-                self.progress = f"{event['benchmark']} {event['state']}"
-            elif event["event"] == "warning":
-                self._warned(str(event["text"]))
-            elif event["event"] == "done":
-                return self._finish(job)
-            elif event["event"] in ("failed", "dying"):
-                return self._fail(str(event["reason"]), kill=event["event"] == "dying")
-        return self._check(worker, job)
+        heard = [self._hear(event) for event in worker.events()]
+        result = next((told for told in heard if told is not None), None)
+        if result is not None:
+            return result
+        if self._job is not None:
+            return self._check(worker, self._job)
+        overdue = self._writing_until is not None and time.monotonic() > self._writing_until
+        if overdue or self.pid is None:
+            self._end_worker()
+        return None
+
+    def _hear(self, event: dict[str, Any]) -> Scorecard | Failure | None:
+        kind, job = event["event"], self._job
+        if kind == "progress" and (job is None or not self.writing):
+            self.progress = f"{event['benchmark']} {event['state']}"
+        elif kind == "warning":
+            self._warned(str(event["text"]))
+        elif kind in ("scored", "done"):
+            if kind == "done":
+                self._writing_until = None
+            # the next checkpoint may have been asked for before the samples were written
+            if job is not None and event["out"] == str(job.out.resolve()):
+                return self._finish(job, writing=kind == "scored")
+        elif kind in ("failed", "dying") and job is not None:
+            return self._fail(str(event["reason"]), kill=kind == "dying")
+        return None
 
     def stop(self) -> None:
         """Ends the worker and forgets what it was doing."""
@@ -136,12 +156,13 @@ class Evaluator:
             return self._fail(f"no scorecard within {self._settings.timeout:g} s")
         return None
 
-    def _finish(self, job: _Job) -> Scorecard | Failure:
+    def _finish(self, job: _Job, writing: bool) -> Scorecard | Failure:
         try:
             card = Scorecard.read(job.out)
         except (OSError, ValueError) as error:
             return self._fail(f"scorecard lost: {one_line(error)}", kill=False)
         self._job = None
+        self._writing_until = job.deadline if writing else None
         # what `auto` found is kept: every checkpoint is scored on the same items
         self._settings = self._settings.pinned(card.data_kinds())
         return card
@@ -167,7 +188,7 @@ class Evaluator:
         self._worker.send(request)
 
     def _end_worker(self) -> None:
-        worker, self._worker = self._worker, None
+        worker, self._worker, self._writing_until = self._worker, None, None
         if worker is not None:
             worker.kill()
 
@@ -256,7 +277,7 @@ def evaluate(
     progress: Callable[[str], None] = lambda state: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Scorecard:
-    """Scores one checkpoint and waits for it.
+    """Scores one checkpoint and waits for it and its samples.
 
     Args:
         checkpoint: Its folder.
@@ -287,15 +308,15 @@ def evaluate(
 def _wait(
     evaluator: Evaluator, progress: Callable[[str], None], warn: Callable[[str], None]
 ) -> Scorecard:
-    said, warned = "", 0
+    said, warned, result = "", 0, None
     while True:
-        result = evaluator.poll()
+        result = evaluator.poll() or result
         for text in evaluator.warnings[warned:]:
             warn(text)
         warned = len(evaluator.warnings)
         if isinstance(result, Failure):
             raise EvaluationError(result.reason)
-        if result is not None:
+        if result is not None and not evaluator.writing:
             return result
         if evaluator.progress != said:
             said = evaluator.progress

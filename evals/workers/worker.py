@@ -2,11 +2,12 @@
 
 `python -m mixloop.evals.workers.worker [--parent PID]` reads JSON lines on its standard input:
 first the settings, then one request per checkpoint (`checkpoint`, `out`, and the folders `earlier`
-whose weights are averaged with its own). It answers with JSON
-lines (`event`: ready, progress, warning, done, failed, and dying when it can't go on). The
-scorecard goes to the file `out`, per-item outcomes to a parquet file beside it. It ends when nobody
-holds the other end of its input, its parent dies, it holds more memory than it may, or nothing came
-for `idle_seconds`. Scoring runs in the main thread: lm-eval's MATH scorer uses `signal.alarm`.
+whose weights are averaged with its own). It answers with JSON lines (`event`: ready, progress,
+warning, scored, done, failed, and dying when it can't go on). The scorecard goes to the file `out`,
+per-item outcomes to a parquet file beside it; between `scored` and `done` it writes samples for a
+person. It ends when nobody holds the other end of its input, its parent dies, it holds more memory
+than it may, or nothing came for `idle_seconds`. Scoring runs in the main thread: lm-eval's MATH
+scorer uses `signal.alarm`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import IO, Any
 from mixloop.common.errors import one_line
 from mixloop.common.process import end_with_parent
 from mixloop.common.text import clean
-from mixloop.evals import EvalSettings
+from mixloop.evals import EvalSettings, Scorecard
 from mixloop.evals.scoring import Scorer, keep_outcomes
 
 from .launchers import LauncherError
@@ -123,12 +124,12 @@ def _answer(scorer: Scorer | RayScorer, request: dict[str, Any], channel: Channe
         card = scorer.score(Path(request["checkpoint"]), progress, earlier)
         card.write(out)
         keep_outcomes(card, out)
+        channel.send("scored", out=request["out"])
         progress("samples", "running")
-        # texts for a person; whatever becomes of them, the scorecard is there
-        try:
-            scorer.samples(card, out)
-        except OSError as error:
-            log.warning("no samples are kept: %s", error)
+        _write_samples(scorer, card, out)
+        channel.send("done", out=request["out"])
+    except BrokenPipeError:
+        raise
     except OSError as error:
         channel.send("failed", reason=f"{out}: {error}")
         return
@@ -139,7 +140,16 @@ def _answer(scorer: Scorer | RayScorer, request: dict[str, Any], channel: Channe
         return
     finally:
         scorer.release()
-    channel.send("done", out=request["out"])
+
+
+def _write_samples(scorer: Scorer | RayScorer, card: Scorecard, out: Path) -> None:
+    """Texts for a person, which no decision waits for; the scorecard is there without them."""
+    try:
+        scorer.samples(card, out)
+    except OSError as error:
+        log.warning("no samples are kept: %s", error)
+    except Exception as error:  # of a checkpoint that is scored: the worker takes the next one
+        log.exception("no samples are kept: %s", one_line(error))
 
 
 def _begin(channel: Channel) -> None:

@@ -40,6 +40,19 @@ ABSURD: tuple[Json, ...] = (
 )
 
 
+class NoWaitingChild:
+    """Takes the place of :class:`mixloop.common.process.WaitingChild`: it has ended already."""
+
+    def __init__(self, module: str, *, log: Any, clock: Any) -> None:
+        pass
+
+    def give(self, stdin: str, timeout: float) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
 class Child:
     """Takes the place of :class:`mixloop.common.process.Child`."""
 

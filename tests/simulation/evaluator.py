@@ -16,6 +16,8 @@ ITEMS = 4
 class Evaluator:
     """Takes the place of :class:`mixloop.evals.workers.Evaluator`."""
 
+    writing = False
+
     def __init__(self, settings: EvalSettings, log: Any) -> None:
         self._settings = settings
         self._digest = settings.digest()

@@ -27,7 +27,7 @@ from mixloop.controller.tracking import drain_child, mlflow_sink
 from mixloop.trainer.run import order_inbox
 
 from . import experimenter, here, tracker
-from .children import Child
+from .children import Child, NoWaitingChild
 from .evaluator import Evaluator
 from .faults import JOURNAL_ERRORS
 from .here import sim
@@ -110,6 +110,7 @@ def installed() -> Iterator[None]:
     MemPath.fs = staticmethod(lambda: sim().fs)  # type: ignore[assignment]
     changes: list[tuple[Any, str, Any]] = [
         *((module, "Child", Child) for module in (drain_child, policy_decisions)),
+        (policy_decisions, "WaitingChild", NoWaitingChild),
         (scoring, "Evaluator", Evaluator),
         *((module, "Path", MemPath) for module in (scoring, experiment_jobs)),
         (experiment_jobs, "ExperimentRunner", experimenter.ExperimentRunner),

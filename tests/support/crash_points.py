@@ -114,6 +114,19 @@ class PlayedEvaluator(played_run.QuickEvaluator):  # type: ignore[misc,name-defi
             return Failure(str(error))
 
 
+class NoWaitingChild:
+    """Stands in for :class:`~mixloop.common.process.WaitingChild`: one that has ended already."""
+
+    def __init__(self, module: str, *, log: Path, clock: Callable[[], float]) -> None:
+        """Nothing is started."""
+
+    def give(self, stdin: str, timeout: float) -> bool:
+        return False
+
+    def close(self) -> None:
+        """It has ended."""
+
+
 class ForkedChild:
     """Stands in for :class:`~mixloop.common.process.Child`: forked, and ended on return."""
 
@@ -227,6 +240,7 @@ def serve(config: RunConfig, base: Path, shim: Any, link: Link) -> int:
     scoring.Evaluator = PlayedEvaluator  # type: ignore[misc]
     for asks in (policy_decisions, drain_child, experiment_runner):
         asks.Child = ForkedChild  # type: ignore[misc,assignment]
+    policy_decisions.WaitingChild = NoWaitingChild  # type: ignore[misc,assignment]
     daemon.RETRY = (0.001, 0.002)
     logging.getLogger("mixloop").addHandler(logging.NullHandler())
     ForkedChild.shim = shim

@@ -49,6 +49,8 @@ EVERY = 20  # steps between checkpoints
 class QuickEvaluator:
     """Scores by a formula of the step; answers on the second poll, as a worker would."""
 
+    writing = False
+
     def __init__(self, settings: EvalSettings, log: Path) -> None:
         self._job: tuple[Path, Path] | None = None
         self._polls = 0

@@ -199,6 +199,7 @@ def soak(folder: Path, decisions: int, every: int, copied: int = 0) -> dict[str,
     scoring.Evaluator = played.QuickEvaluator  # type: ignore[misc]
     for asks in (policy_decisions, drain_child):
         asks.Child = crash_points.ForkedChild  # type: ignore[misc,assignment]
+    policy_decisions.WaitingChild = crash_points.NoWaitingChild  # type: ignore[misc,assignment]
     crash_points.ForkedChild.shim = crash_points.crash_shim.Shim(0, "kill")
     trainer = LongTrainer(config)
     trainer.advance()

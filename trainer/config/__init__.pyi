@@ -17,3 +17,4 @@ from .loader_arguments import with_settings as with_settings
 from .trainer_settings import LimitSettings as LimitSettings
 from .trainer_settings import ModelSettings as ModelSettings
 from .trainer_settings import TrainerSettings as TrainerSettings
+from .trainer_settings import durable_steps as durable_steps

@@ -36,6 +36,11 @@ Batch = Annotated[int | str, BeforeValidator(parse_batch)]
 """Samples of a step over all ranks, or tokens (`4M tokens`)."""
 
 
+def durable_steps(poll_every: int) -> int:
+    """Steps that a recorded switch is given to reach the disk before ranks may hear of it."""
+    return max(2, poll_every // 4)
+
+
 class StrictModel(BaseModel):
     """Unknown keys are refused, values never change."""
 
@@ -109,6 +114,7 @@ class TrainerSettings(StrictModel):
     of the last `spike_window` steps is reported. `peak_flops` is what one device can do per second
     in the precision used, for the utilisation that is reported. `document_mask` keeps attention
     within documents: no token looks beyond the end-of-text token before it.
+    Every `poll_every` steps all ranks hear of a new order; it begins `prefetch` steps later.
     `key_file` holds the key that orders and requests must be signed with; only its place is ever
     written anywhere.
     `phases` is for other training loops, which don't always tell the phase of their learning rate:
@@ -155,6 +161,16 @@ class TrainerSettings(StrictModel):
     spike_window: int = Field(128, ge=16)
     peak_flops: float | None = Field(None, gt=0)
     document_mask: bool = False
+
+    @property
+    def switching_steps(self) -> int:
+        """Steps from an order's publication to its first batch, at most, on a disk in time.
+
+        The poll that sees it, if nothing did before; the first one after the line's time to reach
+        the disk, at which ranks hear of it; and what they have drawn ahead by then.
+        """
+        polls = 1 - durable_steps(self.poll_every) // -self.poll_every
+        return polls * self.poll_every + self.prefetch
 
     @property
     def sharded_state(self) -> bool:

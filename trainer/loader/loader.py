@@ -88,7 +88,7 @@ class MixtureLoader:
         rank, world: this process's part of the data; default: from `torch.distributed`.
         peers: how the ranks hear of a switch; default: gloo, on a group of its own.
         prefetch: steps drawn ahead in a thread, half of them together.
-        poll_every: steps between looks at `mixture.json`.
+        poll_every: steps between two at which the ranks hear of a new order.
         status_every: steps between writes of `status.json`.
         limits: bounds on any order, whoever wrote it: `floor`, `cap`, `max_change`.
         key_file: the key that orders must be signed with; default: the file that the environment

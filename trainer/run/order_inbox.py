@@ -1,10 +1,12 @@
 """Hot reload: an order in `mixture.json` becomes a switch at an exact, durable sample.
 
-Rank 0 has a side thread. It alone touches files: it looks at `mixture.json` once per poll, appends
-and fsyncs a `segment` line whose first sample lies at least two polls (and the prefetch) ahead,
-and only then offers the switch. The training thread takes the offer at a poll step, announces it
-to every rank, and acknowledges it once its first sample has been consumed. The training thread
-never waits for a disk, and nothing that goes wrong here reaches it: the mixture stays.
+Rank 0 has a side thread. It alone touches files: it looks at `mixture.json` when that has changed
+and at every poll, appends and fsyncs a `segment` line whose first sample is the first that no rank
+will have drawn at a coming poll step, and only then offers the switch. The training thread takes
+the offer at that poll step, announces it to every rank, and acknowledges it once its first sample
+has been consumed. A line that is not on the disk by then is void, and a later sample is tried. The
+training thread never waits for a disk, and nothing that goes wrong here reaches it: the mixture
+stays.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from mixloop.common.files import read_regular
 from mixloop.common.log import say
 from mixloop.contract import (
     SCALE,
@@ -38,11 +41,12 @@ from mixloop.contract import (
     read_schedule,
     write_order,
 )
+from mixloop.trainer.config import durable_steps
 
 ACCEPTED_FILE = "accepted.json"
 """The trainer's own copy of the order it follows: fence and plan survive a restart."""
 
-_POLLS_AHEAD, _MAX_POLLS_AHEAD = 2, 64
+_POLLS_AHEAD, _MAX_POLLS_AHEAD = 1, 64
 _ROUNDING = 2  # units of 1/SCALE that a weight may be off its integer
 
 
@@ -93,12 +97,15 @@ class StepClock:
 
     def undrawn(self, step: int) -> int:
         """First sample that no rank has drawn, at the start of a step."""
-        return self.lead(step, polls=0)
+        return self.batch_schedule.first(step + self.prefetch - self._offset)
 
     def lead(self, step: int, polls: int) -> int:
-        """First sample a switch decided during `step` may have."""
-        first = step + polls * self.poll_every + self.prefetch
-        return self.batch_schedule.first(first - self._offset)
+        """First sample of a switch recorded during `step` and announced at the `polls`-th poll.
+
+        Those are counted that leave the disk its time.
+        """
+        durable = step + durable_steps(self.poll_every)
+        return self.undrawn((-(-durable // self.poll_every) + polls - 1) * self.poll_every)
 
     def boundary(self, tokens: int) -> int:
         """First sample of the first step that starts at `tokens` or later."""
@@ -157,6 +164,7 @@ class OrderInbox:
         self._rejected: deque[RejectedOrder] = deque(maxlen=8)
         self._superseded = False
         self._accepted = (self.past[-1].fence, self.past[-1].generation)
+        self._glanced = b""
         self._plan: list[Stage] = []
         self._recover()
 
@@ -193,6 +201,16 @@ class OrderInbox:
             )
 
     # --- the side thread -----------------------------------------------------------------
+
+    def glance(self) -> None:
+        """Look if `mixture.json` holds something else than at the last glance; never raises."""
+        try:
+            content = read_regular(self.paths.mixture).data
+        except OSError:
+            return  # no news; what is wrong with it, the next poll tells
+        if content != self._glanced:
+            self._glanced = content
+            self.look()
 
     def look(self) -> None:
         """Read `mixture.json` and do the next thing; never raises."""

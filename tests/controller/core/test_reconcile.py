@@ -40,6 +40,7 @@ states = st.builds(
         JobState,
         scoring=st.booleans(),
         scored=st.booleans(),
+        writing=st.booleans(),
         unplanned=st.booleans(),
         piloting=st.booleans(),
         piloted=st.booleans(),
@@ -170,4 +171,5 @@ def test_an_ended_run_is_closed_then_drained_then_left() -> None:
     assert next_action(calm(due, **closing, outbox=3)) is Action.DRAIN
     assert next_action(calm(draining, **closing, outbox=3)) is Action.WAIT
     assert next_action(calm(**closing)) is Action.END
+    assert next_action(calm(JobState(writing=True), **closing)) is Action.WAIT
     assert next_action(calm(**closing, waiting=(10,))) is Action.START_SCORING

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from mixloop.controller.decisions import observation_builder, policy_request
+from mixloop.common.process import WaitingChild
+from mixloop.controller.decisions import observation_builder, policy_request, read_answer
 from mixloop.controller.loop import policy_decisions, scoring
 from mixloop.tools.simulate import backtest
 
@@ -39,7 +42,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, played_run: ModuleType) -> None:
 def test_the_daemon_holds_the_newest_and_the_policy_sees_all(
     tmp_path: Path, played_run: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy_request, "RECENT", 2)
+    monkeypatch.setattr("mixloop.controller.core.RECENT", 2)
     run = played_run.Run(make(played_run, tmp_path, hangs=-1, timeout=60))
     run.train(16)
     found = run.history()
@@ -114,3 +117,21 @@ def test_a_journal_that_cannot_be_read_for_a_moment_costs_no_decision(
     run.settle()
     assert [one["reason"] for one in run.history()] == ["1 evaluations, 0 decisions"]
     controller.close()
+
+
+def test_a_child_that_waits_begins_when_it_is_given_its_request(tmp_path: Path) -> None:
+    module, log = "mixloop.controller.decisions.policy_process", tmp_path / "policy.log"
+    ready, lost = WaitingChild(module, log=log), WaitingChild(module, log=log)
+    try:
+        lost.kill()
+        assert not lost.give("{}", 60.0)
+        assert ready.running
+        request = {"ref": "static", "options": {}, "base": str(tmp_path), "memory": 8192}
+        wanted = {"check": True, "sources": ["a"], "benchmarks": ["mmlu"], "padding": "x" * 10**6}
+        assert ready.give(json.dumps(request | wanted), 60.0)
+        while ready.running:
+            time.sleep(0.01)
+        assert read_answer(ready).kind == "hold", log.read_text()
+    finally:
+        ready.close()
+        lost.close()

@@ -52,6 +52,33 @@ def race_ahead(run: Any, looks: int) -> None:
         run.trainer.advance()
 
 
+def test_a_checkpoint_ends_the_pause_between_two_looks(play: Any) -> None:
+    run = play(controller={"poll": 60.0})
+
+    class Pauses(list[float]):
+        """In each the trainer comes a little further."""
+
+        def is_set(self) -> bool:
+            return False
+
+        def wait(self, seconds: float) -> None:
+            self.append(seconds)
+            run.trainer.advance()
+            (run.paths.checkpoints / "step-00000900").mkdir(parents=True, exist_ok=True)
+
+    run.controller._stop = pauses = Pauses()
+    for _ in range(10):
+        run.controller.step()
+        if any(line.startswith("checkpoint at step 20") for line in run.said):
+            break
+    else:
+        raise AssertionError(run.said)
+    assert sum(pauses) < 1
+    queue = run.controller.scoring.queue
+    queue.unrecorded(())
+    assert not queue.news(), "what is recorded, or has no manifest, is none"
+
+
 def test_the_newest_is_next_when_evaluation_is_behind(play: Any) -> None:
     run = play()
     race_ahead(run, 16)  # checkpoints at 20, 40, 60, 80

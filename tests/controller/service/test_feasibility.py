@@ -139,10 +139,10 @@ def test_nothing_that_steers_is_scored(tmp_path: Path) -> None:
 
 
 def test_publication_that_comes_too_late(tmp_path: Path) -> None:
-    slow = write(tmp_path, evals__every="100k", trainer__poll_every=20)
+    slow = write(tmp_path, evals__every="100k", trainer__poll_every=30)
     said = doubts(load_config(slow), SHARES, {"law": 4})
-    assert any("60k tokens to come into force" in one and "60%" in one for one in said)
-    slower = write(tmp_path, evals__every="100k", trainer__poll_every=320)
+    assert any("61k tokens to come into force" in one and "61%" in one for one in said)
+    slower = write(tmp_path, evals__every="100k", trainer__poll_every=480)
     (line,) = problems(slower, {"a rule": 1})
     assert "comes too late" in line
     assert problems(slower, {}) == [], "a policy that learns nothing needs no time"

@@ -308,6 +308,8 @@ def test_what_is_no_share_is_refused(given_as):
 class Worker:
     """Answers at once, with a scorecard or with what it is told to fail with."""
 
+    writing = False
+
     def __init__(self, asked: EvalSettings, failures: list[str]) -> None:
         self.asked, self.failures = asked, failures
 
@@ -359,6 +361,20 @@ def planned(
         planner.poll()
         said.append(planner.take())
     return planner, said
+
+
+def test_a_pilot_has_ended_when_its_samples_are_written(config: RunConfig):
+    worker = Worker(config.evals, [])
+    worker.writing = True
+    planner = Planner(config, journal_of(config), config.evals, lambda s: worker, lambda: 0.0)
+    planner.start(Path("c"), 1000.0)
+    planner.poll()
+    assert not planner.ended
+    worker.writing = False
+    worker.poll = lambda: None  # it has told its scorecard
+    planner.poll()
+    assert planner.ended
+    assert planner.take() == "trial evaluation 1 took 0 s"
 
 
 def test_the_planner_keeps_what_it_found_whatever_is_lost(config: RunConfig):

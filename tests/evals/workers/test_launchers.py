@@ -136,6 +136,58 @@ def test_a_launcher_that_can_not_run_is_told_before_anything_starts(
     assert launcher_problem("ray") == "launcher: ray needs Ray: pip install 'mixloop[ray]'"
 
 
+# scores at once, and writes samples until it may go on
+WRITING = """
+import json, pathlib, sys, time
+card = pathlib.Path(sys.argv[1])
+sys.stdin.readline()
+for line in sys.stdin:
+    out = json.loads(line)["out"]
+    pathlib.Path(out).write_text(card.read_text())
+    print(json.dumps({"event": "scored", "out": out}), flush=True)
+    print(json.dumps({"event": "progress", "benchmark": "samples", "state": "running"}), flush=True)
+    while not pathlib.Path(out + ".go").exists():
+        time.sleep(0.01)
+    print(json.dumps({"event": "done", "out": out}), flush=True)
+"""
+
+
+def test_a_checkpoint_counts_as_scored_while_its_samples_are_written(tmp_path: Path) -> None:
+    made = tmp_path / "made.json"
+    made.write_text(
+        Scorecard(checkpoint="c", benchmarks={}, seconds=1.0, settings_digest="d").to_json()
+    )
+    launcher = [sys.executable, "-c", WRITING, str(made), "{command}"]
+    evaluator = Evaluator(settings(launcher=launcher), tmp_path / "worker.log")
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    try:
+        evaluator.start(tmp_path, first)
+        assert isinstance(wait(evaluator), Scorecard)
+        assert (evaluator.busy, evaluator.writing) == (False, True)
+        evaluator.start(tmp_path, second)  # the worker comes to it when it has written
+        time.sleep(0.05)
+        assert evaluator.poll() is None
+        assert evaluator.progress == "starting"
+        first.with_name("first.json.go").touch()
+        assert isinstance(wait(evaluator), Scorecard)
+        assert second.exists()
+        second.with_name("second.json.go").touch()
+        deadline = time.monotonic() + 100
+        while evaluator.writing and time.monotonic() < deadline:
+            assert evaluator.poll() is None
+            time.sleep(0.01)
+        assert not evaluator.writing
+        assert evaluator.pid is not None
+        evaluator.start(tmp_path, tmp_path / "third.json")
+        assert isinstance(wait(evaluator), Scorecard)
+        os.kill(evaluator.pid, signal.SIGKILL)
+        while evaluator.writing and time.monotonic() < deadline:
+            assert evaluator.poll() is None, "the scorecard was told already"
+        assert evaluator.pid is None
+    finally:
+        evaluator.stop()
+
+
 # --- one worker under a template, through everything
 
 
@@ -398,6 +450,9 @@ def test_nothing_of_ray_is_left_when_its_worker_is_stopped(
         result = wait(evaluator, 200)
         assert isinstance(result, Scorecard)
         assert result.measured() == alone
+        while evaluator.writing:
+            assert evaluator.poll() is None
+            time.sleep(0.01)
         assert Samples.read(tmp_path / "scorecard.samples.json").step == 40
         below = psutil.Process(evaluator.pid).children(recursive=True)
         assert any("raylet" in process.name() for process in below)

@@ -6,9 +6,12 @@ import io
 import sys
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mixloop.contract import (
     BatchSchedule,
@@ -24,13 +27,14 @@ from mixloop.contract import (
     read_schedule,
     write_order,
 )
+from mixloop.trainer.config import TrainerSettings, durable_steps
 from mixloop.trainer.run import Switch
 from mixloop.trainer.run.live_mixture import SideThread
 from mixloop.trainer.run.order_inbox import OrderInbox, StepClock
 
 START = {"a": 2**23, "b": 2**23}
 QUANTUM, LENGTH, POLL = 4, 10, 5
-LEAD = (2 * POLL + 1) * QUANTUM  # two polls and a prefetch of one step
+LEAD = (POLL + 1) * QUANTUM  # the next poll and a prefetch of one step
 
 
 class FullDisk(ScheduleWriter):
@@ -49,7 +53,8 @@ class FullDisk(ScheduleWriter):
 class Stand:
     """An order inbox whose training thread is this test: `step` is where it stands."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, poll: int = POLL, prefetch: int = 1, **options: Any) -> None:
+        self.poll = poll
         folder.mkdir(parents=True, exist_ok=True)
         self.paths = RunPaths(folder)
         self.step = 0
@@ -65,7 +70,7 @@ class Stand:
             Switch(s.sample, s.fence, s.generation, (s.weights["a"], s.weights["b"]), s.step)
             for s in read_schedule(self.paths.schedule).segments
         ]
-        clock = StepClock(0, 0, BatchSchedule(((0, QUANTUM),)), LENGTH, POLL, prefetch=1)
+        clock = StepClock(0, 0, BatchSchedule(((0, QUANTUM),)), LENGTH, poll, prefetch)
         self.inbox = OrderInbox(
             self.paths, "r", ("a", "b"), self.writer, incarnation, clock, past,
             now=lambda: self.step, **options,
@@ -77,16 +82,20 @@ class Stand:
         weights = {"a": a, "b": 1 - a}
         write_order(self.paths.mixture, Order("r", fence, generation, weights, then))
 
-    def run_to(self, step: int, look: bool = True) -> list[tuple[int, Switch]]:
+    def run_to(
+        self, step: int, look: bool = True, glance: bool = False
+    ) -> list[tuple[int, Switch]]:
         """Train up to `step`; the side thread looks right after each poll. Announced switches."""
         announced = []
         while self.step < step:
-            if self.step % POLL == 0:
+            if self.step % self.poll == 0:
                 switch = self.inbox.take(self.step)
                 if switch is not None:
                     announced.append((self.step, switch))
                 if look:
                     self.inbox.look()
+            if glance:
+                self.inbox.glance()
             self.step += 1
             self.inbox.consumed(self.step * QUANTUM)
         return announced
@@ -119,6 +128,51 @@ def test_an_order_is_durable_first_then_announced_then_consumed(tmp_path: Path) 
     assert view.pending is None
 
 
+@given(
+    poll=st.integers(1, 30),
+    prefetch=st.integers(0, 9),
+    published=st.integers(0, 60),
+    glance=st.booleans(),
+)
+@settings(max_examples=15, deadline=None)
+def test_an_order_is_in_force_as_soon_as_the_settings_say_and_no_sooner_than_it_is_heard(
+    poll: int, prefetch: int, published: int, glance: bool
+) -> None:
+    with TemporaryDirectory() as folder:
+        stand = Stand(Path(folder), poll, prefetch)
+        assert stand.run_to(published, glance=glance) == []
+        stand.order(1, 0.25)
+        [(step, switch)] = stand.run_to(published + 4 * poll + 4, glance=glance)
+        assert step % poll == 0
+        assert switch.sample >= (step + prefetch) * QUANTUM  # what nobody has drawn
+        late = switch.sample // QUANTUM - published
+        chosen = TrainerSettings(poll_every=poll, prefetch=prefetch)
+        least = durable_steps(poll)
+        assert late - prefetch >= least
+        assert late <= (least + poll - 1 + prefetch if glance else chosen.switching_steps)
+
+
+def test_a_glance_looks_only_at_what_is_new(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.inbox.glance()  # there is no order yet
+    stand.order(1, 0.25)
+    stand.inbox.glance()
+    assert stand.inbox.state().accepted == (1, 1)
+    stand.run_to(20, look=False)
+    assert stand.inbox.state().in_force.generation == 1
+    stand.paths.mixture.write_text("[]")
+    stand.inbox.glance()
+    assert len(stand.inbox.state().rejected) == 1
+    stand.writer.full = "before"
+    stand.order(2, 0.5)
+    stand.inbox.glance()
+    stand.writer.full = None
+    stand.inbox.glance()  # nothing new: what the disk did not take, the next poll tries again
+    assert stand.inbox.state().accepted == (1, 1)
+    stand.inbox.look()
+    assert stand.inbox.state().accepted == (1, 2)
+
+
 def test_one_switch_is_pending_at_a_time_and_the_newest_order_follows(tmp_path: Path) -> None:
     stand = Stand(tmp_path)
     stand.order(1, 0.25)
@@ -143,7 +197,7 @@ def test_durable_too_late_is_voided_and_tried_further_ahead(tmp_path: Path) -> N
     announced = stand.run_to(60)
     lines = read_schedule(stand.paths.schedule).lines
     assert [type(line) for line in lines[2:]] == [SegmentLine, VoidLine, SegmentLine]
-    retried = (15 + 4 * POLL + 1) * QUANTUM  # twice the polls ahead
+    retried = (15 + 2 * POLL + 1) * QUANTUM  # twice the polls ahead
     assert stand.recorded == [(0, 0, 0), (retried, 1, 1)]
     assert [switch.sample for _, switch in announced] == [retried]
     assert stand.inbox.state().in_force.sample == retried
@@ -163,7 +217,7 @@ def test_a_failing_disk_keeps_the_mixture_and_the_order_comes_later(
     assert "the mixture in force is kept" in view.rejected[0].reason
     stand.writer.full = None
     [(step, switch)] = stand.run_to(40)
-    assert switch.sample >= (step + POLL) * QUANTUM
+    assert switch.sample >= (step + 1) * QUANTUM
     assert stand.recorded == [(0, 0, 0), (switch.sample, 1, 1)]  # what got through is void
 
 
