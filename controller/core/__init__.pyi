@@ -3,9 +3,7 @@ from . import wording as wording
 from .decide import KINDS as KINDS
 from .decide import NOTHING as NOTHING
 from .decide import Answer as Answer
-from .decide import headline as headline
 from .decide import make_decision as make_decision
-from .decide import scores as scores
 from .decision_record import DecisionRecord as DecisionRecord
 from .decision_record import ExperimentRecord as ExperimentRecord
 from .decision_record import OrderRecord as OrderRecord
@@ -63,11 +61,11 @@ from .reconcile import Action as Action
 from .reconcile import Applied as Applied
 from .reconcile import FileState as FileState
 from .reconcile import JobState as JobState
+from .reconcile import Rewind as Rewind
 from .reconcile import RunState as RunState
+from .reconcile import find_rewinds as find_rewinds
+from .reconcile import left_by as left_by
 from .reconcile import next_action as next_action
-from .rewinds import Rewind as Rewind
-from .rewinds import find_rewinds as find_rewinds
-from .rewinds import left_by as left_by
 from .steering_metric import Steering as Steering
 from .steering_metric import steer_all as steer_all
 from .wording import applied as applied
@@ -80,10 +78,12 @@ from .wording import evidence_lines as evidence_lines
 from .wording import experiment as experiment
 from .wording import experiment_limits as experiment_limits
 from .wording import experiment_rows as experiment_rows
+from .wording import headline as headline
 from .wording import mixture as mixture
 from .wording import moves as moves
 from .wording import outcome_lines as outcome_lines
 from .wording import regression as regression
+from .wording import scores as scores
 from .wording import shared as shared
 from .wording import steering as steering
 from .wording import until as until

@@ -12,32 +12,16 @@ from mixloop.common.types import Json
 from mixloop.common.units import format_tokens
 from mixloop.contract import Status
 from mixloop.controller.config import ApprovalSection, RunConfig
-from mixloop.evals import Scorecard
 from mixloop.policies.evidence import PolicyStanding, Veto, claims_of
-from mixloop.policies.guards import (
-    NONE_ALLOWED,
-    GuardContext,
-    GuardNote,
-    GuardResult,
-    apply_guards,
-    bound_experiment,
-    planned_cost,
-)
-from mixloop.policies.interface import (
-    Evaluation,
-    Experiment,
-    Observation,
-    PolicyError,
-    jsonable,
-    load_policy,
-)
+from mixloop.policies.guards import GuardContext, GuardNote, GuardResult, apply_guards
+from mixloop.policies.interface import Experiment, Observation, load_policy
 from mixloop.policies.mixture import total_variation
 
-from .decision_record import DecisionRecord, ExperimentRecord, OrderRecord, Plan, Weights
-from .guard_context import guard_context, guard_settings, remaining, step_tokens
+from .decision_record import DecisionRecord, OrderRecord, Plan, Weights
+from .experiment_plans import with_experiment
+from .guard_context import guard_context, guard_settings, remaining
 from .journal_rows import DecisionRow
-from .steering_metric import HEADLINES
-from .way_back import way_back
+from .way_back import GUARDS, way_back
 
 NOTHING = 1e-6  # total variation below which two mixtures are the same order
 ENDED = "training has ended, nothing can be changed any more"
@@ -117,8 +101,45 @@ def make_decision(
             leaves it waiting.
     """
     asked = _asked(answer, observation)
+    unchanged = _unchanged(asked, observation, status)
+    late, why = _late(observation, config, status, overtaken)
+    if late and (asked.acts or late == "expired"):
+        reason = f"{asked.reason}; {why}"
+        # a hold stays one
+        return replace(unchanged, verdict=late, reason=reason) if asked.acts else unchanged
+    if forced and not asked.proposed:
+        kept = "a person forced the mixture in force past the hard guards; it is kept"
+        unchanged = replace(unchanged, guards=(GuardNote("operator", "flagged", kept),))
+        return with_experiment(asked.experiment, unchanged, observation, config, status.lr)
+    context = replace(
+        guard_context(observation, config, status, last_intervention),
+        pins=pins or {},
+        standing=standing or PolicyStanding(),
+    )
+    if not late and not forced:
+        back = way_back(context, config, unchanged, generation)
+        if back is not None:
+            return back
+    asked, context = _wanted(asked, context, observation, config, vetoes)
+    result = apply_guards(asked.weights, asked.plan, context, guard_settings(config))
+    unchanged = replace(unchanged, guards=result.notes)
+    if result.verdict != "pass" or result.weights is None:
+        stays = _kept(asked, result, unchanged)
+        return with_experiment(asked.experiment, stays, observation, config, status.lr)
+    if asked.proposed and not context.declared:
+        for_a_person = _for_a_person(asked, unchanged, waiting, context, config, observation)
+        if for_a_person is not None:
+            return for_a_person
+    maker = config.policy.use if asked.proposed else GUARDS
+    return _intervention(
+        asked, result, unchanged, OrderRecord(generation, maker), declared=context.declared
+    )
+
+
+def _unchanged(asked: PolicyAnswer, observation: Observation, status: Status) -> DecisionRecord:
+    """The decision that keeps what is in force, with the policy's own verdict and reason."""
     before = dict(status.in_force.weights)
-    unchanged = DecisionRecord(
+    return DecisionRecord(
         verdict=asked.verdict,
         reason=asked.reason,
         evidence=asked.evidence,
@@ -127,49 +148,48 @@ def make_decision(
         weights_after=before,
         against_generation=observation.generation,
     )
-    verdict = "superseded"
+
+
+def _late(
+    observation: Observation, config: RunConfig, status: Status, overtaken: str
+) -> tuple[str, str]:
+    """The verdict on an answer that no longer counts, and why; empty where it does."""
     if status.finished or status.tokens >= config.budget:
-        overtaken, verdict = ENDED, "expired"
-    elif status.in_force.generation != observation.generation:
+        return "expired", ENDED
+    if status.in_force.generation != observation.generation:
         overtaken = "another mixture came into force meanwhile, decided anew next time"
-    if overtaken and (asked.acts or verdict == "expired"):
-        late = replace(unchanged, verdict=verdict, reason=f"{asked.reason}; {overtaken}")
-        return late if asked.acts else unchanged  # a hold stays one
-    if not asked.proposed and forced:
-        kept = "a person forced the mixture in force past the hard guards; it is kept"
-        unchanged = replace(unchanged, guards=(GuardNote("operator", "flagged", kept),))
-        return _experiment(asked, unchanged, observation, config, status.lr)
-    context = replace(
-        guard_context(observation, config, status, last_intervention),
-        pins=pins or {},
-        standing=standing or PolicyStanding(),
+    return ("superseded", overtaken) if overtaken else ("", "")
+
+
+def _wanted(
+    asked: PolicyAnswer,
+    context: GuardContext,
+    observation: Observation,
+    config: RunConfig,
+    vetoes: Sequence[Veto],
+) -> tuple[PolicyAnswer, GuardContext]:
+    """What is asked for from where an order could take effect, and what the guards judge it by."""
+    if not asked.proposed:
+        # A hold keeps what is in force *now*; what the policy saw may be over already.
+        return replace(asked, weights=dict(context.weights), plan=context.plan), context
+    declared = _declared(asked, observation, config)
+    claims, tests = claims_of(asked.evidence)
+    weights, plan = remaining(asked.weights, asked.plan, context.tokens)
+    return replace(asked, weights=weights, plan=plan), replace(
+        context, declared=declared, claims=claims, tests=tests, vetoes=tuple(vetoes)
     )
-    if not overtaken and not forced:
-        back = way_back(context, config, unchanged, generation)
-        if back is not None:
-            return back
-    # A hold keeps what is in force *now*; what the policy saw may be over already.
-    weights, plan = dict(context.weights), context.plan
-    if asked.proposed:
-        weights, plan = remaining(asked.weights, asked.plan, context.tokens)
-        claims, tests = claims_of(asked.evidence)
-        context = replace(
-            context,
-            declared=_declared(asked, observation, config),
-            claims=claims,
-            tests=tests,
-            vetoes=tuple(vetoes),
-        )
-    result = apply_guards(weights, plan, context, guard_settings(config))
-    unchanged = replace(unchanged, guards=result.notes)
-    if result.verdict != "pass" or result.weights is None:
-        stays = _kept(asked, result, unchanged)
-        return _experiment(asked, stays, observation, config, status.lr)
-    if asked.proposed and not context.declared:
-        asked = replace(asked, weights=weights, plan=plan)
-        for_a_person = _for_a_person(asked, unchanged, waiting, context, config, observation)
-        if for_a_person is not None:
-            return for_a_person
+
+
+def _intervention(
+    asked: PolicyAnswer,
+    result: GuardResult,
+    unchanged: DecisionRecord,
+    order: OrderRecord,
+    *,
+    declared: bool,
+) -> DecisionRecord:
+    """The decision that orders what the guards let through."""
+    assert result.weights is not None
     reason = asked.reason
     if not asked.proposed:
         # Going on as before would break a hard guard: that alone is a reason to change.
@@ -178,54 +198,10 @@ def make_decision(
         unchanged,
         verdict="intervene",
         reason=reason,
-        evidence=asked.evidence | ({"declared": True} if context.declared else {}),
+        evidence=asked.evidence | ({"declared": True} if declared else {}),
         weights_after=result.weights,
         plan=result.plan,
-        order=OrderRecord(generation, config.policy.use if asked.proposed else "guards"),
-    )
-
-
-def _experiment(
-    answer: PolicyAnswer,
-    unchanged: DecisionRecord,
-    seen: Observation,
-    config: RunConfig,
-    learning_rate: float | None,
-) -> DecisionRecord:
-    """A decision that keeps the mixture, with the experiment as it may be made, or why it isn't."""
-    asked, refused = answer.experiment, None
-    if asked is None:
-        return unchanged
-    scored = seen.evaluations[-1]
-    try:
-        if not config.experiment_tokens:
-            raise PolicyError(NONE_ALLOWED)
-        if before := next((e for e in seen.experiments if not e.ended), None):
-            raise PolicyError(f"{before.id} has not ended: one at a time")
-        if failed := [e for e in seen.experiments if e.state == "failed" and e.step == scored.step]:
-            raise PolicyError(f"{failed[-1].id} from this checkpoint failed: not before the next")
-        asked = bound_experiment(
-            asked,
-            seen.sources,
-            left=seen.experiment_tokens,
-            step_tokens=step_tokens(config, scored.tokens),
-        )
-    except PolicyError as error:
-        refused = str(error)
-    detail = f"{len(asked.branches)} branches and a control of {format_tokens(asked.tokens)} tokens"
-    note = GuardNote("experiments", "blocked" if refused else "passed", refused or detail)
-    given: Json = {"weights": dict(unchanged.weights_before), "phase": scored.phase}
-    given["learning_rate"] = learning_rate
-    return replace(
-        unchanged,
-        verdict="refused" if refused else "experiment",
-        reason=f"{asked.reason}; refused: {refused}" if refused else f"{asked.reason}; {detail}",
-        guards=(*unchanged.guards, note),
-        experiment=ExperimentRecord(
-            jsonable(asked.model_dump(exclude={"kind", "evidence"}) | given),
-            planned_cost(asked),
-            refused,
-        ),
+        order=order,
     )
 
 
@@ -330,34 +306,6 @@ def _asked(answer: Answer, observation: Observation) -> PolicyAnswer:
         proposed=True,
         declared=payload.get("declared", False),
     )
-
-
-def scores(scored: Evaluation) -> Json:
-    """The metrics of one checkpoint without its items, to show beside a decision."""
-    return {
-        name: {
-            key: {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
-            for key, metric in score.metrics.items()
-        }
-        for name, score in scored.benchmarks.items()
-    }
-
-
-def headline(card: Scorecard) -> str:
-    """A scorecard in one line: each benchmark, or why it is missing."""
-    parts = []
-    for name, score in card.benchmarks.items():
-        if score.status != "ok":
-            parts.append(f"{name} missing ({score.reason})")
-            continue
-        shown = []
-        if "bits_per_byte" in score.metrics:
-            shown.append(f"{score.metrics['bits_per_byte'].value:.3f} bits/byte")
-        for metric in dict.fromkeys(HEADLINES.values()):
-            if metric in score.metrics:
-                shown.append(f"{metric} {score.metrics[metric].value:.2f}")
-        parts.append(f"{name} {', '.join(shown)}")
-    return " | ".join(parts)
 
 
 def needed(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from mixloop.common.types import Json
 from mixloop.policies.guards import GuardNote
-from mixloop.policies.interface import Phase
+from mixloop.policies.interface import Experiment, Phase
 
 from .decision_record import AskedBy, Plan, Weights
 
@@ -137,14 +137,16 @@ class DecisionRow(TableRow):
     abandoned_by: int | None
 
 
+_AT_IT = ("weights", "phase", "learning_rate")  # of the run, beside what was asked for
+
+
 @dataclass(frozen=True, slots=True)
 class ExperimentRow(TableRow):
     """An experiment that a policy asked for, without its scores.
 
     Attributes:
         step, tokens: of the checkpoint that its branches start from.
-        asked: the policy's :class:`~mixloop.policies.interface.Experiment`, with ``weights``, the
-            mixture in force then, ``phase`` and ``learning_rate``.
+        asked: see :attr:`request`, :attr:`weights`, :attr:`phase` and :attr:`learning_rate`.
         planned: training tokens of all branches; ``cost``: those that were spent.
         attempts: how often it was started.
         reason: why it was refused, given up or has failed.
@@ -170,6 +172,28 @@ class ExperimentRow(TableRow):
     started_at: str | None
     finished_at: str | None
     abandoned_by: int | None
+
+    @property
+    def request(self) -> Experiment:
+        """What the policy asked for, as the guard left it."""
+        return Experiment(**{name: self.asked[name] for name in self.asked if name not in _AT_IT})
+
+    @property
+    def weights(self) -> Weights:
+        """The control's mixture: the one in force then."""
+        return dict(self.asked["weights"])
+
+    @property
+    def phase(self) -> Phase | None:
+        """Of the checkpoint."""
+        phase: Phase | None = self.asked["phase"]
+        return phase
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The trainer's then; None: it doesn't say."""
+        rate: float | None = self.asked["learning_rate"]
+        return rate
 
     @property
     def open(self) -> bool:

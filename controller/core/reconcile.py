@@ -7,15 +7,13 @@ missed events because there are no events. The shell in `controller.loop` builds
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from mixloop.common.json_records import Problem
-from mixloop.contract import Manifest, OpenLine, Status
-
-from .rewinds import Rewind
+from mixloop.contract import Manifest, OpenLine, Schedule, Status
 
 
 class FileState(Enum):
@@ -59,6 +57,24 @@ class JobState:
     def working(self) -> bool:
         """Whether a child scores or decides."""
         return self.scoring or self.piloting or self.deciding
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Where an incarnation left the branch of those before it.
+
+    A trainer that resumes at another batch size, or is asked to rewind, cuts the recorded future:
+    what earlier incarnations made beyond that sample belongs to a branch that nobody trains on any
+    more. A plain resume cuts nothing: it sees the same batches again.
+    """
+
+    incarnation: int
+    sample: int
+    step: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"the trainer rewound to step {self.step} (incarnation {self.incarnation})"
 
 
 @dataclass(frozen=True)
@@ -183,3 +199,25 @@ def _tracking_or_rest(state: RunState) -> Action:
     if state.outbox and not jobs.draining and jobs.drain_due:
         return Action.DRAIN
     return Action.WAIT
+
+
+def find_rewinds(schedule: Schedule) -> tuple[Rewind, ...]:
+    """Every rewind, oldest first; the rule is that of the schedule itself."""
+    return tuple(
+        Rewind(line.incarnation, line.sample, line.step, line.sample * line.sequence_length)
+        for line in schedule.cuts
+    )
+
+
+def left_by(rewinds: Iterable[Rewind], sample: int, incarnation: int) -> Rewind | None:
+    """The rewind that left a checkpoint behind, or None.
+
+    Args:
+        rewinds: Those of the run, oldest first.
+        sample: Where the checkpoint was made.
+        incarnation: The one that made it; of an unknown one (0) nothing is left behind.
+    """
+    for rewind in rewinds:
+        if 0 < incarnation < rewind.incarnation and sample > rewind.sample:
+            return rewind
+    return None

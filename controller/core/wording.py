@@ -1,4 +1,4 @@
-"""Decisions and the trainer's state in words: moves, verdicts, outcomes, evidence."""
+"""Decisions, scores and the trainer's state in words: moves, verdicts, outcomes, evidence."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 
 from mixloop.common.text import clean, tokens
 from mixloop.common.types import Json
+from mixloop.evals import Scorecard
 from mixloop.policies.guards import GuardNote
+from mixloop.policies.interface import Evaluation
 
-from .steering_metric import CLEAR, Steering
+from .steering_metric import CLEAR, HEADLINES, Steering
 
 MIN_SHOWN = 5e-4  # a share that moved less than this is not shown
 MOST_SHOWN = 6  # sources in one line, those that moved most
@@ -249,3 +251,31 @@ def _value(value: object) -> str:
     if isinstance(value, list):
         return " → ".join(_value(entry) for entry in value)
     return clean(value)
+
+
+def scores(scored: Evaluation) -> Json:
+    """The metrics of one checkpoint without its items, to show beside a decision."""
+    return {
+        name: {
+            key: {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
+            for key, metric in score.metrics.items()
+        }
+        for name, score in scored.benchmarks.items()
+    }
+
+
+def headline(card: Scorecard) -> str:
+    """A scorecard in one line: each benchmark, or why it is missing."""
+    parts = []
+    for name, score in card.benchmarks.items():
+        if score.status != "ok":
+            parts.append(f"{name} missing ({score.reason})")
+            continue
+        shown = []
+        if "bits_per_byte" in score.metrics:
+            shown.append(f"{score.metrics['bits_per_byte'].value:.3f} bits/byte")
+        for metric in dict.fromkeys(HEADLINES.values()):
+            if metric in score.metrics:
+                shown.append(f"{metric} {score.metrics[metric].value:.2f}")
+        parts.append(f"{name} {', '.join(shown)}")
+    return " | ".join(parts)

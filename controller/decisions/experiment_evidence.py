@@ -9,7 +9,6 @@ from mixloop.controller.core import ExperimentOutcome, ExperimentRow
 from mixloop.controller.journal import Journal, queries
 from mixloop.policies.interface import (
     BITS_PER_BYTE,
-    Experiment,
     ExperimentResult,
     ExperimentState,
     MissingScore,
@@ -31,7 +30,7 @@ def experiments(journal: Journal, *, before: int, known: int) -> tuple[Experimen
 
 def experiment_result(row: ExperimentOutcome, known: int = queries.ALL) -> ExperimentResult:
     """One experiment as policies see it when ``known`` have ended."""
-    asked, state = requested(row), _state(row, known)
+    asked, state = row.request, _state(row, known)
     result = row.result if state == "done" and row.result is not None else {}
     scored = ("control", "branches", "merges", "fits", "mixmin")
     return ExperimentResult.model_validate(
@@ -40,8 +39,8 @@ def experiment_result(row: ExperimentOutcome, known: int = queries.ALL) -> Exper
             "decision": row.decision,
             "step": row.step,
             "tokens": row.tokens,
-            "phase": row.asked["phase"],
-            "weights": row.asked["weights"],
+            "phase": row.phase,
+            "weights": row.weights,
             "branch_tokens": asked.tokens,
             "schedule": asked.schedule,
             "design": asked.merge,
@@ -61,12 +60,6 @@ def _state(row: ExperimentRow, known: int) -> ExperimentState:
     if row.ended is None or row.ended > known:
         return "running"
     return "done" if row.state == "done" else "failed"
-
-
-def requested(row: ExperimentRow) -> Experiment:
-    """What the policy had asked for, as the guard left it."""
-    extra = ("weights", "phase", "learning_rate")
-    return Experiment(**{name: value for name, value in row.asked.items() if name not in extra})
 
 
 def without_items(result: ExperimentResult) -> ExperimentResult:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mixloop.common.errors import BadInput, one_line
 from mixloop.common.units import format_tokens
-from mixloop.controller.core import RunState
+from mixloop.controller.core import ExperimentOutcome, RunState
 from mixloop.controller.decisions import experiment_evidence
 from mixloop.controller.experiments import ExperimentRunner, ExperimentSpec, discard, spec_of
 from mixloop.controller.journal import experiment_records, queries
@@ -76,7 +76,7 @@ class ExperimentJobs:
             return
         self.run.say(f"experiment {name} begins at the checkpoint of step {self._row().step}")
 
-    def _row(self) -> Any:
+    def _row(self) -> ExperimentOutcome:
         assert self.id is not None
         row = queries.experiment(self.run.journal, self.id)
         assert row is not None
@@ -91,14 +91,14 @@ class ExperimentJobs:
         benchmarks = scored.scorecard["benchmarks"] if scored is not None else {}
         return spec_of(
             self.run.config,
-            experiment_evidence.requested(row),
+            row.request,
             checkpoint,
             self.scoring.planner.settings,
             id=name,
             decision=row.decision,
-            weights=row.asked["weights"],
+            weights=row.weights,
             shots={name: score["shots"] for name, score in benchmarks.items() if "shots" in score},
-            learning_rate=row.asked["learning_rate"],
+            learning_rate=row.learning_rate,
         )
 
     def take(self, state: RunState) -> None:

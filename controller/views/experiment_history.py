@@ -73,11 +73,11 @@ def experiments_standing(paths: RunPaths, journal: Journal, budget: int) -> Expe
 
 def experiment_json(row: ExperimentRow) -> Json:
     """One experiment as ``history --json`` has it: what was asked for, and what came of it."""
-    asked = row.asked
+    asked = row.request.model_dump(mode="json")
     return row.to_json(but=("asked", "ended", "effects")) | {
         "why": asked["reason"],
-        "weights": asked["weights"],
-        "phase": asked["phase"],
+        "weights": row.weights,
+        "phase": row.phase,
         "branches": asked["branches"],
         "branch_tokens": asked["tokens"],
         "schedule": asked["schedule"],

@@ -11,7 +11,7 @@ from typing import Any
 
 from mixloop.common import files
 from mixloop.contract import order_acceptance, orders
-from mixloop.controller.core import FileState, decide, operator_requests
+from mixloop.controller.core import FileState, decide, experiment_plans, operator_requests
 from mixloop.controller.journal import (
     experiment_records,
     journal,
@@ -264,12 +264,12 @@ def _experiment_unrecorded() -> list[Change]:
 
 
 def _experiment_over_budget() -> list[Change]:
-    real = decide.bound_experiment
+    real = experiment_plans.bound_experiment
 
     def bound(asked: Any, sources: Any, *, left: int, step_tokens: int) -> Any:
         return real(asked, sources, left=10**18, step_tokens=step_tokens)
 
-    return [(decide, "bound_experiment", bound)]
+    return [(experiment_plans, "bound_experiment", bound)]
 
 
 def _experiment_outlives() -> list[Change]:
