@@ -99,7 +99,9 @@ def history_table(entries: Sequence[Json]) -> Table:
 def _changed(entry: Json) -> str:
     """What a decision moves, or how the experiment that it asks for stands."""
     made = entry.get("experiment")
-    return core.changes(entry) if made is None else f"{made['id']} {made['state']}"
+    if made is None or made["receipt"]:
+        return core.changes(entry)
+    return f"{made['id']} {made['state']}"
 
 
 def _steering(entry: Json) -> dict[str, core.Steering]:
@@ -143,7 +145,8 @@ def explain_lines(entry: Json) -> list[str]:
     lines += [f"Outcome      {line}" for line in core.outcome_lines(entry["outcome"])]
     if (made := entry.get("experiment")) is not None:
         lines.append(f"Experiment   {core.experiment(made)}")
-        lines.append(f"             control: {core.mixture(made['weights'])}")
+        side = "twin" if made["receipt"] else "control"
+        lines.append(f"             {side}: {core.mixture(made['weights'])}")
         lines += [f"             {line}" for line in core.experiment_limits(made)]
     return lines
 

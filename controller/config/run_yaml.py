@@ -85,6 +85,13 @@ class RunConfig(Section):
             self.objective.get(name, Goal()).weight > 0 for name in benchmarks
         ):
             raise ValueError("objective: every weight is 0, nothing is left to steer by")
+        if self.experiments.receipts and not self.experiment_tokens:
+            raise ValueError("experiments.receipts: there is no budget for them; add budget: 2%")
+        if self.experiments.receipts and self.evals.average > 1:
+            raise ValueError(
+                "experiments.receipts: a twin's one checkpoint can't be compared with a mean of "
+                f"{self.evals.average}; set evals.average to 1"
+            )
         return self
 
     @property

@@ -113,6 +113,11 @@ class ExperimentsSection(Section):
     budget: Annotated[float | int, BeforeValidator(_as_share_or_tokens)] = Field(
         0, description="training tokens of all branches: a share of the run's (2%), or a number"
     )
+    receipts: bool = Field(
+        False,
+        description="for each change that the policy proposed, a twin that goes on without it for "
+        "two evaluations; of the same budget",
+    )
     launcher: Launcher = Field(
         "local", description="how branches are started: local, or [srun, -G1, '{command}']"
     )

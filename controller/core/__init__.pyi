@@ -51,6 +51,7 @@ from .mlflow_entries import outcome_entries as outcome_entries
 from .mlflow_entries import outcome_gains as outcome_gains
 from .mlflow_entries import outcome_key as outcome_key
 from .mlflow_entries import published_entry as published_entry
+from .mlflow_entries import receipt_entry as receipt_entry
 from .mlflow_entries import run_entry as run_entry
 from .mlflow_entries import run_note as run_note
 from .mlflow_entries import start_entry as start_entry

@@ -18,7 +18,7 @@ from mixloop.policies.interface import Experiment, Observation, load_policy
 from mixloop.policies.mixture import total_variation
 
 from .decision_record import DecisionRecord, OrderRecord, Plan, Weights
-from .experiment_plans import with_experiment
+from .experiment_plans import with_experiment, with_receipt
 from .guard_context import guard_context, guard_settings, remaining
 from .journal_rows import DecisionRow
 from .way_back import GUARDS, way_back
@@ -131,9 +131,10 @@ def make_decision(
         if for_a_person is not None:
             return for_a_person
     maker = config.policy.use if asked.proposed else GUARDS
-    return _intervention(
+    changed = _intervention(
         asked, result, unchanged, OrderRecord(generation, maker), declared=context.declared
     )
+    return with_receipt(changed, observation, config, status.lr) if asked.proposed else changed
 
 
 def _unchanged(asked: PolicyAnswer, observation: Observation, status: Status) -> DecisionRecord:

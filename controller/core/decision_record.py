@@ -29,12 +29,12 @@ class OrderRecord:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentRecord:
-    """The experiment of a decision.
+    """The experiment of a decision, or the receipt of one that changes the mixture.
 
     Attributes:
         asked: the policy's request as it may be made, with ``weights``, the control's mixture,
             ``phase``, that of the checkpoint, and the ``learning_rate``; of a refused one, as it
-            was asked for.
+            was asked for. ``receipt``: whether it is one.
         planned: training tokens of all its branches.
         refused: why it isn't made; None: it is.
     """
@@ -54,7 +54,7 @@ class DecisionRecord:
         plan: what the order does later, or, of a decision that waits for approval, would do.
         against_generation: of the order in force when it was made.
         order: None for a decision that changes nothing.
-        experiment: that it asks for; the mixture then stays.
+        experiment: that it asks for, and the mixture stays; of an order, its receipt.
         experiments_known: how many experiments had ended when the policy was asked.
         approval: why a person has to approve it first; None: nobody has to.
         step: of the checkpoint that was decided on, or the trainer's; ``tokens`` likewise.

@@ -1,13 +1,20 @@
-"""Experiments as decisions ask for them: made, or refused and why. Pure."""
+"""Experiments as decisions ask for them, and receipts of interventions. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from mixloop.common.types import Json
 from mixloop.common.units import format_tokens
 from mixloop.controller.config import RunConfig
-from mixloop.policies.guards import NONE_ALLOWED, GuardNote, bound_experiment, planned_cost
+from mixloop.policies.guards import (
+    NONE_ALLOWED,
+    GuardNote,
+    bound_experiment,
+    bound_receipt,
+    planned_cost,
+)
 from mixloop.policies.interface import Experiment, Observation, PolicyError, jsonable
 
 from .decision_record import DecisionRecord, ExperimentRecord
@@ -73,3 +80,58 @@ def _bounded(asked: Experiment, seen: Observation, config: RunConfig) -> Experim
         left=seen.experiment_tokens,
         step_tokens=step_tokens(config, scored.tokens),
     )
+
+
+def with_receipt(
+    intervention: DecisionRecord,
+    seen: Observation,
+    config: RunConfig,
+    learning_rate: float | None,
+) -> DecisionRecord:
+    """An intervention of the policy's with the twin that will go on without it, or why none will.
+
+    It is planned with the decision, so that the budget knows of it, and begins once the order is in
+    force. One that is never to be in force takes nothing.
+    """
+    if not config.experiments.receipts:
+        return intervention
+    before, scored = intervention.weights_before, seen.evaluations[-1]
+    try:
+        tokens = _receipt_tokens(seen)
+        asked = bound_receipt(before, tokens=tokens, left=seen.experiment_tokens)
+    except PolicyError as error:
+        note = GuardNote("experiments", "flagged", f"no receipt: {error}")
+        return replace(intervention, guards=(*intervention.guards, note))
+    note = GuardNote(
+        "experiments", "passed", f"a receipt: a twin of {format_tokens(tokens)} tokens"
+    )
+    given: Json = {"weights": dict(before), "phase": scored.phase}
+    given |= {"learning_rate": learning_rate, "receipt": True}
+    return replace(
+        intervention,
+        guards=(*intervention.guards, note),
+        experiment=ExperimentRecord(
+            jsonable(asked.model_dump(exclude={"kind", "evidence"}) | given), tokens
+        ),
+    )
+
+
+def _receipt_tokens(seen: Observation) -> int:
+    """Tokens of a twin that is scored beside the run's next two evaluations.
+
+    Raises:
+        PolicyError: it can't be.
+    """
+    if before := next((e for e in seen.receipts if not e.ended), None):
+        raise PolicyError(f"{before.id} has not ended: one at a time")
+    places = [evaluation.tokens for evaluation in seen.evaluations]
+    every = min((late - early for early, late in pairwise(places)), default=0)
+    if not every:
+        raise PolicyError("one evaluation doesn't tell how far apart they are")
+    # it may begin as late as the next evaluation, and has to end before the training does
+    last = places[-1] + 3 * every
+    if last >= seen.budget:
+        raise PolicyError("training ends before a twin could")
+    if len(seen.plan) > 1 and seen.plan[0][0] < last:
+        raise PolicyError("the mixture before it would change by its own plan, a twin's can't")
+    return 2 * every

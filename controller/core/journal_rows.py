@@ -137,12 +137,13 @@ class DecisionRow(TableRow):
     abandoned_by: int | None
 
 
-_AT_IT = ("weights", "phase", "learning_rate")  # of the run, beside what was asked for
+# beside what was asked for: of the run, and whether it is a receipt
+_AT_IT = ("weights", "phase", "learning_rate", "receipt")
 
 
 @dataclass(frozen=True, slots=True)
 class ExperimentRow(TableRow):
-    """An experiment that a policy asked for, without its scores.
+    """An experiment that a policy asked for, or a receipt, without its scores.
 
     Attributes:
         step, tokens: of the checkpoint that its branches start from.
@@ -194,6 +195,11 @@ class ExperimentRow(TableRow):
         """The trainer's then; None: it doesn't say."""
         rate: float | None = self.asked["learning_rate"]
         return rate
+
+    @property
+    def receipt(self) -> bool:
+        """Whether it is the twin of its decision's change, which goes on without it."""
+        return bool(self.asked.get("receipt"))
 
     @property
     def open(self) -> bool:

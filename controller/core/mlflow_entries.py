@@ -188,6 +188,12 @@ def outcome_entries(decision_id: str, found: Json, ms: int) -> list[Entry]:
     ]
 
 
+def receipt_entry(decision_id: str, told: Json, ms: int) -> Entry:
+    """What an intervention's twin says of it, once for each number of points."""
+    key = f"receipt:{decision_id}:{told['n']}"
+    return Entry(key, "receipt", {"id": decision_id, "receipt": told, "ms": ms})
+
+
 def outcome_key(decision_id: str) -> str:
     """The key under which a decision's outcome was told."""
     return f"outcome:{decision_id}"
@@ -342,6 +348,17 @@ def _outcome_calls(outcome: Json) -> list[Call]:
     ]
 
 
+def _receipt_calls(entry: Json) -> list[Call]:
+    """A tag and a step on the decision's trace."""
+    told = entry["receipt"]
+    (line,) = wording.receipt_lines(told)
+    tags = {"outcome.receipt": line.removeprefix("receipt: ")}
+    return [
+        ("trace_tags", {"id": entry["id"], "tags": tags}),
+        _span(entry, "receipt", {"points": told["n"]}, told),
+    ]
+
+
 def _experiment_calls(experiment: Json) -> list[Call]:
     """Tags and a step on the trace of the decision that asked for it, and its gains as points."""
     tags = {"experiment": experiment["experiment"], "experiment.state": experiment["state"]}
@@ -367,6 +384,7 @@ _SPREAD: dict[str, Callable[[Json], list[Call]]] = {
     "published": _published_calls,
     "applied": _applied_calls,
     "outcome": _outcome_calls,
+    "receipt": _receipt_calls,
     "experiment": _experiment_calls,
 }
 

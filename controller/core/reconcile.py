@@ -46,7 +46,7 @@ class JobState:
     piloted: bool = False  # its result waits to be taken
     deciding: bool = False
     decided: bool = False  # the answer waits to be taken
-    experimenting: bool = False  # an experiment is under way, or its result waits
+    experimenting: str = ""  # id of the experiment under way, or whose result waits
     experimented: bool = False  # its result waits to be taken
     draining: bool = False
     drain_due: bool = False
@@ -104,7 +104,7 @@ class RunState:
     to_skip: Mapping[int, str] = field(default_factory=dict)  # steps not to be scored, and why
     to_decide: int | None = None  # step of the newest scored checkpoint without a decision
     # experiments
-    experiment: str = ""  # id of the one that is planned or was begun
+    experiment: str = ""  # id of the one to be made now, begun or not
     experiment_over: str = ""  # why it is to be given up
     # MLflow
     curves_due: bool = False  # newer curves than the ones recorded
@@ -180,8 +180,9 @@ def next_action(state: RunState) -> Action:
 
 
 def _experiment_due(state: RunState) -> bool:
-    """Begun or not: one that an earlier controller had begun goes on."""
-    return bool(state.experiment) and not (state.jobs.experimenting or state.paused)
+    """One that an earlier controller had begun goes on; a receipt under way yields to another."""
+    due = state.experiment and state.experiment != state.jobs.experimenting
+    return bool(due) and not state.paused
 
 
 def _scoring(jobs: JobState) -> Action:

@@ -57,10 +57,10 @@ def outcome_lines(outcome: Json | None) -> list[str]:
         f"(n={effect['n']}, step {effect['from_step']} → {effect['to_step']})"
         f"{shared(outcome)}{_doubt(effect)}{_pace(effect)}"
         for name, effect in outcome["benchmarks"].items()
-    ] + _receipt_line(outcome.get("receipt"))
+    ] + receipt_lines(outcome.get("receipt"))
 
 
-def _receipt_line(receipt: Json | None) -> list[str]:
+def receipt_lines(receipt: Json | None) -> list[str]:
     """What a twin that went on without the change says of it."""
     if receipt is None:
         return []
@@ -169,10 +169,12 @@ def applied(entry: Json) -> str:
 def experiment(made: Json) -> str:
     """An experiment in a line: ``e-000002 done: 14 branches and a control of 2M tokens from …``."""
     count = len(made["branches"])
+    what = f"{count} branch{'es' * (count != 1)} and a control"
+    if made["receipt"]:
+        what = f"receipt of {made['decision']}, a twin without it"
     told = (
-        f"{made['id']} {made['state']}: {count} branch{'es' * (count != 1)} and a control of "
-        f"{tokens(made['branch_tokens'])} tokens from step {made['step']}, learning rate "
-        f"{made['schedule']}"
+        f"{made['id']} {made['state']}: {what} of {tokens(made['branch_tokens'])} tokens "
+        f"from step {made['step']}, learning rate {made['schedule']}"
     )
     if made["cost"]:
         told += f"; {tokens(made['cost'])} tokens spent"
@@ -185,7 +187,7 @@ def experiment_rows(made: Json) -> list[tuple[str, str, dict[str, str]]]:
     Gains of branches are against the control, those of merges and fits against the merge at the
     mixture in force; positive is better.
     """
-    found = made["effects"] or {}
+    found: Json = {} if made["receipt"] else made["effects"] or {}
     rows = []
     for kind in ("branches", "merges"):
         for number, side in enumerate(found.get(kind, ()), start=1):
@@ -211,7 +213,7 @@ def _gains(benchmarks: Json) -> dict[str, str]:
 
 def experiment_limits(made: Json) -> list[str]:
     """What its figures can't say."""
-    if made["state"] != "done":
+    if made["state"] != "done" or made["receipt"]:
         return []
     span = tokens(made["branch_tokens"])
     limits = [

@@ -32,7 +32,7 @@ def experiment_result(row: ExperimentOutcome, known: int = queries.ALL) -> Exper
     """One experiment as policies see it when ``known`` have ended."""
     asked, state = row.request, _state(row, known)
     result = row.result if state == "done" and row.result is not None else {}
-    scored = ("control", "branches", "merges", "fits", "mixmin")
+    scored = ("control", "halfway", "branches", "merges", "fits", "mixmin")
     return ExperimentResult.model_validate(
         {
             "id": row.id,
@@ -44,6 +44,7 @@ def experiment_result(row: ExperimentOutcome, known: int = queries.ALL) -> Exper
             "branch_tokens": asked.tokens,
             "schedule": asked.schedule,
             "design": asked.merge,
+            "receipt": row.receipt,
             "state": state,
             "reason": asked.reason if state in ("running", "done") else row.reason or "",
             "cost": row.cost if state != "running" else 0,
@@ -65,8 +66,9 @@ def _state(row: ExperimentRow, known: int) -> ExperimentState:
 def without_items(result: ExperimentResult) -> ExperimentResult:
     """The same, each benchmark with its metrics alone."""
     control = None if result.control is None else _bare(result.control)
+    halfway = None if result.halfway is None else _bare(result.halfway)
     branches, merges = (tuple(map(_bare, side)) for side in (result.branches, result.merges))
-    sides = {"control": control, "branches": branches, "merges": merges}
+    sides = {"control": control, "halfway": halfway, "branches": branches, "merges": merges}
     return result.model_copy(update=sides)
 
 

@@ -202,7 +202,8 @@ def with_history(
             "evaluations": scored,
             "steering": {name: steering.metric for name, steering in steers.items()},
             "decisions": decisions,
-            "experiments": made,
+            "experiments": tuple(one for one in made if not one.receipt),
+            "receipts": tuple(one for one in made if one.receipt and one.state == "done"),
         }
     )
 
@@ -280,6 +281,7 @@ def _plan_ahead(journal: Journal, status: Any) -> tuple[tuple[int, dict[str, flo
 def digest(seen: Observation) -> str:
     """Identity of an observation, to tell later whether a replay saw the same."""
     absent: dict[str, object] = {"decay": None, "experiments": (), "experiment_tokens": 0}
+    absent["receipts"] = ()
     # fields that older journals knew not of
     later = {name for name, value in absent.items() if getattr(seen, name) == value}
     return "sha256:" + hashlib.sha256(seen.model_dump_json(exclude=later).encode()).hexdigest()

@@ -158,14 +158,14 @@ class Outcomes:
                 earlier,
                 course=self._course(window.end),
             ),
-        } | self._receipt(order)
+        } | ({} if (told := self.receipt(order)) is None else {"receipt": told})
 
-    def _receipt(self, order: OrderRow) -> Json:
-        """What the twins of an order's checkpoint say; empty without one, or while nobody knows."""
+    def receipt(self, order: OrderRow) -> Json | None:
+        """What twins that went on without an order say; None without one, or while nobody knows."""
         row = queries.decision(self._journal, order.decision)
         made = self._experiments
-        if row is None or not any(e.tokens == row.tokens for e in made):
-            return {}
+        if row is None or not any(e.tokens == row.tokens or e.decision == row.id for e in made):
+            return None
         decision = PastDecision(
             id=row.id,
             step=row.step,
@@ -177,9 +177,7 @@ class Outcomes:
         scored = observation_builder.evaluations(self._journal)
         run = Observation(sources={}, weights={}, evaluations=scored, experiments=made)
         told = receipts_of(run, decision)
-        if not told or not math.isfinite(told[-1].low):
-            return {}
-        return {"receipt": asdict(told[-1])}
+        return asdict(told[-1]) if told and math.isfinite(told[-1].low) else None
 
     @cached_property
     def _experiments(self) -> tuple[ExperimentResult, ...]:

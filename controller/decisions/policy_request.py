@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from mixloop.controller.config import RunConfig
     from mixloop.controller.core import Answer
 
-HISTORY = frozenset({"evaluations", "decisions", "experiments", "steering"})  # the child adds them
+# the child adds them
+HISTORY = frozenset({"evaluations", "decisions", "experiments", "receipts", "steering"})
 JOURNAL_TIMEOUT = 30.0  # seconds that the child waits for a journal that is being written
 
 
@@ -62,16 +63,21 @@ def near(
 ) -> Observation:
     """Where the run stands when the decision on the checkpoint at ``step`` is due.
 
-    It has no more evaluations than the guards look at, and of experiments, of which ``known`` have
-    ended, no items.
+    It has no more evaluations than the guards look at, and of experiments and receipts, of which
+    ``known`` have ended, no items.
     """
     from mixloop.controller.core import RECENT
 
     scored = observation_builder.evaluations(journal, until=step, newest=RECENT)
     now = observation_builder.standing(journal, config, sizes, status, scored=scored)
     made = experiment_evidence.experiments(journal, before=queries.ALL, known=known)
-    bare = tuple(map(experiment_evidence.without_items, made))
-    return now.model_copy(update={"experiments": bare})
+    bare = [experiment_evidence.without_items(one) for one in made]
+    return now.model_copy(
+        update={
+            "experiments": tuple(one for one in bare if not one.receipt),
+            "receipts": tuple(one for one in bare if one.receipt),
+        }
+    )
 
 
 def history_request(journal: Journal, config: RunConfig, seen: Observation, known: int = 0) -> Json:

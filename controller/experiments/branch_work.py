@@ -38,6 +38,7 @@ class TrainedBranch(BaseModel):
 
     Attributes:
         benchmarks: by name; empty where it failed.
+        half: of a receipt, at half of its tokens; empty where its weights then were not kept.
         tokens: trained.
         loss: of its training, at the end; None where its trainer doesn't say.
         seconds: that training took.
@@ -47,6 +48,7 @@ class TrainedBranch(BaseModel):
     """
 
     benchmarks: dict[str, BenchmarkScore] = {}
+    half: dict[str, BenchmarkScore] = {}
     tokens: int = 0
     loss: float | None = None
     seconds: float = 0.0
@@ -95,7 +97,7 @@ class BranchWork:
             return TrainedBranch(failed=f"its process died {deaths} times in it")
         try:
             if not folder.is_dir():
-                self._train(folder, weights, expert)
+                self._train(folder, weights, expert or self._spec.receipt)
             found = self._measured(folder)
             if expert:
                 self._subtract(number, folder)
@@ -142,7 +144,21 @@ class BranchWork:
         if not scores:
             missing = "; ".join(score.reason or name for name, score in card.benchmarks.items())
             raise BranchError(f"it was not scored: {missing}")
-        return TrainedBranch(benchmarks=scores, **self._report(folder))
+        half = self._half_scores(folder) if self._spec.receipt else {}
+        return TrainedBranch(benchmarks=scores, half=half, **self._report(folder))
+
+    def _half_scores(self, folder: Path) -> dict[str, BenchmarkScore]:
+        """Of the weights at half of its tokens; empty where they were not kept."""
+        from mixloop.trainer.branching import HALF
+        from mixloop.trainer.sources import copy_tokenizer
+
+        half = folder / HALF
+        if not half.is_dir():
+            return {}
+        copy_tokenizer(folder, half)  # they are one model's: kept beside its end alone
+        card = self._scorer.score(half)
+        self._scorer.release()
+        return scores_of(card)
 
     def _report(self, folder: Path) -> dict[str, Any]:
         from mixloop.trainer.branching import HALF, read_report

@@ -57,7 +57,7 @@ class ExperimentRunner:
         """
         if self.spec is not None:
             raise RuntimeError(f"experiment {self.spec.id} is still under way")
-        self.progress = ExperimentProgress(branches=len(spec.branches) + 1)
+        self.progress = ExperimentProgress(branches=len(spec.mixtures))
         place = Workspace(spec.out)
         if place.ended(spec.identity()) is None:
             place.begin(spec)

@@ -51,7 +51,7 @@ class Experimenter:
         self._spec = spec
         self._place = Workspace(spec.out)
         self._told = told
-        self._progress = ExperimentProgress(branches=len(spec.branches) + 1)
+        self._progress = ExperimentProgress(branches=len(spec.mixtures))
 
     def run(self) -> ExperimentResult:
         """What comes of it. It is on the disk then, and what takes room there is gone."""
@@ -84,8 +84,8 @@ class Experimenter:
         scorer = Scorer(spec.evals)
         work = BranchWork(spec, self._place, scorer, self._say)
         try:
-            for number, weights in enumerate((spec.weights, *spec.branches)):
-                self._tell(done=number, doing=f"branch {number}" if number else "control")
+            for done, (number, weights) in enumerate(spec.mixtures.items()):
+                self._tell(done=done, doing=f"branch {number}" if number else "control")
                 expert = bool(number) and spec.merge is not None
                 expert = expert and single_source(weights) is not None
                 trained[number] = work.done(number, weights, expert=expert)
@@ -167,12 +167,19 @@ class Experimenter:
             schedule=spec.schedule,
             design=spec.merge,
             reason=_joined(spec.reason, *failures[:_SHOWN], more),
+            receipt=spec.receipt,
+            halfway=self._halfway(trained),
             control=None
             if control is None
             else ScoredBranch(weights=spec.weights, benchmarks=control.benchmarks),
             branches=branches,
             cost=sum(branch.tokens for branch in trained.values()),
         )
+
+    def _halfway(self, trained: Mapping[int, TrainedBranch]) -> ScoredBranch | None:
+        """A receipt's branch at half of its tokens, where its weights then were kept."""
+        half = trained[1].half if self._spec.receipt and 1 in trained else {}
+        return ScoredBranch(weights=self._spec.branches[0], benchmarks=half) if half else None
 
     # -- telling -----------------------------------------------------------------------------
 

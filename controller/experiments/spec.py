@@ -38,6 +38,8 @@ class ExperimentSpec(BaseModel):
         tokens: training tokens of each branch, the control among them.
         schedule: of the branches' learning rate.
         merge: what to fit on their merges; None: nothing.
+        receipt: its one branch is a twin of the run, which is its control: it is scored half-way
+            and at its end, and nothing else is trained.
         objective: weight by benchmark; those of 0 are scored and not fitted to.
         evals: what is measured and on what: the items that steer, as the run's worker has them.
         job: the run's training job: data, model, optimizer and learning rate.
@@ -64,6 +66,7 @@ class ExperimentSpec(BaseModel):
     tokens: int = Field(gt=0)
     schedule: BranchSchedule = "to zero"
     merge: MergeDesign | None = None
+    receipt: bool = False
     objective: dict[str, float] = {}
     evals: EvalSettings
     job: Job
@@ -84,7 +87,13 @@ class ExperimentSpec(BaseModel):
     @property
     def cost(self) -> int:
         """Training tokens of all branches, the control among them."""
-        return self.tokens * (len(self.branches) + 1)
+        return self.tokens * len(self.mixtures)
+
+    @property
+    def mixtures(self) -> dict[int, dict[str, float]]:
+        """What is trained, by number, in order; 0 is the control, which a receipt has none of."""
+        branches = dict(enumerate(self.branches, start=1))
+        return branches if self.receipt else {0: self.weights, **branches}
 
 
 def spec_of(
@@ -98,6 +107,7 @@ def spec_of(
     weights: Mapping[str, float] | None = None,
     shots: Mapping[str, int] | None = None,
     learning_rate: float | None = None,
+    receipt: bool = False,
 ) -> ExperimentSpec:
     """The experiment that a policy asked for, on a checkpoint of the journal.
 
@@ -112,6 +122,7 @@ def spec_of(
         weights: the control's mixture; None: the one in force at the checkpoint.
         shots: by benchmark as in the checkpoint's scorecard, so that prompts are the same.
         learning_rate: the trainer's at the checkpoint, for another trainer's command.
+        receipt: whether it is one.
     """
     section = config.experiments
     return ExperimentSpec(
@@ -128,6 +139,7 @@ def spec_of(
         tokens=asked.tokens,
         schedule=asked.schedule,
         merge=asked.merge,
+        receipt=receipt,
         objective={
             name: config.objective.get(name, Goal()).weight for name in config.evals.benchmarks
         },

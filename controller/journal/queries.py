@@ -373,6 +373,18 @@ def untold_interventions(journal: Journal) -> list[DecisionRow]:
     )
 
 
+def untold_receipts(journal: Journal) -> list[ExperimentRow]:
+    """Receipts that are done and whose last point MLflow has not been told, oldest first."""
+    if journal.version < EXPERIMENTS_SINCE:
+        return []
+    rows = journal.select(
+        ExperimentRow,
+        "WHERE state = 'done' AND abandoned_by IS NULL AND NOT EXISTS "
+        "(SELECT 1 FROM outbox WHERE key = 'receipt:' || experiments.decision || ':2') ORDER BY id",
+    )
+    return [row for row in rows if row.receipt]
+
+
 # -- experiments -----------------------------------------------------------------------------------
 
 
@@ -401,11 +413,12 @@ def experiments_on_branch(journal: Journal, *, before: int = ALL) -> Iterator[Ex
     return journal.stream(ExperimentOutcome, clause, before)
 
 
-def open_experiment(journal: Journal) -> ExperimentRow | None:
-    """The one that is still to be made."""
+def open_experiments(journal: Journal) -> list[ExperimentRow]:
+    """Those still to be made: a policy's own before a receipt, which yields to it."""
     if journal.version < EXPERIMENTS_SINCE:
-        return None
-    return journal.first(ExperimentRow, "WHERE state IN ('planned', 'running') ORDER BY id LIMIT 1")
+        return []
+    rows = journal.select(ExperimentRow, "WHERE state IN ('planned', 'running') ORDER BY id")
+    return sorted(rows, key=lambda row: row.receipt)
 
 
 def experiments_charged(journal: Journal, *, before: int = ALL) -> int:
@@ -425,6 +438,17 @@ def experiments_ended(journal: Journal) -> int:
         return 0
     query = "SELECT MAX(ended) FROM experiments WHERE abandoned_by IS NULL"
     return _number(journal, query) or 0
+
+
+def experiment_news(journal: Journal, known: int) -> bool:
+    """Whether more than the first ``known`` have ended, receipts aside, on the branch that goes on.
+
+    A receipt is judged beside the run's scores, and heard with the next.
+    """
+    if journal.version < EXPERIMENTS_SINCE:
+        return False
+    clause = "WHERE abandoned_by IS NULL AND ended > ?"
+    return any(not row.receipt for row in journal.select(ExperimentRow, clause, known))
 
 
 def experiments_known(journal: Journal, number: int) -> int:

@@ -18,6 +18,7 @@ from mixloop.contract import Manifest, Request, Status
 from mixloop.controller.core import (
     NOTE_INTERVENTIONS,
     Applied,
+    CheckpointRow,
     DecisionRecord,
     Entry,
     ExperimentRecord,
@@ -36,6 +37,7 @@ from mixloop.controller.core import (
     outcome_gains,
     outcome_key,
     published_entry,
+    receipt_entry,
     run_entry,
     run_note,
     start_entry,
@@ -452,8 +454,17 @@ def published(journal: Journal, generation: int) -> None:
             enqueue(tx, published_entry(order, journal.fence or 0, now_ms()))
 
 
-def applied(journal: Journal, at: Applied, tokens: int, before: Weights) -> None:
-    """The trainer has consumed the first sample under this order, and ``before`` until then."""
+def applied(
+    journal: Journal,
+    at: Applied,
+    tokens: int,
+    before: Weights,
+    receipt_from: CheckpointRow | None = None,
+) -> None:
+    """The trainer has consumed the first sample under this order, and ``before`` until then.
+
+    A receipt of its, if one waits, starts at the checkpoint ``receipt_from``.
+    """
     with journal.transaction() as tx:
         tx.execute(
             "UPDATE orders SET applied_sample = ?, applied_step = ?, applied_tokens = ?, "
@@ -462,6 +473,12 @@ def applied(journal: Journal, at: Applied, tokens: int, before: Weights) -> None
         )
         order = queries.order(journal, at.generation)
         assert order is not None
+        if receipt_from is not None:
+            tx.execute(
+                "UPDATE experiments SET step = ?, tokens = ? "
+                "WHERE decision = ? AND state = 'planned'",
+                (receipt_from.step, receipt_from.tokens, order.decision),
+            )
         enqueue(tx, applied_entry(order, before, now_ms()))
 
 
@@ -495,6 +512,12 @@ def outcome(journal: Journal, decision_id: str, found: Json) -> None:
             tx.execute("DELETE FROM outbox WHERE key BETWEEN ? AND ?", (older, f"{older}~"))
         enqueue(tx, *outcome_entries(decision_id, found, now_ms()))
         enqueue(tx, note_entry(decision_id, _note(journal)))
+
+
+def receipt(journal: Journal, decision_id: str, told: Json) -> None:
+    """What an intervention's twin says of it (``Outcomes.receipt``), for MLflow."""
+    with journal.transaction() as tx:
+        enqueue(tx, receipt_entry(decision_id, told, now_ms()))
 
 
 def closed(journal: Journal, tokens: int) -> None:

@@ -189,8 +189,8 @@ class CheckpointQueue:
         decided = queries.newest_decided_step(self._journal)
         if scored is None or decided is None or scored > decided:
             return scored
-        ended = queries.experiments_ended(self._journal)
-        news = ended > queries.experiments_known_at(self._journal, scored)
+        known = queries.experiments_known_at(self._journal, scored)
+        news = queries.experiment_news(self._journal, known)
         return scored if news and scored == decided else None
 
 

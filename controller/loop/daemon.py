@@ -239,7 +239,7 @@ class Controller:
             piloted=planner.ended,
             deciding=self.decisions.pending is not None,
             decided=self.decisions.answered,
-            experimenting=self.experiments.id is not None,
+            experimenting=self.experiments.id or "",
             experimented=self.experiments.result is not None,
             draining=self.mlflow.child is not None,
             drain_due=self.mlflow.due,

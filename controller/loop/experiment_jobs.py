@@ -1,4 +1,4 @@
-"""Experiments that policies ask for: started, looked after, their results taken into the journal.
+"""Experiments that policies ask for, and receipts: started, looked after, their results journaled.
 
 They never delay the run: nothing here waits, and whatever goes wrong costs that experiment.
 """
@@ -30,7 +30,7 @@ FOLDER = "experiments"  # of the run's
 
 @dataclass
 class ExperimentJobs:
-    """One experiment at a time.
+    """One experiment at a time; a receipt yields to a policy's own, and goes on after it.
 
     Attributes:
         id: The one that is under way, or None.
@@ -55,8 +55,7 @@ class ExperimentJobs:
                     discard(folder)
 
     def _is_open(self, name: str) -> bool:
-        row = queries.open_experiment(self.run.journal)
-        return row is not None and row.id == name
+        return any(row.id == name for row in queries.open_experiments(self.run.journal))
 
     def poll(self) -> None:
         """Look whether it has ended, without waiting."""
@@ -66,6 +65,9 @@ class ExperimentJobs:
     def start(self, state: RunState) -> None:
         """Begin the experiment that is planned, or go on with one that was begun before."""
         name = state.experiment
+        if self.id is not None:
+            self.run.say(f"{self.id} yields to {name}, and goes on after it")
+            self._forget()
         self.scoring.hold(state)  # before all else: what fails here is done again
         experiment_records.started(self.run.journal, name)
         self.id, self.result = name, None
@@ -88,6 +90,7 @@ class ExperimentJobs:
         if checkpoint is None or not Path(checkpoint.path).is_dir():
             raise OSError(f"the checkpoint of step {row.step} is gone")
         scored = next(queries.scored(journal, since=row.step, until=row.step), None)
+        scored = scored or next(queries.scored(journal, newest=1), None)
         benchmarks = scored.scorecard["benchmarks"] if scored is not None else {}
         return spec_of(
             self.run.config,
@@ -99,6 +102,7 @@ class ExperimentJobs:
             weights=row.weights,
             shots={name: score["shots"] for name, score in benchmarks.items() if "shots" in score},
             learning_rate=row.learning_rate,
+            receipt=row.receipt,
         )
 
     def take(self, state: RunState) -> None:
@@ -109,6 +113,7 @@ class ExperimentJobs:
             kept = finite(result.model_dump(mode="json"))
             effects = experiment_evidence.experiment_effects(ExperimentResult.model_validate(kept))
             experiment_records.done(journal, row, kept, cost=result.cost, effects=effects)
+            self.scoring.note_receipts()
             self.run.say(f"experiment {row.id} is done: {_told(result)}")
         elif row.attempts < EXPERIMENT_ATTEMPTS and isinstance(result, Failure):
             experiment_records.retried(journal, row.id, result.reason)
@@ -130,10 +135,11 @@ class ExperimentJobs:
         self.run.say(f"experiment {name} is given up: {state.experiment_over}")
 
     def leave(self) -> None:
-        """End one that is no longer to be made: the trainer has left the branch it began on."""
+        """End those that are no longer to be made: the trainer has left their branch."""
         if self.id is not None and not self._is_open(self.id):
             self.run.say(f"experiment {self.id} is given up: {self._row().reason}")
-            self._end(self.id)
+            self._forget()
+        self._sweep()
 
     def _end(self, name: str) -> None:
         self._forget()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from mixloop.common.json_records import Problem
 from mixloop.contract import Status, read_holds
-from mixloop.controller.core import JobState, RunState
+from mixloop.controller.core import ExperimentRow, JobState, OrderRow, RunState
 from mixloop.controller.journal import queries
+from mixloop.policies.mixture import REACHED, total_variation
 
 from .checkpoint_queue import CheckpointQueue
 from .mixture_file import MixtureFile
@@ -38,7 +39,7 @@ class RunObserver:
         paused = queries.paused(run.journal)
         decides = status is not None and not paused and not news.unknown_sources
         asked = queries.newest_order(run.journal)
-        experiment = queries.open_experiment(run.journal)
+        experiment, over = self._experiment(status, ended)
         file, foreign_order = self._mixture_file.look(status, asked)
         waiting = queue.waiting(rewinds, ended)
         to_skip = queue.abandoned(rewinds)
@@ -64,8 +65,8 @@ class RunObserver:
             waiting=waiting,
             to_skip=to_skip,
             to_decide=queue.to_decide() if decides else None,
-            experiment=experiment.id if experiment is not None else "",
-            experiment_over=self._experiment_over(ended),
+            experiment=experiment,
+            experiment_over=over,
             curves_due=self._curves_due(status, jobs.curves_at),
             outbox=queries.waiting_entries(run.journal) if run.config.tracking.enabled else 0,
             closed=self._closed(status),
@@ -73,11 +74,39 @@ class RunObserver:
             jobs=jobs,
         )
 
+    def _experiment(self, status: Status | None, training_ended: bool) -> tuple[str, str]:
+        """The experiment to be made now, and why it is to be given up instead, if it is."""
+        for row in queries.open_experiments(self._run.journal):
+            over = self._experiment_over(training_ended)
+            order = self._order_of(row) if row.receipt else None
+            if order is not None:
+                over = over or self._receipt_over(row, order, status)
+            if over or order is None or order.applied_step is not None:
+                return row.id, over
+        return "", ""
+
     def _experiment_over(self, training_ended: bool) -> str:
         """Why no experiment is of use any more; empty while one is."""
         if training_ended:
             return "training has ended"
         return "" if self._run.config.experiment_tokens else "experiments.budget is 0 now"
+
+    def _order_of(self, receipt: ExperimentRow) -> OrderRow | None:
+        decision = queries.decision(self._run.journal, receipt.decision)
+        assert decision is not None
+        assert decision.generation is not None
+        return queries.order(self._run.journal, decision.generation)
+
+    def _receipt_over(self, receipt: ExperimentRow, order: OrderRow, status: Status | None) -> str:
+        """Why a receipt is of no use; empty while it is."""
+        if order.applied_tokens is None:
+            passed = status is not None and status.in_force.generation > order.generation
+            return f"{order.decision} never came into force" if passed or order.rejected else ""
+        begins = queries.checkpoint(self._run.journal, receipt.step)
+        late = order.applied_tokens < receipt.tokens  # a resume from an earlier one took it sooner
+        if late or begins is None or total_variation(begins.weights, receipt.weights) > REACHED:
+            return f"no checkpoint has the mixture that {order.decision} changed"
+        return ""
 
     def _curves_due(self, status: Status | None, curves_at: int) -> bool:
         if status is None or status.loss is None:

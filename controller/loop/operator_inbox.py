@@ -118,7 +118,8 @@ class OperatorInbox:
         if self._run.config.guards.regression is None:
             return ""
         journal = self._run.journal
-        tried = experiment_evidence.experiments(journal, before=queries.ALL, known=queries.ALL)
+        made = experiment_evidence.experiments(journal, before=queries.ALL, known=queries.ALL)
+        tried = [one for one in made if not one.receipt]
         return held_since(observation_builder.past_decisions(journal), tried)
 
     def _context(self, request: requests.Request, state: RunState) -> RequestContext:

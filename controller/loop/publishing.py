@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mixloop.contract import Order, write_order
-from mixloop.controller.core import NOTHING, DecisionRecord, OrderRecord, RunState, stages
+from mixloop.controller.core import (
+    NOTHING,
+    CheckpointRow,
+    DecisionRecord,
+    OrderRecord,
+    RunState,
+    left_by,
+    stages,
+)
 from mixloop.controller.journal import queries, records
 from mixloop.policies.mixture import total_variation
 
@@ -85,13 +93,36 @@ class Publishing:
         for applied in state.newly_applied:
             tokens = applied.sample * self.run.config.trainer.sequence_length
             before = self._weights_before(applied.generation)
-            records.applied(self.run.journal, applied, tokens, before)
+            begins = self._receipt_from(applied.generation, tokens, state)
+            records.applied(self.run.journal, applied, tokens, before, begins)
             self.run.say(f"generation {applied.generation} in force at step {applied.step}")
 
     def _weights_before(self, generation: int) -> Mapping[str, float]:
         """The mixture that was in force when this order came into force."""
         row = queries.order_before(self.run.journal, generation)
         return row.weights if row is not None else self.run.initial
+
+    def _receipt_from(self, generation: int, tokens: int, state: RunState) -> CheckpointRow | None:
+        """The last checkpoint to be scored before an order came into force, if a receipt waits.
+
+        None where that of its decision is the last.
+        """
+        journal, order = self.run.journal, queries.order(self.run.journal, generation)
+        waits = [
+            row
+            for row in queries.open_experiments(journal)
+            if row.receipt and order is not None and row.decision == order.decision
+        ]
+        if not waits:
+            return None
+        steps = [
+            row.step
+            for row in queries.checkpoint_states(journal, after=waits[0].step)
+            if row.tokens <= tokens
+            and (row.state in ("running", "scored") or row.step in state.waiting)
+            and left_by(state.rewinds, row.sample, row.incarnation) is None
+        ]
+        return queries.checkpoint(journal, steps[-1]) if steps else None
 
     def note_rejection(self, state: RunState) -> None:
         """The trainer refused orders."""

@@ -106,10 +106,9 @@ class Scoring:
         """Checkpoints that an experiment starts from, or that one may yet be asked for."""
         if state.training_ended or not self.run.config.experiment_tokens:
             return []
-        begun = queries.open_experiment(self.run.journal)
+        steps = [row.step for row in queries.open_experiments(self.run.journal)]
         newest = queries.newest_scored_step(self.run.journal)
-        steps = [begun.step if begun is not None else None, newest]
-        return [step for step in steps if step is not None]
+        return steps if newest is None else [*steps, newest]
 
     def hold_anew(self, state: RunState) -> None:
         """As :meth:`hold`, whatever ``holds.json`` is taken to hold."""
@@ -186,6 +185,7 @@ class Scoring:
             self.step = self.result = None
             self.hold(state)
             self._note_outcomes()
+            self.note_receipts()
             self.run.say(f"step {step}: {headline(result)}")
             self._note_missing(state)
             return
@@ -222,3 +222,17 @@ class Scoring:
             outcome = outcomes.of(order)
             if outcome is not None:
                 records.outcome(self.run.journal, decision.id, outcome)
+
+    def note_receipts(self) -> None:
+        """Receipts of which a score, or their own end, shows more than was told before."""
+        journal, newest = self.run.journal, queries.scored_places(self.run.journal)[-1:]
+        for row in queries.untold_receipts(journal):
+            decision = queries.decision(journal, row.decision)
+            if not newest or newest[0][1] > row.tokens + 2 * row.planned:
+                continue  # a point that is missing still will stay so
+            assert decision is not None
+            assert decision.generation is not None
+            order = queries.order(journal, decision.generation)
+            told = None if order is None else Outcomes(journal).receipt(order)
+            if told is not None:
+                records.receipt(journal, row.decision, told)

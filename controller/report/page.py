@@ -162,7 +162,8 @@ def _experiment(made: Json) -> Json:
     rows = core.experiment_rows(made)
     benchmarks = list(dict.fromkeys(name for _, _, gains in rows for name in gains))
     return {
-        "head": f"{core.experiment(made)} (asked for by {made['decision']})",
+        "head": core.experiment(made)
+        + ("" if made["receipt"] else f" (asked for by {made['decision']})"),
         "benchmarks": benchmarks,
         "rows": [(what, moved, [g.get(n, "-") for n in benchmarks]) for what, moved, g in rows],
         "limits": "; ".join(core.experiment_limits(made)),

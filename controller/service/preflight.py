@@ -195,6 +195,7 @@ def _notes(config: RunConfig, sources: Json) -> list[str]:
             f"experiments may take {tokens(config.experiment_tokens)} tokens, trained on "
             f"{config.experiments.device} beside the run"
         )
+        notes += _receipts(config)
     elif config.policy.use == "experiment":
         notes.append(
             "policy experiment asks for experiments, and experiments.budget is 0: it goes by the "
@@ -204,6 +205,17 @@ def _notes(config: RunConfig, sources: Json) -> list[str]:
         notes.append(f"{config.run.dir}: others may write here; `chmod go-w` keeps orders yours")
     notes.append(_sandbox(config))
     return notes
+
+
+def _receipts(config: RunConfig) -> list[str]:
+    """How many changes the budget of experiments has receipts for, if they are asked for."""
+    every = config.evals.every or config.trainer.checkpoint_every
+    if not config.experiments.receipts or not every:
+        return []
+    room, cost = config.experiment_tokens // (2 * every), tokens(2 * every)
+    return [
+        f"experiments.receipts: {cost} tokens a change, which the budget has for {room} at most"
+    ]
 
 
 def _sandbox(config: RunConfig) -> str:

@@ -41,6 +41,7 @@ SPANS = {  # the icon of each step in MLflow's tree of a trace
     "decide": "AGENT",
     "guard": "GUARDRAIL",
     "outcome": "EVALUATOR",
+    "receipt": "EVALUATOR",
 }
 PREVIEW = 1000  # characters that MLflow keeps of a preview
 JOURNAL_TIMEOUT = 30.0  # seconds that a journal which is being written is waited for

@@ -20,7 +20,8 @@ class ExperimentsStanding:
         budget: training tokens that all may take; 0: none are made.
         charged: those that were taken, or may yet be.
         states: experiments by what became of them.
-        open: the one that is planned or runs, and ``progress``, how far that is, once it tells.
+        open: the one that is planned or runs, a policy's before a receipt, and ``progress``, how
+            far that is, once it tells.
     """
 
     budget: int = 0
@@ -40,7 +41,8 @@ class ExperimentsStanding:
         if self.open is None:
             return ""
         runs = "runs" if self.open.state == "running" else "is planned"
-        told = f"{self.open.id} {runs}, from step {self.open.step} ({self.open.decision})"
+        of = f"receipt of {self.open.decision}" if self.open.receipt else self.open.decision
+        told = f"{self.open.id} {runs}, from step {self.open.step} ({of})"
         if self.progress is None:
             return told
         done = f"{self.progress.done} of {self.progress.branches} branches"
@@ -64,7 +66,7 @@ def experiments_standing(paths: RunPaths, journal: Journal, budget: int) -> Expe
     states: dict[str, int] = {}
     for row in rows:
         states[row.state] = states.get(row.state, 0) + 1
-    begun = next((row for row in rows if row.open), None)
+    begun = next(iter(queries.open_experiments(journal)), None)
     progress = None
     if begun is not None and begun.state == "running":
         progress = read_progress(paths.dir / "experiments" / begun.id)
@@ -82,6 +84,7 @@ def experiment_json(row: ExperimentRow) -> Json:
         "branch_tokens": asked["tokens"],
         "schedule": asked["schedule"],
         "merge": asked["merge"],
+        "receipt": row.receipt,
         "effects": row.effects,
     }
 

@@ -126,7 +126,7 @@ def _fall(
     receipts = {
         decision.id: receipts_of(observation, decision)
         for decision, _ in changes
-        if observation.experiments
+        if observation.experiments or observation.receipts
     }
     blamed = [change for _, change in changes]
     return worst_fall(observation, blamed, settings.level, receipts)

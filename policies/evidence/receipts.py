@@ -3,6 +3,8 @@
 A branch is a twin of the run when it starts at the checkpoint that was decided on, goes on at the
 mixture from before the decision, and with the learning rate as the run's own. Each such branch
 gives one point: the run's own evaluation at as many tokens, paired with the branch's scores.
+A receipt that the controller made gives two, at half of its tokens and at its end, and starts at
+the last checkpoint before the change came into force.
 """
 
 from __future__ import annotations
@@ -37,22 +39,29 @@ def receipts_of(observation: Observation, decision: PastDecision) -> list[Receip
 def receipt_points(observation: Observation, decision: PastDecision) -> list[ReceiptPoint]:
     """The objective's paired differences of run and twins, shortest branch first."""
     found: dict[int, ReceiptPoint] = {}
-    for result in observation.experiments:
-        twin = _twin(result, decision)
-        if twin is None:
-            continue
-        end = result.tokens + result.branch_tokens
-        evaluation = _evaluation_at(observation, decision, end, NEAR * result.branch_tokens)
-        point = None if evaluation is None else _point(observation, twin, evaluation)
-        if point is not None:
-            found[end] = point
+    for result in (*observation.experiments, *observation.receipts):
+        for tokens, twin in _twins(result, decision):
+            end = result.tokens + tokens
+            evaluation = _evaluation_at(observation, decision, end, NEAR * tokens)
+            point = None if evaluation is None else _point(observation, twin, evaluation)
+            if point is not None:
+                found[end] = point
     return [found[end] for end in sorted(found)]
+
+
+def _twins(result: ExperimentResult, decision: PastDecision) -> list[tuple[int, ScoredBranch]]:
+    """What went on as before the decision, and for how many tokens."""
+    twin = _twin(result, decision)
+    found = [] if twin is None else [(result.branch_tokens, twin)]
+    if twin is not None and result.receipt and result.halfway is not None:
+        found.append((result.branch_tokens // 2, result.halfway))
+    return found
 
 
 def _twin(result: ExperimentResult, decision: PastDecision) -> ScoredBranch | None:
     """The branch of an experiment that goes on as before the decision."""
-    at_it = result.tokens == decision.tokens and result.schedule == "as the run"
-    if not at_it or result.state != "done":
+    same = result.decision == decision.id if result.receipt else result.tokens == decision.tokens
+    if not same or result.schedule != "as the run" or result.state != "done":
         return None
     branches = (*result.branches, *([result.control] if result.control else []))
     for branch in branches:

@@ -1,5 +1,6 @@
 from .experiment_budget import NONE_ALLOWED as NONE_ALLOWED
 from .experiment_budget import bound_experiment as bound_experiment
+from .experiment_budget import bound_receipt as bound_receipt
 from .experiment_budget import planned_cost as planned_cost
 from .guard_registry import Guard as Guard
 from .guard_state import GuardState as GuardState

@@ -69,6 +69,24 @@ def bound_experiment(
     return bounded
 
 
+def bound_receipt(weights: Mapping[str, float], *, tokens: int, left: int) -> Experiment:
+    """The twin of a change that goes on without it, on ``weights`` and as the run.
+
+    Args:
+        weights: the mixture in force before the change.
+        tokens: how long, in whole steps.
+        left: tokens that the budget of experiments has left.
+
+    Raises:
+        PolicyError: why there is none, in one line.
+    """
+    if tokens > left:
+        raise PolicyError(
+            f"a twin of {format_tokens(tokens)} tokens, the budget has {format_tokens(left)} left"
+        )
+    return Experiment([weights], tokens, "a twin without the change", schedule="as the run")
+
+
 def _mixture(weights: Mapping[str, float], names: list[str], where: str) -> dict[str, float]:
     for name, weight in weights.items():
         if name not in names:

@@ -87,6 +87,10 @@ class ExperimentResult(_Frozen):
         merges: merged models that were scored: at the present mixture, at the fitted one, and at
             the mixture of each branch that is no expert and draws from sources with experts only,
             in their order: what merges foretold of what was trained.
+        receipt: whether it is a twin of the run that goes on without the decision's change: one
+            branch on the mixture from before it, as long as two evaluations, and no control, which
+            is the run itself.
+        halfway: of a receipt, its branch at half of its tokens.
         mixmin: the best convex mixture of the experts' *probabilities* (MixMin, 2502.10510).
         cost: training tokens that were spent on it, over all branches.
         reason: why it was asked for or, of one that failed or was refused, why that is so.
@@ -103,7 +107,9 @@ class ExperimentResult(_Frozen):
     design: MergeDesign | None = None
     state: ExperimentState = "done"
     reason: str = ""
+    receipt: bool = False
     control: ScoredBranch | None = None
+    halfway: ScoredBranch | None = None
     branches: tuple[ScoredBranch, ...] = ()
     merges: tuple[ScoredBranch, ...] = ()
     fits: tuple[MergeFit, ...] = ()

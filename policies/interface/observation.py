@@ -100,6 +100,7 @@ class Observation(_Frozen):
     ``every`` are the training tokens between two evaluations, 0 if that isn't known. ``decay`` are
     those at the end of the budget in which the learning rate decays, None if that isn't known.
     ``experiments`` are those of this run, oldest first, running ones among them;
+    ``receipts`` are twins of its changes, which went on without them, those that are done;
     ``experiment_tokens`` what is left to spend on further ones, 0 where none may be asked for.
     """
 
@@ -123,6 +124,7 @@ class Observation(_Frozen):
     limits: Limits = Limits()
     decisions: tuple[PastDecision, ...] = ()
     experiments: tuple[ExperimentResult, ...] = ()
+    receipts: tuple[ExperimentResult, ...] = ()
     experiment_tokens: int = 0
 
     def metric_for(self, benchmark: str) -> str:

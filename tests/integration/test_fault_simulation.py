@@ -43,6 +43,8 @@ MUTATIONS = [
     "experiment-unrecorded",
     "experiment-over-budget",
     "experiment-outlives",
+    "receipt-early",
+    "receipt-first",
     "acknowledges-last",
     "half-transactions",
     "forgets-resume",

@@ -20,7 +20,7 @@ PATIENCE = 90.0  # simulated seconds after which a process that hangs is killed
 def spec_of(config: Any, asked: Any, checkpoint: Any, evals: Any, **given: Any) -> Any:
     """What the process is told."""
     place = str(config.run.dir / "experiments" / given["id"])
-    fields = {name: given[name] for name in ("id", "decision", "weights")}
+    fields = {name: given[name] for name in ("id", "decision", "weights", "receipt")}
     return SimpleNamespace(asked=asked, checkpoint=checkpoint, out=place, **fields)
 
 
@@ -86,16 +86,21 @@ class ExperimentRunner:
 
     def _result(self, spec: Any) -> ExperimentResult:
         asked = spec.asked
-        cost = asked.tokens * (len(asked.branches) + 1)
+        cost = asked.tokens * (1 if spec.receipt else len(asked.branches) + 1)
         fields = {"id": spec.id, "decision": spec.decision, "weights": spec.weights, "cost": cost}
         if self._fate == "experiment-fails":
             return ExperimentResult(**fields, state="failed", reason="a branch diverged")
+        if spec.receipt:
+            twins = [self._branch(spec, 1, half) for half in ("half", "end")]
+            place = {"tokens": spec.checkpoint.tokens, "branch_tokens": asked.tokens}
+            fields |= place | {"receipt": True, "schedule": asked.schedule}
+            return ExperimentResult(**fields, halfway=twins[0], branches=(twins[1],))
         sides = [self._branch(spec, n) for n in range(len(asked.branches) + 1)]
         return ExperimentResult(**fields, control=sides[0], branches=tuple(sides[1:]))
 
-    def _branch(self, spec: Any, number: int) -> ScoredBranch:
+    def _branch(self, spec: Any, number: int, part: str = "") -> ScoredBranch:
         weights = spec.asked.branches[number - 1] if number else spec.weights
-        rng = sim().noise("experiment", spec.id, number)
+        rng = sim().noise("experiment", spec.id, f"{number}{part}")
         items = {
             f"i{n}": {"bits_per_byte": 2 + n / 10 + rng.random() / 50, "bytes": 10.0}
             for n in range(ITEMS)

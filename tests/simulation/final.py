@@ -12,7 +12,7 @@ from mixloop.controller.journal import tamper_seal
 from mixloop.controller.journal.packing import unpack
 from mixloop.controller.journal.schema import TABLES
 
-from .invariants import OPEN, Violation
+from .invariants import OPEN, Violation, is_receipt
 
 if TYPE_CHECKING:
     from .runner import Simulation
@@ -112,9 +112,10 @@ def _experiments(world: Simulation, db: Any) -> None:
         "WHERE asked_by = 'policy' AND abandoned_by IS NULL AND step = ?",
         (newest,),
     ).fetchone()[0]
-    ended = db.execute("SELECT MAX(ended) FROM experiments WHERE abandoned_by IS NULL").fetchone()
-    if meta.get("paused") != "true" and (ended[0] or 0) > (known or 0):
-        raise Violation("experiment-told", f"{ended[0]} have ended, the policy knows of {known}")
+    rows = db.execute("SELECT ended, asked FROM experiments WHERE abandoned_by IS NULL").fetchall()
+    ended = max((row["ended"] or 0 for row in rows if not is_receipt(row)), default=0)
+    if meta.get("paused") != "true" and ended > (known or 0):
+        raise Violation("experiment-told", f"{ended} have ended, the policy knows of {known}")
 
 
 def _requests(world: Simulation, db: Any) -> None:

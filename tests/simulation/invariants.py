@@ -26,7 +26,8 @@ NAMES = {
     "experiment-budget": "experiments never take more tokens than their budget",
     "experiment-ends": "each experiment ends once, in one state, and stays so",
     "experiment-keeps": "a decision for an experiment leaves the mixture as it is",
-    "one-experiment": "one at a time, begun on record, none after the run's end",
+    "receipt-twin": "a receipt starts before its order, once that is in force, after all others",
+    "one-experiment": "one at a time, and one receipt, begun on record, none after the run's end",
     "experiment-told": "a policy sees what has ended when it is asked, and is asked again for it",
     "nothing-lost": "what was committed stays: decisions, orders, applications, scores, replies",
     "journal-first": "an order is in the journal before it is in mixture.json",
@@ -66,6 +67,10 @@ def _charged(row: dict[str, Any]) -> int:
 
 def _ended(row: sqlite3.Row, known: int) -> bool:
     return row["state"] == "refused" or (row["ended"] is not None and row["ended"] <= known)
+
+
+def is_receipt(row: Any) -> bool:
+    return bool(unpack(row["asked"]).get("receipt"))
 
 
 class Watch:
@@ -201,7 +206,8 @@ class Watch:
             if row["state"] == "planned" and taken > budget:
                 raise Violation("experiment-budget", f"{name}: {taken} of {budget} tokens")
             self._kept_mixture(db, row)
-        if sum(row["state"] in OPEN for row in rows.values()) > 1:
+        made = [is_receipt(row) for row in rows.values() if row["state"] in OPEN]
+        if len(made) > len(set(made)):
             raise Violation("one-experiment", "two are to be made")
         self._experiments = rows
 
@@ -233,6 +239,13 @@ class Watch:
         query = "SELECT * FROM decisions WHERE id = ?"
         decision = db.execute(query, (row["decision"],)).fetchone()
         before, after = unpack(decision["weights_before"]), unpack(decision["weights_after"])
+        if is_receipt(row):
+            twin = unpack(row["asked"])["branches"]
+            if decision["generation"] is None or decision["asked_by"] != "policy":
+                raise Violation("receipt-twin", f"{row['id']} is of no change of the policy's")
+            if twin != [before]:
+                raise Violation("receipt-twin", f"{row['id']} goes on as {twin}, not {before}")
+            return
         if decision["generation"] is not None or before != after:
             raise Violation("experiment-keeps", f"{decision['id']}: {before} became {after}")
         verdict = "refused" if row["state"] == "refused" else "experiment"
@@ -252,6 +265,20 @@ class Watch:
             raise Violation("one-experiment", f"{spec.id} begins without being on record")
         if spec.checkpoint.step != row["step"]:
             raise Violation("one-experiment", f"{spec.id} begins at step {spec.checkpoint.step}")
+        if is_receipt(row):
+            self._begins_as_twin(row, spec.checkpoint, db)
+
+    def _begins_as_twin(self, row: Any, checkpoint: Any, db: sqlite3.Connection) -> None:
+        order = db.execute("SELECT * FROM orders WHERE decision = ?", (row["decision"],)).fetchone()
+        if order["applied_tokens"] is None or order["applied_tokens"] < checkpoint.tokens:
+            raise Violation("receipt-twin", f"{row['id']} begins at {checkpoint.tokens} tokens")
+        twin = unpack(row["asked"])["weights"]
+        if any(abs(twin[name] - checkpoint.weights.get(name, 0.0)) > 1e-3 for name in twin):
+            raise Violation("receipt-twin", f"{row['id']} begins on {checkpoint.weights}")
+        rows = db.execute("SELECT * FROM experiments").fetchall()
+        first = [e["id"] for e in rows if e["state"] in OPEN and not is_receipt(e)]
+        if first:
+            raise Violation("receipt-twin", f"{row['id']} begins before {first}")
 
     def _told(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
         """What the policy says that it saw is what had ended, and that what hadn't still ran."""
@@ -259,14 +286,22 @@ class Watch:
         if seen is None:  # a policy that saw nothing, or that was not heard
             return
         known = db.execute(
-            "SELECT e.id, e.state, e.ended, d.seq FROM experiments e JOIN decisions d "
+            "SELECT e.id, e.state, e.ended, e.asked, d.seq FROM experiments e JOIN decisions d "
             "ON d.id = e.decision WHERE e.abandoned_by IS NULL AND e.state <> 'abandoned'"
         ).fetchall()
         wanted = [
             [e["id"], e["state"] if _ended(e, row["experiments_known"]) else "running"]
             for e in known
-            if e["seq"] < row["seq"]
+            if e["seq"] < row["seq"] and not is_receipt(e)
         ]
+        done = [
+            e["id"]
+            for e in known
+            if is_receipt(e) and e["state"] == "done" and _ended(e, row["experiments_known"])
+        ]
+        receipts = unpack(row["evidence"])["receipts"]
+        if receipts != done:
+            raise Violation("experiment-told", f"{row['id']} saw {receipts}, there were {done}")
         left = {e[0] for e in db.execute("SELECT id FROM experiments WHERE state = 'abandoned'")}
         if [one for one in seen if one[0] not in left] != wanted:
             raise Violation("experiment-told", f"{row['id']} saw {seen}, there were {wanted}")

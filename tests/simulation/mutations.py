@@ -256,7 +256,8 @@ def _decides_twice() -> list[Change]:
 
 
 def _experiment_untold() -> list[Change]:
-    return [(queries, "experiments_ended", lambda journal: 0)]
+    untold: Change = (queries, "experiment_news", lambda journal, known: False)
+    return [(queries, "experiments_ended", lambda journal: 0), untold]
 
 
 def _experiment_unrecorded() -> list[Change]:
@@ -274,6 +275,23 @@ def _experiment_over_budget() -> list[Change]:
 
 def _experiment_outlives() -> list[Change]:
     return [(observe.RunObserver, "_experiment_over", lambda self, ended: "")]
+
+
+def _receipt_early() -> list[Change]:
+    def first(self: observe.RunObserver, status: Any, ended: bool) -> tuple[str, str]:
+        rows = queries.open_experiments(self._run.journal)
+        return (rows[0].id, self._experiment_over(ended)) if rows else ("", "")
+
+    return [(observe.RunObserver, "_experiment", first)]
+
+
+def _receipt_first() -> list[Change]:
+    real = queries.open_experiments
+
+    def oldest(journal: Any) -> Any:
+        return sorted(real(journal), key=lambda row: not row.receipt)
+
+    return [(queries, "open_experiments", oldest)]
 
 
 # -- what was done must be remembered ------------------------------------------------------
@@ -557,6 +575,20 @@ MUTATIONS = (
         0,
         "experiment-ends one-experiment converges",
         _experiment_outlives,
+    ),
+    Mutation(
+        "receipt-early",
+        "a receipt begins before its order is in force",
+        17,
+        "receipt-twin",
+        _receipt_early,
+    ),
+    Mutation(
+        "receipt-first",
+        "a receipt comes before a policy's experiment",
+        25,
+        "receipt-twin",
+        _receipt_first,
     ),
     Mutation(
         "acknowledges-last",

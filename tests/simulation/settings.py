@@ -62,7 +62,7 @@ def draw_settings(rng: random.Random, folder: Path, seed: int, budget: int) -> d
             "loss_spike": None,
         },
         "approval": approval if rng.random() < 0.5 else {},
-        "experiments": {"budget": rng.choice([0, "10%", "40%", "80%", "80%"])},
+        "experiments": _draw_experiments(rng, seed),
         "tracking": {"uri": "http://tracker"},
         "controller": {"poll": 1.0},
         "trainer": {
@@ -72,3 +72,9 @@ def draw_settings(rng: random.Random, folder: Path, seed: int, budget: int) -> d
             "limits": {"cap": rng.choice([0.95, 1.0])},
         },
     }
+
+
+def _draw_experiments(rng: random.Random, seed: int) -> dict[str, Any]:
+    """Receipts in every second run, without a draw that would move all those after it."""
+    budget = rng.choice([0, "10%", "40%", "80%", "80%"])
+    return {"budget": budget, "receipts": budget != 0 and seed % 2 == 1}

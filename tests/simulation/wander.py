@@ -15,8 +15,9 @@ class Wander:
 
     def decide(self, observation: Observation) -> Proposal | Hold | Experiment:
         seen = [[e.id, e.state] for e in observation.experiments]
+        told = {"experiments": seen, "receipts": [e.id for e in observation.receipts]}
         reply = _tried(observation) or self._moved(observation)
-        return reply.model_copy(update={"evidence": reply.evidence | {"experiments": seen}})
+        return reply.model_copy(update={"evidence": reply.evidence | told})
 
     def _moved(self, observation: Observation) -> Proposal | Hold:
         if not observation.in_force:

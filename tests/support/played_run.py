@@ -166,6 +166,8 @@ class QuickExperiments:
 
 def result_of(spec: Any) -> ExperimentResult:
     """What a played experiment comes to: more code, fewer bits per byte."""
+    if spec.receipt:
+        return _receipt_of(spec)
     sides = [_scored(weights) for weights in (spec.weights, *spec.branches)]
     fit = MergeFit(weights=dict(spec.branches[0]), gains={"gsm8k": (0.1, 0.01)})
     return ExperimentResult(
@@ -182,6 +184,33 @@ def result_of(spec: Any) -> ExperimentResult:
         fits=(fit,) if spec.merge is not None else (),
         cost=spec.cost,
     )
+
+
+def _receipt_of(spec: Any) -> ExperimentResult:
+    """A twin that stays where it began, while the run gains with every step."""
+    (weights,) = spec.branches
+    return ExperimentResult(
+        id=spec.id,
+        decision=spec.decision,
+        step=spec.step,
+        tokens=spec.run_tokens,
+        weights=spec.weights,
+        branch_tokens=spec.tokens,
+        schedule=spec.schedule,
+        receipt=True,
+        halfway=_like_the_run(weights, spec.step),
+        branches=(_like_the_run(weights, spec.step),),
+        cost=spec.cost,
+    )
+
+
+def _like_the_run(weights: dict[str, float], step: int) -> ScoredBranch:
+    """As ``QuickEvaluator`` scores the run at a step."""
+    bits = 2 - step / 1000
+    items = {f"i{n}": {"bits_per_byte": bits + n / 10, "bytes": 10.0} for n in range(5)}
+    metric = Metric(value=bits + 0.2, stderr=0.1, n=5, higher_is_better=False)
+    score = BenchmarkScore(metrics={"bits_per_byte": metric}, items=items)
+    return ScoredBranch(weights=weights, benchmarks={"gsm8k": score})
 
 
 def _scored(weights: dict[str, float]) -> ScoredBranch:

@@ -83,7 +83,9 @@ def _run(args: SimulateArgs) -> RunConfig | None:
     if args.segments:
         every = max(1, budget // args.segments)
     evals = config.evals.model_copy(update={"every": every})
-    return config.model_copy(update={"budget": budget, "guards": guards, "evals": evals})
+    experiments = config.experiments.model_copy(update={"receipts": False})  # nothing trains twins
+    changed = {"budget": budget, "guards": guards, "evals": evals, "experiments": experiments}
+    return config.model_copy(update=changed)
 
 
 def _budget(args: SimulateArgs) -> int | None:

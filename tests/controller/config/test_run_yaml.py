@@ -123,6 +123,18 @@ def test_the_budget_of_experiments_is_a_share_or_a_count(
     assert load_config(path).experiment_tokens == tokens
 
 
+def test_a_twin_is_not_compared_with_a_mean_of_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    made = change(GOOD, "experiments", {"budget": "2%", "receipts": True})
+    path.write_text(yaml.safe_dump(made))
+    assert load_config(path).experiments.receipts
+    path.write_text(yaml.safe_dump(change(made, "evals.average", 3)))
+    with pytest.raises(
+        BadInput, match=r"experiments\.receipts: .* a mean of 3; set evals\.average"
+    ):
+        load_config(path)
+
+
 def test_commands_of_experiments_are_relative_to_the_run_file(tmp_path: Path) -> None:
     command = ["./branch.sh", "{checkpoint}", "{mixture}", "{tokens}", "--out={out}"]
     made = change(GOOD, "experiments.trainer", command)
@@ -148,6 +160,7 @@ BAD = [
     ("trainer.model.hiden_size", 4, ["trainer.model.hiden_size", "did you mean 'hidden_size'"]),
     ("budget", "11X", ["budget", "11X", "11T"]),
     ("budget", 0, ["budget", "0"]),
+    ("experiments.receipts", True, ["experiments.receipts", "add budget: 2%"]),
     ("guards.dwell", "2 Q", ["guards.dwell", "2 Q"]),
     ("evals.every", "-5M", ["evals.every", "-5M"]),
     ("sources.web.weight", 0.5, ["0.75", "not 1", "+0.25"]),

@@ -119,6 +119,26 @@ def test_an_unchanged_branch_as_the_run_scores_as_the_runs_own_checkpoint(
     assert result.branches[0].benchmarks != own
 
 
+def test_a_receipt_is_one_branch_scored_half_way_and_at_its_end(
+    experiment: Make, run_config: RunConfig
+) -> None:
+    """Each as the branch of that length is; beside a run that kept its mixture, no difference."""
+    spec = experiment([{}], steps=10, schedule="as the run")
+    receipt = spec.model_copy(update={"receipt": True, "branches": (spec.weights,)})
+    result = carried_out(receipt)
+    assert (result.receipt, result.control, result.cost) == (True, None, receipt.tokens)
+    scorer = Scorer(spec.evals)
+    end = RunPaths(run_config.run.dir).checkpoints / checkpoint_store.folder_name(40)
+    own = scores_of(scorer.score(end))
+    scorer.close()
+    (twin,) = result.branches
+    assert twin.benchmarks == own
+    assert result.halfway is not None
+    assert result.halfway.benchmarks.keys() == own.keys()
+    assert result.halfway.benchmarks != own
+    assert left(spec.out) == set()
+
+
 @pytest.fixture
 def merged(
     experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

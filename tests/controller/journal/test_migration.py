@@ -47,7 +47,7 @@ def test_it_is_read_without_being_changed(old: Path) -> None:
     assert with_views.version == 1
     assert len(views.history(with_views)) > 1
     assert queries.experiments(with_views) == []
-    assert queries.open_experiment(with_views) is None
+    assert queries.open_experiments(with_views) == []
     assert queries.experiment(with_views, "e-000001") is None
     assert queries.experiments_charged(with_views) == 0
     assert queries.experiments_known(with_views, 1) == 0

@@ -284,6 +284,25 @@ def twin(length: int, ahead: float) -> ExperimentResult:
     )
 
 
+def test_one_receipt_has_the_two_points_that_it_takes() -> None:
+    slower = observed(24, course, ONE)
+    late, early = twin(4, 0.25), twin(2, 0.25)
+    receipt = late.model_copy(
+        update={
+            "receipt": True,
+            "tokens": EVERY * 20,
+            "branches": (late.control,),
+            "control": None,
+            "halfway": early.control,
+        }
+    )
+    seen = slower.model_copy(update={"receipts": (receipt,)})
+    assert policy_standing(seen, SETTINGS).back_to == pytest.approx(START)
+    other = receipt.model_copy(update={"decision": "d-000009"})
+    seen = slower.model_copy(update={"receipts": (other,)})
+    assert policy_standing(seen, SETTINGS).back_to is None
+
+
 def test_a_receipt_decides_where_there_is_one() -> None:
     """The trend sees nothing, the twins are ahead; and the other way round."""
     slower = observed(26, course, ONE)
