@@ -7,6 +7,7 @@ of the tokens between the two under it; a checkpoint taken right after a change 
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from mixloop.controller.core import OrderRow
 from mixloop.controller.journal import Journal, queries
 from mixloop.policies.evidence import RECENT, honest_difference, receipts_of
 from mixloop.policies.interface import (
+    BITS_PER_BYTE,
     Evaluation,
     ExperimentResult,
     MissingScore,
@@ -174,8 +176,14 @@ class Outcomes:
             generation=row.generation,
             weights_before=dict(row.weights_before),
         )
-        scored = observation_builder.evaluations(self._journal)
-        run = Observation(sources={}, weights={}, evaluations=scored, experiments=made)
+        run = Observation(
+            sources={},
+            weights={},
+            evaluations=observation_builder.evaluations(self._journal),
+            experiments=made,
+            steering=dict.fromkeys(queries.steering(self._journal), BITS_PER_BYTE),
+            objective=json.loads(queries.start_params(self._journal).get("objective", "{}")),
+        )
         told = receipts_of(run, decision)
         return asdict(told[-1]) if told and math.isfinite(told[-1].low) else None
 

@@ -116,8 +116,10 @@ class Controller:
             "approval_timeout": config.approval.timeout,
             "experiment_tokens": config.experiment_tokens or None,
         }
+        objective = {name: goal.model_dump() for name, goal in config.objective.items()}
         return {
             "budget": config.budget,
+            **({"objective": json.dumps(objective, sort_keys=True)} if objective else {}),
             "seed": config.run.seed,
             "policy": config.policy.use,
             "policy_options": json.dumps(config.policy.options, sort_keys=True),

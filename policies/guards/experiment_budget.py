@@ -81,9 +81,7 @@ def bound_receipt(weights: Mapping[str, float], *, tokens: int, left: int) -> Ex
         PolicyError: why there is none, in one line.
     """
     if tokens > left:
-        raise PolicyError(
-            f"a twin of {format_tokens(tokens)} tokens, the budget has {format_tokens(left)} left"
-        )
+        raise PolicyError(f"a twin of {tokens:,} tokens, the budget has {left:,} left")
     return Experiment([weights], tokens, "a twin without the change", schedule="as the run")
 
 

@@ -16,7 +16,7 @@ from mixloop.contract import read_holds
 from mixloop.controller.core import mlflow_entries
 from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import queries
-from mixloop.controller.loop import experiment_jobs
+from mixloop.controller.loop import experiment_jobs, scoring
 from mixloop.controller.report import page as report
 from mixloop.tools.simulate.backtest import recorded
 
@@ -42,6 +42,16 @@ Make = Callable[..., Any]
 def once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, play: Any, played_run: ModuleType
 ) -> Make:
+    class Watching(played_run.QuickEvaluator):  # type: ignore[name-defined,misc]
+        """Scores a benchmark too that is only watched, which no twin has."""
+
+        def poll(self) -> Any:
+            card = super().poll()
+            if card is not None:
+                card.benchmarks["math"] = card.benchmarks["gsm8k"]
+            return card
+
+    monkeypatch.setattr(scoring, "Evaluator", Watching)
     monkeypatch.setattr(experiment_jobs, "ExperimentRunner", played_run.QuickExperiments)
     played_run.QuickExperiments.fails, played_run.QuickExperiments.held = 0, False
 
@@ -49,6 +59,8 @@ def once(
         (tmp_path / "once.py").write_text(ONCE.format(at=at, asks=asks))
         settings: dict[str, Any] = {"policy": {"use": "./once.py:Once"}, "experiments": SETTINGS}
         settings["guards"] = {"max_change": 0.5, "max_epochs": None}
+        data = {"data": "packages"}
+        settings["evals"] = {"benchmarks": {"gsm8k": data}, "watch": {"math": data}}
         return play(**(settings | changed))
 
     return make
@@ -87,23 +99,17 @@ def test_a_change_is_told_by_a_twin_that_went_on_without_it(once: Make) -> None:
     assert spec.branches == (pytest.approx(before, abs=1e-6),)
     assert (spec.tokens, spec.schedule, spec.step, spec.cost) == (3200, "as the run", 40, 3200)
     assert [(e["step"], e["verdict"]) for e in run.history()] == [(20, "hold"), (40, "intervene")]
-    run.train(10)
+    run.train(5)
     # the twin stays, the run gains 0.001 a step: 0.02 at step 60 and 0.04 at 80
     told = outcome(run, 2)["receipt"]
     assert (told["n"], told["effect"]) == (2, pytest.approx(0.03))
     assert told["low"] < 0.03 < told["high"]
-    assert [e["reason"] for e in run.history()[2:]] == ["receipts: e-000001"] * 3
+    assert [e["reason"] for e in run.history()[2:]] == ["receipts: e-000001"] * 2
     assert queries.experiments_charged(run.journal) == 3200
+    people_read_it(run)
 
 
-def test_people_read_it_wherever_outcomes_are_shown(once: Make, played_run: ModuleType) -> None:
-    run = once()
-    played_run.QuickExperiments.held = True
-    run.train(11)
-    asked = CliRunner().invoke(app, ["status", str(run.path)]).output
-    assert "e-000001 runs, from step 40 (receipt of d-000002)" in asked
-    played_run.QuickExperiments.held = False
-    run.train(10)
+def people_read_it(run: Any) -> None:
     told = " ".join(CliRunner().invoke(app, ["explain", str(run.path), "2"]).output.split())
     assert "receipt: +0.0300 bits_per_byte against 2 twin points without it" in told
     assert "e-000001 done: receipt of d-000002, a twin without it of 3.2k tokens" in told
@@ -150,6 +156,8 @@ def test_a_second_controller_goes_on_with_it(once: Make, played_run: ModuleType)
     run = once()
     played_run.QuickExperiments.held = True
     run.train(11)
+    asked = CliRunner().invoke(app, ["status", str(run.path)]).output
+    assert "e-000001 runs, from step 40 (receipt of d-000002)" in asked
     played_run.QuickExperiments.held = False
     run.controller.journal.close()
     run.controller.owned.lock.close()
@@ -171,40 +179,13 @@ def test_an_order_that_never_comes_into_force_costs_nothing(once: Make) -> None:
     assert started(run) == []
 
 
-@pytest.mark.parametrize(
-    ("changed", "why"),
-    [
-        ({"at": 20}, "no receipt: one evaluation doesn't tell how far apart they are"),
-        ({"experiments": {"budget": 3199, "receipts": True}}, "the budget has 3.2k left"),
-        ({"budget": 8000}, "no receipt: training ends before a twin could"),
-    ],
-)
-def test_where_there_can_be_none_the_decision_says_so(
-    once: Make, changed: dict[str, Any], why: str
-) -> None:
-    run = once(**changed)
-    run.train(8)
-    decision = next(n for n, e in enumerate(run.history(), 1) if e["verdict"] == "intervene")
-    assert why in notes(run, decision)[0]
-    assert made(run) == []
-
-
-def test_a_persons_order_has_none(once: Make) -> None:
-    run = once(at=0)
-    run.train(8)
-    run.tell("set", "code=0.2")
-    run.train(4)
-    assert run.history()[-1]["generation"] is None
-    assert made(run) == []
-
-
 def test_a_back_test_sees_what_the_policy_saw(once: Make, played_run: ModuleType) -> None:
     run = once()
     played_run.QuickExperiments.held = True
     run.train(12)
     played_run.QuickExperiments.held = False
-    run.train(8)
+    run.train(4)
     pairs = list(recorded(run.journal, run.controller.config))
-    assert [len(seen.receipts) for _, seen in pairs] == [0, 0, 0, 1, 1]
+    assert [len(seen.receipts) for _, seen in pairs] == [0, 0, 0, 1]
     for was, seen in pairs:
         assert observation_builder.digest(seen) == was.observation_digest, was.id
