@@ -14,7 +14,7 @@ from mixloop.contract import Status
 from mixloop.controller.config import ApprovalSection, RunConfig
 from mixloop.policies.evidence import PolicyStanding, Veto, claims_of
 from mixloop.policies.guards import GuardContext, GuardNote, GuardResult, apply_guards
-from mixloop.policies.interface import Experiment, Observation, load_policy
+from mixloop.policies.interface import Experiment, Observation, jsonable, load_policy
 from mixloop.policies.mixture import total_variation
 
 from .decision_record import DecisionRecord, OrderRecord, Plan, Weights
@@ -292,7 +292,8 @@ def _asked(answer: Answer, observation: Observation) -> PolicyAnswer:
         )
     if answer.kind == "experiment":
         try:
-            wanted = Experiment(**payload)
+            # as the journal will have it: a share that is no number is null there
+            wanted = Experiment(**jsonable(payload))
         except (TypeError, ValueError) as error:
             return _asked(Answer("failed", {"reason": one_line(error)}), observation)
         return PolicyAnswer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -35,9 +36,13 @@ def decided(kind: str = "proposal", on: bool = True, **seen: Any) -> DecisionRec
         "experiment_tokens": 2000,
     }
     observation = Observation.model_validate(fields | seen)
-    payload = PROPOSAL if kind == "proposal" else {"reason": "-", "evidence": {}, "verdict": "hold"}
+    payloads = {
+        "proposal": PROPOSAL,
+        "hold": {"reason": "-", "evidence": {}, "verdict": "hold"},
+        "experiment": {"reason": "-", "branches": [{"web": math.nan}], "tokens": 100},
+    }
     return make_decision(
-        Answer(kind, payload),
+        Answer(kind, payloads[kind]),
         observation,
         config,
         status=status_of(observation),
@@ -81,3 +86,10 @@ def test_where_there_can_be_none_the_decision_says_why(seen: dict[str, Any], why
     assert made.experiment is None
     (note,) = (note for note in made.guards if note.guard == "experiments")
     assert note.detail == f"no receipt: {why}"
+
+
+def test_a_share_that_is_no_number_is_the_policys_failure() -> None:
+    """The journal could not tell it to the next decision."""
+    made = decided("experiment")
+    assert (made.verdict, made.experiment) == ("hold", None)
+    assert made.reason.startswith("the policy failed: ")
