@@ -55,6 +55,13 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names)}" if names else ""
 
 
+_SHAPES = dict.fromkeys(("list_type", "tuple_type"), "must be a list, as in [a, b]")
+_SHAPES |= dict.fromkeys(
+    ("dict_type", "model_type", "mapping_type"), "must be keys with values, as in {key: value}"
+)
+"""What YAML calls a thing, where pydantic speaks of Python's."""
+
+
 def explain_error(
     error: ValidationError, *models: type[BaseModel], prefix: str = "", what: str = "key"
 ) -> str:
@@ -81,7 +88,9 @@ def explain_error(
         return f"{key}: missing; give it a value{more}"
     message = first["msg"].removeprefix("Value error, ")
     ours = kind == "value_error"  # most of our own validators name the value
-    if not ours:
+    if kind in _SHAPES:
+        message = _SHAPES[kind]
+    elif not ours:
         message = message[:1].lower() + message[1:]
     text = shown(value, 200)
     if not isinstance(value, Mapping) and not (ours and text.strip("'") in message):

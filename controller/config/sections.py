@@ -5,11 +5,13 @@ A section that another room is configured by is that room's own model with what 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from mixloop.common.errors import suggest
 from mixloop.common.units import Tokens, parse_tokens
 from mixloop.evals import COMMAND, EvalSettings, Launcher
 from mixloop.trainer.config import JobSource, LimitSettings, ModelSettings, TrainerSettings
@@ -89,8 +91,12 @@ def _as_share_or_tokens(value: Any) -> float | int:
         if not 0 <= value <= 1:
             raise ValueError(_BUDGET_FORMS)
         return value if value < 1 else 1 - 2**-53  # all of it, and still a share
-    if isinstance(value, float) and 0 < value < 1:
-        return value
+    try:
+        number = float(value) if isinstance(value, str) else value
+    except ValueError:
+        number = value
+    if isinstance(number, float) and 0 < number < 1:
+        return number
     try:
         return parse_tokens(value)
     except ValueError:
@@ -142,6 +148,10 @@ class ExperimentsSection(Section):
         missing = [word for word in TRAINER_WORDS if not any(word in part for part in value or ())]
         if value is not None and missing:
             raise ValueError(f"'{missing[0]}' is missing: the command must be told where that is")
+        known = (*TRAINER_WORDS, "{learning_rate}")
+        for part in value or ():
+            if re.fullmatch(r"\{\w+\}", part) and part not in known:
+                raise ValueError(f"nothing is put in for '{part}'{suggest(part, known)}")
         return value
 
 

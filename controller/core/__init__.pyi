@@ -13,6 +13,7 @@ from .guard_context import RECENT as RECENT
 from .guard_context import guard_settings as guard_settings
 from .guard_context import remaining as remaining
 from .guard_context import stages as stages
+from .guard_context import step_tokens as step_tokens
 from .guard_context import switching_lead as switching_lead
 from .heartbeat import MIN_STALL_LIMIT as MIN_STALL_LIMIT
 from .heartbeat import Heartbeat as Heartbeat

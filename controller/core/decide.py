@@ -25,6 +25,7 @@ from .way_back import GUARDS, way_back
 
 NOTHING = 1e-6  # total variation below which two mixtures are the same order
 ENDED = "training has ended, nothing can be changed any more"
+LONGEST_REASON = 2000  # characters
 KINDS = ("proposal", "hold", "experiment", "failed", "unread")
 
 
@@ -281,7 +282,7 @@ def _declared(asked: PolicyAnswer, observation: Observation, config: RunConfig) 
 
 
 def _asked(answer: Answer, observation: Observation) -> PolicyAnswer:
-    payload = answer.payload
+    payload = {**answer.payload, "reason": _shortened(answer.payload["reason"])}
     current = dict(observation.weights)
     if answer.kind == "failed":
         reason = f"the policy failed: {payload['reason']}; the mixture stays"
@@ -308,6 +309,13 @@ def _asked(answer: Answer, observation: Observation) -> PolicyAnswer:
         proposed=True,
         declared=payload.get("declared", False),
     )
+
+
+def _shortened(reason: str) -> str:
+    """A policy's reason as people can read it: it stands in lines of logs and tables."""
+    if len(reason) <= LONGEST_REASON:
+        return reason
+    return f"{reason[:LONGEST_REASON]}… (cut: {len(reason):,} characters)"
 
 
 def needed(

@@ -211,6 +211,8 @@ class ExperimentRow(TableRow):
         """Tokens that count against the budget: what is planned, until less is known to be so."""
         if self.state == "refused" or (not self.open and not self.attempts):
             return 0
+        if self.state == "failed" and self.cost:
+            return self.cost
         return max(self.planned, self.cost)
 
 

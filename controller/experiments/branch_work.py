@@ -142,8 +142,8 @@ class BranchWork:
         self._scorer.release()
         scores = scores_of(card)
         if not scores:
-            missing = "; ".join(score.reason or name for name, score in card.benchmarks.items())
-            raise BranchError(f"it was not scored: {missing}")
+            missing = [score.reason or name for name, score in card.benchmarks.items()]
+            raise BranchError(f"it was not scored: {'; '.join(dict.fromkeys(missing))}")
         half = self._half_scores(folder) if self._spec.receipt else {}
         return TrainedBranch(benchmarks=scores, half=half, **self._report(folder))
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 from mixloop.common.files import write_json
 from mixloop.trainer.branching import HALF
@@ -24,6 +26,8 @@ from .spec import ExperimentSpec
 
 BRANCH_SCHEMA = "mixloop/branch/1"
 _SHOWN = 300  # characters of a reason
+_LOGGED = 2**20  # bytes of one branch's output that the log takes
+_LINGER = 0.5  # seconds for the rest of its output, which a process that it left may hold open
 # the command ends with us, however that is
 _TETHERED = """
 import os, sys
@@ -71,24 +75,52 @@ def train_by_command(
     }
     command = [_filled(argument, words) for argument in spec.command]
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _TETHERED, str(os.getpid()), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        status, last = _run([sys.executable, "-c", _TETHERED, str(os.getpid()), *command])
     finally:
         mixture.unlink(missing_ok=True)
-    sys.stderr.write(done.stdout)
-    if done.returncode:
-        lines = done.stdout.strip().splitlines() or [""]
-        raise BranchError(f"its command ended with status {done.returncode}: {lines[-1][:_SHOWN]}")
+    if status:
+        told_why = f": {last[:_SHOWN]}" if last else " and said nothing"
+        raise BranchError(f"its command ended with status {status}{told_why}")
     for folder in (out, *([out / HALF] if (out / HALF).is_dir() else [])):
         if not any(folder.glob("*.safetensors")) or not (out / "config.json").is_file():
-            raise BranchError(f"its command left no model in Hugging Face format in {folder.name}")
+            where = "{out}" if folder == out else f"{{out}}/{HALF}"
+            raise BranchError(
+                f"its command left no model in Hugging Face format (config.json, *.safetensors) "
+                f"in {where}"
+            )
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """Its exit status and the last line of its output, which goes to the log as it comes.
+
+    However much it prints, little is kept: this machine has a run to train.
+    """
+    kept = bytearray()
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        reader = threading.Thread(target=_follow, args=(process.stdout, kept), daemon=True)
+        reader.start()
+        status = process.wait()
+        reader.join(_LINGER)
+        if reader.is_alive():  # what holds it open has to be let go of, not waited for
+            process.stdout = None
+    lines = bytes(kept).decode("utf-8", "replace").strip().splitlines() or [""]
+    return status, lines[-1]
+
+
+def _follow(output: IO[bytes], kept: bytearray) -> None:
+    logged = 0
+    while chunk := os.read(output.fileno(), 2**16):
+        kept += chunk
+        del kept[:-4096]
+        if logged < _LOGGED:
+            sys.stderr.write(chunk[: _LOGGED - logged].decode("utf-8", "replace"))
+            sys.stderr.flush()
+            logged += len(chunk)
+            if logged >= _LOGGED:
+                sys.stderr.write("\n[what this branch prints further is left out]\n")
 
 
 def rate_at_checkpoint(spec: ExperimentSpec) -> float:

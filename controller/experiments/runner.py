@@ -68,7 +68,9 @@ class Experimenter:
         except Exception as error:
             traceback.print_exc()
             reason = str(error) if isinstance(error, ExperimentError) else one_line(error)
-            result = self._bare(trained).model_copy(update={"state": "failed", "reason": reason})
+            # a branch that failed may have done so at its end
+            update = {"state": "failed", "reason": reason, "cost": len(trained) * self._spec.tokens}
+            result = self._bare(trained).model_copy(update=update)
         place.clean()  # first: a result needs room too
         place.keep(place.result, result)
         self._tell(done=sum(not b.failed for b in trained.values()), doing=result.state)

@@ -47,13 +47,16 @@ def done(journal: Journal, row: ExperimentRow, result: Json, *, cost: int, effec
         enqueue(tx, experiment_entry(row, "done", None, cost, effects, now_ms()))
 
 
-def failed(journal: Journal, row: ExperimentRow, reason: str) -> None:
-    """It has ended without a result, and is not tried again."""
+def failed(journal: Journal, row: ExperimentRow, reason: str, *, cost: int = 0) -> None:
+    """It has ended without a result, and is not tried again; ``cost``: of all branches; 0: unknown.
+
+    What was not begun is the budget's again.
+    """
     with journal.transaction() as tx:
-        _end(tx, row.id, "failed", reason)
+        _end(tx, row.id, "failed", reason, cost)
         detail = {"experiment": row.id, "reason": reason}
         add_event(tx, journal.fence or 0, "experiment-failed", detail)
-        enqueue(tx, experiment_entry(row, "failed", reason, row.planned, {}, now_ms()))
+        enqueue(tx, experiment_entry(row, "failed", reason, cost or row.planned, {}, now_ms()))
 
 
 def _end(

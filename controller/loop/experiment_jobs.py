@@ -121,7 +121,8 @@ class ExperimentJobs:
             self._forget()
             return
         else:
-            experiment_records.failed(journal, row, result.reason)
+            cost = result.cost if isinstance(result, ExperimentResult) else 0
+            experiment_records.failed(journal, row, result.reason, cost=cost)
             self.run.say(f"experiment {row.id} failed: {result.reason}")
         self._end(row.id)
         self.scoring.hold(state)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from mixloop.common.text import tokens
 from mixloop.controller.config import RunConfig
-from mixloop.controller.core import guard_settings, switching_lead
+from mixloop.controller.core import guard_settings, step_tokens, switching_lead
 
 KINDS = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql", "file")
 STORE = "write http://HOST:PORT, sqlite:///FILE, or leave it out for a file in the run folder"
@@ -36,6 +36,7 @@ def impossible(
     yield from _same_stores(config, infos)
     yield from _tracking(config)
     yield from _evaluations(config, needs)
+    yield from _experiments(config)
 
 
 def _bounds(config: RunConfig, weights: Mapping[str, float]) -> Iterator[str]:
@@ -95,6 +96,16 @@ def _tracking(config: RunConfig) -> Iterator[str]:
         yield f"tracking.uri: {uri!r} names no host; {STORE}"
     elif kind == "sqlite" and (parts.netloc or Path(parts.path[1:]).is_dir()):
         yield f"tracking.uri: {uri!r} names no file; {STORE}"
+
+
+def _experiments(config: RunConfig) -> Iterator[str]:
+    left, least = config.experiment_tokens, 2 * step_tokens(config, 0)
+    if config.experiments.budget and left < least:
+        yield (
+            f"experiments.budget: {config.experiments.budget:g} is {left:,} tokens, and a branch "
+            f"and its control of one step take {least:,}; a share of the run is written 2% or "
+            "0.02, and 0 is none"
+        )
 
 
 def _evaluations(config: RunConfig, needs: Mapping[str, int]) -> Iterator[str]:

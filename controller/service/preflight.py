@@ -213,6 +213,11 @@ def _receipts(config: RunConfig) -> list[str]:
     if not config.experiments.receipts or not every:
         return []
     room, cost = config.experiment_tokens // (2 * every), tokens(2 * every)
+    if not room:
+        return [
+            f"experiments.receipts: no change will have one: it takes {cost} tokens, two "
+            f"evaluations, and experiments.budget is {tokens(config.experiment_tokens)}"
+        ]
     return [
         f"experiments.receipts: {cost} tokens a change, which the budget has for {room} at most"
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter
@@ -11,6 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, T
 from .experiment_result import BranchSchedule, MergeDesign
 from .observation import Observation
 from .policy_error import PolicyError
+
+LARGEST_REPLY = 2**22
+"""Bytes of a policy's answer: it is kept for good, and read by every later decision and view."""
 
 
 def jsonable(value: Any) -> Any:
@@ -162,12 +165,33 @@ def reply_to_json(reply: object) -> str:
     """A policy's answer as JSON text, to cross a process boundary.
 
     Raises:
-        PolicyError: when it is neither a ``Proposal`` nor a ``Hold`` nor an ``Experiment``.
+        PolicyError: when it is neither a ``Proposal`` nor a ``Hold`` nor an ``Experiment``, holds a
+            number that is none, or is larger than a journal should keep of one decision.
     """
     if not isinstance(reply, Reply):
         kind = type(reply).__name__
         raise PolicyError(f"decide() returned {kind}, not a Proposal, a Hold or an Experiment")
-    return reply.model_dump_json()
+    for place, value in _not_finite(reply.model_dump(exclude={"evidence"})):
+        raise PolicyError(f"decide() returned {type(reply).__name__} with {place} {value}")
+    text = reply.model_dump_json()
+    if len(text) > LARGEST_REPLY:
+        raise PolicyError(
+            f"decide() returned {len(text) / 2**20:.1f} MiB, which every later look at the run "
+            f"would read; {LARGEST_REPLY // 2**20} at most: leave detail out of reason and evidence"
+        )
+    return text
+
+
+def _not_finite(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers that are none, each with where it is, as in ``branches.1.web``, from 1."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _not_finite(entry, f"{place}.{name}" if place else str(name))
+    elif isinstance(value, list | tuple):
+        for number, entry in enumerate(value, start=1):
+            yield from _not_finite(entry, f"{place}.{number}")
 
 
 def reply_from_json(text: str | bytes) -> Reply:

@@ -58,7 +58,7 @@ class Whole(BaseModel):
         ({"maybe": {"step": -1}}, "maybe.step: input should be greater than 0 (value -1)"),
         ({"maybe": {"step": 1, "name": "bad"}}, "maybe.name: give another (value 'bad')"),
         ({"maybe": {"step": 1, "name": "quoted"}}, "maybe.name: 'quoted' is no name"),
-        ({"parts": {}}, "parts: input should be a valid list"),
+        ({"parts": {}}, "parts: must be a list, as in [a, b]"),
     ],
 )
 def test_key_value_and_mend(data: Any, said: str) -> None:

@@ -61,6 +61,8 @@ class Violation(BaseException):  # so that no handler of the product takes it fo
 
 
 def _charged(row: dict[str, Any]) -> int:
+    if row["state"] == "failed" and row["cost"]:
+        return int(row["cost"])
     begun = row["state"] in OPEN or row["attempts"]
     return int(row["planned"]) if begun and row["state"] != "refused" else 0
 

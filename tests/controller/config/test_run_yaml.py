@@ -176,6 +176,13 @@ BAD = [
     ("experiments.launcher", "ray", ["experiments.launcher", "ray is not for experiments"]),
     ("experiments.launcher", ["srun"], ["experiments.launcher", "{command}"]),
     ("experiments.trainer", ["x", "{checkpoint}"], ["experiments.trainer", "{mixture}"]),
+    (
+        "experiments.trainer",
+        ["x", "{checkpoint}", "{mixture}", "{tokens}", "{out}", "{learningrate}"],
+        ["'{learningrate}'", "did you mean '{learning_rate}'?"],
+    ),
+    ("experiments.trainer", "./branch.sh", ["experiments.trainer: must be a list, as in [a, b]"]),
+    ("experiments", "2%", ["experiments: must be keys with values, as in {key: value}", "'2%'"]),
 ]
 
 

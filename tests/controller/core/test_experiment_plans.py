@@ -16,7 +16,9 @@ NOW = {"web": 0.8, "code": 0.2}
 PROPOSAL = {"weights": {"web": 0.7, "code": 0.3}, "reason": "more code", "plan": [], "evidence": {}}
 
 
-def decided(kind: str = "proposal", on: bool = True, **seen: Any) -> DecisionRecord:
+def decided(
+    kind: str = "proposal", on: bool = True, reason: str = "-", **seen: Any
+) -> DecisionRecord:
     config = RunConfig.model_validate(
         {
             "run": {"id": "r", "dir": "r"},
@@ -38,7 +40,7 @@ def decided(kind: str = "proposal", on: bool = True, **seen: Any) -> DecisionRec
     observation = Observation.model_validate(fields | seen)
     payloads = {
         "proposal": PROPOSAL,
-        "hold": {"reason": "-", "evidence": {}, "verdict": "hold"},
+        "hold": {"reason": reason, "evidence": {}, "verdict": "hold"},
         "experiment": {"reason": "-", "branches": [{"web": math.nan}], "tokens": 100},
     }
     return make_decision(
@@ -93,3 +95,9 @@ def test_a_share_that_is_no_number_is_the_policys_failure() -> None:
     made = decided("experiment")
     assert (made.verdict, made.experiment) == ("hold", None)
     assert made.reason.startswith("the policy failed: ")
+
+
+def test_a_reason_without_end_is_cut() -> None:
+    made = decided("hold", reason="why " * 1000)
+    assert made.reason.endswith("… (cut: 4,000 characters)")
+    assert len(made.reason) < 2100

@@ -258,6 +258,20 @@ def test_another_trainer_is_told_by_arguments_and_its_failure_costs_one_branch(
     assert result.cost == 2 * spec.tokens
 
 
+def test_a_command_that_prints_without_end_and_leaves_a_process_costs_neither_memory_nor_time(
+    experiment: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prints = "head -c 4000000 /dev/zero | tr '\\0' x; sleep 60 & echo; echo out of files; exit 4"
+    spec = experiment(EXPERTS).model_copy(update={"command": ("sh", "-c", prints)})
+    began = time.monotonic()
+    result = carried_out(spec)
+    assert time.monotonic() - began < 30
+    assert result.reason.endswith("its command ended with status 4: out of files")
+    logged = capfd.readouterr().err
+    assert len(logged) < 2**20 + 2**17
+    assert "what this branch prints further is left out" in logged
+
+
 def test_what_fails_altogether_is_said_in_a_line_and_leaves_nothing(
     experiment: Make, tmp_path: Path
 ) -> None:
@@ -268,8 +282,8 @@ def test_what_fails_altogether_is_said_in_a_line_and_leaves_nothing(
     assert result.control is None
     none = experiment(EXPERTS).model_copy(update={"command": ("/bin/false", "{out}")})
     result = carried_out(none)
-    assert (result.state, result.cost) == ("failed", 0)
-    assert "the control failed: its command ended with status 1" in result.reason
+    assert (result.state, result.cost) == ("failed", none.tokens), "three experts were not begun"
+    assert result.reason.endswith("its command ended with status 1 and said nothing")
     assert left(none.out) == set()
 
 

@@ -75,6 +75,14 @@ def test_bounds_that_leave_no_mixture(tmp_path: Path, changes: dict[str, Any], w
     assert words in found[0]
 
 
+@pytest.mark.parametrize("budget", [2, 1.0, "1_999", "0.00001%"])
+def test_a_budget_of_experiments_that_is_none_for_any(tmp_path: Path, budget: object) -> None:
+    (found,) = problems(write(tmp_path, experiments__budget=budget))
+    assert "a branch and its control of one step take 2,000" in found
+    assert problems(write(tmp_path, experiments__budget="0.02")) == []
+    assert problems(write(tmp_path, experiments__budget=0)) == []
+
+
 def test_one_store_under_two_names(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "other").symlink_to("code")

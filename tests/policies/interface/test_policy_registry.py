@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from mixloop.policies.interface import (
+    Experiment,
     Hold,
     Observation,
     PastDecision,
     PolicyError,
     Proposal,
+    Reply,
     Source,
     load_policy,
     policy_digest,
@@ -25,6 +27,7 @@ from mixloop.policies.interface import (
     reply_from_json,
     reply_to_json,
 )
+from mixloop.policies.interface.policy_protocol import LARGEST_REPLY
 
 MODULE = """
     from pydantic import BaseModel
@@ -174,11 +177,17 @@ def test_replies_cross_a_process_boundary():
             reply_from_json(text)
 
 
-def test_broken_weights_arrive_for_the_guards_to_refuse():
-    sent = Proposal({"a": float("nan")}, "oops")
-    back = reply_from_json(reply_to_json(sent))
-    assert isinstance(back, Proposal)
-    assert str(back.weights["a"]) == "nan"
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (Proposal({"a": float("nan")}, "oops"), "Proposal with weights.a nan"),
+        (Experiment([{"a": 1.0}, {"b": float("inf")}], 9, "oops"), "with branches.2.b inf"),
+        (Hold("because", {"all": "x" * LARGEST_REPLY}), "4.0 MiB, .* detail out of reason and"),
+    ],
+)
+def test_what_no_journal_could_keep_is_told_by_its_place(broken: Reply, words: str):
+    with pytest.raises(PolicyError, match=words):
+        reply_to_json(broken)
 
 
 def test_static_holds_or_reaches_its_mixture_once():
