@@ -68,7 +68,7 @@ def receipt_lines(receipt: Json | None) -> list[str]:
     return [
         f"receipt: {receipt['effect']:+.4f} {receipt['metric']} against {receipt['n']} twin "
         f"point{'s' if receipt['n'] != 1 else ''} without it, {receipt['low']:+.4f} to "
-        f"{receipt['high']:+.4f} at any time{sure}"
+        f"{receipt['high']:+.4f} at any time{shared(receipt)}{sure}"
     ]
 
 

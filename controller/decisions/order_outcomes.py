@@ -144,7 +144,8 @@ class Outcomes:
             overlap with it, so that the gain is not of one alone; and ``benchmarks``, see
             :func:`effects`, whose ``gain_before`` is over a window of the same length before.
             Where twins of the run went on without the order, also ``receipt``: the objective's
-            ``effect`` against them, ``low`` and ``high`` at any time, over ``n`` points.
+            ``effect`` against them, ``low`` and ``high`` at any time, over ``n`` points, and
+            ``shared_with``, other decisions that came into force on the run's side meanwhile.
         """
         window = outcome_window(order, *self._places)
         if window is None:
@@ -166,7 +167,8 @@ class Outcomes:
         """What twins that went on without an order say; None without one, or while nobody knows."""
         row = queries.decision(self._journal, order.decision)
         made = self._experiments
-        if row is None or not any(e.tokens == row.tokens or e.decision == row.id for e in made):
+        twins = [e for e in made if row and (e.tokens == row.tokens or e.decision == row.id)]
+        if row is None or not twins:
             return None
         decision = PastDecision(
             id=row.id,
@@ -185,7 +187,15 @@ class Outcomes:
             objective=json.loads(queries.start_params(self._journal).get("objective", "{}")),
         )
         told = receipts_of(run, decision)
-        return asdict(told[-1]) if told and math.isfinite(told[-1].low) else None
+        if not told or not math.isfinite(told[-1].low):
+            return None
+        spans = [(e.tokens, e.tokens + e.branch_tokens) for e in twins]
+        others = [
+            name
+            for name, at in self._places[1]
+            if name != row.id and any(begin < at < end for begin, end in spans)
+        ]
+        return asdict(told[-1]) | {"shared_with": others}
 
     @cached_property
     def _experiments(self) -> tuple[ExperimentResult, ...]:

@@ -104,6 +104,7 @@ def test_a_change_is_told_by_a_twin_that_went_on_without_it(once: Make) -> None:
     told = outcome(run, 2)["receipt"]
     assert (told["n"], told["effect"]) == (2, pytest.approx(0.03))
     assert told["low"] < 0.03 < told["high"]
+    assert told["shared_with"] == []
     assert [e["reason"] for e in run.history()[2:]] == ["receipts: e-000001"] * 2
     assert queries.experiments_charged(run.journal) == 3200
     people_read_it(run)
@@ -150,6 +151,16 @@ def test_it_yields_to_a_policys_experiment_and_goes_on(once: Make, played_run: M
     run.settle()
     assert [spec.id for spec in started(run)] == ["e-000001", "e-000002", "e-000001"]
     assert {state for *_, state in made(run)} == {"done"}
+
+
+def test_what_else_changed_on_the_runs_side_meanwhile_is_named(once: Make) -> None:
+    run = once()
+    run.train(11)
+    run.tell("set", "code=0.2")
+    run.train(6)
+    (other,) = (entry for entry in run.history() if entry["asked_by"] == "operator")
+    assert 60 <= other["applied_step"] < 80
+    assert outcome(run, 2)["receipt"]["shared_with"] == [other["id"]]
 
 
 def test_a_second_controller_goes_on_with_it(once: Make, played_run: ModuleType) -> None:
