@@ -8,6 +8,7 @@ what has ended is told at once.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 from mixloop.common.process import Child
@@ -39,6 +40,7 @@ class ExperimentRunner:
     def __init__(self, log: Path, launcher: Launcher = "local") -> None:
         self._log = log
         self._launcher = launcher
+        self._begun = 0  # where the log of this process begins
         self._child: Child | None = None
         self.progress = ExperimentProgress()
         self.spec: ExperimentSpec | None = None
@@ -61,7 +63,7 @@ class ExperimentRunner:
         place = Workspace(spec.out)
         if place.ended(spec.identity()) is None:
             place.begin(spec)
-            self._trim_log()
+            self._begun = self._trimmed_log()
             self._child = Child(
                 MODULE,
                 argument=str(place.spec),
@@ -104,14 +106,26 @@ class ExperimentRunner:
     def _fail(self, child: Child | None) -> Failure:
         reason = "its result is gone"
         if child is not None:
-            reason = child.killed or f"its process ended with status {child.exit_code}"
+            reason = child.killed or f"its process left no result (status {child.exit_code})"
         self.stop()
-        return Failure(f"{reason}: see {self._log}")
+        said = self._last_line()
+        return Failure(f"{reason}{': ' if said else ''}{said}; see {self._log}")
 
-    def _trim_log(self) -> None:
+    def _last_line(self) -> str:
+        """What the log ends with, which is where a process that failed says why."""
+        with contextlib.suppress(OSError), self._log.open("rb") as log:
+            log.seek(max(self._begun, log.seek(0, os.SEEK_END) - 4096))
+            lines = log.read().decode("utf-8", "replace").strip().splitlines()
+            return lines[-1][:300] if lines else ""
+        return ""
+
+    def _trimmed_log(self) -> int:
+        """The log's size, of which no more than its end is kept."""
         with contextlib.suppress(OSError):
             if self._log.stat().st_size > LARGEST_LOG:
                 self._log.write_bytes(self._log.read_bytes()[-KEPT_LOG:])
+            return self._log.stat().st_size
+        return 0
 
 
 def command_before(launcher: Launcher) -> tuple[str, ...] | None:

@@ -291,11 +291,13 @@ def test_a_process_that_dies_without_a_word_is_a_failure_that_may_be_tried_again
     experiment: Make, tmp_path: Path
 ) -> None:
     spec = experiment(EXPERTS)
-    runner = ExperimentRunner(tmp_path / "log", ("/bin/false", "{command}"))
+    refuses = ("sh", "-c", "echo before >&2; echo no such partition >&2; exit 1", "{command}")
+    runner = ExperimentRunner(tmp_path / "log", refuses)
     runner.start(spec)
     result = waited(runner)
     assert isinstance(result, Failure)
-    assert "ended with status 1" in result.reason
+    why = f"its process left no result (status 1): no such partition; see {tmp_path / 'log'}"
+    assert result.reason == why
     assert not runner.busy
     with pytest.raises(OSError, match="ray is not for experiments"):
         ExperimentRunner(tmp_path / "log", "ray").start(spec)
