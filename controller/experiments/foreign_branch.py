@@ -28,12 +28,20 @@ BRANCH_SCHEMA = "mixloop/branch/1"
 _SHOWN = 300  # characters of a reason
 _LOGGED = 2**20  # bytes of one branch's output that the log takes
 _LINGER = 0.5  # seconds for the rest of its output, which a process that it left may hold open
-# the command ends with us, however that is
+# what the command has started ends with us too, however that is: a shell's child would go on beside
+# the next attempt
 _TETHERED = """
-import os, sys
-from mixloop.common.process import end_with_parent
-end_with_parent(parent=int(sys.argv[1]))
-os.execvp(sys.argv[2], sys.argv[2:])
+import os, signal, subprocess, sys, threading
+alive, leader = map(int, sys.argv[1:3])
+process = subprocess.Popen(sys.argv[3:])
+def end():
+    os.read(alive, 1)  # as long as that process lives
+    if os.getpgrp() == leader:
+        os.killpg(leader, signal.SIGKILL)
+    process.kill()
+threading.Thread(target=end, daemon=True).start()
+status = process.wait()
+sys.exit(status if status >= 0 else 128 - status)
 """
 
 
@@ -75,7 +83,7 @@ def train_by_command(
     }
     command = [_filled(argument, words) for argument in spec.command]
     try:
-        status, last = _run([sys.executable, "-c", _TETHERED, str(os.getpid()), *command])
+        status, last = run_tethered(command)
     finally:
         mixture.unlink(missing_ok=True)
     if status:
@@ -90,22 +98,32 @@ def train_by_command(
             )
 
 
-def _run(command: list[str]) -> tuple[int, str]:
+def run_tethered(command: list[str]) -> tuple[int, str]:
     """Its exit status and the last line of its output, which goes to the log as it comes.
 
-    However much it prints, little is kept: this machine has a run to train.
+    However much it prints, little is kept: this machine has a run to train. It ends with us.
     """
     kept = bytearray()
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        assert process.stdout is not None
-        reader = threading.Thread(target=_follow, args=(process.stdout, kept), daemon=True)
-        reader.start()
-        status = process.wait()
-        reader.join(_LINGER)
-        if reader.is_alive():  # what holds it open has to be let go of, not waited for
-            process.stdout = None
+    alive, held = os.pipe()
+    tether = [sys.executable, "-c", _TETHERED, str(alive), str(os.getpid())]
+    try:
+        with subprocess.Popen(
+            [*tether, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(alive,),
+        ) as process:
+            assert process.stdout is not None
+            reader = threading.Thread(target=_follow, args=(process.stdout, kept), daemon=True)
+            reader.start()
+            status = process.wait()
+            reader.join(_LINGER)
+            if reader.is_alive():  # what holds it open has to be let go of, not waited for
+                process.stdout = None
+    finally:
+        os.close(alive)
+        os.close(held)
     lines = bytes(kept).decode("utf-8", "replace").strip().splitlines() or [""]
     return status, lines[-1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -270,6 +271,24 @@ def test_a_command_that_prints_without_end_and_leaves_a_process_costs_neither_me
     logged = capfd.readouterr().err
     assert len(logged) < 2**20 + 2**17
     assert "what this branch prints further is left out" in logged
+
+
+def test_what_a_command_has_started_ends_with_the_experiments_process(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    command = ["sh", "-c", f"sleep 60 & echo $! > {told}.new; mv {told}.new {told}; wait"]
+    code = "import sys; from mixloop.controller.experiments.foreign_branch import run_tethered\n"
+    code += "run_tethered(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, *command], start_new_session=True)
+    deadline = time.monotonic() + 30
+    while not told.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    started = Path("/proc") / told.read_text().strip() / "stat"
+    while started.exists() and started.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "it goes on"
+        time.sleep(0.01)
 
 
 def test_what_fails_altogether_is_said_in_a_line_and_leaves_nothing(
