@@ -44,7 +44,10 @@ def with_experiment(
         asked = _bounded(asked, seen, config)
     except PolicyError as error:
         refused = str(error)
-    detail = f"{len(asked.branches)} branches and a control of {format_tokens(asked.tokens)} tokens"
+    count = len(asked.branches)
+    detail = (
+        f"{count} branch{'es' * (count != 1)} and a control of {format_tokens(asked.tokens)} tokens"
+    )
     note = GuardNote("experiments", "blocked" if refused else "passed", refused or detail)
     given: Json = {"weights": dict(unchanged.weights_before), "phase": scored.phase}
     given["learning_rate"] = learning_rate
@@ -55,7 +58,8 @@ def with_experiment(
         guards=(*unchanged.guards, note),
         experiment=ExperimentRecord(
             jsonable(asked.model_dump(exclude={"kind", "evidence"}) | given),
-            planned_cost(asked),
+            # a refused one takes nothing, and may have asked for more than a journal can count
+            0 if refused else planned_cost(asked),
             refused,
         ),
     )

@@ -62,8 +62,9 @@ def bound_experiment(
     )
     cost = planned_cost(bounded)
     if cost > left:
+        count = len(asked.branches)
         raise PolicyError(
-            f"{len(asked.branches)} branches and a control of {format_tokens(bounded.tokens)} "
+            f"{count} branch{'es' * (count != 1)} and a control of {format_tokens(bounded.tokens)} "
             f"tokens are {format_tokens(cost)}, the budget has {format_tokens(left)} left"
         )
     return bounded

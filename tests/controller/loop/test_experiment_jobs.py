@@ -111,6 +111,16 @@ def test_the_policy_is_asked_again_once_its_experiment_has_ended(tries: Make) ->
     assert verdicts(run)[2:] == [(40, "hold")], "with no news one decision a checkpoint"
 
 
+def test_one_of_more_tokens_than_a_journal_can_count_is_refused_and_the_run_goes_on(
+    tries: Make,
+) -> None:
+    run = tries(tokens=10**30)
+    run.train(8)
+    assert verdicts(run) == [(20, "refused"), (40, "refused")]
+    assert "the budget has 4.8k left" in run.history()[0]["reason"]
+    assert queries.experiments_charged(run.journal) == 0
+
+
 def test_while_one_runs_the_policy_is_asked_at_new_checkpoints_and_sees_it_run(
     tries: Make, played_run: ModuleType
 ) -> None:
