@@ -13,22 +13,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixloop.policies.interface import BITS_PER_BYTE, Observation
 from mixloop.policies.mixture import Array, RunArrays
 
 from .trajectory_noise import trajectory_noise
 
+Flags = NDArray[np.bool_]
+
 TOLD = 0.1  # of the effects' variance: below it what is estimated hardly goes with what is true
 MIN_SHARE = 0.02  # of all sources together, that a tilt starts from where the centre has none
 EFFECT = 0.1  # of the objective's level, per share: how far sources are taken to differ (sd)
 JITTER = 2.0  # times its items' error, that a score is off until the run tells its own jitter
-BELIEVED = 3  # differences between scores that this belief counts as much as
+BELIEVED = 1  # difference between scores that this belief counts as much as
 COMMON = 0.3  # part of the noise's variance that all benchmarks share: one optimiser moves them
 COURSE = (0.0, -0.25, -0.5)  # powers of tokens that make up a smooth course
 
 
-def contrast(turn: int, live: Array, seed: int) -> Array:
+def contrast(turn: int, live: Flags, seed: int) -> Array:
     """The turn's contrast between the live sources, +1 or -1, and 0 for the others, (k,).
 
     Rows of a Hadamard matrix, two by two, each then with its opposite: h1, h2, -h1, -h2, h3, …
@@ -50,7 +53,7 @@ def contrast(turn: int, live: Array, seed: int) -> Array:
     return signs
 
 
-def tilted(centre: Array, live: Array, direction: Array, reach: float) -> Array:
+def tilted(centre: Array, live: Flags, direction: Array, reach: float) -> Array:
     """``centre`` tilted along a contrast, in logarithms, by ``reach`` in total variation."""
     base = np.where(live, np.maximum(centre, MIN_SHARE / max(live.sum(), 1)), 0.0)
 
@@ -68,7 +71,7 @@ def tilted(centre: Array, live: Array, direction: Array, reach: float) -> Array:
 
 @dataclass(frozen=True)
 class Contrasts:
-    """A run that mixtures are tried in, and which; see :func:`told_apart`.
+    """A run that mixtures may be tried in, and the mixture that they are tried about.
 
     Attributes:
         observation: the run.
@@ -80,7 +83,7 @@ class Contrasts:
     observation: Observation
     arrays: RunArrays
     centre: Array
-    live: Array
+    live: Flags
 
     def tilted(self, reach: float, ahead: int = 0) -> Array:
         """The centre tilted by the contrast that is next, or ``ahead`` after it, (k,)."""
