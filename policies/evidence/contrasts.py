@@ -25,9 +25,10 @@ Flags = NDArray[np.bool_]
 TOLD = 0.1  # of the effects' variance: below it what is estimated hardly goes with what is true
 MIN_SHARE = 0.02  # of all sources together, that a tilt starts from where the centre has none
 EFFECT = 0.1  # of the objective's level, per share: how far sources are taken to differ (sd)
-JITTER = 2.0  # times its items' error, that a score is off until the run tells its own jitter
-BELIEVED = 1  # difference between scores that this belief counts as much as
+JITTER = 3.0  # times its items' error, that a score is off until the run tells its own jitter
+BELIEVED = 1.0  # degrees of freedom of that belief
 COMMON = 0.3  # part of the noise's variance that all benchmarks share: one optimiser moves them
+SEEN = 0.5  # of the budget: what is told later comes too late
 COURSE = (0.0, -0.25, -0.5)  # powers of tokens that make up a smooth course
 
 
@@ -102,7 +103,8 @@ class Contrasts:
 
         Args:
             reach: how far (total variation) contrasts go from the centre.
-            until: the part of the budget up to which they are tried from now on.
+            until: the part of the budget up to which they are tried from now on; scores up to
+                half of it count in any case.
         """
         design = self._design(reach, until)
         if len(design) <= len(COURSE) or self.live.sum() < 2 or not self.arrays.series:
@@ -123,9 +125,15 @@ class Contrasts:
         every = observation.every / arrays.unit
         if every <= 0:
             every = float(np.median(np.diff(arrays.tokens, prepend=0.0)))
-        left = max(0.0, until * observation.budget - observation.tokens) / arrays.unit
-        for ahead in range(int(left / every) if every > 0 else 0):
-            drawn = drawn + every * self.tilted(reach, ahead)
+        counts = [
+            int(max(0.0, part * observation.budget - observation.tokens) / arrays.unit / every)
+            for part in (until, max(until, SEEN if until else 0.0))
+            if every > 0
+        ]
+        for ahead in range(counts[-1] if counts else 0):
+            drawn = drawn + every * (
+                self.tilted(reach, ahead) if ahead < counts[0] else self.centre
+            )
             rows.append(drawn)
         return np.array(rows)
 
@@ -140,7 +148,8 @@ class Contrasts:
             jitter = trajectory_noise(self.observation, series.name, BITS_PER_BYTE)
             items = max(0.0, jitter.total**2 - jitter.stderr**2)
             both = [jitter.total**2, JITTER**2 * items]
-            noise.append(part * np.sqrt(np.average(both, weights=[jitter.n, BELIEVED])))
+            known = max(0.0, jitter.df - BELIEVED)  # its own degrees of freedom hold a belief
+            noise.append(part * np.sqrt(np.average(both, weights=[known, BELIEVED])))
             level += part * abs(float(series.losses[series.scored[-1]]))
         together = COMMON * np.sum(noise) ** 2 + (1 - COMMON) * np.square(noise).sum()
         return float((EFFECT * level) ** 2 / max(together, 1e-12)) if np.isfinite(together) else 0.0

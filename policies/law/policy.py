@@ -58,7 +58,7 @@ Evidence = dict[str, Any]
 
 MIN_CHANGE = 1e-3  # total variation below which an order isn't worth it
 AHEAD = 2  # evaluations that the next mixture is planned for, so that a decision comes before
-MIN_EVALUATIONS = 4  # that can be fitted, and tell the run's own noise
+MIN_EVALUATIONS = 4  # that can be fitted
 DECAY = 0.1  # of the budget, where nobody says how long the learning rate decays
 
 
@@ -123,9 +123,7 @@ class LawPolicy:
         told = tilts.told(observation.limits.max_change, self.options.explore)
         evidence: Evidence = {"rule": "law", "told": round(told, 3)}
         still = _still(guide, told, tilts.needed)
-        few = sum(e.phase != "warmup" for e in observation.evaluations) < MIN_EVALUATIONS
-        if few and not still:
-            still = "few scores: the run is yet to tell its own noise"
+        few = len(data.evaluations) < MIN_EVALUATIONS
         if few or (still and guide.aim is None):  # fitted to noise, laws would be right by chance
             return self._look_around(at, still, evidence)
         return self._fitted(at, guide, still, evidence)
