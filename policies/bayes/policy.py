@@ -17,19 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from mixloop.policies.experiment import (
-    BranchAim,
-    ask_for_branches,
-    branch_aim,
-    branches_made,
-)
-from mixloop.policies.interface import Hold, Observation, Proposal, Reply
+from mixloop.policies.evidence import Contrasts
+from mixloop.policies.experiment import BranchGuidance, branch_guidance
+from mixloop.policies.interface import Experiment, Hold, Observation, Proposal, Reply
 from mixloop.policies.mixture import (
     Array,
     check_names,
     confine,
-    first_mixture,
     in_force,
+    run_arrays,
     total_variation,
     towards,
 )
@@ -43,7 +39,6 @@ from .trial_data import TrialData, trial_data
 MIN_CHANGE = 1e-3  # total variation below which an order isn't worth it
 CLOSE = 0.01  # total variation that is gone back at once
 EARLY = 0.3  # part of the budget in which mixtures are tried
-FOLLOWED = 0.5  # of the way from what branches point at to the best posterior mean, if confirmed
 SPREAD = 1.0  # standard deviation of the slopes before any point of the prior is seen
 
 
@@ -57,7 +52,7 @@ class _Situation:
     centre: Array
     most: Array
     left: float
-    aim: BranchAim | None = None
+    guide: BranchGuidance
 
     def named(self, weights: Array) -> dict[str, float]:
         """The mixture by name, no live share under the floor."""
@@ -98,30 +93,27 @@ class BayesPolicy:
         if not data.scores:
             reason = "bayes: no score in bits per byte yet"
             return Hold(reason, _evidence("hold"), verdict="inconclusive")
-        asked = ask_for_branches(observation) if self.options.branches else None
-        if asked is not None:
-            return asked
-        aim = branch_aim(observation) if self.options.branches else None
-        at = self._situation(observation, data, aim)
+        guide = branch_guidance(observation, self.options.branches)
+        if isinstance(guide, Experiment):
+            return guide
+        at = self._situation(observation, data, guide)
         if at.left <= 0:
             return Hold("bayes: nothing is left of the budget", _evidence("hold"))
         forecast = self._forecast(at)
         sure = forecast is not None and forecast.posterior.evidence >= self.options.evidence
-        if aim is None and self._exploring(at, sure):
+        if guide.aim is None and self._exploring(at, sure) and self._learns(at):
             return self._explore(at, forecast)
         return self._exploit(at, forecast)
 
     def _situation(
-        self, observation: Observation, data: TrialData, aim: BranchAim | None
+        self, observation: Observation, data: TrialData, guide: BranchGuidance
     ) -> _Situation:
         weights = in_force(observation)
         current = np.array([weights.get(name, 0.0) for name in data.names])
         left = max(0.0, (observation.budget - observation.tokens) / data.unit)
         most = self._most(observation, data, max(left, 1.0))
-        centre = self._centre(observation, data.names)
-        if aim is not None:
-            centre = np.array([aim.weights.get(name, 0.0) for name in data.names])
-        return _Situation(observation, data, current, confine(centre, most), most, left, aim)
+        centre = confine(self._centre(guide, data.names), most)
+        return _Situation(observation, data, current, centre, most, left, guide)
 
     def _most(self, observation: Observation, data: TrialData, left: float) -> Array:
         """The greatest share of each source that holds for the rest of the budget."""
@@ -133,13 +125,12 @@ class BayesPolicy:
             room = np.maximum(0.0, limits.max_epochs * data.unique - data.drawn) / left
         return np.where(live, np.minimum(room, min(limits.cap, 1.0)), 0.0)
 
-    def _centre(self, observation: Observation, names: Sequence[str]) -> Array:
-        """The run's first mixture, drawn towards the prior's."""
-        first = first_mixture(observation)
-        begin = np.array([max(0.0, first.get(name, 0.0)) for name in names])
+    def _centre(self, guide: BranchGuidance, names: Sequence[str]) -> Array:
+        """Where branches point; else the run's first mixture, drawn towards the prior's."""
+        begin = np.array([max(0.0, guide.centre.get(name, 0.0)) for name in names])
         start = begin / begin.sum()
         prior = self.options.prior
-        if prior.weights is None:
+        if prior.weights is None or guide.aim is not None:
             return np.asarray(start)
         aim = np.array([prior.weights.get(name, 0.0) for name in names])
         return np.asarray(start + prior.strength * (aim - start))
@@ -157,6 +148,14 @@ class BayesPolicy:
         limit *= max(1, math.ceil(observation.limits.dwell / at.data.unit))
         early = observation.tokens <= EARLY * observation.budget and observation.phase != "decay"
         return early and len(observation.evaluations) < limit
+
+    def _learns(self, at: _Situation) -> bool:
+        """Whether the run is worth moving to see what its sources do: branches don't move it."""
+        if at.guide.made or at.guide.coming:
+            return False
+        arrays = run_arrays(at.observation, at.data.unit)
+        tried = Contrasts(at.observation, arrays, at.centre, at.most > 0)
+        return tried.told(self.options.radius, EARLY) >= tried.needed
 
     def _trials(self, sources: int) -> int:
         """How many mixtures are tried at first."""
@@ -193,16 +192,14 @@ class BayesPolicy:
         best = best_mixture(forecast, self.options.caution, self.options.trust, at.current)
         factor = forecast.posterior.evidence
         facts = _evidence("exploit", log_bayes_factor=factor, gain=best.gain, stderr=best.stderr)
-        unconfirmed = self.options.branches and at.aim is None and branches_made(at.observation)
+        unconfirmed = at.guide.made and at.guide.aim is None
         if unconfirmed or factor < self.options.evidence or best.gain <= best.stderr:
             return self._back(at, facts)
         best = shrunk(forecast, best)
-        if at.aim is not None:
-            confirmed = at.aim.confirms(at.named(best.weights), first_mixture(at.observation))
-            part = FOLLOWED * confirmed
-            best = replace(best, weights=part * best.weights + (1 - part) * at.centre)
-            facts |= {"confirmed": confirmed, "branches": at.aim.score}
-        facts |= {"gain": best.gain, "stderr": best.stderr}
+        plan = at.named(best.weights)
+        part = at.guide.part(plan)
+        best = replace(best, weights=part * best.weights + (1 - part) * at.centre)
+        facts |= {"gain": best.gain, "stderr": best.stderr, **at.guide.facts(plan)}
         weights = towards(at.current, best.weights, at.observation.limits.max_change)
         if total_variation(at.named(weights), at.named(at.current)) <= MIN_CHANGE:
             return Hold(f"bayes: the best mixture is in force, {_worth(best)}", facts)

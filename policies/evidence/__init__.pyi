@@ -1,5 +1,6 @@
 from .checkpoint_comparison import Comparison as Comparison
 from .checkpoint_comparison import compare as compare
+from .contrasts import Contrasts as Contrasts
 from .honest_difference import honest_difference as honest_difference
 from .honest_difference import pooled_noise as pooled_noise
 from .objective import objective_metric as objective_metric

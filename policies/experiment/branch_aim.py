@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mixloop.policies.interface import Experiment, Observation
+from mixloop.policies.mixture import first_mixture
 
 from .asking import design, due, length
-from .branched_run import BranchedRun
+from .branched_run import BranchedRun, Facts
 from .effects import Effects, certainty, needed_score, pool
 from .options import ExperimentOptions
+
+FOLLOWED = 0.5  # of the way, on one kind of evidence alone
 
 
 def experiment_due(run: BranchedRun, found: list[Effects]) -> Experiment | None:
@@ -31,19 +34,6 @@ def experiment_due(run: BranchedRun, found: list[Effects]) -> Experiment | None:
     return design(options, observation, tokens, prior, most, reason)
 
 
-def ask_for_branches(
-    observation: Observation, options: ExperimentOptions | None = None
-) -> Experiment | None:
-    """The experiment that policy ``experiment`` would ask for now, if any."""
-    run = BranchedRun(options or ExperimentOptions(), observation)
-    return None if run.idle() else experiment_due(run, run.effects())
-
-
-def branches_made(observation: Observation) -> bool:
-    """Whether any experiment of this run has been made."""
-    return any(experiment.state == "done" for experiment in observation.experiments)
-
-
 @dataclass(frozen=True)
 class BranchAim:
     """Where the experiments so far point, and what they make of another mixture.
@@ -52,11 +42,13 @@ class BranchAim:
         weights: the mixture for the rest of the budget.
         gain: by source, what a share of it is worth (the objective's bits per byte, first order).
         score: normal score that sources differ at all.
+        experiments: that this rests on.
     """
 
     weights: dict[str, float]
     gain: dict[str, float]
     score: float
+    experiments: int
 
     def confirms(self, weights: Mapping[str, float], start: Mapping[str, float]) -> float:
         """From 0 to 1: how much of what this aim promises over ``start`` the mixture does too.
@@ -72,18 +64,85 @@ class BranchAim:
         return max(0.0, ratio) if ratio <= 1 else ratio**-2
 
 
-def branch_aim(
-    observation: Observation, options: ExperimentOptions | None = None
-) -> BranchAim | None:
-    """Where the experiments point; None where they can't tell the sources apart."""
+@dataclass(frozen=True)
+class BranchGuidance:
+    """What branches say to a policy that plans by the run's scores.
+
+    Attributes:
+        start: the run's first mixture.
+        made: whether any experiment is done; ``coming``: whether one is under way or may be asked
+            for, so that the run need not be moved to see what its sources do.
+        aim: where they point; None while they can't tell the sources apart.
+    """
+
+    start: Mapping[str, float]
+    made: bool = False
+    coming: bool = False
+    aim: BranchAim | None = None
+
+    @property
+    def centre(self) -> Mapping[str, float]:
+        """What is returned to where the policy's own evidence is weak.
+
+        Each experiment is followed half of the way that is left to where all of them point: what a
+        slope promises is seen by the next one, made where it led, before the rest is gone.
+        """
+        if self.aim is None:
+            return self.start
+        gone = 1 - FOLLOWED**self.aim.experiments
+        return {
+            n: gone * w + (1 - gone) * self.start.get(n, 0.0) for n, w in self.aim.weights.items()
+        }
+
+    def part(self, plan: Mapping[str, float], told: float = 0.0) -> float:
+        """How much of the way from the centre to a policy's own plan may be gone.
+
+        All of it where no branches were made, none while they can't tell the sources apart; else,
+        as far as they confirm the plan, half, or more where the run's scores have ``told`` more
+        than half of how the sources differ.
+        """
+        if self.aim is None:
+            return 0.0 if self.made else 1.0
+        return max(FOLLOWED, told) * self.aim.confirms(plan, self.start)
+
+    def facts(self, plan: Mapping[str, float]) -> Facts:
+        """Evidence for a decision on a plan."""
+        if self.aim is None:
+            return {}
+        confirmed = self.aim.confirms(plan, self.start)
+        return {"confirmed": confirmed, "branches": self.aim.score}
+
+
+def branch_guidance(
+    observation: Observation, wanted: bool, options: ExperimentOptions | None = None
+) -> Experiment | BranchGuidance:
+    """The experiment that policy ``experiment`` would ask for now; else what they said so far.
+
+    Args:
+        observation: the run.
+        wanted: whether the policy goes by branches at all.
+        options: of ``experiment``.
+    """
+    start = first_mixture(observation)
+    if not wanted:
+        return BranchGuidance(start)
     run = BranchedRun(options or ExperimentOptions(), observation)
     if run.left <= 0 or (run.most > 0).sum() < 2 or not run.benchmarks:
-        return None
+        return BranchGuidance(start, bool(run.done))
     found = run.effects()
+    asked = None if run.idle() else experiment_due(run, found)
+    if asked is not None:
+        return asked
+    coming = observation.experiment_tokens > 0 or any(not e.ended for e in observation.experiments)
+    return BranchGuidance(start, bool(run.done), coming, _aim(run, found))
+
+
+def _aim(run: BranchedRun, found: list[Effects]) -> BranchAim | None:
     score = certainty(found)
     if not found or score < needed_score(run.options.significance):
         return None
-    pooled = pool(found, run.options.blind, observation.budget)
+    pooled = pool(found, run.options.blind, run.observation.budget)
     aim, _ = run.aim(pooled)
     mean = run.worth @ pooled.gain
-    return BranchAim(run.named(aim), dict(zip(run.names, map(float, mean), strict=True)), score)
+    gain = dict(zip(run.names, map(float, mean), strict=True))
+    return BranchAim(run.named(aim), gain, score, len(found))

@@ -2,6 +2,10 @@
 
 At every decision, from the observation alone:
 
+0. Moving the run to see what its sources do is worth it only where its scores can show it: the
+   contrasts so far and to come are held against the run's own noise
+   (:class:`~mixloop.policies.evidence.Contrasts`). Where they can't tell the sources apart, the
+   run is left alone.
 1. Several laws (see ``models``: power laws in effective tokens weighed by a transfer row,
    exponential mixing laws on effective shares, both also with a memory that fades, is diluted by
    small shares and takes more in while the learning rate decays) are fitted to each benchmark's
@@ -15,9 +19,10 @@ At every decision, from the observation alone:
 4. In the first part of the run the plan is tilted along balanced contrasts, so that looking around
    costs no drift, the less the nearer its end. An exploration that found nothing ends at the
    start's mixture.
-5. Where the run may spend tokens on experiments they are asked for as policy ``experiment`` does.
-   Once branches tell the sources apart, what they point at takes the place of the start, and a plan
-   counts as far as the branches confirm it: not at all while they can't tell them apart.
+5. Where the run may spend tokens on experiments they are asked for first, as policy ``experiment``
+   does, and nothing is tilted before. Once branches tell the sources apart, half of the way to what
+   they point at takes the place of the start, more with every experiment, and a plan is followed
+   half of the way as far as branches confirm it: not at all while they can't tell sources apart.
 """
 
 from __future__ import annotations
@@ -29,14 +34,18 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from mixloop.policies.experiment import (
-    BranchAim,
-    ask_for_branches,
-    branch_aim,
-    branches_made,
+from mixloop.policies.evidence import Contrasts
+from mixloop.policies.experiment import BranchGuidance, branch_guidance
+from mixloop.policies.interface import (
+    Experiment,
+    Hold,
+    Observation,
+    OptionsModel,
+    Proposal,
+    Reply,
+    Share,
 )
-from mixloop.policies.interface import Hold, Observation, OptionsModel, Proposal, Reply, Share
-from mixloop.policies.mixture import Array, confine, first_mixture, total_variation
+from mixloop.policies.mixture import Array, confine, total_variation
 
 from .averaging import Averaging, cut_points, weigh
 from .fit import Fit, fit_with_null
@@ -51,7 +60,6 @@ MIN_CHANGE = 1e-3  # total variation below which an order isn't worth it
 AHEAD = 2  # evaluations that the next mixture is planned for, so that a decision comes before
 MIN_EVALUATIONS = 4  # that can be fitted
 DECAY = 0.1  # of the budget, where nobody says how long the learning rate decays
-MIN_SHARE = 0.02  # of all sources together, that a tilt starts from where the centre has none
 
 
 class LawOptions(OptionsModel):
@@ -106,16 +114,19 @@ class LawPolicy:
         data = law_data(observation)
         if data is None:
             return Hold("law: no bits per byte are scored yet", {"rule": "law"}, "inconclusive")
-        asked = ask_for_branches(observation) if self.options.branches else None
-        if asked is not None:
-            return asked
+        guide = branch_guidance(observation, self.options.branches)
+        if isinstance(guide, Experiment):
+            return guide
         at = situation(observation, data, allowed, self._decay(observation))
-        aim = branch_aim(observation) if self.options.branches else None
-        if aim is not None:
-            at = replace(at, start=at.row(aim.weights))
-        if len(data.evaluations) < MIN_EVALUATIONS:
-            return self._look_around(at, {"rule": "law", "evaluations": len(data.evaluations)})
-        return self._fitted(at, aim)
+        at = replace(at, start=at.row(guide.centre))
+        tilts = _contrasts(at)
+        told = tilts.told(observation.limits.max_change, self.options.explore)
+        evidence: Evidence = {"rule": "law", "told": round(told, 3)}
+        still = _still(guide, told, tilts.needed)
+        few = len(data.evaluations) < MIN_EVALUATIONS
+        if few or (still and guide.aim is None):  # fitted to noise, laws would be right by chance
+            return self._look_around(at, still, evidence)
+        return self._fitted(at, guide, still, evidence)
 
     def _decay(self, observation: Observation) -> float:
         """The part of the budget in which the learning rate decays."""
@@ -123,56 +134,54 @@ class LawPolicy:
             return self.options.decay
         return DECAY if observation.decay is None else observation.decay / observation.budget
 
-    def _fitted(self, at: Situation, aim: BranchAim | None) -> Proposal | Hold:
+    def _fitted(
+        self, at: Situation, guide: BranchGuidance, still: str, evidence: Evidence
+    ) -> Proposal | Hold:
         options = self.options
         cuts = cut_points(len(at.data.evaluations))
         fits = fit_with_null(at.data, LAWS, cuts)
         averaging = weigh(at.data, fits, cuts, options.temper)
-        evidence: Evidence = {"rule": "law", **averaging.evidence()}
+        evidence |= averaging.evidence()
         untested = not averaging.scores.shape[1]
         if untested or averaging.surprise < options.significance or averaging.ahead < 0:
-            return self._look_around(at, evidence)
+            return self._look_around(at, still, evidence)
         if averaging.misfit > options.misfit:
             residual = f"mean squared residual {averaging.misfit:.2g} noise variances"
             return Hold(f"law: no law fits, {residual}", evidence, "inconclusive")
-        if aim is None and self.options.branches and branches_made(at.observation):
-            return self._look_around(at, evidence | {"confirmed": 0.0})
-        return self._planned(at, fits[:-1], averaging, aim, evidence)
+        return self._planned(at, fits[:-1], averaging, guide, still, evidence)
 
     def _planned(
         self,
         at: Situation,
         fits: list[Fit],
         averaging: Averaging,
-        aim: BranchAim | None,
+        guide: BranchGuidance,
+        still: str,
         evidence: Evidence,
     ) -> Proposal | Hold:
         options, start = self.options, at.lasting(at.start)
         ensemble = weighted_fits(fits, averaging.weights, options.draws, at.observation.seed)
         problem = make_problem(ensemble, at.ahead, at.terms, at.limits, start, options.caution)
         target, gain = best_plan(problem, at.lasting(at.now))
-        trust = averaging.trust
-        if aim is not None:
-            confirmed = aim.confirms(_named(at, target[0]), first_mixture(at.observation))
-            trust *= confirmed
-            evidence |= {"confirmed": confirmed, "branches": aim.score}
+        plan = _named(at, target[0])
+        trust = averaging.trust * guide.part(plan, _contrasts(at).told())
         target = trust * target + (1 - trust) * at.lasting(at.start_within)
-        evidence |= {"gain": gain, "trust": trust}
+        evidence |= {"gain": gain, "trust": trust, **guide.facts(plan)}
         why = f"law: {gain:.3g} less at the end than as it goes, by {averaging.leading()}"
         left = 1 - at.done / options.explore if options.explore > 0 else 0.0
         if left <= 0 and gain < options.least_gain:
             return Hold(f"{why}: too little to change anything for", evidence)
-        return self._tilted(at, target, max(0.0, left), evidence, why)
+        return self._tilted(at, target, 0.0 if still else max(0.0, left), evidence, why)
 
-    def _look_around(self, at: Situation, evidence: Evidence) -> Proposal | Hold:
-        """Explore about the start; past the time for it, return there and stay."""
+    def _look_around(self, at: Situation, still: str, evidence: Evidence) -> Proposal | Hold:
+        """Explore about the start; past the time for it, or where it is no use, stay there."""
         start = at.lasting(at.start)
-        if at.done < self.options.explore:
+        if at.done < self.options.explore and not still:
             return self._tilted(at, start, 1 / max(self.options.swing, 1e-9), evidence, "law")
-        reason = "law: no mixture is seen to do better than the start's"
+        reason = "law: " + (still or "no mixture is seen to do better than the start's")
         if np.abs(at.now - at.start).sum() / 2 < MIN_CHANGE:
             return Hold(reason, evidence, "inconclusive")
-        return _proposal(at, np.vstack([start[:1], start]), evidence, reason + ": back to it")
+        return _proposal(at, np.vstack([start[:1], start]), evidence, reason + "; back to it")
 
     def _tilted(
         self, at: Situation, rows: Array, size: float, evidence: Evidence, why: str
@@ -181,11 +190,27 @@ class LawPolicy:
         reach = at.observation.limits.max_change * self.options.swing * size
         if reach < MIN_CHANGE:
             return _proposal(at, np.vstack([rows[:1], rows]), evidence, why)
-        turn = len(at.observation.interventions())
-        direction = contrast(turn, at.live, at.observation.seed)
-        wanted = tilted(rows[0], at.live, direction, reach)
+        wanted = _contrasts(at, rows[0]).tilted(reach)
         evidence |= {"exploring": reach}
         return _proposal(at, np.vstack([wanted, rows]), evidence, f"{why}; exploring {reach:.2g}")
+
+
+def _still(guide: BranchGuidance, told: float, needed: float) -> str:
+    """Why the run isn't moved to look around, or nothing."""
+    if guide.aim is not None:
+        return "no mixture is seen to do better than the one on the way to where branches point"
+    if guide.made:
+        return "branches can't tell the sources apart"
+    if guide.coming:
+        return "branches are to tell the sources apart first"
+    if told < needed:
+        seen = f"{told:.1%} of how they differ, {needed:.0%} needed"
+        return f"the run's scores can't tell its sources apart ({seen})"
+    return ""
+
+
+def _contrasts(at: Situation, centre: Array | None = None) -> Contrasts:
+    return Contrasts(at.observation, at.data, at.start if centre is None else centre, at.live)
 
 
 def _proposal(at: Situation, rows: Array, evidence: Evidence, reason: str) -> Proposal | Hold:
@@ -216,41 +241,3 @@ def _stretches(at: Situation, named: list[dict[str, float]]) -> list[tuple[int, 
             near = {name: (1 - part) * before[name] + part * w for name, w in weights.items()}
             stretches.append((end, near))
     return stretches
-
-
-def contrast(turn: int, live: Array, seed: int) -> Array:
-    """The turn's contrast between the live sources, +1 or -1, and 0 for the others, (k,).
-
-    Rows of a Hadamard matrix, two by two, each then with its opposite: h1, h2, -h1, -h2, h3, …
-    Neighbours are orthogonal, so that a step between them is no longer than one from the centre,
-    and every four of them cancel (a fold-over screening design, Plackett & Burman 1946).
-    """
-    from scipy.linalg import hadamard
-
-    many = int(live.sum())
-    size = 4
-    while size <= many:
-        size *= 2
-    drawing = np.random.default_rng([seed % 2**32, many])
-    columns = drawing.permutation(size)[:many]
-    rows = 1 + drawing.permutation(size - 1)
-    row = rows[(2 * (turn // 4) + turn % 2) % len(rows)]
-    signs = np.zeros(len(live))
-    signs[live] = hadamard(size)[row][columns] * (1 if turn % 4 < 2 else -1)
-    return signs
-
-
-def tilted(centre: Array, live: Array, direction: Array, reach: float) -> Array:
-    """``centre`` tilted along a contrast, in logarithms, by ``reach`` in total variation."""
-    base = np.where(live, np.maximum(centre, MIN_SHARE / max(live.sum(), 1)), 0.0)
-
-    def by(size: float) -> Array:
-        shares = base * np.exp(size * direction)
-        return np.asarray(shares / shares.sum())
-
-    low, high = 0.0, 8.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        away = np.abs(by(middle) - centre).sum() / 2
-        low, high = (middle, high) if away < reach else (low, middle)
-    return by(low)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixloop.policies.interface import Observation
 from mixloop.policies.mixture import Array, confine, first_mixture
@@ -34,7 +35,7 @@ class Situation:
     terms: ObjectiveTerms
     now: Array
     start: Array
-    live: Array
+    live: NDArray[np.bool_]
 
     @property
     def done(self) -> float:
@@ -84,7 +85,7 @@ def situation(
     )
 
 
-def _row(weights: Mapping[str, float], data: LawData, live: Array) -> Array:
+def _row(weights: Mapping[str, float], data: LawData, live: NDArray[np.bool_]) -> Array:
     """A mixture over the data's sources; what isn't live leaves its share to the others."""
     row = np.array([weights.get(name, 0.0) for name in data.names])
     row = np.where(live & np.isfinite(row) & (row > 0), row, 0.0)
@@ -102,7 +103,7 @@ def _stretches(observation: Observation, decay: float) -> tuple[tuple[float, boo
 def _limits(
     observation: Observation,
     data: LawData,
-    live: Array,
+    live: NDArray[np.bool_],
     stretches: tuple[tuple[float, bool], ...],
 ) -> TokenLimits:
     limits = observation.limits

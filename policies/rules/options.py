@@ -72,9 +72,9 @@ class Trial(OptionsModel):
 
     It is made for ``over`` evaluations and taken back for as many; then the benchmarks ``of``
     (default: the objective's) are held against the run's own trend, which needs ``least``
-    evaluations before. Better by ``z``: the rule is confirmed and fires freely from then on.
-    Otherwise it is tried again after its cooldown, ``times`` in all. No other rule fires during a
-    trial.
+    evaluations before. Better by ``z``: the rule is confirmed and fires freely, until some source
+    is twice as far up as it was tried: from there it has to prove itself again. Otherwise it is
+    tried again after its cooldown, ``times`` in all. No other rule fires during a trial.
     """
 
     over: Annotated[int, Field(ge=1)] = 3

@@ -1,6 +1,8 @@
 """Interventions on trial: made and taken back, then judged by how the benchmarks answered.
 
-A run has no control group; going to and fro gives it one (a crossover design). Everything is
+A run has no control group; going to and fro gives it one (a crossover design). What helps at first
+helps less the more there is of it, and at some point harms without any score that falls: a proven
+rule goes twice as far as it was tried, and then has to prove itself again from there. Everything is
 recomputed from the decisions and evaluations so far; nothing is remembered.
 """
 
@@ -32,6 +34,7 @@ from .response import MIN_EVALUATIONS, response
 State = Literal["ready", "running", "ending", "judging", "confirmed", "over"]
 UNDO = "undo "
 TOLERANCE = 1e-3  # total variation: quantisation, and guards that trim dust
+REACH = 2  # times as far as it was tried, that a proven rule may go before it is tried again
 
 
 @dataclass(frozen=True)
@@ -82,19 +85,54 @@ def trial_status(rule: Intervention, observation: Observation) -> TrialStatus:
     """Where the trial of a rule that has one stands."""
     trial = rule.trial
     assert trial is not None
-    periods = _periods(rule, observation)
-    confirmed = [period.fired.evidence.get("confirmed") for period in periods]
-    if any(isinstance(names, list) and rule.name in names for names in confirmed):
+    proven, periods = _since_proof(rule, _periods(rule, observation))
+    if proven and not periods and _reach(proven, observation) < REACH - TOLERANCE:
         return TrialStatus("confirmed")
+    since = proven[-1].fired.tokens if proven else 0
+    evaluations = [e for e in observation.evaluations if e.tokens > since]
     if not periods:
-        have = len(observation.evaluations)
+        have = len(evaluations)
         few = f"{have} of the {trial.least} evaluations that a trend needs"
+        if proven:
+            few = f"{REACH} times as far as it was tried: to be tried again, {few}"
         return TrialStatus("ready") if have >= trial.least else TrialStatus("judging", few)
     # an earlier period that had proven the rule would be named by the firings after it
-    last = _status_of(trial, periods, observation)
+    last = _status_of(trial, periods, evaluations, observation)
     if last.state == "over" and len(periods) < trial.times:
         return TrialStatus("ready", last.text, answered=False, evidence=last.evidence)
     return last
+
+
+def _since_proof(
+    rule: Intervention, periods: Sequence[_TrialPeriod]
+) -> tuple[list[_TrialPeriod], list[_TrialPeriod]]:
+    """The last trial that proved the rule with the firings that it allowed, and those since."""
+
+    def allowed(period: _TrialPeriod) -> bool:
+        names = period.fired.evidence.get("confirmed")
+        return isinstance(names, list) and rule.name in names
+
+    free = [index for index, period in enumerate(periods) if allowed(period)]
+    if not free:
+        return [], list(periods)
+    first = last = free[-1]
+    while first > 0 and allowed(periods[first]):
+        first -= 1
+    return list(periods[first : last + 1]), list(periods[last + 1 :])
+
+
+def _reach(proven: Sequence[_TrialPeriod], observation: Observation) -> float:
+    """How many times as far as the trial went any source that it raised is by now."""
+    tried, now = proven[0].fired, in_force(observation)
+    before, after = tried.weights_before, tried.weights_after or {}
+    raised = {name: after[name] - before.get(name, 0.0) for name in _raised(tried)}
+    gone = ((now.get(name, 0.0) - before.get(name, 0.0)) / by for name, by in raised.items())
+    return max(gone, default=0.0)
+
+
+def _raised(fired: PastDecision) -> list[str]:
+    before, after = fired.weights_before, fired.weights_after or {}
+    return [name for name, weight in after.items() if weight > before.get(name, 0.0) + 1e-9]
 
 
 def _periods(rule: Intervention, observation: Observation) -> list[_TrialPeriod]:
@@ -105,19 +143,23 @@ def _periods(rule: Intervention, observation: Observation) -> list[_TrialPeriod]
 
 
 def _status_of(
-    trial: Trial, periods: Sequence[_TrialPeriod], observation: Observation
+    trial: Trial,
+    periods: Sequence[_TrialPeriod],
+    evaluations: Sequence[Evaluation],
+    observation: Observation,
 ) -> TrialStatus:
-    """Where the last period stands."""
+    """Where the last period stands; it is judged on ``evaluations``."""
     last = periods[-1]
     begun = last.ended or last.fired
-    since = [e for e in observation.evaluations if e.tokens > begun.tokens]
+    since = [e for e in evaluations if e.tokens > begun.tokens]
     if last.ended is None:
         return _under_way(trial, last.fired, len(since), observation)
     if len(since) < trial.over:
         done = f"back from its trial: {len(since)} of {trial.over} evaluations"
         return TrialStatus("judging", done, answered=False)
     try:
-        verdict = _judge(trial, periods, since[trial.over - 1], observation)
+        known = [e for e in evaluations if 0 < e.tokens <= since[trial.over - 1].tokens]
+        verdict = _judge(trial, periods, known, observation)
     except MissingScore as missing:
         return TrialStatus("over", f"the trial can't be judged: {missing}", answered=False)
     evidence = {"gain": verdict.gain, "stderr": verdict.stderr, "z": verdict.z,
@@ -140,16 +182,18 @@ def _under_way(
 
 
 def _judge(
-    trial: Trial, periods: Sequence[_TrialPeriod], until: Evaluation, observation: Observation
+    trial: Trial,
+    periods: Sequence[_TrialPeriod],
+    evaluations: Sequence[Evaluation],
+    observation: Observation,
 ) -> TrialVerdict:
     """How the benchmarks answered to all trials so far.
 
     Raises:
         MissingScore: when no benchmark has enough scores, or the exposure can't be told.
     """
-    evaluations = [e for e in observation.evaluations if 0 < e.tokens <= until.tokens]
-    before, after = periods[0].fired.weights_before, periods[0].fired.weights_after or {}
-    raised = [name for name, weight in after.items() if weight > before.get(name, 0.0) + 1e-9]
+    first = periods[0].fired
+    before, raised = first.weights_before, _raised(first)
     weights = dict.fromkeys(trial.of, 1.0) if trial.of else objective_weights(observation)
     metric = observation.common_metric(trial.of) if trial.of else objective_metric(observation)
     parts = []

@@ -398,7 +398,7 @@ def test_sixty_four_sources_fit_into_the_time(count: int) -> None:
 
 
 def test_every_trial_lies_near_the_centre_and_they_differ() -> None:
-    track = run(Power(seed=3, segments=12))
+    track = run(Power(seed=3, segments=20))
     start = track.timeline[0].weights
     explored = [m.weights for m in track.timeline[1:4]]
     for weights in explored:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixloop.policies.experiment import BranchAim
 from mixloop.policies.experiment.destination import (
     Outlook,
     best_destination,
@@ -186,34 +185,6 @@ def outlook(**changes: Any) -> Outlook:
 
 
 EVEN = np.full(3, 1 / 3)
-
-
-def test_what_branches_confirm_of_another_plan() -> None:
-    start = {"web": 0.5, "code": 0.5}
-    aim = BranchAim({"web": 0.2, "code": 0.8}, {"web": -0.01, "code": 0.01}, 3.0)
-    assert aim.confirms(aim.weights, start) == pytest.approx(1)
-    assert aim.confirms({"web": 0.35, "code": 0.65}, start) == pytest.approx(0.5)
-    assert aim.confirms({"web": 0.8, "code": 0.2}, start) == 0
-    # further than the branches say: less
-    assert aim.confirms({"web": 0.0, "code": 1.0}, start) == pytest.approx((3 / 5) ** 2)
-
-
-@pytest.mark.parametrize("name", ["law", "bayes"])
-def test_others_ask_and_follow_too(name: str) -> None:
-    world = Exponential(k=5, seed=1, segments=20, jitter=0.02)
-    config = virtual_config(world, policy=name, guards=GUARDS, segments=20, experiments=0.1)
-    start = uniform_start(world, 5, config.budget)
-
-    def track(options: dict[str, Any]) -> SimulatedRun:
-        world.reset(1)
-        policy = load_policy(name, options)
-        return simulate(world, policy, config, segments=20, start=start)
-
-    with_branches, without = track({}), track({"branches": False})
-    assert with_branches.experiments
-    assert not without.experiments
-    assert gap(world, with_branches) > 0.4
-    assert any("branches" in d.evidence for d in with_branches.decisions())
 
 
 def test_two_benchmarks_that_need_two_sources_share_the_rest() -> None:

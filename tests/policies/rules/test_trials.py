@@ -12,6 +12,7 @@ from mixloop.policies.interface import load_policy
 from mixloop.policies.mixture import total_variation
 from mixloop.policies.rules.response import response
 from mixloop.policies.worlds.families import Exponential, Flat, Power
+from mixloop.policies.worlds.skills import Skills
 from mixloop.tools.simulate.simulation import SimulatedRun, simulate
 from mixloop.tools.simulate.virtual_run import uniform_start, virtual_config
 
@@ -67,6 +68,23 @@ def test_what_helps_is_tried_taken_back_and_then_made_for_good():
     assert dict(orders[1].weights_after) == pytest.approx(start)
     assert any(reason.startswith("tried, gain") for reason in said)
     assert total_variation(track.orders()[-1], start) > 0.3
+
+
+def test_what_was_proven_goes_twice_as_far_and_is_then_tried_again():
+    track, start = run(Skills(k=6, seed=7, jitter=0.02), 7, max_epochs=5, max_change=0.2)
+    orders = [d for d in track.decisions() if d.verdict == "intervene"]
+    first = next(i for i, d in enumerate(orders) if "confirmed" in d.evidence)
+    proof = orders[0]
+    raised = [n for n, share in proof.weights_after.items() if share > start[n] + 1e-6]
+
+    def times(weights: dict) -> float:
+        gone = ((weights[n] - start[n]) / (proof.weights_after[n] - start[n]) for n in raised)
+        return max(gone)
+
+    free = [d for d in orders[first:] if "confirmed" in d.evidence]
+    assert [times(d.weights_after) for d in free] == pytest.approx([1, 2], abs=0.01)
+    later = orders[first + len(free) :]
+    assert [d.evidence["rules"] for d in later[:2]] == [["towards-tags"], ["undo towards-tags"]]
 
 
 def within(seeds: range) -> list[bool]:
