@@ -7,6 +7,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from mixloop.common.errors import explain_error
+
 LONGEST = 300  # characters of a foreign error that are told
 
 
@@ -31,6 +35,8 @@ def raised(error: BaseException, by: Any, when: str = "") -> str:
         when: words that follow the error.
     """
     lines = str(error).splitlines()
+    if isinstance(error, ValidationError):  # whose first line doesn't say what is wrong
+        lines = [f"{error.title}: {explain_error(error)}"]
     said = ": ".join([type(error).__name__, *(line[:LONGEST] for line in lines[:1])]) + when
     module = sys.modules.get(getattr(by, "__module__", None) or "")
     own = getattr(module, "__file__", None)

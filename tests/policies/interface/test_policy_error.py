@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mixloop.policies.interface import PolicyError, load_policy, raised
+from mixloop.policies.interface import Experiment, PolicyError, load_policy, raised
 
 OWN = """
 import json
@@ -51,3 +51,10 @@ def test_elsewhere_the_place_is_named_too_and_long_texts_are_cut() -> None:
     assert "(decoder.py line" in raised(caught(lambda: json.loads("")), math)
     assert raised(ValueError("one\ntwo"), None) == "ValueError: one"
     assert len(raised(ValueError("x" * 10_000), None)) < 400
+
+
+def test_an_answer_that_can_not_be_built_says_which_field() -> None:
+    error = caught(lambda: Experiment([], 1000, "nothing to try"))
+    said = raised(error, Experiment)
+    assert said.startswith("ValidationError: Experiment: branches: ")
+    assert "at least 1 item" in said
