@@ -14,6 +14,7 @@ from .effects import Effects, certainty, needed_score, pool
 from .options import ExperimentOptions
 
 FOLLOWED = 0.5  # of the way, on one kind of evidence alone
+TOO_LITTLE, ENOUGH = 0.1, 0.35  # told of how sources differ: hardly more than noise; most of it
 
 
 def experiment_due(run: BranchedRun, found: list[Effects]) -> Experiment | None:
@@ -94,15 +95,17 @@ class BranchGuidance:
             n: gone * w + (1 - gone) * self.start.get(n, 0.0) for n, w in self.aim.weights.items()
         }
 
-    def part(self, plan: Mapping[str, float], told: float = 0.0) -> float:
+    def part(self, plan: Mapping[str, float], told: float = FOLLOWED) -> float:
         """How much of the way from the centre to a policy's own plan may be gone.
 
-        All of it where no branches were made, none while they can't tell the sources apart; else,
-        as far as they confirm the plan, half, or more where the run's scores have ``told`` more
-        than half of how the sources differ.
+        Where no branches were made, twice the part of how the sources differ that the run's scores
+        have ``told``: less is known of a corner than that it is one. None while branches can't
+        tell the sources apart; else, as far as they confirm the plan, half, or ``told`` if more.
         """
         if self.aim is None:
-            return 0.0 if self.made else 1.0
+            return (
+                0.0 if self.made else min(1.0, max(0.0, told - TOO_LITTLE) / (ENOUGH - TOO_LITTLE))
+            )
         return max(FOLLOWED, told) * self.aim.confirms(plan, self.start)
 
     def facts(self, plan: Mapping[str, float]) -> Facts:

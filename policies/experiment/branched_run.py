@@ -28,6 +28,7 @@ from .options import ExperimentOptions
 
 USELESS = 1.64  # standard deviations below the mixture's mean effect
 KEPT = 0.1  # of its floor, that a useless source keeps: the next experiment may say otherwise
+SHORT = 0.99  # of the epochs' limit: what is drawn until an order is in force isn't planned
 NOTHING_NEW = 0.02  # total variation by which the last experiment moved the aim
 
 Facts = dict[str, Any]
@@ -170,7 +171,7 @@ class BranchedRun:
         room = np.full(len(self.names), math.inf)
         if limits.max_epochs is not None:
             drawn = [max(s.drawn, s.epochs * s.unique_tokens) for s in sources]
-            whole = [limits.max_epochs * s.unique_tokens for s in sources]
+            whole = [SHORT * limits.max_epochs * s.unique_tokens for s in sources]
             room = np.maximum(0.0, np.subtract(whole, drawn)) / max(1, self.left)
         return np.where(self.live, np.minimum(room, min(1.0, limits.cap)), 0.0)
 

@@ -78,10 +78,13 @@ def _of_fits(
     first, second = result.fit("first"), result.fit("second")
     if first is None or second is None:
         return Effects(result.tokens, tried, gain, items * (1 + UNTOLD))
+    # both count alike, though the early half moved the weights more: they saw as many windows, and
+    # what a source still teaches after its first steps is nearer to what it does for long. How long
+    # halves are told to be is brought to the whole's
     one, two = (_centred(_slopes(half, names, benchmarks), tried) for half in (first, second))
-    # the halves' sum is the whole, but for a factor that how they were trained decides
     both = one + two
     factor = float((gain * both).sum() / max((both**2).sum(), TINY))
+    gain = factor * both
     free = max(1.0, tried.sum() - 1)
     windows = ((factor * (one - two)) ** 2).sum(axis=1) / free
     told = free * _independent(one - two)

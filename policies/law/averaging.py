@@ -73,15 +73,16 @@ def weigh(data: LawData, fits: Sequence[Fit], cuts: Sequence[int], temper: float
     weights /= weights.sum()
     together = weights @ scores[:-1] - scores[-1]
     misfit = np.array([_misfit(data, fit) for fit in fits])
+    level = float((misfit / np.array([_free(data, fit) for fit in fits]))[:-1].min())
     last = float(together[-1]) if together.size else np.inf
     return Averaging(
         names=tuple(fit.law.name for fit in fits[:-1]),
         weights=weights,
         scores=scores,
-        surprise=_surprise(data, misfit),
+        surprise=_surprise(data, misfit, max(1.0, level)),
         ahead=float(together.sum()),
         trust=float(1 / (1 + np.exp(-np.clip(last, -30, 30)))),
-        misfit=float((misfit / np.array([_free(data, fit) for fit in fits]))[:-1].min()),
+        misfit=level,
     )
 
 
@@ -110,7 +111,10 @@ def _free(data: LawData, fit: Fit) -> float:
     return float(max(1.0, scored.sum() - np.minimum(taken, 1.0).sum()))
 
 
-def _surprise(data: LawData, misfit: Array) -> float:
-    """What the best law explains beyond the null, against the chi-squared of its parameters."""
+def _surprise(data: LawData, misfit: Array, level: float) -> float:
+    """What the best law explains beyond the null, against the chi-squared of its parameters.
+
+    In units of what it leaves (``level``): noise that was taken for too small explains nothing.
+    """
     free = len(data.series) * max(1, len(data.names) - 1)
-    return float((misfit[-1] - misfit[:-1].min() - free) / np.sqrt(2 * free))
+    return float(((misfit[-1] - misfit[:-1].min()) / level - free) / np.sqrt(2 * free))

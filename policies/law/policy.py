@@ -59,6 +59,9 @@ Evidence = dict[str, Any]
 MIN_CHANGE = 1e-3  # total variation below which an order isn't worth it
 AHEAD = 2  # evaluations that the next mixture is planned for, so that a decision comes before
 MIN_EVALUATIONS = 4  # that can be fitted
+SURE = (
+    4.0  # standard deviations beyond chance: laws are followed for that alone from here to twice it
+)
 DECAY = 0.1  # of the budget, where nobody says how long the learning rate decays
 
 
@@ -164,7 +167,10 @@ class LawPolicy:
         problem = make_problem(ensemble, at.ahead, at.terms, at.limits, start, options.caution)
         target, gain = best_plan(problem, at.lasting(at.now))
         plan = _named(at, target[0])
-        trust = averaging.trust * guide.part(plan, _contrasts(at).told())
+        part = guide.part(plan, _contrasts(at).told())
+        if not guide.made:  # what scores explain so far beyond chance is no noise either
+            part = max(part, min(1.0, averaging.surprise / SURE - 1))
+        trust = averaging.trust * part
         target = trust * target + (1 - trust) * at.lasting(at.start_within)
         evidence |= {"gain": gain, "trust": trust, **guide.facts(plan)}
         why = f"law: {gain:.3g} less at the end than as it goes, by {averaging.leading()}"
