@@ -14,8 +14,9 @@ At every decision, from the observation alone:
    Against them stands the law by which mixtures don't matter: unless the others explain more than
    chance would, and predicted better, nothing is concluded.
 3. The rest of the budget is planned under the cap on epochs for the ensemble and its posterior
-   (``plan``). Where the laws' newest predictions were no better than the null's, the plan shrinks
-   towards the start.
+   (``plan``). It shrinks towards the start where the laws' newest predictions were no better than
+   the null's, and where scores have told little of how the sources differ: a plan's corner is as
+   far away for a small difference as for a large one.
 4. In the first part of the run the plan is tilted along balanced contrasts, so that looking around
    costs no drift, the less the nearer its end. An exploration that found nothing ends at the
    start's mixture.
@@ -59,9 +60,7 @@ Evidence = dict[str, Any]
 MIN_CHANGE = 1e-3  # total variation below which an order isn't worth it
 AHEAD = 2  # evaluations that the next mixture is planned for, so that a decision comes before
 MIN_EVALUATIONS = 4  # that can be fitted
-SURE = (
-    4.0  # standard deviations beyond chance: laws are followed for that alone from here to twice it
-)
+SURE = 4.0  # standard deviations beyond chance: from here to twice it laws are followed for that
 DECAY = 0.1  # of the budget, where nobody says how long the learning rate decays
 
 
