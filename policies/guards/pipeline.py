@@ -105,7 +105,10 @@ def _conclude(state: GuardState, requested: dict[str, float]) -> GuardResult:
     planned = context.declared and not same_plan(state.plan, context.plan)
     if state.change <= TOLERANCE and not planned:
         state.guard = "result"
-        state.note("blocked", "nothing is left to change")
+        if total_variation(requested, context.weights) <= TOLERANCE:
+            state.note("passed", "nothing to change")
+        else:
+            state.note("blocked", "nothing is left to change")
         return GuardResult("hold", None, tuple(state.notes))
     if altered > TOLERANCE and state.change > settings.max_change and not context.declared:
         state.guard = "trust region"

@@ -219,7 +219,7 @@ def test_going_on_as_before_meets_the_ledger_too():
 def test_no_change_is_a_hold():
     result = apply_guards(small().weights, (), small(), FREE)
     assert (result.verdict, result.weights) == ("hold", None)
-    assert note(result, "result", "blocked") == "nothing is left to change"
+    assert note(result, "result", "passed") == "nothing to change"
 
 
 def test_notes_are_json():
