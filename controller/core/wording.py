@@ -192,7 +192,7 @@ def experiment_rows(made: Json) -> list[tuple[str, str, dict[str, str]]]:
     fitted = [fit["weights"] for fit in found.get("fits", ())]
     for kind in ("branches", "merges"):
         for number, side in enumerate(found.get(kind, ()), start=1):
-            if side["weights"] in fitted:
+            if kind == "merges" and side["weights"] in fitted:
                 continue  # it is told as the best merge
             what = f"branch {number}" if kind == "branches" else f"merge {number}"
             rows.append((what, side["weights"], side["benchmarks"]))

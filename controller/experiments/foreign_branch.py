@@ -130,15 +130,16 @@ def run_tethered(command: list[str]) -> tuple[int, str]:
 
 def _follow(output: IO[bytes], kept: bytearray) -> None:
     logged = 0
-    while chunk := os.read(output.fileno(), 2**16):
-        kept += chunk
-        del kept[:-4096]
-        if logged < _LOGGED:
-            sys.stderr.write(chunk[: _LOGGED - logged].decode("utf-8", "replace"))
-            sys.stderr.flush()
-            logged += len(chunk)
-            if logged >= _LOGGED:
-                sys.stderr.write("\n[what this branch prints further is left out]\n")
+    with output:
+        while chunk := os.read(output.fileno(), 2**16):
+            kept += chunk
+            del kept[:-4096]
+            if logged < _LOGGED:
+                sys.stderr.write(chunk[: _LOGGED - logged].decode("utf-8", "replace"))
+                sys.stderr.flush()
+                logged += len(chunk)
+                if logged >= _LOGGED:
+                    sys.stderr.write("\n[what this branch prints further is left out]\n")
 
 
 def rate_at_checkpoint(spec: ExperimentSpec) -> float:

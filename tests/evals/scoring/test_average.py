@@ -136,6 +136,9 @@ def test_the_worker_averages_what_it_is_told(run: list[Path], tmp_path: Path) ->
         while result is None and time.monotonic() < deadline:
             result = evaluator.poll()
             time.sleep(0.05)
+        while evaluator.writing and time.monotonic() < deadline:
+            evaluator.poll()
+            time.sleep(0.05)
     finally:
         evaluator.stop()
     assert isinstance(result, Scorecard), result
