@@ -252,19 +252,21 @@ class Sink:
                 start_time_ns=start,
             )
             _preview(root, payload["previews"])
-            spans: dict[str | None, Any] = {None: root}
+            parents: dict[str | None, Any] = {None: root}
+            spans = []  # a guard may say two things: names are not unique
             for name, parent, inputs, outputs in payload["spans"]:
-                spans[name] = mlflow.start_span_no_context(
+                span = mlflow.start_span_no_context(
                     name,
                     span_type=_span_type(name),
-                    parent_span=spans[parent],
+                    parent_span=parents[parent],
                     inputs=inputs,
                     start_time_ns=start,
                 )
-                spans[name].set_outputs(outputs)
-            for name, span in spans.items():
-                if name is not None:
-                    span.end(end_time_ns=end)
+                span.set_outputs(outputs)
+                parents[name] = span
+                spans.append(span)
+            for span in spans:
+                span.end(end_time_ns=end)
             root.end(outputs=payload["response"], end_time_ns=end)
         # The exporter swallows its errors, so the trace is looked up before it counts as sent.
         if self._trace(decision) is None:

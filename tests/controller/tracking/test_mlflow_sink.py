@@ -97,7 +97,8 @@ def a_whole_run(path: Path) -> Journal:
         weights_before=initial,
         weights_proposed=after,
         weights_after=after,
-        guards=(GuardNote("dwell", "passed", "fine"),),
+        # a guard may say two things, and both are told
+        guards=(GuardNote("dwell", "passed", "fine"), GuardNote("dwell", "flagged", "just so")),
         against_generation=0,
         order=OrderRecord(1, "rules"),
         policy="rules",
@@ -256,7 +257,7 @@ def test_unreachable_for_a_whole_run_then_caught_up_without_duplicates(
     assert sorted(names) == sorted(
         [
             "d-000001 intervene",
-            *("observe", "decide", "guard", "guard dwell", "publish", "applied", "outcome"),
+            *("observe", "decide", "guard", *2 * ["guard dwell"], "publish", "applied", "outcome"),
         ]
     )
     told = dict(spans)
