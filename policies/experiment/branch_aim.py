@@ -98,14 +98,14 @@ class BranchGuidance:
     def part(self, plan: Mapping[str, float], told: float = FOLLOWED) -> float:
         """How much of the way from the centre to a policy's own plan may be gone.
 
-        Where no branches were made, twice the part of how the sources differ that the run's scores
-        have ``told``: less is known of a corner than that it is one. None while branches can't
-        tell the sources apart; else, as far as they confirm the plan, half, or ``told`` if more.
+        Where no branches were made, the more the more of how sources differ the run's scores have
+        ``told``: a plan's corner is as far away for a small difference as for a large one. Nothing
+        while branches can't tell sources apart; else, as far as they confirm the plan, half, or
+        ``told`` if that is more.
         """
         if self.aim is None:
-            return (
-                0.0 if self.made else min(1.0, max(0.0, told - TOO_LITTLE) / (ENOUGH - TOO_LITTLE))
-            )
+            part = (told - TOO_LITTLE) / (ENOUGH - TOO_LITTLE)
+            return 0.0 if self.made else min(1.0, max(0.0, part))
         return max(FOLLOWED, told) * self.aim.confirms(plan, self.start)
 
     def facts(self, plan: Mapping[str, float]) -> Facts:
