@@ -287,7 +287,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    """Run the trees in turn and print the table."""
+    """Run the trees side by side and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tree", action="append", metavar="NAME=DIR")
     parser.add_argument("--repeats", type=int, default=3)

@@ -166,41 +166,27 @@ class QuickExperiments:
 
 def result_of(spec: Any) -> ExperimentResult:
     """What a played experiment comes to: more code, fewer bits per byte."""
-    if spec.receipt:
-        return _receipt_of(spec)
+    said: dict[str, Any] = {
+        "id": spec.id,
+        "decision": spec.decision,
+        "step": spec.step,
+        "tokens": spec.run_tokens,
+        "weights": spec.weights,
+        "branch_tokens": spec.tokens,
+        "schedule": spec.schedule,
+        "cost": spec.cost,
+    }
+    if spec.receipt:  # a twin that stays where it began, while the run gains with every step
+        twin = _like_the_run(spec.branches[0], spec.step)
+        return ExperimentResult(**said, receipt=True, halfway=twin, branches=(twin,))
     sides = [_scored(weights) for weights in (spec.weights, *spec.branches)]
     fit = MergeFit(weights=dict(spec.branches[0]), gains={"gsm8k": (0.1, 0.01)})
     return ExperimentResult(
-        id=spec.id,
-        decision=spec.decision,
-        step=spec.step,
-        tokens=spec.run_tokens,
-        weights=spec.weights,
-        branch_tokens=spec.tokens,
-        schedule=spec.schedule,
+        **said,
         design=spec.merge,
         control=sides[0],
         branches=tuple(sides[1:]),
         fits=(fit,) if spec.merge is not None else (),
-        cost=spec.cost,
-    )
-
-
-def _receipt_of(spec: Any) -> ExperimentResult:
-    """A twin that stays where it began, while the run gains with every step."""
-    (weights,) = spec.branches
-    return ExperimentResult(
-        id=spec.id,
-        decision=spec.decision,
-        step=spec.step,
-        tokens=spec.run_tokens,
-        weights=spec.weights,
-        branch_tokens=spec.tokens,
-        schedule=spec.schedule,
-        receipt=True,
-        halfway=_like_the_run(weights, spec.step),
-        branches=(_like_the_run(weights, spec.step),),
-        cost=spec.cost,
     )
 
 
