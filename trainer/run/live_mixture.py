@@ -88,6 +88,7 @@ class SideThread:
             if action is not None:
                 self._attempt(action, "status not written")
             if closing:
+                self._attempt(self._inbox.end, "the schedule may name a switch that never was")
                 return
 
     def _attempt(self, action: Callable[[], None], failed: str) -> None:

@@ -95,9 +95,13 @@ class StepClock:
         """The step that consumes a sample."""
         return self._offset + self.batch_schedule.index(sample)
 
+    def sample_of(self, step: int) -> int:
+        """The first sample of a step."""
+        return self.batch_schedule.first(step - self._offset)
+
     def undrawn(self, step: int) -> int:
         """First sample that no rank has drawn, at the start of a step."""
-        return self.batch_schedule.first(step + self.prefetch - self._offset)
+        return self.sample_of(step + self.prefetch)
 
     def lead(self, step: int, polls: int) -> int:
         """First sample of a switch recorded during `step` and announced at the `polls`-th poll.
@@ -228,6 +232,20 @@ class OrderInbox:
             # whatever it is (a full disk, a vanished folder), training goes on as it was
             self._note(f"{type(error).__name__}: {error}; the mixture in force is kept")
             self._reopen()
+
+    def end(self) -> None:
+        """Training is over: void what was recorded too late for the ranks to hear of it.
+
+        Otherwise the schedule would say that samples were drawn by a mixture which never came into
+        force. One whose first sample is still to come is the next incarnation's.
+        """
+        with self._lock:
+            unheard = (self._offer, self._late, self._unsure)
+        for switch in unheard:
+            if self._superseded or switch is None:
+                continue
+            if switch.sample < self.clock.sample_of(self.now()):
+                self._void(switch, "the trainer ended before it came into force")
 
     def _look(self) -> None:
         self.writer.check()

@@ -203,6 +203,38 @@ def test_durable_too_late_is_voided_and_tried_further_ahead(tmp_path: Path) -> N
     assert stand.inbox.state().in_force.sample == retried
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_what_the_ranks_never_heard_of_is_void_when_training_ends(
+    tmp_path: Path, late: bool
+) -> None:
+    stand = Stand(tmp_path)
+    stand.order(1, 0.25)
+    stand.inbox.look()
+    stand.step = LEAD // QUANTUM
+    stand.inbox.end()
+    assert len(stand.recorded) == 2  # its first sample is the next to be drawn: the next trainer's
+    stand.step += 1
+    if late:
+        assert stand.inbox.take(stand.step) is None
+    stand.inbox.end()
+    stand.inbox.end()
+    assert stand.recorded == [(0, 0, 0)]
+    lines = read_schedule(stand.paths.schedule).lines
+    assert [type(line) for line in lines[2:]] == [SegmentLine, VoidLine]
+
+
+def test_what_the_disk_took_after_all_is_void_when_training_ends(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.writer.full = "after"
+    stand.order(1, 0.25)
+    stand.inbox.look()
+    stand.writer.full = None
+    stand.step = 20
+    side = SideThread(stand.inbox)
+    assert side.close()
+    assert stand.recorded == [(0, 0, 0)]
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_failing_disk_keeps_the_mixture_and_the_order_comes_later(
     tmp_path: Path, when: str
