@@ -10,6 +10,7 @@ from .settings import COMMAND as COMMAND
 from .settings import BenchmarkSettings as BenchmarkSettings
 from .settings import Data as Data
 from .settings import DataKind as DataKind
+from .settings import Device as Device
 from .settings import EvalSettings as EvalSettings
 from .settings import Launcher as Launcher
 from .settings import SandboxMode as SandboxMode

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from mixloop.common.errors import shown
 from mixloop.common.tokenizing import TokenProbe
 
 BENCHMARKS = ("mmlu", "gsm8k", "math", "humaneval")
@@ -83,6 +84,23 @@ def _as_launcher(value: Any) -> Any:
 
 
 Launcher = Annotated[Literal["local", "ray"] | tuple[str, ...], BeforeValidator(_as_launcher)]
+
+# as torch names them; a plugin's that is not here goes by the last
+_DEVICES = ("cpu", "cuda", "hpu", "mps", "mtia", "npu", "xla", "xpu", "privateuseone")
+_DEVICE = re.compile(rf"({'|'.join(_DEVICES)})(:(0|[1-9][0-9]?))?")
+
+
+def _as_device(value: str) -> str:
+    """What can't be torch's name of a device anywhere is refused, without asking torch."""
+    if not _DEVICE.fullmatch(value):
+        others = ", ".join(_DEVICES[2:])
+        raise ValueError(
+            f"{shown(value)} is no device: write cpu, cuda or cuda:1 (torch may also have {others})"
+        )
+    return value
+
+
+Device = Annotated[str, AfterValidator(_as_device)]
 
 
 class BenchmarkSettings(BaseModel):
@@ -162,7 +180,7 @@ class EvalSettings(BaseModel):
     average: Annotated[int, Field(ge=1)] = 1
     data_pins: dict[str, Literal["hub", "packages"]] = Field(default_factory=dict)
     seed: int = 0
-    device: str = "cpu"
+    device: Device = "cpu"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     batch_tokens: Annotated[int, Field(ge=1)] | None = None

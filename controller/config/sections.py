@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from mixloop.common.errors import suggest
 from mixloop.common.units import Tokens, parse_tokens
-from mixloop.evals import COMMAND, EvalSettings, Launcher
+from mixloop.evals import COMMAND, Device, EvalSettings, Launcher
 from mixloop.trainer.config import JobSource, LimitSettings, ModelSettings, TrainerSettings
 
 from .checkpoint_layouts import LayoutName
@@ -121,18 +121,24 @@ class ExperimentsSection(Section):
     )
     receipts: bool = Field(
         False,
-        description="for each change that the policy proposed, a twin that goes on without it for "
-        "two evaluations; of the same budget",
+        description="for each change that the policy proposed or a person ordered, a twin that "
+        "goes on without it for two evaluations; of the same budget",
     )
     launcher: Launcher = Field(
         "local", description="how branches are started: local, or [srun, -G1, '{command}']"
     )
-    device: str = Field("cpu", min_length=1, description="of branches and of their scoring")
+    device: Device = Field("cpu", description="of branches and of their scoring")
     threads: int | None = Field(None, gt=0, description="of one branch on a CPU; default: one")
     trainer: tuple[str, ...] | None = Field(
         None,
         description="another trainer's command, with {checkpoint} {mixture} {tokens} {out} "
         "(and {learning_rate}) in it; default: the reference trainer",
+    )
+    timeout: float = Field(
+        24 * 3600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds that command may take for one branch, a queue's included",
     )
 
     @field_validator("launcher")

@@ -10,6 +10,7 @@ of any other.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -28,18 +29,19 @@ BRANCH_SCHEMA = "mixloop/branch/1"
 _SHOWN = 300  # characters of a reason
 _LOGGED = 2**20  # bytes of one branch's output that the log takes
 _LINGER = 0.5  # seconds for the rest of its output, which a process that it left may hold open
-# what the command has started ends with us too, however that is: a shell's child would go on beside
-# the next attempt
+# what the command has started ends with it, and with us, however that is: it would go on beside the
+# next branch or attempt. So this one, which sees to it, is in neither's process group
 _TETHERED = """
 import os, signal, subprocess, sys, threading
-alive, leader = map(int, sys.argv[1:3])
-process = subprocess.Popen(sys.argv[3:])
+process = subprocess.Popen(sys.argv[2:], start_new_session=True)
 def end():
-    os.read(alive, 1)  # as long as that process lives
-    if os.getpgrp() == leader:
-        os.killpg(leader, signal.SIGKILL)
-    process.kill()
-threading.Thread(target=end, daemon=True).start()
+    os.killpg(process.pid, signal.SIGKILL)
+def follow():
+    os.read(int(sys.argv[1]), 1)  # as long as the other end is held
+    end()
+threading.Thread(target=follow, daemon=True).start()
+os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # and keep its group's number
+end()
 status = process.wait()
 sys.exit(status if status >= 0 else 128 - status)
 """
@@ -83,12 +85,15 @@ def train_by_command(
     }
     command = [_filled(argument, words) for argument in spec.command]
     try:
-        status, last = run_tethered(command)
+        status, last = run_tethered(command, spec.command_timeout)
     finally:
         mixture.unlink(missing_ok=True)
-    if status:
+    if status != 0:
+        ended = f"ended with status {status}"
+        if status is None:
+            ended = f"took more than experiments.timeout, {spec.command_timeout:g} s, and was ended"
         told_why = f": {last[:_SHOWN]}" if last else " and said nothing"
-        raise BranchError(f"its command ended with status {status}{told_why}")
+        raise BranchError(f"its command {ended}{told_why}")
     for folder in (out, *([out / HALF] if (out / HALF).is_dir() else [])):
         if not any(folder.glob("*.safetensors")) or not (out / "config.json").is_file():
             where = "{out}" if folder == out else f"{{out}}/{HALF}"
@@ -96,36 +101,56 @@ def train_by_command(
                 f"its command left no model in Hugging Face format (config.json, *.safetensors) "
                 f"in {where}"
             )
+    if _untouched(spec.checkpoint, out):
+        raise BranchError("its command left the weights that it was to start from: nothing changed")
 
 
-def run_tethered(command: list[str]) -> tuple[int, str]:
+def _untouched(checkpoint: Path, out: Path) -> bool:
+    from mixloop.evals.checkpoints import same_weights
+
+    with contextlib.suppress(OSError, ValueError):  # scoring says what is wrong with them
+        return same_weights(checkpoint, out)
+    return False
+
+
+def run_tethered(command: list[str], limit: float) -> tuple[int | None, str]:
     """Its exit status and the last line of its output, which goes to the log as it comes.
 
-    However much it prints, little is kept: this machine has a run to train. It ends with us.
+    However much it prints, little is kept: this machine has a run to train. It and what it has
+    started end with us, and after ``limit`` seconds, when the status is None.
     """
     kept = bytearray()
     alive, held = os.pipe()
-    tether = [sys.executable, "-c", _TETHERED, str(alive), str(os.getpid())]
-    try:
+    tether = [sys.executable, "-c", _TETHERED, str(alive)]
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, alive)
+        hold = stack.enter_context(os.fdopen(held, "wb"))
         with subprocess.Popen(
             [*tether, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=(alive,),
+            start_new_session=True,
         ) as process:
             assert process.stdout is not None
             reader = threading.Thread(target=_follow, args=(process.stdout, kept), daemon=True)
             reader.start()
-            status = process.wait()
+            status = _waited(process, hold, limit)
             reader.join(_LINGER)
             if reader.is_alive():  # what holds it open has to be let go of, not waited for
                 process.stdout = None
-    finally:
-        os.close(alive)
-        os.close(held)
     lines = bytes(kept).decode("utf-8", "replace").strip().splitlines() or [""]
     return status, lines[-1]
+
+
+def _waited(process: subprocess.Popen[bytes], hold: IO[bytes], limit: float) -> int | None:
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        hold.close()
+        process.wait()
+        return None
 
 
 def _follow(output: IO[bytes], kept: bytearray) -> None:

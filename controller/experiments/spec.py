@@ -20,8 +20,10 @@ from mixloop.policies.interface import BranchSchedule, Experiment, Goal, MergeDe
 from mixloop.trainer.config import Job
 
 SCHEMA: Final = "mixloop/experiment/1"
-WEEK = 7 * 24 * 3600.0
-CAN_DIFFER = {"threads", "device", "timeout", "reason", "out", "decision", "learning_rate"}
+DAY = 24 * 3600.0
+WEEK = 7 * DAY
+CAN_DIFFER = {"threads", "device", "timeout", "command_timeout"}
+CAN_DIFFER |= {"reason", "out", "decision", "learning_rate"}
 """What another attempt at the same experiment may have otherwise."""
 
 
@@ -44,6 +46,7 @@ class ExperimentSpec(BaseModel):
         evals: what is measured and on what: the items that steer, as the run's worker has them.
         job: the run's training job: data, model, optimizer and learning rate.
         command: another trainer's command for one branch; None: the reference trainer.
+        command_timeout: seconds that such a command may take.
         learning_rate: at the checkpoint, for such a command; None: as the job says.
         device, threads: of training and scoring, as torch has them.
         timeout: seconds that all of it may take.
@@ -71,6 +74,7 @@ class ExperimentSpec(BaseModel):
     evals: EvalSettings
     job: Job
     command: tuple[str, ...] | None = None
+    command_timeout: float = Field(DAY, gt=0)
     learning_rate: float | None = None
     device: str = "cpu"
     threads: int = Field(1, ge=1)
@@ -146,6 +150,7 @@ def spec_of(
         evals=steering_only(evals, section.device, section.threads or 1, shots or {}),
         job=job_of(config),
         command=section.trainer,
+        command_timeout=section.timeout,
         learning_rate=learning_rate,
         device=section.device,
         threads=section.threads or 1,

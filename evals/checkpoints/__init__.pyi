@@ -2,6 +2,7 @@ from .checkpoint_folder import CheckpointError as CheckpointError
 from .checkpoint_folder import read_checkpoint as read_checkpoint
 from .text_encoding import Encode as Encode
 from .text_encoding import own_encoder as own_encoder
+from .weight_deltas import same_weights as same_weights
 from .weight_deltas import write_delta as write_delta
 from .weight_files import bare_names as bare_names
 from .weight_sums import WeightSum as WeightSum

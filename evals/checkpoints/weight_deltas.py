@@ -55,6 +55,25 @@ def write_delta(checkpoint: Path, expert: Path, out: Path, dtype: DeltaDtype = "
         raise CheckpointError(f"{expert}: no delta: {error}") from error
 
 
+def same_weights(checkpoint: Path, other: Path) -> bool:
+    """Whether two folders hold the same numbers, up to the rounding of the coarser of their dtypes.
+
+    Reads no further than the first tensor that differs.
+
+    Raises:
+        OSError: one of them can't be read.
+        ValueError: they aren't weights of one model.
+    """
+    with open_weights(checkpoint, other) as (before, after):
+        names = common_names(before, after)
+        return all(_equal(before.read(name), after.read(name)) for name in names)
+
+
+def _equal(first: torch.Tensor, other: torch.Tensor) -> bool:
+    coarser = min(first.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(first.to(coarser), other.to(coarser))
+
+
 def _write(
     path: Path, before: OpenWeights, after: OpenWeights, names: list[str], dtype: DeltaDtype
 ) -> None:

@@ -146,6 +146,13 @@ def test_commands_of_experiments_are_relative_to_the_run_file(tmp_path: Path) ->
     assert section.launcher == ("srun", "{command}")
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:7", "mps", "privateuseone:0"])
+def test_a_device_may_be_one_of_another_machine(tmp_path: Path, device: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(change(GOOD, "experiments.device", device)))
+    assert load_config(path).experiments.device == device
+
+
 def test_check_misses_the_program_of_another_trainer(run_file: Path) -> None:
     command = ["./branch.sh", "{checkpoint}", "{mixture}", "{tokens}", "{out}"]
     run_file.write_text(yaml.safe_dump(change(GOOD, "experiments.trainer", command)))
@@ -182,6 +189,14 @@ BAD = [
         ["'{learningrate}'", "did you mean '{learning_rate}'?"],
     ),
     ("experiments.trainer", "./branch.sh", ["experiments.trainer: must be a list, as in [a, b]"]),
+    (
+        "experiments.device",
+        "cudaa",
+        ["experiments.device", "'cudaa' is no device: write cpu, cuda"],
+    ),
+    ("experiments.device", "cuda:x", ["experiments.device", "'cuda:x'", "or cuda:1"]),
+    ("experiments.device", "cuda:", ["experiments.device", "'cuda:'"]),
+    ("evals.device", "auto", ["evals.device", "'auto' is no device"]),
     ("experiments", "2%", ["experiments: must be keys with values, as in {key: value}", "'2%'"]),
 ]
 

@@ -236,6 +236,10 @@ if told["weights"].get("noise") == 1.0:
 assert told["tokens"] == int(tokens) and told["learning_rate"] == float(rate)
 for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
     shutil.copy(Path(checkpoint) / name, Path(out) / name)
+if told["weights"].get("prose") != 1.0:
+    model = bytearray((Path(out) / "model.safetensors").read_bytes())
+    model[-3] ^= 1
+    (Path(out) / "model.safetensors").write_bytes(model)
 """
 
 
@@ -245,16 +249,17 @@ def test_another_trainer_is_told_by_arguments_and_its_failure_costs_one_branch(
     script = tmp_path / "theirs.py"
     script.write_text(FOREIGN)
     words = ("{checkpoint}", "{mixture}", "{tokens}", "{learning_rate}", "{out}")
-    spec = experiment([{"code": 1.0}, {"noise": 1.0}]).model_copy(
+    spec = experiment([{"code": 1.0}, {"noise": 1.0}, {"prose": 1.0}]).model_copy(
         update={"command": (sys.executable, str(script), *words)}
     )
     result = carried_out(spec)
     assert result.state == "done"
     assert result.reason == (
-        "to see what they do; branch 2 failed: its command ended with status 3: no batch of noise"
+        "to see what they do; branch 2 failed: its command ended with status 3: no batch of noise; "
+        "branch 3 failed: its command left the weights that it was to start from: nothing changed"
     )
     assert result.branches[0].benchmarks
-    assert result.branches[1].benchmarks == {}
+    assert result.branches[1].benchmarks == result.branches[2].benchmarks == {}
     assert result.difference(0, "gsm8k").gain == 0
     assert result.cost == 2 * spec.tokens
 
@@ -273,18 +278,42 @@ def test_a_command_that_prints_without_end_and_leaves_a_process_costs_neither_me
     assert "what this branch prints further is left out" in logged
 
 
+STARTS = "sleep 60 & echo $! > {told}.new; mv {told}.new {told}; wait"
+
+
 def test_what_a_command_has_started_ends_with_the_experiments_process(tmp_path: Path) -> None:
     told = tmp_path / "pid"
-    command = ["sh", "-c", f"sleep 60 & echo $! > {told}.new; mv {told}.new {told}; wait"]
     code = "import sys; from mixloop.controller.experiments.foreign_branch import run_tethered\n"
-    code += "run_tethered(sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", code, *command], start_new_session=True)
+    code += "run_tethered(sys.argv[1:], 60)"
+    command = [sys.executable, "-c", code, "sh", "-c", STARTS.format(told=told)]
+    process = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 30
     while not told.exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     process.wait()
+    assert_ends(told)
+
+
+def test_a_command_that_hangs_is_ended_with_what_it_started_and_its_branch_charged(
+    experiment: Make, tmp_path: Path
+) -> None:
+    told = tmp_path / "pid"
+    command = ("sh", "-c", f"echo no peer answers; {STARTS.format(told=told)}")
+    hangs = experiment(EXPERTS).model_copy(update={"command": command, "command_timeout": 0.3})
+    result = carried_out(hangs)
+    assert (result.state, result.cost) == ("failed", hangs.tokens)
+    assert result.reason == (
+        "the control failed: its command took more than experiments.timeout, 0.3 s, and was ended: "
+        "no peer answers"
+    )
+    assert_ends(told)
+
+
+def assert_ends(told: Path) -> None:
+    """The process whose id is told there."""
+    deadline = time.monotonic() + 30
     started = Path("/proc") / told.read_text().strip() / "stat"
     while started.exists() and started.read_text().split()[2] != "Z":
         assert time.monotonic() < deadline, "it goes on"

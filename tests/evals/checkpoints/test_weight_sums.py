@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mixloop.evals.checkpoints import CheckpointError, WeightSum, write_delta
+from mixloop.evals.checkpoints import CheckpointError, WeightSum, same_weights, write_delta
 from mixloop.evals.engine import load_checkpoint
 
 Score = Callable[[Any], list[float]]
@@ -194,3 +194,16 @@ def test_what_is_gone_or_damaged_is_told(made: Path, tmp_path: Path) -> None:
     (tmp_path / "delta.safetensors").write_bytes(b"\0" * 20)
     with pytest.raises(CheckpointError, match=r"delta\.safetensors"):
         load_checkpoint(made, weights=WeightSum.merge(made, {tmp_path / "delta.safetensors": 1.0}))
+
+
+def test_weights_are_the_same_however_they_are_saved(made: Path, tmp_path: Path) -> None:
+    again = Path(shutil.copytree(made, tmp_path / "again"))
+    tensors = load_file(again / FILE)
+    save({name: tensor.bfloat16() for name, tensor in tensors.items()}, again)
+    shard(again)
+    assert same_weights(made, again)
+    assert same_weights(again, made)
+    assert not same_weights(made, moved(made, tmp_path / "moved", 1))
+    tensors[next(iter(tensors))][0] += 1
+    save(tensors, Path(shutil.copytree(made, tmp_path / "one")))
+    assert not same_weights(made, tmp_path / "one")
