@@ -35,11 +35,14 @@ class ExperimentRecord:
         asked: the policy's request as it may be made, with ``weights``, the control's mixture,
             ``phase``, that of the checkpoint, and the ``learning_rate``; of a refused one, as it
             was asked for. ``receipt``: whether it is one.
+        step, tokens: of the checkpoint that its branches start from.
         planned: training tokens of all its branches.
         refused: why it isn't made; None: it is.
     """
 
     asked: Json
+    step: int
+    tokens: int
     planned: int
     refused: str | None = None
 

@@ -16,6 +16,7 @@ from mixloop.policies.guards import (
     planned_cost,
 )
 from mixloop.policies.interface import Experiment, Observation, PolicyError, jsonable
+from mixloop.policies.mixture import REACHED, total_variation
 
 from .decision_record import DecisionRecord, ExperimentRecord
 from .guard_context import step_tokens
@@ -58,6 +59,8 @@ def with_experiment(
         guards=(*unchanged.guards, note),
         experiment=ExperimentRecord(
             jsonable(asked.model_dump(exclude={"kind", "evidence"}) | given),
+            scored.step,
+            scored.tokens,
             # a refused one takes nothing, and may have asked for more than a journal can count
             0 if refused else planned_cost(asked),
             refused,
@@ -92,30 +95,34 @@ def with_receipt(
     config: RunConfig,
     learning_rate: float | None,
 ) -> DecisionRecord:
-    """An intervention of the policy's with the twin that will go on without it, or why none will.
+    """A change of the policy's or of a person's with the twin that will go on without it.
 
-    It is planned with the decision, so that the budget knows of it, and begins once the order is in
-    force. One that is never to be in force takes nothing.
+    Or with the reason why none will. It is planned with the decision, so that the budget knows of
+    it, and begins once the order is in force. One that is never to be in force takes nothing.
     """
     if not config.experiments.receipts:
         return intervention
-    before, scored = intervention.weights_before, seen.evaluations[-1]
+    before = intervention.weights_before
     try:
+        if total_variation(dict(before), dict(intervention.weights_after)) <= REACHED:
+            raise PolicyError("the mixture stays for now, as a twin's would")
         tokens = _receipt_tokens(seen)
         asked = bound_receipt(before, tokens=tokens, left=seen.experiment_tokens)
     except PolicyError as error:
         note = GuardNote("experiments", "flagged", f"no receipt: {error}")
         return replace(intervention, guards=(*intervention.guards, note))
-    note = GuardNote(
-        "experiments", "passed", f"a receipt: a twin of {format_tokens(tokens)} tokens"
-    )
+    scored, told = seen.evaluations[-1], f"a receipt: a twin of {format_tokens(tokens)} tokens"
+    note = GuardNote("experiments", "passed", told)
     given: Json = {"weights": dict(before), "phase": scored.phase}
     given |= {"learning_rate": learning_rate, "receipt": True}
     return replace(
         intervention,
         guards=(*intervention.guards, note),
         experiment=ExperimentRecord(
-            jsonable(asked.model_dump(exclude={"kind", "evidence"}) | given), tokens
+            jsonable(asked.model_dump(exclude={"kind", "evidence"}) | given),
+            scored.step,
+            scored.tokens,
+            tokens,
         ),
     )
 
@@ -131,7 +138,7 @@ def _receipt_tokens(seen: Observation) -> int:
     places = [evaluation.tokens for evaluation in seen.evaluations]
     every = min((late - early for early, late in pairwise(places)), default=0)
     if not every:
-        raise PolicyError("one evaluation doesn't tell how far apart they are")
+        raise PolicyError("before the second evaluation nothing tells how far apart they are")
     # it may begin as late as the next evaluation, and has to end before the training does
     last = places[-1] + 3 * every
     if last >= seen.budget:

@@ -21,6 +21,7 @@ from mixloop.policies.mixture import total_variation
 
 from .decide import ENDED, NOTHING, details
 from .decision_record import DecisionRecord, OrderRecord, Weights
+from .experiment_plans import with_receipt
 from .guard_context import guard_context, guard_settings, remaining
 from .journal_rows import DecisionRow
 from .wording import moves, would_order
@@ -86,10 +87,14 @@ class RequestOutcome:
 def reply_to(request: Request, context: RequestContext) -> RequestOutcome:
     """Deal with one request."""
     outcome = _VERBS[request.verb](request, context)
-    if outcome.decision is not None:
-        evidence = {**outcome.decision.evidence, "operator": _who(request)}
-        outcome = replace(outcome, decision=replace(outcome.decision, evidence=evidence))
-    return outcome
+    decision = outcome.decision
+    if decision is None:
+        return outcome
+    decision = replace(decision, evidence={**decision.evidence, "operator": _who(request)})
+    if decision.order is not None:
+        status, observation = _trainer(context)
+        decision = with_receipt(decision, observation, context.config, status.lr)
+    return replace(outcome, decision=decision)
 
 
 def _who(request: Request) -> Json:

@@ -286,8 +286,6 @@ def decision(
             _supersede(tx, name)
         if record.approval is not None:
             insert(tx, "approvals", decision=name, state="waiting", why=record.approval)
-        if record.experiment is not None:
-            _insert_experiment(tx, name, record, record.experiment)
         if seen is not None:
             add_event(tx, journal.fence or 0, "observed", {"decision": name, **_observed(seen)})
     return name
@@ -328,13 +326,13 @@ def _insert_decision(
             plan=record.plan,
             issued_at=timestamp(),
         )
+    if record.experiment is not None:
+        _insert_experiment(tx, name, record.experiment)
     enqueue(tx, decision_entry(name, scores, started_ms, now_ms()))
     return name
 
 
-def _insert_experiment(
-    tx: sqlite3.Connection, decision: str, record: DecisionRecord, experiment: ExperimentRecord
-) -> None:
+def _insert_experiment(tx: sqlite3.Connection, decision: str, experiment: ExperimentRecord) -> None:
     number = tx.execute("SELECT COUNT(*) FROM experiments").fetchone()[0] + 1
     refused, now = experiment.refused, timestamp()
     insert(
@@ -342,8 +340,8 @@ def _insert_experiment(
         "experiments",
         id=f"e-{number:06d}",
         decision=decision,
-        step=record.step,
-        tokens=record.tokens,
+        step=experiment.step,
+        tokens=experiment.tokens,
         asked=experiment.asked,
         planned=experiment.planned,
         state="planned" if refused is None else "refused",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mixloop.common.json_records import Problem
 from mixloop.contract import Status, read_holds
-from mixloop.controller.core import ExperimentRow, JobState, OrderRow, RunState
+from mixloop.controller.core import ExperimentRow, JobState, OrderRow, RunState, left_by
 from mixloop.controller.journal import queries
 from mixloop.policies.mixture import REACHED, total_variation
 
@@ -19,6 +19,7 @@ from .operator_inbox import expired_approval, next_request
 from .takeover import OwnedRun
 from .trainer_news import TrainerNews
 
+COMPARED = 1.1  # of a twin's tokens: no score of the run's beyond is compared with it
 CURVE_POINTS = 400  # points of the trainer's curves over a whole run, at most
 
 
@@ -39,9 +40,9 @@ class RunObserver:
         paused = queries.paused(run.journal)
         decides = status is not None and not paused and not news.unknown_sources
         asked = queries.newest_order(run.journal)
-        experiment, over = self._experiment(status, ended)
         file, foreign_order = self._mixture_file.look(status, asked)
         waiting = queue.waiting(rewinds, ended)
+        experiment, over = self._experiment(status, ended, waiting, jobs.experimenting)
         to_skip = queue.abandoned(rewinds)
         if not (to_skip or jobs.scoring or jobs.piloting or ended):
             to_skip = queue.behind(waiting)
@@ -74,22 +75,33 @@ class RunObserver:
             jobs=jobs,
         )
 
-    def _experiment(self, status: Status | None, training_ended: bool) -> tuple[str, str]:
-        """The experiment to be made now, and why it is to be given up instead, if it is."""
+    def _experiment(
+        self, status: Status | None, ended: bool, waiting: tuple[int, ...], under_way: str
+    ) -> tuple[str, str]:
+        """The experiment to be made now, and why it is to be given up instead, if it is.
+
+        A receipt waits for its order, and begins beside no more than the one evaluation: it would
+        make what is behind later still. Elsewhere than here it takes nothing of that.
+        """
+        behind = len(waiting) > 1 and self._run.config.experiments.launcher == "local"
         for row in queries.open_experiments(self._run.journal):
-            over = self._experiment_over(training_ended)
+            over = self._experiment_over(row, ended)
             order = self._order_of(row) if row.receipt else None
             if order is not None:
-                over = over or self._receipt_over(row, order, status)
-            if over or order is None or order.applied_step is not None:
+                over = over or self._receipt_over(row, order, status, waiting)
+            waits = order is not None and (order.applied_step is None or behind)
+            if over or not waits or row.id == under_way:
                 return row.id, over
         return "", ""
 
-    def _experiment_over(self, training_ended: bool) -> str:
-        """Why no experiment is of use any more; empty while one is."""
+    def _experiment_over(self, row: ExperimentRow, training_ended: bool) -> str:
+        """Why an experiment is of no use any more; empty while it is."""
         if training_ended:
             return "training has ended"
-        return "" if self._run.config.experiment_tokens else "experiments.budget is 0 now"
+        if not self._run.config.experiment_tokens:
+            return "experiments.budget is 0 now"
+        unwanted = row.receipt and not self._run.config.experiments.receipts
+        return "experiments.receipts is false now" if unwanted else ""
 
     def _order_of(self, receipt: ExperimentRow) -> OrderRow | None:
         decision = queries.decision(self._run.journal, receipt.decision)
@@ -97,7 +109,13 @@ class RunObserver:
         assert decision.generation is not None
         return queries.order(self._run.journal, decision.generation)
 
-    def _receipt_over(self, receipt: ExperimentRow, order: OrderRow, status: Status | None) -> str:
+    def _receipt_over(
+        self,
+        receipt: ExperimentRow,
+        order: OrderRow,
+        status: Status | None,
+        waiting: tuple[int, ...],
+    ) -> str:
         """Why a receipt is of no use; empty while it is."""
         if order.applied_tokens is None:
             passed = status is not None and status.in_force.generation > order.generation
@@ -106,7 +124,18 @@ class RunObserver:
         late = order.applied_tokens < receipt.tokens  # a resume from an earlier one took it sooner
         if late or begins is None or total_variation(begins.weights, receipt.weights) > REACHED:
             return f"no checkpoint has the mixture that {order.decision} changed"
+        if self._unmatched(receipt, waiting):
+            return "evaluation passed over the checkpoints that its twin would be compared with"
         return ""
+
+    def _unmatched(self, receipt: ExperimentRow, waiting: tuple[int, ...]) -> bool:
+        """Whether the run has gone past a twin's end, and none of its scores until then will be."""
+        rows = queries.checkpoint_states(self._run.journal, after=receipt.step)
+        rows = [r for r in rows if left_by(self.news.rewinds, r.sample, r.incarnation) is None]
+        end = receipt.tokens + COMPARED * receipt.planned
+        beside = [row for row in rows if row.tokens <= end]
+        told = (row.state in ("scored", "running") or row.step in waiting for row in beside)
+        return len(beside) < len(rows) and not any(told)
 
     def _curves_due(self, status: Status | None, curves_at: int) -> bool:
         if status is None or status.loss is None:

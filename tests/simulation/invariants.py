@@ -243,8 +243,8 @@ class Watch:
         before, after = unpack(decision["weights_before"]), unpack(decision["weights_after"])
         if is_receipt(row):
             twin = unpack(row["asked"])["branches"]
-            if decision["generation"] is None or decision["asked_by"] != "policy":
-                raise Violation("receipt-twin", f"{row['id']} is of no change of the policy's")
+            if decision["generation"] is None or decision["asked_by"] == "controller":
+                raise Violation("receipt-twin", f"{row['id']} is of no change of anybody's")
             if twin != [before]:
                 raise Violation("receipt-twin", f"{row['id']} goes on as {twin}, not {before}")
             return

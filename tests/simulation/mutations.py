@@ -274,13 +274,15 @@ def _experiment_over_budget() -> list[Change]:
 
 
 def _experiment_outlives() -> list[Change]:
-    return [(observe.RunObserver, "_experiment_over", lambda self, ended: "")]
+    return [(observe.RunObserver, "_experiment_over", lambda self, row, ended: "")]
 
 
 def _receipt_early() -> list[Change]:
-    def first(self: observe.RunObserver, status: Any, ended: bool) -> tuple[str, str]:
+    def first(
+        self: observe.RunObserver, status: Any, ended: bool, waiting: Any, under_way: str
+    ) -> tuple[str, str]:
         rows = queries.open_experiments(self._run.journal)
-        return (rows[0].id, self._experiment_over(ended)) if rows else ("", "")
+        return (rows[0].id, self._experiment_over(rows[0], ended)) if rows else ("", "")
 
     return [(observe.RunObserver, "_experiment", first)]
 

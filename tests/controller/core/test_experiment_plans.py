@@ -69,7 +69,7 @@ def test_a_change_of_the_policys_is_planned_with_its_twin() -> None:
 @pytest.mark.parametrize(
     ("seen", "why"),
     [
-        ({"places": (5000,)}, "one evaluation doesn't tell how far apart they are"),
+        ({"places": (5000,)}, "before the second evaluation nothing tells how far apart they are"),
         ({"experiment_tokens": 1999}, "a twin of 2,000 tokens, the budget has 1,999 left"),
         ({"budget": 8000}, "training ends before a twin could"),
         (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from mixloop.cli.app import app
@@ -200,3 +203,133 @@ def test_a_back_test_sees_what_the_policy_saw(once: Make, played_run: ModuleType
     assert [len(seen.receipts) for _, seen in pairs] == [0, 0, 0, 1]
     for was, seen in pairs:
         assert observation_builder.digest(seen) == was.observation_digest, was.id
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory, played_run: ModuleType) -> Path:
+    """A run folder in which a receipt is planned, its order not yet seen; beside it, a copy."""
+    folder = tmp_path_factory.mktemp("planned")
+    (folder / "once.py").write_text(ONCE.format(at=40, asks=10**6))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "Evaluator", played_run.QuickEvaluator)
+        asked = {"policy": {"use": "./once.py:Once"}, "experiments": SETTINGS}
+        guards = {"max_change": 0.5, "max_epochs": None}
+        run = played_run.Run(played_run.make_run(folder, guards=guards, **asked))
+        run.train(8)
+        run.controller.close()
+    run.paths.mixture.rename(run.paths.dir / "unseen")
+    shutil.copytree(folder, folder.with_name("kept"))
+    return folder
+
+
+@pytest.fixture
+def goes_on(
+    planned: Path, monkeypatch: pytest.MonkeyPatch, played_run: ModuleType
+) -> Iterator[Make]:
+    """A controller takes that run over; nothing is scored while ``scoring.Evaluator.held``."""
+
+    class Slow(played_run.QuickEvaluator):  # type: ignore[name-defined,misc]
+        held = True
+
+        def poll(self) -> Any:
+            return None if Slow.held else super().poll()
+
+    shutil.rmtree(planned)
+    shutil.copytree(planned.with_name("kept"), planned)
+    monkeypatch.setattr(scoring, "Evaluator", Slow)
+    monkeypatch.setattr(experiment_jobs, "ExperimentRunner", played_run.QuickExperiments)
+    played_run.QuickExperiments.fails, played_run.QuickExperiments.held = 0, False
+    with contextlib.ExitStack() as stack:
+
+        def make(**changed: Any) -> Any:
+            path = planned / "run.yaml"
+            data = yaml.safe_load(path.read_text())
+            path.write_text(yaml.safe_dump(data | {"experiments": SETTINGS | changed}))
+            run = played_run.Run(path)
+            stack.callback(run.controller.close)
+            return run
+
+        yield make
+
+
+def fall_behind(run: Any, *, further: int = 0) -> None:
+    """The order is seen when two checkpoints wait to be scored; the trainer may go on from then."""
+    for _ in range(7):
+        run.trainer.advance()
+    (run.paths.dir / "unseen").rename(run.paths.mixture)
+    for _ in range(3):
+        run.trainer.advance()
+        look(run)
+    for _ in range(further):
+        run.trainer.advance()
+    look(run)
+
+
+def look(run: Any) -> None:
+    for _ in range(20):
+        run.controller.step()
+
+
+def test_while_evaluation_is_behind_it_waits(goes_on: Make) -> None:
+    run = goes_on()
+    fall_behind(run)
+    assert run.controller.look().waiting == (60, 80)
+    assert made(run) == [("e-000001", "d-000002", 80, "planned")]
+    assert started(run) == []
+    scoring.Evaluator.held = False  # type: ignore[attr-defined]
+    look(run)
+    assert made(run) == [("e-000001", "d-000002", 80, "done")]
+
+
+def test_launched_elsewhere_it_waits_for_no_evaluation(goes_on: Make) -> None:
+    run = goes_on(launcher=["env", "{command}"])
+    fall_behind(run)
+    assert run.controller.look().waiting == (60, 80)
+    assert made(run) == [("e-000001", "d-000002", 80, "done")]
+
+
+def test_it_is_given_up_where_no_score_is_left_to_compare_with(goes_on: Make) -> None:
+    run = goes_on()
+    fall_behind(run, further=10)
+    assert run.controller.look().waiting == (60, 80, 100, 120, 140)
+    scoring.Evaluator.held = False  # type: ignore[attr-defined]
+    look(run)
+    (row,) = queries.experiments(run.journal)
+    assert (row.state, row.attempts, row.charged) == ("abandoned", 0, 0)
+    why = "evaluation passed over the checkpoints that its twin would be compared with"
+    assert row.reason == why
+
+
+def test_switched_off_in_run_yaml_it_is_given_up(goes_on: Make) -> None:
+    run = goes_on(receipts=False)
+    look(run)
+    (row,) = queries.experiments(run.journal)
+    assert (row.state, row.reason) == ("abandoned", "experiments.receipts is false now")
+    assert started(run) == []
+
+
+def test_a_persons_order_has_one_too(goes_on: Make) -> None:
+    run = goes_on()
+    (run.paths.dir / "unseen").rename(run.paths.mixture)
+    for _ in range(3):
+        run.trainer.advance()
+        look(run)
+    assert [state for *_, state in made(run)] == ["done"]
+    CliRunner().invoke(app, ["set", str(run.path), "code=0.2", "--wait", "0"])
+    look(run)
+    assert notes(run, 3) == ["a receipt: a twin of 3.2k tokens"]
+    for _ in range(3):
+        run.trainer.advance()
+        look(run)
+    assert made(run)[1] == ("e-000002", "d-000003", 60, "done")
+    before = {"web": 0.3, "maths": 0.2, "code": 0.5}
+    assert started(run)[1].branches == (pytest.approx(before, abs=1e-6),)
+
+
+def test_a_persons_order_is_never_held_up_by_what_it_can_have_no_receipt_of(once: Make) -> None:
+    run = once()
+    run.tell("set", "code=0.2")
+    assert run.answer()["state"] == "done"
+    assert notes(run, 1) == [
+        "no receipt: before the second evaluation nothing tells how far apart they are"
+    ]
