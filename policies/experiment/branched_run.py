@@ -23,7 +23,6 @@ from .effects import (
     pool,
     told_by_repeats,
 )
-from .merge_vote import bend, merge_vote
 from .options import ExperimentOptions
 
 USELESS = 1.64  # standard deviations below the mixture's mean effect
@@ -123,12 +122,6 @@ class BranchedRun:
             "errors": {name: float(error[i]) for name, i in tried.items()},
             "useless": ", ".join(n for n, bad in zip(self.names, useless, strict=True) if bad),
         }
-        curved = bend(self.done[-1], dict(zip(self.benchmarks, self.worth, strict=True)))
-        vote = merge_vote(self.done, self.prior, self.names) if curved > 0 else None
-        if vote is not None:
-            voted = confine(vote, outlook.most, least)
-            aim = curved * voted + (1 - curved) * aim
-            told |= {"bend": curved, "merges": self.named(voted)}
         return aim, told
 
     def stretches(self, mean: Array) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """Options of ``experiment``: what a user writes under ``policy: {use: experiment, with: …}``.
 
 ```yaml
-times: [0.1, 0.35]  # parts of the budget at which experiments are asked for
+times: [0.05, 0.2]  # parts of the budget at which experiments are asked for
 before_decay: true        # … and once more before the learning rate decays
 tokens: 20B               # of one branch; without it half of the budget that is left
 design: merges            # one expert per source, or tilts: +0.3 of one source each
@@ -34,7 +34,7 @@ class ExperimentOptions(OptionsModel):
     ``use_standby`` lets experiments and plans bring in sources that stand by.
     """
 
-    times: tuple[Share, ...] = (0.1, 0.35)
+    times: tuple[Share, ...] = (0.05, 0.2)
     before_decay: bool = True
     tokens: Annotated[Tokens, Field(gt=0)] | None = None
     design: Literal["merges", "tilts"] = "merges"
