@@ -24,9 +24,9 @@ VOCABULARY = 4096
 class Size:
     """How long and how large the runs of a size are.
 
-    ``items`` are the steering items of each benchmark, ``branch`` the steps of one branch of an
-    experiment, ``rounds`` (2 or 3: the third before the decay) how many there may be,
-    ``experiments`` the share of a run's tokens that its branches may cost together,
+    ``items`` are the steering items of each benchmark, ``rounds`` (2 or 3: the third before the
+    decay) how many experiments there may be, ``experiments`` the share of a run's tokens that their
+    branches may cost together,
     ``proxies`` and ``proxy`` (tokens) what a search trains: half of them stop at half the length,
     so that all together cost about what one run does.
     """
@@ -35,7 +35,6 @@ class Size:
     evaluations: int
     model: Mapping[str, int]
     items: int
-    branch: int
     rounds: int
     experiments: float
     proxies: int
@@ -62,10 +61,10 @@ def _llama(hidden: int, layers: int) -> dict[str, int]:
 
 
 SIZES = {
-    "smoke": Size(48, 6, _llama(64, 2), 8, 1, 2, 1.1, 4, 4 * STEP),  # minutes; says nothing
-    "quick": Size(480, 12, _llama(128, 4), 60, 12, 2, 0.9, 24, 24 * STEP),
-    "long": Size(2000, 40, _llama(128, 4), 60, 24, 3, 0.65, 40, 64 * STEP),
-    "full": Size(2000, 40, _llama(256, 4), 80, 24, 3, 0.65, 40, 64 * STEP),
+    "smoke": Size(48, 6, _llama(64, 2), 8, 2, 1.1, 4, 4 * STEP),  # minutes; says nothing
+    "quick": Size(480, 12, _llama(128, 4), 60, 2, 0.9, 24, 24 * STEP),
+    "long": Size(2000, 40, _llama(128, 4), 60, 3, 0.65, 40, 64 * STEP),
+    "full": Size(2000, 40, _llama(256, 4), 80, 3, 0.65, 40, 64 * STEP),
 }
 """`quick`: 1.3M parameters, 0.49M tokens, two rounds of experiments; `long`: the same model, 2.05M
 tokens, three rounds; `full`: as long, 4.2M parameters. A round is a branch per source and one
@@ -79,8 +78,8 @@ class Arm:
     """One way to choose the mixture.
 
     ``mixture`` is what a run begins with: the start's own, ``hand-made``, or ``search`` (the best
-    mixture that a search's proxies point to; they are charged). ``part`` is the length of an
-    experiment's branches in parts of the size's.
+    mixture that a search's proxies point to; they are charged). ``part`` is how much of the size's
+    budget of experiments there is.
     """
 
     policy: str = "static"
@@ -132,14 +131,9 @@ MOST_TRIED = 14
 
 def experiment_options(size: Size, part: float) -> tuple[Json, Json]:
     """`policy.with` and the section `experiments` of an arm that experiments: the one place."""
-    branch = max(1, round(size.branch * part)) * STEP
     budget = round(size.experiments * part * size.tokens)
     section = {"budget": budget, "device": "cpu", "threads": 1}
-    return {BRANCH_LENGTH: branch, "before_decay": size.rounds > 2}, section
-
-
-BRANCH_LENGTH = "tokens"
-"""The policy's option that says how many tokens each branch trains."""
+    return {"before_decay": size.rounds > 2}, section
 
 
 def inside_cap(weights: Mapping[str, float], unique: Mapping[str, int], tokens: int) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from mixloop.policies.interface import Experiment, ExperimentResult, MergeDesign, Observation
@@ -11,7 +12,6 @@ from .options import ExperimentOptions
 DECAY = 0.1  # of the budget, where nobody says how long the learning rate decays
 AHEAD = 2  # evaluations before the decay: one for the result, one for the order
 WORTH = 0.5  # of the tokens left: an experiment that costs more comes too late
-FIRST = 0.5  # of the budget left, for an experiment that isn't the last: early ones tell most
 ATTEMPTS = 2  # at one moment, when an experiment fails
 
 
@@ -50,15 +50,25 @@ def due(options: ExperimentOptions, observation: Observation) -> int | None:
 def length(options: ExperimentOptions, observation: Observation, branches: int, coming: int) -> int:
     """Tokens of each branch, the control's among them; 0: none.
 
-    The option's, as far as the budget goes; else half of the budget left, all of it for the last,
-    and never more than is worth it so late in the run.
+    The option's, as far as the budget goes; else this one's part of the budget left, and never more
+    than is worth it so late in the run.
     """
     left = observation.experiment_tokens
     if options.tokens:
         return min(options.tokens, left // (branches + 1))
+    parts = [_part(moment / observation.budget) for moment in moments(options, observation)]
+    share = parts[-coming] / sum(parts[-coming:])
     left_of_run = observation.budget - observation.tokens
-    share = 1.0 if coming == 1 else FIRST
     return int(min(share * left, WORTH * left_of_run) // (branches + 1))
+
+
+def _part(gone: float) -> float:
+    """What an experiment is given, in any unit, when this part of the run is gone.
+
+    The more a model has seen, the less a branch changes it and the longer it takes to tell; the
+    less is left, the less it is worth.
+    """
+    return math.sqrt(max(gone, 1e-3)) * (1 - gone)
 
 
 def design(

@@ -19,6 +19,7 @@ from mixloop.policies.interface import ExperimentResult, MergeFit, MissingScore
 from mixloop.policies.mixture import Array
 
 UNTOLD = 1.0  # windows' noise in the items', where there are no halves to tell it
+OUTLYING = 2.0  # variances that a gain's square exceeds its noise by, to speak for itself alone
 TINY = 1e-12
 
 
@@ -239,7 +240,13 @@ def pool(effects: Sequence[Effects], blind: float, budget: int) -> PooledEffects
     signal = np.maximum((gain**2).sum(axis=1) / free - mean_noise, 0.0)
     # a benchmark whose effects look like noise may still have some, as the others have
     clear = float((signal / np.maximum(mean_noise, TINY)).mean()) * mean_noise
-    signal = ((signal + clear) / 2)[:, None]
+    bulk = np.maximum(
+        (1.4826 * np.median(np.abs(gain[:, tried > 0]), axis=1)) ** 2 - mean_noise, 0.0
+    )
+    # the many are as far from 0 as their median says, though one source be far out, which keeps its
+    # distance all the same (limited translation, Efron and Morris 1972)
+    signal = (np.minimum(signal, bulk) + clear)[:, None] / 2
+    signal = np.maximum(signal, gain**2 - OUTLYING * noise)
     noise = noise + blind**2 * signal * tried
     kept = signal / np.maximum(signal + noise, TINY)
     return PooledEffects(newest.at, tried, kept * gain, kept * noise)
