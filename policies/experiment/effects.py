@@ -19,7 +19,8 @@ from mixloop.policies.interface import ExperimentResult, MergeFit, MissingScore
 from mixloop.policies.mixture import Array
 
 UNTOLD = 1.0  # windows' noise in the items', where there are no halves to tell it
-OUTLYING = 2.0  # variances that a gain's square exceeds its noise by, to speak for itself alone
+OUTLYING = 2.0  # variances of noise below a gain's square: what is left speaks for itself alone
+NORMAL = 1.4826  # standard deviations in a median distance
 TINY = 1e-12
 
 
@@ -235,18 +236,16 @@ def pool(effects: Sequence[Effects], blind: float, budget: int) -> PooledEffects
     tried = np.where((precision > 0).any(axis=0), 1.0, 0.0)
     gain = total / np.maximum(precision, TINY)
     noise = np.where(precision > 0, 1 / np.maximum(precision, TINY), 0.0)
-    free = max(1.0, float(tried.sum()) - 1)
     mean_noise = (noise * tried).sum(axis=1) / max(1.0, float(tried.sum()))
-    signal = np.maximum((gain**2).sum(axis=1) / free - mean_noise, 0.0)
+    # the many are as far apart as their median says, though one source be far out, which keeps its
+    # distance all the same (limited translation, Efron and Morris 1972)
+    gain = (gain - np.median(gain[:, tried > 0], axis=1, keepdims=True)) * tried
+    spread = NORMAL * np.median(np.abs(gain[:, tried > 0]), axis=1)
+    signal = np.maximum(spread**2 - mean_noise, 0.0)
     # a benchmark whose effects look like noise may still have some, as the others have
     clear = float((signal / np.maximum(mean_noise, TINY)).mean()) * mean_noise
-    bulk = np.maximum(
-        (1.4826 * np.median(np.abs(gain[:, tried > 0]), axis=1)) ** 2 - mean_noise, 0.0
-    )
-    # the many are as far from 0 as their median says, though one source be far out, which keeps its
-    # distance all the same (limited translation, Efron and Morris 1972)
-    signal = (np.minimum(signal, bulk) + clear)[:, None] / 2
-    signal = np.maximum(signal, gain**2 - OUTLYING * noise)
+    signal = (signal + clear)[:, None] / 2
+    signal = np.maximum(signal, gain**2 - OUTLYING * noise) * tried
     noise = noise + blind**2 * signal * tried
     kept = signal / np.maximum(signal + noise, TINY)
     return PooledEffects(newest.at, tried, kept * gain, kept * noise)

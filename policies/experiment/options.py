@@ -1,9 +1,9 @@
 """Options of ``experiment``: what a user writes under ``policy: {use: experiment, with: …}``.
 
 ```yaml
-times: [0.05, 0.2]  # parts of the budget at which experiments are asked for
+times: [0.05, 0.2]        # parts of the budget at which experiments are asked for
 before_decay: true        # … and once more before the learning rate decays
-tokens: 20B               # of one branch; without it by the budget: longest in the middle of the run
+tokens: 20B               # of one branch; without it by the budget, the middle ones longest
 design: merges            # one expert per source, or tilts: +0.3 of one source each
 prior: {web: 0.7, code: 0.3}   # where it starts from and stays unless shown better
 ```

@@ -8,8 +8,8 @@ once, before a run), or, where merges can't be had, tilts towards each source. W
    experts' data tell the noise of their few windows, the items theirs;
 2. tested: unless the halves agree beyond chance that sources differ, nothing moves;
 3. pooled over time and shrunk by its noise;
-4. turned into a mixture for the rest of the budget inside the ledger's caps (``destination``), with a
-   floor under what isn't shown to be useless, and scarce sources kept for the decay.
+4. turned into a mixture for the rest of the budget inside the ledger's caps (``destination``),
+   with a floor under what isn't shown to be useless, and scarce sources kept for the decay.
 """
 
 from __future__ import annotations

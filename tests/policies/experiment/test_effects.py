@@ -144,6 +144,23 @@ def test_pooling_narrows_and_shrinks() -> None:
     assert np.mean(errors["two"]) < np.mean(errors["one"]) < np.mean(errors["raw"])
 
 
+def test_a_source_that_stands_out_keeps_its_effect_and_the_others_are_shrunk_as_without_it() -> (
+    None
+):
+    gain = np.tile(np.array([1.0, 0.01, -0.01, 0.01, -0.01, 0.0]), (4, 1))
+    errors: dict[str, list[float]] = {"pooled": [], "raw": []}
+    for seed in range(30):
+        found = effects_of(result(gain, 0.05, seed), NAMES, METRICS)
+        assert found is not None
+        pooled = pool([found], 0.0, 1000)
+        true = gain - gain.mean(axis=1, keepdims=True)
+        assert pooled.gain[:, 0] == pytest.approx(true[:, 0], rel=0.2)
+        many = np.s_[:, 1:]
+        errors["pooled"].append(float(np.square(np.diff(pooled.gain - true)[many]).mean()))
+        errors["raw"].append(float(np.square(np.diff(found.gain - true)[many]).mean()))
+    assert np.mean(errors["pooled"]) < 0.7 * np.mean(errors["raw"])
+
+
 def test_what_is_old_counts_less() -> None:
     old, new = true_gain(), -true_gain()
     both = [

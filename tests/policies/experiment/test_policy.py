@@ -17,6 +17,7 @@ from mixloop.policies.interface import (
     Evaluation,
     Experiment,
     ExperimentResult,
+    MergeFit,
     Hold,
     Observation,
     PolicyError,
@@ -78,8 +79,26 @@ def test_asks_for_one_expert_per_source_and_their_merges() -> None:
     assert [dict(branch) for branch in answer.branches] == [{"web": 1}, {"code": 1}, {"maths": 1}]
     assert answer.merge is not None
     assert sum(answer.merge.prior.values()) == pytest.approx(1)
-    # half of what may be spent, over three branches and the control
-    assert answer.tokens == 10**8
+
+
+def test_what_may_be_spent_goes_to_the_moments_by_their_worth() -> None:
+    even = dict.fromkeys(("web", "code", "maths"), 1 / 3)
+    whole = MergeFit(part="whole", weights=even, gains={"mmlu": (0, 1)}, slopes={"mmlu": even})
+    spent, lengths = 0, []
+    for at in (2, 8, 30):  # of 40: a twentieth, a fifth, and before the decay from 36
+        made = [
+            ExperimentResult(id=f"e-{t:06}", tokens=10**9 * t, fits=(whole,))
+            for t in (2, 8, 30)[: len(lengths)]
+        ]
+        budget = 8 * 10**8 - spent
+        seen = observation(at * 10**9, experiments=made, experiment_tokens=budget, decay=8 * 10**9)
+        answer = load_policy("experiment").decide(seen)
+        assert isinstance(answer, Experiment)
+        lengths.append(answer.tokens)
+        spent += 4 * answer.tokens  # three branches and the control
+    assert spent == pytest.approx(8 * 10**8, rel=1e-6)
+    assert lengths[1] > max(lengths[0], lengths[2])
+    assert min(lengths) > spent / 4 / 6
 
 
 def test_asks_for_nothing_that_it_may_not_have() -> None:
@@ -93,7 +112,7 @@ def test_asks_for_nothing_that_it_may_not_have() -> None:
 def test_a_moment_is_counted_at_the_checkpoint_and_asked_about_once() -> None:
     """The trainer is past the next moment already when the first result comes in."""
     policy = load_policy("experiment")
-    scored = Evaluation(step=1, tokens=3 * 10**9)
+    scored = Evaluation(step=1, tokens=10**9)
     assert isinstance(policy.decide(observation(5 * 10**9, evaluations=[scored])), Hold)
     scored = Evaluation(step=1, tokens=4 * 10**9)
     assert isinstance(policy.decide(observation(5 * 10**9, evaluations=[scored])), Experiment)
