@@ -74,8 +74,10 @@ def _of_fits(
     names: Sequence[str],
     benchmarks: list[str],
     items: Array,
-) -> Effects:
+) -> Effects | None:
     tried = _experts(result, names)
+    if tried.sum() < 2:
+        return None
     gain = _centred(_slopes(whole, names, benchmarks), tried)
     first, second = result.fit("first"), result.fit("second")
     if first is None or second is None:
@@ -219,8 +221,8 @@ def pool(effects: Sequence[Effects], blind: float, budget: int) -> PooledEffects
     """Pool over time: an effect drifts, so that what is old weighs less; then shrink.
 
     Effects shrink as the run goes on; older ones are brought to the newest's size first. Shrinking
-    is empirical Bayes (James and Stein 1961): each benchmark's effects are as far from 0 as its
-    signal says.
+    is empirical Bayes (James and Stein 1961): each benchmark's effects are as far from their median
+    as most of them say.
     """
     newest = effects[-1]
     size = math.sqrt(float(newest.signal.mean()))

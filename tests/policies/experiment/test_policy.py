@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mixloop.policies.experiment.asking import length
 from mixloop.policies.experiment.destination import (
     Outlook,
     best_destination,
     divergence_step,
     keep_for_decay,
 )
+from mixloop.policies.experiment.options import ExperimentOptions
 from mixloop.policies.interface import (
     Evaluation,
     Experiment,
     ExperimentResult,
-    MergeFit,
     Hold,
     Observation,
     PolicyError,
@@ -82,23 +83,14 @@ def test_asks_for_one_expert_per_source_and_their_merges() -> None:
 
 
 def test_what_may_be_spent_goes_to_the_moments_by_their_worth() -> None:
-    even = dict.fromkeys(("web", "code", "maths"), 1 / 3)
-    whole = MergeFit(part="whole", weights=even, gains={"mmlu": (0, 1)}, slopes={"mmlu": even})
-    spent, lengths = 0, []
-    for at in (2, 8, 30):  # of 40: a twentieth, a fifth, and before the decay from 36
-        made = [
-            ExperimentResult(id=f"e-{t:06}", tokens=10**9 * t, fits=(whole,))
-            for t in (2, 8, 30)[: len(lengths)]
-        ]
-        budget = 8 * 10**8 - spent
-        seen = observation(at * 10**9, experiments=made, experiment_tokens=budget, decay=8 * 10**9)
-        answer = load_policy("experiment").decide(seen)
-        assert isinstance(answer, Experiment)
-        lengths.append(answer.tokens)
-        spent += 4 * answer.tokens  # three branches and the control
-    assert spent == pytest.approx(8 * 10**8, rel=1e-6)
+    options, left, lengths = ExperimentOptions(), 8 * 10**8, []
+    for coming, at in ((3, 2), (2, 8), (1, 30)):  # of 40, the last before a decay from 32 on
+        seen = observation(at * 10**9, experiment_tokens=left, decay=8 * 10**9)
+        lengths.append(length(options, seen, 3, coming))
+        left -= 4 * lengths[-1]  # three branches and the control
+    assert 0 <= left < 12
     assert lengths[1] > max(lengths[0], lengths[2])
-    assert min(lengths) > spent / 4 / 6
+    assert min(lengths) > 8 * 10**8 / 4 / 6
 
 
 def test_asks_for_nothing_that_it_may_not_have() -> None:
