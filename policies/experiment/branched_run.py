@@ -23,6 +23,7 @@ from .effects import (
     pool,
     told_by_repeats,
 )
+from .merge_vote import bend, merge_vote
 from .options import ExperimentOptions
 
 USELESS = 1.64  # standard deviations below the mixture's mean effect
@@ -111,8 +112,10 @@ class BranchedRun:
             left=(unit - pooled.at) / unit,
             least=least,
             most=np.maximum(self.most, least),
+            begun=self.prior,
             worth=self.worth,
             returns=options.returns,
+            substitution=options.substitution,
             caution=options.caution,
         )
         aim = best_destination(outlook, self._draws(pooled), self.prior)
@@ -122,6 +125,12 @@ class BranchedRun:
             "errors": {name: float(error[i]) for name, i in tried.items()},
             "useless": ", ".join(n for n, bad in zip(self.names, useless, strict=True) if bad),
         }
+        curved = bend(self.done[-1], dict(zip(self.benchmarks, self.worth, strict=True)))
+        vote = merge_vote(self.done, self.prior, self.names) if curved > 0 else None
+        if vote is not None:
+            voted = confine(vote, outlook.most, least)
+            aim = curved * voted + (1 - curved) * aim
+            told |= {"bend": curved, "merges": self.named(voted)}
         return aim, told
 
     def stretches(self, mean: Array) -> tuple[Array, Array]:

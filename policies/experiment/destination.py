@@ -2,8 +2,11 @@
 
 Each benchmark's loss is taken to fall as a power of the data that serves it (exponent ``returns``),
 with each source serving it in proportion to its effect above the least one: what is already served
-well gains less from more. Losses at the end are averaged over draws of the effects, so that what
-can't be told apart is hedged. To first order this is the effects themselves.
+well gains less from more. Sources replace each other with some loss: a source's own data counts by
+the power ``substitution``, as in a CES production function (Arrow, Chenery, Minhas and Solow 1961);
+BiMix (2405.14908) finds a power law of each domain's share. Losses at the end are averaged over
+draws of the effects, so that what can't be told apart is hedged. To first order, at the mixture
+that the run began with, this is the effects themselves.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ class Outlook:
         unique: of each source.
         left: of the budget then.
         least, most: shares allowed for the rest of it.
+        begun: shares that the run began with.
         worth: (m,) each benchmark's part in the objective.
-        returns: see the module.
+        returns, substitution: see the module.
         caution: standard deviations of the gain over staying, that are taken off.
     """
 
@@ -37,9 +41,19 @@ class Outlook:
     left: float
     least: Array
     most: Array
+    begun: Array
     worth: Array
     returns: float
+    substitution: float
     caution: float
+
+    def amounts(self, drawn: Array) -> tuple[Array, Array]:
+        """What data (k,) of each source counts, and its slope: 1 at the end of a run as begun."""
+        power = self.substitution
+        usual = np.maximum(effective(self.drawn + self.left * self.begun, self.unique), 1e-6)
+        parts = np.maximum(effective(drawn, self.unique), 1e-9) / usual
+        slope = parts ** (power - 1) * effective_slope(drawn, self.unique)
+        return usual * parts**power / power, slope
 
 
 def best_destination(outlook: Outlook, draws: Array, start: Array) -> Array:
@@ -50,7 +64,7 @@ def best_destination(outlook: Outlook, draws: Array, start: Array) -> Array:
     least = draws.min(axis=2, keepdims=True)
     span = draws.max(axis=2, keepdims=True) - least
     serves = draws - least + LEAST * np.maximum(span, 1e-12)
-    before = serves @ np.maximum(effective(outlook.drawn, outlook.unique), 1e-3)
+    before = serves @ np.maximum(outlook.amounts(outlook.drawn)[0], 1e-3)
     power = outlook.returns
     # the loss whose slope at the experiment is the effect
     size = outlook.worth * before ** (power + 1)
@@ -58,10 +72,10 @@ def best_destination(outlook: Outlook, draws: Array, start: Array) -> Array:
 
     def losses(w: Array) -> tuple[Array, Array]:
         """By draw, (d,), and their slopes (d, k)."""
-        end = outlook.drawn + outlook.left * np.clip(w, 0, 1)
-        served = serves @ effective(end, outlook.unique)
+        amounts, grown = outlook.amounts(outlook.drawn + outlook.left * np.clip(w, 0, 1))
+        served = serves @ amounts
         slopes = -np.einsum("dm,dmk->dk", size * served ** (-power - 1), serves)
-        slopes *= effective_slope(end, outlook.unique) * outlook.left
+        slopes *= grown * outlook.left
         return (size * served**-power).sum(axis=1) / power, slopes
 
     stays = losses(start)[0]

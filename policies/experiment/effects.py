@@ -20,6 +20,7 @@ from mixloop.policies.mixture import Array
 
 UNTOLD = 1.0  # windows' noise in the items', where there are no halves to tell it
 OUTLYING = 2.0  # variances of noise below a gain's square: what is left speaks for itself alone
+DRIFT = 0.5  # of effects' variance, over a whole run
 NORMAL = 1.4826  # standard deviations in a median distance
 TINY = 1e-12
 
@@ -231,7 +232,7 @@ def pool(effects: Sequence[Effects], blind: float, budget: int) -> PooledEffects
         own = math.sqrt(float(found.signal.mean()))
         ratio = min(2.0, size / own) if own > 0 and size > 0 else 1.0
         age = (newest.at - found.at) / max(1, budget)
-        drift = 2.0 * age * size**2
+        drift = DRIFT * age * size**2
         variance = np.maximum(ratio**2 * found.noise + drift, TINY)[:, None]
         total += ratio * found.gain / variance * found.tried
         precision += found.tried / variance

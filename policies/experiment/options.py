@@ -25,12 +25,13 @@ class ExperimentOptions(OptionsModel):
 
     ``significance`` is the chance that sources which are all alike pass for different at one look.
     ``blind`` is how wrong a short horizon may be about a source, in parts of how much sources
-    differ: it counts as noise. ``caution`` standard deviations of a gain are
-    taken off it. ``returns`` is the exponent by which returns diminish in the plan
-    (losses fall with data as a power law); ``keen`` how much more a token is taken to be worth in
-    the decay, where scarce sources are kept for it. ``floor`` is the part of its prior share that a
-    source keeps unless it is shown to be useless, ``step`` the divergence (nats) that one decision
-    may go. ``strength`` is the merge fit's pull to the prior, in bits per byte per nat.
+    differ: it counts as noise. ``caution`` standard deviations of a gain are taken off it.
+    ``returns`` is the exponent by which returns diminish in the plan (losses fall with data as a
+    power law), ``substitution`` the one by which a source's own data counts (1: sources replace
+    each other without loss). ``keen`` is how much more a token is taken to be worth in the decay,
+    where scarce sources are kept for it. ``floor`` is the part of its prior share that a source
+    keeps unless it is shown to be useless, ``step`` the divergence (nats) that one decision may
+    go. ``strength`` is the merge fit's pull to the prior, in bits per byte per nat.
     ``use_standby`` lets experiments and plans bring in sources that stand by.
     """
 
@@ -44,6 +45,7 @@ class ExperimentOptions(OptionsModel):
     blind: Annotated[float, Field(ge=0)] = 0.2
     caution: Annotated[float, Field(ge=0)] = 1.0
     returns: Annotated[float, Field(gt=0)] = 2.0
+    substitution: Annotated[float, Field(gt=0, le=1)] = 0.85
     keen: Annotated[float, Field(ge=1)] = 1.5
     floor: Share = 0.15
     step: Annotated[float, Field(gt=0)] = 0.5

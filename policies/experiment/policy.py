@@ -9,7 +9,8 @@ once, before a run), or, where merges can't be had, tilts towards each source. W
 2. tested: unless the halves agree beyond chance that sources differ, nothing moves;
 3. pooled over time and shrunk by its noise;
 4. turned into a mixture for the rest of the budget inside the ledger's caps (``destination``),
-   with a floor under what isn't shown to be useless, and scarce sources kept for the decay.
+   beside what the merges' own optimum says where merges bend (``merge_vote``), with a floor under
+   what isn't shown to be useless, and scarce sources kept for the decay.
 """
 
 from __future__ import annotations

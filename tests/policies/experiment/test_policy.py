@@ -188,8 +188,10 @@ def outlook(**changes: Any) -> Outlook:
         "left": 0.7,
         "least": np.full(3, 0.02),
         "most": np.ones(3),
+        "begun": np.full(3, 1 / 3),
         "worth": np.array([0.5, 0.5]),
         "returns": 1.0,
+        "substitution": 1.0,
         "caution": 0.0,
     }
     return Outlook(**fields | changes)
@@ -203,6 +205,17 @@ def test_two_benchmarks_that_need_two_sources_share_the_rest() -> None:
     best = best_destination(outlook(), np.stack([gain, gain]), EVEN)
     assert best[0] == pytest.approx(best[1], abs=0.02)
     assert best[2] == pytest.approx(0.02, abs=1e-3)
+
+
+def test_sources_that_do_not_replace_each_other_share_what_one_would_get() -> None:
+    gain = np.array([[0.02, 0.015, -0.035]] * 2)
+    alone, shared = (
+        best_destination(outlook(substitution=power), np.stack([gain, gain]), EVEN)
+        for power in (1.0, 0.7)
+    )
+    assert alone[0] > 0.9
+    assert shared[0] > shared[1] > 0.25
+    assert shared[2] < 0.1
 
 
 def test_the_ledger_is_inside_the_plan() -> None:
