@@ -91,7 +91,8 @@ class ReceiptPlay(crash_points.Play):  # type: ignore[misc,name-defined]
         for row in receipts:
             self._check_receipt(journal, row, entries[row.decision])
         self.ends = Counter(row.state for row in receipts)
-        must(self.ends["done"] or self.starved, f"receipts: {dict(self.ends)}")
+        few = self.starved or self.deaths > 1  # while nobody is there, orders overtake one another
+        must(self.ends["done"] or few, f"receipts: {dict(self.ends)}")
         taken = sum(self._taken(row) for row in rows)
         charged = queries.experiments_charged(journal)
         must(charged == taken <= self.allowed["budget"], f"{charged} tokens charged, not {taken}")
@@ -108,6 +109,8 @@ class ReceiptPlay(crash_points.Play):  # type: ignore[misc,name-defined]
             must(told is None and sent == keys[:1], f"{row.id} failed, and told {told}, {sent}")
             return
         must(row.state == "done", f"{row.id} is {row.state}: {row.reason}")
+        if self.deaths > 1 and applied > row.step + 20:
+            return  # a checkpoint that was not recorded yet begins none: one point is left
         must(row.step < applied <= row.step + 20, f"{row.id}: {row.step}, in force at {applied}")
         must(row.cost == row.planned == TWIN, f"{row.id} took {row.cost} of {row.planned}")
         must(told is not None and told["n"] == 2, f"{row.id} tells {told}")
