@@ -322,6 +322,7 @@ class Controller:
         self.scoring.hold(state)  # what an experiment starts from
 
     def _close_run(self, state: RunState) -> None:
+        self.experiments.leave()  # a controller that was replaced may have left a folder since
         self.mlflow.close_run(state)
         self._tell_end(state)
 

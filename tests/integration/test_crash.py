@@ -56,19 +56,26 @@ def memory() -> list[object]:
 # -- every step --------------------------------------------------------------------------------
 
 
+RECEIPTS = "experiment,decision,request,acknowledge,scores"  # where they come further
+
+
 @pytest.mark.parametrize(
-    ("fate", "every"),
-    [("kill", 1300), ("stop", 111), ("full", 1900), pytest.param("readonly", 1500, marks=SOAK)],
+    ("fate", "command"),
+    [
+        ("kill", "crash_receipts.py --during experiment --every 150"),
+        ("stop", "crash_points.py --during start-experiment,publish --first 40 --every 25"),
+        ("full", "crash_points.py --first 40 --every 1900"),
+        pytest.param("readonly", "crash_points.py --first 40 --every 1500", marks=SOAK),
+    ],
 )
-def test_struck_down_at_a_few_of_its_steps(fate: str, every: int) -> None:
+def test_struck_down_at_a_few_of_its_steps(fate: str, command: str) -> None:
     """Some of the steps; `make soak` takes all of them."""
-    summary = harness(
-        "crash_points.py", "--fate", fate, "--first", 40, "--every", every, *memory(), timeout=250
-    )
+    summary = harness(*command.split(), "--fate", fate, *memory(), timeout=250)
     assert summary["broken"] == []
     assert summary["trials"] >= 2
     if fate == "kill":
         assert summary["deaths"] == summary["trials"]
+        assert summary["receipts done"] >= summary["trials"]
     if fate in ("full", "readonly"):
         assert summary["starts"] > summary["trials"] or summary["troubles"] >= 3
 
@@ -79,6 +86,19 @@ def test_struck_down_at_every_step(fate: str) -> None:
     summary = harness("crash_points.py", "--fate", fate, *memory(), timeout=3500)
     assert summary["broken"] == []
     assert summary["trials"] == summary["steps"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("fate", "every"), [("kill", 1), ("stop", 1), ("full", 3), ("readonly", 3)]
+)
+def test_struck_down_at_the_steps_of_receipts(fate: str, every: int) -> None:
+    """Where they are planned, begun, made and told; what a disk refuses, at a third of them."""
+    options = ("--during", RECEIPTS, "--fate", fate, "--every", every)
+    summary = harness("crash_receipts.py", *options, *memory(), timeout=3500)
+    assert summary["broken"] == []
+    assert summary["trials"] >= 90
+    assert summary["receipts done"] >= summary["trials"]
 
 
 @pytest.mark.soak

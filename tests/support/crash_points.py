@@ -37,7 +37,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np  # noqa: F401 - the policy's child would import it anew in every fork
 
@@ -260,11 +260,10 @@ def serve(config: RunConfig, base: Path, shim: Any, link: Link) -> int:
 
     controller = daemon.Controller(config, base, say, clock=lambda: next(ticks) * 0.1)
     step, look = controller.step, controller.look
-    acted: list[str] = []
 
     def looking() -> Any:
         state = look()
-        acted[:] = [daemon.next_action(state).value]
+        shim.action = daemon.next_action(state).value
         return state
 
     def stepping() -> bool:
@@ -277,7 +276,7 @@ def serve(config: RunConfig, base: Path, shim: Any, link: Link) -> int:
             ask({"trouble": f"{type(error).__name__}: {error}"})
             raise
         busy = controller.job_state().working
-        ask({"action": acted[0], "busy": busy})
+        ask({"action": shim.action, "busy": busy})
         return more
 
     controller.look = looking  # type: ignore[method-assign]
@@ -376,6 +375,8 @@ def must(holds: object, what: str) -> None:
 class Play:
     """One run from its first start to its end, whatever befalls the daemon on the way."""
 
+    steps, budget = STEPS, BUDGET
+    allowed: ClassVar[dict[str, Any]] = {"budget": TRIED}  # run.yaml's section "experiments"
     experiments = 0  # that the policy asks for
     starved = False  # whether the disk had no room
 
@@ -388,21 +389,25 @@ class Play:
         self.beats: list[int] = []
         self.asked: list[str] = []
         self.said: list[str] = []
-        self.steps, self.budget = STEPS, BUDGET
         self.stranger = self.rubbish = False
         self.strange = {STRANGER.generation}
         self.refusals = False  # whether a request may be refused
         self.excused: set[int] = set()  # generations that had no time left to come into force
         self.unsent = False  # whether nothing is sent to MLflow
         self.deaths = self.starts = self.troubles = 0
-        self.script: list[tuple[int, Callable[[], None]]] = [
+        self.ends: Counter[str] = Counter()  # of receipts, by how they ended
+        self.script = self.acts()
+        self.turn()
+
+    def acts(self) -> list[tuple[int, Callable[[], None]]]:
+        """Who else acts, and from which step of the trainer's on."""
+        return [
             (5, lambda: self._ask("set", weights={"code": 0.2}, reason="more code")),
             (30, lambda: self._ask("pin", weights={"maths": 0.18}, reason="keep maths")),
             (50, self._strange),
             (65, lambda: self._ask("unpin")),
             (75, self._litter),
         ]
-        self.turn()
 
     def _ask(self, verb: Any, **fields: Any) -> None:
         request = requests.new_request(verb, "2026-11-25T00:00:00Z", **fields)
@@ -554,7 +559,7 @@ class Play:
         finally:
             journal.close()
         must(self.beats == sorted(self.beats), "the trainer's heartbeat went back")
-        must(len(set(self.beats)) >= BUDGET // 80 // 5, "the trainer stood still")
+        must(len(set(self.beats)) >= self.budget // 80 // 5, "the trainer stood still")
         must(
             not (self.paths.dir / "requests").exists() or not requests.waiting(self.paths.requests),
             "a request waits for ever",
@@ -580,13 +585,15 @@ class Play:
     def _check_experiments(self, journal: Journal, decided: list[Any]) -> None:
         """Each has ended, with its result unless the disk was in the way, and been told of."""
         rows = queries.experiments(journal)
-        must(len(rows) == self.experiments, f"{len(rows)} experiments")
-        for row in rows:
+        own = [row for row in rows if not row.receipt]
+        must(len(own) == self.experiments, f"{len(own)} experiments")
+        for row in own:
             failed = row.state == "failed" and self.starved
             must(row.state == "done" or failed, f"{row.id} is {row.state}: {row.reason}")
             seen = experiment_evidence.experiments(journal, before=queries.ALL, known=queries.ALL)
             must(failed or seen[0].control is not None, f"{row.id} has no scores")
-        must(decided[-1][1] == len(rows), f"{len(rows)} ended, the policy knows of {decided}")
+        ended = sum(row.ended is not None for row in rows)
+        must(decided[-1][1] == ended, f"{ended} ended, the policy knows of {decided}")
         folder = self.paths.dir / "experiments"
         left = list(folder.iterdir()) if folder.exists() else []
         must(not left or self.starved, f"left on the disk: {left}")
@@ -632,7 +639,7 @@ class Play:
             )
 
     def _check_requests(self, journal: Journal) -> None:
-        taken = journal.cells("SELECT id, state, decision FROM requests ORDER BY taken_at")
+        taken = journal.cells("SELECT id, state, decision FROM requests ORDER BY taken_at, rowid")
         must([name for name, _, _ in taken] == self.asked, f"requests {taken}")
         done = all(state == "done" for _, state, _ in taken)
         must(done or self.refusals, f"requests {taken}")
@@ -717,10 +724,10 @@ def check_mlflow(database: Path, journal: Path, steps: list[int]) -> dict[str, i
 class Theatre:
     """Plays the run again and again, each in a folder of its own that goes when all held."""
 
-    def __init__(self, folder: Path, **changed: Any) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, scene: type[Play] = Play, **changed: Any) -> None:
+        self.folder, self.scene = folder, scene
         tracking = {"enabled": True, "uri": f"sqlite:///{folder}/none.db"}
-        settings = {"budget": BUDGET, "tracking": tracking, "experiments": {"budget": TRIED}}
+        settings = {"budget": scene.budget, "tracking": tracking, "experiments": scene.allowed}
         path = played_run.make_run(folder / "template", **settings, **changed)
         (path.parent / "sway.py").write_text(played_run.POLICY + TRIES)
         self.base = path.parent
@@ -731,7 +738,7 @@ class Theatre:
         """One run. Raises :class:`Broken`, leaving the folder, when something does not hold."""
         self.played += 1
         target = self.folder / f"play-{label}"
-        play = Play(self.config, self.base, target)
+        play = self.scene(self.config, self.base, target)
         play.experiments = 1
         try:
             act(play)
@@ -751,12 +758,13 @@ def outside_steps(theatre: Theatre) -> Play:
     return theatre.play(lambda play: play.replace_while_stopped(10**9), "undisturbed")
 
 
-def main() -> None:
+def main(scene: type[Play] = Play) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="try every K-th step")
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--last", type=int, default=10**9)
     parser.add_argument("--only", default="", help="only steps whose name begins so")
+    parser.add_argument("--during", default="", help="only in actions named so, in part: a,b")
     parser.add_argument("--fate", choices=(KILL, FULL, READONLY, STOP), default=KILL)
     parser.add_argument("--chains", type=int, default=0, help="random chains of several deaths")
     parser.add_argument("--seed", type=int, default=0)
@@ -765,7 +773,7 @@ def main() -> None:
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=options.dir, ignore_cleanup_errors=True) as name:
-        theatre = Theatre(Path(name))
+        theatre = Theatre(Path(name), scene)
         calm = outside_steps(theatre) if options.fate == STOP else measure(theatre)
         if options.names:
             print("\n".join(calm.names))  # noqa: T201
@@ -782,6 +790,7 @@ def main() -> None:
             counts["deaths"] += play.deaths
             counts["troubles"] += play.troubles
             counts["starts"] += play.starts
+            counts.update({f"receipts {state}": n for state, n in play.ends.items()})
         summary = {
             "fate": options.fate,
             "steps": len(calm.names),
@@ -814,7 +823,13 @@ def acts(options: Any, names: list[str]) -> list[tuple[str, Callable[[Play], Any
             for n, chain in enumerate(chains)
         ]
     last = min(options.last, len(names))
-    named = [n for n, name in enumerate(names, 1) if name.startswith(options.only)]
+    during = options.during.split(",")
+    named = [
+        n
+        for n, name in enumerate(names, 1)
+        if name.startswith(options.only)
+        and any(part in name.rpartition(" in ")[2] for part in during)
+    ]
     points = [n for n in named if options.first <= n <= last][:: options.every]
     if options.fate == STOP:
         return [(f"stop-{n}", lambda play, n=n: play.replace_while_stopped(n)) for n in points]

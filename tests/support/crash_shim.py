@@ -41,6 +41,7 @@ class Shim:
         self.at, self.fate, self.outside = at, fate, outside
         self.count = 0
         self.names: list[str] = []
+        self.action = "start"  # that is under way
         self.ailing = False
         self.depth = "statements"
         self.off = False
@@ -55,7 +56,7 @@ class Shim:
         if self.off or (inside and self.outside):
             return 0
         self.count += 1
-        self.names.append(name)
+        self.names.append(f"{name} in {self.action}")
         if self.count == self.at:
             if self.fate == KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
