@@ -29,6 +29,7 @@ from .options import ExperimentOptions
 USELESS = 1.64  # standard deviations below the mixture's mean effect
 KEPT = 0.1  # of its floor, that a useless source keeps: the next experiment may say otherwise
 SHORT = 0.99  # of the epochs' limit: what is drawn until an order is in force isn't planned
+LITTLE = 0.1  # of an equal share: no source counts as begun with less
 NOTHING_NEW = 0.02  # total variation by which the last experiment moved the aim
 
 Facts = dict[str, Any]
@@ -112,7 +113,7 @@ class BranchedRun:
             left=(unit - pooled.at) / unit,
             least=least,
             most=np.maximum(self.most, least),
-            begun=self.prior,
+            begun=np.maximum(self.prior, LITTLE / len(self.names)),
             worth=self.worth,
             returns=options.returns,
             substitution=options.substitution,
@@ -182,7 +183,7 @@ class BranchedRun:
         start: Mapping[str, float] = self.options.prior or first_mixture(self.observation)
         prior = np.array([max(0.0, start.get(name, 0.0)) for name in self.names])
         if self.options.use_standby:
-            prior = np.maximum(prior, 0.1 / len(self.names))
+            prior = np.maximum(prior, LITTLE / len(self.names))
         prior = np.where(self.live, prior, 0.0)
         return np.asarray(prior / prior.sum() if prior.sum() > 0 else self.live / self.live.sum())
 
