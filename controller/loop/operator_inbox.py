@@ -126,8 +126,7 @@ class OperatorInbox:
         run, journal, status = self._run, self._run.journal, state.status
         observation = None
         if status is not None:
-            everything = queries.ALL
-            observation = near(journal, run.config, run.sizes, status, everything, everything)
+            observation = near(journal, run.config, run.sizes, status, queries.ALL, queries.ALL)
         asked, _ = self._mixture_file.asked_mixture(status.tokens if status is not None else 0)
         approval = queries.approval(journal, request.decision)
         return RequestContext(

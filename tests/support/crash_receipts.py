@@ -11,27 +11,20 @@ each that is planned has to end as its order did.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 import sqlite3
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mixloop.controller import views
 from mixloop.controller.journal import Journal, queries
 from mixloop.controller.journal.packing import unpack
 
-_spec = importlib.util.spec_from_file_location(
-    "crash_points", Path(__file__).with_name("crash_points.py")
-)
-assert _spec is not None
-assert _spec.loader is not None
-crash_points: Any = importlib.util.module_from_spec(_spec)
-sys.modules["crash_points"] = crash_points
-_spec.loader.exec_module(crash_points)
+crash_points: Any = importlib.import_module(
+    "crash_points"
+)  # beside this script, which is on the path
 must = crash_points.must
 
 STEPS = list(range(20, 141, 20))

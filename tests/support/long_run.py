@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
+import importlib
 import json
 import shutil
 import sqlite3
@@ -42,14 +42,9 @@ from mixloop.controller.core import Action, next_action
 from mixloop.controller.loop import daemon, policy_decisions, scoring
 from mixloop.controller.tracking import drain_child
 
-_spec = importlib.util.spec_from_file_location(
-    "crash_points", Path(__file__).with_name("crash_points.py")
-)
-assert _spec is not None
-assert _spec.loader is not None
-crash_points: Any = importlib.util.module_from_spec(_spec)
-sys.modules["crash_points"] = crash_points
-_spec.loader.exec_module(crash_points)
+crash_points: Any = importlib.import_module(
+    "crash_points"
+)  # beside this script, which is on the path
 played = crash_points.played_run.played
 
 QUANTUM, LENGTH = played.QUANTUM, played.LENGTH

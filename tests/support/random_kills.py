@@ -18,7 +18,7 @@ minute, and none would be finished by daemons that live for two seconds.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import itertools
 import json
 import os
@@ -40,13 +40,9 @@ from mixloop.contract import Order, RunPaths, read_order, read_status, requests,
 from mixloop.controller.config import load_config
 from mixloop.controller.journal import Journal
 
-_spec = importlib.util.spec_from_file_location(
-    "storm_trainers", Path(__file__).with_name("storm_trainers.py")
-)
-assert _spec is not None
-assert _spec.loader is not None
-storm_trainers: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(storm_trainers)
+storm_trainers: Any = importlib.import_module(
+    "storm_trainers"
+)  # beside this script, which is on the path
 crash_points = storm_trainers.crash_points
 must, Broken = crash_points.must, crash_points.Broken
 
