@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixloop.policies.evidence import objective_weights
 from mixloop.policies.interface import BITS_PER_BYTE, ExperimentResult, Observation
@@ -33,6 +34,7 @@ LITTLE = 0.1  # of an equal share: no source counts as begun with less
 NOTHING_NEW = 0.02  # total variation by which the last experiment moved the aim
 
 Facts = dict[str, Any]
+Flags = NDArray[np.bool_]
 
 
 class BranchedRun:
@@ -132,7 +134,21 @@ class BranchedRun:
             voted = confine(vote, outlook.most, least)
             aim = curved * voted + (1 - curved) * aim
             told |= {"bend": curved, "merges": self.named(voted)}
-        return aim, told
+        tagged = confine(self._by_tags(aim, ~useless), outlook.most, least)
+        return (1 - options.tags) * aim + options.tags * tagged, told
+
+    def _by_tags(self, aim: Array, useful: Flags) -> Array:
+        """Each benchmark's part for the useful sources tagged with it; ``aim`` where there are none.
+
+        What pays off late no branch shows: there it is left to what the user says of the sources.
+        """
+        total = np.zeros(len(self.names))
+        for benchmark, part in zip(self.benchmarks, self.worth, strict=True):
+            tags = [benchmark in source.tags for source in self.observation.sources.values()]
+            serving = np.array(tags) & useful & (self.most > 0)
+            shares = np.where(serving, np.minimum(self.most, 1 / max(1, serving.sum())), 0.0)
+            total += part * (shares / shares.sum() if serving.any() else aim)
+        return total
 
     def stretches(self, mean: Array) -> tuple[Array, Array]:
         """Mixtures up to the decay and in it, whose mean over what is left is ``mean``."""

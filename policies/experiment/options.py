@@ -48,6 +48,7 @@ class ExperimentOptions(OptionsModel):
     substitution: Annotated[float, Field(gt=0, le=1)] = 0.85
     keen: Annotated[float, Field(ge=1)] = 1.5
     floor: Share = 0.15
+    tags: Share = float(__import__("os").environ.get("X_TAGS", "0.5"))
     step: Annotated[float, Field(gt=0)] = 0.5
     strength: Annotated[float, Field(ge=0)] = 0.01
     draws: Annotated[int, Field(ge=2, le=64)] = 24
