@@ -134,18 +134,24 @@ class BranchedRun:
             voted = confine(vote, outlook.most, least)
             aim = curved * voted + (1 - curved) * aim
             told |= {"bend": curved, "merges": self.named(voted)}
-        tagged = confine(self._by_tags(aim, ~useless), outlook.most, least)
-        return (1 - options.tags) * aim + options.tags * tagged, told
+        tagged = self._by_tags(aim, ~useless)
+        if tagged is not None and options.tags > 0:
+            tagged = confine(tagged, outlook.most, least)
+            aim = (1 - options.tags) * aim + options.tags * tagged
+            told |= {"tagged": self.named(tagged)}
+        return aim, told
 
-    def _by_tags(self, aim: Array, useful: Flags) -> Array:
-        """Each benchmark's part for the useful sources tagged with it; ``aim`` where there are none.
+    def _by_tags(self, aim: Array, useful: Flags) -> Array | None:
+        """Each benchmark's part for the useful sources tagged with it, ``aim``'s where there is none.
 
         What pays off late no branch shows: there it is left to what the user says of the sources.
         """
-        total = np.zeros(len(self.names))
-        for benchmark, part in zip(self.benchmarks, self.worth, strict=True):
-            tags = [benchmark in source.tags for source in self.observation.sources.values()]
-            serving = np.array(tags) & useful & (self.most > 0)
+        tags = [source.tags for source in self.observation.sources.values()]
+        room, total = useful & (self.most > 0), np.zeros(len(self.names))
+        tagged = {b: room & np.array([b in own for own in tags]) for b in self.benchmarks}
+        if not any(serving.any() for serving in tagged.values()):
+            return None
+        for part, serving in zip(self.worth, tagged.values(), strict=True):
             shares = np.where(serving, np.minimum(self.most, 1 / max(1, serving.sum())), 0.0)
             total += part * (shares / shares.sum() if serving.any() else aim)
         return total

@@ -19,9 +19,15 @@ from mixloop.policies.experiment.effects import (
 from mixloop.policies.interface import (
     BenchmarkScore,
     ExperimentResult,
+    Hold,
     MergeFit,
     Metric,
+    Observation,
+    Proposal,
+    Reply,
     ScoredBranch,
+    Source,
+    load_policy,
 )
 
 NAMES = [f"s{i}" for i in range(6)]
@@ -180,6 +186,43 @@ def test_pooled_effects_are_finite_and_shrunk(seed: int, noise: float, blind: fl
     assert (pooled.variance >= 0).all()
     around = found.gain - np.median(found.gain, axis=1, keepdims=True)
     assert (np.abs(pooled.gain) <= np.abs(around) + 1e-12).all()
+
+
+def decided(
+    gain: NDArray[np.float64], tagged: dict[str, tuple[str, ...]], **options: float
+) -> Reply:
+    """What the policy makes of one clear experiment and of tags."""
+    seen = Observation(
+        run="r",
+        step=2,
+        tokens=10**9,
+        budget=4 * 10**9,
+        every=10**8,
+        sources={n: Source(unique_tokens=10**12, tags=tagged.get(n, ())) for n in NAMES},
+        weights=EVEN,
+        steering=METRICS,
+        experiments=[result(gain, 0.002, 1, tokens=10**9)],
+    )
+    return load_policy("experiment", {"step": 9.0, **options}).decide(seen)
+
+
+def test_tags_get_their_part_unless_shown_useless() -> None:
+    gain = np.zeros((4, 6))
+    gain[:, 0], gain[:, 5] = 0.2, -0.3
+    untold = decided(gain, {})
+    told = decided(gain, {"s1": ("a",), "s2": ("a", "b"), "s5": ("c",)})
+    ignored = decided(gain, {"s1": ("a",), "s2": ("a", "b"), "s5": ("c",)}, tags=0.0)
+    assert isinstance(untold, Proposal)
+    assert isinstance(told, Proposal)
+    assert isinstance(ignored, Proposal)
+    assert told.weights["s1"] == pytest.approx(untold.weights["s1"] * 3 / 4 + 1 / 16, abs=0.01)
+    assert told.weights["s2"] == pytest.approx(untold.weights["s2"] * 3 / 4 + 3 / 16, abs=0.01)
+    assert told.weights["s5"] == pytest.approx(untold.weights["s5"], abs=0.01)
+    assert ignored.weights == untold.weights
+
+
+def test_tags_alone_move_nothing() -> None:
+    assert isinstance(decided(np.zeros((4, 6)), {"s1": ("a",)}), Hold)
 
 
 def test_a_source_without_an_expert_has_no_effect() -> None:
