@@ -142,7 +142,7 @@ class BranchedRun:
         return aim, told
 
     def _by_tags(self, aim: Array, useful: Flags) -> Array | None:
-        """Each benchmark's part for the useful sources tagged with it, ``aim``'s where there is none.
+        """Each benchmark's part for useful sources tagged with it; ``aim``'s where there is none.
 
         What pays off late no branch shows: there it is left to what the user says of the sources.
         """
