@@ -109,11 +109,13 @@ ARMS: dict[str, Arm] = {
     "law": Arm("law"),
     "bayes": Arm("bayes"),
     "experiment": Arm("experiment", part=1.0),
+    "experiment-untold": Arm("experiment", {"tags": 0.0}, part=1.0),
     "experiment-half": Arm("experiment", part=0.5),
     "experiment-quarter": Arm("experiment", part=0.25),
 }
 """`static` keeps the start: from uniform it is static-uniform, else static-proportional. The two
-reference mixtures don't depend on a start and are run once a seed."""
+reference mixtures don't depend on a start and are run once a seed. `rules` and `experiment` are told
+by tags which benchmark a source serves, `experiment-untold` is not."""
 
 REFERENCES = ("hand-made", "search")
 
