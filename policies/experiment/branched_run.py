@@ -16,6 +16,7 @@ from mixloop.policies.mixture import Array, confine, first_mixture, in_force
 from .asking import decay_begins
 from .destination import Outlook, best_destination, keep_for_decay
 from .effects import (
+    TINY,
     Effects,
     PooledEffects,
     certainty,
@@ -135,9 +136,11 @@ class BranchedRun:
             aim = curved * voted + (1 - curved) * aim
             told |= {"bend": curved, "merges": self.named(voted)}
         tagged = self._by_tags(aim, ~useless)
-        if tagged is not None and options.tags > 0:
-            tagged = confine(tagged, outlook.most, least)
-            aim = (1 - options.tags) * aim + options.tags * tagged
+        # of the score's square, what chance doesn't give
+        beyond = 1 - (needed_score(options.significance) / max(pooled.score, TINY)) ** 2
+        if tagged is not None and beyond > 0:
+            tagged, part = confine(tagged, outlook.most, least), beyond * options.tags
+            aim = (1 - part) * aim + part * tagged
             told |= {"tagged": self.named(tagged)}
         return aim, told
 

@@ -209,10 +209,11 @@ def needed_score(significance: float) -> float:
 class PooledEffects:
     """All experiments' effects as seen from the newest: gain (m, k) and its variance (m, k).
 
-    Shrunk by their noise; ``tried`` (k,) as in :class:`Effects`.
+    Shrunk by their noise; ``tried`` (k,) as in :class:`Effects`, ``score`` as by :func:`certainty`.
     """
 
     at: int
+    score: float
     tried: Array
     gain: Array
     variance: Array
@@ -251,4 +252,4 @@ def pool(effects: Sequence[Effects], blind: float, budget: int) -> PooledEffects
     signal = np.maximum(signal, gain**2 - OUTLYING * noise) * tried
     noise = noise + blind**2 * signal * tried
     kept = signal / np.maximum(signal + noise, TINY)
-    return PooledEffects(newest.at, tried, kept * gain, kept * noise)
+    return PooledEffects(newest.at, certainty(effects), tried, kept * gain, kept * noise)

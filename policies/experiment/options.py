@@ -32,8 +32,8 @@ class ExperimentOptions(OptionsModel):
     replace each other without loss). ``keen`` is how much more a token is taken to be worth in
     the decay, where scarce sources are kept for it. ``floor`` is the part of its prior share
     that a source keeps unless it is shown to be useless, ``tags`` the part of the mixture that
-    goes to sources tagged with a benchmark's name, whatever branches say of them but that they
-    are useless: what pays off late no branch shows. ``step`` is the divergence (nats) that one
+    goes to sources tagged with a benchmark's name, where experiments are sure that sources
+    differ, whatever they say of these but that they are useless: what pays off late no branch shows. ``step`` is the divergence (nats) that one
     decision may go. ``strength`` is the merge fit's pull to the prior, in bits per byte per
     nat. ``use_standby`` lets experiments and plans bring in sources that stand by.
     """
