@@ -33,9 +33,10 @@ class ExperimentOptions(OptionsModel):
     the decay, where scarce sources are kept for it. ``floor`` is the part of its prior share
     that a source keeps unless it is shown to be useless, ``tags`` the part of the mixture that
     goes to sources tagged with a benchmark's name, where experiments are sure that sources
-    differ, whatever they say of these but that they are useless: what pays off late no branch shows. ``step`` is the divergence (nats) that one
-    decision may go. ``strength`` is the merge fit's pull to the prior, in bits per byte per
-    nat. ``use_standby`` lets experiments and plans bring in sources that stand by.
+    differ, whatever they say of these but that they are useless: what pays off late no branch
+    shows. ``step`` is the divergence (nats) that one decision may go. ``strength`` is the merge
+    fit's pull to the prior, in bits per byte per nat. ``use_standby`` lets experiments and
+    plans bring in sources that stand by.
     """
 
     times: tuple[Share, ...] = (0.05, 0.2)
