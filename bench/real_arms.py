@@ -114,8 +114,8 @@ ARMS: dict[str, Arm] = {
     "experiment-quarter": Arm("experiment", part=0.25),
 }
 """`static` keeps the start: from uniform it is static-uniform, else static-proportional. The two
-reference mixtures don't depend on a start and are run once a seed. `rules` and `experiment` are told
-by tags which benchmark a source serves, `experiment-untold` is not."""
+reference mixtures don't depend on a start and are run once a seed. `rules` and `experiment` are
+told by tags which benchmark a source serves, `experiment-untold` is not."""
 
 REFERENCES = ("hand-made", "search")
 
