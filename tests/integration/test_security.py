@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 
 from mixloop.cli.app import app
 from mixloop.common import files
+from mixloop.common.children import Child
 from mixloop.common.errors import BadInput
 from mixloop.common.files import canonical, digest, write_atomic
-from mixloop.common.process import Child
 from mixloop.contract import (
     KeyFileError,
     Order,
