@@ -154,6 +154,59 @@ def test_a_key_file_that_is_none_is_told(
     assert KEY.decode() not in str(raised.value)
 
 
+@pytest.mark.parametrize("mode", [0o770, 0o757, 0o777])
+@pytest.mark.parametrize("above", [0, 1])
+def test_a_key_that_others_could_replace_is_none(tmp_path: Path, mode: int, above: int) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True, mode=0o700)
+    key = folder / "key"
+    key.touch(0o600)
+    key.write_bytes(KEY)
+    assert read_key(key) == KEY
+    folders = (folder, folder.parent)
+    folders[above].chmod(mode)
+    with pytest.raises(KeyFileError, match=rf"mode {mode:o}, lets others put another there; chmod"):
+        read_key(key)
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(KeyFileError, match="lets others put another there"):
+        read_key(tmp_path / "link" / "key")
+    folders[above].chmod(mode | 0o1000)  # sticky, as /tmp
+    assert read_key(key) == KEY
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_key_of_somebody_else_is_none(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_bytes(KEY)
+    os.chown(key, 12345, 12345)
+    with pytest.raises(KeyFileError, match="it is user 12345's, who may read and change it"):
+        read_key(key)
+    os.chown(key, 0, 0)
+    os.chown(tmp_path, 12345, 12345)
+    with pytest.raises(KeyFileError, match="is user 12345's, who could put another there"):
+        read_key(key)
+
+
+def test_a_key_is_judged_by_the_file_that_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, other = tmp_path / "key", tmp_path / "other"
+    for path, mode in ((key, 0o600), (other, 0o644)):
+        path.touch(mode)
+        path.write_bytes(KEY)
+    opened = os.open
+
+    def swapped(path: Any, *args: Any, **options: Any) -> int:
+        if Path(path) == key:
+            other.replace(key)
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(KeyFileError, match="mode 644 lets others at it"):
+        read_key(key)
+
+
 def test_a_wrong_key_file_ends_a_command_with_code_2(
     tmp_path: Path, played_run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
