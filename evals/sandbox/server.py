@@ -268,7 +268,7 @@ def main() -> None:
     os.dup2(2, 1)
     if config["drop"] and os.getuid() == 0:
         locks.give_away(config["tmp"])
-        sys.meta_path.insert(0, Library(Path(os.__file__).parent))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Library(Path(os.__file__).parent))
     _load_extensions()
     for name in PRELOADED.split():
         importlib.import_module(name)
