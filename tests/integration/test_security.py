@@ -13,9 +13,11 @@ import re
 import sqlite3
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,6 +57,7 @@ ROOT = Path(__file__).parents[2]
 KEY = b"0123456789abcdef-the-key-itself"
 OTHER = b"fedcba9876543210-another-one"
 HOSTILE = "\x1b]0;o\x07<script>alert(1)</script>\"'><img src=javascript:x onerror=y>\x9b31m\r\n"
+HOSTILE += "\u202egnp.\u2066exe\u200b\ufeff\u2028\u3164\U000e0041"
 ORDER = Order("r", 3, 7, {"web": 0.6, "code": 0.4}, decision="d-000001", reason="why")
 
 
@@ -520,6 +523,32 @@ def test_code_in_a_checkpoint_is_never_run(saved: Path, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"_attn_implementation": "someone/evil-attention"},
+        {"attn_implementation": "kernels-community/flash-attn3:evil"},
+        {"_attn_implementation_internal": "someone/evil-attention"},
+        {"attn_implementation": "flash_attention_2", "experts_implementation": "deepgemm"},
+        {"_attn_implementation": {"": "someone/evil"}, "_experts_implementation": "someone/evil"},
+    ],
+)
+def test_a_checkpoint_names_no_kernels(saved: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
+    import shutil
+
+    from mixloop.evals.engine import load_checkpoint
+    from mixloop.trainer.reference.model import _load
+
+    folder = tmp_path / "step-00000010"
+    shutil.copytree(saved, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | asked))
+    model = load_checkpoint(folder).model
+    assert model.config._attn_implementation in {"sdpa", "eager", "mixloop"}
+    shape = SimpleNamespace(sequence_length=8), folder, SimpleNamespace(vocab_size=1)
+    assert _load(*shape).config._attn_implementation == "sdpa"  # type: ignore[arg-type]
+
+
 # --- what is shown ----------------------------------------------------------------------------
 
 
@@ -602,6 +631,26 @@ def poisoned(play: Any) -> Any:
     return run
 
 
+def unseen(text: str) -> set[str]:
+    """What a reader can't see, and what turns text round."""
+    kinds = {"Cf", "Cs", "Zl", "Zp"}
+    return {c for c in text if unicodedata.category(c) in kinds or c == "\u3164"}
+
+
+def test_json_says_the_same_and_shows_all_of_it(poisoned: Any) -> None:
+    done = CliRunner().invoke(app, ["history", str(poisoned.paths.dir), "--json"])
+    assert done.exit_code == 0, done.exception
+    assert not unseen(done.output)
+    assert not {c for c in done.output if 127 <= ord(c) < 160}
+    assert HOSTILE in texts(json.loads(done.output))
+
+
+def texts(value: Any) -> set[str]:
+    """Every text in a JSON value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set().union(*map(texts, inner), {value} if isinstance(value, str) else set())
+
+
 def test_no_text_drives_the_terminal(poisoned: Any) -> None:
     for command in (["status"], ["history"], ["explain"]):
         more = ["1"] if command == ["explain"] else []
@@ -610,6 +659,7 @@ def test_no_text_drives_the_terminal(poisoned: Any) -> None:
         assert "alert(1)" in done.output, "it is shown, as text"
         controls = {c for c in done.output if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160}
         assert not controls, (command, controls)
+        assert not unseen(done.output), command
 
 
 def test_no_text_runs_in_the_page(poisoned: Any, tmp_path: Path) -> None:
@@ -617,6 +667,7 @@ def test_no_text_runs_in_the_page(poisoned: Any, tmp_path: Path) -> None:
     assert "alert(1)" in text
     assert Page(text).wrong == []
     assert not {c for c in text if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160}
+    assert not unseen(text)
 
 
 def test_every_page_comes_with_the_content_policy(tmp_path: Path) -> None:
@@ -654,6 +705,7 @@ def test_what_the_daemon_says_is_cleaned(
     shown = capsys.readouterr()
     for stream in (shown.out, shown.err):
         assert "alert(1)" in stream
+        assert not unseen(stream)
         assert not {c for c in stream if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160}
 
 
