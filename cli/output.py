@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixloop.common.text import clean, number, tokens
+from mixloop.common.text import clean, number, tokens, visible_json
 from mixloop.common.types import Json
 from mixloop.controller import core, views
 from mixloop.controller.views import cell, table
@@ -45,7 +45,7 @@ def print_json(value: Any) -> None:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # a terminal of less than Unicode: escapes say the same
         text = json.dumps(json.loads(text), indent=2)
-    typer.echo(text)
+    typer.echo(visible_json(text))
 
 
 def print_lines(lines: Iterable[object]) -> None:

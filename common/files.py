@@ -24,10 +24,11 @@ class NotRegularError(OSError):
 
 
 class Content(NamedTuple):
-    """Bytes of a file (at most one above the limit asked for) and the uid that owns it."""
+    """Bytes of a file (at most one above the limit asked for), the uid that owns it, its mode."""
 
     data: bytes
     uid: int
+    mode: int
 
 
 def fsync_folder(folder: str | os.PathLike[str]) -> None:
@@ -118,7 +119,7 @@ def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> Content:
         if not stat.S_ISREG(facts.st_mode):
             raise NotRegularError(errno.EINVAL, _kind(facts.st_mode))
         with os.fdopen(handle, "rb", closefd=False) as stream:
-            return Content(stream.read(limit + 1), facts.st_uid)
+            return Content(stream.read(limit + 1), facts.st_uid, facts.st_mode)
     finally:
         os.close(handle)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 
+from .text import clean
+
 
 def say(text: str, who: str = "mixloop train") -> None:
     """Write a line to standard error; one that can't be written is lost.
@@ -13,5 +15,5 @@ def say(text: str, who: str = "mixloop train") -> None:
     neither end the loop nor a thread (ValueError: it is closed already).
     """
     with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"{who}: {text}\n")
+        sys.stderr.write(f"{who}: {clean(text)}\n")
         sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 
@@ -31,12 +32,29 @@ def in_ascii(error: UnicodeError) -> tuple[str, int]:
     return "".join(_SIGNS.get(sign, "?") for sign in signs), error.end
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # halves of pairs too
+_CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"  # halves of pairs too
+# what has no width or turns the text beside it round: the code points that are ignorable by default
+# (DerivedCoreProperties.txt of Unicode 16), separators of lines, and annotations
+_UNSEEN = (
+    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
+    r"\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_HIDDEN = re.compile(f"[{_CONTROL}{_UNSEEN}]")
+_LINES = str.maketrans("\n\u2028\u2029", "   ")
 
 
 def clean(text: object) -> str:
-    """Text from data without control characters, so that it can't drive the terminal."""
-    return _CONTROL.sub("", str(text).replace("\n", " "))
+    """Text from data of one line, without what a reader can't see.
+
+    No control character drives the terminal, and nothing turns words round, joins or hides them.
+    """
+    return _HIDDEN.sub("", str(text).translate(_LINES))
+
+
+def visible_json(text: str) -> str:
+    """The same JSON with escapes for what :func:`clean` takes out."""
+    return _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def tokens(count: int | None) -> str:

@@ -52,19 +52,30 @@ def read_key(path: str | os.PathLike[str]) -> bytes:
     """A key: the bytes of a regular file, without white space at its ends.
 
     Raises:
-        KeyFileError: it is missing, a link or no file, others may read it (or the group write
-            it), or it holds fewer than 16 or more than 4096 bytes.
+        KeyFileError: it is missing, a link or no file, it is somebody else's, others may read it
+            (or the group write it), others could put another in its place, or it holds fewer than
+            16 or more than 4096 bytes.
     """
     make = f"make one with `(umask 077; openssl rand -hex 32 > {path})`"
     try:
-        mode = os.lstat(path).st_mode
-        key = read_regular(path, MAX_BYTES).data.strip()
+        # where the folder really is: a link on the way may lead elsewhere a moment later
+        folder = Path(os.path.realpath(Path(path).parent, strict=True))
+        replaceable = _replaceable(folder)
+        data, owner, mode = read_regular(folder / Path(path).name, MAX_BYTES)
+        key = data.strip()
     except NotRegularError as error:
         raise KeyFileError(f"key_file: {path} is {error.strerror}, not a file") from None
     except FileNotFoundError:
         raise KeyFileError(f"key_file: {path}: no such file; {make}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise KeyFileError(f"key_file: {path}: {getattr(error, 'strerror', error)}") from None
+    if owner not in _trusted():
+        raise KeyFileError(
+            f"key_file: {path}: it is user {owner}'s, who may read and change it; use a copy that "
+            "is your own"
+        )
+    if replaceable is not None:
+        raise KeyFileError(f"key_file: {path}: {replaceable}")
     if mode & _FORBIDDEN:
         raise KeyFileError(
             f"key_file: {path}: mode {stat.S_IMODE(mode):o} lets others at it; chmod 600 {path}"
@@ -73,6 +84,36 @@ def read_key(path: str | os.PathLike[str]) -> bytes:
         size = f"under {MIN_BYTES}" if len(key) < MIN_BYTES else f"over {MAX_BYTES}"
         raise KeyFileError(f"key_file: {path}: {size} bytes; {make}")
     return key
+
+
+def _trusted() -> set[int]:
+    """The users who may hold the key: who runs this, and root."""
+    return {0, os.geteuid()}
+
+
+def _replaceable(folder: Path) -> str | None:
+    """How somebody else could put another key there; None where nobody can."""
+    trusted = _trusted() | _nobody()
+    for here in (folder, *folder.parents):
+        facts = here.stat()
+        if facts.st_uid not in trusted and here != here.parent:
+            return f"{here} is user {facts.st_uid}'s, who could put another there; move it"
+        # in a sticky folder, as /tmp, nobody can move what isn't theirs
+        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not facts.st_mode & stat.S_ISVTX:
+            mode = stat.S_IMODE(facts.st_mode)
+            return f"{here}, mode {mode:o}, lets others put another there; chmod go-w {here}"
+    return None
+
+
+def _nobody() -> set[int]:
+    """As whom root's folders appear in a container that doesn't know root (user_namespaces(7))."""
+    try:
+        known = Path("/proc/self/uid_map").read_text("ascii").split()
+        if known == ["0", "0", "4294967295"]:
+            return set()
+        return {int(Path("/proc/sys/kernel/overflowuid").read_text("ascii"))}
+    except (OSError, ValueError):  # no Linux
+        return set()
 
 
 def sign(key: bytes, body: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from mixloop.controller import views
 from mixloop.evals import BENCHMARKS, SandboxMode
 from mixloop.evals.benchmarks import load_items
 from mixloop.evals.items import ItemsError, hub_reachable
-from mixloop.evals.sandbox import ARCHITECTURES, NOT_COVERED, Sandbox, landlock_abi
+from mixloop.evals.sandbox import ARCHITECTURES, NOT_COVERED, Sandbox, SandboxError, landlock_abi
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -176,7 +176,8 @@ def _user() -> Row:
 
 
 def _sandboxes() -> list[Row]:
-    reasons: dict[str, str | None] = {kind: _probe(kind) for kind in ("landlock", "bwrap")}
+    kinds: tuple[SandboxMode, ...] = ("landlock", "bwrap")
+    reasons = {kind: _probe(kind) for kind in kinds}
     chosen = next((kind for kind, reason in reasons.items() if reason is None), None)
     abi = landlock_abi() if sys.platform == "linux" else 0
     listed = "a list for" if platform.machine() in ARCHITECTURES else "no list for"
@@ -190,7 +191,24 @@ def _sandboxes() -> list[Row]:
             Row("sandbox", "missing", f"none: HumanEval will be missing ({others})", mend),
             Row("kernel", "warn", kernel),
         ]
-    return [Row("sandbox", "ok", f"{chosen} ({others})"), Row("kernel", "ok", kernel)]
+    found = Row("sandbox", "ok", f"{chosen} ({others})")
+    return [found, _imports(chosen), Row("kernel", "ok", kernel)]
+
+
+def _imports(kind: SandboxMode) -> Row:
+    """Every module of the standard library, imported by a program."""
+    box = Sandbox(kind)
+    try:
+        lost = box.not_imported()
+    except (OSError, SandboxError) as error:
+        return Row("imports", "warn", f"can't be tried: {error}", "run doctor again")
+    finally:
+        box.close()
+    if not lost:
+        return Row("imports", "ok", "programs can import all of the standard library")
+    detail = f"programs can't import {', '.join(lost)}, which this Python has"
+    mend = "a Python whose library the user that programs run as can read"
+    return Row("imports", "missing", f"{detail}: right programs that do count as wrong", mend)
 
 
 def _probe(kind: SandboxMode) -> str | None:

@@ -206,7 +206,7 @@ def _with_files(value: Any, base: Path, key: str) -> Any:
             f"{key}.from: {path}: cannot be read ({error.strerror}); give a JSON file, such as "
             "the prior.json of a `mixloop search`"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{key}.from: {path}: not JSON: {error}") from None
 
 

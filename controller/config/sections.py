@@ -34,7 +34,9 @@ class RunSection(Section):
 
     id: str = Field(pattern=NAME, description="name of the run; also its name in MLflow")
     dir: Path = Field(description="the run folder; relative to this file")
-    seed: int = Field(0, ge=0, description="seed of the data order, the model and the policy")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="seed of the data order, the model and the policy"
+    )
 
 
 class SourceSection(JobSource):

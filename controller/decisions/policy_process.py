@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixloop.common.process import end_with_parent, wait_for_start
+from mixloop.common.children import wait_for_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +89,6 @@ def _import_ahead() -> None:
 
 def main() -> None:
     """Entry of ``python -m mixloop.controller.decisions.policy_process``."""
-    end_with_parent()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a policy that prints must not garble the answer
     wait_for_start(_import_ahead)

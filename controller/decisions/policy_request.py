@@ -30,7 +30,7 @@ from mixloop.policies.interface import Observation
 from . import experiment_evidence, observation_builder
 
 if TYPE_CHECKING:
-    from mixloop.common.process import Child
+    from mixloop.common.children import Child
     from mixloop.controller.config import RunConfig
     from mixloop.controller.core import Answer
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from mixloop.common.process import Child
+from mixloop.common.children import Child
 from mixloop.evals import COMMAND, Launcher
 from mixloop.evals.workers import Failure
 from mixloop.policies.interface import ExperimentResult

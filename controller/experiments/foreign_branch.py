@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+from mixloop.common.children import end_kept, start_kept
 from mixloop.common.files import write_json
 from mixloop.trainer.branching import HALF
 from mixloop.trainer.config import learning_rate
@@ -29,22 +30,6 @@ BRANCH_SCHEMA = "mixloop/branch/1"
 _SHOWN = 300  # characters of a reason
 _LOGGED = 2**20  # bytes of one branch's output that the log takes
 _LINGER = 0.5  # seconds for the rest of its output, which a process that it left may hold open
-# what the command has started ends with it, and with us, however that is: it would go on beside the
-# next branch or attempt. So this one, which sees to it, is in neither's process group
-_TETHERED = """
-import os, signal, subprocess, sys, threading
-process = subprocess.Popen(sys.argv[2:], start_new_session=True)
-def end():
-    os.killpg(process.pid, signal.SIGKILL)
-def follow():
-    os.read(int(sys.argv[1]), 1)  # as long as the other end is held
-    end()
-threading.Thread(target=follow, daemon=True).start()
-os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # and keep its group's number
-end()
-status = process.wait()
-sys.exit(status if status >= 0 else 128 - status)
-"""
 
 
 class BranchError(Exception):
@@ -85,7 +70,7 @@ def train_by_command(
     }
     command = [_filled(argument, words) for argument in spec.command]
     try:
-        status, last = run_tethered(command, spec.command_timeout)
+        status, last = run_kept(command, spec.command_timeout)
     finally:
         mixture.unlink(missing_ok=True)
     if status != 0:
@@ -113,44 +98,34 @@ def _untouched(checkpoint: Path, out: Path) -> bool:
     return False
 
 
-def run_tethered(command: list[str], limit: float) -> tuple[int | None, str]:
+def run_kept(command: list[str], limit: float) -> tuple[int | None, str]:
     """Its exit status and the last line of its output, which goes to the log as it comes.
 
     However much it prints, little is kept: this machine has a run to train. It and what it has
     started end with us, and after ``limit`` seconds, when the status is None.
     """
     kept = bytearray()
-    alive, held = os.pipe()
-    tether = [sys.executable, "-c", _TETHERED, str(alive)]
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, alive)
-        hold = stack.enter_context(os.fdopen(held, "wb"))
-        with subprocess.Popen(
-            [*tether, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=(alive,),
-            start_new_session=True,
-        ) as process:
-            assert process.stdout is not None
-            reader = threading.Thread(target=_follow, args=(process.stdout, kept), daemon=True)
-            reader.start()
-            status = _waited(process, hold, limit)
-            reader.join(_LINGER)
-            if reader.is_alive():  # what holds it open has to be let go of, not waited for
-                process.stdout = None
+    with start_kept(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        reader = threading.Thread(target=_follow, args=(process.stdout, kept), daemon=True)
+        reader.start()
+        status = _waited(process, limit)
+        reader.join(_LINGER)
+        if reader.is_alive():  # what holds it open has to be let go of, not waited for
+            process.stdout = None
     lines = bytes(kept).decode("utf-8", "replace").strip().splitlines() or [""]
     return status, lines[-1]
 
 
-def _waited(process: subprocess.Popen[bytes], hold: IO[bytes], limit: float) -> int | None:
+def _waited(process: subprocess.Popen[bytes], limit: float) -> int | None:
     try:
         return process.wait(limit)
     except subprocess.TimeoutExpired:
-        hold.close()
-        process.wait()
         return None
+    finally:
+        end_kept(process)
 
 
 def _follow(output: IO[bytes], kept: bytearray) -> None:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import IO
 
 from mixloop.common.errors import one_line
-from mixloop.common.process import end_with_parent
 from mixloop.policies.interface import ExperimentResult, ScoredBranch
 
 from .branch_work import BranchWork, TrainedBranch
@@ -204,7 +203,6 @@ def _joined(*parts: str) -> str:
 
 def main() -> None:
     """Entry of ``python -m mixloop.controller.experiments.runner``."""
-    end_with_parent()
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries that print must not garble what is told
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")

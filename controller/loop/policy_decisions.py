@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from mixloop.common.process import Child, WaitingChild
+from mixloop.common.children import Child, WaitingChild
 from mixloop.controller.core import (
     Answer,
     DecisionRow,

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from mixloop.common.children import Child
 from mixloop.common.errors import BadInput
 from mixloop.common.files import write_atomic
-from mixloop.common.process import PARENT, Child
+from mixloop.common.process import PARENT
 from mixloop.contract import RunPaths
 from mixloop.controller.config import RunConfig, job_of
 from mixloop.controller.decisions import read_answer

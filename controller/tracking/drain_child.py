@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mixloop.common.process import Child
+from mixloop.common.children import Child
 from mixloop.contract import RunPaths, Status
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import RunState

@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mixloop.common.process import end_with_parent
 from mixloop.common.types import Json
 from mixloop.controller.core import LOWER, UPPER, OutboxRow, calls
 from mixloop.controller.journal import Journal, queries
@@ -494,7 +493,6 @@ def drain(request: Json, say: Callable[[Json], object]) -> int:
 
 def main() -> None:
     """Entry of ``python -m mixloop.controller.tracking.mlflow_sink REQUEST`` (a JSON object)."""
-    end_with_parent()
     os.environ.update(LIMITS)
     del os.environ["MLFLOW_TRACKING_URI"]
     channel = os.fdopen(os.dup(1), "w", buffering=1)

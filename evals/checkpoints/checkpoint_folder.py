@@ -121,6 +121,8 @@ def _read(
     if not (folder / "config.json").is_file():
         raise FileNotFoundError("no config.json: the folder is gone, or no checkpoint")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # a config may name kernels of the hub, which are code; transformers' own choice is ours
+    config._attn_implementation = config._experts_implementation = None
     if substitute is None or has_tokenizer(folder):
         source, tokenizer = folder, read_tokenizer(folder)
     else:

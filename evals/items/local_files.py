@@ -186,7 +186,7 @@ def _front_matter(readme: Path) -> list[Mapping[str, Any]]:
     try:
         parts = readme.read_text(encoding="utf-8").split("---\n", 2)
         content = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return []
     configs = content.get("configs") if isinstance(content, dict) else None
     return [config for config in configs or [] if isinstance(config, dict)]

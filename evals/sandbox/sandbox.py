@@ -5,7 +5,8 @@ rlimits and, as root, a change of user: about 4 ms a program, no namespaces, no 
 the kernel has no landlock the whole server runs inside bubblewrap instead. A program may write to
 one private folder, emptied after it. Before the first program a self-test tries what must be
 impossible; if anything of it succeeds, nothing is run. What is not covered is
-`restrictions.NOT_COVERED`. Programs find the standard library but no installed package.
+`restrictions.NOT_COVERED`. Programs find the standard library, wherever this Python lives, but no
+installed package; where they don't, no program is run.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ from pathlib import Path
 
 from mixloop.evals import SandboxMode
 
+from . import imports
 from .server import empty
 
 MEMORY = 512 * 2**20
+
+_NAMED = 8  # modules in a reason
+_LIBRARIES = "LD_LIBRARY_PATH"
 
 _SERVER = Path(__file__).with_name("server.py")
 _LOCKS = Path(__file__).with_name("restrictions.py")
@@ -99,6 +104,14 @@ class Sandbox:
             raise SandboxError(reason)
         return [self._one(program) for program in programs]
 
+    def not_imported(self) -> list[str]:
+        """The modules of this Python's library that programs can't import, after trying each.
+
+        Raises:
+            SandboxError: nothing can be said about them.
+        """
+        return imports.not_imported(lambda program: self.run([program])[0].passed)
+
     def close(self) -> None:
         """Ends the server."""
         server, self._server = self._server, None
@@ -135,6 +148,9 @@ class Sandbox:
                 return "a harmless program does not run"
             if kind != "off" and not self._one(_SELF_TEST).passed:
                 return "its self-test got through"
+            lost = imports.not_found(lambda program: self._one(program).passed)
+            if lost:
+                return f"programs can't import {_shortened(lost)}, which this Python has"
         except SandboxError as error:
             return str(error)
         return None
@@ -168,11 +184,18 @@ class Sandbox:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={},
+                # the interpreter may need it for its own libraries; programs don't see it
+                env={name: os.environ[name] for name in (_LIBRARIES,) if name in os.environ},
                 cwd="/",
                 text=True,
             )
         return self._server
+
+
+def _shortened(names: Sequence[str]) -> str:
+    """The names for a person, the first few of many."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _command(kind: str, timeout: float, private: str) -> list[str]:

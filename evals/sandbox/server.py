@@ -3,7 +3,8 @@
 Started by `sandbox` as a script (`python -I -S`), so it imports nothing of mixloop and nothing
 outside the standard library. One JSON line in (`program`), one out (`passed`, `why`).
 A child is a fork: it never executes a file, so an interpreter that lies in a folder the child may
-not enter is no obstacle.
+not enter is no obstacle. Nor is a library there: as root the server has read all of it, and it has
+loaded what is no Python, which may need libraries from elsewhere, for every user.
 
 What a child is under, in this order: rlimits (CPU, memory, processes, file size, open files),
 landlock (reads of the standard library without installed packages, reads and writes of one
@@ -17,16 +18,22 @@ What that does not cover is `restrictions.NOT_COVERED`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
+import importlib
 import json
+import marshal
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 if __package__:
@@ -38,7 +45,7 @@ else:
 
     del sys.path[0]
 
-# modules a program may want: a child of another user can't always reach their files
+# what most programs want, imported once for all of them
 PRELOADED = (
     "abc array base64 bisect calendar cmath collections collections.abc contextlib copy datetime "
     "decimal enum fractions functools hashlib heapq inspect io itertools json math numbers "
@@ -48,7 +55,80 @@ PRELOADED = (
     "encodings.utf_16 encodings.utf_32"
 )
 
+# parts of the library that no program is about; installed packages hold benchmarks' answers
+_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+_NO_EXTENSION = ("_test", "_xx", "xx")
+
 _OUTPUT, _NONCE = 3, 4
+
+
+class Library:
+    """The standard library's Python modules from memory: a finder and loader for `sys.meta_path`.
+
+    Args:
+        folder: Where they are read from, once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._modules: dict[str, tuple[Path, bytes]] = {}
+        for here, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if name not in _LEFT_OUT and name.isidentifier()]
+            package = Path(here).relative_to(folder).parts
+            for name in files:
+                if name.endswith(".py"):
+                    parts = package if name == "__init__.py" else (*package, name[:-3])
+                    with contextlib.suppress(OSError):
+                        path = Path(here, name)
+                        self._modules[".".join(parts)] = (path, _compiled_or_source(path))
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The module by this name; None where it is none of these."""
+        if name not in self._modules:
+            return None
+        file = self._modules[name][0]
+        spec = ModuleSpec(name, self, origin=str(file))  # type: ignore[arg-type]
+        spec.has_location = True
+        if file.name == "__init__.py":
+            spec.submodule_search_locations = [str(file.parent)]
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Modules are made as usual."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run it."""
+        exec(self.get_code(module.__name__), module.__dict__)
+
+    def get_code(self, name: str) -> Any:
+        """Its code, as `runpy` asks too."""
+        file, text = self._modules[name]
+        if text[:4] == MAGIC_NUMBER:
+            return marshal.loads(text[16:])
+        return compile(text, str(file), "exec", dont_inherit=True)
+
+
+def _compiled_or_source(path: Path) -> bytes:
+    """A module's compiled file if that is of its source (PEP 552), else the source."""
+    with contextlib.suppress(OSError):
+        compiled, of = Path(cache_from_source(str(path))).read_bytes(), path.stat()
+        told = [int.from_bytes(compiled[at : at + 4], "little") for at in (4, 8, 12)]
+        made_of = [0, int(of.st_mtime) & 0xFFFFFFFF, of.st_size & 0xFFFFFFFF]
+        if compiled[:4] == MAGIC_NUMBER and told == made_of:
+            return compiled
+    return path.read_bytes()
+
+
+def _load_extensions() -> None:
+    """Import every module that is no Python: a child can't open its file, or what that needs."""
+    for folder in map(Path, sys.path):
+        for file in sorted(folder.iterdir() if folder.name == "lib-dynload" else ()):
+            name = file.name.partition(".")[0]
+            if file.name.endswith(tuple(EXTENSION_SUFFIXES)) and not name.startswith(_NO_EXTENSION):
+                # of another system, or without a library that it wants: nobody can import it here
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
 
 
 def _child(program: str, config: Mapping[str, Any], output: int, nonce: int) -> NoReturn:
@@ -181,19 +261,25 @@ def _why(written: bytes, status: int, stopped: str, passed: bool) -> str:
 def main() -> None:
     """Serves until its input ends."""
     config = json.loads(sys.argv[1])
+    locks.die_with_parent()
+    os.environ.clear()
+    # what is imported may print
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     if config["drop"] and os.getuid() == 0:
         locks.give_away(config["tmp"])
-    locks.die_with_parent()
+        sys.meta_path.insert(0, Library(Path(os.__file__).parent))
+    _load_extensions()
     for name in PRELOADED.split():
-        __import__(name)
+        importlib.import_module(name)
     # a child's collections would copy what it shares with the server
     gc.freeze()
     # program texts and answers go over descriptors a child closes first
     for line in sys.stdin.buffer:
         request = json.loads(line)
         answer = run_program(request["program"], config)
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

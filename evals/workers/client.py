@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixloop.common.children import command_pid, end_kept, start_kept
 from mixloop.common.errors import one_line
 from mixloop.evals import EvalSettings, Scorecard
 
@@ -75,8 +76,11 @@ class Evaluator:
     @property
     def pid(self) -> int | None:
         """The live worker's process id."""
-        alive = self._worker is not None and self._worker.exit_code() is None
-        return self._worker.pid if self._worker is not None and alive else None
+        return command_pid(self._worker.process) if self._worker is not None else None
+
+    @property
+    def _alive(self) -> bool:
+        return self._worker is not None and self._worker.exit_code() is None
 
     def start(self, checkpoint: Path, out: Path, earlier: Sequence[Path] = ()) -> None:
         """Begins scoring `checkpoint`; the scorecard will be in `out`.
@@ -98,7 +102,7 @@ class Evaluator:
         self._job = _Job(checkpoint, out, time.monotonic() + self._settings.timeout, line)
         self.progress = "starting"
         try:
-            if self.pid is None or self._worker is None or not self._worker.send(line):
+            if not self._alive or self._worker is None or not self._worker.send(line):
                 self._start_worker(line)
         except OSError:
             self.stop()
@@ -116,7 +120,7 @@ class Evaluator:
         if self._job is not None:
             return self._check(worker, self._job)
         overdue = self._writing_until is not None and time.monotonic() > self._writing_until
-        if overdue or self.pid is None:
+        if overdue or not self._alive:
             self._end_worker()
         return None
 
@@ -205,27 +209,26 @@ class _Worker:
         )
         try:
             with log.open("ab") as errors:
-                self._process = subprocess.Popen(
+                self.process = start_kept(
                     worker_command(settings.launcher),
+                    tied=isinstance(settings.launcher, str),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     env={**os.environ, "TMPDIR": self._scratch.name, "PYTHONUNBUFFERED": "1"},
-                    start_new_session=True,
                 )
         except OSError:
             self._scratch.cleanup()
             raise
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests, self._answers = self._process.stdin, self._process.stdout
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._requests, self._answers = self.process.stdin, self.process.stdout
         os.set_blocking(self._answers.fileno(), False)
-        self.pid = self._process.pid
         self.send(settings.model_dump_json().encode() + b"\n")
 
     def exit_code(self) -> int | None:
         """None while it lives; negative for a signal."""
-        return self._process.poll()
+        return self.process.poll()
 
     def send(self, line: bytes) -> bool:
         """Whether the line could be written."""
@@ -246,10 +249,7 @@ class _Worker:
 
     def kill(self) -> None:
         """Ends it, what it started, and what it left behind."""
-        # the group: the sandbox's server goes with the worker
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
+        end_kept(self.process)
         for pipe in (self._requests, self._answers):
             with contextlib.suppress(OSError):
                 pipe.close()

@@ -9,7 +9,6 @@ first line of its input, so its own arguments are plain words that `ssh` passes 
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import sys
 
@@ -26,8 +25,7 @@ def worker_command(launcher: Launcher) -> list[str]:
     """The arguments that start a worker."""
     command = [sys.executable, *_WORKER]
     if isinstance(launcher, str):
-        # a child of ours ends when we do, however that is
-        return [*command, "--parent", str(os.getpid())]
+        return command
     place = launcher.index(COMMAND)
     return [*launcher[:place], *command, *launcher[place + 1 :]]
 

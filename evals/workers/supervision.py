@@ -50,6 +50,7 @@ def _environment(settings: EvalSettings) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "USE_HUB_KERNELS": "0",  # code that a model's config may ask for
         # threads that spin while they wait for one whose processor is taken by the trainer make
         # everything many times slower
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),

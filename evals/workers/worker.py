@@ -1,6 +1,6 @@
 """The evaluation worker: scores checkpoints one after another, keeping imports and tasks warm.
 
-`python -m mixloop.evals.workers.worker [--parent PID]` reads JSON lines on its standard input:
+`python -m mixloop.evals.workers.worker` reads JSON lines on its standard input:
 first the settings, then one request per checkpoint (`checkpoint`, `out`, and the folders `earlier`
 whose weights are averaged with its own). It answers with JSON lines (`event`: ready, progress,
 warning, scored, done, failed, and dying when it can't go on). The scorecard goes to the file `out`,
@@ -12,7 +12,6 @@ scorer uses `signal.alarm`.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from mixloop.common.errors import one_line
-from mixloop.common.process import end_with_parent
 from mixloop.common.text import clean
 from mixloop.evals import EvalSettings, Scorecard
 from mixloop.evals.scoring import Scorer, keep_outcomes
@@ -170,11 +168,6 @@ def _begin(channel: Channel) -> None:
 
 def main() -> None:
     """Entry of `python -m mixloop.evals.workers.worker`."""
-    parser = argparse.ArgumentParser(prog="python -m mixloop.evals.workers.worker")
-    parser.add_argument("--parent", type=int, help="process to die with")
-    options = parser.parse_args()
-    if options.parent is not None:
-        end_with_parent(parent=options.parent)
     channel = Channel.take_stdout()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger().addHandler(_Warnings(channel))

@@ -13,9 +13,11 @@ import re
 import sqlite3
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,9 +25,9 @@ from typer.testing import CliRunner
 
 from mixloop.cli.app import app
 from mixloop.common import files
+from mixloop.common.children import Child
 from mixloop.common.errors import BadInput
 from mixloop.common.files import canonical, digest, write_atomic
-from mixloop.common.process import Child
 from mixloop.contract import (
     KeyFileError,
     Order,
@@ -55,6 +57,7 @@ ROOT = Path(__file__).parents[2]
 KEY = b"0123456789abcdef-the-key-itself"
 OTHER = b"fedcba9876543210-another-one"
 HOSTILE = "\x1b]0;o\x07<script>alert(1)</script>\"'><img src=javascript:x onerror=y>\x9b31m\r\n"
+HOSTILE += "\u202egnp.\u2066exe\u200b\ufeff\u2028\u3164\U000e0041"
 ORDER = Order("r", 3, 7, {"web": 0.6, "code": 0.4}, decision="d-000001", reason="why")
 
 
@@ -152,6 +155,59 @@ def test_a_key_file_that_is_none_is_told(
     assert "trainer.key_file: " in str(raised.value)
     assert "\n" not in str(raised.value)
     assert KEY.decode() not in str(raised.value)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o757, 0o777])
+@pytest.mark.parametrize("above", [0, 1])
+def test_a_key_that_others_could_replace_is_none(tmp_path: Path, mode: int, above: int) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True, mode=0o700)
+    key = folder / "key"
+    key.touch(0o600)
+    key.write_bytes(KEY)
+    assert read_key(key) == KEY
+    folders = (folder, folder.parent)
+    folders[above].chmod(mode)
+    with pytest.raises(KeyFileError, match=rf"mode {mode:o}, lets others put another there; chmod"):
+        read_key(key)
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(KeyFileError, match="lets others put another there"):
+        read_key(tmp_path / "link" / "key")
+    folders[above].chmod(mode | 0o1000)  # sticky, as /tmp
+    assert read_key(key) == KEY
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_key_of_somebody_else_is_none(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_bytes(KEY)
+    os.chown(key, 12345, 12345)
+    with pytest.raises(KeyFileError, match="it is user 12345's, who may read and change it"):
+        read_key(key)
+    os.chown(key, 0, 0)
+    os.chown(tmp_path, 12345, 12345)
+    with pytest.raises(KeyFileError, match="is user 12345's, who could put another there"):
+        read_key(key)
+
+
+def test_a_key_is_judged_by_the_file_that_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, other = tmp_path / "key", tmp_path / "other"
+    for path, mode in ((key, 0o600), (other, 0o644)):
+        path.touch(mode)
+        path.write_bytes(KEY)
+    opened = os.open
+
+    def swapped(path: Any, *args: Any, **options: Any) -> int:
+        if Path(path) == key:
+            other.replace(key)
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(KeyFileError, match="mode 644 lets others at it"):
+        read_key(key)
 
 
 def test_a_wrong_key_file_ends_a_command_with_code_2(
@@ -467,6 +523,32 @@ def test_code_in_a_checkpoint_is_never_run(saved: Path, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"_attn_implementation": "someone/evil-attention"},
+        {"attn_implementation": "kernels-community/flash-attn3:evil"},
+        {"_attn_implementation_internal": "someone/evil-attention"},
+        {"attn_implementation": "flash_attention_2", "experts_implementation": "deepgemm"},
+        {"_attn_implementation": {"": "someone/evil"}, "_experts_implementation": "someone/evil"},
+    ],
+)
+def test_a_checkpoint_names_no_kernels(saved: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
+    import shutil
+
+    from mixloop.evals.engine import load_checkpoint
+    from mixloop.trainer.reference.model import _load
+
+    folder = tmp_path / "step-00000010"
+    shutil.copytree(saved, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | asked))
+    model = load_checkpoint(folder).model
+    assert model.config._attn_implementation in {"sdpa", "eager", "mixloop"}
+    shape = SimpleNamespace(sequence_length=8), folder, SimpleNamespace(vocab_size=1)
+    assert _load(*shape).config._attn_implementation == "sdpa"  # type: ignore[arg-type]
+
+
 # --- what is shown ----------------------------------------------------------------------------
 
 
@@ -549,6 +631,26 @@ def poisoned(play: Any) -> Any:
     return run
 
 
+def unseen(text: str) -> set[str]:
+    """What a reader can't see, and what turns text round."""
+    kinds = {"Cf", "Cs", "Zl", "Zp"}
+    return {c for c in text if unicodedata.category(c) in kinds or c == "\u3164"}
+
+
+def test_json_says_the_same_and_shows_all_of_it(poisoned: Any) -> None:
+    done = CliRunner().invoke(app, ["history", str(poisoned.paths.dir), "--json"])
+    assert done.exit_code == 0, done.exception
+    assert not unseen(done.output)
+    assert not {c for c in done.output if 127 <= ord(c) < 160}
+    assert HOSTILE in texts(json.loads(done.output))
+
+
+def texts(value: Any) -> set[str]:
+    """Every text in a JSON value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set().union(*map(texts, inner), {value} if isinstance(value, str) else set())
+
+
 def test_no_text_drives_the_terminal(poisoned: Any) -> None:
     for command in (["status"], ["history"], ["explain"]):
         more = ["1"] if command == ["explain"] else []
@@ -557,6 +659,7 @@ def test_no_text_drives_the_terminal(poisoned: Any) -> None:
         assert "alert(1)" in done.output, "it is shown, as text"
         controls = {c for c in done.output if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160}
         assert not controls, (command, controls)
+        assert not unseen(done.output), command
 
 
 def test_no_text_runs_in_the_page(poisoned: Any, tmp_path: Path) -> None:
@@ -564,6 +667,7 @@ def test_no_text_runs_in_the_page(poisoned: Any, tmp_path: Path) -> None:
     assert "alert(1)" in text
     assert Page(text).wrong == []
     assert not {c for c in text if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160}
+    assert not unseen(text)
 
 
 def test_every_page_comes_with_the_content_policy(tmp_path: Path) -> None:
@@ -601,6 +705,7 @@ def test_what_the_daemon_says_is_cleaned(
     shown = capsys.readouterr()
     for stream in (shown.out, shown.err):
         assert "alert(1)" in stream
+        assert not unseen(stream)
         assert not {c for c in stream if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160}
 
 

@@ -27,10 +27,21 @@ def test_the_report_says_which_sandbox_runs_and_what_it_leaves_open() -> None:
     assert rows["sandbox"]["status"] == ("ok" if usable else "missing")
     assert rows["sandbox"]["detail"].startswith(box.kind)
     assert any("nonce" in line for line in report["sandbox_does_not_cover"])
+    assert not usable or rows["imports"]["status"] == "ok"
     assert rows["hub"]["status"] == "warn"
     assert rows["items: humaneval"]["detail"].startswith("164 ")
     assert result.exit_code == (0 if report["ok"] else 1)
     assert all(row["mend"] for row in report["rows"] if row["status"] == "missing")
+
+
+def test_what_programs_can_not_import_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sandbox, "not_imported", lambda self: ["csv", "email"])
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    rows = {row["what"]: row for row in json.loads(result.stdout)["rows"]}
+    if rows["sandbox"]["status"] == "missing":
+        pytest.skip("this machine offers no sandbox")
+    assert rows["imports"]["status"] == "missing"
+    assert "can't import csv, email, which this Python has" in rows["imports"]["detail"]
 
 
 def test_a_missing_package_is_named_with_its_mend(

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixloop.common.children import kept
 from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.policies.interface import (
@@ -199,7 +200,7 @@ def _another_process(use: str, options: Json, base: Path, tested: Subject) -> Js
         "observation": tested.observation(situation).model_dump(mode="json"),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "mixloop.controller.decisions.policy_process"],
+        kept([sys.executable, "-m", "mixloop.controller.decisions.policy_process"]),
         input=json.dumps(request),
         capture_output=True,
         text=True,

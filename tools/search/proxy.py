@@ -9,9 +9,10 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from mixloop.common.children import child_environment
 from mixloop.common.errors import BadInput
 from mixloop.common.files import write_atomic
-from mixloop.common.process import child_environment
+from mixloop.common.process import PARENT
 from mixloop.contract import RunPaths, read_manifest, read_status
 from mixloop.controller.config import RunConfig, SearchPlan
 from mixloop.controller.service import last_line, trainer_command
@@ -152,5 +153,5 @@ class Proxy:
 
 def _environment(threads: int | None) -> dict[str, str]:
     # `threads` unset means the machine's: several proxies side by side would fight over it
-    environment = child_environment()
+    environment = child_environment() | {PARENT: str(os.getpid())}
     return environment if threads is None else environment | {"OMP_NUM_THREADS": str(threads)}

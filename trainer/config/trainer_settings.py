@@ -42,9 +42,11 @@ def durable_steps(poll_every: int) -> int:
 
 
 class StrictModel(BaseModel):
-    """Unknown keys are refused, values never change."""
+    """Unknown keys are refused, values never change, numbers are finite as JSON has them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class LimitSettings(StrictModel):
@@ -136,7 +138,7 @@ class TrainerSettings(StrictModel):
     phases: dict[Literal["warmup", "stable", "decay"], Tokens] | None = None
     weight_decay: float = Field(0.1, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float | None = Field(1.0, gt=0)
+    grad_clip: float | None = Field(1.0, gt=0, allow_inf_nan=True)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
     threads: int | None = Field(None, gt=0)
@@ -157,7 +159,7 @@ class TrainerSettings(StrictModel):
     checkpoint_format: Literal["auto", "single", "dcp"] = "auto"
     on_nan: Literal["skip", "stop"] = "skip"
     nan_limit: int = Field(10, gt=0)
-    spike_threshold: float | None = Field(6.0, gt=0)
+    spike_threshold: float | None = Field(6.0, gt=0, allow_inf_nan=True)
     spike_window: int = Field(128, ge=16)
     peak_flops: float | None = Field(None, gt=0)
     document_mask: bool = False

@@ -127,7 +127,7 @@ def _configurations(card: Path) -> dict[str, Mapping[str, Any]]:
         return {}
     try:
         front = yaml.safe_load(match[1])
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{card}: its front matter is no YAML") from error
     entries = front.get("configs") if isinstance(front, dict) else None
     if not isinstance(entries, list):

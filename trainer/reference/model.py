@@ -95,11 +95,20 @@ def build_model(job: Job, tokenizer: TokenizerInfo) -> Any:
 
 def _load(job: Job, folder: Path, tokenizer: TokenizerInfo) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    if (folder / "adapter_config.json").exists():
+        raise JobError(
+            f"settings.init_from: {folder} holds an adapter (adapter_config.json) beside its base "
+            "model; save the merged model"
+        )
+    own = {"local_files_only": True, "trust_remote_code": False}
     try:
+        config = AutoConfig.from_pretrained(folder, **own)
+        # a config may name kernels of the hub, which are code; transformers' own choice is ours
+        config._attn_implementation = config._experts_implementation = None
         model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder, config=config, dtype=torch.float32, output_loading_info=True, **own
         )
     # weights of another shape are a RuntimeError
     except (OSError, ValueError, RuntimeError) as error:

@@ -197,6 +197,11 @@ BAD = [
     ("experiments.device", "cuda:x", ["experiments.device", "'cuda:x'", "or cuda:1"]),
     ("experiments.device", "cuda:", ["experiments.device", "'cuda:'"]),
     ("evals.device", "auto", ["evals.device", "'auto' is no device"]),
+    ("run.seed", 2**63, ["run.seed", "9223372036854775808"]),
+    ("run.seed", 2**80, ["run.seed", "1208925819614629174706176", "2^64"]),
+    ("run.dir", "ru\0n", ["run.dir", "NUL"]),
+    ("trainer.learning_rate", float("inf"), ["trainer.learning_rate", "finite"]),
+    ("trainer.betas", [float("nan"), 0.9], ["trainer.betas.0", "finite"]),
     ("experiments", "2%", ["experiments: must be keys with values, as in {key: value}", "'2%'"]),
 ]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mixloop.common.process import WaitingChild
+from mixloop.common.children import WaitingChild
 from mixloop.controller.decisions import observation_builder, policy_request, read_answer
 from mixloop.controller.loop import policy_decisions, scoring
 from mixloop.tools.simulate import backtest

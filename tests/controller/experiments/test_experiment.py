@@ -283,8 +283,8 @@ STARTS = "sleep 60 & echo $! > {told}.new; mv {told}.new {told}; wait"
 
 def test_what_a_command_has_started_ends_with_the_experiments_process(tmp_path: Path) -> None:
     told = tmp_path / "pid"
-    code = "import sys; from mixloop.controller.experiments.foreign_branch import run_tethered\n"
-    code += "run_tethered(sys.argv[1:], 60)"
+    code = "import sys; from mixloop.controller.experiments.foreign_branch import run_kept\n"
+    code += "run_kept(sys.argv[1:], 60)"
     command = [sys.executable, "-c", code, "sh", "-c", STARTS.format(told=told)]
     process = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import signal
@@ -22,7 +23,7 @@ from prometheus_client import generate_latest
 from mixloop.common.errors import BadInput
 from mixloop.controller.views import Watcher
 from mixloop.controller.watch import MetricsServer, Timings, check_address
-from mixloop.controller.watch.metrics_server import CONTENT_TYPE
+from mixloop.controller.watch.metrics_server import CONTENT_TYPE, MOST_CLIENTS
 from mixloop.controller.watch.prometheus import METRICS, RunMetrics, metric
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
@@ -168,6 +169,70 @@ def test_who_dawdles_or_asks_for_something_else_delays_no_look(play: Any) -> Non
             parse(answer.read().decode())
     finally:
         server.close()
+
+
+def test_slow_clients_hold_nobody_and_are_let_go(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = play(policy={"use": "static"})
+    run.train(2)
+    server = MetricsServer(run.paths, "127.0.0.1", 0, run.controller.timings)
+    address = ("127.0.0.1", int(server.url.split(":")[2].split("/")[0]))
+    slow = [socket.create_connection(address) for _ in range(MOST_CLIENTS + 20)]
+    try:
+        for one in slow:  # a byte now and then, or silence, or a request of which nothing is read
+            with contextlib.suppress(OSError):
+                one.sendall(b"GET /metrics HTTP/1.1\r\nA: ")
+        began = time.monotonic()
+        for _ in range(3):
+            with urllib.request.urlopen(server.url, timeout=30) as answer:
+                parse(answer.read().decode())
+        assert time.monotonic() - began < 30, "each of them might have taken 5 s"
+        monkeypatch.setattr("mixloop.controller.watch.metrics_server.CLIENT_TIMEOUT", 0.3)
+        slow.append(socket.create_connection(address))
+        with contextlib.suppress(ConnectionError):  # a byte now and then does not keep it
+            for _ in range(600):
+                slow[-1].sendall(b"x")
+                time.sleep(0.05)
+            pytest.fail("it is still there")
+        for one in slow:
+            one.settimeout(10)
+            with contextlib.suppress(ConnectionError):
+                assert one.recv(1) == b""
+    finally:
+        for one in slow:
+            one.close()
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.0 200 OK\r\n"),
+        (b"HEAD / HTTP/1.0\r\n\r\n", b"HTTP/1.0 200 OK\r\n"),
+        (b"POST /metrics HTTP/1.0\r\n\r\n", b"HTTP/1.0 405 "),
+        (b"\xff\xfe\r\n\r\n", b"HTTP/1.0 405 "),
+        (b"GET /../x HTTP/1.0\r\n\r\n", b"HTTP/1.0 404 "),
+        (b"x" * 20_000, b""),
+    ],
+)
+def test_whatever_is_asked_is_answered_or_let_go(play: Any, asked: bytes, said: bytes) -> None:
+    run = play(policy={"use": "static"})
+    run.train(2)
+    server = MetricsServer(run.paths, "127.0.0.1", 0, run.controller.timings)
+    address = ("127.0.0.1", int(server.url.split(":")[2].split("/")[0]))
+    answer = b""
+    try:
+        with socket.create_connection(address) as client, contextlib.suppress(ConnectionError):
+            client.settimeout(30)
+            client.sendall(asked)
+            while part := client.recv(65536):
+                answer += part
+    finally:
+        server.close()
+    assert answer.startswith(said) if said else not answer
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert asked[:4] != b"HEAD" or (b"Content-Length: " in head and not body)
 
 
 def test_a_taken_port_is_one_line_and_exit_2_before_anything_starts(

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from mixloop.evals.benchmarks import load_items
-from mixloop.evals.sandbox import Sandbox, restrictions, server
+from mixloop.evals.sandbox import Sandbox, imports, restrictions, server
 from mixloop.evals.sandbox.sandbox import MEMORY, SandboxError
 
 CONFIG = {"timeout": 1.0, "memory": MEMORY, "locked": True, "landlock": True, "drop": True}
@@ -160,6 +160,35 @@ def test_installed_packages_and_their_answers_are_out_of_reach(sandbox: Sandbox)
         "PermissionError",
         "FileNotFoundError",
     }
+
+
+def test_programs_import_the_standard_library_wherever_this_python_lives(sandbox: Sandbox) -> None:
+    assert len(imports.standard_modules()) > 150
+    assert sandbox.not_imported() == []
+    for program in (
+        "import xml.etree.ElementTree as E; assert E.fromstring('<a>1</a>').text == '1'",
+        "import sqlite3; assert [*sqlite3.connect(':memory:').execute('select 1')] == [(1,)]",
+        "import bz2, lzma, zlib, gzip; assert lzma.decompress(lzma.compress(b'a')) == b'a'",
+        "from unittest.mock import Mock; from concurrent.futures import Future; Mock()()",
+        "import email.mime.text, importlib.metadata, json.tool, urllib.parse, wsgiref.util",
+        "assert 'é'.encode('cp437') == b'\\x82'",
+        "import runpy; assert runpy.run_module('colorsys')['rgb_to_hsv'](0, 0, 0) == (0, 0, 0)",
+        "import colorsys, os; assert os.path.basename(colorsys.__file__) == 'colorsys.py'",
+    ):
+        assert sandbox.run([program])[0].why == ""
+
+
+def test_a_sandbox_without_the_library_is_none(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [*imports.standard_modules(), "absent_module", *(f"absent_{n}" for n in range(9))]
+    monkeypatch.setattr(imports, "standard_modules", lambda: names)
+    box = Sandbox(sandbox.kind)
+    reason = box.unusable()
+    box.close()
+    assert reason is not None
+    assert "programs can't import absent_module, absent_0, " in reason
+    assert "absent_6 and 2 more, which this Python has" in reason
 
 
 def test_the_object_graph_holds_no_key(sandbox: Sandbox) -> None:

@@ -87,7 +87,7 @@ def test_a_template_takes_the_workers_command_in_its_place() -> None:
     ]
     again = EvalSettings.model_validate_json(parsed.model_dump_json())
     assert again == parsed
-    assert worker_command("local")[-2:] == ["--parent", str(os.getpid())]
+    assert worker_command("local")[-1] == "mixloop.evals.workers.worker"
 
 
 @pytest.mark.parametrize(

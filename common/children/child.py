@@ -1,0 +1,192 @@
+"""Child processes with answers: started, polled, never waited for.
+
+The daemon stays small and answers at once because everything heavy or untrusted lives here: a
+policy may import torch, hang, or be wrong; the MLflow client may block. Each child has a time
+limit, after which the daemon has it ended with all that it started.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from mixloop.common.process import PARENT
+from mixloop.common.types import Json
+
+from .kept_process import end_kept, start_kept
+
+START = "MIXLOOP_START"
+"""Environment variable with the descriptor that a waiting child's request comes with the end of."""
+
+
+class Child:
+    """A child process with JSON lines on stdout, a log for stderr, and a deadline.
+
+    Args:
+        module: What ``python -m`` runs.
+        argument: Its one argument, or None.
+        stdin: Text it reads from standard input, or None.
+        log: File that receives its stderr, appended.
+        timeout: Seconds until it is killed.
+        launcher: A command template in which ``{command}`` stands for the module's own; under
+            one it may run on another machine and does not end with us. None: a child of ours.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *,
+        argument: str | None = None,
+        stdin: str | None = None,
+        log: Path,
+        timeout: float,
+        launcher: Sequence[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._allow(timeout)
+        command = [sys.executable, "-m", module, *([argument] if argument is not None else [])]
+        if launcher is not None:
+            place = launcher.index("{command}")
+            command = [*launcher[:place], *command, *launcher[place + 1 :]]
+        environment = child_environment()
+        with log.open("ab") as errors, tempfile.TemporaryFile() as text:
+            text.write((stdin or "").encode())
+            text.seek(0)
+            self._begin(command, text, errors, environment, tied=launcher is None)
+
+    def _allow(self, timeout: float) -> None:
+        self._timeout, self._deadline = timeout, self._clock() + timeout
+
+    def _begin(
+        self,
+        command: Sequence[str],
+        stdin: IO[bytes],
+        errors: IO[bytes],
+        environment: dict[str, str],
+        descriptors: Sequence[int] = (),
+        *,
+        tied: bool = True,
+    ) -> None:
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives with the child
+        self._read = 0
+        self.killed: str | None = None
+        self._process = start_kept(
+            command,
+            tied=tied,
+            stdin=stdin,
+            stdout=self._output,
+            stderr=errors,
+            env=environment,
+            pass_fds=descriptors,
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether it still runs; one past its deadline is killed here and counts as ended."""
+        if self._process.poll() is not None:
+            return False
+        if self._clock() < self._deadline:
+            return True
+        self.killed = f"no answer within {self._timeout:g} seconds"
+        self.kill()
+        return False
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit status; negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def kill(self) -> None:
+        """End it and everything it started."""
+        end_kept(self._process)
+
+    def messages(self) -> list[Json]:
+        """The whole lines it has said since the last call."""
+        self._output.seek(self._read)
+        whole, newline, _ = self._output.read().rpartition(b"\n")
+        self._read += len(whole) + len(newline)
+        return [json.loads(line) for line in whole.splitlines() if line.strip()]
+
+    def close(self) -> None:
+        """Kill it if it runs and let go of its output."""
+        self.kill()
+        self._output.close()
+
+
+class WaitingChild(Child):
+    """A child that imports what it needs, and waits for its request with :func:`wait_for_start`.
+
+    Args:
+        module: What ``python -m`` runs.
+        log: File that receives its stderr, appended.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, module: str, *, log: Path, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._allow(math.inf)
+        self._request: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - read once it is given
+        theirs, ours = os.pipe()
+        self._start: IO[bytes] = os.fdopen(ours, "wb")
+        environment = {**child_environment(), START: str(theirs)}
+        try:
+            with log.open("ab") as errors:
+                command = [sys.executable, "-m", module]
+                self._begin(command, self._request, errors, environment, (theirs,))
+        except OSError:
+            self._let_go()
+            raise
+        finally:
+            os.close(theirs)
+
+    def give(self, stdin: str, timeout: float) -> bool:
+        """Have it begin, on this text; never waits. False if it has ended while it waited."""
+        if self._process.poll() is not None:
+            return False
+        rest, place = memoryview(stdin.encode()), 0
+        while rest:  # at a place of its own: the child reads from the same open file's beginning
+            written = os.pwrite(self._request.fileno(), rest, place)
+            rest, place = rest[written:], place + written
+        self._allow(timeout)
+        self._let_go()
+        return True
+
+    def close(self) -> None:
+        """Kill it if it runs and let go of its files."""
+        super().close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._request.close()
+        self._start.close()
+
+
+def wait_for_start(imports: Callable[[], None]) -> None:
+    """In a :class:`WaitingChild`, import ahead and return when its standard input is complete."""
+    descriptor = os.environ.pop(START, None)
+    if descriptor is None:
+        return
+    imports()
+    with os.fdopen(int(descriptor), "rb") as start:
+        start.read()
+
+
+def child_environment() -> dict[str, str]:
+    """The caller's environment with one thread per numerical library.
+
+    The daemon's children share a machine with a training job whose cores are not ours.
+    """
+    quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    ours = {name: value for name, value in os.environ.items() if name != PARENT}
+    return {**ours, **quiet, "PYTHONUNBUFFERED": "1"}
