@@ -1,4 +1,5 @@
 from . import requests as requests
+from .accepted_orders import AcceptedOrders as AcceptedOrders
 from .batch_schedule import BatchSchedule as BatchSchedule
 from .batch_schedule import Stages as Stages
 from .batch_schedule import stages_from as stages_from

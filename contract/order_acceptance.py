@@ -22,12 +22,11 @@ from mixloop.common.files import (
     parse_json,
     read_regular,
 )
+from mixloop.common.json_records import LARGEST_NUMBER
 
 from .integer_weights import SCALE
-from .orders import ORDER_SCHEMA, SUM_TOLERANCE, Order, Stage
+from .orders import LARGEST_JUMP, LARGEST_TURN, ORDER_SCHEMA, SUM_TOLERANCE, Order, Stage
 from .signing import unsigned_reason
-
-_LARGEST_NUMBER = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,7 @@ def read_order(
         # named first: the controller tells by them which of its orders was refused
         fence, generation = _peek(body, "fence"), _peek(body, "generation")
         _check_owner(path, content.uid, accept_uid)
-        order = _parse(body)
-        if key is not None and (unsigned := unsigned_reason(key, body)) is not None:
-            raise _Refused(unsigned)
-        if order.run != run:
-            raise _Refused(f"run is {shown(order.run)}, this is {shown(run)}")
+        order = _of_run(body, run, key)
         if (order.fence, order.generation) == tuple(after):
             return None
         _check_turn(order, after, in_force)
@@ -121,9 +116,32 @@ def read_order(
     return order
 
 
+def order_in(path: str | os.PathLike[str], run: str, key: bytes | None = None) -> Order | None:
+    """The order of a run that a file holds, signed if there is a key; None for anything else.
+
+    Never raises. Whether the order may come into force is another question: :func:`read_order`.
+    """
+    try:
+        body = _decode(read_regular(path).data)
+        return None if body is None else _of_run(body, run, key)
+    except Exception:  # whatever lies there, it is no order
+        return None
+
+
+def _of_run(body: dict[str, Any], run: str, key: bytes | None) -> Order:
+    """The order in a file's content, if it was made for this run and by who may."""
+    order = _parse(body)
+    if key is not None and (unsigned := unsigned_reason(key, body)) is not None:
+        raise _Refused(unsigned)
+    if order.run != run:
+        raise _Refused(f"run is {shown(order.run)}, this is {shown(run)}")
+    return order
+
+
 def _peek(body: dict[str, Any], key: str) -> int | None:
     value = body.get(key)
-    return value if type(value) is int and 0 <= value <= _LARGEST_NUMBER else None
+    # `status.json` repeats it, and must be readable
+    return value if type(value) is int and 0 <= value <= LARGEST_NUMBER else None
 
 
 def _check_owner(path: str | os.PathLike[str], uid: int, accept_uid: int | None) -> None:
@@ -179,8 +197,8 @@ def _parse(body: dict[str, Any]) -> Order:
         raise _Refused("the checksum does not match the content")
     return Order(
         run=_text(body, "run", required=True),
-        fence=_number(body, "fence", minimum=0),
-        generation=_number(body, "generation", minimum=1),
+        fence=_number(body, "fence", 0, LARGEST_TURN),
+        generation=_number(body, "generation", 1, LARGEST_TURN),
         weights=_weights(body.get("weights"), "weights"),
         then=_stages(body.get("then", [])),
         decision=_text(body, "decision"),
@@ -201,10 +219,10 @@ def _text(body: dict[str, Any], key: str, required: bool = False) -> str:
     return value
 
 
-def _number(body: dict[str, Any], key: str, minimum: int) -> int:
+def _number(body: dict[str, Any], key: str, least: int, most: int = LARGEST_NUMBER) -> int:
     value = body.get(key)
-    if type(value) is not int or not minimum <= value <= _LARGEST_NUMBER:
-        raise _Refused(f"{key} is {shown(value)}, not an integer from {minimum} up")
+    if type(value) is not int or not least <= value <= most:
+        raise _Refused(f"{key} is {shown(value)}, not an integer from {least} to {most}")
     return value
 
 
@@ -229,7 +247,7 @@ def _stages(value: Any) -> tuple[Stage, ...]:
         where = f"then[{index}]"
         if not isinstance(entry, dict):
             raise _Refused(f"{where} is {shown(entry)}, not an object")
-        start = _number(entry, "from_tokens", minimum=0)
+        start = _number(entry, "from_tokens", 0)
         if stages and start <= stages[-1].from_tokens:
             raise _Refused(f"{where}: from_tokens {start} is not above the stage before")
         stages.append(Stage(start, _weights(entry.get("weights"), f"{where} weights")))
@@ -237,12 +255,18 @@ def _stages(value: Any) -> tuple[Stage, ...]:
 
 
 def _check_turn(order: Order, after: tuple[int, int], in_force: Mapping[str, float] | None) -> None:
-    """Neither fence nor generation ever goes back."""
+    """Neither fence nor generation ever goes back, nor far ahead."""
     fence, generation = after
     if order.fence < fence:
         raise _Refused(f"fence {order.fence} is below {fence}: its controller was replaced")
     if order.generation < generation:
         raise _Refused(f"generation {order.generation} is below {generation}, accepted already")
+    for name, number, highest in (
+        ("fence", order.fence, fence),
+        ("generation", order.generation, generation),
+    ):
+        if number - highest > LARGEST_JUMP:
+            raise _Refused(f"{name} {number} is more than {LARGEST_JUMP} above {highest}")
     if order.generation > generation or in_force is None:
         return
     # a plan's later stage may be what is in force under this generation

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixloop.common.files import canonical, digest, write_json
+from mixloop.common.json_records import LARGEST_NUMBER
 
 from .signing import sign
 
 ORDER_SCHEMA = "mixloop/order/1"
 SUM_TOLERANCE = 1e-6
 """How far from 1 weights may sum; also how far a bound on the change may be overstepped."""
+LARGEST_TURN = LARGEST_NUMBER // 2
+"""No fence and no generation is above it: every file that repeats one can be read again."""
+LARGEST_JUMP = 2**20
+"""How far a fence or generation may be above the highest accepted: so the numbers never run out."""
 
 
 @dataclass(frozen=True)

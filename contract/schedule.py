@@ -1,12 +1,14 @@
 """`schedule.jsonl`: every order as applied, at its exact sample, by one trainer process.
 
 Each line carries a CRC and is fsynced before anything relies on it; a torn last line is cut on
-open. The training data order is a pure function of this file.
+open. What is torn is no JSON: a last line that is, and is wrong, was not torn but written so. The
+training data order is a pure function of this file.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +24,8 @@ from .batch_schedule import BatchSchedule, Stages
 from .integer_weights import SCALE, Segment
 
 SCHEDULE_SCHEMA = "mixloop/schedule/1"
-_LARGEST = 2**28
+LARGEST_SCHEDULE = 2**28
+"""Bytes of a schedule worth reading."""
 
 
 class ScheduleError(ValueError):
@@ -329,7 +332,7 @@ def read_schedule(path: str | os.PathLike[str]) -> Schedule:
         OSError: the file is there and can't be read.
     """
     try:
-        data = read_regular(path, _LARGEST).data
+        data = read_regular(path, LARGEST_SCHEDULE).data
     except FileNotFoundError:
         return Schedule()
     return _scanned(data, Path(path))
@@ -360,25 +363,36 @@ def _scanned(data: bytes, path: Path) -> Schedule:
 
 
 def scan(data: bytes, path: Path) -> tuple[list[Line], int]:
-    """Lines of the file and the length of its sound part.
+    """Lines of the file and the length of its sound part, which may lack its newline.
 
     Raises:
-        ScheduleError: a line other than the last is damaged.
+        ScheduleError: a line is damaged, and it is not the last one, torn.
     """
     lines: list[Line] = []
     sound = 0
     while sound < len(data):
         end = data.find(b"\n", sound)
-        if end < 0:
-            break
+        last = end < 0 or end == len(data) - 1
+        end = len(data) if end < 0 else end
         try:
             lines.append(decode_line(data[sound:end]))
         except (ValueError, RecursionError) as error:
-            if end == len(data) - 1:
+            if last and _is_torn(data[sound:end]):
                 break
             raise _damaged(path, len(lines) + 1, error) from error
-        sound = end + 1
+        sound = min(end + 1, len(data))
     return lines, sound
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line is the first part of one, or has blocks in it that never reached the disk."""
+    try:
+        json.loads(line.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return True
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a depth: written so
+        return False
+    return False
 
 
 def _damaged(path: Path, line: int, error: Exception) -> ScheduleError:

@@ -61,8 +61,9 @@ class Publishing:
         status = state.status
         tokens = status.tokens if status is not None else 0
         asked, plan = self.mixture_file.asked_mixture(tokens)
-        if status is not None and status.accepted.fence >= (self.run.journal.fence or 0):
-            self.run.journal.raise_fence(status.accepted.fence)
+        fence, _ = self.mixture_file.accepted.proven(status)
+        if fence >= (self.run.journal.fence or 0):
+            self.run.journal.raise_fence(fence)
         before = dict(status.in_force.weights) if status is not None else asked
         generation = self.mixture_file.next_generation(status)
         reason = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from mixloop.common.errors import BadInput
-from mixloop.contract import RunPaths, Schedule, read_status, schedule_of
+from mixloop.contract import AcceptedOrders, RunPaths, Schedule, read_status, schedule_of
 from mixloop.controller.config import RunConfig
 from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import Journal, queries, take_lock
@@ -68,7 +68,7 @@ def take_over(
     check_sources(paths, config)
     journal = Journal(paths.journal, create=True)
     initial = first_mixture(paths, journal, configured)
-    journal.claim(config.run.id, above=highest_fence(paths))
+    journal.claim(config.run.id, above=highest_fence(paths, journal, config.run.id, key))
     if wrong := journal.check():  # it may go on for long before it reads that
         quiet(wrong)
     return OwnedRun(config, base, paths, journal, sizes, initial, key, quiet, clock, lock)
@@ -84,11 +84,11 @@ def _quietly(say: Callable[[str], None]) -> Callable[[str], None]:
     return quiet
 
 
-def highest_fence(paths: RunPaths) -> int:
+def highest_fence(paths: RunPaths, journal: Journal, run: str, key: bytes | None) -> int:
     """The highest fence the trainer has ever seen, so that a lost journal can't go back."""
-    status = read_status(paths.status).value
-    accepted = status.accepted.fence if status is not None else 0
-    return max(accepted, (schedule_of(paths.schedule).value or Schedule()).accepted[0])
+    lease = queries.lease(journal)
+    known = (lease.fence if lease is not None else 0, queries.highest_generation(journal))
+    return AcceptedOrders(paths, run, key).above(read_status(paths.status).value, known)[0]
 
 
 def check_sources(paths: RunPaths, config: RunConfig) -> None:

@@ -19,16 +19,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixloop.common.files import writable_by_others
+from mixloop.common.json_records import decode, encode
 from mixloop.contract import (
     SCALE,
     Limits,
     Order,
+    RejectedOrder,
     Rejection,
+    SegmentLine,
     Stage,
+    decode_line,
+    encode_line,
     quantise,
     read_order,
     write_order,
 )
+from mixloop.contract.orders import LARGEST_JUMP, LARGEST_TURN
 
 SOURCES = ("web", "code", "math")
 AFTER = (3, 6)
@@ -121,6 +127,40 @@ def test_neither_fence_nor_generation_goes_back(
     assert reason in found.reason
     assert (found.fence, found.generation) == (3, 7)
     assert found.digest == "sha256:" + hashlib.sha256(mixture.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("most", [LARGEST_TURN, 2**62, 2**63 - 1])
+def test_what_is_accepted_or_refused_can_be_read_again(tmp_path: Path, most: int) -> None:
+    """One such order made every later heartbeat, and the schedule, unreadable."""
+    path = tmp_path / "mixture.json"
+    write_order(path, replace(ORDER, fence=most, generation=most))
+    found = read(path, after=(most - 1, most - 1))
+    assert isinstance(found, Order) == (most == LARGEST_TURN)
+    assert found is not None
+    line = SegmentLine(1, 0, 0, {"web": SCALE}, found.fence or 0, found.generation or 0)
+    assert decode_line(encode_line(line)) == line
+    refused = RejectedOrder("no", "", found.fence, found.generation)
+    assert decode(RejectedOrder, encode(refused)) == refused
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ((3 + LARGEST_JUMP, 6 + LARGEST_JUMP), None),
+        ((4 + LARGEST_JUMP, 7), f"fence {4 + LARGEST_JUMP} is more than {LARGEST_JUMP} above 3"),
+        ((3, 7 + LARGEST_JUMP), f"generation {7 + LARGEST_JUMP} is more than"),
+        ((4 + LARGEST_JUMP, 6), "fence"),
+    ],
+)
+def test_neither_fence_nor_generation_goes_far_ahead(
+    tmp_path: Path, turn: tuple[int, int], reason: str | None
+) -> None:
+    path = tmp_path / "mixture.json"
+    write_order(path, replace(ORDER, fence=turn[0], generation=turn[1]))
+    found = read(path)
+    assert isinstance(found, Rejection) == (reason is not None)
+    if isinstance(found, Rejection):
+        assert str(reason) in found.reason
 
 
 def test_a_new_fence_republishes_what_is_in_force(mixture: Path) -> None:

@@ -43,9 +43,6 @@ from mixloop.contract import (
 )
 from mixloop.trainer.config import durable_steps
 
-ACCEPTED_FILE = "accepted.json"
-"""The trainer's own copy of the order it follows: fence and plan survive a restart."""
-
 _POLLS_AHEAD, _MAX_POLLS_AHEAD = 1, 64
 _ROUNDING = 2  # units of 1/SCALE that a weight may be off its integer
 
@@ -289,7 +286,7 @@ class OrderInbox:
             self._plan = list(news.then)
         with self._lock:
             self._accepted = (news.fence, news.generation)
-        write_order(self.paths.dir / ACCEPTED_FILE, news, self.key)
+        write_order(self.paths.accepted, news, self.key)
         return changes
 
     def _due_stage(self) -> None:
@@ -336,11 +333,11 @@ class OrderInbox:
     def _recover(self) -> None:
         """After a restart: the fence and the plan of the order that was being followed."""
         names = (*self.sources, *self.retired)
-        for path in (self.paths.mixture, self.paths.dir / ACCEPTED_FILE):
-            order = read_order(path, run=self.run, sources=names, after=(0, 0), key=self.key)
-            if not isinstance(order, Order) or order.generation != self._accepted[1]:
-                continue
-            if order.fence < self._accepted[0]:
+        generation = self._accepted[1]
+        for path in (self.paths.mixture, self.paths.accepted):
+            after = (self._accepted[0], generation - 1)
+            order = read_order(path, run=self.run, sources=names, after=after, key=self.key)
+            if not isinstance(order, Order) or order.generation != generation:
                 continue
             first, *stages = (s for s in self.past if s.generation == order.generation)
             if not self._asks_for(order.weights, first):
