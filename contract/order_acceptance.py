@@ -8,24 +8,36 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixloop.common.errors import shown
 from mixloop.common.files import (
-    LARGEST,
     NotRegularError,
     canonical,
     digest,
+    json_bytes,
     parse_json,
     read_regular,
 )
 from mixloop.common.json_records import LARGEST_NUMBER
 
 from .integer_weights import SCALE
-from .orders import LARGEST_JUMP, LARGEST_TURN, ORDER_SCHEMA, SUM_TOLERANCE, Order, Stage
+from .orders import (
+    LARGEST_JUMP,
+    LARGEST_ORDER,
+    LARGEST_TURN,
+    LONGEST_NAME,
+    LONGEST_TEXT,
+    MOST_STAGES,
+    ORDER_SCHEMA,
+    SUM_TOLERANCE,
+    Order,
+    Stage,
+    order_json,
+)
 from .signing import unsigned_reason
 
 
@@ -90,7 +102,7 @@ def read_order(
         generation of `after` raises the fence and changes nothing else.
     """
     try:
-        content = read_regular(path)
+        content = read_regular(path, LARGEST_ORDER)
     except NotRegularError as error:
         return Rejection(f"{path} is {error.strerror}, not a file: remove it", "")
     except (OSError, ValueError):  # ValueError: a NUL in the path
@@ -122,10 +134,25 @@ def order_in(path: str | os.PathLike[str], run: str, key: bytes | None = None) -
     Never raises. Whether the order may come into force is another question: :func:`read_order`.
     """
     try:
-        body = _decode(read_regular(path).data)
+        body = _decode(read_regular(path, LARGEST_ORDER).data)
         return None if body is None else _of_run(body, run, key)
     except Exception:  # whatever lies there, it is no order
         return None
+
+
+def unpublishable(order: Order) -> str | None:
+    """Why no trainer could read an order, by the rule that trainers read by; None when they can."""
+    signature = 1000  # bytes, at most
+    try:
+        data = json_bytes(order_json(order))
+        if len(data) > LARGEST_ORDER - signature:
+            return f"it takes {len(data):,} bytes: the most is {LARGEST_ORDER - signature:,}"
+        _parse(json.loads(data))
+    except ValueError:
+        return "a weight is no number"
+    except _Refused as refusal:
+        return str(refusal)
+    return None
 
 
 def _of_run(body: dict[str, Any], run: str, key: bytes | None) -> Order:
@@ -155,8 +182,8 @@ def _check_owner(path: str | os.PathLike[str], uid: int, accept_uid: int | None)
 
 def _decode(data: bytes) -> dict[str, Any] | None:
     """The JSON object in a file; None when the read was torn."""
-    if len(data) > LARGEST:
-        raise _Refused(f"more than {LARGEST} bytes: no order is that long")
+    if len(data) > LARGEST_ORDER:
+        raise _Refused(f"more than {LARGEST_ORDER} bytes: no order is that long")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -201,17 +228,21 @@ def _parse(body: dict[str, Any]) -> Order:
         generation=_number(body, "generation", 1, LARGEST_TURN),
         weights=_weights(body.get("weights"), "weights"),
         then=_stages(body.get("then", [])),
-        decision=_text(body, "decision"),
+        decision=_text(body, "decision", LONGEST_NAME),
         policy=_text(body, "policy"),
         reason=_text(body, "reason"),
-        issued_at=_text(body, "issued_at"),
+        issued_at=_text(body, "issued_at", LONGEST_NAME),
     )
 
 
-def _text(body: dict[str, Any], key: str, required: bool = False) -> str:
+def _text(
+    body: dict[str, Any], key: str, longest: int = LONGEST_TEXT, *, required: bool = False
+) -> str:
     value = body.get(key, None if required else "")
     if not isinstance(value, str):
         raise _Refused(f"{key} is {shown(value)}, not a text")
+    if len(value) > longest:
+        raise _Refused(f"{key} has {len(value):,} characters: the most is {longest:,}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -242,6 +273,8 @@ def _weights(value: Any, where: str) -> dict[str, float]:
 def _stages(value: Any) -> tuple[Stage, ...]:
     if not isinstance(value, list):
         raise _Refused(f"then is {shown(value)}, not a list")
+    if len(value) > MOST_STAGES:
+        raise _Refused(f"then has {len(value):,} stages: the most is {MOST_STAGES:,}")
     stages: list[Stage] = []
     for index, entry in enumerate(value):
         where = f"then[{index}]"
@@ -291,6 +324,8 @@ def _check_mixtures(
     limits: Limits | None,
     before: Mapping[str, float] | None,
 ) -> None:
+    if not isinstance(sources, Set):
+        sources = frozenset(sources)  # 10,000 names looked up in a list take half a minute
     mixtures = [("weights", order.weights)]
     mixtures += [(f"then[{i}] weights", stage.weights) for i, stage in enumerate(order.then)]
     for where, weights in mixtures:

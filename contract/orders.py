@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mixloop.common.files import canonical, digest, write_json
+from mixloop.common.files import LARGEST, canonical, digest, write_json
 from mixloop.common.json_records import LARGEST_NUMBER
 
 from .signing import sign
@@ -18,6 +18,12 @@ from .signing import sign
 ORDER_SCHEMA = "mixloop/order/1"
 SUM_TOLERANCE = 1e-6
 """How far from 1 weights may sum; also how far a bound on the change may be overstepped."""
+LARGEST_ORDER = 8 * LARGEST
+"""Bytes of an order worth reading: 10,000 sources with ten stretches of a plan."""
+MOST_STAGES = 1000
+"""Stages of a plan."""
+LONGEST_TEXT, LONGEST_NAME = 10_000, 200
+"""Characters of an order's `reason` and `policy`; of its `decision`, which the schedule repeats."""
 LARGEST_TURN = LARGEST_NUMBER // 2
 """No fence and no generation is above it: every file that repeats one can be read again."""
 LARGEST_JUMP = 2**20

@@ -25,7 +25,7 @@ from mixloop.common.types import Json
 from .signing import sign, unsigned_reason
 
 SCHEMA = "mixloop/request/1"
-LARGEST = 2**17
+LARGEST = 2**20
 Verb = Literal["pause", "resume", "set", "pin", "unpin", "approve", "reject", "rollback", "sync"]
 VERBS: tuple[str, ...] = get_args(Verb)
 NEEDS_TRAINER = frozenset({"set", "pin", "approve", "rollback"})

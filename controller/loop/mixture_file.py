@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import takewhile
 
 from mixloop.common.files import NotRegularError, read_regular
-from mixloop.contract import AcceptedOrders, Status, is_signed
+from mixloop.contract import LARGEST_ORDER, AcceptedOrders, Status, is_signed
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import FileState, OrderRow, Plan, remaining
 from mixloop.controller.journal import Journal, queries
@@ -57,7 +57,7 @@ class MixtureFile:
 
     def _held(self, newest: OrderRow | None) -> tuple[FileState, str]:
         try:
-            data = read_regular(self._run.paths.mixture).data
+            data = read_regular(self._run.paths.mixture, LARGEST_ORDER).data
         except (FileNotFoundError, NotRegularError):  # a link, a pipe: replaced by the rename
             return FileState.ABSENT, ""
         except OSError:  # unreadable now: no news

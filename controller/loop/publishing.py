@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mixloop.contract import Order, write_order
+from mixloop.contract import LONGEST_TEXT, Order, write_order
 from mixloop.controller.core import (
     NOTHING,
     CheckpointRow,
@@ -41,8 +41,8 @@ class Publishing:
             weights=row.weights,
             then=tuple(stages(self.mixture_file.plan_of(row))),
             decision=row.decision,
-            policy=row.policy,
-            reason=row.reason,
+            policy=row.policy[:LONGEST_TEXT],  # an older version's journal may hold any text
+            reason=row.reason[:LONGEST_TEXT],
             issued_at=row.issued_at,
         )
         if state.foreign_order:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -32,9 +33,10 @@ from mixloop.contract import (
     encode_line,
     quantise,
     read_order,
+    unpublishable,
     write_order,
 )
-from mixloop.contract.orders import LARGEST_JUMP, LARGEST_TURN
+from mixloop.contract.orders import LARGEST_JUMP, LARGEST_ORDER, LARGEST_TURN
 
 SOURCES = ("web", "code", "math")
 AFTER = (3, 6)
@@ -161,6 +163,49 @@ def test_neither_fence_nor_generation_goes_far_ahead(
     assert isinstance(found, Rejection) == (reason is not None)
     if isinstance(found, Rejection):
         assert str(reason) in found.reason
+
+
+def test_an_order_of_thousands_of_sources_with_a_plan_is_read(tmp_path: Path) -> None:
+    weights = {f"source-{n:05d}": 1 / 4096 for n in range(4096)}
+    order = Order("r", 1, 1, weights, tuple(Stage(n, weights) for n in range(1, 8)))
+    path = tmp_path / "mixture.json"
+    write_order(path, order)
+    assert path.stat().st_size > 2**20
+    assert unpublishable(order) is None
+    assert read(path, run="r", sources=tuple(weights), after=(0, 0)) == order
+    assert isinstance(read(path, run="r", sources=tuple(weights)[1:], after=(0, 0)), Rejection)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"reason": "R" * 10_001}, "reason has 10,001 characters: the most is 10,000"),
+        ({"policy": "R" * 10_001}, "policy has"),
+        ({"decision": "d" * 201}, "decision has 201 characters: the most is 200"),
+        ({"issued_at": "d" * 201}, "issued_at has"),
+        ({"reason": "half a \ud800 pair"}, "surrogate"),
+        ({"weights": {"web": float("nan")}}, "a weight is no number"),
+        ({"weights": {"web": 0.5}}, "weights sum to 0.5, not to 1"),
+        ({"weights": {"x" * LARGEST_ORDER: 1.0}}, "bytes: the most is"),
+        ({"then": tuple(Stage(n, {"web": 1.0}) for n in range(1001))}, "then has 1,001 stages"),
+        ({"then": (Stage(2**63, {"web": 1.0}),)}, "from_tokens"),
+        ({"generation": LARGEST_TURN + 1}, "generation is"),
+        ({"reason": "R" * 10_000, "then": ORDER.then}, None),
+    ],
+)
+def test_what_no_trainer_would_read_is_known_before_it_is_published(
+    tmp_path: Path, changes: dict[str, Any], why: str | None
+) -> None:
+    order = replace(ORDER, **changes)
+    found = unpublishable(order)
+    assert (found is None) == (why is None)
+    if why is None:
+        return
+    assert why in str(found)
+    path = tmp_path / "mixture.json"
+    with contextlib.suppress(ValueError):  # NaN is never written
+        write_order(path, order)
+        assert isinstance(read(path), Rejection)
 
 
 def test_a_new_fence_republishes_what_is_in_force(mixture: Path) -> None:
@@ -333,8 +378,8 @@ def not_orders(data: bytes) -> Iterator[bytes]:
     yield text.replace("0.55", "1e999").encode()
     yield text.replace("0.55", "9" * 5000).encode()
     yield text.replace('"fence": 3', '"fence": ' + "9" * 5000).encode()
-    yield data + b" " * 2**20
-    yield b"x" * (2**21)
+    yield data + b" " * LARGEST_ORDER
+    yield b"x" * (LARGEST_ORDER + 1)
     yield text.replace("rules", "r" * 2**20).encode()
     yield text.replace("rules", "ru\nles").encode()
 

@@ -20,9 +20,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from mixloop.common.files import read_regular
+from mixloop.common.files import Content, read_regular
 from mixloop.common.log import say
 from mixloop.contract import (
+    LARGEST_ORDER,
     SCALE,
     BatchSchedule,
     Limits,
@@ -166,6 +167,7 @@ class OrderInbox:
         self._superseded = False
         self._accepted = (self.past[-1].fence, self.past[-1].generation)
         self._glanced = b""
+        self._no_news: tuple[Content | None, tuple[int, int]] | None = None  # as it was read last
         self._plan: list[Stage] = []
         self._recover()
 
@@ -206,7 +208,7 @@ class OrderInbox:
     def glance(self) -> None:
         """Look if `mixture.json` holds something else than at the last glance; never raises."""
         try:
-            content = read_regular(self.paths.mixture).data
+            content = read_regular(self.paths.mixture, LARGEST_ORDER).data
         except OSError:
             return  # no news; what is wrong with it, the next poll tells
         if content != self._glanced:
@@ -260,6 +262,17 @@ class OrderInbox:
 
     def _read(self) -> Order | Rejection | None:
         """What `mixture.json` says against the mixture in force."""
+        try:
+            content = read_regular(self.paths.mixture, LARGEST_ORDER)
+        except OSError:
+            content = None  # what is wrong with it, the reader tells
+        if content is not None and (content, self._accepted) == self._no_news:
+            return None  # a plan for thousands of sources takes long to parse
+        news = self._read_anew()
+        self._no_news = None if news is not None else (content, self._accepted)
+        return news
+
+    def _read_anew(self) -> Order | Rejection | None:
         weights = zip(self.sources, self._in_force.weights, strict=True)
         return read_order(
             self.paths.mixture,

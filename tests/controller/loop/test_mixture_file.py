@@ -45,6 +45,58 @@ def test_no_order_is_numbered_from_a_forged_heartbeat(
     assert json.loads(run.paths.mixture.read_bytes())["generation"] == 2
 
 
+PLANS = """
+from mixloop.policies import Hold, Proposal
+
+
+class Plans:
+    def decide(self, observation):
+        if not observation.in_force:
+            return Hold("waiting for the last order")
+        names, now = list(observation.sources), observation.tokens
+        half = len(names) // 2
+        shares = [1.2 / len(names)] * half + [0.8 / len(names)] * half
+        mixtures = [dict(zip(names, shares)), dict(zip(names, shares[::-1]))]
+        plan = [(now + 10 * n, mixtures[n % 2]) for n in range(1, COUNT)]
+        return Proposal(plan[0][1], "R" * 3000, plan=plan)
+"""
+
+
+def planning(play: Any, tmp_path: Path, played_run: Any, count: int) -> Any:
+    """A run of 50 sources, whose policy plans so many stretches."""
+    (tmp_path / "plans.py").write_text(PLANS.replace("COUNT", str(count)))
+    for n in range(50):
+        played_run.write_store(tmp_path / f"source-{n:02d}")
+    sources = {f"source-{n:02d}": {"path": f"source-{n:02d}", "weight": 0.02} for n in range(50)}
+    run = play(policy={"use": "./plans.py:Plans"}, sources=sources, budget=200_000)
+    run.train(7)
+    return run
+
+
+def test_an_order_of_more_than_a_megabyte_is_known_again(
+    play: Any, tmp_path: Path, played_run: Any
+) -> None:
+    """It was read up to 1 MiB, taken for a stranger's, and published again for ever."""
+    run = planning(play, tmp_path, played_run, 900)
+    assert run.paths.mixture.stat().st_size > 2**20
+    assert not [line for line in run.said if "not ours" in line]
+    (decision,) = [entry for entry in run.history() if entry["verdict"] == "intervene"]
+    assert decision["reason"].endswith("(cut: 3,000 characters)")
+    status = read_status(run.paths.status).value
+    assert status is not None
+    assert status.accepted.generation == 1
+
+
+def test_a_plan_that_is_too_long_is_refused_when_it_is_decided_on(
+    play: Any, tmp_path: Path, played_run: Any
+) -> None:
+    run = planning(play, tmp_path, played_run, 1100)
+    (decision,) = run.history()
+    assert decision["verdict"] == "hold"
+    assert "its plan has 1,099 stretches: the most is 1,000" in decision["reason"]
+    assert not run.paths.mixture.exists()
+
+
 def test_a_strangers_order_that_is_followed_is_passed_however_far_it_jumped(play: Any) -> None:
     run = play(policy=STATIC)
     run.train(2)
