@@ -52,12 +52,14 @@ class Wander:
 def _wordy(
     observation: Observation, weights: dict[str, float], plan: list[Any]
 ) -> tuple[str, list[Any]]:
-    """The reason and the plan; now and then of more than a megabyte."""
+    """The reason and the plan; in one run of eight now and then of more than a megabyte."""
     how = random.Random(f"{observation.seed} words {observation.tokens}").random()
-    if how < 0.02:
-        return "R" * 1_100_000, plan
     room = observation.budget - observation.tokens
-    if how < 0.04 and room > LONG_PLAN:
+    if observation.seed % 8 != 4:
+        return "wandering", plan
+    if how < 0.1:
+        return "R" * 1_100_000, plan
+    if how < 0.2 and room > LONG_PLAN:
         ends = [observation.tokens + room * n // LONG_PLAN for n in range(1, LONG_PLAN + 1)]
         return "wandering", [(end, weights) for end in ends]
     return "wandering", plan

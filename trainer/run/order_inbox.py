@@ -262,6 +262,7 @@ class OrderInbox:
 
     def _read(self) -> Order | Rejection | None:
         """What `mixture.json` says against the mixture in force."""
+        content: Content | None
         try:
             content = read_regular(self.paths.mixture, LARGEST_ORDER)
         except OSError:
