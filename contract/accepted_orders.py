@@ -15,7 +15,7 @@ from mixloop.common.files import read_regular
 from mixloop.common.json_records import Problem, problem_of
 
 from .order_acceptance import order_in
-from .orders import LARGEST_JUMP, LARGEST_TURN, Order
+from .orders import LARGEST_JUMP, LARGEST_ORDER, LARGEST_TURN, Order
 from .paths import RunPaths
 from .schedule import LARGEST_SCHEDULE, SegmentLine, decode_line, schedule_of
 from .status import Status
@@ -41,11 +41,32 @@ class AcceptedOrders:
     def __init__(self, paths: RunPaths, run: str, key: bytes | None = None) -> None:
         self._paths, self._run, self._key = paths, run, key
         self._schedule = _RecordedOrders(paths.schedule)
+        self._parsed: dict[Path, tuple[bytes, Order | None]] = {}
 
     @property
     def problem(self) -> Problem | None:
         """What was wrong with the schedule at the last look."""
         return self._schedule.problem
+
+    def uid(self) -> str:
+        """The run's own, which signed orders name (:attr:`Schedule.uid`)."""
+        self.recorded()
+        return self._schedule.uid
+
+    def followed(self) -> Order | None:
+        """The trainer's own copy of the order it follows; with a key, if it is signed."""
+        return self._order(self._paths.accepted)
+
+    def _order(self, path: Path) -> Order | None:
+        try:
+            data = read_regular(path, LARGEST_ORDER).data
+        except (OSError, ValueError):  # ValueError: a NUL in the path
+            return None
+        if self._parsed.get(path, (b"", None))[0] != data:  # of thousands of sources it takes long
+            self._parsed[path] = data, order_in(data, self._run, self._key)
+        order = self._parsed[path][1]
+        strange = order is not None and self._key is not None and order.uid not in ("", self.uid())
+        return None if strange else order  # "": signed before the run had a uid
 
     def recorded(self) -> Turn:
         """What the schedule says; what it said last while it can't be read."""
@@ -57,9 +78,9 @@ class AcceptedOrders:
         Without a key: what its heartbeat and its other files agree upon. With one: the numbers of
         the signed orders that lie there, followed already or not yet.
         """
-        copy = order_in(self._paths.accepted, self._run, self._key)
+        copy = self.followed()
         if self._key is not None:
-            return _highest(copy, order_in(self._paths.mixture, self._run, self._key))
+            return _highest(copy, self._order(self._paths.mixture))
         recorded = self.recorded()
         if status is None:
             return _sound(recorded)
@@ -72,12 +93,11 @@ class AcceptedOrders:
     def above(self, status: Status | None, known: Turn) -> Turn:
         """What a new order has to exceed: ``known`` and all that the trainer may have accepted.
 
-        The schedule is ahead of the heartbeat for a moment, and believed alone for a short way.
+        The schedule is ahead of the heartbeat for a moment, and all that a fork has of the orders
+        before: it is believed alone for a short way.
         """
         proven = self.proven(status)
         fence, generation = (max(both) for both in zip(known, proven, strict=True))
-        if self._key is not None:
-            return fence, generation
         recorded = self.recorded()
         return _near(recorded[0], fence), _near(recorded[1], generation)
 
@@ -114,6 +134,7 @@ class _RecordedOrders:
         self._read = 0
         self._digest = hashlib.sha256()
         self._highest = (0, 0)
+        self.uid = ""
         self.problem: Problem | None = None  # of the file, at the last look
 
     def now(self) -> tuple[int, int]:
@@ -155,5 +176,6 @@ class _RecordedOrders:
         if result.value is None:
             return
         self._highest = result.value.accepted
+        self.uid = result.value.uid
         self._read = data.rfind(b"\n") + 1
         self._digest = hashlib.sha256(data[: self._read])

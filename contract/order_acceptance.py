@@ -81,6 +81,7 @@ def read_order(
     accept_uid: int | None = None,
     retired: Collection[str] = (),
     key: bytes | None = None,
+    uid: str | None = None,
 ) -> Order | Rejection | None:
     """Read `mixture.json` and apply the acceptance rule. Never raises, whatever lies there.
 
@@ -95,6 +96,8 @@ def read_order(
         accept_uid: a user whose orders count besides those of the run folder's owner.
         retired: names that it may still mention, without weight.
         key: what an order must be signed with; None: anything, signed or not.
+        uid: of the run, which a signed order must name; None: any. Another run of the same id and
+            key has another.
 
     Returns:
         The order to follow; a rejection; or None when there is no news: the file is missing,
@@ -118,6 +121,8 @@ def read_order(
         order = _of_run(body, run, key)
         if (order.fence, order.generation) == tuple(after):
             return None
+        if key is not None and uid is not None and order.uid != uid:
+            raise _Refused("it was signed for another run of this id, or before this run had a uid")
         _check_turn(order, after, in_force)
         before = None if order.generation == after[1] else in_force
         _check_mixtures(order, sources, retired, limits, before)
@@ -128,13 +133,13 @@ def read_order(
     return order
 
 
-def order_in(path: str | os.PathLike[str], run: str, key: bytes | None = None) -> Order | None:
-    """The order of a run that a file holds, signed if there is a key; None for anything else.
+def order_in(data: bytes, run: str, key: bytes | None = None) -> Order | None:
+    """The order of a run that a file's bytes are, signed if there is a key; None for anything else.
 
     Never raises. Whether the order may come into force is another question: :func:`read_order`.
     """
     try:
-        body = _decode(read_regular(path, LARGEST_ORDER).data)
+        body = _decode(data)
         return None if body is None else _of_run(body, run, key)
     except Exception:  # whatever lies there, it is no order
         return None
@@ -232,6 +237,7 @@ def _parse(body: dict[str, Any]) -> Order:
         policy=_text(body, "policy"),
         reason=_text(body, "reason"),
         issued_at=_text(body, "issued_at", LONGEST_NAME),
+        uid=_text(body, "uid", LONGEST_NAME),
     )
 
 

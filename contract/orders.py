@@ -40,7 +40,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Order:
-    """One published mixture. `weights` are shares of training tokens; an absent name has none."""
+    """One published mixture. `weights` are shares of training tokens; an absent name has none.
+
+    `uid`: of the run that a signed one is for, as its schedule has it (:attr:`Schedule.uid`).
+    """
 
     run: str
     fence: int
@@ -51,6 +54,7 @@ class Order:
     policy: str = ""
     reason: str = ""
     issued_at: str = ""
+    uid: str = ""
 
 
 def order_json(order: Order, key: bytes | None = None) -> dict[str, Any]:
@@ -76,6 +80,8 @@ def order_json(order: Order, key: bytes | None = None) -> dict[str, Any]:
         "reason": order.reason,
         "issued_at": order.issued_at,
     }
+    if order.uid:
+        body["uid"] = order.uid
     if key is not None:
         body["hmac"] = sign(key, body)
     return {**body, "checksum": digest(canonical(body))}

@@ -65,8 +65,9 @@ class OpenLine:
     is retired, one that they don't name is added, and one with more samples is extended, from
     `sample` on. `quantum` and `accumulation` are those of the step at `sample`. If the quantum
     changes later, `quanta` has (first sample, quantum, accumulation) of every stretch from `sample`
-    on; otherwise the file lacks that key. With `rewind`, or where steps lie otherwise than recorded
-    before, the segments after `sample` are cut.
+    on; otherwise the file lacks that key. `uid` tells the run from others of its id; the file lacks
+    it where no incarnation had a key to check orders with. With `rewind`, or where steps lie
+    otherwise than recorded before, the segments after `sample` are cut.
     """
 
     incarnation: int
@@ -82,6 +83,7 @@ class OpenLine:
     accumulation: int
     rewind: bool = False
     quanta: tuple[tuple[int, ...], ...] = ()
+    uid: str = ""
 
     @property
     def stages(self) -> Stages:
@@ -127,8 +129,9 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 def encode_line(line: Line) -> bytes:
     """One line of the file: JSON with the CRC-32 of the canonical JSON without it, newline."""
     body = {"schema": SCHEDULE_SCHEMA, "line": _NAMES[type(line)], **encode(line)}
-    if not body.get("quanta", True):
-        del body["quanta"]
+    for name in ("quanta", "uid"):
+        if not body.get(name, True):
+            del body[name]
     crc = zlib.crc32(canonical(body))
     return _in_order({**body, "crc": f"{crc:08x}"}) + b"\n"
 
@@ -183,6 +186,12 @@ class Schedule:
     def latest_open(self) -> OpenLine | None:
         """The newest incarnation's first line."""
         return next((line for line in reversed(self.lines) if isinstance(line, OpenLine)), None)
+
+    @property
+    def uid(self) -> str:
+        """What tells the run from others of its id; empty where nothing is signed."""
+        opened = self.latest_open
+        return opened.uid if opened is not None else ""
 
     @property
     def incarnation(self) -> int:

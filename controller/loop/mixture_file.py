@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from itertools import takewhile
 
 from mixloop.common.files import NotRegularError, read_regular
+from mixloop.common.types import Json
 from mixloop.contract import LARGEST_ORDER, AcceptedOrders, Status, is_signed
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import FileState, OrderRow, Plan, remaining
@@ -34,8 +35,13 @@ class MixtureFile:
 
         That is, in the file or followed by the trainer; empty for nothing.
         """
-        if followed := self._followed(status):
-            return FileState.FOREIGN, followed
+        if self._run.key is None:
+            if followed := self._followed(status):
+                return FileState.FOREIGN, followed
+        elif newest is None or newest.generation < self.accepted.proven(status)[1]:
+            # the journal was lost, or is an older copy: what it has was signed before and may have
+            # been withdrawn since; the trainer goes on as it is until the next decision
+            return FileState.CURRENT, ""
         state, foreign = self._held(newest)
         if state is FileState.FOREIGN and newest is not None:
             state = FileState.STALE  # the trainer did not take it: ours, as it was, replaces it
@@ -78,9 +84,19 @@ class MixtureFile:
             return FileState.FOREIGN, f"an order of generation {generation}"
         ours = newest is not None and newest.generation == generation
         recorded = newest is not None and newest.published_fence == self._journal.fence
-        signed = self._run.key is None or is_signed(self._run.key, order)
+        signed = self._run.key is None or self._is_for_this_run(order)
         current = ours and recorded and signed and fence == self._journal.fence
         return (FileState.CURRENT if current else FileState.STALE), ""
+
+    def _is_for_this_run(self, order: Json) -> bool:
+        """Whether the trainer will find its own uid, and our key's signature."""
+        key = self._run.key
+        return key is not None and order.get("uid", "") == self.uid and is_signed(key, order)
+
+    @property
+    def uid(self) -> str:
+        """What tells the run from others of its id: signed orders name it."""
+        return self.accepted.uid() if self._run.key is not None else ""
 
     # -- orders ------------------------------------------------------------------------------
 

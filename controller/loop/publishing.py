@@ -44,6 +44,7 @@ class Publishing:
             policy=row.policy[:LONGEST_TEXT],  # an older version's journal may hold any text
             reason=row.reason[:LONGEST_TEXT],
             issued_at=row.issued_at,
+            uid=self.mixture_file.uid,
         )
         if state.foreign_order:
             self.run.journal.event(

@@ -82,13 +82,16 @@ def test_with_a_key_only_what_is_signed_proves_anything(paths: RunPaths) -> None
     accepted = AcceptedOrders(paths, "smol-1", KEY)
     write_order(paths.accepted, replace(ORDER, generation=99))
     write_order(paths.mixture, replace(ORDER, generation=98), b"another key, as long")
-    assert accepted.above(heartbeat(50, 50), (1, 2)) == (1, 2)
+    assert accepted.proven(heartbeat(50, 50)) == (0, 0)
+    assert accepted.above(heartbeat(50, 50), (1, 2)) == (3, 7), "as a fork's schedule has it"
     write_order(paths.accepted, ORDER, KEY)
-    assert accepted.above(heartbeat(50, 50), (1, 2)) == (3, 7)
+    assert accepted.proven(heartbeat(50, 50)) == (3, 7)
     write_order(paths.mixture, replace(ORDER, generation=8), KEY)
-    assert accepted.above(None, (1, 2)) == (3, 8)
-    write_order(paths.mixture, replace(ORDER, run="other", generation=9), KEY)
-    assert accepted.above(None, (4, 2)) == (4, 7)
+    assert accepted.proven(None) == (3, 8)
+    assert accepted.above(None, (4, 2)) == (4, 8)
+    for other in (replace(ORDER, run="other"), replace(ORDER, uid="another run of this id")):
+        write_order(paths.mixture, replace(other, generation=9), KEY)
+        assert accepted.proven(None) == (3, 7)
 
 
 def test_what_is_accepted_is_read_on_from_where_it_was_read_to(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ class OrderInbox:
         retired: sources of the run that this job no longer has. The order that was followed before
             may still name them; what it plans for them later is dropped, with a word.
         key: what an order must be signed with; None: anything, signed or not.
+        uid: of the run, which a signed order must name.
     """
 
     paths: RunPaths
@@ -153,6 +154,7 @@ class OrderInbox:
     accept_uid: int | None = None
     retired: Sequence[str] = ()
     key: bytes | None = None
+    uid: str = ""
 
     def __post_init__(self) -> None:
         begun = [switch for switch in self.past if switch.sample <= self.clock.sample]
@@ -285,6 +287,7 @@ class OrderInbox:
             accept_uid=self.accept_uid,
             retired=self.retired,
             key=self.key,
+            uid=self.uid,
         )
 
     def _follow(self, news: Order | Rejection | None) -> bool:
@@ -353,6 +356,8 @@ class OrderInbox:
             order = read_order(path, run=self.run, sources=names, after=after, key=self.key)
             if not isinstance(order, Order) or order.generation != generation:
                 continue
+            if self.key is not None and order.uid not in ("", self.uid):
+                continue  # "": accepted before this run had a uid
             first, *stages = (s for s in self.past if s.generation == order.generation)
             if not self._asks_for(order.weights, first):
                 continue  # not the order that was accepted under this number

@@ -12,6 +12,7 @@ from mixloop.contract import Order, read_schedule, read_status, write_order
 from mixloop.contract.orders import LARGEST_JUMP
 
 STATIC = {"use": "static"}
+QUIET = {"benchmarks": {"gsm8k": {"data": "packages"}}, "every": 24_000}  # nothing is decided
 TRAINER = {"sequence_length": 10, "micro_batch": 8, "poll_every": 2}
 EVEN = {"web": 0.4, "code": 0.3, "maths": 0.3}
 
@@ -26,7 +27,7 @@ def test_no_order_is_numbered_from_a_forged_heartbeat(
         (tmp_path / "key").write_bytes(b"0123456789abcdef")
         (tmp_path / "key").chmod(0o600)
         trainer = {**TRAINER, "key_file": "key"}
-    run = play(policy=STATIC, trainer=trainer)
+    run = play(policy=STATIC, trainer=trainer, evals=QUIET)
     run.train(2)
     run.tell("set", "code=0.3")
     run.train(4)
@@ -98,7 +99,7 @@ def test_a_plan_that_is_too_long_is_refused_when_it_is_decided_on(
 
 
 def test_a_strangers_order_that_is_followed_is_passed_however_far_it_jumped(play: Any) -> None:
-    run = play(policy=STATIC)
+    run = play(policy=STATIC, evals=QUIET)
     run.train(2)
     high = LARGEST_JUMP, LARGEST_JUMP
     write_order(run.paths.mixture, Order("r", *high, EVEN))
