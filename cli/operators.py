@@ -22,7 +22,7 @@ from mixloop.controller import core, views
 from .output import AsJson, Run, print_json
 
 if TYPE_CHECKING:
-    from mixloop.contract import Request, RunPaths
+    from mixloop.contract import Request, RunPaths, requests
     from mixloop.controller.core import RequestRow
     from mixloop.controller.journal import Journal
 
@@ -190,11 +190,10 @@ def _ask(target: Path, verb: Any, wait: float, as_json: bool, **fields: Any) -> 
 
     paths, journal = views.open_run(target)
     _refuse_finished(target, paths, journal, verb)
-    request = requests.new_request(verb, timestamp(), **fields)
+    request, key = requests.new_request(verb, timestamp(), **fields), _key(target)
+    to = _addressee(paths, journal, signed=key is not None)
     try:
-        file = requests.submit(
-            paths.requests, request, run=_run_id(paths, journal), key=_key(target)
-        )
+        file = requests.submit(paths.requests, request, to=to, key=key)
     except OSError as error:
         raise BadInput(f"{paths.requests}: not writable: {error.strerror or error}") from None
     answer = _answer(paths, journal, request, wait, file.name)
@@ -247,6 +246,23 @@ def _key(target: Path) -> bytes | None:
         return load_config(target).key() if target.is_file() else key_for(None)
     except KeyFileError as error:
         raise BadInput(str(error)) from None
+
+
+def _addressee(paths: RunPaths, journal: Journal | None, *, signed: bool) -> requests.Addressee:
+    from mixloop.contract import requests
+    from mixloop.controller.journal import queries
+
+    run = _run_id(paths, journal)
+    if not signed:
+        return requests.Addressee(run)
+    uid = queries.uid(journal) if journal is not None else None
+    lease = queries.lease(journal) if journal is not None else None
+    if uid is None or lease is None:
+        raise BadInput(
+            f"{paths.dir}: no controller of this run has begun to take signed requests; start "
+            "`mixloop control` (or `run`) first"
+        )
+    return requests.Addressee(run, uid, lease.fence)
 
 
 def _run_id(paths: RunPaths, journal: Journal | None) -> str:

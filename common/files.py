@@ -156,6 +156,15 @@ def canonical(value: object) -> bytes:
     return text.encode("ascii")
 
 
+def json_bytes(value: object) -> bytes:
+    """JSON that people can read.
+
+    Raises:
+        ValueError: NaN or an infinity is in it.
+    """
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: str | os.PathLike[str], value: object) -> None:
     """Replace a file by JSON that people can read, as :func:`write_atomic` does.
 
@@ -163,7 +172,7 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
         ValueError: NaN or an infinity is in it.
         OSError: the disk did not take it; the old file is untouched.
     """
-    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    write_atomic(path, json_bytes(value))
 
 
 def read_json(path: str | os.PathLike[str], limit: int = LARGEST) -> Any:

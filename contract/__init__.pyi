@@ -1,4 +1,5 @@
 from . import requests as requests
+from .accepted_orders import AcceptedOrders as AcceptedOrders
 from .batch_schedule import BatchSchedule as BatchSchedule
 from .batch_schedule import Stages as Stages
 from .batch_schedule import stages_from as stages_from
@@ -19,6 +20,10 @@ from .manifest import write_manifest as write_manifest
 from .order_acceptance import Limits as Limits
 from .order_acceptance import Rejection as Rejection
 from .order_acceptance import read_order as read_order
+from .order_acceptance import unpublishable as unpublishable
+from .orders import LARGEST_ORDER as LARGEST_ORDER
+from .orders import LONGEST_TEXT as LONGEST_TEXT
+from .orders import MOST_STAGES as MOST_STAGES
 from .orders import Order as Order
 from .orders import Stage as Stage
 from .orders import write_order as write_order

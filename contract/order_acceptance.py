@@ -8,26 +8,37 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixloop.common.errors import shown
 from mixloop.common.files import (
-    LARGEST,
     NotRegularError,
     canonical,
     digest,
+    json_bytes,
     parse_json,
     read_regular,
 )
+from mixloop.common.json_records import LARGEST_NUMBER
 
 from .integer_weights import SCALE
-from .orders import ORDER_SCHEMA, SUM_TOLERANCE, Order, Stage
+from .orders import (
+    LARGEST_JUMP,
+    LARGEST_ORDER,
+    LARGEST_TURN,
+    LONGEST_NAME,
+    LONGEST_TEXT,
+    MOST_STAGES,
+    ORDER_SCHEMA,
+    SUM_TOLERANCE,
+    Order,
+    Stage,
+    order_json,
+)
 from .signing import unsigned_reason
-
-_LARGEST_NUMBER = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,7 @@ def read_order(
     accept_uid: int | None = None,
     retired: Collection[str] = (),
     key: bytes | None = None,
+    uid: str | None = None,
 ) -> Order | Rejection | None:
     """Read `mixture.json` and apply the acceptance rule. Never raises, whatever lies there.
 
@@ -84,6 +96,8 @@ def read_order(
         accept_uid: a user whose orders count besides those of the run folder's owner.
         retired: names that it may still mention, without weight.
         key: what an order must be signed with; None: anything, signed or not.
+        uid: of the run, which a signed order must name; None: any. Another run of the same id and
+            key has another.
 
     Returns:
         The order to follow; a rejection; or None when there is no news: the file is missing,
@@ -91,7 +105,7 @@ def read_order(
         generation of `after` raises the fence and changes nothing else.
     """
     try:
-        content = read_regular(path)
+        content = read_regular(path, LARGEST_ORDER)
     except NotRegularError as error:
         return Rejection(f"{path} is {error.strerror}, not a file: remove it", "")
     except (OSError, ValueError):  # ValueError: a NUL in the path
@@ -104,13 +118,11 @@ def read_order(
         # named first: the controller tells by them which of its orders was refused
         fence, generation = _peek(body, "fence"), _peek(body, "generation")
         _check_owner(path, content.uid, accept_uid)
-        order = _parse(body)
-        if key is not None and (unsigned := unsigned_reason(key, body)) is not None:
-            raise _Refused(unsigned)
-        if order.run != run:
-            raise _Refused(f"run is {shown(order.run)}, this is {shown(run)}")
+        order = _of_run(body, run, key)
         if (order.fence, order.generation) == tuple(after):
             return None
+        if key is not None and uid is not None and order.uid != uid:
+            raise _Refused("it was signed for another run of this id, or before this run had a uid")
         _check_turn(order, after, in_force)
         before = None if order.generation == after[1] else in_force
         _check_mixtures(order, sources, retired, limits, before)
@@ -121,9 +133,47 @@ def read_order(
     return order
 
 
+def order_in(data: bytes, run: str, key: bytes | None = None) -> Order | None:
+    """The order of a run that a file's bytes are, signed if there is a key; None for anything else.
+
+    Never raises. Whether the order may come into force is another question: :func:`read_order`.
+    """
+    try:
+        body = _decode(data)
+        return None if body is None else _of_run(body, run, key)
+    except Exception:  # whatever lies there, it is no order
+        return None
+
+
+def unpublishable(order: Order) -> str | None:
+    """Why no trainer could read an order, by the rule that trainers read by; None when they can."""
+    signature = 1000  # bytes, at most
+    try:
+        data = json_bytes(order_json(order))
+        if len(data) > LARGEST_ORDER - signature:
+            return f"it takes {len(data):,} bytes: the most is {LARGEST_ORDER - signature:,}"
+        _parse(json.loads(data))
+    except ValueError:
+        return "a weight is no number"
+    except _Refused as refusal:
+        return str(refusal)
+    return None
+
+
+def _of_run(body: dict[str, Any], run: str, key: bytes | None) -> Order:
+    """The order in a file's content, if it was made for this run and by who may."""
+    order = _parse(body)
+    if key is not None and (unsigned := unsigned_reason(key, body)) is not None:
+        raise _Refused(unsigned)
+    if order.run != run:
+        raise _Refused(f"run is {shown(order.run)}, this is {shown(run)}")
+    return order
+
+
 def _peek(body: dict[str, Any], key: str) -> int | None:
     value = body.get(key)
-    return value if type(value) is int and 0 <= value <= _LARGEST_NUMBER else None
+    # `status.json` repeats it, and must be readable
+    return value if type(value) is int and 0 <= value <= LARGEST_NUMBER else None
 
 
 def _check_owner(path: str | os.PathLike[str], uid: int, accept_uid: int | None) -> None:
@@ -137,8 +187,8 @@ def _check_owner(path: str | os.PathLike[str], uid: int, accept_uid: int | None)
 
 def _decode(data: bytes) -> dict[str, Any] | None:
     """The JSON object in a file; None when the read was torn."""
-    if len(data) > LARGEST:
-        raise _Refused(f"more than {LARGEST} bytes: no order is that long")
+    if len(data) > LARGEST_ORDER:
+        raise _Refused(f"more than {LARGEST_ORDER} bytes: no order is that long")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -179,21 +229,26 @@ def _parse(body: dict[str, Any]) -> Order:
         raise _Refused("the checksum does not match the content")
     return Order(
         run=_text(body, "run", required=True),
-        fence=_number(body, "fence", minimum=0),
-        generation=_number(body, "generation", minimum=1),
+        fence=_number(body, "fence", 0, LARGEST_TURN),
+        generation=_number(body, "generation", 1, LARGEST_TURN),
         weights=_weights(body.get("weights"), "weights"),
         then=_stages(body.get("then", [])),
-        decision=_text(body, "decision"),
+        decision=_text(body, "decision", LONGEST_NAME),
         policy=_text(body, "policy"),
         reason=_text(body, "reason"),
-        issued_at=_text(body, "issued_at"),
+        issued_at=_text(body, "issued_at", LONGEST_NAME),
+        uid=_text(body, "uid", LONGEST_NAME),
     )
 
 
-def _text(body: dict[str, Any], key: str, required: bool = False) -> str:
+def _text(
+    body: dict[str, Any], key: str, longest: int = LONGEST_TEXT, *, required: bool = False
+) -> str:
     value = body.get(key, None if required else "")
     if not isinstance(value, str):
         raise _Refused(f"{key} is {shown(value)}, not a text")
+    if len(value) > longest:
+        raise _Refused(f"{key} has {len(value):,} characters: the most is {longest:,}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -201,10 +256,10 @@ def _text(body: dict[str, Any], key: str, required: bool = False) -> str:
     return value
 
 
-def _number(body: dict[str, Any], key: str, minimum: int) -> int:
+def _number(body: dict[str, Any], key: str, least: int, most: int = LARGEST_NUMBER) -> int:
     value = body.get(key)
-    if type(value) is not int or not minimum <= value <= _LARGEST_NUMBER:
-        raise _Refused(f"{key} is {shown(value)}, not an integer from {minimum} up")
+    if type(value) is not int or not least <= value <= most:
+        raise _Refused(f"{key} is {shown(value)}, not an integer from {least} to {most}")
     return value
 
 
@@ -224,12 +279,14 @@ def _weights(value: Any, where: str) -> dict[str, float]:
 def _stages(value: Any) -> tuple[Stage, ...]:
     if not isinstance(value, list):
         raise _Refused(f"then is {shown(value)}, not a list")
+    if len(value) > MOST_STAGES:
+        raise _Refused(f"then has {len(value):,} stages: the most is {MOST_STAGES:,}")
     stages: list[Stage] = []
     for index, entry in enumerate(value):
         where = f"then[{index}]"
         if not isinstance(entry, dict):
             raise _Refused(f"{where} is {shown(entry)}, not an object")
-        start = _number(entry, "from_tokens", minimum=0)
+        start = _number(entry, "from_tokens", 0)
         if stages and start <= stages[-1].from_tokens:
             raise _Refused(f"{where}: from_tokens {start} is not above the stage before")
         stages.append(Stage(start, _weights(entry.get("weights"), f"{where} weights")))
@@ -237,12 +294,18 @@ def _stages(value: Any) -> tuple[Stage, ...]:
 
 
 def _check_turn(order: Order, after: tuple[int, int], in_force: Mapping[str, float] | None) -> None:
-    """Neither fence nor generation ever goes back."""
+    """Neither fence nor generation ever goes back, nor far ahead."""
     fence, generation = after
     if order.fence < fence:
         raise _Refused(f"fence {order.fence} is below {fence}: its controller was replaced")
     if order.generation < generation:
         raise _Refused(f"generation {order.generation} is below {generation}, accepted already")
+    for name, number, highest in (
+        ("fence", order.fence, fence),
+        ("generation", order.generation, generation),
+    ):
+        if number - highest > LARGEST_JUMP:
+            raise _Refused(f"{name} {number} is more than {LARGEST_JUMP} above {highest}")
     if order.generation > generation or in_force is None:
         return
     # a plan's later stage may be what is in force under this generation
@@ -267,6 +330,8 @@ def _check_mixtures(
     limits: Limits | None,
     before: Mapping[str, float] | None,
 ) -> None:
+    if not isinstance(sources, Set):
+        sources = frozenset(sources)  # 10,000 names looked up in a list take half a minute
     mixtures = [("weights", order.weights)]
     mixtures += [(f"then[{i}] weights", stage.weights) for i, stage in enumerate(order.then)]
     for where, weights in mixtures:

@@ -10,13 +10,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mixloop.common.files import canonical, digest, write_json
+from mixloop.common.files import LARGEST, canonical, digest, write_json
+from mixloop.common.json_records import LARGEST_NUMBER
 
 from .signing import sign
 
 ORDER_SCHEMA = "mixloop/order/1"
 SUM_TOLERANCE = 1e-6
 """How far from 1 weights may sum; also how far a bound on the change may be overstepped."""
+LARGEST_ORDER = 8 * LARGEST
+"""Bytes of an order worth reading: 10,000 sources with ten stretches of a plan."""
+MOST_STAGES = 1000
+"""Stages of a plan."""
+LONGEST_TEXT, LONGEST_NAME = 10_000, 200
+"""Characters of an order's `reason` and `policy`; of its `decision`, which the schedule repeats."""
+LARGEST_TURN = LARGEST_NUMBER // 2
+"""No fence and no generation is above it: every file that repeats one can be read again."""
+LARGEST_JUMP = 2**20
+"""How far a fence or generation may be above the highest accepted: so the numbers never run out."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Order:
-    """One published mixture. `weights` are shares of training tokens; an absent name has none."""
+    """One published mixture. `weights` are shares of training tokens; an absent name has none.
+
+    `uid`: of the run that a signed one is for, as its schedule has it (:attr:`Schedule.uid`).
+    """
 
     run: str
     fence: int
@@ -40,6 +54,7 @@ class Order:
     policy: str = ""
     reason: str = ""
     issued_at: str = ""
+    uid: str = ""
 
 
 def order_json(order: Order, key: bytes | None = None) -> dict[str, Any]:
@@ -65,6 +80,8 @@ def order_json(order: Order, key: bytes | None = None) -> dict[str, Any]:
         "reason": order.reason,
         "issued_at": order.issued_at,
     }
+    if order.uid:
+        body["uid"] = order.uid
     if key is not None:
         body["hmac"] = sign(key, body)
     return {**body, "checksum": digest(canonical(body))}

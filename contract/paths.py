@@ -18,6 +18,11 @@ class RunPaths:
         return self.dir / "mixture.json"
 
     @property
+    def accepted(self) -> Path:
+        """The trainer's own copy of the order it follows: fence and plan survive a restart."""
+        return self.dir / "accepted.json"
+
+    @property
     def status(self) -> Path:
         """The trainer's heartbeat."""
         return self.dir / "status.json"

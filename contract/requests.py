@@ -25,7 +25,7 @@ from mixloop.common.types import Json
 from .signing import sign, unsigned_reason
 
 SCHEMA = "mixloop/request/1"
-LARGEST = 2**17
+LARGEST = 2**20
 Verb = Literal["pause", "resume", "set", "pin", "unpin", "approve", "reject", "rollback", "sync"]
 VERBS: tuple[str, ...] = get_args(Verb)
 NEEDS_TRAINER = frozenset({"set", "pin", "approve", "rollback"})
@@ -72,22 +72,43 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def submit(folder: Path, request: Request, *, run: str = "", key: bytes | None = None) -> Path:
+@dataclass(frozen=True)
+class Addressee:
+    """Whom a signed request is for, so that it is worth nothing elsewhere and later.
+
+    ``run``: its id; ``uid``: of the journal, since one that was lost no longer tells which requests
+    were taken; ``fence``: of the controller that holds it, or held it last. A journal that was
+    restored from an older copy has forgotten what was taken since: it takes no request of a fence
+    from before.
+    """
+
+    run: str = ""
+    uid: str = ""
+    fence: int = 0
+
+
+ANYBODY = Addressee()
+
+
+def submit(
+    folder: Path, request: Request, *, to: Addressee = ANYBODY, key: bytes | None = None
+) -> Path:
     """Write a request where the controller finds it.
 
     Args:
         folder: the run's `requests`.
         request: what a person asks for.
-        run: the run it is for.
-        key: signs it, together with the run's name: it is worth nothing in another run.
+        to: the run and the journal it is for; of an unsigned one only the run is told.
+        key: signs it, together with the addressee.
 
     Raises:
         OSError: the disk did not take it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{time.time_ns() // 1_000_000:013d}-{request.id}.json"
-    body: Json = {"schema": SCHEMA, "run": run, **asdict(request)}
+    body: Json = {"schema": SCHEMA, "run": to.run, **asdict(request)}
     if key is not None:
+        body |= {"uid": to.uid, "fence": to.fence}
         body["hmac"] = sign(key, json.loads(json.dumps(body)))
     write_json(path, body)
     return path
@@ -101,13 +122,15 @@ def waiting(folder: Path) -> list[Path]:
         return []
 
 
-def read(path: Path, owners: frozenset[int], *, run: str = "", key: bytes | None = None) -> Request:
+def read(
+    path: Path, owners: frozenset[int], *, to: Addressee = ANYBODY, key: bytes | None = None
+) -> Request:
     """A request.
 
     Args:
         path: its file.
         owners: the uids whose requests count.
-        run: the run it must be for, if it is signed.
+        to: the run and the journal it must be for, if it is signed, and the lowest fence.
         key: what it must be signed with; None: anything, signed or not.
 
     Raises:
@@ -126,15 +149,20 @@ def read(path: Path, owners: frozenset[int], *, run: str = "", key: bytes | None
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         raise RequestError(f"not a {SCHEMA} object")
     if key is not None:
-        _check_signed(body, run, key)
+        _check_signed(body, to, key)
     return _parse(body)
 
 
-def _check_signed(body: Json, run: str, key: bytes) -> None:
+def _check_signed(body: Json, to: Addressee, key: bytes) -> None:
     if (unsigned := unsigned_reason(key, body)) is not None:
         raise RequestError(unsigned)
-    if body.get("run") != run:
+    if body.get("run") != to.run:
         raise RequestError("it was signed for another run")
+    if body.get("uid") != to.uid:
+        raise RequestError("it was signed for another journal than this; ask again")
+    fence = body.get("fence")
+    if not isinstance(fence, int) or fence < to.fence:
+        raise RequestError("it was signed before this journal was restored; ask again")
 
 
 def _parse(body: Json) -> Request:

@@ -1,12 +1,14 @@
 """`schedule.jsonl`: every order as applied, at its exact sample, by one trainer process.
 
 Each line carries a CRC and is fsynced before anything relies on it; a torn last line is cut on
-open. The training data order is a pure function of this file.
+open. What is torn is no JSON: a last line that is, and is wrong, was not torn but written so. The
+training data order is a pure function of this file.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +24,8 @@ from .batch_schedule import BatchSchedule, Stages
 from .integer_weights import SCALE, Segment
 
 SCHEDULE_SCHEMA = "mixloop/schedule/1"
-_LARGEST = 2**28
+LARGEST_SCHEDULE = 2**28
+"""Bytes of a schedule worth reading."""
 
 
 class ScheduleError(ValueError):
@@ -62,8 +65,9 @@ class OpenLine:
     is retired, one that they don't name is added, and one with more samples is extended, from
     `sample` on. `quantum` and `accumulation` are those of the step at `sample`. If the quantum
     changes later, `quanta` has (first sample, quantum, accumulation) of every stretch from `sample`
-    on; otherwise the file lacks that key. With `rewind`, or where steps lie otherwise than recorded
-    before, the segments after `sample` are cut.
+    on; otherwise the file lacks that key. `uid` tells the run from others of its id; the file lacks
+    it where no incarnation had a key to check orders with. With `rewind`, or where steps lie
+    otherwise than recorded before, the segments after `sample` are cut.
     """
 
     incarnation: int
@@ -79,6 +83,7 @@ class OpenLine:
     accumulation: int
     rewind: bool = False
     quanta: tuple[tuple[int, ...], ...] = ()
+    uid: str = ""
 
     @property
     def stages(self) -> Stages:
@@ -124,8 +129,9 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 def encode_line(line: Line) -> bytes:
     """One line of the file: JSON with the CRC-32 of the canonical JSON without it, newline."""
     body = {"schema": SCHEDULE_SCHEMA, "line": _NAMES[type(line)], **encode(line)}
-    if not body.get("quanta", True):
-        del body["quanta"]
+    for name in ("quanta", "uid"):
+        if not body.get(name, True):
+            del body[name]
     crc = zlib.crc32(canonical(body))
     return _in_order({**body, "crc": f"{crc:08x}"}) + b"\n"
 
@@ -180,6 +186,12 @@ class Schedule:
     def latest_open(self) -> OpenLine | None:
         """The newest incarnation's first line."""
         return next((line for line in reversed(self.lines) if isinstance(line, OpenLine)), None)
+
+    @property
+    def uid(self) -> str:
+        """What tells the run from others of its id; empty where nothing is signed."""
+        opened = self.latest_open
+        return opened.uid if opened is not None else ""
 
     @property
     def incarnation(self) -> int:
@@ -329,7 +341,7 @@ def read_schedule(path: str | os.PathLike[str]) -> Schedule:
         OSError: the file is there and can't be read.
     """
     try:
-        data = read_regular(path, _LARGEST).data
+        data = read_regular(path, LARGEST_SCHEDULE).data
     except FileNotFoundError:
         return Schedule()
     return _scanned(data, Path(path))
@@ -360,25 +372,36 @@ def _scanned(data: bytes, path: Path) -> Schedule:
 
 
 def scan(data: bytes, path: Path) -> tuple[list[Line], int]:
-    """Lines of the file and the length of its sound part.
+    """Lines of the file and the length of its sound part, which may lack its newline.
 
     Raises:
-        ScheduleError: a line other than the last is damaged.
+        ScheduleError: a line is damaged, and it is not the last one, torn.
     """
     lines: list[Line] = []
     sound = 0
     while sound < len(data):
         end = data.find(b"\n", sound)
-        if end < 0:
-            break
+        last = end < 0 or end == len(data) - 1
+        end = len(data) if end < 0 else end
         try:
             lines.append(decode_line(data[sound:end]))
         except (ValueError, RecursionError) as error:
-            if end == len(data) - 1:
+            if last and _is_torn(data[sound:end]):
                 break
             raise _damaged(path, len(lines) + 1, error) from error
-        sound = end + 1
+        sound = min(end + 1, len(data))
     return lines, sound
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line is the first part of one, or has blocks in it that never reached the disk."""
+    try:
+        json.loads(line.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return True
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a depth: written so
+        return False
+    return False
 
 
 def _damaged(path: Path, line: int, error: Exception) -> ScheduleError:

@@ -65,6 +65,7 @@ class ScheduleWriter:
         self._path = Path(path)
         self._incarnation: int | None = None
         self._end = 0
+        self._ended = True  # with a newline, which whoever edited the file may have left out
         with self._open(make=True) as handle:
             self._settle(handle)
 
@@ -92,8 +93,9 @@ class ScheduleWriter:
             before = self._settle(handle, line.incarnation)
             if isinstance(line, OpenLine) and before.incarnation >= line.incarnation:
                 raise ScheduleTaken(self._taken(before.incarnation))
-            data = encode_line(line)
+            data = (b"" if self._ended else b"\n") + encode_line(line)
             write_all(handle, data)
+            self._ended = True
             self._end += len(data)
             self._incarnation = line.incarnation
 
@@ -148,6 +150,7 @@ class ScheduleWriter:
             os.ftruncate(handle, sound)
             os.fsync(handle)
         self._end = sound
+        self._ended = data[:sound].endswith(b"\n") or not sound
         return schedule
 
     def _taken(self, incarnation: int) -> str:

@@ -9,10 +9,11 @@ from .decision_record import ExperimentRecord as ExperimentRecord
 from .decision_record import OrderRecord as OrderRecord
 from .decision_record import Plan as Plan
 from .decision_record import Weights as Weights
+from .decision_record import bounded as bounded
+from .decision_record import stages as stages
 from .guard_context import RECENT as RECENT
 from .guard_context import guard_settings as guard_settings
 from .guard_context import remaining as remaining
-from .guard_context import stages as stages
 from .guard_context import step_tokens as step_tokens
 from .guard_context import switching_lead as switching_lead
 from .heartbeat import MIN_STALL_LIMIT as MIN_STALL_LIMIT

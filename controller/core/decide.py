@@ -10,14 +10,14 @@ from typing import Any
 from mixloop.common.errors import one_line
 from mixloop.common.types import Json
 from mixloop.common.units import format_tokens
-from mixloop.contract import Status
+from mixloop.contract import MOST_STAGES, Status
 from mixloop.controller.config import ApprovalSection, RunConfig
 from mixloop.policies.evidence import PolicyStanding, Veto, claims_of
 from mixloop.policies.guards import GuardContext, GuardNote, GuardResult, apply_guards
 from mixloop.policies.interface import Experiment, Observation, jsonable, load_policy
 from mixloop.policies.mixture import total_variation
 
-from .decision_record import DecisionRecord, OrderRecord, Plan, Weights
+from .decision_record import DecisionRecord, OrderRecord, Plan, Weights, shortened
 from .experiment_plans import with_experiment, with_receipt
 from .guard_context import guard_context, guard_settings, remaining
 from .journal_rows import DecisionRow
@@ -25,7 +25,6 @@ from .way_back import GUARDS, way_back
 
 NOTHING = 1e-6  # total variation below which two mixtures are the same order
 ENDED = "training has ended, nothing can be changed any more"
-LONGEST_REASON = 2000  # characters
 KINDS = ("proposal", "hold", "experiment", "failed", "unread")
 
 
@@ -282,7 +281,7 @@ def _declared(asked: PolicyAnswer, observation: Observation, config: RunConfig) 
 
 
 def _asked(answer: Answer, observation: Observation) -> PolicyAnswer:
-    payload = {**answer.payload, "reason": _shortened(answer.payload["reason"])}
+    payload = {**answer.payload, "reason": shortened(answer.payload["reason"])}
     current = dict(observation.weights)
     if answer.kind == "failed":
         reason = f"the policy failed: {payload['reason']}; the mixture stays"
@@ -300,6 +299,9 @@ def _asked(answer: Answer, observation: Observation) -> PolicyAnswer:
         return PolicyAnswer(
             current, wanted.reason, "experiment", evidence=wanted.evidence, experiment=wanted
         )
+    if len(payload["plan"]) > MOST_STAGES:
+        many = f"its plan has {len(payload['plan']):,} stretches: the most is {MOST_STAGES:,}"
+        return _asked(Answer("failed", {"reason": many}), observation)
     return PolicyAnswer(
         dict.fromkeys(observation.sources, 0.0) | payload["weights"],
         payload["reason"],
@@ -309,13 +311,6 @@ def _asked(answer: Answer, observation: Observation) -> PolicyAnswer:
         proposed=True,
         declared=payload.get("declared", False),
     )
-
-
-def _shortened(reason: str) -> str:
-    """A policy's reason as people can read it: it stands in lines of logs and tables."""
-    if len(reason) <= LONGEST_REASON:
-        return reason
-    return f"{reason[:LONGEST_REASON]}… (cut: {len(reason):,} characters)"
 
 
 def needed(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 from mixloop.common.types import Json
+from mixloop.contract import Order, Stage, unpublishable
 from mixloop.policies.guards import GuardNote
 
 Weights = Mapping[str, float]
 Plan = tuple[tuple[int, Weights], ...]
 """Stretches ``(until_tokens, weights)``, one after the other."""
 AskedBy = Literal["policy", "controller", "operator"]
+
+LONGEST_REASON = 2000  # characters of a policy's
+LONGEST_IN_ALL = 2 * LONGEST_REASON  # with what is said of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +88,49 @@ class DecisionRecord:
     observation_digest: str | None = None
     policy_digest: str | None = None
     scored_at: str | None = None
+
+
+def bounded(record: DecisionRecord, run: str) -> DecisionRecord:
+    """The decision, its reason cut, and refused where no trainer could read what it asks for.
+
+    An order that can't be read back would be taken for a stranger's, and replaced by itself for
+    ever.
+    """
+    record = replace(record, reason=shortened(record.reason, LONGEST_IN_ALL))
+    why = _unpublishable(record, run)
+    if why is None:
+        return record
+    return replace(
+        record,
+        verdict="refused",
+        reason=shortened(f"it can't be published: {why}; {record.reason}", LONGEST_IN_ALL),
+        weights_after=record.weights_before,
+        plan=(),
+        order=None,
+        experiment=None,
+        approval=None,
+    )
+
+
+def _unpublishable(record: DecisionRecord, run: str) -> str | None:
+    """Why what a decision orders, or would order if a person approved it, can't be published."""
+    weights = record.weights_after if record.order is not None else record.weights_proposed
+    if weights is None or (record.order is None and record.approval is None):
+        return None
+    generation = 1 if record.order is None else record.order.generation
+    return unpublishable(Order(run, 0, generation, weights, tuple(stages(record.plan))))
+
+
+def shortened(reason: str, longest: int = LONGEST_REASON) -> str:
+    """A reason as people can read it: it stands in lines of logs and tables."""
+    if len(reason) <= longest:
+        return reason
+    return f"{reason[:longest]}… (cut: {len(reason):,} characters)"
+
+
+def stages(plan: Plan) -> list[Stage]:
+    """A guarded plan (stretches ``until``) as an order's ``then`` (stages ``from``)."""
+    return [
+        Stage(from_tokens=until, weights=dict(weights))
+        for (until, _), (_, weights) in pairwise(plan)
+    ]

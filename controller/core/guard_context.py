@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from statistics import median
 
-from mixloop.contract import BatchSchedule, Stage, Status
+from mixloop.contract import BatchSchedule, Status
 from mixloop.controller.config import RunConfig
 from mixloop.policies.guards import GuardContext, GuardSettings
 from mixloop.policies.interface import Observation
@@ -116,11 +115,3 @@ def remaining(
     left = tuple((until, dict(stretch)) for until, stretch in plan if until > tokens)
     now = left[0][1] if left else plan[-1][1]
     return dict(now), left
-
-
-def stages(plan: Plan) -> list[Stage]:
-    """A guarded plan (stretches ``until``) as an order's ``then`` (stages ``from``)."""
-    return [
-        Stage(from_tokens=until, weights=dict(weights))
-        for (until, _), (_, weights) in pairwise(plan)
-    ]

@@ -20,7 +20,7 @@ from mixloop.policies.interface import Observation
 from mixloop.policies.mixture import total_variation
 
 from .decide import ENDED, NOTHING, details
-from .decision_record import DecisionRecord, OrderRecord, Weights
+from .decision_record import DecisionRecord, OrderRecord, Weights, bounded
 from .experiment_plans import with_receipt
 from .guard_context import guard_context, guard_settings, remaining
 from .journal_rows import DecisionRow
@@ -94,7 +94,10 @@ def reply_to(request: Request, context: RequestContext) -> RequestOutcome:
     if decision.order is not None:
         status, observation = _trainer(context)
         decision = with_receipt(decision, observation, context.config, status.lr)
-    return replace(outcome, decision=decision)
+    kept = bounded(decision, context.config.run.id)
+    if decision.order is not None and kept.order is None:
+        return replace(outcome, text=kept.reason, done=False, decision=kept, pins=None)
+    return replace(outcome, decision=kept)
 
 
 def _who(request: Request) -> Json:

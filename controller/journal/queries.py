@@ -46,6 +46,17 @@ def run_id(journal: Journal) -> str | None:
     return None if value is None else str(value)
 
 
+def uid(journal: Journal) -> str | None:
+    """What tells this journal from others of its run; None until it was needed."""
+    value = journal.value("SELECT value FROM meta WHERE key = 'uid'")
+    return None if value is None else str(value)
+
+
+def requests_since(journal: Journal) -> int:
+    """The fence from which on this journal knows all requests that were taken."""
+    return int(_meta(journal, "requests-since") or 0)
+
+
 def _meta(journal: Journal, key: str) -> Any:
     value = journal.value("SELECT value FROM meta WHERE key = ?", key)
     return None if value is None else json.loads(value)

@@ -91,12 +91,18 @@ def skip(tx: sqlite3.Connection, journal: Journal, step: int, reason: str) -> No
 
 
 def run_uid(journal: Journal) -> str:
-    """The id that ties this journal to its run in MLflow, made once."""
-    query = "SELECT value FROM meta WHERE key = 'uid'"
-    if journal.value(query) is None:
+    """What ties this journal to its run in MLflow, and signed requests to it; made once."""
+    if queries.uid(journal) is None:
         with journal.transaction() as tx:
             tx.execute("INSERT OR IGNORE INTO meta VALUES ('uid', ?)", (uuid.uuid4().hex,))
-    return str(journal.value(query))
+    return str(queries.uid(journal))
+
+
+def forget_requests(journal: Journal) -> None:
+    """The journal is new, or an older copy of itself: what was signed before counts no more."""
+    with journal.transaction() as tx:
+        set_meta(tx, "requests-since", journal.fence)
+        add_event(tx, journal.fence or 0, "requests-forgotten", {})
 
 
 def start(journal: Journal, run: str, params: Json, initial: Weights) -> None:

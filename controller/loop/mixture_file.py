@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from itertools import takewhile
-from pathlib import Path
 
 from mixloop.common.files import NotRegularError, read_regular
-from mixloop.common.json_records import Problem, problem_of
-from mixloop.contract import SegmentLine, Status, decode_line, is_signed, schedule_of
+from mixloop.common.types import Json
+from mixloop.contract import LARGEST_ORDER, AcceptedOrders, Status, is_signed
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import FileState, OrderRow, Plan, remaining
 from mixloop.controller.journal import Journal, queries
 
 from .takeover import OwnedRun
 
-LARGEST_SCHEDULE = 2**28  # bytes worth reading
-
 
 class MixtureFile:
     """Reads the shared state file and the journal's orders.
 
     Attributes:
-        accepted: What the trainer's schedule says it accepted.
+        accepted: What the trainer has accepted, as far as its files prove it.
     """
 
     def __init__(self, run: OwnedRun) -> None:
         self._run = run
         self._journal = run.journal
-        self.accepted = AcceptedOrders(run.paths.schedule)
+        self.accepted = AcceptedOrders(run.paths, run.config.run.id, run.key)
 
     # -- the file ----------------------------------------------------------------------------
 
@@ -39,8 +35,13 @@ class MixtureFile:
 
         That is, in the file or followed by the trainer; empty for nothing.
         """
-        if followed := self._followed(status):
-            return FileState.FOREIGN, followed
+        if self._run.key is None:
+            if followed := self._followed(status):
+                return FileState.FOREIGN, followed
+        elif newest is None or newest.generation < self.accepted.proven(status)[1]:
+            # the journal was lost, or is an older copy: what it has was signed before and may have
+            # been withdrawn since; the trainer goes on as it is until the next decision
+            return FileState.CURRENT, ""
         state, foreign = self._held(newest)
         if state is FileState.FOREIGN and newest is not None:
             state = FileState.STALE  # the trainer did not take it: ours, as it was, replaces it
@@ -48,17 +49,21 @@ class MixtureFile:
 
     def _followed(self, status: Status | None) -> str:
         """An order that the trainer follows and this journal never published."""
-        if status is None:
+        if status is None or self._is_ours(status.accepted.fence, status.accepted.generation):
             return ""
-        fence, generation = status.accepted.fence, status.accepted.generation
-        ours = generation <= queries.highest_generation(self._journal)
-        if ours and fence <= (self._journal.fence or 0):
+        fence, generation = self.accepted.proven(status)
+        if self._is_ours(fence, generation):
             return ""
         return f"an order of generation {generation} under fence {fence}"
 
+    def _is_ours(self, fence: int, generation: int) -> bool:
+        """Whether this journal has given both numbers out."""
+        ours = generation <= queries.highest_generation(self._journal)
+        return ours and fence <= (self._journal.fence or 0)
+
     def _held(self, newest: OrderRow | None) -> tuple[FileState, str]:
         try:
-            data = read_regular(self._run.paths.mixture).data
+            data = read_regular(self._run.paths.mixture, LARGEST_ORDER).data
         except (FileNotFoundError, NotRegularError):  # a link, a pipe: replaced by the rename
             return FileState.ABSENT, ""
         except OSError:  # unreadable now: no news
@@ -79,16 +84,26 @@ class MixtureFile:
             return FileState.FOREIGN, f"an order of generation {generation}"
         ours = newest is not None and newest.generation == generation
         recorded = newest is not None and newest.published_fence == self._journal.fence
-        signed = self._run.key is None or is_signed(self._run.key, order)
+        signed = self._run.key is None or self._is_for_this_run(order)
         current = ours and recorded and signed and fence == self._journal.fence
         return (FileState.CURRENT if current else FileState.STALE), ""
+
+    def _is_for_this_run(self, order: Json) -> bool:
+        """Whether the trainer will find its own uid, and our key's signature."""
+        key = self._run.key
+        return key is not None and order.get("uid", "") == self.uid and is_signed(key, order)
+
+    @property
+    def uid(self) -> str:
+        """What tells the run from others of its id: signed orders name it."""
+        return self.accepted.uid() if self._run.key is not None else ""
 
     # -- orders ------------------------------------------------------------------------------
 
     def next_generation(self, status: Status | None) -> int:
-        """Above every generation this journal or the trainer has seen."""
-        accepted = status.accepted.generation if status is not None else 0
-        return max(queries.highest_generation(self._journal), accepted, self.accepted.now()[1]) + 1
+        """Above every generation of this journal, and all that the trainer may have accepted."""
+        known = (self._journal.fence or 0, queries.highest_generation(self._journal))
+        return self.accepted.above(status, known)[1] + 1
 
     def asked_mixture(self, tokens: int) -> tuple[dict[str, float], Plan]:
         """The mixture last asked for and what is left of its plan; before any order the first."""
@@ -126,61 +141,3 @@ def pinned_shares(journal: Journal, config: RunConfig) -> dict[str, float]:
 def by_sources(weights: Mapping[str, float], config: RunConfig) -> dict[str, float]:
     """A mixture by run.yaml's sources; one that was retired has no share in it."""
     return {name: weights.get(name, 0.0) for name in config.sources}
-
-
-class AcceptedOrders:
-    """The highest fence and generation of the trainer's schedule, as it grows.
-
-    Only the lines that are new since the last look are read with care: a schedule of thousands of
-    orders takes a quarter of a second. What was read is known by its digest, so that a file that
-    was changed in any other way than by appending is read anew.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._read = 0
-        self._digest = hashlib.sha256()
-        self._highest = (0, 0)
-        self.problem: Problem | None = None  # of the file, at the last look
-
-    def now(self) -> tuple[int, int]:
-        """``(fence, generation)``; those read last while the file can't be read."""
-        self.problem = None
-        try:
-            data = read_regular(self._path, LARGEST_SCHEDULE).data
-            if not self._grow(data):
-                self._start(data)
-        except OSError as error:
-            self.problem = problem_of(error)
-        return self._highest
-
-    def _grow(self, data: bytes) -> bool:
-        """Whether nothing but segments was appended since."""
-        end = data.rfind(b"\n") + 1
-        if not 0 < self._read <= end:
-            return False
-        if hashlib.sha256(data[: self._read]).digest() != self._digest.digest():
-            return False
-        new = data[self._read : end]
-        try:
-            lines = [decode_line(line) for line in new.splitlines()]
-        except (ValueError, RecursionError):
-            return False
-        segments = [line for line in lines if isinstance(line, SegmentLine)]
-        if len(segments) < len(lines):
-            return False
-        for line in segments:
-            fence, generation = self._highest
-            self._highest = max(fence, line.fence), max(generation, line.generation)
-        self._read = end
-        self._digest.update(new)
-        return True
-
-    def _start(self, data: bytes) -> None:
-        result = schedule_of(self._path)
-        self.problem = result.problem
-        if result.value is None:
-            return
-        self._highest = result.value.accepted
-        self._read = data.rfind(b"\n") + 1
-        self._digest = hashlib.sha256(data[: self._read])

@@ -75,9 +75,7 @@ class OperatorInbox:
         path = state.request
         assert path is not None
         try:
-            request = requests.read(
-                path, self._owners(), run=self._run.config.run.id, key=self._run.key
-            )
+            request = requests.read(path, self._owners(), to=self._addressee(), key=self._run.key)
         except FileNotFoundError:
             return
         except (requests.RequestError, OSError) as error:
@@ -98,6 +96,11 @@ class OperatorInbox:
             return False
         self._failed_reads[name] += 1
         return self._failed_reads[name] < READS
+
+    def _addressee(self) -> requests.Addressee:
+        journal = self._run.journal
+        uid, since = queries.uid(journal) or "", queries.requests_since(journal)
+        return requests.Addressee(self._run.config.run.id, uid, since)
 
     def _owners(self) -> frozenset[int]:
         owner = self._run.paths.dir.stat().st_uid

@@ -13,6 +13,7 @@ from mixloop.controller.core import (
     DecisionRow,
     RunState,
     Steering,
+    bounded,
     make_decision,
     scores,
 )
@@ -126,7 +127,7 @@ class PolicyDecisions:
         )
         evaluation = queries.evaluation(self.run.journal, scored.step)
         decision = replace(
-            guarded,
+            bounded(guarded, self.run.config.run.id),
             policy=guarded.policy or self.run.config.policy.use,
             step=scored.step,
             tokens=scored.tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mixloop.contract import Order, write_order
+from mixloop.contract import LONGEST_TEXT, Order, write_order
 from mixloop.controller.core import (
     NOTHING,
     CheckpointRow,
@@ -41,9 +41,10 @@ class Publishing:
             weights=row.weights,
             then=tuple(stages(self.mixture_file.plan_of(row))),
             decision=row.decision,
-            policy=row.policy,
-            reason=row.reason,
+            policy=row.policy[:LONGEST_TEXT],  # an older version's journal may hold any text
+            reason=row.reason[:LONGEST_TEXT],
             issued_at=row.issued_at,
+            uid=self.mixture_file.uid,
         )
         if state.foreign_order:
             self.run.journal.event(
@@ -61,8 +62,9 @@ class Publishing:
         status = state.status
         tokens = status.tokens if status is not None else 0
         asked, plan = self.mixture_file.asked_mixture(tokens)
-        if status is not None and status.accepted.fence >= (self.run.journal.fence or 0):
-            self.run.journal.raise_fence(status.accepted.fence)
+        fence, _ = self.mixture_file.accepted.proven(status)
+        if fence >= (self.run.journal.fence or 0):
+            self.run.journal.raise_fence(fence)
         before = dict(status.in_force.weights) if status is not None else asked
         generation = self.mixture_file.next_generation(status)
         reason = (

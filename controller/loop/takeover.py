@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import IO
 
 from mixloop.common.errors import BadInput
-from mixloop.contract import RunPaths, Schedule, read_status, schedule_of
+from mixloop.contract import AcceptedOrders, RunPaths, Schedule, read_status, schedule_of
 from mixloop.controller.config import RunConfig
 from mixloop.controller.decisions import observation_builder
-from mixloop.controller.journal import Journal, queries, take_lock
+from mixloop.controller.journal import Journal, queries, records, take_lock
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,20 @@ def take_over(
     lock = take_lock(paths.dir / "controller.lock")
     check_sources(paths, config)
     journal = Journal(paths.journal, create=True)
-    initial = first_mixture(paths, journal, configured)
-    journal.claim(config.run.id, above=highest_fence(paths))
+    initial = first_mixture(paths, journal, configured, config.run.id, key)
+    behind = is_behind(paths, journal)
+    journal.claim(config.run.id, above=highest_fence(paths, journal, config.run.id, key))
     if wrong := journal.check():  # it may go on for long before it reads that
         quiet(wrong)
+    if key is not None:
+        records.run_uid(journal)
+    if key is not None and behind:
+        records.forget_requests(journal)
+        quiet(
+            f"{paths.journal}: does not know the orders that the trainer has followed: of a fork, "
+            "lost or restored. What is in force stays until the next decision; requests signed "
+            "before are refused"
+        )
     return OwnedRun(config, base, paths, journal, sizes, initial, key, quiet, clock, lock)
 
 
@@ -84,11 +94,24 @@ def _quietly(say: Callable[[str], None]) -> Callable[[str], None]:
     return quiet
 
 
-def highest_fence(paths: RunPaths) -> int:
+def highest_fence(paths: RunPaths, journal: Journal, run: str, key: bytes | None) -> int:
     """The highest fence the trainer has ever seen, so that a lost journal can't go back."""
-    status = read_status(paths.status).value
-    accepted = status.accepted.fence if status is not None else 0
-    return max(accepted, (schedule_of(paths.schedule).value or Schedule()).accepted[0])
+    lease = queries.lease(journal)
+    known = (lease.fence if lease is not None else 0, queries.highest_generation(journal))
+    return AcceptedOrders(paths, run, key).above(read_status(paths.status).value, known)[0]
+
+
+def is_behind(paths: RunPaths, journal: Journal) -> bool:
+    """Whether the trainer has seen later controllers or orders than this journal has.
+
+    Goes by files that anybody can have forged: the worst is that waiting requests are asked again.
+    """
+    lease, status = queries.lease(journal), read_status(paths.status).value
+    seen = [(schedule_of(paths.schedule).value or Schedule()).accepted]
+    if status is not None:
+        seen.append((status.accepted.fence, status.accepted.generation))
+    known = lease.fence if lease is not None else 0, queries.highest_generation(journal)
+    return any(fence > known[0] or generation > known[1] for fence, generation in seen)
 
 
 def check_sources(paths: RunPaths, config: RunConfig) -> None:
@@ -127,16 +150,28 @@ def check_sources(paths: RunPaths, config: RunConfig) -> None:
 
 
 def first_mixture(
-    paths: RunPaths, journal: Journal, configured: Mapping[str, float]
+    paths: RunPaths,
+    journal: Journal,
+    configured: Mapping[str, float],
+    run: str,
+    key: bytes | None = None,
 ) -> dict[str, float]:
     """The mixture before any order of this journal.
 
     What was recorded at the first start; for a journal that was lost, the mixture in force, since
-    going back to run.yaml's would be a change that nobody asked for.
+    going back to run.yaml's would be a change that nobody asked for. With a key, that is the one of
+    the signed order that the trainer follows, if it has begun to follow any: what a heartbeat says
+    is nobody's word.
     """
     recorded = queries.initial_mixture(journal)
     if recorded is not None:
         return recorded
     status = read_status(paths.status).value
+    if key is not None:
+        order = AcceptedOrders(paths, run, key).followed()
+        if order is not None:
+            tokens = status.tokens if status is not None else 0
+            stages = [stage.weights for stage in order.then if stage.from_tokens <= tokens]
+            return dict((stages or [order.weights])[-1])
     followed = status is not None and status.accepted.generation > 0
     return dict(status.in_force.weights if status is not None and followed else configured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -19,16 +20,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixloop.common.files import writable_by_others
+from mixloop.common.json_records import decode, encode
 from mixloop.contract import (
     SCALE,
     Limits,
     Order,
+    RejectedOrder,
     Rejection,
+    SegmentLine,
     Stage,
+    decode_line,
+    encode_line,
     quantise,
     read_order,
+    unpublishable,
     write_order,
 )
+from mixloop.contract.orders import LARGEST_JUMP, LARGEST_ORDER, LARGEST_TURN
 
 SOURCES = ("web", "code", "math")
 AFTER = (3, 6)
@@ -121,6 +129,83 @@ def test_neither_fence_nor_generation_goes_back(
     assert reason in found.reason
     assert (found.fence, found.generation) == (3, 7)
     assert found.digest == "sha256:" + hashlib.sha256(mixture.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("most", [LARGEST_TURN, 2**62, 2**63 - 1])
+def test_what_is_accepted_or_refused_can_be_read_again(tmp_path: Path, most: int) -> None:
+    """One such order made every later heartbeat, and the schedule, unreadable."""
+    path = tmp_path / "mixture.json"
+    write_order(path, replace(ORDER, fence=most, generation=most))
+    found = read(path, after=(most - 1, most - 1))
+    assert isinstance(found, Order) == (most == LARGEST_TURN)
+    assert found is not None
+    line = SegmentLine(1, 0, 0, {"web": SCALE}, found.fence or 0, found.generation or 0)
+    assert decode_line(encode_line(line)) == line
+    refused = RejectedOrder("no", "", found.fence, found.generation)
+    assert decode(RejectedOrder, encode(refused)) == refused
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ((3 + LARGEST_JUMP, 6 + LARGEST_JUMP), None),
+        ((4 + LARGEST_JUMP, 7), f"fence {4 + LARGEST_JUMP} is more than {LARGEST_JUMP} above 3"),
+        ((3, 7 + LARGEST_JUMP), f"generation {7 + LARGEST_JUMP} is more than"),
+        ((4 + LARGEST_JUMP, 6), "fence"),
+    ],
+)
+def test_neither_fence_nor_generation_goes_far_ahead(
+    tmp_path: Path, turn: tuple[int, int], reason: str | None
+) -> None:
+    path = tmp_path / "mixture.json"
+    write_order(path, replace(ORDER, fence=turn[0], generation=turn[1]))
+    found = read(path)
+    assert isinstance(found, Rejection) == (reason is not None)
+    if isinstance(found, Rejection):
+        assert str(reason) in found.reason
+
+
+def test_an_order_of_thousands_of_sources_with_a_plan_is_read(tmp_path: Path) -> None:
+    weights = {f"source-{n:05d}": 1 / 4096 for n in range(4096)}
+    order = Order("r", 1, 1, weights, tuple(Stage(n, weights) for n in range(1, 8)))
+    path = tmp_path / "mixture.json"
+    write_order(path, order)
+    assert path.stat().st_size > 2**20
+    assert unpublishable(order) is None
+    assert read(path, run="r", sources=tuple(weights), after=(0, 0)) == order
+    assert isinstance(read(path, run="r", sources=tuple(weights)[1:], after=(0, 0)), Rejection)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"reason": "R" * 10_001}, "reason has 10,001 characters: the most is 10,000"),
+        ({"policy": "R" * 10_001}, "policy has"),
+        ({"decision": "d" * 201}, "decision has 201 characters: the most is 200"),
+        ({"issued_at": "d" * 201}, "issued_at has"),
+        ({"reason": "half a \ud800 pair"}, "surrogate"),
+        ({"weights": {"web": float("nan")}}, "a weight is no number"),
+        ({"weights": {"web": 0.5}}, "weights sum to 0.5, not to 1"),
+        ({"weights": {"x" * LARGEST_ORDER: 1.0}}, "bytes: the most is"),
+        ({"then": tuple(Stage(n, {"web": 1.0}) for n in range(1001))}, "then has 1,001 stages"),
+        ({"then": (Stage(2**63, {"web": 1.0}),)}, "from_tokens"),
+        ({"generation": LARGEST_TURN + 1}, "generation is"),
+        ({"reason": "R" * 10_000, "then": ORDER.then}, None),
+    ],
+)
+def test_what_no_trainer_would_read_is_known_before_it_is_published(
+    tmp_path: Path, changes: dict[str, Any], why: str | None
+) -> None:
+    order = replace(ORDER, **changes)
+    found = unpublishable(order)
+    assert (found is None) == (why is None)
+    if why is None:
+        return
+    assert why in str(found)
+    path = tmp_path / "mixture.json"
+    with contextlib.suppress(ValueError):  # NaN is never written
+        write_order(path, order)
+        assert isinstance(read(path), Rejection)
 
 
 def test_a_new_fence_republishes_what_is_in_force(mixture: Path) -> None:
@@ -293,8 +378,8 @@ def not_orders(data: bytes) -> Iterator[bytes]:
     yield text.replace("0.55", "1e999").encode()
     yield text.replace("0.55", "9" * 5000).encode()
     yield text.replace('"fence": 3', '"fence": ' + "9" * 5000).encode()
-    yield data + b" " * 2**20
-    yield b"x" * (2**21)
+    yield data + b" " * LARGEST_ORDER
+    yield b"x" * (LARGEST_ORDER + 1)
     yield text.replace("rules", "r" * 2**20).encode()
     yield text.replace("rules", "ru\nles").encode()
 

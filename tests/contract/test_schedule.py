@@ -18,6 +18,7 @@ from mixloop.contract import (
     SegmentLine,
     SourceEntry,
     VoidLine,
+    encode_line,
     read_schedule,
 )
 from mixloop.trainer.mixing import MixtureOrder
@@ -98,7 +99,8 @@ def test_a_torn_last_line_is_cut_wherever_it_ends(tmp_path: Path) -> None:
     written(path, segment(80, 1))
     whole = path.read_bytes()
     tails = [whole[: len(sound) + length] for length in range(len(whole) - len(sound))]
-    tails += [whole[:-20] + b"\0" * 20, whole[:-9] + b"x" + whole[-8:]]
+    tails.pop()  # but for the newline it is whole
+    tails += [whole[:-20] + b"\0" * 20, whole[:-9] + b"\0" + whole[-8:]]
     for torn_file in tails:
         path.write_bytes(torn_file)
         assert len(read_schedule(path).lines) == 2
@@ -107,6 +109,40 @@ def test_a_torn_last_line_is_cut_wherever_it_ends(tmp_path: Path) -> None:
     path.write_bytes(whole[:-30])
     ScheduleWriter(path)
     assert path.read_bytes() == sound
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        encode_line(replace(segment(80, 1), generation=2**62 + 1)),
+        encode_line(segment(80, 1)).replace(b'"sample":80', b'"sample":88'),
+        b'{"schema":"mixloop/schedule/2","line":"segment"}\n',
+        b'{"line":"void","line":"void"}\n',
+        b"[" * 100_000 + b"\n",
+        b"7" * 5000,
+    ],
+)
+def test_a_last_line_that_is_wrong_and_not_torn_is_never_cut(tmp_path: Path, line: bytes) -> None:
+    """It was taken for torn, and the run began again where it had been 900 steps before."""
+    path = tmp_path / "schedule.jsonl"
+    written(path, opening(1), segment(0, 0))
+    with path.open("ab") as file:
+        file.write(line)
+    content = path.read_bytes()
+    for use in (read_schedule, ScheduleWriter):
+        with pytest.raises(ScheduleError, match="line 3: "):
+            use(path)
+    assert path.read_bytes() == content
+
+
+def test_a_line_without_its_newline_counts(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.jsonl"
+    written(path, opening(1), segment(0, 0), segment(80, 1))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_schedule(path).accepted == (1, 1)
+    written(path, segment(160, 2))
+    assert [line.sample for line in read_schedule(path).segments] == [0, 80, 160]
+    assert path.read_bytes().count(b"\n") == 4
 
 
 def test_damage_in_the_middle_is_an_error(tmp_path: Path) -> None:

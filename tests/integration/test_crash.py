@@ -20,9 +20,7 @@ import pytest
 from mixloop.contract import (
     Order,
     RunPaths,
-    ScheduleWriter,
     SegmentLine,
-    quantise,
     read_order,
     read_schedule,
     read_status,
@@ -31,7 +29,6 @@ from mixloop.controller.config import load_config
 from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import Journal, queries
 from mixloop.controller.journal.packing import pack, unpack
-from mixloop.controller.loop.mixture_file import AcceptedOrders
 from mixloop.controller.tracking import mlflow_sink
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -286,24 +283,6 @@ def test_mlflows_store_appears_whole_or_not_at_all(
     mlflow_sink.make_database(f"sqlite:///{store}", "u")  # it is there: left alone
     mlflow_sink.make_database("http://mlflow.example:5000", "u")
     assert store.read_bytes() == b"all of them"
-
-
-def test_what_is_accepted_is_read_on_from_where_it_was_read_to(tmp_path: Path) -> None:
-    path = tmp_path / "schedule.jsonl"
-    accepted = AcceptedOrders(path)
-    assert accepted.now() == (0, 0)
-    writer = ScheduleWriter(path)
-    for number in range(1, 6):
-        weights = quantise({"a": 0.5, "b": 0.5})
-        writer.append(SegmentLine(1, number * 8, number, weights, number // 2, number))
-        assert accepted.now() == read_schedule(path).accepted == (number // 2, number)
-    with path.open("ab") as stream:
-        stream.write(b'{"torn')
-    assert accepted.now() == (2, 5)
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
-    assert accepted.now() == (1, 3)  # changed, not grown: read anew
-    path.unlink()
-    assert accepted.now() == (1, 3)  # no news
 
 
 def test_packed_entries_come_back_as_they_were() -> None:

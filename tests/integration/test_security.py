@@ -10,11 +10,13 @@ import json
 import os
 import pickle
 import re
+import shutil
 import sqlite3
 import sys
 import time
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,10 +50,12 @@ from mixloop.controller.config import load_config
 from mixloop.controller.decisions import read_answer
 from mixloop.controller.journal import queries, take_lock, timestamp
 from mixloop.controller.journal.packing import unpack
+from mixloop.controller.loop import daemon
 from mixloop.controller.report import html, write_report
 from mixloop.evals import Scorecard
 from mixloop.trainer.config import JobError
 from mixloop.trainer.loader import MixtureLoader
+from mixloop.trainer.run import fork_run
 
 ROOT = Path(__file__).parents[2]
 KEY = b"0123456789abcdef-the-key-itself"
@@ -252,7 +256,8 @@ def test_a_trainer_with_a_key_keeps_its_mixture_and_status_says_why(
         assert "not signed" in beat().rejected[0].reason
         shown = CliRunner().invoke(app, ["status", str(folder)])
         assert "not signed, and this run has a key" in shown.output
-        write_order(folder / "mixture.json", Order("r", 1, 2, asked), KEY)
+        uid = read_schedule(folder / "schedule.jsonl").uid
+        write_order(folder / "mixture.json", Order("r", 1, 2, asked, uid=uid), KEY)
         train(lambda: loader.weights["code"] > 0.2)
     accepted = json.loads((folder / "accepted.json").read_bytes())
     assert is_signed(KEY, accepted), "after a restart only what was signed is gone on with"
@@ -297,18 +302,143 @@ def test_requests_need_the_key_where_there_is_one(play: Any, tmp_path: Path) -> 
         assert event is not None
         return str(event.detail["reason"])
 
-    requests.submit(folder, requests.new_request("pause", timestamp()), run="r")
+    def pause(key: bytes | None, **changes: Any) -> None:
+        to = requests.Addressee("r", queries.uid(run.journal) or "", run.journal.fence or 0)
+        request = requests.new_request("pause", timestamp())
+        requests.submit(folder, request, to=replace(to, **changes), key=key)
+
+    pause(None)
     assert "not signed" in refused()
-    requests.submit(folder, requests.new_request("pause", timestamp()), run="r", key=OTHER)
+    pause(OTHER)
     assert "another key" in refused()
-    requests.submit(folder, requests.new_request("pause", timestamp()), run="other", key=KEY)
+    pause(KEY, run="other")
     assert "another run" in refused()
+    pause(KEY, uid="0" * 32)
+    assert "another journal" in refused()
     assert not queries.paused(run.journal)
     result = CliRunner().invoke(app, ["pause", str(run.paths.dir), "--wait", "0"])
     assert result.exit_code == 0, "a run folder names no key, and the environment has none"
     assert "not signed" in refused()
     assert run.tell("pause").exit_code == 0
     assert queries.paused(run.journal)
+
+
+# --- what was signed counts once, and in one run ------------------------------------------------
+
+
+def test_a_signed_order_is_for_one_run_of_its_id(tmp_path: Path) -> None:
+    path = tmp_path / "mixture.json"
+    ours = replace(ORDER, uid="a" * 32)
+    write_order(path, ours, KEY)
+
+    def read_by(uid: str | None, key: bytes | None = KEY) -> Order | Rejection | None:
+        return read_order(path, run="r", sources=("web", "code"), after=(0, 0), key=key, uid=uid)
+
+    assert read_by("a" * 32) == read_by(None) == read_by("b" * 32, None) == ours
+    for uid in ("b" * 32, ""):
+        refused = read_by(uid)
+        assert isinstance(refused, Rejection)
+        assert "another run of this id" in refused.reason
+    write_order(path, ORDER, KEY)
+    assert isinstance(read_by("a" * 32), Rejection), "signed before, or by an older controller"
+    assert read_by("") == ORDER, "a run from before signed orders named one"
+
+
+def test_a_run_keeps_its_uid_and_a_fork_has_its_own(
+    tmp_path: Path, played_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = played_run.make_run(tmp_path)
+    folder = load_config(path).run.dir
+
+    def begin() -> str:
+        with MixtureLoader.from_config(path, from_scratch=True) as loader:
+            next(loader)
+        return read_schedule(folder / "schedule.jsonl").uid
+
+    assert begin() == "", "without a key nothing needs one"
+    monkeypatch.setenv(signing.KEY_FILE, str(make_key(tmp_path)))
+    uid = begin()
+    assert len(uid) == 32
+    assert begin() == uid
+    fork_run(folder, tmp_path / "fork", "r", step=0)
+    forked = read_schedule(tmp_path / "fork" / "schedule.jsonl").uid
+    assert len(forked) == 32
+    assert forked != uid
+
+
+def keyed(play: Any, tmp_path: Path) -> Any:
+    """A run with a key, in which a forced mixture was in force and was taken back."""
+    make_key(tmp_path)
+    section = {"sequence_length": 10, "micro_batch": 8, "poll_every": 2, "key_file": "key"}
+    evals = {"benchmarks": {"gsm8k": {"data": "packages"}}, "every": 24_000}  # nothing to decide
+    run = play(policy={"use": "static"}, trainer=section, evals=evals)
+    run.train(1)
+    for shares in ("code=0.55", "code=0.10"):
+        run.before = run.paths.journal.read_bytes()  # as a thief would have it
+        assert run.tell("set", shares, "--force").exit_code == 0
+        run.train(4)
+    assert run.in_force()["code"] == pytest.approx(0.1, abs=1e-6)
+    shutil.copy(run.paths.mixture, run.paths.accepted)  # as trainers do
+    run.controller.close()
+    return run
+
+
+def start_again(run: Any) -> list[str]:
+    """Another controller, and what the owner hears of it."""
+    said: list[str] = []
+    run.controller = daemon.Controller(load_config(run.path), run.path.parent, said.append)
+    run.journal = run.controller.journal
+    run.settle()
+    return said
+
+
+@pytest.mark.parametrize("journal", ["lost", "older"])
+def test_after_a_lost_journal_nothing_signed_before_counts(
+    play: Any, tmp_path: Path, journal: str
+) -> None:
+    """A withdrawn `set --force` came into force again: nobody knew that it had been taken."""
+    run = keyed(play, tmp_path)
+    taken = sorted((run.paths.requests / "taken").iterdir())
+    if journal == "lost":
+        run.paths.journal.unlink()
+    else:
+        run.paths.journal.write_bytes(run.before)  # from when code=0.55 was in force
+    for old in taken:
+        shutil.copy(old, run.paths.requests / old.name)
+    beat = json.loads(run.paths.status.read_bytes())
+    beat["in_force"]["weights"] = {"web": 0.2, "code": 0.7, "maths": 0.1}  # nobody's word
+    run.paths.status.write_text(json.dumps(beat))
+    held = run.paths.mixture.read_bytes()
+    said = start_again(run)
+    assert run.paths.mixture.read_bytes() == held, "the trainer goes on as it is"
+    assert any("requests signed before are refused" in line for line in said)
+    refused = queries.events(run.journal, "request-refused")
+    assert len(refused) == len(taken) == 2
+    assert all("ask again" in event.detail["reason"] for event in refused)
+    run.train(4)
+    assert run.in_force()["code"] == pytest.approx(0.1, abs=1e-6)
+    assert run.tell("set", "code=0.3").exit_code == 0, "what is asked now is done"
+    run.train(4)
+    assert run.in_force() == pytest.approx({"web": 0.56, "code": 0.3, "maths": 0.14}, abs=1e-3)
+
+
+def test_a_request_waits_for_the_next_controller(play: Any, tmp_path: Path) -> None:
+    run = keyed(play, tmp_path)
+    result = CliRunner().invoke(app, ["set", str(run.path), "code=0.2", "--wait", "0"])
+    assert result.exit_code == 0, result.output
+    start_again(run)
+    run.train(4)
+    assert run.in_force()["code"] == pytest.approx(0.2, abs=1e-6)
+
+
+def test_a_signed_request_needs_a_journal_to_be_for(tmp_path: Path, played_run: Any) -> None:
+    make_key(tmp_path)
+    section = {"sequence_length": 10, "micro_batch": 8, "poll_every": 2, "key_file": "key"}
+    path = played_run.make_run(tmp_path, trainer=section)
+    played_run.FileTrainer(load_config(path)).advance()
+    result = CliRunner().invoke(app, ["pause", str(path), "--wait", "0"])
+    assert isinstance(result.exception, BadInput)
+    assert "start `mixloop control`" in str(result.exception)
 
 
 # --- O_EXCL, O_NOFOLLOW, and no waiting -------------------------------------------------------

@@ -65,6 +65,8 @@ KINDS = {
     "request-again": "a request that was taken lies there again",
     "mixture-rubbish": "somebody writes rubbish over mixture.json",
     "mixture-stranger": "somebody publishes an order of their own, which the trainer may follow",
+    "mixture-far": "somebody publishes an order whose numbers leave no room for another",
+    "status-forged": "somebody's heartbeat says that an order far ahead was accepted",
 }
 
 

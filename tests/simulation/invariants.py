@@ -22,6 +22,7 @@ NAMES = {
     "one-fence": "every commit is made under the highest fence",
     "fence-obeyed": "the trainer's accepted fence never falls, nor exceeds the journal's",
     "generations-grow": "generations grow, in the journal and as accepted by the trainer",
+    "numbers-last": "no fence and no generation is taken from what was forged",
     "one-decision": "decisions are numbered without gap, one per checkpoint, one per order",
     "experiment-budget": "experiments never take more tokens than their budget",
     "experiment-ends": "each experiment ends once, in one state, and stays so",
@@ -49,6 +50,7 @@ NAMES = {
 STABLE = ("decision", "policy", "reason", "weights", "plan", "issued_at")
 OPEN = ("planned", "running")
 TOLERANCE = 1e-6
+FAR = 10**5  # above every fence and generation of a run of some hundred looks
 
 
 class Violation(BaseException):  # so that no handler of the product takes it for trouble
@@ -101,6 +103,8 @@ class Watch:
         db = journal._db
         if lease != journal.fence:
             raise Violation("one-fence", f"fence {journal.fence} wrote under the lease of {lease}")
+        if lease > FAR:
+            raise Violation("numbers-last", f"the lease is {lease}")
         cut = self._new_cut(db)
         self._see_orders(db, cut)
         self._see_experiments(db, journal.fence or 0)
@@ -152,6 +156,8 @@ class Watch:
             if generation not in self._orders:
                 if generation <= newest:
                     raise Violation("generations-grow", f"{generation} came after {newest}")
+                if generation > FAR:
+                    raise Violation("numbers-last", f"{generation} came after {newest}")
                 self._simplex(unpack(row["weights"]), f"order {generation}")
             self._orders[generation] = dict(row)
 
@@ -480,6 +486,8 @@ class Watch:
     def accepted(self, view: Any, db: sqlite3.Connection, *, rewound: bool) -> None:
         """After the trainer looked: what it accepted and what it will draw by."""
         fence, generation = view.accepted
+        if max(view.accepted) > FAR:
+            raise Violation("numbers-last", f"the trainer follows {view.accepted}")
         before, self._accepted = self._accepted, view.accepted
         if rewound:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -216,6 +217,7 @@ class Simulation(Controllers):
             self.fs.put(str(self.paths.mixture), junk)
         if draw("mixture-stranger", 0.3):
             self._stranger()
+        self._forgeries(self.noise("forgeries", self.cycles))
         for kind, rewind in (("trainer-restart", False), ("trainer-rewind", True)):
             if rng.random() < self.faults.rate * 0.5:
                 self._restart(kind, rewind=rewind)
@@ -233,6 +235,23 @@ class Simulation(Controllers):
         )
         self.actor = ""
         self.tell(f"a stranger orders generation {high}")
+
+    def _forgeries(self, rng: random.Random) -> None:
+        """Numbers from nowhere, without a draw that would move all those after it."""
+        far = rng.choice([2**20 + 500, 2**61, 2**62 - 1, 2**62, 2**63 - 1])
+        even = dict.fromkeys(self.config.sources, 1 / len(self.config.sources))
+        if rng.random() < 0.3 * self.faults.rate:
+            self.foreign = True
+            fence, generation = rng.choice([(far, far), (far, 5), (self.watch.newest(), far)])
+            self.actor = "stranger"
+            write_order(self.paths.mixture, Order("r", fence, generation, even, reason="x"))
+            self.actor = ""
+            self.faults.happened("mixture-far")
+        status = self.fs.find(str(self.paths.status))
+        if status is not None and rng.random() < 0.5 * self.faults.rate:
+            body = json.loads(status.data) | {"accepted": {"fence": far, "generation": far}}
+            self.fs.put(str(self.paths.status), json.dumps(body).encode())
+            self.faults.happened("status-forged")
 
     def _vanish(self) -> None:
         steps = sorted(self.trainer.made)

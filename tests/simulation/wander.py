@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from mixloop.policies.interface import Experiment, Hold, MergeDesign, Observation, Proposal
 
 INSISTS = 4  # decisions
+LONG_PLAN = 4000  # stretches
 OFF = 1e-4  # of the tokens, far below the guards' dead-band
 
 
@@ -43,7 +45,24 @@ class Wander:
             plan = (
                 [(turn, weights), (observation.budget, later)] if turn < observation.budget else []
             )
-        return Proposal(weights, "wandering", plan=plan, evidence={} if plan else {"asks": weights})
+        told: dict[str, Any] = {} if plan else {"asks": weights}
+        return Proposal(weights, *_wordy(observation, weights, plan), evidence=told)
+
+
+def _wordy(
+    observation: Observation, weights: dict[str, float], plan: list[Any]
+) -> tuple[str, list[Any]]:
+    """The reason and the plan; in one run of eight now and then of more than a megabyte."""
+    how = random.Random(f"{observation.seed} words {observation.tokens}").random()
+    room = observation.budget - observation.tokens
+    if observation.seed % 8 != 4:
+        return "wandering", plan
+    if how < 0.1:
+        return "R" * 1_100_000, plan
+    if how < 0.2 and room > LONG_PLAN:
+        ends = [observation.tokens + room * n // LONG_PLAN for n in range(1, LONG_PLAN + 1)]
+        return "wandering", [(end, weights) for end in ends]
+    return "wandering", plan
 
 
 def _tried(observation: Observation) -> Experiment | None:

@@ -21,7 +21,7 @@ Path_ = tuple[Any, ...]
 DEEP = "[" * 4000 + "]" * 4000
 NAN, INFINITE = float("nan"), float("inf")
 WEIRD: tuple[Json, ...] = (
-    *(None, True, False, 0, -1, 1, 7, 2**31, 2**53, 2**63 - 1, 2**63, -(2**63) - 1, 10**400),
+    *(None, True, False, 0, -1, 1, 7, 2**31, 2**53, 2**62, 2**63 - 1, 2**63, -(2**63) - 1, 10**400),
     *(0.5, -0.0, 1e308, -1e308, 5e-324, NAN, INFINITE, -INFINITE),
     *("", "\0", "\ud800", "\x1b[2J\x1b]0;owned\x07", "<script>alert(1)</script>", "../../etc"),
     *("$(reboot)", "9" * 5000, "x" * 70_000, "\u202e", "nan", "1e999", "web", "d-000001"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 from dataclasses import dataclass, replace
@@ -126,6 +127,7 @@ def _opened_at(prefix: Schedule, last: OpenLine, step: int, sample: int) -> Open
         quantum=stages[0][1],
         accumulation=stages[0][1] // each,
         quanta=with_accumulation(stages, each),
+        uid=secrets.token_hex(16) if last.uid else "",
         rewind=False,
     )
 

@@ -174,6 +174,7 @@ class LiveMixture:
             accept_uid=settings.accept_uid,
             retired=[name for name in start.sizes if name not in job.sources],
             key=key_for(settings.key_file),
+            uid=start.uid,
         )
         self.lead = LeaderFiles(inbox, StatusBuilder(plan, start), SideThread(inbox))
 

@@ -20,9 +20,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from mixloop.common.files import read_regular
+from mixloop.common.files import Content, read_regular
 from mixloop.common.log import say
 from mixloop.contract import (
+    LARGEST_ORDER,
     SCALE,
     BatchSchedule,
     Limits,
@@ -42,9 +43,6 @@ from mixloop.contract import (
     write_order,
 )
 from mixloop.trainer.config import durable_steps
-
-ACCEPTED_FILE = "accepted.json"
-"""The trainer's own copy of the order it follows: fence and plan survive a restart."""
 
 _POLLS_AHEAD, _MAX_POLLS_AHEAD = 1, 64
 _ROUNDING = 2  # units of 1/SCALE that a weight may be off its integer
@@ -141,6 +139,7 @@ class OrderInbox:
         retired: sources of the run that this job no longer has. The order that was followed before
             may still name them; what it plans for them later is dropped, with a word.
         key: what an order must be signed with; None: anything, signed or not.
+        uid: of the run, which a signed order must name.
     """
 
     paths: RunPaths
@@ -155,6 +154,7 @@ class OrderInbox:
     accept_uid: int | None = None
     retired: Sequence[str] = ()
     key: bytes | None = None
+    uid: str = ""
 
     def __post_init__(self) -> None:
         begun = [switch for switch in self.past if switch.sample <= self.clock.sample]
@@ -169,6 +169,7 @@ class OrderInbox:
         self._superseded = False
         self._accepted = (self.past[-1].fence, self.past[-1].generation)
         self._glanced = b""
+        self._no_news: tuple[Content | None, tuple[int, int]] | None = None  # as it was read last
         self._plan: list[Stage] = []
         self._recover()
 
@@ -209,7 +210,7 @@ class OrderInbox:
     def glance(self) -> None:
         """Look if `mixture.json` holds something else than at the last glance; never raises."""
         try:
-            content = read_regular(self.paths.mixture).data
+            content = read_regular(self.paths.mixture, LARGEST_ORDER).data
         except OSError:
             return  # no news; what is wrong with it, the next poll tells
         if content != self._glanced:
@@ -263,6 +264,18 @@ class OrderInbox:
 
     def _read(self) -> Order | Rejection | None:
         """What `mixture.json` says against the mixture in force."""
+        content: Content | None
+        try:
+            content = read_regular(self.paths.mixture, LARGEST_ORDER)
+        except OSError:
+            content = None  # what is wrong with it, the reader tells
+        if content is not None and (content, self._accepted) == self._no_news:
+            return None  # a plan for thousands of sources takes long to parse
+        news = self._read_anew()
+        self._no_news = None if news is not None else (content, self._accepted)
+        return news
+
+    def _read_anew(self) -> Order | Rejection | None:
         weights = zip(self.sources, self._in_force.weights, strict=True)
         return read_order(
             self.paths.mixture,
@@ -274,6 +287,7 @@ class OrderInbox:
             accept_uid=self.accept_uid,
             retired=self.retired,
             key=self.key,
+            uid=self.uid,
         )
 
     def _follow(self, news: Order | Rejection | None) -> bool:
@@ -289,7 +303,7 @@ class OrderInbox:
             self._plan = list(news.then)
         with self._lock:
             self._accepted = (news.fence, news.generation)
-        write_order(self.paths.dir / ACCEPTED_FILE, news, self.key)
+        write_order(self.paths.accepted, news, self.key)
         return changes
 
     def _due_stage(self) -> None:
@@ -336,12 +350,14 @@ class OrderInbox:
     def _recover(self) -> None:
         """After a restart: the fence and the plan of the order that was being followed."""
         names = (*self.sources, *self.retired)
-        for path in (self.paths.mixture, self.paths.dir / ACCEPTED_FILE):
-            order = read_order(path, run=self.run, sources=names, after=(0, 0), key=self.key)
-            if not isinstance(order, Order) or order.generation != self._accepted[1]:
+        generation = self._accepted[1]
+        for path in (self.paths.mixture, self.paths.accepted):
+            after = (self._accepted[0], generation - 1)
+            order = read_order(path, run=self.run, sources=names, after=after, key=self.key)
+            if not isinstance(order, Order) or order.generation != generation:
                 continue
-            if order.fence < self._accepted[0]:
-                continue
+            if self.key is not None and order.uid not in ("", self.uid):
+                continue  # "": accepted before this run had a uid
             first, *stages = (s for s in self.past if s.generation == order.generation)
             if not self._asks_for(order.weights, first):
                 continue  # not the order that was accepted under this number

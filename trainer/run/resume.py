@@ -6,6 +6,7 @@ Light (no torch): the checks of a job and of a resume are made before anything h
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,7 @@ class Incarnation:
     """A begun incarnation, as every rank needs it.
 
     `sizes` are the samples of every source the run ever had, as the data order numbers and takes
-    them; `batch_schedule` has the samples of every step of the run.
+    them; `batch_schedule` has the samples of every step of the run; signed orders must name `uid`.
     """
 
     incarnation: int
@@ -96,6 +97,7 @@ class Incarnation:
     switches: tuple[Switch, ...]
     sizes: Mapping[str, tuple[tuple[int, int], ...]]
     batch_schedule: BatchSchedule
+    uid: str = ""
 
     def order(self, seed: int) -> MixtureOrder:
         """The global order of samples."""
@@ -302,6 +304,9 @@ def begin(
     path = RunPaths(job.dir).schedule
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = ScheduleWriter(path)
+    uid = plan.schedule.uid
+    if not uid and key_for(job.settings.key_file) is not None:
+        uid = secrets.token_hex(16)
     stages, each = plan.batch_schedule.stages, job.settings.micro_batch * plan.world
     writer.append(
         OpenLine(
@@ -318,6 +323,7 @@ def begin(
             accumulation=stages[0][1] // each,
             rewind=plan.rewind,
             quanta=with_accumulation(stages, each),
+            uid=uid,
         )
     )
     for line in read_schedule(path).segments:
@@ -334,6 +340,7 @@ def begin(
         switches(schedule, plan.sources),
         schedule.sizes,
         BatchSchedule(schedule.batch_stages),
+        uid,
     )
 
 
