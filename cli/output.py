@@ -210,9 +210,12 @@ def status_lines(run: RunStanding) -> list[str]:
         lines.append(f"Guard      the policy: {standing}")
     lines += _operator_lines(run.operators, run.approval_timeout)
     tracking = run.tracking
-    lines.append(f"MLflow     {tracking.sent} entries sent, {tracking.waiting} waiting")
-    if tracking.last_error is not None:
-        lines.append(f"           last error: {clean(tracking.last_error.get('error', ''))}")
+    refused = f", {tracking.refused} refused" if tracking.refused else ""
+    lines.append(f"MLflow     {tracking.sent} entries sent, {tracking.waiting} waiting{refused}")
+    for what, of in (("error", tracking.last_error), ("refused", tracking.last_refusal)):
+        if of is not None:
+            entry = f"{of['entry']}: " if of.get("entry") else ""
+            lines.append(f"           last {what}: {clean(entry + of.get('error', ''))}")
     return lines
 
 

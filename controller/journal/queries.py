@@ -513,9 +513,21 @@ def has_entry(journal: Journal, key: str) -> bool:
     return journal.value(query, key, f"{key}:%") is not None
 
 
-def next_entry(journal: Journal, *, after: int) -> OutboxRow | None:
-    """The first entry above a number that MLflow has not got."""
-    return journal.first(OutboxRow, "WHERE done_at IS NULL AND seq > ? ORDER BY seq LIMIT 1", after)
+def numbered_entry(journal: Journal, seq: int) -> OutboxRow | None:
+    """An entry for MLflow by its number."""
+    return journal.first(OutboxRow, "WHERE seq = ?", seq)
+
+
+def newest_description(journal: Journal) -> OutboxRow | None:
+    """The newest entry that describes the run."""
+    clause = "WHERE kind IN ('note', 'end') ORDER BY seq DESC LIMIT 1"
+    return journal.first(OutboxRow, clause)
+
+
+def next_waiting(journal: Journal, *, after: int) -> int | None:
+    """The number of the first entry above a number that MLflow has not got."""
+    query = "SELECT seq FROM outbox WHERE done_at IS NULL AND seq > ? ORDER BY seq LIMIT 1"
+    return _number(journal, query, after)
 
 
 def waiting_entries(journal: Journal, *, until: int = ALL) -> int:
@@ -526,7 +538,19 @@ def waiting_entries(journal: Journal, *, until: int = ALL) -> int:
 
 def sent_entries(journal: Journal) -> int:
     """How many entries MLflow has got."""
-    return _number(journal, "SELECT COUNT(*) FROM outbox WHERE done_at IS NOT NULL") or 0
+    ended = _number(journal, "SELECT COUNT(*) FROM outbox WHERE done_at IS NOT NULL") or 0
+    return max(ended - refused_entries(journal), 0)
+
+
+def refused_entries(journal: Journal) -> int:
+    """How many entries were let go because MLflow would not take them."""
+    return _number(journal, "SELECT COUNT(*) FROM events WHERE kind = 'tracking-refused'") or 0
+
+
+def is_waiting(journal: Journal, key: str) -> bool:
+    """Whether MLflow has not got an entry yet."""
+    query = "SELECT 1 FROM outbox WHERE key = ? AND done_at IS NULL"
+    return journal.value(query, key) is not None
 
 
 def newest_entry_number(journal: Journal) -> int:

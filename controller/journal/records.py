@@ -46,10 +46,14 @@ from mixloop.policies.interface import Observation
 
 from . import queries
 from .journal import Journal, add_event, insert, timestamp
-from .packing import dumps, pack
+from .packing import dumps, pack, unpack
 from .unreadable_files import UnreadableFiles, name_of
 
 UNUSED = "training ended before it came into force"  # why an order never will
+
+# An entry that MLflow calls invalid is let go when it has said so this often, at such distances.
+DECLINES = 5
+DECLINE_PAUSE = 120.0  # seconds
 
 
 def now_ms() -> int:
@@ -548,24 +552,49 @@ def _note(journal: Journal) -> str:
     return run_note(interventions, changed, queries.newest_decision_number(journal))
 
 
-def drained(journal: Journal, messages: Sequence[Json]) -> str | None:
-    """Mark what arrived in MLflow. Returns the last failure, if the drain ended on one."""
-    failure: str | None = None
+def drained(journal: Journal, messages: Sequence[Json]) -> Json | None:
+    """Mark what became of entries that were sent to MLflow.
+
+    Returns:
+        The last failure: its ``error``, and the key of its ``entry``, None where all failed.
+    """
+    failure: Json | None = None
     if not messages:
         return None
     with journal.transaction() as tx:
         for message in messages:
-            if "failed" in message:
-                failure = message["error"]
-                continue
             if "assessments" in message:
                 _assessed(tx, message["assessments"])
-                continue
-            seq = message.get("done", message.get("refused"))
-            tx.execute("UPDATE outbox SET done_at = ? WHERE seq = ?", (timestamp(), seq))
-            if "refused" in message:
-                add_event(tx, journal.fence or 0, "tracking-refused", dict(message))
+            elif "done" in message:
+                _done(tx, message["done"])
+            elif "declined" in message:
+                failure = _failure(tx, message["declined"], message["error"])
+                _declined(tx, journal, message["declined"], failure)
+            elif "failed" in message:
+                failure = _failure(tx, message["failed"], message["error"])
     return failure
+
+
+def _done(tx: sqlite3.Connection, seq: int) -> None:
+    tx.execute("UPDATE outbox SET done_at = ? WHERE seq = ?", (timestamp(), seq))
+
+
+def _failure(tx: sqlite3.Connection, seq: int, error: str) -> Json:
+    row = tx.execute("SELECT key FROM outbox WHERE seq = ?", (seq,)).fetchone()
+    return {"entry": None, "error": error} if row is None else {"entry": row[0], "error": error}
+
+
+def _declined(tx: sqlite3.Connection, journal: Journal, seq: int, failure: Json) -> None:
+    """MLflow calls an entry invalid; said often enough, over long enough, it is let go."""
+    rows = tx.execute("SELECT detail FROM events WHERE kind = 'tracking-declined'").fetchall()
+    times = [detail["ms"] for row in rows if (detail := unpack(row[0]))["seq"] == seq]
+    now, fence = now_ms(), journal.fence or 0
+    if times and abs(now - times[-1]) < DECLINE_PAUSE * 1000:  # the clock may step
+        return
+    add_event(tx, fence, "tracking-declined", {"seq": seq, "ms": now, **failure})
+    if len(times) + 1 >= DECLINES:
+        _done(tx, seq)
+        add_event(tx, fence, "tracking-refused", {"refused": seq, **failure})
 
 
 def _assessed(tx: sqlite3.Connection, assessments: Sequence[Json]) -> None:

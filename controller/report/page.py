@@ -108,14 +108,16 @@ def _strongest(entry: Json) -> str:
 
 def _facts(report: Report) -> dict[str, str]:
     status, trainer = report.status, report.standing.trainer
-    waiting = report.standing.tracking.waiting
+    tracking = report.standing.tracking
+    waiting = f"{tracking.waiting} entries wait" if tracking.waiting else ""
+    refused = f"{tracking.refused} were refused" if tracking.refused else ""
     return {
         "trainer": ", ".join(filter(None, (trainer.in_words, trainer.origin_in_words))),
         "step": f"{status.step:,}",
         "tokens": format_tokens(status.tokens),
         "learning-rate phase": status.phase or "-",
         "training loss": "-" if status.loss is None else f"{status.loss:.4f}",
-        "MLflow": f"{waiting} entries wait" if waiting else "all told",
+        "MLflow": ", ".join(filter(None, (waiting, refused))) or "all told",
     }
 
 

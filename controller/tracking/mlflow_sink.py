@@ -1,23 +1,16 @@
-"""The child that carries the outbox to MLflow, in order, and ends when it is empty.
+"""One mixloop run's place in MLflow: what each entry of the outbox does there.
 
-A process of its own because the MLflow client weighs 240 MB, and because a call to a server that
-is down may block. It only reads the journal; it says on stdout which entries arrived, and the
-controller marks them. Killed between an effect and that word, it does the effect again: every one
-is looked up first (by tag, by name) or is idempotent by MLflow's own rule (a point of equal key,
-timestamp, step and value is one point).
+Every effect may happen again: it is looked up first (by tag, by name), has an id made of what it
+is, or is idempotent by MLflow's own rule (a point of equal key, timestamp, step and value is one
+point). A request that seemed lost may also take effect late: what it doubles is put away.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import json
-import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,29 +19,15 @@ from mixloop.common.types import Json
 from mixloop.controller.core import LOWER, UPPER, OutboxRow, calls
 from mixloop.controller.journal import Journal, queries
 
-# The client's defaults retry for minutes; ours is the loop that retries, from the journal.
-LIMITS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",
-    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_TRACKING_URI": "",  # never another server's because of the caller's environment
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-SPANS = {  # the icon of each step in MLflow's tree of a trace
-    "decide": "AGENT",
-    "guard": "GUARDRAIL",
-    "outcome": "EVALUATOR",
-    "receipt": "EVALUATOR",
-}
-PREVIEW = 1000  # characters that MLflow keeps of a preview
-JOURNAL_TIMEOUT = 30.0  # seconds that a journal which is being written is waited for
-REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+from .decision_traces import Traces
+from .mlflow_database import database_of
+
+# What MLflow answers for good. Not BAD_REQUEST, which it also says when its database fails.
+REFUSED = ("INVALID_PARAMETER_VALUE", "INVALID_STATE")
 
 
 class Refused(Exception):  # noqa: N818 - the server refused, we did not err
-    """MLflow answered that this entry can never be taken; the others still can."""
+    """MLflow itself, or this machine, says that an entry can't be taken."""
 
 
 class Sink:
@@ -73,12 +52,17 @@ class Sink:
             self.experiment = self.client.create_experiment(experiment, artifact_location=location)
         else:
             self.experiment = existing.experiment_id
-        mlflow.set_experiment(experiment_id=self.experiment)
+        _given(self.experiment, uri)
+        self.traces = Traces(uri, self.client, self.experiment, uid)
         self._run: str | None = None
+        self._trace: tuple[str, str] | None = None  # of the entry that is being sent
 
     @property
     def run(self) -> str:
         """The id of this run in MLflow, looked up by its tag once.
+
+        Of several, made by requests that seemed lost and were only late, the one that has something
+        is the run, and what is empty goes.
 
         Raises:
             LookupError: before the run's own entry was sent.
@@ -87,21 +71,32 @@ class Sink:
             runs = self.client.search_runs([self.experiment], f"tags.`mixloop.uid` = '{self.uid}'")
             if not runs:
                 raise LookupError("the run is not in MLflow yet")
-            self._run = runs[0].info.run_id
+            first, *others = sorted(runs, key=lambda run: (not run.data.params, run.info.run_id))
+            for other in others:
+                if not other.data.params and not other.data.metrics:
+                    self.client.delete_run(other.info.run_id)
+            self._run = first.info.run_id
         return self._run
+
+    def takes_writes(self) -> bool:
+        """Whether MLflow takes what can't be wrong: a tag on the run."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        try:
+            self.client.set_tag(self.run, "mixloop.checked_at", now)
+        except Exception:
+            return False
+        return True
 
     def send(self, journal: Journal, entry: OutboxRow) -> None:
         """Carry over what one outbox entry comes to.
 
         Raises:
-            Refused: when MLflow will never take it, or a part of it; the other parts it has.
+            Refused: when MLflow will not take it, or a part of it; the other parts it has.
             Exception: whatever the client raises when the server cannot be reached.
         """
         refusals = []
-        decision = None
-        if entry.kind == "decision":
-            decision = queries.decision(journal, entry.payload["id"])
-        for kind, payload in calls(entry.kind, entry.payload, decision):
+        self._trace = None
+        for kind, payload in _calls(journal, entry):
             try:
                 self._call(kind, payload)
             except Refused as refusal:
@@ -126,8 +121,9 @@ class Sink:
         try:
             methods[kind](payload)
         except MlflowException as error:
-            if error.error_code in REFUSED:
-                raise Refused(str(error).splitlines()[0]) from error
+            # the client calls what a proxy answers "API request to ... failed"
+            if error.error_code in REFUSED and not str(error).startswith("API request to"):
+                raise Refused(line(error)) from error
             raise
 
     def _send_run(self, payload: Json) -> None:
@@ -140,11 +136,10 @@ class Sink:
             created = self.client.create_run(
                 self.experiment, payload["ms"], tags=tags, run_name=payload["name"]
             )
-            run = self._run = created.info.run_id
+            run = self._run = _given(created.info.run_id, self.uri)
             self._keep_artifacts(run)
         params = [Param(key, str(value)[:6000]) for key, value in payload["params"].items()]
         self.client.log_batch(run, params=params, synchronous=True)
-        self.client.set_terminated(run, status="RUNNING")
 
     def _keep_artifacts(self, run: str) -> None:
         """This run's artifacts in its own folder, whoever made the experiment.
@@ -187,21 +182,53 @@ class Sink:
 
     def _send_model(self, payload: Json) -> None:
         name = payload["name"]
-        models = self.client.search_logged_models(
-            [self.experiment], f"name = '{name}' AND source_run_id = '{self.run}'"
-        )
+        mine = f"name = '{name}' AND source_run_id = '{self.run}'"
+        models = {model.model_id: model.params for model in self._models(mine)}
         if models:
-            model = models[0]
+            model = self._keep_one(list(models))
+            # of many the client sends a hundred at first
+            if missing := {k: v for k, v in payload["params"].items() if k not in models[model]}:
+                self.client.log_model_params(model, missing)
         else:
-            model = self.client.create_logged_model(
+            created = self.client.create_logged_model(
                 self.experiment, name, self.run, payload["tags"], payload["params"], "checkpoint"
             )
-        self.client.finalize_logged_model(model.model_id, "READY")
-        self._show_on_run(model.model_id, payload["tokens"])
+            model = _given(created.model_id, self.uri)
+        self.client.finalize_logged_model(model, "READY")
+        if model not in self._outputs():
+            self._list(model, payload["tokens"])
         data = {name: _dataset(name, text) for name, text in payload["datasets"].items()}
         if data:
-            self._log_data(list(data.values()), model.model_id)
-        self._log(payload["metrics"], payload["tokens"], payload["ms"], model.model_id, data)
+            self._log_data(list(data.values()), model)
+        self._log(payload["metrics"], payload["tokens"], payload["ms"], model, data)
+
+    def _models(self, wanted: str) -> Iterator[Any]:
+        token: str | None = None
+        while True:
+            page = self.client.search_logged_models([self.experiment], wanted, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _keep_one(self, models: list[str]) -> str:
+        """One model of a checkpoint; others were made by requests that were only late."""
+        if len(models) > 1:
+            listed = self._outputs()
+            models = sorted(models, key=lambda model: (model not in listed, model))
+            for other in models[1:]:
+                self.client.delete_logged_model(other)
+        return models[0]
+
+    def _outputs(self) -> set[str]:
+        """The models that are listed among the run's outputs."""
+        outputs = self.client.get_run(self.run).outputs
+        return {output.model_id for output in (outputs.model_outputs if outputs else [])}
+
+    def _list(self, model: str, tokens: int) -> None:
+        from mlflow.entities import LoggedModelOutput
+
+        self.client.log_outputs(self.run, [LoggedModelOutput(model_id=model, step=tokens)])
 
     def _log_data(self, data: list[Any], model: str) -> None:
         """The benchmarks' items as inputs of the run and of the checkpoint's model."""
@@ -210,77 +237,23 @@ class Sink:
         inputs = [DatasetInput(dataset, []) for dataset in data]
         self.client.log_inputs(self.run, inputs, [LoggedModelInput(model_id=model)])
 
-    def _show_on_run(self, model: str, tokens: int) -> None:
-        """List the model among the run's outputs, once."""
-        from mlflow.entities import LoggedModelOutput
-
-        outputs = self.client.get_run(self.run).outputs
-        listed = {output.model_id for output in (outputs.model_outputs if outputs else [])}
-        if model not in listed:
-            self.client.log_outputs(self.run, [LoggedModelOutput(model_id=model, step=tokens)])
-
-    def _trace(self, decision: str) -> str | None:
-        traces = self.client.search_traces(
-            [self.experiment],
-            f"tag.`mixloop.uid` = '{self.uid}' AND tag.`mixloop.decision` = '{decision}'",
-            include_spans=False,
-        )
-        return traces[0].info.trace_id if traces else None
-
-    def _known_trace(self, decision: str) -> str:
-        """The trace, which was sent before anything that is added to it."""
-        trace = self._trace(decision)
-        if trace is None:  # somebody has deleted it
-            raise Refused(f"the trace of {decision} is not in MLflow any more")
-        return trace
-
     def _send_trace(self, payload: Json) -> None:
-        import mlflow
-
-        decision = payload["id"]
-        if self._trace(decision) is None:
-            tags = {"mixloop.uid": self.uid, "mixloop.decision": decision, **payload["tags"]}
-            start, end = payload["start_ms"] * 1_000_000, payload["end_ms"] * 1_000_000
-            root = mlflow.start_span_no_context(
-                payload["name"],
-                span_type="WORKFLOW",
-                inputs=payload["request"],
-                tags=tags,
-                metadata={"mlflow.sourceRun": self.run},
-                experiment_id=self.experiment,
-                start_time_ns=start,
-            )
-            _preview(root, payload["previews"])
-            parents: dict[str | None, Any] = {None: root}
-            spans = []  # a guard may say two things: names are not unique
-            for name, parent, inputs, outputs in payload["spans"]:
-                span = mlflow.start_span_no_context(
-                    name,
-                    span_type=_span_type(name),
-                    parent_span=parents[parent],
-                    inputs=inputs,
-                    start_time_ns=start,
-                )
-                span.set_outputs(outputs)
-                parents[name] = span
-                spans.append(span)
-            for span in spans:
-                span.end(end_time_ns=end)
-            root.end(outputs=payload["response"], end_time_ns=end)
-        # The exporter swallows its errors, so the trace is looked up before it counts as sent.
-        if self._trace(decision) is None:
-            raise ConnectionError(f"the trace of {decision} did not arrive")
+        self._trace = self.traces.complete(payload, self.run)
 
     def _send_span(self, payload: Json) -> None:
         """A later step on a decision's trace, under an id of its own: told twice it is one."""
-        from mlflow.tracking._tracking_service.utils import _get_store
-
-        spans = self.client.get_trace(self._known_trace(payload["id"])).data.spans
-        root = next(span for span in spans if span.parent_id is None)
         try:
-            _get_store(self.uri).log_spans(self.experiment, [_span(self.uid, root, payload)])
+            self.traces.add(*self._known_trace(), payload)
         except NotImplementedError as error:  # a server of before 3.4: the tags tell it too
-            raise Refused(str(error)) from error
+            raise Refused(line(error)) from error
+
+    def _send_trace_tags(self, payload: Json) -> None:
+        self.traces.tag(self._known_trace()[0], payload["tags"])
+
+    def _known_trace(self) -> tuple[str, str]:
+        if self._trace is None:
+            raise Refused("its decision's trace was refused")
+        return self._trace
 
     def _send_note(self, payload: Json) -> None:
         self.client.set_tag(self.run, "mlflow.note.content", payload["note"])
@@ -304,80 +277,45 @@ class Sink:
                 # no place for artifacts that this machine can write to: the rest still goes
                 raise Refused(f"report: {error}") from error
 
-    def assessments(self) -> list[dict[str, Any]]:
-        """What people said of this run's latest decisions."""
-        traces = self.client.search_traces(
-            [self.experiment],
-            f"tag.`mixloop.uid` = '{self.uid}'",
-            max_results=100,
-            order_by=["timestamp_ms DESC"],
-            include_spans=False,
-        )
-        return [
-            _assessment(trace.info.tags["mixloop.decision"], assessment)
-            for trace in traces
-            for assessment in trace.info.assessments or ()
-            if "mixloop.decision" in trace.info.tags
-        ]
-
-    def _send_trace_tags(self, payload: Json) -> None:
-        trace = self._known_trace(payload["id"])
-        for key, value in payload["tags"].items():
-            self.client.set_trace_tag(trace, key, str(value)[:4000])
-
     def _send_end(self, payload: Json) -> None:
-        self.client.set_tag(self.run, "mlflow.note.content", payload["note"])
+        self._send_note(payload)
         self.client.set_terminated(self.run, payload["status"], payload["ms"])
+        names: dict[str, list[str]] = {}
+        for model in self._models(f"source_run_id = '{self.run}'"):
+            names.setdefault(model.name, []).append(model.model_id)
+        for models in names.values():
+            self._keep_one(models)
 
 
-def _span_type(name: str) -> str:
-    """MLflow's type of a step: ``guard dwell`` is a guard."""
-    return SPANS.get(name.partition(" ")[0], "TASK")
+def _calls(journal: Journal, entry: OutboxRow) -> list[tuple[str, Json]]:
+    """What an entry comes to in MLflow; where it is on a decision's trace, first the trace.
+
+    Of descriptions of the run the newest is told, whichever entry's turn it is.
+    """
+    kind, payload = entry.kind, entry.payload
+    if kind in ("note", "end"):
+        newest = queries.newest_description(journal)
+        payload = {**payload, "note": newest.payload["note"]} if newest is not None else payload
+    decision = None if payload.get("id") is None else queries.decision(journal, payload["id"])
+    if decision is None:
+        return calls(kind, payload)
+    if kind == "decision":
+        return calls(kind, payload, decision)
+    told = queries.entry(journal, f"decision:{decision.id}")
+    assert told is not None, f"{decision.id} is told nobody"
+    return [*calls("decision", told.payload, decision), *calls(kind, payload)]
 
 
-def _preview(root: Any, previews: tuple[str, str]) -> None:
-    """What the list of traces shows, where this client lets us say it without a global context."""
-    with contextlib.suppress(ImportError, AttributeError):
-        from mlflow.tracing.trace_manager import InMemoryTraceManager
-
-        with InMemoryTraceManager.get_instance().get_trace(root.trace_id) as trace:
-            if trace is not None:
-                trace.info.request_preview, trace.info.response_preview = (
-                    preview[:PREVIEW] for preview in previews
-                )
+def _given(identity: Any, uri: str) -> str:
+    """An id that a server gave; one that gives none, and says well, is something else."""
+    if not identity:
+        raise ConnectionError(f"what answers at {uri} is not MLflow")
+    return str(identity)
 
 
-def _span(uid: str, root: Any, payload: Json) -> Any:
-    """A span below ``root`` that MLflow has already, with an id made of what it is."""
-    from mlflow.entities import Span
-    from mlflow.tracing.constant import SpanAttributeKey
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
-    from opentelemetry.trace.status import Status, StatusCode
-
-    above, at = root._span.context, payload["ms"] * 1_000_000
-    key = f"{uid} {payload['id']} {payload['name']}"
-    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-    attributes = {
-        SpanAttributeKey.REQUEST_ID: json.dumps(root.trace_id),
-        SpanAttributeKey.INPUTS: json.dumps(payload["inputs"]),
-        SpanAttributeKey.OUTPUTS: json.dumps(payload["outputs"]),
-        SpanAttributeKey.SPAN_TYPE: json.dumps(_span_type(payload["name"])),
-    }
-    return Span(
-        ReadableSpan(
-            name=payload["name"],
-            context=SpanContext(above.trace_id, number, False, TraceFlags(1)),
-            parent=above,
-            attributes=attributes,
-            resource=Resource({}),
-            start_time=at,
-            end_time=at,
-            status=Status(StatusCode.OK),
-            kind=SpanKind.INTERNAL,
-        )
-    )
+def line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _dataset(name: str, text: str) -> Any:
@@ -386,128 +324,3 @@ def _dataset(name: str, text: str) -> Any:
 
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Dataset(name=name, digest=digest, source_type="mixloop", source=text[:1000])
-
-
-def _assessment(decision: str, assessment: Any) -> Json:
-    source = assessment.source
-    at = datetime.fromtimestamp((assessment.create_time_ms or 0) / 1000, UTC)
-    return {
-        "id": assessment.assessment_id,
-        "decision": decision,
-        "name": assessment.name,
-        "value": json.dumps(getattr(assessment, "value", None), default=str),
-        "rationale": assessment.rationale or "",
-        "by": source.source_id if source is not None else "",
-        "at": at.isoformat(timespec="seconds").replace("+00:00", "Z"),
-    }
-
-
-def make_database(uri: str, uid: str) -> None:
-    """Make an SQLite store that is not there yet, so that it appears whole or not at all.
-
-    MLflow makes its tables in dozens of steps; killed between two of them it leaves a file that
-    it can neither use nor mend ("table _alembic_tmp_experiments already exists").
-    """
-    from sqlalchemy.engine import make_url
-
-    path = database_of(uri)
-    if path is None or path.exists():
-        return
-    # one per run: what lies there is what an earlier drain of ours was killed over
-    scratch = path.with_name(f".{path.name}.{uid}.new")
-    journal = scratch.with_name(f"{scratch.name}-journal")
-    for left in (scratch, journal):
-        left.unlink(missing_ok=True)
-    _make_tables(make_url(uri).set(database=str(scratch)).render_as_string(hide_password=False))
-    with contextlib.suppress(FileExistsError):  # another run's, made meanwhile
-        path.hardlink_to(scratch)
-    scratch.unlink()
-
-
-def database_of(uri: str) -> Path | None:
-    """The file of an SQLite store; None for another kind, or one without a file."""
-    from sqlalchemy.engine import make_url
-
-    name = make_url(uri).database if uri.startswith("sqlite:") else None
-    return None if name in (None, "", ":memory:") else Path(name)
-
-
-def _make_tables(uri: str) -> None:
-    from mlflow.tracking._tracking_service.utils import _get_store
-
-    store = _get_store(uri)
-    store.search_experiments(max_results=1)
-    store.engine.dispose()
-
-
-def _sink(request: Json) -> Sink:
-    make_database(request["uri"], request["uid"])
-    artifacts = Path(request["artifacts"]) if request["artifacts"] else None
-    folder = Path(request["folder"])
-    return Sink(request["uri"], request["experiment"], request["uid"], artifacts, folder)
-
-
-def waiting(journal: Journal) -> Iterator[OutboxRow]:
-    """Outbox entries that have not arrived yet, in the order they were written."""
-    entry = queries.next_entry(journal, after=0)
-    while entry is not None:
-        yield entry
-        entry = queries.next_entry(journal, after=entry.seq)
-
-
-def _send(sink: Sink, journal: Journal, entry: OutboxRow) -> None:
-    """Carry an entry over; a run that is not there (another server, deleted) is made again."""
-    try:
-        sink.send(journal, entry)
-    except LookupError:
-        run = queries.entry(journal, "run")
-        if run is None or entry.kind == "run":
-            raise
-        sink.send(journal, run)
-        sink.send(journal, entry)
-
-
-def drain(request: Json, say: Callable[[Json], object]) -> int:
-    """Carry over everything pending; ``say`` is told of each entry. Returns the exit code."""
-    seq = 0
-    sink: Sink | None = None
-    path = Path(request["journal"])
-    try:
-        with closing(Journal(path, read_only=True, timeout=JOURNAL_TIMEOUT)) as journal:
-            for entry in waiting(journal):
-                seq, sink = entry.seq, sink or _sink(request)
-                try:
-                    _send(sink, journal, entry)
-                except Refused as refusal:
-                    say({"refused": seq, "error": str(refusal)})
-                else:
-                    say({"done": seq})
-        seq = 0
-        if assessments := (sink or _sink(request)).assessments():
-            say({"assessments": assessments})
-    except Exception as error:
-        say({"failed": seq, "error": f"{type(error).__name__}: {error}".splitlines()[0][:500]})
-        return 3
-    return 0
-
-
-def main() -> None:
-    """Entry of ``python -m mixloop.controller.tracking.mlflow_sink REQUEST`` (a JSON object)."""
-    os.environ.update(LIMITS)
-    del os.environ["MLFLOW_TRACKING_URI"]
-    channel = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever the client prints belongs in the log, not in our answers
-
-    def say(message: dict[str, object]) -> None:
-        channel.write(json.dumps(message) + "\n")
-
-    request = json.loads(sys.argv[1])
-    with Path(request["journal"]).with_name("mlflow.lock").open("a") as lock:
-        # two drains at once would both look, find nothing, and make everything twice
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        code = drain(request, say)
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -60,28 +60,43 @@ def _drain(config: Any, paths: RunPaths) -> str:
     """Our own drain, under the run's lock and the fence as it is: nobody is taken over."""
     from mixloop.controller.journal import take_lock
 
-    from .drain_child import start_drain
-
     lock = take_lock(paths.dir / "controller.lock")
     journal = Journal(paths.journal, create=True)
     try:
         holder = queries.lease(journal)
         journal.fence = holder.fence if holder is not None else None
         uid = records.run_uid(journal)
-        child = start_drain(config, paths, uid, timeout=TIMEOUT, clock=time.monotonic)
-        failure: str | None = None
-        try:
-            while True:
-                running = child.running
-                failure = records.drained(journal, child.messages()) or failure
-                if not running:
-                    break
-                time.sleep(POLL_SECONDS)
-            if failure is None and child.exit_code:
-                failure = child.killed or f"the MLflow child ended with status {child.exit_code}"
-        finally:
-            child.close()
-        return failure or ""
+        failure, resume = _drain_once(config, paths, journal, uid, 0)
+        while resume:  # more than one drain may fail on: all of them are to be tried
+            later, resume = _drain_once(config, paths, journal, uid, resume)
+            failure = later or failure
+        return failure
     finally:
         journal.close()
         lock.close()
+
+
+def _drain_once(
+    config: Any, paths: RunPaths, journal: Journal, uid: str, after: int
+) -> tuple[str, int]:
+    """One drain. Returns its last failure, and the entry that it could not go beyond, or 0."""
+    from .drain_child import start_drain
+
+    child = start_drain(config, paths, uid, after=after, timeout=TIMEOUT, clock=time.monotonic)
+    failure: Json | None = None
+    resume = 0
+    try:
+        while True:
+            running, messages = child.running, child.messages()
+            failure = records.drained(journal, messages) or failure
+            resume = max([resume, *(message.get("resume", 0) for message in messages)])
+            if not running:
+                break
+            time.sleep(POLL_SECONDS)
+        if failure is not None:
+            return ": ".join(filter(None, (failure["entry"], failure["error"]))), resume
+        if child.exit_code:
+            return child.killed or f"the MLflow child ended with status {child.exit_code}", 0
+    finally:
+        child.close()
+    return "", resume

@@ -92,11 +92,14 @@ class OperatorStanding:
 class TrackingStanding:
     """Entries for MLflow, and what failed last; None where it has worked since.
 
-    ``failing_since``: when the present trouble began, by the journal's clock.
+    ``refused``: entries let go because MLflow called them invalid again and again, and why the
+    last was. ``failing_since``: when the present trouble began, by the journal's clock.
     """
 
     waiting: int = 0
     sent: int = 0
+    refused: int = 0
+    last_refusal: Json | None = None
     last_error: Json | None = None
     failing_since: str | None = None
 
@@ -274,9 +277,15 @@ def _asked(journal: Journal) -> AskedMixture | None:
 
 def _tracking(journal: Journal) -> TrackingStanding:
     counts = queries.waiting_entries(journal), queries.sent_entries(journal)
-    sent_at = queries.last_sent_at(journal) or ""
-    failures = queries.events(journal, "tracking-failed", "tracking-refused", after=sent_at)
-    if not failures:
-        return TrackingStanding(*counts)
-    last = failures[-1]
-    return TrackingStanding(*counts, {"at": last.at, **last.detail}, failures[0].at)
+    refused = queries.refused_entries(journal)
+    refusal = queries.newest_event(journal, "tracking-refused") if refused else None
+    told = (refused, None if refusal is None else {"at": refusal.at, **refusal.detail})
+    last = queries.newest_event(journal, "tracking-failed")
+    if last is None:
+        return TrackingStanding(*counts, *told)
+    failures = queries.events(journal, "tracking-failed", after=queries.last_sent_at(journal) or "")
+    entry = last.detail.get("entry")  # others may have arrived since
+    if not failures and (entry is None or not queries.is_waiting(journal, entry)):
+        return TrackingStanding(*counts, *told)
+    since = failures[0].at if failures else last.at
+    return TrackingStanding(*counts, *told, {"at": last.at, **last.detail}, since)

@@ -69,7 +69,9 @@ def status_json(standing: RunStanding) -> Json:
             "requests": people.requests,
         },
         "experiments": standing.experiments.to_json(),
-        "tracking": _pick(standing.tracking, "waiting", "sent", "last_error"),
+        "tracking": _pick(
+            standing.tracking, "waiting", "sent", "refused", "last_error", "last_refusal"
+        ),
         "controller": None if standing.controller is None else asdict(standing.controller),
         "unreadable": [asdict(file) for file in standing.unreadable],
     }

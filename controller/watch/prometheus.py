@@ -62,6 +62,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "orders_pending": ("Orders that are not in force yet.",),
     "outbox_rows": ("Entries that MLflow has not got yet.",),
     "outbox_sent_total": ("Entries that MLflow has got.",),
+    "outbox_refused_total": ("Entries let go because MLflow called them invalid.",),
     "tracker_failing": ("1 while the last attempt to reach MLflow failed.",),
 }
 UNREADABLE = ("status.json", "schedule.jsonl", "holds.json", "checkpoint")
@@ -201,5 +202,6 @@ def _rest(run: RunStanding) -> dict[str, Values]:
         "orders_pending": len(run.orders),
         "outbox_rows": run.tracking.waiting,
         "outbox_sent_total": run.tracking.sent,
+        "outbox_refused_total": run.tracking.refused,
         "tracker_failing": run.tracking.last_error is not None,
     }

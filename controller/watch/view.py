@@ -203,6 +203,8 @@ def _controller(look: RunSnapshot) -> tuple[str, bool]:
 
 def _tracker(tracking: TrackingStanding) -> str:
     counts = f"{tracking.sent} sent, {tracking.waiting} waiting"
+    if tracking.refused:
+        counts += f", {tracking.refused} refused"
     last = tracking.last_error
     if last is None:
         return counts

@@ -29,7 +29,7 @@ from mixloop.controller.config import load_config
 from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import Journal, queries
 from mixloop.controller.journal.packing import pack, unpack
-from mixloop.controller.tracking import mlflow_sink
+from mixloop.controller.tracking import mlflow_database
 
 SUPPORT = Path(__file__).parents[1] / "support"
 SOAK = pytest.mark.soak
@@ -271,17 +271,17 @@ def test_mlflows_store_appears_whole_or_not_at_all(
     def whole(uri: str) -> None:
         Path(uri.removeprefix("sqlite:///")).write_bytes(b"all of them")
 
-    monkeypatch.setattr(mlflow_sink, "_make_tables", torn)
+    monkeypatch.setattr(mlflow_database, "_make_tables", torn)
     with pytest.raises(KeyboardInterrupt):
-        mlflow_sink.make_database(f"sqlite:///{store}", "u")
+        mlflow_database.make_database(f"sqlite:///{store}", "u")
     assert not store.exists()
-    monkeypatch.setattr(mlflow_sink, "_make_tables", whole)
-    mlflow_sink.make_database(f"sqlite:///{store}", "u")
+    monkeypatch.setattr(mlflow_database, "_make_tables", whole)
+    mlflow_database.make_database(f"sqlite:///{store}", "u")
     assert store.read_bytes() == b"all of them"
     assert list(tmp_path.iterdir()) == [store]
-    monkeypatch.setattr(mlflow_sink, "_make_tables", torn)
-    mlflow_sink.make_database(f"sqlite:///{store}", "u")  # it is there: left alone
-    mlflow_sink.make_database("http://mlflow.example:5000", "u")
+    monkeypatch.setattr(mlflow_database, "_make_tables", torn)
+    mlflow_database.make_database(f"sqlite:///{store}", "u")  # it is there: left alone
+    mlflow_database.make_database("http://mlflow.example:5000", "u")
     assert store.read_bytes() == b"all of them"
 
 

@@ -53,6 +53,8 @@ MUTATIONS = [
     "refuses-unreadable",
     "no-keys",
     "no-lookup",
+    "drawn-ids",
+    "pages-count",
     "marks-failures",
     "marks-early",
     "entry-apart",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mixloop.controller.decisions import policy_process, policy_request
-from mixloop.controller.tracking import mlflow_sink
+from mixloop.controller.tracking import drain_process
 from mixloop.policies.interface import PolicyError
 
 from .here import sim
@@ -150,6 +150,6 @@ class Child:
     def _drain(self) -> None:
         self._begun = True
         try:
-            self.exit_code = mlflow_sink.drain(self._request, self._said.append)
+            self.exit_code = drain_process.drain(self._request, self._said.append)
         except Killed:
             self._stuck = True  # whatever it still did is done, what it had said is said

@@ -53,6 +53,8 @@ KINDS = {
     "tracker-slow": "MLflow takes longer than a drain may last: it is killed",
     "tracker-duplicate": "MLflow does what it was asked and the answer is lost",
     "tracker-refuses": "MLflow refuses an entry for good",
+    "tracker-page": "what stands before MLflow answers a request with a page of its own",
+    "tracker-late": "a request that was given up takes effect later",
     "policy-raises": "the policy raises",
     "policy-hangs": "the policy does not answer",
     "policy-nonsense": "the policy proposes what is no mixture",

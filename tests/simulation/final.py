@@ -180,32 +180,36 @@ def _again(world: Simulation, db: Any) -> None:
 
 def _tracker(world: Simulation, db: Any) -> None:
     store = world.tracker
+    store.catch_up()
     if len(store.runs) != 1:
         raise Violation("tracker-unique", f"{len(store.runs)} runs")
     pending = db.execute("SELECT COUNT(*) FROM outbox WHERE done_at IS NULL").fetchone()[0]
     if pending:
         raise Violation("tracker-complete", f"{pending} entries were never sent")
-    refused = db.execute("SELECT COUNT(*) FROM events WHERE kind = 'tracking-refused'").fetchone()[
-        0
-    ]
     _unique("model", [model.name for model in store.models.values()])
-    _unique("trace", [trace.decision for trace in store.traces.values()])
+    _unique("trace", [trace.tags.get("mixloop.decision") for trace in store.traces.values()])
     for row in db.execute("SELECT key, kind, payload FROM outbox"):
         if row["kind"] != "decision":  # each has its trace: see below
             for kind, payload in mlflow_entries.calls(row["kind"], unpack(row["payload"])):
-                _arrived(store, kind, payload, refused > 0)
+                _arrived(store, kind, payload)
     decided = {row[0] for row in db.execute("SELECT id FROM decisions")}
-    if {trace.decision for trace in store.traces.values()} != decided:
+    if {trace.tags.get("mixloop.decision") for trace in store.traces.values()} != decided:
         raise Violation("tracker-complete", "traces and decisions differ")
+    for trace in store.traces:
+        names = {span.name for span in store.spans.get(trace, {}).values()}
+        if not names >= {"observe", "decide", "guard"}:
+            raise Violation("tracker-complete", f"of the trace {trace} there is only {names}")
     _points_once(store, db)
 
 
-def _arrived(store: Any, kind: str, payload: Any, refused: bool) -> None:
+def _arrived(store: Any, kind: str, payload: Any) -> None:
     """One of the things that an entry comes to."""
-    if kind == "model" and not refused:
+    if kind == "model":
         if payload["name"] not in {model.name for model in store.models.values()}:
             raise Violation("tracker-complete", f"the model {payload['name']} is missing")
-    elif kind == "metrics" and not refused:
+    elif kind == "metrics":
+        if (next(iter(payload["metrics"])), payload["tokens"]) in store.refused:
+            return
         for key, value in payload["metrics"].items():
             point = (key, payload["ms"], payload["tokens"], value, None)
             if point not in store.points:

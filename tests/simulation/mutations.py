@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from mixloop.controller.loop import (
     policy_decisions,
     trainer_news,
 )
-from mixloop.controller.tracking import drain_child, mlflow_sink
+from mixloop.controller.tracking import decision_traces, drain_child, mlflow_sink
 from mixloop.policies.evidence import probation
 from mixloop.policies.guards import GuardResult
 
@@ -395,17 +396,34 @@ def _no_keys() -> list[Change]:
 
 
 def _no_lookup() -> list[Change]:
-    real = mlflow_sink.Sink._trace
-    asked: set[str] = set()
+    def models(self: Any, wanted: str) -> Any:
+        return iter(())
 
-    def trace(self: Any, decision: str) -> Any:
-        if decision not in asked:
-            asked.add(decision)
-            return None
-        asked.discard(decision)
-        return real(self, decision)
+    return [(mlflow_sink.Sink, "_models", models)]
 
-    return [(mlflow_sink.Sink, "_trace", trace)]
+
+def _drawn_ids() -> list[Change]:
+    """As MLflow's own exporter does, which also lets nothing be found again."""
+    drawn = random.Random(0)
+    return [
+        (decision_traces, "_number", lambda size, *of: drawn.getrandbits(8 * size)),
+        (decision_traces.Traces, "_told_before", lambda self, decision: None),
+    ]
+
+
+def _takes_pages_for_answers() -> list[Change]:
+    """What a proxy says is taken for MLflow's word, and at once."""
+    real = mlflow_sink.Sink._call
+
+    def call(self: Any, kind: str, payload: Any) -> None:
+        try:
+            real(self, kind, payload)
+        except Exception as error:
+            if "API request to" in str(error):
+                raise mlflow_sink.Refused(str(error)) from error
+            raise
+
+    return [(mlflow_sink.Sink, "_call", call), (records, "DECLINES", 1)]
 
 
 def _marks_failures() -> list[Change]:
@@ -631,10 +649,24 @@ MUTATIONS = (
     Mutation("no-keys", "outbox entries have no key of the fact", 0, "tracker-unique", _no_keys),
     Mutation(
         "no-lookup",
-        "a trace is sent without looking whether it is there",
+        "a model is made without looking whether it is there",
+        5,
+        "tracker-unique",
+        _no_lookup,
+    ),
+    Mutation(
+        "drawn-ids",
+        "the ids of traces are drawn, not made of what they name",
         5,
         "tracker-unique tracker-complete",
-        _no_lookup,
+        _drawn_ids,
+    ),
+    Mutation(
+        "pages-count",
+        "what a proxy answers counts as MLflow's refusal",
+        5,
+        "tracker-complete",
+        _takes_pages_for_answers,
     ),
     Mutation(
         "marks-failures",

@@ -23,7 +23,7 @@ from mixloop.controller.loop import (
     scoring,
     takeover,
 )
-from mixloop.controller.tracking import drain_child, mlflow_sink
+from mixloop.controller.tracking import decision_traces, drain_child
 from mixloop.trainer.run import order_inbox
 
 from . import experimenter, here, tracker
@@ -118,7 +118,9 @@ def installed() -> Iterator[None]:
         (experiment_jobs, "discard", experimenter.discard),
         (takeover, "take_lock", _lock),
         (publishing, "write_order", lambda path, order, key=None: sim().publish(path, order)),
-        (mlflow_sink, "_span", tracker.span),
+        (decision_traces, "_span", tracker.span),
+        (decision_traces, "_record", tracker.record),
+        (records, "DECLINE_PAUSE", 2.0),  # a run of the simulation lasts minutes
         (report, "write_artifacts", _report),
         (journal, "datetime", _Datetime),
         (journal, "sqlite3", _Sqlite()),

@@ -64,7 +64,7 @@ def draw_settings(rng: random.Random, folder: Path, seed: int, budget: int) -> d
         "approval": approval if rng.random() < 0.5 else {},
         "experiments": _draw_experiments(rng, seed),
         "tracking": {"uri": "http://tracker"},
-        "controller": {"poll": 1.0},
+        "controller": {"poll": 1.0, "patience": 100},
         "trainer": {
             "sequence_length": 10,
             "micro_batch": 8,

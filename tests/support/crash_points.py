@@ -59,7 +59,7 @@ from mixloop.controller.experiments import experiment_runner
 from mixloop.controller.experiments.spec import ExperimentSpec
 from mixloop.controller.journal import FenceLost, Journal, queries
 from mixloop.controller.loop import daemon, policy_decisions, scoring
-from mixloop.controller.tracking import drain_child, mlflow_sink
+from mixloop.controller.tracking import drain_child, drain_process
 from mixloop.evals.workers import Failure
 
 
@@ -181,14 +181,16 @@ class ForkedChild:
             with log.open("ab") as stream:
                 os.dup2(stream.fileno(), 1)
                 os.dup2(stream.fileno(), 2)
-            mlflow_sink.drain(request, say)
+            drain_process.drain(request, say)
             return
         journal = Path(request["journal"])
         with journal.with_name(SENT).open("a") as sent:
-            for entry in mlflow_sink.waiting(Journal(journal, read_only=True)):
-                sent.write(f"{entry.key}\n")
+            box = Journal(journal, read_only=True)
+            for seq in drain_process.waiting(box):
+                entry = queries.numbered_entry(box, seq)
+                sent.write(f"{entry.key if entry else None}\n")
                 sent.flush()
-                say({"done": entry.seq})
+                say({"done": seq})
 
     @property
     def running(self) -> bool:
@@ -703,6 +705,8 @@ def check_mlflow(database: Path, journal: Path, steps: list[int]) -> dict[str, i
     ).fetchall()
     decisions = ours.execute("SELECT id FROM decisions ORDER BY id").fetchall()
     must(tags == decisions, f"traces {tags} of decisions {decisions}")
+    traces = theirs.execute("SELECT COUNT(*) FROM trace_info").fetchone()[0]
+    must(traces == len(decisions), f"{traces} traces of {len(decisions)} decisions")
     models = theirs.execute("SELECT name FROM logged_models ORDER BY name").fetchall()
     must([m[0] for m in models] == [f"step-{s:08d}" for s in steps], f"models {models}")
     spans = theirs.execute(

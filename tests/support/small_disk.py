@@ -26,7 +26,7 @@ from mixloop.controller.config import load_config
 from mixloop.controller.journal import Journal
 
 crash_points, must = random_kills.crash_points, random_kills.must
-played = random_kills.played
+played = crash_points.played_run.played
 BUDGET = 8_000
 
 

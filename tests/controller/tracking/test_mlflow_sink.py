@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,44 +23,10 @@ from mixloop.contract import (
 )
 from mixloop.controller import views
 from mixloop.controller.core import Applied, DecisionRecord, OrderRecord
-from mixloop.controller.journal import Journal, queries, records
+from mixloop.controller.journal import Journal, records
 from mixloop.policies.guards import GuardNote
 
 EXPERIMENT = "tests"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The one MLflow server of the session."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    address = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--default-artifact-root", (folder / "artifacts").as_uri()]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
-    try:
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"{address}/health", timeout=1):
-                    break
-            except OSError:
-                assert process.poll() is None, (folder / "server.log").read_text()
-                time.sleep(0.1)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def a_whole_run(path: Path) -> Journal:
@@ -154,7 +115,7 @@ def drain(
     request |= {"uid": records.run_uid(journal), "artifacts": artifacts and str(artifacts)}
     request["folder"] = str(journal.path.parent)
     process = subprocess.Popen(
-        [sys.executable, "-m", "mixloop.controller.tracking.mlflow_sink", json.dumps(request)],
+        [sys.executable, "-m", "mixloop.controller.tracking.drain_process", json.dumps(request)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -206,13 +167,13 @@ def pending(journal: Journal) -> int:
 
 
 def test_unreachable_for_a_whole_run_then_caught_up_without_duplicates(
-    server: str, tmp_path: Path
+    server: str, lab: Any, tmp_path: Path
 ) -> None:
     journal = a_whole_run(tmp_path / "journal.db")
     total = pending(journal)
     # nobody answers: quick to say so, nothing marked as sent
     began = time.monotonic()
-    said = drain(journal, f"http://127.0.0.1:{free_port()}")
+    said = drain(journal, f"http://127.0.0.1:{lab.free_port()}")
     assert time.monotonic() - began < 60
     assert "failed" in said[-1]
     assert pending(journal) == total
@@ -298,24 +259,6 @@ mlflow.log_feedback(
     (said,) = entry["assessments"]
     assert (said["name"], said["value"], said["by"]) == ("good call", True, "ann")
     assert any("good call: true, by ann (it helped)" in line for line in explain_lines(entry))
-
-
-def test_an_entry_the_server_refuses_does_not_block_the_others(server: str, tmp_path: Path) -> None:
-    journal = a_whole_run(tmp_path / "journal.db")
-    with journal.transaction() as tx:
-        bad = {"metrics": {"a|b@c": 1.0}, "tokens": 1, "ms": 1}
-        tx.execute(
-            "INSERT INTO outbox (key, kind, payload, created_ms) VALUES ('bad', 'metrics', ?, 1)",
-            (json.dumps(bad),),
-        )
-        tx.execute("UPDATE outbox SET seq = 2000 WHERE key LIKE 'end:%'")
-    said = drain(journal, server)
-    assert sum("refused" in message for message in said) == 1
-    assert pending(journal) == 0
-    (refused,) = queries.events(journal, "tracking-refused")
-    assert "a|b@c" in refused.detail["error"]
-    assert what_is_there(server, records.run_uid(journal))["status"] == "FINISHED"
-    journal.close()
 
 
 def test_each_run_of_one_store_keeps_its_artifacts_in_its_own_folder(
