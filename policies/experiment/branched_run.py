@@ -138,10 +138,11 @@ class BranchedRun:
         tagged = self._by_tags(aim, ~useless)
         # of the score's square, what chance doesn't give
         beyond = 1 - (needed_score(options.significance) / max(pooled.score, TINY)) ** 2
-        if tagged is not None and beyond > 0:
-            tagged, part = confine(tagged, outlook.most, least), beyond * options.tags
+        part = max(0.0, beyond) * options.tags
+        if tagged is not None and part > 0:
+            tagged = confine(tagged, outlook.most, least)
             aim = (1 - part) * aim + part * tagged
-            told |= {"tagged": self.named(tagged)}
+            told |= {"tags": part, "tagged": self.named(tagged)}
         return aim, told
 
     def _by_tags(self, aim: Array, useful: Flags) -> Array | None:

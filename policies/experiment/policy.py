@@ -78,6 +78,8 @@ class ExperimentPolicy:
             verb = "calls" if len(found) == 1 else "call"
             return Hold(f"experiment: what {seen} {verb} for is in force", facts)
         reason = f"experiment: by {seen}, {_words(run, pooled)}"
+        if "tags" in told:
+            reason += f"; {told['tags']:.0%} of the mixture goes by tags"
         if np.abs(step - aim).sum() / 2 > CLOSE:
             reason += "; a part of the way for now"
         return Proposal(run.named(ahead[0]), reason, run.plan(ahead), facts)

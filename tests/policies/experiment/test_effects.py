@@ -215,6 +215,8 @@ def test_tags_get_their_part_unless_shown_useless() -> None:
     assert isinstance(untold, Proposal)
     assert isinstance(told, Proposal)
     assert isinstance(ignored, Proposal)
+    assert "of the mixture goes by tags" in told.reason
+    assert "tags" not in ignored.reason + untold.reason
     assert told.weights["s1"] == pytest.approx(untold.weights["s1"] * 3 / 4 + 1 / 16, abs=0.01)
     assert told.weights["s2"] == pytest.approx(untold.weights["s2"] * 3 / 4 + 3 / 16, abs=0.01)
     assert told.weights["s5"] == pytest.approx(untold.weights["s5"], abs=0.01)
