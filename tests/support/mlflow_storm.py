@@ -69,7 +69,7 @@ class Storm:
         self.chance = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.disk = folder / "disk"
-        self.disk.mkdir()
+        self.disk.mkdir(parents=True)
         if disk:
             small_disk.subprocess.run(
                 ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(self.disk)], check=True
