@@ -147,7 +147,7 @@ def digest(data: bytes) -> str:
 
 
 def canonical(value: object) -> bytes:
-    r"""Canonical JSON: keys sorted, no spaces, ASCII (other characters as ``\uXXXX``).
+    """Canonical JSON: keys sorted, no spaces, ASCII (other characters as JSON's escapes).
 
     Raises:
         ValueError: NaN or an infinity is in it.

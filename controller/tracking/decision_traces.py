@@ -8,7 +8,6 @@ back and counted. Telling a trace again therefore completes or repeats it, and n
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -74,21 +73,22 @@ class Traces:
         root = next((name for name, parent in held.items() if parent is None), spans[0].span_id)
         return _name(number), root
 
-    def add(self, trace: str, root: str, payload: Json) -> None:
-        """A later step on a decision's trace.
+    def add(self, trace: str, root: str, payload: Json) -> bool:
+        """A later step on a decision's trace. False: this server (of before 3.4) takes none.
 
         Raises:
             ConnectionError: it was sent, and is not there.
-            NotImplementedError: a server of before 3.4 can't take it.
         """
         number = int(trace.removeprefix("tr-"), 16)
         span = later_span(number, int(root, 16), self.uid, payload)
-        self._log([span])
+        if not self._log([span]):
+            return False
         info = self._info(trace)
         countable = info is not None and info.tags.get(LOCATION) == IN_STORE
         if info is None or (countable and span.span_id not in self._held(info)):
             what = f"the {payload['name']} of {payload['id']}"
             raise ConnectionError(f"{what} did not arrive")
+        return True
 
     def tag(self, trace: str, tags: Json) -> None:
         """Tags on a decision's trace."""
@@ -115,30 +115,26 @@ class Traces:
         from mlflow.entities import TraceData
         from mlflow.tracing.client import TracingClient
 
-        with contextlib.suppress(NotImplementedError):  # they go to the artifacts
-            self._log(spans)
+        self._log(spans)  # else they go to the artifacts
         stored = self._store.start_trace(record)
         if stored.tags.get(LOCATION) != IN_STORE:  # a server of before 3.6, or one of files
             TracingClient(self.uri)._upload_trace_data(stored, TraceData(list(spans)))
 
-    def _log(self, spans: Sequence[Any]) -> None:
-        """Spans to a server that keeps them.
-
-        Raises:
-            NotImplementedError: it keeps none by themselves.
-        """
+    def _log(self, spans: Sequence[Any]) -> bool:
+        """Send spans by themselves. False: this server keeps none so."""
         from mlflow.exceptions import MlflowException
 
         try:
             self._store.log_spans(self.experiment, list(spans))
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # MLflow's word for a server that is too old
             if "identify" in str(error):  # the request for its version failed
                 raise ConnectionError(str(error)) from error
-            raise
-        except MlflowException as error:  # a server of files
-            if "span logging is not supported" in str(error):
-                raise NotImplementedError(str(error)) from error
-            raise
+            return False
+        except MlflowException as error:
+            if "span logging is not supported" not in str(error):
+                raise
+            return False  # a server of files
+        return True
 
     def _info(self, trace: str) -> Any:
         """MLflow's record of a trace, or None."""

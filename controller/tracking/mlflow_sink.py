@@ -242,10 +242,8 @@ class Sink:
 
     def _send_span(self, payload: Json) -> None:
         """A later step on a decision's trace, under an id of its own: told twice it is one."""
-        try:
-            self.traces.add(*self._known_trace(), payload)
-        except NotImplementedError as error:  # a server of before 3.4: the tags tell it too
-            raise Refused(line(error)) from error
+        if not self.traces.add(*self._known_trace(), payload):  # the tags tell it too
+            raise Refused("a server of before MLflow 3.4 takes no span after its trace")
 
     def _send_trace_tags(self, payload: Json) -> None:
         self.traces.tag(self._known_trace()[0], payload["tags"])

@@ -10,7 +10,8 @@ once, before a run), or, where merges can't be had, tilts towards each source. W
 3. pooled over time and shrunk by its noise;
 4. turned into a mixture for the rest of the budget inside the ledger's caps (``destination``),
    beside what the merges' own optimum says where merges bend (``merge_vote``), with a floor under
-   what isn't shown to be useless, and scarce sources kept for the decay.
+   what isn't shown to be useless, and scarce sources kept for the decay; a part of it is left to
+   the sources that the user tagged with a benchmark's name.
 """
 
 from __future__ import annotations
