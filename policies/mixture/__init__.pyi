@@ -19,6 +19,7 @@ from .token_ledger import describe_overruns as describe_overruns
 from .token_ledger import draw as draw
 from .token_ledger import epochs as epochs
 from .token_ledger import headroom as headroom
+from .token_ledger import lasting_shares as lasting_shares
 from .token_ledger import project as project
 from .token_worth import effective as effective
 from .token_worth import effective_slope as effective_slope

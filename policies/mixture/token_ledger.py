@@ -43,6 +43,21 @@ def headroom(
     }
 
 
+def lasting_shares(
+    sources: Mapping[str, Source], max_epochs: float | None, tokens_left: float
+) -> dict[str, float]:
+    """The share of all tokens at which each source lasts to the end of the budget.
+
+    Args:
+        sources: with what was drawn of each.
+        max_epochs: of any of them; None: no share is too large.
+        tokens_left: of the budget.
+    """
+    drawn = {n: consumed(s.drawn, s.epochs, s.unique_tokens) for n, s in sources.items()}
+    left = headroom(sources, drawn, max_epochs)
+    return {name: tokens / max(1.0, tokens_left) for name, tokens in left.items()}
+
+
 def draw(
     drawn: Mapping[str, float], weights: Mapping[str, float], length: float
 ) -> dict[str, float]:

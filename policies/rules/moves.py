@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum
+from math import fsum, inf
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from mixloop.common.errors import suggest
 from mixloop.policies.interface import Names, OptionsModel, PolicyError, Share, Source
-from mixloop.policies.mixture import Mixture, check_names, total_variation
+from mixloop.policies.mixture import Mixture, check_names, fill, total_variation
 
 REST = "rest"
 MIN_MOVE = 1e-4  # smaller moves than this are not worth an order
@@ -24,16 +24,21 @@ Tags = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Moved:
-    """A move carried out: the new mixture, and what each source gained (or lost)."""
+    """A move carried out: the new mixture, and what each source gained (or lost).
+
+    ``lasting`` are the sources that would have got more if their epochs lasted to the end.
+    """
 
     weights: dict[str, float]
     gains: dict[str, float]
+    lasting: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         receivers = [f"{name} +{gain:.3g}" for name, gain in self.gains.items() if gain > 0]
         givers = [name for name, gain in self.gains.items() if gain < 0]
         origin = ", ".join(givers) if len(givers) <= 3 else f"{len(givers)} sources"
-        return f"{', '.join(receivers)} from {origin}"
+        kept = f" ({', '.join(self.lasting)} no further: lasts to the end)" if self.lasting else ""
+        return f"{', '.join(receivers)} from {origin}{kept}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,11 @@ class Change:
         return REST in getattr(self, "from_", ())
 
     def carry_out(
-        self, weights: Weights, sources: Sources, spared: Collection[str] = ()
+        self,
+        weights: Weights,
+        sources: Sources,
+        spared: Collection[str] = (),
+        lasting: Weights | None = None,
     ) -> Moved | CannotMove:
         """The mixture after the change.
 
@@ -60,6 +69,8 @@ class Change:
             weights: the mixture before, every source named.
             sources: of the run.
             spared: where the change takes from the rest, nothing is taken from these.
+            lasting: the share by source at which its epochs last to the end of the budget; none
+                is raised past it, but by a mixture that was asked for as a whole.
         """
         raise NotImplementedError
 
@@ -91,7 +102,11 @@ class Move(OptionsModel, Change):
     floor: Share = 0.0
 
     def carry_out(
-        self, weights: Weights, sources: Sources, spared: Collection[str] = ()
+        self,
+        weights: Weights,
+        sources: Sources,
+        spared: Collection[str] = (),
+        lasting: Weights | None = None,
     ) -> Moved | CannotMove:
         """The mixture after the move."""
         to = resolve(self.to, weights, sources)
@@ -102,15 +117,20 @@ class Move(OptionsModel, Change):
         held = fsum(weights[name] for name in to)
         spare = {name: max(0.0, weights[name] - self.floor) for name in origin}
         available = fsum(spare.values())
+        room = _room(to, weights, lasting)
         amount = min(self.step, self.cap - held, available)
         if amount < MIN_MOVE:
             if self.cap - held < MIN_MOVE:
                 return CannotMove(f"{', '.join(to)} at {held:.3g} has reached its cap {self.cap:g}")
             floor = f" above floor {self.floor:g}" if self.floor else ""
             return CannotMove(f"{', '.join(origin or self.from_)} has nothing left{floor}")
-        gains = {name: amount * part for name, part in _shares(to, weights, sources).items()}
-        gains |= {n: -amount * part / available for n, part in spare.items() if part > 0}
-        return _moved(weights, gains)
+        gains = _poured(amount, _shares(to, weights, sources), room)
+        given = fsum(gains.values())
+        if given < MIN_MOVE:
+            return _used_up(to)
+        full = tuple(name for name in to if gains[name] > room[name] - MIN_MOVE)
+        gains |= {n: -given * part / available for n, part in spare.items() if part > 0}
+        return _moved(weights, gains, full)
 
     def ends(self, weights: Weights, sources: Sources) -> tuple[set[str], set[str]]:
         """The sources it gives to and takes from, or would if there were anything to give."""
@@ -138,7 +158,11 @@ class Scale(OptionsModel, Change):
         return self
 
     def carry_out(
-        self, weights: Weights, sources: Sources, spared: Collection[str] = ()
+        self,
+        weights: Weights,
+        sources: Sources,
+        spared: Collection[str] = (),
+        lasting: Weights | None = None,
     ) -> Moved | CannotMove:
         """A move to the scaled sources, or from them."""
         scaled = [name for name in resolve(self.of, weights, sources) if weights[name] > 0]
@@ -154,7 +178,7 @@ class Scale(OptionsModel, Change):
                     f"{', '.join(self.from_)} can't take what {', '.join(scaled)} gives"
                 )
             move = Move(to=tuple(others), from_=tuple(scaled), step=step, floor=self.floor)
-        return move.carry_out(weights, sources, spared)
+        return move.carry_out(weights, sources, spared, lasting)
 
 
 @dataclass(frozen=True)
@@ -164,7 +188,11 @@ class SetMixture(Change):
     mixture: Mixture
 
     def carry_out(
-        self, weights: Weights, sources: Sources, spared: Collection[str] = ()
+        self,
+        weights: Weights,
+        sources: Sources,
+        spared: Collection[str] = (),
+        lasting: Weights | None = None,
     ) -> Moved | CannotMove:
         """The mixture asked for."""
         target = {name: self.mixture.get(name, 0.0) for name in sources}
@@ -189,14 +217,23 @@ class Swap(OptionsModel, Change):
     part: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def carry_out(
-        self, weights: Weights, sources: Sources, spared: Collection[str] = ()
+        self,
+        weights: Weights,
+        sources: Sources,
+        spared: Collection[str] = (),
+        lasting: Weights | None = None,
     ) -> Moved | CannotMove:
         """The mixture after the swap."""
         out = [n for n in resolve(self.out, weights, sources) if weights[n] > 0 and n != self.in_]
         amount = self.part * fsum(weights[name] for name in out)
         if amount < MIN_MOVE:
             return CannotMove(f"{', '.join(self.out)} has no share to swap")
-        return _moved(weights, {self.in_: amount} | {n: -self.part * weights[n] for n in out})
+        room = _room([self.in_], weights, lasting)[self.in_]
+        if room < MIN_MOVE:
+            return _used_up([self.in_])
+        part = self.part * min(1.0, room / amount)
+        gains = {self.in_: min(amount, room)} | {n: -part * weights[n] for n in out}
+        return _moved(weights, gains, (self.in_,) if room < amount else ())
 
     def check_places(self, tags: Tags, where: str) -> None:
         """Raise ``PolicyError`` for a name that is no source, or for ``out`` no tag either."""
@@ -234,9 +271,33 @@ class Action(OptionsModel):
         self.change.check_places(tags, f"{where}.{key}")
 
 
-def _moved(weights: Weights, gains: dict[str, float]) -> Moved:
+def _moved(weights: Weights, gains: dict[str, float], lasting: tuple[str, ...] = ()) -> Moved:
     after = {name: max(0.0, w + gains.get(name, 0.0)) for name, w in weights.items()}
-    return Moved(after, gains)
+    return Moved(after, gains, lasting)
+
+
+def _room(to: Sequence[str], weights: Weights, lasting: Weights | None) -> dict[str, float]:
+    """By how much each source may be raised and still last to the end of the budget."""
+    return {n: max(0.0, (lasting or {}).get(n, inf) - weights[n]) for n in to}
+
+
+def _poured(amount: float, parts: Weights, room: Weights) -> dict[str, float]:
+    """An amount spread by parts; what one has no room for goes to the others."""
+    gains = {name: amount * part for name, part in parts.items()}
+    if all(gains[name] <= room[name] for name in parts):
+        return gains
+    import numpy as np
+
+    with np.errstate(divide="ignore"):
+        logs = np.log(list(parts.values()))
+    most = np.minimum(1.0, np.array([room[name] for name in parts]) / amount)
+    filled = fill(logs, np.zeros(len(parts)), most)
+    return {name: amount * float(part) for name, part in zip(parts, filled, strict=True)}
+
+
+def _used_up(to: Sequence[str]) -> CannotMove:
+    names = ", ".join(to)
+    return CannotMove(f"{names} would be used up before the end (exhaust: true allows it)")
 
 
 def places(tags: Tags) -> set[str]:

@@ -36,8 +36,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mixloop.common.units import Tokens, parse_tokens
-from mixloop.policies.interface import Names, OptionsModel, Phases, PolicyError, Share, listed
-from mixloop.policies.mixture import Mixture
+from mixloop.policies.interface import (
+    Names,
+    Observation,
+    OptionsModel,
+    Phases,
+    PolicyError,
+    Share,
+    listed,
+)
+from mixloop.policies.mixture import Mixture, lasting_shares
 
 from .conditions import Condition
 from .moves import REST, Action
@@ -164,6 +172,8 @@ class RulesOptions(OptionsModel):
     ``initial``: a mixture to move to first. ``stages``: mixtures declared in advance, instead.
     ``introduce``: sources that enter late. ``anneal``: up-sampling in the decay phase.
     ``combine``: all rules that hold fire together, except where one would take what another gives.
+    ``exhaust``: moves may raise a source so far that its epochs (the guards' ``max_epochs``) are
+    used up before the end. By default none is: what was learnt from it would be unlearnt.
     """
 
     initial: Mixture | None = None
@@ -172,6 +182,7 @@ class RulesOptions(OptionsModel):
     introduce: Annotated[tuple[Introduction, ...], BeforeValidator(listed)] = ()
     anneal: Annotated[tuple[Annealing, ...], BeforeValidator(listed)] = ()
     combine: bool = False
+    exhaust: bool = False
 
     @field_validator("interventions")
     @classmethod
@@ -193,6 +204,14 @@ class RulesOptions(OptionsModel):
         if twice := next((name for name in sources if sources.count(name) > 1), None):
             raise ValueError(f"introduce names {twice!r} twice; drop one")
         return self
+
+    def lasting(self, observation: Observation) -> dict[str, float] | None:
+        """The share by source that no move passes: at which it lasts to the end of the budget."""
+        limit = observation.limits.max_epochs
+        if self.exhaust or limit is None:
+            return None
+        left = observation.budget - observation.tokens
+        return lasting_shares(observation.sources, limit, left)
 
 
 def expand(

@@ -115,6 +115,7 @@ class RulesPolicy:
         raised: set[str] = set()
         lowered: set[str] = set()
         spared: set[str] = set()
+        lasting = self.options.lasting(observation)
         if self.options.combine:
             # "rest" spares every source that some move of this decision gives to
             spared = {n for s in firing for n in s.rule.change.ends(weights, sources)[0]}
@@ -124,7 +125,7 @@ class RulesPolicy:
             if to & lowered or (origin - to) & raised:
                 stuck.append((status, "another rule's move goes the other way"))
                 continue
-            done = change.carry_out(weights, sources, spared)
+            done = change.carry_out(weights, sources, spared, lasting)
             if isinstance(done, CannotMove):
                 stuck.append((status, done.why))
                 continue

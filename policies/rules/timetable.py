@@ -11,7 +11,7 @@ from math import fsum
 
 from mixloop.common.units import format_tokens
 from mixloop.policies.interface import Observation, PastDecision, Proposal
-from mixloop.policies.mixture import check_names, consumed, in_force, rules_of
+from mixloop.policies.mixture import check_names, in_force, lasting_shares, rules_of
 
 from .interventions import FIRED
 from .moves import CannotMove, Move, Tags, check_places, resolve
@@ -35,7 +35,8 @@ def scheduled(options: RulesOptions, observation: Observation) -> Proposal | Non
     """The first thing that is due by schedule and isn't there yet."""
     due = [_introduced(entry, observation) for entry in options.introduce]
     for place, annealing in enumerate(options.anneal, 1):
-        due.append(_annealed(f"anneal {place}", annealing, observation))
+        rule = f"anneal {place}"
+        due.append(_annealed(rule, annealing, observation, options.lasting(observation)))
     return next((proposal for proposal in due if proposal is not None), None)
 
 
@@ -44,17 +45,16 @@ def _introduced(spec: Introduction, observation: Observation) -> Proposal | None
         return None
     share, source = spec.share, observation.sources[spec.source]
     limit = spec.max_epochs or observation.limits.max_epochs
-    if limit is not None:
-        # what is left of the source, over the tokens left
-        left = max(1, observation.budget - observation.tokens)
-        drawn = consumed(source.drawn, source.epochs, source.unique_tokens)
-        share = min(share, max(0.0, limit * source.unique_tokens - drawn) / left)
+    left = observation.budget - observation.tokens
+    share = min(share, lasting_shares({spec.source: source}, limit, left)[spec.source])
     why = f"{spec.source} enters after {format_tokens(spec.after)}, to last to the end"
     move = Move(to=(spec.source,), from_=spec.from_)
-    return _raised(f"introduce {spec.source}", move, share, observation, why)
+    return _raised(f"introduce {spec.source}", move, share, observation, why, None)
 
 
-def _annealed(rule: str, spec: Annealing, observation: Observation) -> Proposal | None:
+def _annealed(
+    rule: str, spec: Annealing, observation: Observation, lasting: Mapping[str, float] | None
+) -> Proposal | None:
     if observation.phase != "decay":
         return None
     fired = _firings(rule, observation)
@@ -63,11 +63,16 @@ def _annealed(rule: str, spec: Annealing, observation: Observation) -> Proposal 
     share = spec.share if spec.share is not None else min(spec.cap, base * (spec.by or 1.0))
     why = f"the learning rate decays: {', '.join(spec.to)} to {share:.3g}"
     move = Move(to=spec.to, from_=spec.from_, floor=spec.floor)
-    return _raised(rule, move, share, observation, why)
+    return _raised(rule, move, share, observation, why, lasting)
 
 
 def _raised(
-    rule: str, move: Move, share: float, observation: Observation, why: str
+    rule: str,
+    move: Move,
+    share: float,
+    observation: Observation,
+    why: str,
+    lasting: Mapping[str, float] | None,
 ) -> Proposal | None:
     """The move's sources raised to a share, in steps as large as the guards let through."""
     weights = in_force(observation)
@@ -75,7 +80,7 @@ def _raised(
     if missing <= MIN_STEP or _given_up(rule, move.to, observation):
         return None
     step = move.model_copy(update={"step": min(1.0, missing)})
-    moved = step.carry_out(weights, observation.sources)
+    moved = step.carry_out(weights, observation.sources, lasting=lasting)
     if isinstance(moved, CannotMove):
         return None
     evidence = {"rule": rule, "rules": [rule], "share": share}

@@ -96,10 +96,18 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(run_file: Path) -> dict[str, Any]:
-    """The run, with its controller killed once it has changed the mixture, and started again."""
+    """The run, with its controller killed once it has changed the mixture, and started again.
+
+    The trainer is stopped while the controller comes to its first order: however fast the one and
+    slow the other, the order meets a run that goes on.
+    """
     paths = RunPaths(run_file.parent / "run")
     with mixloop("train", run_file) as trainer, mixloop("control", run_file) as first:
         try:
+            wait_for(paths, lambda status: status.step >= 210)
+            trainer.send_signal(signal.SIGSTOP)
+            wait_for_order(paths)
+            trainer.send_signal(signal.SIGCONT)
             changed = wait_for(paths, lambda status: status.in_force.generation >= 1)
             first.send_signal(signal.SIGKILL)
             first.wait()
@@ -122,6 +130,15 @@ def wait_for(paths: RunPaths, holds: Callable[[Status], bool], seconds: float = 
             return status
         time.sleep(0.05)
     raise AssertionError(f"not within {seconds} seconds: {read_status(paths.status).value}")
+
+
+def wait_for_order(paths: RunPaths, seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if paths.mixture.exists() and json.loads(paths.mixture.read_text())["generation"] >= 1:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no order within {seconds} seconds")
 
 
 def test_the_trainer_went_on_as_one_process(finished: dict[str, Any]) -> None:

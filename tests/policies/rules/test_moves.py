@@ -278,3 +278,42 @@ def test_whatever_was_seen_the_answer_is_pure_and_on_the_simplex(values, phase, 
         assert set(reply.weights) == set(SOURCES)
         assert min(reply.weights.values()) >= 0
         assert sum(reply.weights.values()) == pytest.approx(1, abs=1e-9)
+
+
+TWO_EPOCHS = Limits(max_epochs=2)
+LASTS = {"forum": 6000 / 19_000, "code": 4000 / 19_000, "owm": 2000 / 19_000}
+"""Shares at which two epochs last to the end, with 19,000 tokens to come."""
+
+
+@pytest.mark.parametrize(
+    ("action", "changed"),
+    [
+        ("move: {to: code, step: 0.1}", {"code": LASTS["code"]}),
+        ("move: {to: [code, maths], from: prose, step: 0.05}", {"code": 0.2, "prose": 0.55}),
+        ("move: {to: [code, forum], from: prose, step: 0.15}", {"code": LASTS["code"]}),
+        ("scale: {of: code, by: 2}", {"code": LASTS["code"]}),
+        ("scale: {of: prose, by: 0.5, from: [code, forum]}", {"forum": LASTS["forum"]}),
+        ("swap: {in: owm, out: forum}", {"owm": LASTS["owm"], "forum": 0.2 - LASTS["owm"]}),
+        ("set: {code: 1.0}", {"code": 1.0, "prose": 0.0}),
+    ],
+)  # fmt: skip
+def test_no_source_is_raised_further_than_its_epochs_last(action: str, changed: dict[str, float]):
+    observation = observe({"gsm8k": 1.9}, limits=TWO_EPOCHS)
+    reply = decide(rule(action), observation)
+    assert isinstance(reply, Proposal)
+    assert {name: reply.weights[name] for name in changed} == pytest.approx(changed)
+    assert sum(reply.weights.values()) == pytest.approx(1)
+    assert ("no further: lasts to the end" in reply.reason) == ("set" not in action)
+    freely = decide(f"exhaust: true\n{rule(action)}", observation)
+    assert freely == decide(rule(action), observe({"gsm8k": 1.9}))
+
+
+def test_a_move_to_what_lasts_no_longer_is_held_and_says_how_it_could_be_made():
+    held = decide(rule("move: {to: maths}"), observe({"gsm8k": 1.9}, limits=TWO_EPOCHS))
+    assert isinstance(held, Hold)
+    assert "maths would be used up before the end" in held.reason
+    assert "exhaust: true" in held.reason
+    annealed = observe({"gsm8k": 1.9}, limits=TWO_EPOCHS, phase="decay", tokens=19_000)
+    # half a source in the last 1,000 tokens is none too much
+    raised = decide("anneal: {to: maths, share: 0.3}", annealed).weights
+    assert raised["maths"] == pytest.approx(0.3)

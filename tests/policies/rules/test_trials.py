@@ -71,7 +71,7 @@ def test_what_helps_is_tried_taken_back_and_then_made_for_good():
 
 
 def test_what_was_proven_goes_twice_as_far_and_is_then_tried_again():
-    track, start = run(Skills(k=6, seed=7, jitter=0.02), 7, max_epochs=5, max_change=0.2)
+    track, start = run(Skills(k=6, seed=7, jitter=0.02), 7, max_epochs=50, max_change=0.2)
     orders = [d for d in track.decisions() if d.verdict == "intervene"]
     first = next(i for i, d in enumerate(orders) if "confirmed" in d.evidence)
     proof = orders[0]
