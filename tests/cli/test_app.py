@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mixloop.cli.app import main
 from mixloop.controller.config import TEMPLATE
 
 ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -62,7 +63,9 @@ def test_what_needs_no_run_speaks_ascii_too(command: list[str]) -> None:
     assert done.stdout.isascii()
 
 
-def test_files_that_cant_be_written_are_told_in_one_line(tmp_path: Path) -> None:
+def test_files_that_cant_be_written_are_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, file = tmp_path / "folder", tmp_path / "file"
     folder.mkdir()
     file.write_text("x")
@@ -86,7 +89,10 @@ def test_files_that_cant_be_written_are_told_in_one_line(tmp_path: Path) -> None
     cases += [(["backtest", missing, "--policy", "static"], "no run here")]
     cases += [(["export", folder], str(folder)), (["pause", folder], str(folder))]
     for command, message in cases:
-        done = mixloop(*command)
-        assert done.returncode == 2, (command, done.stdout, done.stderr)
-        assert message in done.stderr, command
-        assert len(done.stderr.splitlines()) == 1, (command, done.stderr)
+        monkeypatch.setattr(sys, "argv", ["mixloop", *map(str, command)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert ended.value.code == 2, (command, said)
+        assert message in said.err, command
+        assert len(said.err.splitlines()) == 1, (command, said)
