@@ -136,9 +136,7 @@ class BranchedRun:
             aim = curved * voted + (1 - curved) * aim
             told |= {"bend": curved, "merges": self.named(voted)}
         tagged = self._by_tags(aim, ~useless)
-        # of the score's square, what chance doesn't give
-        beyond = 1 - (needed_score(options.significance) / max(pooled.score, TINY)) ** 2
-        part = max(0.0, beyond) * options.tags
+        part = self._borne_out(pooled) * options.tags
         if tagged is not None and part > 0:
             tagged = confine(tagged, outlook.most, least)
             aim = (1 - part) * aim + part * tagged
@@ -159,6 +157,25 @@ class BranchedRun:
             shares = np.where(serving, np.minimum(self.most, 1 / max(1, serving.sum())), 0.0)
             total += part * (shares / shares.sum() if serving.any() else aim)
         return total
+
+    def _borne_out(self, pooled: PooledEffects) -> float:
+        """How far (0 to 1) experiments bear the tags out, over all benchmarks together.
+
+        Tagged sources against the others, each on its benchmark, by how far apart sources are: 0
+        where tags on sources taken at random would do as well.
+        """
+        tags = [source.tags for source in self.observation.sources.values()]
+        tried, ahead, chance = pooled.tried > 0, 0.0, 0.0
+        for benchmark, part, gain in zip(self.benchmarks, self.worth, pooled.gain, strict=True):
+            serving = np.array([benchmark in own for own in tags])
+            those, others = gain[tried & serving], gain[tried & ~serving]
+            if those.size and others.size:
+                ahead += part * float(those.mean() - others.mean())
+                spread = float(np.var(gain[tried], ddof=1))
+                chance += part**2 * spread * (1 / those.size + 1 / others.size)
+        needed = needed_score(self.options.significance) * math.sqrt(chance)
+        # of the score's square, what chance doesn't give
+        return max(0.0, 1 - (needed / max(ahead, TINY)) ** 2) if ahead > needed else 0.0
 
     def stretches(self, mean: Array) -> tuple[Array, Array]:
         """Mixtures up to the decay and in it, whose mean over what is left is ``mean``."""

@@ -6,7 +6,7 @@ before_decay: true        # … and once more before the learning rate decays
 tokens: 20B               # of one branch; without it by the budget, the middle ones longest
 design: merges            # one expert per source, or tilts: +0.3 of one source each
 prior: {web: 0.7, code: 0.3}   # where it starts from and stays unless shown better
-tags: 0.5                 # of the mixture, for sources tagged with a benchmark's name
+tags: 0.75                # of the mixture, for sources tagged with a benchmark's name
 ```
 """
 
@@ -32,8 +32,8 @@ class ExperimentOptions(OptionsModel):
     replace each other without loss). ``keen`` is how much more a token is taken to be worth in
     the decay, where scarce sources are kept for it. ``floor`` is the part of its prior share
     that a source keeps unless it is shown to be useless, ``tags`` the part of the mixture that
-    goes to sources tagged with a benchmark's name, where experiments are sure that sources
-    differ, whatever they say of these but that they are useless: what pays off late no branch
+    goes to sources tagged with a benchmark's name, as far as experiments bear the tags out as a
+    whole, whatever they say of one of them but that it is useless: what pays off late no branch
     shows. ``step`` is the divergence (nats) that one decision may go. ``strength`` is the merge
     fit's pull to the prior, in bits per byte per nat. ``use_standby`` lets experiments and
     plans bring in sources that stand by.
@@ -52,7 +52,7 @@ class ExperimentOptions(OptionsModel):
     substitution: Annotated[float, Field(gt=0, le=1)] = 0.85
     keen: Annotated[float, Field(ge=1)] = 1.5
     floor: Share = 0.15
-    tags: Share = 0.5
+    tags: Share = 0.75
     step: Annotated[float, Field(gt=0)] = 0.5
     strength: Annotated[float, Field(ge=0)] = 0.01
     draws: Annotated[int, Field(ge=2, le=64)] = 24
