@@ -144,19 +144,22 @@ class BranchedRun:
         return aim, told
 
     def _by_tags(self, aim: Array, useful: Flags) -> Array | None:
-        """Each benchmark's part for useful sources tagged with it; ``aim``'s where there is none.
+        """Useful sources tagged with a benchmark's name, by the prior and what that is worth.
 
         What pays off late no branch shows: there it is left to what the user says of the sources.
+        The part of benchmarks without such a source is the aim's.
         """
-        tags = [source.tags for source in self.observation.sources.values()]
-        room, total = useful & (self.most > 0), np.zeros(len(self.names))
-        tagged = {b: room & np.array([b in own for own in tags]) for b in self.benchmarks}
-        if not any(serving.any() for serving in tagged.values()):
+        sources, served = self.observation.sources.values(), 0.0
+        credit = np.zeros(len(self.names))
+        for benchmark, part in zip(self.benchmarks, self.worth, strict=True):
+            serving = np.array([benchmark in source.tags for source in sources])
+            serving &= useful & (self.most > 0)
+            served += part if serving.any() else 0.0
+            # one that serves two benchmarks has no more of it: that starved whatever serves one
+            credit = np.maximum(credit, np.where(serving, part * self.prior, 0.0))
+        if not credit.any():
             return None
-        for part, serving in zip(self.worth, tagged.values(), strict=True):
-            shares = np.where(serving, np.minimum(self.most, 1 / max(1, serving.sum())), 0.0)
-            total += part * (shares / shares.sum() if serving.any() else aim)
-        return total
+        return np.asarray(served * credit / credit.sum() + (1 - served) * aim)
 
     def _borne_out(self, pooled: PooledEffects) -> float:
         """How far (0 to 1) experiments bear the tags out, over all benchmarks together.

@@ -27,6 +27,7 @@ from mixloop.controller.journal import Journal, records
 from mixloop.policies.guards import GuardNote
 
 EXPERIMENT = "tests"
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's client, used in this process, has some
 
 
 def a_whole_run(path: Path) -> Journal:
@@ -134,32 +135,28 @@ def drain(
 
 def what_is_there(uri: str, uid: str) -> dict[str, Any]:
     """Everything MLflow holds of one run, counted."""
-    code = f"""
-import json, mlflow
-client = mlflow.MlflowClient({uri!r})
-experiment = client.get_experiment_by_name({EXPERIMENT!r}).experiment_id
-runs = client.search_runs([experiment], "tags.`mixloop.uid` = '{uid}'")
-run = runs[0]
-history = {{k: [[p.step, p.value] for p in client.get_metric_history(run.info.run_id, k)]
-           for k in run.data.metrics}}
-models = client.search_logged_models([experiment], f"source_run_id = '{{run.info.run_id}}'")
-traces = client.search_traces([experiment], "tag.`mixloop.uid` = '{uid}'")
-print(json.dumps({{
-    "runs": len(runs), "status": run.info.status, "history": history,
-    "outputs": len(run.outputs.model_outputs),
-    "params": run.data.params, "note": run.data.tags.get("mlflow.note.content", ""),
-    "models": [[m.name, {{p.key: p.value for p in m.metrics}}, m.tags] for m in models],
-    "traces": [[t.info.tags, t.info.request_preview, t.info.response_preview] for t in traces],
-    "spans": [[[s.name, s.outputs] for s in t.data.spans] for t in traces],
-    "inputs": sorted(one.dataset.name for one in run.inputs.dataset_inputs),
-    "artifacts": [one.path for one in client.list_artifacts(run.info.run_id, "report")],
-}}))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    )
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    runs = client.search_runs([experiment], f"tags.`mixloop.uid` = '{uid}'")
+    run = runs[0]
+    models = client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'")
+    traces = client.search_traces([experiment], f"tag.`mixloop.uid` = '{uid}'")
+    history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
+    return {
+        "runs": len(runs),
+        "status": run.info.status,
+        "history": {key: [[p.step, p.value] for p in points] for key, points in history.items()},
+        "outputs": len(run.outputs.model_outputs),
+        "params": run.data.params,
+        "note": run.data.tags.get("mlflow.note.content", ""),
+        "models": [[m.name, {p.key: p.value for p in m.metrics}, m.tags] for m in models],
+        "traces": [[t.info.tags, t.info.request_preview, t.info.response_preview] for t in traces],
+        "spans": [[[s.name, s.outputs] for s in trace.data.spans] for trace in traces],
+        "inputs": sorted(one.dataset.name for one in run.inputs.dataset_inputs),
+        "artifacts": [one.path for one in client.list_artifacts(run.info.run_id, "report")],
+    }
 
 
 def pending(journal: Journal) -> int:
@@ -239,20 +236,21 @@ def test_unreachable_for_a_whole_run_then_caught_up_without_duplicates(
 
 def check_assessments_come_back(server: str, journal: Journal) -> None:
     """A person rates a decision in MLflow; the history shows it, and only once."""
+    import mlflow
+
+    mlflow.set_tracking_uri(server)
+    client = mlflow.MlflowClient(server)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     uid = records.run_uid(journal)
-    code = f"""
-import mlflow
-mlflow.set_tracking_uri({server!r})
-client = mlflow.MlflowClient({server!r})
-experiment = client.get_experiment_by_name({EXPERIMENT!r}).experiment_id
-(trace,) = client.search_traces([experiment], "tag.`mixloop.uid` = '{uid}'")
-source = mlflow.entities.AssessmentSource("HUMAN", "ann")
-mlflow.log_feedback(
-    trace_id=trace.info.trace_id, name="good call", value=True, rationale="it helped",
-    source=source,
-)
-"""
-    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=120)
+    (trace,) = client.search_traces([experiment], f"tag.`mixloop.uid` = '{uid}'")
+    source = mlflow.entities.AssessmentSource("HUMAN", "ann")
+    mlflow.log_feedback(
+        trace_id=trace.info.trace_id,
+        name="good call",
+        value=True,
+        rationale="it helped",
+        source=source,
+    )
     for _ in range(2):
         drain(journal, server)
     (entry,) = views.history(journal)

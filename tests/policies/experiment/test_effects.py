@@ -223,6 +223,8 @@ def test_tags_that_are_borne_out_get_their_part_and_others_none() -> None:
     )
     assert told.weights["s5"] == pytest.approx(untold.weights["s5"], abs=0.01)
     assert decided(gain, right, tags=0.0).weights == untold.weights
+    twice = decided(gain, right | {"s1": ("b", "c")}).evidence["tagged"]
+    assert twice["s1"] == pytest.approx(twice["s2"])
     wrong = {"s0": ("d",), "s1": ("c",), "s3": ("a",), "s4": ("b",)}
     assert decided(gain, wrong).weights == untold.weights
 
