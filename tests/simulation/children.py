@@ -68,6 +68,7 @@ class Child:
     ) -> None:
         self._clock, self._deadline, self._timeout = clock, clock() + timeout, timeout
         self.killed: str | None = None
+        self.strange: str | None = None
         self.exit_code: int | None = 0
         self._said: list[Json] = []
         self._polls = 0

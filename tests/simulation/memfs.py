@@ -307,6 +307,8 @@ class MemPath(PurePosixPath):
         return str(self) in self._here().folders
 
     def is_file(self) -> bool:
+        if self.name == REAL:
+            return Path(self).is_file()
         return self._here().find(str(self)) is not None
 
     def resolve(self) -> MemPath:
