@@ -42,6 +42,7 @@ from .schedule import VoidLine as VoidLine
 from .schedule import decode_line as decode_line
 from .schedule import encode_line as encode_line
 from .schedule import read_schedule as read_schedule
+from .schedule import schedule_bytes as schedule_bytes
 from .schedule import schedule_of as schedule_of
 from .schedule_writer import ScheduleWriter as ScheduleWriter
 from .signing import KeyFileError as KeyFileError
