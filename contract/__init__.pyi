@@ -49,6 +49,7 @@ from .signing import KeyFileError as KeyFileError
 from .signing import is_signed as is_signed
 from .signing import key_for as key_for
 from .status import AcceptedOrder as AcceptedOrder
+from .status import FailedCheckpoint as FailedCheckpoint
 from .status import Health as Health
 from .status import OrderInForce as OrderInForce
 from .status import PendingOrder as PendingOrder

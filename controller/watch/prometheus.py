@@ -39,6 +39,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "learning_rate": ("Learning rate of the last step.",),
     "nan_steps_total": ("Steps whose gradient was not finite.",),
     "loss_spikes_total": ("Times the loss left its recent range.",),
+    "checkpoint_failures": ("Attempts in a row to write a checkpoint that the disk did not take.",),
     "weight": ("Share of training tokens per source, asked and applied.", "source", "kind"),
     "generation": ("Number of the order asked for and of the one applied.", "kind"),
     "source_tokens_total": ("Tokens drawn per source.", "source"),
@@ -130,6 +131,8 @@ def _trainer(run: RunStanding) -> dict[str, Values]:
             "loss": status.loss,
             "learning_rate": status.lr,
         }
+        failed = status.failed_checkpoint
+        values["checkpoint_failures"] = 0 if failed is None else failed.attempts
         if status.health is not None:
             values["nan_steps_total"] = status.health.nan_steps
             values["loss_spikes_total"] = status.health.spikes
