@@ -148,6 +148,15 @@ _REFUSALS = {
 }
 
 
+def why_no_file(path: str | os.PathLike[str]) -> str | None:
+    """What lies there instead of a file; None for a file, and where nothing lies."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    return None if stat.S_ISREG(mode) else _kind(mode)
+
+
 def read_regular(
     path: str | os.PathLike[str], limit: int = LARGEST, *, follow: bool = False
 ) -> Content:

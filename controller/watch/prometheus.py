@@ -66,7 +66,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "outbox_refused_total": ("Entries let go because MLflow called them invalid.",),
     "tracker_failing": ("1 while the last attempt to reach MLflow failed.",),
 }
-UNREADABLE = ("status.json", "schedule.jsonl", "holds.json", "checkpoint")
+UNREADABLE = ("status.json", "schedule.jsonl", "holds.json", "log", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,8 @@ def _experiments(run: RunStanding) -> dict[str, Values]:
 def _rest(run: RunStanding) -> dict[str, Values]:
     unreadable = dict.fromkeys(UNREADABLE, 0)
     for file in run.unreadable:  # by kind: thousands of checkpoints make no thousands of series
-        unreadable[file.file if file.file in unreadable else "checkpoint"] += 1
+        kind = "log" if file.file.endswith(".log") else "checkpoint"
+        unreadable[file.file if file.file in unreadable else kind] += 1
     return {
         "run_info": {run.run or "": 1},
         "decisions_total": run.verdicts,

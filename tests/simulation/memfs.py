@@ -238,6 +238,11 @@ class MemOs:
     def ftruncate(self, handle: int, size: int) -> None:
         self._fs().truncate(handle, size)
 
+    def lstat(self, path: Any) -> Any:
+        if self._fs().find(os.fspath(path)) is None:
+            raise _error(errno.ENOENT, os.fspath(path))
+        return SimpleNamespace(st_mode=stat.S_IFREG)
+
     def fstat(self, handle: int) -> Any:
         node = self._fs().of(handle)[1]
         assert node is not None
