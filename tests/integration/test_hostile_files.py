@@ -612,6 +612,7 @@ def _placed(field: Field, name: str, kind: str) -> None:
             path.write_bytes(sound)
     sys.stderr.write(f"{kind} as {name}: {time.monotonic() - began:.1f} s\n")
     field.step(unreadable_files.PERSISTS)
+    field._ahead += 3 * unreadable_files.PAUSE_SECONDS[0]  # what comes and goes is said less often
 
 
 def both_happened(field: Field, kind: str) -> None:
