@@ -23,10 +23,10 @@ from mixloop.common.files import (
     canonical,
     data_end,
     open_regular,
-    parse_json,
     read_regular,
 )
 from mixloop.common.json_records import Problem, ReadResult, RecordError, decode, encode, problem_of
+from mixloop.common.json_text import parse_json
 
 from .batch_schedule import BatchSchedule, Stages
 from .integer_weights import SCALE, Segment

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from mixloop.common.errors import one_line
-from mixloop.common.files import parse_bounded
+from mixloop.common.json_text import parse_bounded
 from mixloop.common.process import PARENT
 from mixloop.common.types import Json
 
