@@ -16,7 +16,7 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .json_text import parse_json
+from .types import parse_json
 
 LARGEST = 2**20
 """Bytes of a small contract file worth reading."""

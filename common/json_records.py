@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from .errors import shown
 from .files import LARGEST, read_regular
-from .json_text import parse_json
+from .types import parse_json
 
 T = TypeVar("T")
 

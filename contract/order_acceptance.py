@@ -22,7 +22,7 @@ from mixloop.common.files import (
     read_regular,
 )
 from mixloop.common.json_records import LARGEST_NUMBER
-from mixloop.common.json_text import parse_json
+from mixloop.common.types import parse_json
 
 from .integer_weights import SCALE
 from .orders import (

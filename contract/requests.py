@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mixloop.common.files import read_regular, write_json
-from mixloop.common.json_text import parse_json
-from mixloop.common.types import Json
+from mixloop.common.types import Json, parse_json
 
 from .signing import sign, unsigned_reason
 

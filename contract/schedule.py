@@ -26,7 +26,7 @@ from mixloop.common.files import (
     read_regular,
 )
 from mixloop.common.json_records import Problem, ReadResult, RecordError, decode, encode, problem_of
-from mixloop.common.json_text import parse_json
+from mixloop.common.types import parse_json
 
 from .batch_schedule import BatchSchedule, Stages
 from .integer_weights import SCALE, Segment

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import IO
 
 from mixloop.common.errors import one_line
-from mixloop.common.json_text import parse_bounded
 from mixloop.common.process import PARENT
-from mixloop.common.types import Json
+from mixloop.common.types import Json, parse_bounded
 
 from .kept_process import end_kept, start_kept
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from mixloop.common.children import command_pid, end_kept, start_kept
 from mixloop.common.errors import one_line
-from mixloop.common.json_text import parse_bounded
+from mixloop.common.types import parse_bounded
 from mixloop.evals import EvalSettings, Scorecard
 
 from .launchers import worker_command

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter
 
-from mixloop.common.json_text import DEEPEST, MOST_VALUES, is_deeper
+from mixloop.common.types import DEEPEST, MOST_VALUES, is_deeper
 
 from .experiment_result import BranchSchedule, MergeDesign
 from .observation import Observation
