@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixloop.common.errors import BadInput
+from mixloop.common.files import open_regular
 from mixloop.common.text import clean
 from mixloop.common.types import Json
 from mixloop.controller import views
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from mixloop.trainer.config import JobSource
 
 STEP_SCHEMA = "mixloop/audit-step/1"
+_LONGEST_LINE = 2**24  # characters of a trace's line
 
 
 def audit(
@@ -201,7 +204,9 @@ def _trace_findings(check: TraceCheck | None, path: Path) -> list[Finding]:
     if check is None:
         return []
     try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
+        handle = open_regular(path, follow=True)
+        with os.fdopen(handle, encoding="utf-8", errors="replace") as stream:
+            lines = iter(lambda: stream.readline(_LONGEST_LINE), "")
             return list(check.file(path.name, lines))
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror or error}") from None

@@ -234,6 +234,8 @@ def _progress_lines(status: Status) -> list[str]:
         f"tokens, {phase}loss {number(status.loss)}, "
         f"{number(status.tokens_per_second)} tokens/s"
     ]
+    if status.failed_checkpoint is not None:
+        lines.append(f"Unsaved    {clean(status.failed_checkpoint.in_words)}")
     health = status.health
     if health is not None and (health.nan_steps or health.spikes):
         lines.append(

@@ -1,7 +1,8 @@
 """Reading and writing the small files through which the rooms talk.
 
-Writes are atomic and durable; reads open the file afresh, never follow a link, never block on a
-FIFO and never take in more than a bounded number of bytes.
+Writes are atomic and durable; reads open the file afresh, never wait for a FIFO, take nothing for a
+file that is none, and never take in more than a bounded number of bytes. Links are followed only
+where that is asked for: in what people lay out themselves, such as a model's folder.
 """
 
 from __future__ import annotations
@@ -15,12 +16,20 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .types import parse_json
+
 LARGEST = 2**20
 """Bytes of a small contract file worth reading."""
+LARGEST_JSON = 2**28
+"""Bytes of any JSON that is read whole: a tokenizer, an index of weights, a job, scores."""
 
 
 class NotRegularError(OSError):
     """What lies there is a link, a folder, a FIFO or a device; the message says which."""
+
+
+class TooLargeError(OSError):
+    """There is more in the file than it may hold; the message says how much that is."""
 
 
 class Content(NamedTuple):
@@ -100,28 +109,123 @@ def _kind(mode: int) -> str:
     return names.get(stat.S_IFMT(mode), "a device")
 
 
-def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> Content:
+def open_regular(
+    path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, follow: bool = False
+) -> int:
+    """A descriptor of a regular file; whatever else lies there is neither waited for nor used.
+
+    Args:
+        path: the file.
+        flags: as for :func:`os.open`; what O_CREAT makes has mode 644.
+        follow: whether a link is followed.
+
+    Raises:
+        NotRegularError: it is a link, a folder, a FIFO, ...
+        OSError: missing, stale or not allowed.
+    """
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    try:
+        handle = os.open(path, flags, 0o644)
+    except OSError as error:
+        kind = _REFUSALS.get(error.errno or 0)
+        if kind is None or (follow and error.errno == errno.ELOOP):
+            raise
+        raise NotRegularError(error.errno, kind) from error
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            raise NotRegularError(errno.EINVAL, _kind(mode))
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+# what the kernel says of what is no file, before anybody could look at it
+_REFUSALS = {
+    errno.ELOOP: "a symbolic link",
+    errno.EISDIR: "a folder",
+    errno.ENXIO: "a FIFO, a socket or a device",
+}
+
+
+def why_no_file(path: str | os.PathLike[str]) -> str | None:
+    """What lies there instead of a file; None for a file, and where nothing lies."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    return None if stat.S_ISREG(mode) else _kind(mode)
+
+
+def read_regular(
+    path: str | os.PathLike[str], limit: int = LARGEST, *, follow: bool = False
+) -> Content:
     """The bytes of a regular file, opened afresh, at most ``limit + 1`` of them.
 
     Raises:
         NotRegularError: it is a link, a folder, a FIFO, ...
         OSError: missing, stale or not readable.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-    try:
-        handle = os.open(path, flags)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise NotRegularError(errno.ELOOP, "a symbolic link") from error
-        raise
+    handle = open_regular(path, follow=follow)
     try:
         facts = os.fstat(handle)
-        if not stat.S_ISREG(facts.st_mode):
-            raise NotRegularError(errno.EINVAL, _kind(facts.st_mode))
         with os.fdopen(handle, "rb", closefd=False) as stream:
             return Content(stream.read(limit + 1), facts.st_uid, facts.st_mode)
     finally:
         os.close(handle)
+
+
+def read_whole(
+    path: str | os.PathLike[str], limit: int = LARGEST, *, follow: bool = False
+) -> bytes:
+    """All that is in a regular file of at most ``limit`` bytes.
+
+    Raises:
+        TooLargeError: there is more.
+        NotRegularError: it is a link, a folder, a FIFO, ...
+        OSError: missing, stale or not readable.
+    """
+    data = read_regular(path, limit, follow=follow).data
+    if len(data) > limit:
+        raise TooLargeError(errno.EFBIG, f"larger than {limit:,} bytes")
+    return data
+
+
+def read_end(path: str | os.PathLike[str], size: int = 2**12, after: int = 0) -> str:
+    """The last ``size`` bytes of a log, of what lies beyond ``after`` bytes; empty if it has none.
+
+    Where the file is shorter than ``after`` it was begun anew since, and all of it counts.
+    """
+    try:
+        handle = open_regular(path)
+    except (OSError, ValueError):
+        return ""
+    try:
+        whole = os.fstat(handle).st_size
+        first = max(after if after <= whole else 0, whole - size)
+        return os.pread(handle, size, first).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(handle)
+
+
+def data_end(handle: int, limit: int) -> int:
+    """Bytes of an open file without the hole that it may end with; looked at up to ``limit``.
+
+    A hole costs no disk, so a file can say that it has gigabytes and hold nothing: what a power
+    loss leaves of an append, and what mischief makes.
+    """
+    size = os.fstat(handle).st_size
+    end = 0
+    try:
+        while end < min(size, limit + 1):
+            start = os.lseek(handle, end, os.SEEK_DATA)
+            end = os.lseek(handle, start, os.SEEK_HOLE)
+    except OSError as error:
+        return end if error.errno == errno.ENXIO else size  # ENXIO: no data from here on
+    return end
 
 
 def writable_by_others(path: str | os.PathLike[str]) -> str | None:
@@ -175,35 +279,11 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
     write_atomic(path, json_bytes(value))
 
 
-def read_json(path: str | os.PathLike[str], limit: int = LARGEST) -> Any:
+def read_json(path: str | os.PathLike[str], limit: int = LARGEST, *, follow: bool = False) -> Any:
     """The JSON in a small regular file.
 
     Raises:
-        OSError: missing, no regular file, or not readable.
+        OSError: missing, no regular file, too large, or not readable.
         ValueError, RecursionError: it is no JSON, see :func:`parse_json`.
     """
-    return parse_json(read_regular(path, limit).data.decode())
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in members:
-            raise ValueError(f"key {key[:60]!r} is given twice")
-        members[key] = value
-    return members
-
-
-def parse_json(text: str) -> Any:
-    """JSON as the standard has it: no NaN, no infinities, no key twice.
-
-    Raises:
-        json.JSONDecodeError: it is not JSON.
-        ValueError: NaN, Infinity, a duplicate key, or an integer of thousands of digits.
-        RecursionError: nested too deeply.
-    """
-    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    return parse_json(read_whole(path, limit, follow=follow).decode())

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from .errors import shown
-from .files import LARGEST, parse_json, read_regular
+from .files import LARGEST, read_regular
+from .types import parse_json
 
 T = TypeVar("T")
 

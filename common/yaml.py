@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from .errors import BadInput, shown
-from .files import LARGEST
+from .files import LARGEST, read_regular, read_whole
 
 _UNFOLDED = 100_000  # values that anchors may add to those that are written
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # no path, and no UTF-8, can hold them
@@ -102,8 +102,7 @@ def read_sections(path: Path) -> dict[str, Any]:
             mapping, or is larger than any run file (YAML takes seconds a megabyte).
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
+        data = read_regular(path, LARGEST, follow=True).data
         if len(data) > LARGEST:
             raise ValueError(f"larger than {LARGEST:,} bytes; is this a run file?")
         sections = parse_yaml(data.decode("utf-8"))
@@ -166,9 +165,10 @@ def parse_mapping(text: str | None, option: str) -> dict[str, Any] | None:
     path = Path(text)
     if path.suffix in {".yaml", ".yml", ".json"}:
         try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"{option}: {path}: can't be read: {error.strerror}") from None
+            text = read_whole(path, LARGEST, follow=True).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "not UTF-8"
+            raise BadInput(f"{option}: {path}: can't be read: {why}") from None
     try:
         value = parse_yaml(text)
     except ValueError:

@@ -42,12 +42,14 @@ from .schedule import VoidLine as VoidLine
 from .schedule import decode_line as decode_line
 from .schedule import encode_line as encode_line
 from .schedule import read_schedule as read_schedule
+from .schedule import schedule_bytes as schedule_bytes
 from .schedule import schedule_of as schedule_of
 from .schedule_writer import ScheduleWriter as ScheduleWriter
 from .signing import KeyFileError as KeyFileError
 from .signing import is_signed as is_signed
 from .signing import key_for as key_for
 from .status import AcceptedOrder as AcceptedOrder
+from .status import FailedCheckpoint as FailedCheckpoint
 from .status import Health as Health
 from .status import OrderInForce as OrderInForce
 from .status import PendingOrder as PendingOrder

@@ -9,15 +9,16 @@ with a key nothing counts but orders that are signed with it.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
-from mixloop.common.files import read_regular
+from mixloop.common.files import open_regular, read_regular
 from mixloop.common.json_records import Problem, problem_of
 
 from .order_acceptance import order_in
 from .orders import LARGEST_JUMP, LARGEST_ORDER, LARGEST_TURN, Order
 from .paths import RunPaths
-from .schedule import LARGEST_SCHEDULE, SegmentLine, decode_line, schedule_of
+from .schedule import ScheduleError, SegmentLine, decode_line, schedule_bytes, schedule_of
 from .status import Status
 
 _NEAR = LARGEST_JUMP // 2  # an order above it is still accepted
@@ -141,9 +142,15 @@ class _RecordedOrders:
         """``(fence, generation)``; those read last while the file can't be read."""
         self.problem = None
         try:
-            data = read_regular(self._path, LARGEST_SCHEDULE).data
+            handle = open_regular(self._path)
+            try:
+                data = schedule_bytes(handle, self._path)
+            finally:
+                os.close(handle)
             if not self._grow(data):
                 self._start(data)
+        except ScheduleError as error:
+            self.problem = error.problem
         except OSError as error:
             self.problem = problem_of(error)
         return self._highest

@@ -19,10 +19,10 @@ from mixloop.common.files import (
     canonical,
     digest,
     json_bytes,
-    parse_json,
     read_regular,
 )
 from mixloop.common.json_records import LARGEST_NUMBER
+from mixloop.common.types import parse_json
 
 from .integer_weights import SCALE
 from .orders import (

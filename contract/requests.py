@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mixloop.common.files import parse_json, read_regular, write_json
-from mixloop.common.types import Json
+from mixloop.common.files import read_regular, write_json
+from mixloop.common.types import Json, parse_json
 
 from .signing import sign, unsigned_reason
 

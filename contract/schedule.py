@@ -10,22 +10,34 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mixloop.common.files import canonical, parse_json, read_regular
+from mixloop.common.files import (
+    LARGEST,
+    canonical,
+    data_end,
+    open_regular,
+    read_regular,
+)
 from mixloop.common.json_records import Problem, ReadResult, RecordError, decode, encode, problem_of
+from mixloop.common.types import parse_json
 
 from .batch_schedule import BatchSchedule, Stages
 from .integer_weights import SCALE, Segment
 
 SCHEDULE_SCHEMA = "mixloop/schedule/1"
 LARGEST_SCHEDULE = 2**28
-"""Bytes of a schedule worth reading."""
+"""Bytes of a schedule worth reading; a hole that it ends with is not counted."""
+MOST_LINES = 2**18
+"""Lines of a schedule worth reading: one an order."""
+LONGEST_LINE = 2**24
+"""Bytes of a line; one of 10,000 sources with long names has some 2^20."""
 
 
 class ScheduleError(ValueError):
@@ -158,8 +170,11 @@ def decode_line(data: bytes) -> Line:
     if value.get("schema") != SCHEDULE_SCHEMA or kind is None:
         raise RecordError(f"unknown schema or kind of line {str(value.get('line'))[:40]!r}")
     line = decode(kind, value)
-    if isinstance(line, SegmentLine) and sum(line.weights.values()) != SCALE:
-        raise RecordError(f"weights sum to {sum(line.weights.values())}, not {SCALE}")
+    if isinstance(line, SegmentLine):
+        if sum(line.weights.values()) != SCALE:
+            raise RecordError(f"weights sum to {sum(line.weights.values())}, not {SCALE}")
+        # thousands of lines name the same thousands of sources
+        line = replace(line, weights={sys.intern(name): w for name, w in line.weights.items()})
     if isinstance(line, OpenLine):
         _check_quanta(line)
     return line
@@ -341,10 +356,34 @@ def read_schedule(path: str | os.PathLike[str]) -> Schedule:
         OSError: the file is there and can't be read.
     """
     try:
-        data = read_regular(path, LARGEST_SCHEDULE).data
+        handle = open_regular(path)
     except FileNotFoundError:
         return Schedule()
+    try:
+        data = schedule_bytes(handle, Path(path))
+    finally:
+        os.close(handle)
     return _scanned(data, Path(path))
+
+
+def schedule_bytes(handle: int, path: Path) -> bytes:
+    """What an open schedule holds, without the hole that it may end with.
+
+    Raises:
+        ScheduleError: it holds more than is worth reading.
+        OSError: it can't be read.
+    """
+    size = os.fstat(handle).st_size
+    if size > LARGEST:  # small ones are read as they are: a hole in them costs nothing
+        size = min(size, data_end(handle, LARGEST_SCHEDULE))
+    if size > LARGEST_SCHEDULE:
+        raise _refused(path, "", f"larger than {LARGEST_SCHEDULE:,} bytes")
+    with os.fdopen(handle, "rb", closefd=False) as stream:
+        stream.seek(0)
+        data = stream.read(size)
+    if len(data) > LARGEST and data.count(b"\n") > MOST_LINES:
+        raise _refused(path, "", f"more than {MOST_LINES:,} lines")
+    return data
 
 
 def schedule_of(path: str | os.PathLike[str]) -> ReadResult[Schedule]:
@@ -383,6 +422,11 @@ def scan(data: bytes, path: Path) -> tuple[list[Line], int]:
         end = data.find(b"\n", sound)
         last = end < 0 or end == len(data) - 1
         end = len(data) if end < 0 else end
+        if end - sound > LONGEST_LINE:
+            if last and data.find(b"\0", sound) >= 0:  # blocks that never reached the disk
+                break
+            where = f"line {len(lines) + 1}"
+            raise _refused(path, where, f"{where}: longer than {LONGEST_LINE:,} bytes")
         try:
             lines.append(decode_line(data[sound:end]))
         except (ValueError, RecursionError) as error:
@@ -407,6 +451,9 @@ def _is_torn(line: bytes) -> bool:
 def _damaged(path: Path, line: int, error: Exception) -> ScheduleError:
     problem = problem_of(error)
     where = f"line {line}"
-    text = f"{where}: {problem.text if problem is not None else ''}"
+    return _refused(path, where, f"{where}: {problem.text if problem is not None else ''}")
+
+
+def _refused(path: Path, where: str, text: str) -> ScheduleError:
     mend = "restore the file from a copy, or start a new run from a checkpoint"
     return ScheduleError(f"{path}: {text}; {mend}", Problem(where, text))

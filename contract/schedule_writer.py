@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mixloop.common.files import fsync_folder, write_all
+from mixloop.common.files import fsync_folder, open_regular, write_all
 
 from .schedule import (
     Line,
@@ -21,6 +21,7 @@ from .schedule import (
     encode_line,
     read_schedule,
     scan,
+    schedule_bytes,
 )
 
 _LOCK_SECONDS = 10.0
@@ -115,10 +116,10 @@ class ScheduleWriter:
 
     @contextlib.contextmanager
     def _open(self, make: bool = False) -> Iterator[int]:
-        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if make else 0)
         fresh = make and not self._path.exists()
         try:
-            handle = os.open(self._path, flags | (os.O_CREAT if make else 0), 0o644)
+            handle = open_regular(self._path, flags)
         except FileNotFoundError as error:
             if self._incarnation is None:
                 raise
@@ -139,14 +140,13 @@ class ScheduleWriter:
     def _settle(self, handle: int, incarnation: int | None = None) -> Schedule:
         """Read the open file, refuse if it is someone else's by now, cut a torn last line."""
         incarnation = self._incarnation if incarnation is None else incarnation
-        with os.fdopen(os.dup(handle), "rb") as stream:
-            stream.seek(0)
-            data = stream.read()
+        size = os.fstat(handle).st_size  # before it is read: what another appends is never cut
+        data = schedule_bytes(handle, self._path)
         lines, sound = scan(data, self._path)
         schedule = Schedule(tuple(lines))
         if incarnation is not None and schedule.incarnation > incarnation:
             raise ScheduleTaken(self._taken(schedule.incarnation))
-        if sound < len(data):
+        if sound < size:
             os.ftruncate(handle, sound)
             os.fsync(handle)
         self._end = sound

@@ -105,13 +105,34 @@ class System:
 
 
 @dataclass(frozen=True)
+class FailedCheckpoint:
+    """No checkpoint that was due since `step` could be written; training goes on and tries again.
+
+    `reason` is the last attempt's; `saved` is the step of the newest checkpoint of the run, from
+    which it would be gone on with (null: there is none).
+    """
+
+    step: int
+    reason: str
+    attempts: int
+    saved: int | None = None
+
+    @property
+    def in_words(self) -> str:
+        """One line for a person."""
+        since = "there is none" if self.saved is None else f"the newest is of step {self.saved}"
+        times = "once" if self.attempts == 1 else f"{self.attempts} times"
+        return f"no checkpoint since step {self.step}, tried {times}: {self.reason}; {since}"
+
+
+@dataclass(frozen=True)
 class Status:
     """The trainer's heartbeat, `status.json`.
 
     `tokens` and `budget` count training tokens; `loss` and `grad_norm` are of the last step (null
-    when not finite); `heartbeat` counts writes, so that liveness needs no clock. `health` and
-    `system` are what a trainer that knows them adds. `resumable`: a loop has saved a place to go on
-    from, or has ended in order, and is not to begin again unasked.
+    when not finite); `heartbeat` counts writes, so that liveness needs no clock. `health`, `system`
+    and `failed_checkpoint` are what a trainer that knows them adds. `resumable`: a loop has saved a
+    place to go on from, or has ended in order, and is not to begin again unasked.
     """
 
     run: str
@@ -139,6 +160,7 @@ class Status:
     updated_at: str = ""
     health: Health | None = None
     system: System | None = None
+    failed_checkpoint: FailedCheckpoint | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, `schema` first."""

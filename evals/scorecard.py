@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
-from mixloop.common.files import read_regular, write_atomic
+from mixloop.common.files import read_json, read_whole, write_atomic
 
 SCHEMA: Final = "mixloop/scorecard/1"
 MAX_BYTES = 2**28
@@ -128,7 +127,7 @@ class Scorecard(FrozenModel):
             ValueError: it is no scorecard; names the file.
         """
         try:
-            return cls.model_validate_json(read_regular(path, MAX_BYTES).data)
+            return cls.model_validate_json(read_whole(path, MAX_BYTES))
         except ValueError as error:
             raise ValueError(f"{path}: not a scorecard: {error}") from error
 
@@ -145,9 +144,9 @@ class Scorecard(FrozenModel):
 def training_state(checkpoint: Path) -> tuple[int | None, int | None]:
     """(step, tokens) from the checkpoint's own manifest; None where it has none."""
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+        manifest = read_json(checkpoint / "manifest.json", MAX_BYTES, follow=True)
         step, tokens = manifest.get("step"), manifest.get("tokens")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None, None
     return (
         step if isinstance(step, int) else None,

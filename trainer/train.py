@@ -2,8 +2,8 @@
 
 A Llama trained with AdamW on a warm-up/stable/decay or cosine schedule, whose data mixture changes
 under it when an order comes (:mod:`.reference` has the step and the run's files). Under
-`torchrun` it is the same loop on every rank. Exit codes: 0 done, 1 failed, 2 bad input, 130
-interrupted (after a checkpoint).
+`torchrun` it is the same loop on every rank. Exit codes: 0 done, 1 failed (also: without its last
+checkpoint), 2 bad input, 130 interrupted (after a checkpoint).
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def loop(session: Session, stop: Stop, trace: SampleTrace | None) -> bool:
         if position.step % settings.status_every == 0:
             session.report()
             session.check()
-        if session.due(before):
-            session.save()
+        if session.due(before) and not session.save():
+            session.report()  # at once: who watches is to know of it
         if session.peers.any(stop.asked):
             return False
     return True
@@ -211,14 +211,18 @@ def carry_out(session: Session, stop: Stop, trace: SampleTrace | None) -> int:
     """Train, save, report, close; returns the exit code."""
     try:
         done = loop(session, stop, trace)
-        saved = session.save()
-        session.report(finished=done)
+        saved = session.save_last(lambda: stop.asked)
+        failure = session.failure
+        # without its last checkpoint a run is not finished: resuming it trains those steps again
+        session.report(finished=done and failure is None)
         session.check()
+        if failure is not None and session.live.lead is not None:
+            say(f"ended without its last checkpoint: {failure.in_words}; mend that, and resume")
     finally:
         session.close()
         if trace is not None:
             trace.close()
-    if not done:
+    if not done and failure is None:
         return 130
     return 0 if saved else 1
 

@@ -2,12 +2,12 @@
 
 The daemon stays small and answers at once because everything heavy or untrusted lives here: a
 policy may import torch, hang, or be wrong; the MLflow client may block. Each child has a time
-limit, after which the daemon has it ended with all that it started.
+limit, after which the daemon has it ended with all that it started, and a limit on what it answers:
+whatever it says, the daemon's memory and the disk hold no more than that.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -17,13 +17,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+from mixloop.common.errors import one_line
 from mixloop.common.process import PARENT
-from mixloop.common.types import Json
+from mixloop.common.types import Json, parse_bounded
 
 from .kept_process import end_kept, start_kept
 
 START = "MIXLOOP_START"
 """Environment variable with the descriptor that a waiting child's request comes with the end of."""
+LARGEST_ANSWER = 2**23
+"""Bytes of all that a child says."""
 
 
 class Child:
@@ -33,11 +36,16 @@ class Child:
         module: What ``python -m`` runs.
         argument: Its one argument, or None.
         stdin: Text it reads from standard input, or None.
-        log: File that receives its stderr, appended.
+        log: File that receives its stderr, appended, and stays small (:func:`start_kept`).
         timeout: Seconds until it is killed.
+        answer: Bytes it may say in all, above which it is killed.
         launcher: A command template in which ``{command}`` stands for the module's own; under
             one it may run on another machine and does not end with us. None: a child of ours.
         clock: Monotonic seconds.
+
+    Attributes:
+        killed: Why it was ended, if it was.
+        strange: Why the last thing it said that was no message was none, if there was any.
     """
 
     def __init__(
@@ -48,20 +56,21 @@ class Child:
         stdin: str | None = None,
         log: Path,
         timeout: float,
+        answer: int = LARGEST_ANSWER,
         launcher: Sequence[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self._answer = answer
         self._allow(timeout)
         command = [sys.executable, "-m", module, *([argument] if argument is not None else [])]
         if launcher is not None:
             place = launcher.index("{command}")
             command = [*launcher[:place], *command, *launcher[place + 1 :]]
-        environment = child_environment()
-        with log.open("ab") as errors, tempfile.TemporaryFile() as text:
+        with tempfile.TemporaryFile() as text:
             text.write((stdin or "").encode())
             text.seek(0)
-            self._begin(command, text, errors, environment, tied=launcher is None)
+            self._begin(command, text, log, child_environment(), tied=launcher is None)
 
     def _allow(self, timeout: float) -> None:
         self._timeout, self._deadline = timeout, self._clock() + timeout
@@ -70,7 +79,7 @@ class Child:
         self,
         command: Sequence[str],
         stdin: IO[bytes],
-        errors: IO[bytes],
+        log: Path,
         environment: dict[str, str],
         descriptors: Sequence[int] = (),
         *,
@@ -79,12 +88,14 @@ class Child:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives with the child
         self._read = 0
         self.killed: str | None = None
+        self.strange: str | None = None
         self._process = start_kept(
             command,
             tied=tied,
+            log=log,
+            answer=self._answer,
             stdin=stdin,
             stdout=self._output,
-            stderr=errors,
             env=environment,
             pass_fds=descriptors,
         )
@@ -110,11 +121,26 @@ class Child:
         end_kept(self._process)
 
     def messages(self) -> list[Json]:
-        """The whole lines it has said since the last call."""
+        """What it has said since the last call, line by line; what is no message is left out."""
         self._output.seek(self._read)
-        whole, newline, _ = self._output.read().rpartition(b"\n")
+        whole, newline, rest = self._output.read(self._answer + 1 - self._read).rpartition(b"\n")
         self._read += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.splitlines() if line.strip()]
+        if self._read + len(rest) > self._answer:
+            self.killed = f"it said more than {self._answer / 2**20:g} MiB"
+            return []
+        lines = (line for line in whole.splitlines() if line.strip())
+        return [message for line in lines if (message := self._message(line)) is not None]
+
+    def _message(self, line: bytes) -> Json | None:
+        try:
+            message = parse_bounded(line)
+        except ValueError as error:
+            self.strange = one_line(error)
+            return None
+        if isinstance(message, dict):
+            return message
+        self.strange = "it is no JSON object"
+        return None
 
     def close(self) -> None:
         """Kill it if it runs and let go of its output."""
@@ -127,7 +153,7 @@ class WaitingChild(Child):
 
     Args:
         module: What ``python -m`` runs.
-        log: File that receives its stderr, appended.
+        log: File that receives its stderr, appended, and stays small.
         clock: Monotonic seconds.
     """
 
@@ -135,15 +161,15 @@ class WaitingChild(Child):
         self, module: str, *, log: Path, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
+        self._answer = LARGEST_ANSWER
         self._allow(math.inf)
         self._request: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - read once it is given
         theirs, ours = os.pipe()
         self._start: IO[bytes] = os.fdopen(ours, "wb")
         environment = {**child_environment(), START: str(theirs)}
         try:
-            with log.open("ab") as errors:
-                command = [sys.executable, "-m", module]
-                self._begin(command, self._request, errors, environment, (theirs,))
+            command = [sys.executable, "-m", module]
+            self._begin(command, self._request, log, environment, (theirs,))
         except OSError:
             self._let_go()
             raise

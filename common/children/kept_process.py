@@ -21,20 +21,31 @@ _GRACE = 5.0
 """Seconds a keeper has to end its family; it takes milliseconds, unless somebody stopped it."""
 
 
-def kept(command: Sequence[str], *, tied: bool = True) -> list[str]:
+def kept(
+    command: Sequence[str], *, tied: bool = True, log: Path | None = None, answer: int = 0
+) -> list[str]:
     """The command with its keeper before it.
 
     Args:
         command: A program and its arguments.
         tied: Whether it ends when the calling thread's process does. Not so for a command that
             starts something on another machine.
+        log: Receives its stderr, appended; a file that never grows beyond
+            :data:`~mixloop.common.children.LARGEST_LOG`. None: its stderr is the caller's.
+        answer: Bytes of stdout, above which it is ended, one byte later; 0: any number.
     """
     parent = os.getpid() if tied else 0
-    return [sys.executable, "-I", "-S", str(_KEEPER), str(parent), *command]
+    told = ("" if log is None else str(log),)
+    return [sys.executable, "-I", "-S", str(_KEEPER), str(parent), str(answer), *told, *command]
 
 
 def start_kept(
-    command: Sequence[str], *, tied: bool = True, **options: Any
+    command: Sequence[str],
+    *,
+    tied: bool = True,
+    log: Path | None = None,
+    answer: int = 0,
+    **options: Any,
 ) -> subprocess.Popen[bytes]:
     """Start a command under a keeper, in a session of its own.
 
@@ -44,6 +55,8 @@ def start_kept(
     Args:
         command: A program and its arguments.
         tied: Whether it ends when we do, however that is.
+        log: Receives its stderr, as :func:`kept` has it.
+        answer: Bytes of its stdout, likewise.
         options: Those of :class:`subprocess.Popen`.
 
     Raises:
@@ -51,7 +64,8 @@ def start_kept(
     """
     if shutil.which(command[0]) is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
-    return subprocess.Popen(kept(command, tied=tied), start_new_session=True, **options)
+    whole = kept(command, tied=tied, log=log, answer=answer)
+    return subprocess.Popen(whole, start_new_session=True, **options)
 
 
 def command_pid(process: subprocess.Popen[bytes]) -> int | None:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mixloop.common.files import read_json
+
 RECORD = "tokenizer_probe.json"
 """The file beside a `tokenizer.json` that holds its probe."""
 
@@ -88,6 +90,6 @@ def take_probe(encode: Callable[[str], Sequence[int]]) -> TokenProbe:
 def read_probe(folder: Path) -> TokenProbe | None:
     """The probe recorded beside a tokenizer; None where there is none that can be compared."""
     try:
-        return TokenProbe.from_json(json.loads((folder / RECORD).read_text("utf-8")))
-    except (OSError, ValueError):
+        return TokenProbe.from_json(read_json(folder / RECORD, follow=True))
+    except (OSError, ValueError, RecursionError):
         return None

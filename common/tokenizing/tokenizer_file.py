@@ -7,11 +7,11 @@ ids than the file's. Training, evaluation and checkpoints all go through here in
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixloop.common.errors import one_line
+from mixloop.common.files import LARGEST_JSON, read_json, read_whole
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,7 +47,7 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
     """
     from tokenizers import Tokenizer
 
-    text = (folder / TOKENIZER_FILE).read_bytes()
+    text = read_whole(folder / TOKENIZER_FILE, LARGEST_JSON, follow=True)
     try:
         tokenizer = Tokenizer.from_buffer(text)
     # the library raises bare exceptions
@@ -89,7 +89,7 @@ def exact_config(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
+        content = read_json(file, LARGEST_JSON, follow=True)
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

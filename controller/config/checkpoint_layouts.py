@@ -6,12 +6,12 @@ Others keep the mixture a checkpoint was trained on in `mixloop.json`, written l
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mixloop.common.files import LARGEST_JSON, read_json
 from mixloop.common.json_records import Problem, ReadResult
 from mixloop.contract import MANIFEST_FILE, Manifest, read_manifest
 from mixloop.trainer.loader import SAVED_FILE, read_saved_manifest
@@ -79,7 +79,7 @@ def _lack(path: Path) -> str:
         index = path / "model.safetensors.index.json"
         if not index.is_file():
             return "" if any(path.glob("*.safetensors")) else "no weights in safetensors"
-        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        shards = set(read_json(index, LARGEST_JSON, follow=True)["weight_map"].values())
         whole = (Path(shard).name == shard and (path / shard).is_file() for shard in shards)
         return "" if shards and all(whole) else "weights that their index names are missing"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from mixloop.common.errors import BadInput, explain_error, suggest
+from mixloop.common.files import LARGEST_JSON, read_whole
 from mixloop.common.yaml import read_sections
 from mixloop.contract import KeyFileError, key_for
 from mixloop.policies.guards import GuardSettings
@@ -200,7 +201,7 @@ def _with_files(value: Any, base: Path, key: str) -> Any:
         return {name: _with_files(entry, base, f"{key}.{name}") for name, entry in value.items()}
     path = base / Path(file).expanduser()
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(read_whole(path, LARGEST_JSON, follow=True))
     except OSError as error:
         raise BadInput(
             f"{key}.from: {path}: cannot be read ({error.strerror}); give a JSON file, such as "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
+from mixloop.common.errors import shown
 from mixloop.common.types import Json
 from mixloop.contract import Order, Stage, unpublishable
 from mixloop.policies.guards import GuardNote
@@ -18,6 +20,7 @@ AskedBy = Literal["policy", "controller", "operator"]
 
 LONGEST_REASON = 2000  # characters of a policy's
 LONGEST_IN_ALL = 2 * LONGEST_REASON  # with what is said of it
+LARGEST_EVIDENCE = 2**20  # characters of JSON: every later decision and view reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +94,16 @@ class DecisionRecord:
 
 
 def bounded(record: DecisionRecord, run: str) -> DecisionRecord:
-    """The decision, its reason cut, and refused where no trainer could read what it asks for.
+    """The decision, reason and evidence cut, and refused where no trainer could read its order.
 
     An order that can't be read back would be taken for a stranger's, and replaced by itself for
     ever.
     """
-    record = replace(record, reason=shortened(record.reason, LONGEST_IN_ALL))
+    record = replace(
+        record,
+        reason=shortened(record.reason, LONGEST_IN_ALL),
+        evidence=small_evidence(record.evidence),
+    )
     why = _unpublishable(record, run)
     if why is None:
         return record
@@ -126,6 +133,24 @@ def shortened(reason: str, longest: int = LONGEST_REASON) -> str:
     if len(reason) <= longest:
         return reason
     return f"{reason[:longest]}… (cut: {len(reason):,} characters)"
+
+
+def small_evidence(evidence: Json) -> Json:
+    """The evidence as far as it fits, its small entries first; it says which are left out."""
+    sizes = {name: len(json.dumps({name: value})) for name, value in evidence.items()}
+    if sum(sizes.values()) <= LARGEST_EVIDENCE:
+        return evidence
+    left, kept = LARGEST_EVIDENCE, set()
+    for name in sorted(sizes, key=sizes.__getitem__):
+        left -= sizes[name]
+        if left < 0:
+            break
+        kept.add(name)
+    cut = f"{sum(sizes.values()):,} characters of evidence, {LARGEST_EVIDENCE:,} at most; without "
+    named = ", ".join(shown(name) for name in sizes if name not in kept)
+    return {name: value for name, value in evidence.items() if name in kept} | {
+        "left out": shortened(cut + named, 500)
+    }
 
 
 def stages(plan: Plan) -> list[Stage]:

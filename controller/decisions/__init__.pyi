@@ -9,3 +9,4 @@ from .policy_request import history_request as history_request
 from .policy_request import near as near
 from .policy_request import read_answer as read_answer
 from .policy_request import read_observed as read_observed
+from .policy_request import read_reply as read_reply

@@ -9,12 +9,14 @@ needs is imported where it is needed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixloop.common.errors import one_line
 from mixloop.common.types import Json
 from mixloop.controller.core import Steering, steer_all
 from mixloop.controller.journal import Journal, JournalError, queries
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 # the child adds them
 HISTORY = frozenset({"evaluations", "decisions", "experiments", "receipts", "steering"})
+LONGEST_DIGEST = 200  # characters
 JOURNAL_TIMEOUT = 30.0  # seconds that the child waits for a journal that is being written
 
 
@@ -146,6 +149,27 @@ def read_observed(message: Mapping[str, Any]) -> Observed:
     )
 
 
+def read_reply(child: Child) -> Answer:
+    """What a policy child that has ended decided: :func:`read_answer` with each field looked at.
+
+    The policy has that process to itself and may have it say anything.
+    """
+    from mixloop.controller.core import Answer
+    from mixloop.policies.interface import PolicyError, reply_from_json, reply_to_json
+
+    answer = read_answer(child)
+    try:
+        if answer.kind in ("proposal", "hold", "experiment"):
+            reply = reply_from_json(json.dumps({**answer.payload, "kind": answer.kind}))
+            payload = json.loads(reply_to_json(reply))
+            return replace(answer, kind=payload.pop("kind"), payload=payload)
+        if answer.kind == "unread" and answer.observed is not None:
+            raise PolicyError("it says that the history can't be read, which it has been given")
+        return replace(answer, payload={"reason": str(answer.payload["reason"])})
+    except (PolicyError, KeyError) as error:
+        return Answer("failed", {"reason": one_line(error)}, answer.digest, answer.observed)
+
+
 def read_answer(child: Child) -> Answer:
     """The answer of a policy child that has ended; anything strange is ``failed``."""
     from mixloop.controller.core import KINDS, Answer
@@ -156,6 +180,10 @@ def read_answer(child: Child) -> Answer:
         return Answer("failed", {"reason": child.killed}, observed=observed)
     if len(messages) != 1 or messages[0].get("kind") not in KINDS:
         reason = f"no answer (exit status {child.exit_code})"
+        if child.strange is not None:
+            reason = f"what it said is no answer: {child.strange}"
         return Answer("failed", {"reason": reason}, observed=observed)
-    answer = messages[0]
-    return Answer(answer["kind"], answer["payload"], answer.get("digest"), observed)
+    kind, payload, digest = (messages[0].get(key) for key in ("kind", "payload", "digest"))
+    if not isinstance(payload, dict) or len(str(digest)) > LONGEST_DIGEST:
+        return Answer("failed", {"reason": "what it said is no answer"}, observed=observed)
+    return Answer(str(kind), payload, None if digest is None else str(digest), observed)

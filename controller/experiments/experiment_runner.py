@@ -8,10 +8,10 @@ what has ended is told at once.
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 from mixloop.common.children import Child
+from mixloop.common.files import read_end
 from mixloop.evals import COMMAND, Launcher
 from mixloop.evals.workers import Failure
 from mixloop.policies.interface import ExperimentResult
@@ -20,15 +20,13 @@ from .spec import ExperimentSpec
 from .workspace import ExperimentProgress, Workspace
 
 MODULE = "mixloop.controller.experiments.runner"
-LARGEST_LOG = 2**23  # bytes above which only the end of a log is kept
-KEPT_LOG = 2**20
 
 
 class ExperimentRunner:
     """Carries out experiments in a child process, one at a time, without blocking the caller.
 
     Args:
-        log: receives what the child prints, appended; of a large one only the end is kept.
+        log: receives what the child prints, appended; it stays small (:func:`start_kept`).
         launcher: ``local``, or a command template with ``{command}`` in it, as ``evals.launcher``.
             The folder of the experiment and the run's must be seen where that runs.
 
@@ -63,7 +61,7 @@ class ExperimentRunner:
         place = Workspace(spec.out)
         if place.ended(spec.identity()) is None:
             place.begin(spec)
-            self._begun = self._trimmed_log()
+            self._begun = self._size()
             self._child = Child(
                 MODULE,
                 argument=str(place.spec),
@@ -85,8 +83,7 @@ class ExperimentRunner:
         if child is not None:
             # before the messages: what it says last is said before it ends
             running = child.running
-            # a launcher's command may print too
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(TypeError):  # a launcher's command may print too
                 for message in child.messages():
                     self.progress = ExperimentProgress(**message)
             if running:
@@ -113,17 +110,12 @@ class ExperimentRunner:
 
     def _last_line(self) -> str:
         """What the log ends with, which is where a process that failed says why."""
-        with contextlib.suppress(OSError), self._log.open("rb") as log:
-            log.seek(max(self._begun, log.seek(0, os.SEEK_END) - 4096))
-            lines = log.read().decode("utf-8", "replace").strip().splitlines()
-            return lines[-1][:300] if lines else ""
-        return ""
+        lines = read_end(self._log, after=self._begun).strip().splitlines()
+        return lines[-1][:300] if lines else ""
 
-    def _trimmed_log(self) -> int:
-        """The log's size, of which no more than its end is kept."""
+    def _size(self) -> int:
+        """The log's."""
         with contextlib.suppress(OSError):
-            if self._log.stat().st_size > LARGEST_LOG:
-                self._log.write_bytes(self._log.read_bytes()[-KEPT_LOG:])
             return self._log.stat().st_size
         return 0
 

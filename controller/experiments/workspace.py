@@ -28,12 +28,12 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from mixloop.common.files import read_regular, write_atomic
+from mixloop.common.files import open_regular, read_whole, write_atomic
 from mixloop.policies.interface import ExperimentResult
 
 from .spec import ExperimentSpec
 
-LARGEST = 2**28  # bytes of a result: some hundred an item, branch and benchmark
+LARGEST = 2**27  # bytes of a result: some hundred an item, branch and benchmark
 SCRATCH = ".writing-"
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -73,7 +73,7 @@ class Workspace:
         path = self.folder / f"branch-{number:02d}.begun"
         before = 0
         with contextlib.suppress(OSError, ValueError):
-            before = int(path.read_bytes())
+            before = int(read_whole(path, 20))
         write_atomic(path, str(before + 1).encode())
         return before
 
@@ -82,7 +82,7 @@ class Workspace:
     def kept(self, path: Path, kind: type[Record]) -> Record | None:
         """What an earlier process has kept there; None where there is nothing whole."""
         with contextlib.suppress(OSError, ValueError):
-            return kind.model_validate_json(read_regular(path, LARGEST).data)
+            return kind.model_validate_json(read_whole(path, LARGEST))
         return None
 
     def keep(self, path: Path, record: BaseModel) -> None:
@@ -145,7 +145,7 @@ class Workspace:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until no other process works here: one on another machine may outlive a daemon."""
-        handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = open_regular(self.folder / ".lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
@@ -170,7 +170,7 @@ def discard(folder: Path) -> None:
 def read_progress(folder: Path) -> ExperimentProgress | None:
     """How far the experiment in a folder is; None where nothing tells."""
     try:
-        found = json.loads(read_regular(folder / "progress.json").data)
+        found = json.loads(read_whole(folder / "progress.json"))
         return ExperimentProgress(int(found["done"]), int(found["branches"]), str(found["doing"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -67,6 +67,8 @@ class Journal:
     ) -> None:
         if not create and not path.exists():
             raise JournalError(f"{path}: no journal here; start the run with `mixloop control`")
+        if path.exists() and not path.is_file():  # SQLite would wait for a FIFO
+            raise JournalError(f"{path}: no file, and no journal; move it away")
         if create:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path

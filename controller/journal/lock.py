@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from pathlib import Path
 from typing import IO
 
 from mixloop.common.errors import BadInput
+from mixloop.common.files import NotRegularError, open_regular
 
 from .journal import timestamp
 
@@ -21,19 +21,16 @@ def take_lock(path: Path) -> IO[str]:
     Raises:
         BadInput: when another controller of this machine holds the run.
     """
-    # a link planted there would have another file emptied below
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        stream = os.fdopen(os.open(path, flags, 0o644), "a+")
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise BadInput(f"{path}: a symbolic link, not a file: remove it") from None
+    try:  # a link planted there would have another file emptied below
+        handle = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    except NotRegularError as error:
+        raise BadInput(f"{path}: {error.strerror}, not a file: remove it") from None
+    stream = os.fdopen(handle, "a+")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         stream.seek(0)
-        holder = stream.read().strip() or "unknown"
+        holder = stream.read(200).strip() or "unknown"
         stream.close()
         raise BadInput(
             f"{path.parent}: another controller is running here (process {holder}); stop it first"

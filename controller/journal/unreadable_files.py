@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixloop.common.files import why_no_file
 from mixloop.common.json_records import Problem
 from mixloop.contract import RunPaths, read_holds, read_manifest, read_status, schedule_of
 from mixloop.trainer.loader import SAVED_FILE, read_saved_manifest
@@ -31,6 +32,8 @@ _REMEDIES = {
     "from a checkpoint",
     "holds.json": "the controller writes it anew",
 }
+_LOG = "what would be logged there is lost; move it away"
+LOGS = ("controller", "evals", "experiments", "mlflow", "policy", "trainer")
 _CHECKPOINT = "the checkpoint is not scored; restore the file from a copy, or remove its folder"
 
 
@@ -135,7 +138,7 @@ class UnreadableFiles:
 
 def remedy(path: Path) -> str:
     """What comes of a file that can't be read, and what to do."""
-    return _REMEDIES.get(path.name, _CHECKPOINT)
+    return _REMEDIES.get(path.name, _LOG if path.suffix == ".log" else _CHECKPOINT)
 
 
 def name_of(path: Path, folder: Path) -> str:
@@ -151,9 +154,16 @@ def report_line(report: Report, folder: Path) -> str:
     return f"{name} can't be read: {report.problem.text}; {remedy(report.path)}"
 
 
+def log_problems(paths: RunPaths) -> dict[Path, Problem]:
+    """Of logs in whose place something lies that is no file, and that nobody opens."""
+    kinds = {path: why_no_file(path) for path in (paths.dir / f"{name}.log" for name in LOGS)}
+    return {path: Problem("", kind) for path, kind in kinds.items() if kind is not None}
+
+
 def problems(paths: RunPaths, journal: Journal | None) -> dict[Path, Problem]:
-    """What can't be read now: status, schedule, holds, and the manifests the controller told of."""
-    results = {
+    """What can't be read now: status, schedule, holds, logs, and manifests that were told of."""
+    results: dict[Path, Problem | None] = {
+        **log_problems(paths),
         paths.status: read_status(paths.status).problem,
         paths.schedule: schedule_of(paths.schedule).problem,
         paths.holds: read_holds(paths.holds).problem,

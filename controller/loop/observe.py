@@ -10,7 +10,7 @@ from pathlib import Path
 from mixloop.common.json_records import Problem
 from mixloop.contract import Status, read_holds
 from mixloop.controller.core import ExperimentRow, JobState, OrderRow, RunState, left_by
-from mixloop.controller.journal import queries
+from mixloop.controller.journal import queries, unreadable_files
 from mixloop.policies.mixture import REACHED, total_variation
 
 from .checkpoint_queue import CheckpointQueue
@@ -152,7 +152,8 @@ class RunObserver:
         """What is wrong with the files that :meth:`observe` need not read."""
         paths, accepted = self._run.paths, self._mixture_file.accepted
         accepted.recorded()
-        problems = {
+        problems: dict[Path, Problem | None] = {
+            **unreadable_files.log_problems(paths),
             paths.schedule: accepted.problem,
             paths.holds: read_holds(paths.holds).problem,
         }

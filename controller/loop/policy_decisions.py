@@ -21,8 +21,8 @@ from mixloop.controller.decisions import (
     UnreadError,
     history_request,
     near,
-    read_answer,
     read_observed,
+    read_reply,
 )
 from mixloop.controller.journal import queries, records
 from mixloop.policies.interface import Evaluation, Observation
@@ -100,7 +100,7 @@ class PolicyDecisions:
         assert status is not None
         self.pending = None
         try:
-            answer = read_answer(pending.child)
+            answer = read_reply(pending.child)
         finally:
             pending.child.close()
         if answer.kind == "unread":  # no answer of the policy's: asked again, as after any trouble

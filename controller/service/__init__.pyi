@@ -1,5 +1,7 @@
 from .launch import last_line as last_line
+from .launch import opened as opened
 from .launch import trainer_command as trainer_command
+from .launch import trim as trim
 from .launch import write_job as write_job
 from .preflight import check_evals as check_evals
 from .preflight import check_run as check_run

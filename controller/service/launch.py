@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from mixloop.common.children import Child
+from mixloop.common.children import LARGEST_LOG, Child
 from mixloop.common.errors import BadInput
-from mixloop.common.files import write_atomic
+from mixloop.common.files import NotRegularError, open_regular, read_end, write_atomic
 from mixloop.common.process import PARENT
 from mixloop.contract import RunPaths
 from mixloop.controller.config import RunConfig, job_of
@@ -52,19 +53,52 @@ def trainer_command(job: Path, *, rewind: bool = False) -> list[str]:
 
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a part of the run with its output appended to a log file; it ends when we do."""
-    stream: IO[bytes]
+    """Start a part of the run with its output appended to a log file; it ends when we do.
+
+    Raises:
+        BadInput: something that is no file lies in the log's place.
+    """
     environment = os.environ | {PARENT: str(os.getpid())}
-    with log.open("ab") as stream:
+    with opened(log) as stream:
         return subprocess.Popen(list(command), stdout=stream, stderr=stream, env=environment)
+
+
+def opened(log: Path) -> IO[bytes]:
+    """A log to append to and to read.
+
+    Raises:
+        BadInput: something that is no file lies in its place.
+    """
+    try:
+        return os.fdopen(open_regular(log, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b")
+    except NotRegularError as error:
+        raise BadInput(f"{log}: {error.strerror}, where the log belongs; move it away") from None
+
+
+def trim(log: Path) -> None:
+    """Put a log that has become large aside, as ``….1``, while the part that writes it goes on.
+
+    That part has it open, so the log is copied and emptied (logrotate's `copytruncate`); a line
+    that it writes at that moment may be lost.
+    """
+    with contextlib.suppress(OSError):
+        handle = open_regular(log, os.O_RDWR)
+        try:
+            size = os.fstat(handle).st_size
+            if size > LARGEST_LOG:
+                write_atomic(log.with_name(f"{log.name}.1"), _end_of(handle, size))
+                os.ftruncate(handle, 0)
+        finally:
+            os.close(handle)
+
+
+def _end_of(handle: int, size: int) -> bytes:
+    return os.pread(handle, LARGEST_LOG, max(0, size - LARGEST_LOG))
 
 
 def last_line(log: Path) -> str:
     """The last line of a log, which is where a part that failed says why."""
-    try:
-        lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return ""
+    lines = read_end(log).strip().splitlines()
     return lines[-1] if lines else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sqlite3
 import subprocess
@@ -32,6 +33,7 @@ Say = Callable[[str], None]
 Show = Callable[[], None]
 Processes = Mapping[str, subprocess.Popen[bytes]]
 
+_LONGEST_LINE = 2**16  # bytes of one that is shown
 TERM_GRACE = 60.0  # seconds the controller gets to end by itself
 ASK_AGAIN = 5.0  # seconds after which it is asked once more
 
@@ -147,12 +149,16 @@ def run_both(path: Path, say: Say, *, rewind: bool = False, metrics_port: int | 
     control += ["--metrics-port", str(metrics_port)] if metrics_port is not None else []
     commands = {"trainer": launch.trainer_command(job, rewind=rewind), "controller": control}
     logs = {name: config.run.dir / f"{name}.log" for name in commands}
-    earlier = logs["controller"].stat().st_size if logs["controller"].exists() else 0
+    for place in logs.values():
+        launch.trim(place)
+    # opened before either starts: nothing that lies in a log's place ends one without the other
+    log = launch.opened(logs["controller"])
+    log.seek(0, os.SEEK_END)
+    launch.opened(logs["trainer"]).close()
     processes = {name: launch.start(command, logs[name]) for name, command in commands.items()}
     for name, process in processes.items():
         say(f"{name} is process {process.pid}, log {logs[name]}")
-    with _ending_both(processes), logs["controller"].open("rb") as log, _progress(config) as show:
-        log.seek(earlier)
+    with _ending_both(processes), log, _progress(config) as show:
         return _follow(processes, logs, log, say, show)
 
 
@@ -202,6 +208,8 @@ def _follow(
         codes = {name: process.poll() for name, process in processes.items()}
         _relay(log, say)
         show()
+        for path in logs.values():
+            launch.trim(path)
         for name, code in codes.items():
             if code and name not in failed:
                 failed.add(name)
@@ -215,8 +223,10 @@ def _follow(
 
 
 def _relay(log: IO[bytes], say: Say) -> None:
-    while line := log.readline():
-        if not line.endswith(b"\n"):
+    if log.tell() > os.fstat(log.fileno()).st_size:  # it was begun anew
+        log.seek(0)
+    while line := log.readline(_LONGEST_LINE):
+        if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
             log.seek(-len(line), 1)
             return
         say(clean(line.decode("utf-8", errors="replace").rstrip("\n")))

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+from mixloop.common.files import open_regular
 from mixloop.common.types import Json
 from mixloop.controller.journal import Journal, queries
 
@@ -130,7 +131,8 @@ def main() -> None:
         channel.write(json.dumps(message) + "\n")
 
     request = json.loads(sys.argv[1])
-    with Path(request["journal"]).with_name("mlflow.lock").open("a") as lock:
+    lock = open_regular(Path(request["journal"]).with_name("mlflow.lock"), os.O_RDWR | os.O_CREAT)
+    with os.fdopen(lock):
         # two drains at once would both look, find nothing, and make everything twice
         fcntl.flock(lock, fcntl.LOCK_EX)
         code = drain(request, say)

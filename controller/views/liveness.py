@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from mixloop.common.files import read_json
 from mixloop.common.text import clean, duration
 from mixloop.common.types import Json
 from mixloop.contract import RunPaths, Schedule, Status, schedule_of
@@ -164,8 +164,8 @@ def _origin(paths: RunPaths, status: Status | None) -> Origin | None:
         return None
     fork = paths.dir / "fork.json"
     try:
-        forked = json.loads(fork.read_text("utf-8")) if fork.is_file() else {}
-    except (OSError, ValueError):
+        forked = read_json(fork)
+    except (OSError, ValueError, RecursionError):
         forked = {}
     if isinstance(forked, dict) and forked.get("step") == opened.step and opened.step:
         return Origin("forked", opened.step, str(forked.get("parent", "")))

@@ -39,6 +39,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "learning_rate": ("Learning rate of the last step.",),
     "nan_steps_total": ("Steps whose gradient was not finite.",),
     "loss_spikes_total": ("Times the loss left its recent range.",),
+    "checkpoint_failures": ("Attempts in a row to write a checkpoint that the disk did not take.",),
     "weight": ("Share of training tokens per source, asked and applied.", "source", "kind"),
     "generation": ("Number of the order asked for and of the one applied.", "kind"),
     "source_tokens_total": ("Tokens drawn per source.", "source"),
@@ -65,7 +66,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "outbox_refused_total": ("Entries let go because MLflow called them invalid.",),
     "tracker_failing": ("1 while the last attempt to reach MLflow failed.",),
 }
-UNREADABLE = ("status.json", "schedule.jsonl", "holds.json", "checkpoint")
+UNREADABLE = ("status.json", "schedule.jsonl", "holds.json", "log", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def _trainer(run: RunStanding) -> dict[str, Values]:
             "loss": status.loss,
             "learning_rate": status.lr,
         }
+        failed = status.failed_checkpoint
+        values["checkpoint_failures"] = 0 if failed is None else failed.attempts
         if status.health is not None:
             values["nan_steps_total"] = status.health.nan_steps
             values["loss_spikes_total"] = status.health.spikes
@@ -190,7 +193,8 @@ def _experiments(run: RunStanding) -> dict[str, Values]:
 def _rest(run: RunStanding) -> dict[str, Values]:
     unreadable = dict.fromkeys(UNREADABLE, 0)
     for file in run.unreadable:  # by kind: thousands of checkpoints make no thousands of series
-        unreadable[file.file if file.file in unreadable else "checkpoint"] += 1
+        kind = "log" if file.file.endswith(".log") else "checkpoint"
+        unreadable[file.file if file.file in unreadable else kind] += 1
     return {
         "run_info": {run.run or "": 1},
         "decisions_total": run.verdicts,

@@ -289,6 +289,8 @@ def _warnings(look: RunSnapshot) -> Iterator[str]:
     run, people = look.standing, look.standing.operators
     if look.trouble:
         yield look.trouble
+    if run.status is not None and run.status.failed_checkpoint is not None:
+        yield run.status.failed_checkpoint.in_words
     if run.unscored is not None:
         yield run.unscored.in_words
     for file in run.unreadable:

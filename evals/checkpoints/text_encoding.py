@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mixloop.common.files import read_whole
 from mixloop.common.tokenizing import (
     TOKENIZER_FILE,
     TokenProbe,
@@ -62,7 +63,7 @@ def read_tokenizer(folder: Path) -> Any:
     del options["tokenizer_class"]
     template = folder / "chat_template.jinja"
     if template.is_file():
-        options["chat_template"] = template.read_text("utf-8")
+        options["chat_template"] = read_whole(template, follow=True).decode()
     return PreTrainedTokenizerFast(tokenizer_object=raw, **options)
 
 

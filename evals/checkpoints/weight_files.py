@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
+
+from mixloop.common.files import LARGEST_JSON, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -58,9 +59,9 @@ def weight_files(folder: Path) -> list[str]:
 
 def _indexed(index: Path) -> list[str]:
     try:
-        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        names = set(read_json(index, LARGEST_JSON, follow=True)["weight_map"].values())
         strange = [name for name in names if Path(name).name != name]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index.name}: no index of safetensors: {error!r}") from error
     if strange or not names:
         raise ValueError(f"{index.name}: names no file of the folder, or one outside it")

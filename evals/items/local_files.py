@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from mixloop.common.errors import one_line
+from mixloop.common.files import read_whole
 
 from .rows import ItemsError, RawRow
 
@@ -184,7 +185,7 @@ def _from_readme(path: Path, configurations: Sequence[str]) -> dict[str, list[Pa
 
 def _front_matter(readme: Path) -> list[Mapping[str, Any]]:
     try:
-        parts = readme.read_text(encoding="utf-8").split("---\n", 2)
+        parts = read_whole(readme, follow=True).decode().split("---\n", 2)
         content = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return []

@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
+from mixloop.common.files import LARGEST_JSON, read_whole
 from mixloop.evals import BenchmarkSettings, EvalSettings, FrozenModel
 
 from .allocation import Counts
@@ -82,7 +83,7 @@ class EvalPlan(FrozenModel):
             ValueError: it holds no plan; one line naming the file.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_whole(path, LARGEST_JSON))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import Field
 
 from mixloop.common.errors import one_line
-from mixloop.common.files import write_atomic
+from mixloop.common.files import LARGEST_JSON, read_whole, write_atomic
 from mixloop.evals import EvalSettings, FrozenModel, Scorecard
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Samples(FrozenModel):
             ValueError: it holds no samples; names the file.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_whole(path, LARGEST_JSON))
         except ValueError as error:
             raise ValueError(f"{path}: not a samples file: {error}") from error
 

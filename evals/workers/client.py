@@ -21,11 +21,15 @@ from typing import Any
 
 from mixloop.common.children import command_pid, end_kept, start_kept
 from mixloop.common.errors import one_line
+from mixloop.common.types import parse_bounded
 from mixloop.evals import EvalSettings, Scorecard
 
 from .launchers import worker_command
 
 _MOST_WARNINGS = 100  # a worker that says more has said enough
+_LONGEST_WARNING = 2000  # characters
+_LONGEST_LINE = 2**20  # bytes of what a worker says; ours say a few hundred
+_AT_A_LOOK = 2**20  # bytes; the rest waits for the next look, and the worker for us
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ class Evaluator:
         if worker is None:
             return None
         heard = [self._hear(event) for event in worker.events()]
+        if worker.endless and self._job is not None:
+            return self._fail(f"the evaluation worker said {_LONGEST_LINE:,} bytes in one line")
         result = next((told for told in heard if told is not None), None)
         if result is not None:
             return result
@@ -127,17 +133,18 @@ class Evaluator:
     def _hear(self, event: dict[str, Any]) -> Scorecard | Failure | None:
         kind, job = event["event"], self._job
         if kind == "progress" and (job is None or not self.writing):
-            self.progress = f"{event['benchmark']} {event['state']}"
+            told = f"{event.get('benchmark')} {event.get('state')}"
+            self.progress = told[:_LONGEST_WARNING]
         elif kind == "warning":
-            self._warned(str(event["text"]))
+            self._warned(str(event.get("text")))
         elif kind in ("scored", "done"):
             if kind == "done":
                 self._writing_until = None
             # the next checkpoint may have been asked for before the samples were written
-            if job is not None and event["out"] == str(job.out.resolve()):
+            if job is not None and event.get("out") == str(job.out.resolve()):
                 return self._finish(job, writing=kind == "scored")
         elif kind in ("failed", "dying") and job is not None:
-            return self._fail(str(event["reason"]), kill=kind == "dying")
+            return self._fail(str(event.get("reason"))[:_LONGEST_WARNING], kill=kind == "dying")
         return None
 
     def stop(self) -> None:
@@ -146,6 +153,7 @@ class Evaluator:
         self._end_worker()
 
     def _warned(self, text: str) -> None:
+        text = text[:_LONGEST_WARNING]
         if text not in self.warnings and len(self.warnings) < _MOST_WARNINGS:
             self.warnings.append(text)
 
@@ -202,21 +210,21 @@ class _Worker:
 
     def __init__(self, settings: EvalSettings, log: Path) -> None:
         self._unread = b""
+        self.endless = False  # whether it says a line that no worker says
         log.parent.mkdir(parents=True, exist_ok=True)
         # a worker that is killed can't tidy up, so its temporary files lie where we can
         self._scratch = tempfile.TemporaryDirectory(
             prefix="mixloop-evals-", ignore_cleanup_errors=True
         )
         try:
-            with log.open("ab") as errors:
-                self.process = start_kept(
-                    worker_command(settings.launcher),
-                    tied=isinstance(settings.launcher, str),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    env={**os.environ, "TMPDIR": self._scratch.name, "PYTHONUNBUFFERED": "1"},
-                )
+            self.process = start_kept(
+                worker_command(settings.launcher),
+                tied=isinstance(settings.launcher, str),
+                log=log,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "TMPDIR": self._scratch.name, "PYTHONUNBUFFERED": "1"},
+            )
         except OSError:
             self._scratch.cleanup()
             raise
@@ -240,11 +248,14 @@ class _Worker:
         return True
 
     def events(self) -> list[dict[str, Any]]:
-        """What it has said since the last look."""
+        """What it has said since the last look, or the first part of very much."""
+        parts, size = [self._unread], 0
         with contextlib.suppress(BlockingIOError):
-            while part := os.read(self._answers.fileno(), 65536):
-                self._unread += part
-        *lines, self._unread = self._unread.split(b"\n")
+            while size < _AT_A_LOOK and (part := os.read(self._answers.fileno(), 65536)):
+                parts.append(part)
+                size += len(part)
+        *lines, self._unread = b"".join(parts).split(b"\n")
+        self.endless = len(self._unread) > _LONGEST_LINE
         return [event for line in lines if (event := _event(line)) is not None]
 
     def kill(self) -> None:
@@ -259,7 +270,7 @@ class _Worker:
 def _event(line: bytes) -> dict[str, Any] | None:
     """What the worker said; None for a line that a launcher's command printed among its."""
     try:
-        content = json.loads(line)
+        content = parse_bounded(line)
     except ValueError:
         return None
     return content if isinstance(content, dict) and "event" in content else None

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter
 
+from mixloop.common.types import DEEPEST, MOST_VALUES, is_deeper
+
 from .experiment_result import BranchSchedule, MergeDesign
 from .observation import Observation
 from .policy_error import PolicyError
@@ -166,7 +168,7 @@ def reply_to_json(reply: object) -> str:
 
     Raises:
         PolicyError: when it is neither a ``Proposal`` nor a ``Hold`` nor an ``Experiment``, holds a
-            number that is none, or is larger than a journal should keep of one decision.
+            number that is none, or is larger or deeper than a journal should keep of one decision.
     """
     if not isinstance(reply, Reply):
         kind = type(reply).__name__
@@ -178,6 +180,11 @@ def reply_to_json(reply: object) -> str:
         raise PolicyError(
             f"decide() returned {len(text) / 2**20:.1f} MiB, which every later look at the run "
             f"would read; {LARGEST_REPLY // 2**20} at most: leave detail out of reason and evidence"
+        )
+    if text.count(",") > MOST_VALUES // 2 or is_deeper(reply.evidence, DEEPEST // 2):
+        raise PolicyError(
+            f"decide() returned more than {MOST_VALUES // 2:,} values, or evidence that is nested "
+            f"more than {DEEPEST // 2} deep: leave detail out of reason and evidence"
         )
     return text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mixloop.common.children import Child, end_kept, start_kept
+from mixloop.common.children import LARGEST_LOG, Child, end_kept, start_kept
 
 # three: in its group, in a session of its own (as a daemon makes itself), and one deaf to SIGTERM
 STARTS = """
@@ -160,5 +161,87 @@ def test_what_a_policy_has_started_ends_with_its_decision(started: Path) -> None
             time.sleep(0.01)
         assert [message["kind"] for message in child.messages()] == ["hold"]
         assert left(started) == []
+    finally:
+        child.close()
+
+
+LOUD = """
+import os, sys
+line = b"x" * 999 + b"\\n"
+for _ in range(30_000):
+    os.write(2, line)
+os.write(2, b"the last word\\n")
+"""
+
+
+def test_what_a_command_prints_is_capped(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for _ in range(3):
+        assert start_kept([sys.executable, "-c", LOUD], log=log).wait(60) == 0
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["log", "log.1"]
+    assert all((tmp_path / name).stat().st_size <= LARGEST_LOG for name in kept)
+    assert log.read_text().endswith("the last word\n")
+    assert " bytes are left out here]" in log.read_text()
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a folder", "/dev/full", "a link to a log"])
+def test_what_can_not_be_logged_costs_a_command_nothing(tmp_path: Path, kind: str) -> None:
+    log = tmp_path / "log"
+    if kind == "a FIFO":
+        os.mkfifo(log)
+    elif kind == "a folder":
+        log.mkdir()
+    else:
+        log.symlink_to(kind if kind.startswith("/") else tmp_path / "other")
+    process = start_kept(["sh", "-c", "echo loud >&2; exit 3"], log=log)
+    assert process.wait(30) == 3
+    assert not (tmp_path / "other").exists()
+
+
+ANSWERS = """
+import sys
+part = "{start}" + "{part}" * {count} + "{end}"
+sys.stdout.write(part)
+sys.stdout.flush()
+import time
+time.sleep({sleep})
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "part", "count", "end", "why"),
+    [
+        ("", "x", 2**24, "", "it said more than 8 MiB"),
+        ("", "x" * 1000 + r"\n", 2**14, "", "it said more than 8 MiB"),
+        ("[", "[],", 2**20, r"[]]\n", "it holds more than 524,288 values"),
+        ("", "[", 200, "]" * 200 + r"\n", "it is nested more than 64 deep"),
+        ("", "[", 20_000, "]" * 20_000 + r"\n", "it is nested more than 64 deep"),
+        ("5", "", 0, r"\n", "it is no JSON object"),
+        ("{", "", 0, r"\n", "Expecting property name"),
+    ],
+)
+def test_an_answer_is_bounded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start: str,
+    part: str,
+    count: int,
+    end: str,
+    why: str,
+) -> None:
+    sleep = 60 if "MiB" in why else 0
+    code = ANSWERS.format(start=start, part=part, count=count, end=end, sleep=sleep)
+    (tmp_path / "answers.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    child = Child("answers", log=tmp_path / "log", timeout=60)
+    try:
+        while child.running:
+            time.sleep(0.01)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert child.messages() == []
+        assert why in str(child.killed or child.strange)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown < 64 * 1024  # kilobytes
     finally:
         child.close()

@@ -10,7 +10,9 @@ import pytest
 
 from mixloop.contract import (
     SCALE,
+    AcceptedOrders,
     OpenLine,
+    RunPaths,
     ScheduleError,
     ScheduleTaken,
     ScheduleWriter,
@@ -20,7 +22,9 @@ from mixloop.contract import (
     VoidLine,
     encode_line,
     read_schedule,
+    schedule_of,
 )
+from mixloop.contract.schedule import LONGEST_LINE, MOST_LINES
 from mixloop.trainer.mixing import MixtureOrder
 
 SOURCES = ("web", "code", "math")
@@ -191,3 +195,37 @@ def test_a_lost_schedule_is_not_begun_anew(tmp_path: Path, how: str) -> None:
     writer.check()
     writer.append(segment(80, 1))
     assert [line.sample for line in read_schedule(path).segments] == [0, 80]
+
+
+def test_a_hole_at_the_end_is_cut_and_not_read(tmp_path: Path) -> None:
+    """`truncate -s 20G`: it costs its author nothing, and had a trainer killed for memory."""
+    path = tmp_path / "schedule.jsonl"
+    writer = written(path, opening(1))
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.truncate(20 * 2**30)
+    assert len(read_schedule(path).lines) == 1
+    assert AcceptedOrders(RunPaths(tmp_path), "r").recorded() == (0, 0)
+    writer.append(segment(0, 0))
+    assert path.read_bytes().startswith(whole)
+    assert len(read_schedule(path).lines) == 2
+    assert path.stat().st_size < 10_000
+
+
+@pytest.mark.parametrize(
+    ("tail", "why"),
+    [
+        (b"x" * (LONGEST_LINE + 1) + b"\n", "line 2: longer than 16,777,216 bytes"),
+        (b"\n" * (MOST_LINES + 2**20), "more than 262,144 lines"),
+    ],
+)
+def test_more_than_a_schedule_may_hold_is_told(tmp_path: Path, tail: bytes, why: str) -> None:
+    path = tmp_path / "schedule.jsonl"
+    written(path, opening(1))
+    with path.open("ab") as file:
+        file.write(tail)
+    with pytest.raises(ScheduleError, match=why):
+        read_schedule(path)
+    problem = schedule_of(path).problem
+    assert problem is not None
+    assert problem.text == why

@@ -7,9 +7,12 @@ import collections
 import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 import random
+import resource
 import shutil
+import signal
 import sqlite3
 import sys
 import time
@@ -41,7 +44,7 @@ from mixloop.contract import (
 )
 from mixloop.controller.config import load_config
 from mixloop.controller.journal import queries, unreadable_files
-from mixloop.controller.loop import scoring
+from mixloop.controller.loop import daemon, scoring
 from mixloop.evals import Scorecard
 from mixloop.trainer.config import JobError, load_run
 
@@ -539,6 +542,77 @@ def test_configs(field: Field, count: int) -> None:
     assert field.seen["config refused"] > before
     path.write_bytes(valid)
     load_config(path)
+
+
+FILES = (
+    "status.json", "schedule.jsonl", "mixture.json", "accepted.json", "holds.json", "job.json",
+    "fork.json", "evals.json", "checkpoints/{step}/manifest.json",
+    "checkpoints/{step}/mixloop.json", "scorecards/{step}.json", "scorecards/{step}.samples.json",
+    "policy.log", "evals.log", "experiments.log", "mlflow.log", "controller.log", "trainer.log",
+    "requests/0000000000001-r-000000000000.json",
+)  # fmt: skip
+READING = ("status", "history", "report", "samples", "explain")
+PATIENCE = 20  # seconds for a few looks and all commands, which take one
+
+
+@pytest.mark.parametrize(
+    "share", [7, pytest.param(1, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
+)
+def test_places(field: Field, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever lies in a file's place, nothing waits for it or fills memory with it; the daemon
+    goes on, and says so of a log."""
+    monkeypatch.setattr(daemon, "RETRY", (0.0, 0.0))
+    resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    try:
+        for number, (name, kind) in enumerate(itertools.product(FILES, hostile.PLACES)):
+            if number % share == number // len(hostile.PLACES) % share:
+                _placed(field, name, kind)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    recovers(field)
+
+
+def _placed(field: Field, name: str, kind: str) -> None:
+    if field.run is None:
+        field.start()
+    run = field.run
+    step = sorted(path.name for path in run.paths.checkpoints.iterdir())[-1]
+    path = run.paths.dir / name.format(step=step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sound = path.read_bytes() if path.exists() else None
+    if sound is not None and kind != "a sparse file":
+        path.unlink()
+    before, began = len(run.said), time.monotonic()
+
+    def late(number: int, frame: Any) -> None:
+        raise AssertionError(f"{name}: {kind} is waited for, or read without end")
+
+    earlier = signal.signal(signal.SIGALRM, late)
+    signal.alarm(PATIENCE)
+    try:
+        hostile.PLACES[kind](path)
+        run.trainer.advance() if name == "policy.log" else None
+        for _ in range(unreadable_files.PERSISTS + 1):
+            field._ahead += unreadable_files.EXAMINE_SECONDS
+            assert run.controller.turn()  # a folder can't be replaced: that is said, as trouble
+        commands(run.paths.dir, *READING)
+        found = CliRunner().invoke(app, ["audit", str(run.paths.dir)]).exception
+        assert found is None or isinstance(found, (BadInput, SystemExit)), found
+        if name.endswith(".log") and kind != "a sparse file":
+            said = [line for line in run.said[before:] if line.startswith(f"{name} can't be read")]
+            assert len(said) == 1, run.said[before:]
+            assert name in unreadable(run.paths.dir)
+    except Exception as error:
+        raise AssertionError(f"{kind} as {name}: {error!r}") from error
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, earlier)
+        hostile.removed(path)
+        if sound is not None:
+            path.write_bytes(sound)
+    sys.stderr.write(f"{kind} as {name}: {time.monotonic() - began:.1f} s\n")
+    field.step(unreadable_files.PERSISTS)
+    field._ahead += 3 * unreadable_files.PAUSE_SECONDS[0]  # what comes and goes is said less often
 
 
 def both_happened(field: Field, kind: str) -> None:

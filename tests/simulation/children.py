@@ -40,6 +40,20 @@ ABSURD: tuple[Json, ...] = (
 )
 
 
+BLOATED: tuple[Json, ...] = (
+    {"kind": "hold", "payload": {"reason": "R" * 3_000_000, "evidence": {"e": "E" * 3_000_000}}},
+    {"kind": "hold", "payload": {"reason": "much", "evidence": {"a": 1, "e": ["E" * 99] * 20_000}}},
+    {"kind": "hold", "payload": [1]},
+    {"kind": "hold"},
+    {"kind": "hold", "payload": {"evidence": {}}},
+    {"kind": "hold", "payload": {"reason": 5}},
+    {"kind": "proposal", "payload": {"weights": [1], "reason": "a list"}},
+    {"kind": "hold", "payload": {"reason": "x"}, "digest": "d" * 3_000_000},
+    {"kind": "unread", "payload": {"reason": "it was read"}},
+    {"kind": "failed", "payload": {"reason": "F" * 3_000_000}},
+)
+
+
 class NoWaitingChild:
     """Takes the place of :class:`mixloop.common.process.WaitingChild`: it has ended already."""
 
@@ -68,6 +82,7 @@ class Child:
     ) -> None:
         self._clock, self._deadline, self._timeout = clock, clock() + timeout, timeout
         self.killed: str | None = None
+        self.strange: str | None = None
         self.exit_code: int | None = 0
         self._said: list[Json] = []
         self._polls = 0
@@ -122,6 +137,8 @@ class Child:
             rng = faults.rng
             self.exit_code = rng.choice([0, 1, -9])
             self._said = rng.choice([[], [{"kind": "?"}], [{"kind": "hold"}, {"kind": "hold"}]])
+            if sim().seed % 4 == 1:
+                self._bloat(request)
             return
         if faults.draw("policy-nonsense", 2):
             _, observed = policy_request.observed(request["history"])
@@ -144,6 +161,15 @@ class Child:
             text = str(error).splitlines()[0] if str(error) else ""
             reason = text if ours else f"{type(error).__name__}: {text}"
             self._said += [{"kind": "failed", "payload": {"reason": reason}}]
+
+    def _bloat(self, request: Json) -> None:
+        """The limits of the pipe are tested with real children; this is what comes through it."""
+        sim().faults.happened("policy-bloats")
+        _, observed = policy_request.observed(request["history"])
+        said = sim().noise("bloat", observed["digest"]).choice([None, *BLOATED])
+        if said is None:
+            self.killed = "it said more than 8 MiB"
+        self._said = [observed] if said is None else [observed, said]
 
     # -- the drain ------------------------------------------------------
 

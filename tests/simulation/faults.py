@@ -61,6 +61,8 @@ KINDS = {
     "history-unread": "the policy's process can't read the journal",
     "policy-absurd": "the policy asks for an experiment that is none",
     "policy-garbage": "the policy's process says something that is no answer, or nothing",
+    "policy-bloats": "the policy says more than anybody reads, or forges what its process says",
+    "checkpoint-failed": "the disk takes no checkpoint: the trainer says so, and tries again later",
     "config-changed": "run.yaml is edited between two starts",
     "operator": "a person's request arrives",
     "request-rubbish": "a request file that is none",

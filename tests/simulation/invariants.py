@@ -30,6 +30,7 @@ NAMES = {
     "receipt-twin": "a receipt starts before its order, once that is in force, after all others",
     "one-experiment": "one at a time, and one receipt, begun on record, none after the run's end",
     "experiment-told": "a policy sees what has ended when it is asked, and is asked again for it",
+    "small": "what is kept of a decision is no more than every later look can read",
     "nothing-lost": "what was committed stays: decisions, orders, applications, scores, replies",
     "journal-first": "an order is in the journal before it is in mixture.json",
     "applied-is-journaled": "what the trainer draws by is in the journal, decision and all",
@@ -50,6 +51,7 @@ NAMES = {
 STABLE = ("decision", "policy", "reason", "weights", "plan", "issued_at")
 OPEN = ("planned", "running")
 TOLERANCE = 1e-6
+MOST_KEPT = 2**20 + 10_000  # characters of a decision's evidence and reason
 FAR = 10**5  # above every fence and generation of a run of some hundred looks
 
 
@@ -168,6 +170,9 @@ class Watch:
             if row["seq"] != self._decided + 1 or row["id"] != f"d-{row['seq']:06d}":
                 raise Violation("one-decision", f"{row['id']} follows {self._decided}")
             self._decided = row["seq"]
+            kept = len(json.dumps(unpack(row["evidence"]))) + len(row["reason"])
+            if kept > MOST_KEPT:
+                raise Violation("small", f"{row['id']} keeps {kept:,} characters")
             if row["fence"] != fence:
                 raise Violation("one-fence", f"{row['id']} is of fence {row['fence']}, not {fence}")
             if row["asked_by"] == "policy":

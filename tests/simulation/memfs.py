@@ -238,6 +238,11 @@ class MemOs:
     def ftruncate(self, handle: int, size: int) -> None:
         self._fs().truncate(handle, size)
 
+    def lstat(self, path: Any) -> Any:
+        if self._fs().find(os.fspath(path)) is None:
+            raise _error(errno.ENOENT, os.fspath(path))
+        return SimpleNamespace(st_mode=stat.S_IFREG)
+
     def fstat(self, handle: int) -> Any:
         node = self._fs().of(handle)[1]
         assert node is not None
@@ -307,6 +312,8 @@ class MemPath(PurePosixPath):
         return str(self) in self._here().folders
 
     def is_file(self) -> bool:
+        if self.name == REAL:
+            return Path(self).is_file()
         return self._here().find(str(self)) is not None
 
     def resolve(self) -> MemPath:

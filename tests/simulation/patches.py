@@ -12,7 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from mixloop.common import files
-from mixloop.contract import manifest, order_acceptance, requests, schedule, schedule_writer
+from mixloop.contract import (
+    accepted_orders,
+    manifest,
+    order_acceptance,
+    requests,
+    schedule,
+    schedule_writer,
+)
 from mixloop.controller import report
 from mixloop.controller.journal import journal, records
 from mixloop.controller.loop import (
@@ -138,7 +145,7 @@ def installed() -> Iterator[None]:
         (requests, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1e9))),
         (requests, "who", lambda: "anna@host"),
         (files, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
-        *((module, "os", memory) for module in (files, schedule_writer)),
+        *((module, "os", memory) for module in (files, accepted_orders, schedule, schedule_writer)),
         *(
             (module, "Path", MemPath)
             for module in (files, manifest, order_acceptance, schedule, schedule_writer)

@@ -285,12 +285,22 @@ class Simulation(Controllers):
 
     def _checkpoint(self) -> None:
         trainer = self.trainer
+        if self._disk_is_full():
+            self.faults.happened("checkpoint-failed")
+            trainer.fail()
+            self.tell(f"the checkpoint of step {trainer.step} can't be written")
+            return
         whole = not self.faults.draw("checkpoint-half-written", 3)
         if trainer.step in self._checkpointed and self.faults.on:
             self.faults.happened("checkpoint-repeated")
         self._checkpointed.add(trainer.step)
         trainer.checkpoint(whole=whole)
         self.tell(f"checkpoint at step {trainer.step}{'' if whole else ', without its manifest'}")
+
+    def _disk_is_full(self) -> bool:
+        """In one run of four, at one checkpoint of ten."""
+        often = self.seed % 4 == 2 and self.faults.on and not self.trainer.finished
+        return often and self.noise("full", self.trainer.step).random() < 0.1
 
     def _accepted(self, *, rewound: bool) -> None:
         view = self.trainer.inbox.state()

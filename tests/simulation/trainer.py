@@ -9,6 +9,7 @@ from mixloop.contract import (
     SCALE,
     AcceptedOrder,
     BatchSchedule,
+    FailedCheckpoint,
     Limits,
     Manifest,
     OpenLine,
@@ -55,6 +56,7 @@ class Trainer:
         self.drawn = dict.fromkeys(self.names, 0.0)
         self.incarnation = 0
         self.beat = 0
+        self.failed: FailedCheckpoint | None = None
         self.deaf = False
         self.highest = (0, 0)  # accepted, over the life of this branch
         self.made: dict[int, dict[str, float]] = {}  # checkpoints that lie there: their ledgers
@@ -148,14 +150,22 @@ class Trainer:
                 rejected=view.rejected,
                 heartbeat=self.beat,
                 finished=self.finished,
+                failed_checkpoint=self.failed,
             ),
         )
 
     def due(self) -> bool:
-        return self.step > 0 and self.step % EVERY == 0 and self.step not in self.made
+        late = self.failed is not None
+        return self.step > 0 and (self.step % EVERY == 0 or late) and self.step not in self.made
+
+    def fail(self) -> None:
+        """No checkpoint is written; the next is, a few steps on, where none would be due."""
+        newest = max(self.made, default=None)
+        self.failed = FailedCheckpoint(self.step, "No space left on device", 1, newest)
 
     def checkpoint(self, *, whole: bool = True) -> None:
         """Leave a checkpoint; not whole: its manifest is missing."""
+        self.failed = None
         folder = self.paths.checkpoints / f"step-{self.step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         if not whole:

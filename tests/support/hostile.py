@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import socket
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator
@@ -157,6 +159,44 @@ def schedule(rng: random.Random, data: bytes) -> bytes:
     if rng.randint(0, 3) == 0:
         rng.shuffle(lines)
     return b"\n".join(lines) + b"\n"
+
+
+SPARSE = 20 * 2**30
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):
+        made.bind(path.name)  # a whole path may be too long for one
+
+
+def _sparse(path: Path) -> None:
+    """A file that says it has gigabytes and holds nothing, behind what it held."""
+    with path.open("ab") as file:
+        file.truncate(SPARSE)
+
+
+PLACES: dict[str, Callable[[Path], None]] = {
+    "a FIFO": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a socket": _socket,
+    "an endless device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to a FIFO": lambda path: (
+        os.mkfifo(f"{path}.fifo"),
+        path.symlink_to(f"{path}.fifo"),
+    )[1],
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a sparse file": _sparse,
+}
+"""What may lie in a file's place, by name: makes it there."""
+
+
+def removed(path: Path) -> None:
+    """Take away what :data:`PLACES` has made."""
+    Path(f"{path}.fifo").unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
 
 
 def journal(rng: random.Random, path: Path) -> str:

@@ -41,8 +41,15 @@ from mixloop.contract import (
 from mixloop.trainer.config import Job, JobError
 from mixloop.trainer.mixing import MixtureOrder
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.reference import Session
-from mixloop.trainer.run import Incarnation, SingleProcess, begin, checkpoint_store, plan_resume
+from mixloop.trainer.reference import Session, Trainer, session
+from mixloop.trainer.run import (
+    Incarnation,
+    SingleProcess,
+    begin,
+    checkpoint_retry,
+    checkpoint_store,
+    plan_resume,
+)
 from mixloop.trainer.sources import open_stores, train_tokenizer
 from mixloop.trainer.train import Stop, main, train
 
@@ -675,11 +682,57 @@ def test_a_run_without_room_for_checkpoints_trains_on(
 ) -> None:
     job = make_job(tmp_path / "run", stores, steps=12)
     monkeypatch.setattr(checkpoint_store, "save", Failing(checkpoint_store.save, times=99))
+    monkeypatch.setattr(session, "LAST_SECONDS", 0.0)
     assert train(job) == 1
-    assert "checkpoint not written" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "step 10: checkpoint not written: [Errno 28] No space left on device; tried ag" in told
+    assert "ended without its last checkpoint: no checkpoint since step 10, tried " in told
     status = read_status(RunPaths(job.dir).status).value
     assert status is not None
     assert status.step == 12
+    assert status.failed_checkpoint is not None
+    assert status.failed_checkpoint.saved is None
+    # it is to be gone on with, which the controller waits for
+    assert not status.finished
+    assert train(job) == 1
+    monkeypatch.undo()
+    assert train(job) == 0
+    status = read_status(RunPaths(job.dir).status).value
+    assert status is not None
+    assert status.finished
+    assert status.failed_checkpoint is None
+
+
+def test_a_checkpoint_that_failed_is_tried_again_before_the_next_is_due(
+    tmp_path: Path,
+    stores: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A real full disk: writes fail half-way, what they left goes, older checkpoints stay."""
+    job = make_job(tmp_path / "run", stores, steps=39, keep=1, status_every=1)
+    paths = RunPaths(job.dir)
+    real, tries = Trainer.save, []
+
+    def save(self: Any, folder: Path, *rest: Any) -> None:
+        tries.append(folder.name)
+        if 1 < len(tries) < 4:  # the second checkpoint's first two tries
+            (folder / "model.safetensors").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        assert len(list(paths.checkpoints.glob(".writing-*"))) == 1
+        assert len(tries) == 1 or checkpoint_store.newest(paths.checkpoints) is not None
+        real(self, folder, *rest)
+
+    monkeypatch.setattr(Trainer, "save", save)
+    monkeypatch.setattr(checkpoint_retry, "PAUSE", (0.001, 0.002))
+    monkeypatch.setattr(checkpoint_retry, "SHARE", 0)
+    assert train(job) == 0
+    names = [name.removeprefix(".writing-").split("-")[1] for name in tries]
+    assert names[:3] == ["00000010", "00000020", "00000021"]
+    assert int(names[3]) < 30
+    told = capsys.readouterr().err
+    assert f"step {int(names[3])}: checkpoints are written again" in told
+    assert [path.name for path in paths.checkpoints.iterdir()] == ["step-00000039"]
 
 
 @pytest.mark.parametrize(

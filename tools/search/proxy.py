@@ -15,7 +15,7 @@ from mixloop.common.files import write_atomic
 from mixloop.common.process import PARENT
 from mixloop.contract import RunPaths, read_manifest, read_status
 from mixloop.controller.config import RunConfig, SearchPlan
-from mixloop.controller.service import last_line, trainer_command
+from mixloop.controller.service import last_line, opened, trainer_command, trim
 from mixloop.trainer.config import (
     Job,
     JobError,
@@ -102,7 +102,8 @@ class Proxy:
         """
         self.job.dir.mkdir(parents=True, exist_ok=True)
         write_atomic(self.paths.job, self.job.model_dump_json(indent=1).encode())
-        with self.log.open("ab") as stream:
+        trim(self.log)
+        with opened(self.log) as stream:
             self._process = subprocess.Popen(
                 trainer_command(self.paths.job),
                 stdout=stream,

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from itertools import pairwise
@@ -13,17 +15,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mixloop.common.files import read_regular
+from mixloop.common.files import open_regular
 from mixloop.contract import (
     Line,
     Manifest,
     OpenLine,
     RunPaths,
+    ScheduleError,
     Status,
     VoidLine,
     decode_line,
     read_manifest,
     read_status,
+    schedule_bytes,
 )
 from mixloop.trainer.config import JobError, JobSource
 from mixloop.trainer.loader import SAVED_FILE, read_saved_manifest
@@ -35,9 +39,6 @@ from .ledger_check import check_ledger, check_segments, segment_facts
 from .replay import RankBatch, ScheduleReplay
 from .schedule_check import FILE, check_lines
 from .trace_check import TraceCheck
-
-_LARGEST = 2**30
-
 
 # --- pure ------------------------------------------------------------------------------------
 
@@ -259,7 +260,13 @@ def read_lines(path: Path) -> tuple[list[tuple[int, Line]], list[Finding], bool]
     Raises:
         OSError: there is no schedule that can be read.
     """
-    *whole, rest = read_regular(path, _LARGEST).data.split(b"\n")
+    handle = open_regular(path)
+    try:
+        *whole, rest = schedule_bytes(handle, path).split(b"\n")
+    except ScheduleError as error:
+        raise OSError(errno.EFBIG, str(error)) from None
+    finally:
+        os.close(handle)
     lines: list[tuple[int, Line]] = []
     damaged: list[Finding] = []
     for number, data in enumerate(whole, start=1):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixloop.common.files import fsync_folder, read_json, write_json
+from mixloop.common.files import fsync_folder, open_regular, read_json, write_json
 from mixloop.common.json_records import decode, encode
 from mixloop.trainer.batches import BatchLayout, RankBatches, document_end
 from mixloop.trainer.config import Job, JobError
@@ -124,8 +124,11 @@ def _sync(path: Path) -> None:
     if path.is_dir():
         fsync_folder(path)
         return
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    handle = open_regular(path, follow=True)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class _Training:

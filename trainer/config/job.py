@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from mixloop.common.errors import explain_error
+from mixloop.common.files import LARGEST_JSON, read_whole
 from mixloop.common.units import Tokens
 
 from .trainer_settings import LimitSettings, StrictModel, TrainerSettings
@@ -121,7 +122,7 @@ def load_job(path: Path) -> Job:
         JobError: one line naming the file, the key, the value and what would be right.
     """
     try:
-        raw: Any = json.loads(path.read_text("utf-8"))
+        raw: Any = json.loads(read_whole(path, LARGEST_JSON))
         return Job.model_validate(raw)
     except OSError as error:
         raise JobError(f"{path}: {error.strerror or error}") from error

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mixloop.common.errors import one_line
 from mixloop.common.log import say
 from mixloop.contract import SCALE, Phase
 from mixloop.trainer.batches import Batch, BatchLayout, RankBatches, tensors
 from mixloop.trainer.mixing import passes
-from mixloop.trainer.run import StepMetrics, Switch
+from mixloop.trainer.run import CheckpointRetry, StepMetrics, Switch
 from mixloop.trainer.sources import Store
 
 from .begin import BegunIncarnation, RankPlace
@@ -22,6 +24,15 @@ from .loader_state import LoaderState
 from .loop_metrics import LoopMetrics
 from .run_tokenizer import RunTokenizer
 from .saved_state import write_saved_state
+
+
+@dataclass(frozen=True)
+class _Unmarked:
+    """A checkpoint that lacks its `mixloop.json`, which `write` leaves there."""
+
+    folder: Path
+    step: int
+    write: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,8 @@ class LoopIncarnation:
             self.live.begins(begun.plan.sample + 1)  # was told before its first micro-batch
         self._published = (-1, False)  # step, and whether the budget was spent
         self._resumable = begun.plan.parent is not None
+        self._unmarked: _Unmarked | None = None
+        self._retry = CheckpointRetry(begun.plan.step if self._resumable else None)
         self._given_out = False  # a state, which the loop may still be writing
         self._publish()
 
@@ -217,6 +230,7 @@ class LoopIncarnation:
                 f"report: step {step}, but {here} steps were handed out; status.json counts those",
                 "mixloop",
             )
+        self._mark_again()
         every = self.job.settings.status_every
         due = here // every > self._published[0] // every or self.live.spent
         if due and self._micro == 0:
@@ -234,7 +248,8 @@ class LoopIncarnation:
 
     def _step_metrics(self) -> StepMetrics:
         position, spent = self.position, self.live.spent
-        return self._metrics.at(position.step, position.sample, spent, self._resumable)
+        metrics = self._metrics.at(position.step, position.sample, spent, self._resumable)
+        return replace(metrics, failed_checkpoint=self._retry.failure)
 
     def mark_checkpoint(self, folder: Path, files: Sequence[str]) -> bool:
         """See :meth:`mixloop.trainer.MixtureLoader.mark_checkpoint`."""
@@ -246,14 +261,36 @@ class LoopIncarnation:
         self._unscorable = trouble
         try:
             manifest = self.live.manifest(self._step_metrics(), self._ledger())
-            if manifest is None:
-                return False
-            write_saved_state(folder, self.state(), manifest, files)
         except Exception as error:
             say(f"{folder}: mixloop.json not written: {error}", "mixloop")
             return False
+        if manifest is None:
+            return False
+        write = partial(write_saved_state, folder, self.state(), manifest, files)
+        self._unmarked = _Unmarked(folder, self.position.step, write)
+        return self._mark(self._unmarked)
+
+    def _mark(self, checkpoint: _Unmarked) -> bool:
+        """Leave the file in a checkpoint; if the disk does not take it, at a later report."""
+        try:
+            checkpoint.write()
+        except Exception as error:
+            self._retry.failed(checkpoint.step, f"{checkpoint.folder}: {one_line(error)}", 0.0)
+            say(f"{checkpoint.folder}: mixloop.json not written: {error}", "mixloop")
+            return False
+        self._retry.succeeded(checkpoint.step)
+        self._unmarked = None
         self._keep()
         return True
+
+    def _mark_again(self) -> None:
+        checkpoint = self._unmarked
+        if checkpoint is None or not self._retry.due():
+            return
+        if checkpoint.folder.is_dir():
+            self._mark(checkpoint)
+        else:  # it was removed since: the next one's turn
+            self._unmarked = None
 
     def close(self, publish: bool, *, in_order: bool = False) -> None:
         """End the threads.

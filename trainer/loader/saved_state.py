@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixloop.common.files import LARGEST, read_json, write_json
+from mixloop.common.files import LARGEST, open_regular, read_json, write_json
 from mixloop.common.json_records import ReadResult, read_record
 from mixloop.contract import LARGEST_MANIFEST, FileEntry, Manifest
 from mixloop.trainer.config import JobError
@@ -35,9 +36,9 @@ def write_saved_state(
 
 
 def _entry(path: Path) -> FileEntry:
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path, follow=True), "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileEntry(bytes=path.stat().st_size, sha256=digest)
+        return FileEntry(bytes=os.fstat(file.fileno()).st_size, sha256=digest)
 
 
 def read_saved_state(folder: Path) -> dict[str, Any]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mixloop.common.errors import one_line
 from mixloop.common.log import say
-from mixloop.contract import FileEntry, Manifest, RunPaths, read_holds
+from mixloop.contract import FailedCheckpoint, FileEntry, Manifest, RunPaths, read_holds
 from mixloop.trainer.batches import Batch, RankBatches
 from mixloop.trainer.run import (
+    CheckpointRetry,
     Incarnation,
     LiveMixture,
     ResumePlan,
@@ -23,6 +26,10 @@ from mixloop.trainer.run import (
 
 if TYPE_CHECKING:
     from .trainer import Trainer
+
+LAST_SECONDS = 30.0
+"""For which a run's last checkpoint is tried."""
+_LONGEST = 300  # characters of why a checkpoint could not be written
 
 
 class DivergenceError(RuntimeError):
@@ -62,6 +69,7 @@ class Session:
         self._batches = batches
         self._tokenizer = tokenizer
         self._saved = plan.step if plan.parent else -1
+        self._retry = CheckpointRetry(plan.step if plan.parent else None)
         self._last = plan.batch_schedule.at(plan.sample)  # samples of the last step
         self._loss: float | None = None
         self._logged = plan.step
@@ -158,21 +166,32 @@ class Session:
             losses={name: loss for name, loss in losses.items() if math.isfinite(loss)},
             finished=finished,
             health=self._spikes.health,
+            failed_checkpoint=self._retry.failure,
             system=self._trainer.meter.read,
         )
 
     def due(self, before: int) -> bool:
-        """Whether the step since sample `before` crossed a multiple of `checkpoint_every`."""
+        """Whether a checkpoint is to be made now: one that failed is tried again. Collective.
+
+        They are due when the step since sample `before` crossed a multiple of `checkpoint_every`.
+        """
         every = self.job.settings.checkpoint_every
-        if not every:
+        if every and self.position.sample * self._length // every > before * self._length // every:
+            return True
+        if self._retry.failure is None:  # alike on every rank
             return False
-        return self.position.sample * self._length // every > before * self._length // every
+        return self.peers.any(self.live.lead is not None and self._retry.due())
+
+    @property
+    def failure(self) -> FailedCheckpoint | None:
+        """What keeps checkpoints from being written; None where nothing does."""
+        return self._retry.failure
 
     def save(self) -> bool:
         """Write a checkpoint; False on every rank if there is none. Collective.
 
-        There is none when the disk did not take it, when a newer incarnation writes, and when the
-        run has diverged: the checkpoints from before are worth more.
+        There is none when the disk did not take it (:attr:`failure`), when a newer incarnation
+        writes, and when the run has diverged: the checkpoints from before are worth more.
         """
         if self._saved == self.position.step:
             return True
@@ -183,16 +202,41 @@ class Session:
         superseded = self.live.lead is not None and manifest is None
         if self.peers.any(superseded or self._broken):
             return False
+        began, step = time.monotonic(), self.position.step
+        trouble = self._write(manifest)
         # all ranks agree: what one holds saved and another not, only one would save again
-        if self.peers.any(not self._written(manifest)):
+        if self.peers.any(trouble is not None):
+            reason = trouble or "another rank could not write its part"
+            self._retry.failed(step, reason, time.monotonic() - began)
+            if self.live.lead is not None:
+                pause = f"{self._retry.pause:.0f} s"
+                say(f"step {step}: checkpoint not written: {reason}; tried again in {pause}")
             return False
-        self._saved = self.position.step
+        if self._retry.failure is not None and self.live.lead is not None:
+            say(f"step {step}: checkpoints are written again")
+        self._retry.succeeded(step)
+        self._saved = step
         if not self._spikes.streak:  # the model may be broken: older ones stay until it goes on
             self._retire()
         return True
 
-    def _written(self, manifest: Callable[[Mapping[str, FileEntry]], Manifest] | None) -> bool:
-        """Whether the checkpoint is on the disk, as far as this rank can tell. Collective."""
+    def save_last(self, stopped: Callable[[], bool]) -> bool:
+        """Save at the run's end, when there is no later step to try at again. Collective.
+
+        Args:
+            stopped: whether somebody asked to stop, who is not kept waiting.
+        """
+        deadline, pause = time.monotonic() + LAST_SECONDS, 1.0
+        while not self.save():
+            late = self.live.lead is not None and time.monotonic() + pause > deadline
+            if self.failure is None or self.peers.any(late or stopped()):
+                return False
+            time.sleep(pause)
+            pause *= 2
+        return True
+
+    def _write(self, manifest: Callable[[Mapping[str, FileEntry]], Manifest] | None) -> str | None:
+        """Write a checkpoint: why that failed, as far as this rank can tell. Collective."""
         trainer, step = self._trainer, self.position.step
         try:
             state = trainer.state() | {
@@ -209,12 +253,10 @@ class Session:
                 )
         except Exception as error:
             # a full disk costs a checkpoint, not the run
-            if self.peers.rank == 0:
-                say(f"step {step}: checkpoint not written: {error}")
-            return False
+            return one_line(error)[:_LONGEST]
         finally:
             trainer.release()
-        return True
+        return None
 
     def _retire(self) -> None:
         """Remove old checkpoints; one that stays is no reason to call the new one failed."""

@@ -7,6 +7,7 @@ what it needs. The ranks must share the file system.
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from mixloop.common.files import open_regular
 from mixloop.contract import FileEntry
 from mixloop.trainer.config import JobError
 from mixloop.trainer.run import Collectives, checkpoint_store
@@ -186,7 +188,7 @@ def _reader(folder: Path) -> Any:
 
     class Reader(FileSystemReader):
         def read_metadata(self, *arguments: Any, **options: Any) -> Any:
-            with (folder / ".metadata").open("rb") as file:
+            with os.fdopen(open_regular(folder / ".metadata"), "rb") as file:
                 metadata = read_metadata(file)
             if getattr(metadata, "storage_meta", None) is None:
                 metadata.storage_meta = StorageMeta()

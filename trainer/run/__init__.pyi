@@ -1,4 +1,5 @@
 from . import checkpoint_store as checkpoint_store
+from .checkpoint_retry import CheckpointRetry as CheckpointRetry
 from .checkpoint_store import list_steps as list_steps
 from .collectives import Collectives as Collectives
 from .collectives import GlooCollectives as GlooCollectives

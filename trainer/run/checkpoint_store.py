@@ -12,10 +12,11 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mixloop.common.files import fsync_folder
+from mixloop.common.files import fsync_folder, open_regular
 from mixloop.contract import FileEntry, Manifest, read_manifest, write_manifest
 
 STATE_FILE = "trainer_state.pt"
@@ -53,9 +54,12 @@ def fault(folder: Path) -> str | None:
         return "no readable manifest.json"
     for name, entry in manifest.files.items():
         try:
-            size = (folder / name).stat().st_size
+            facts = (folder / name).stat()
         except OSError:
             return f"{name} is missing"
+        if not stat.S_ISREG(facts.st_mode):
+            return f"{name} is no file"
+        size = facts.st_size
         if size != entry.bytes:
             return f"{name} has {size} bytes, its manifest says {entry.bytes}"
     return None
@@ -86,10 +90,10 @@ def entry(path: Path) -> FileEntry:
     """
     with contextlib.suppress(OSError):  # some mounts know no modes
         path.chmod(0o644)  # safetensors makes its files private; evaluators may be another user
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path, follow=True), "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-    return FileEntry(bytes=path.stat().st_size, sha256=digest)
+        return FileEntry(bytes=os.fstat(file.fileno()).st_size, sha256=digest)
 
 
 def save(
@@ -119,7 +123,8 @@ def save(
     if target.exists() and fault(target) is None:
         return target
     work = checkpoints / f"{SCRATCH}{target.name}-{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)
+    for remains in checkpoints.glob(f"{SCRATCH}step-*-{os.getpid()}"):  # of a failed one, that
+        shutil.rmtree(remains, ignore_errors=True)  # the disk did not let go of then
     work.mkdir(parents=True)
     try:
         write(work)

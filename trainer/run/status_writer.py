@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mixloop.contract import (
     SCALE,
     AcceptedOrder,
+    FailedCheckpoint,
     FileEntry,
     Health,
     Manifest,
@@ -86,6 +87,7 @@ class StepMetrics:
     resumable: bool = False
     health: Health | None = None
     system: Callable[[float | None], System] | None = None
+    failed_checkpoint: FailedCheckpoint | None = None
 
 
 def ledger(
@@ -166,6 +168,7 @@ class StatusBuilder:
             updated_at=now_utc(),
             health=metrics.health,
             system=metrics.system(self.speed) if metrics.system is not None else None,
+            failed_checkpoint=metrics.failed_checkpoint,
         )
 
     def manifest(

@@ -9,6 +9,7 @@ import pytest
 
 from mixloop.contract.orders import LARGEST_ORDER
 from mixloop.controller.core import DecisionRecord, OrderRecord, bounded
+from mixloop.controller.core.decision_record import LARGEST_EVIDENCE
 
 NOW = {"web": 0.6, "code": 0.4}
 THEN = {"web": 0.5, "code": 0.5}
@@ -58,3 +59,13 @@ def test_a_long_reason_is_cut() -> None:
     kept = bounded(replace(ASKED, reason="R" * 1_100_000), "r")
     assert len(kept.reason) < 4100
     assert kept.order is not None
+
+
+def test_evidence_is_kept_as_far_as_it_fits() -> None:
+    evidence = {"dump": "E" * LARGEST_EVIDENCE, "rule": "r", "all": ["x" * 99] * 9000}
+    kept = bounded(replace(ASKED, evidence=evidence), "r").evidence
+    assert {"rule", "all", "left out"} == set(kept)
+    assert "without 'dump'" in kept["left out"]
+    assert bounded(replace(ASKED, evidence={"rule": "r"}), "r") == replace(
+        ASKED, evidence={"rule": "r"}
+    )
