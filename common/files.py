@@ -100,8 +100,10 @@ def _kind(mode: int) -> str:
     return names.get(stat.S_IFMT(mode), "a device")
 
 
-def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> Content:
-    """The bytes of a regular file, opened afresh, at most ``limit + 1`` of them.
+def read_regular(
+    path: str | os.PathLike[str], limit: int = LARGEST, *, start: int = 0
+) -> Content:
+    """The bytes of a regular file from ``start`` on, opened afresh, at most ``limit + 1`` of them.
 
     Raises:
         NotRegularError: it is a link, a folder, a FIFO, ...
@@ -119,6 +121,8 @@ def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> Content:
         if not stat.S_ISREG(facts.st_mode):
             raise NotRegularError(errno.EINVAL, _kind(facts.st_mode))
         with os.fdopen(handle, "rb", closefd=False) as stream:
+            if start:
+                stream.seek(start)
             return Content(stream.read(limit + 1), facts.st_uid, facts.st_mode)
     finally:
         os.close(handle)

@@ -25,7 +25,9 @@ from .integer_weights import SCALE, Segment
 
 SCHEDULE_SCHEMA = "mixloop/schedule/1"
 LARGEST_SCHEDULE = 2**28
-"""Bytes of a schedule worth reading."""
+"""Bytes of a schedule: no reader takes a longer one, and no writer makes one."""
+_MEND = "restore the file from a copy, or start a new run from a checkpoint"
+TOO_LONG = f"longer than {LARGEST_SCHEDULE:,} bytes, the most a schedule may take"
 
 
 class ScheduleError(ValueError):
@@ -344,6 +346,8 @@ def read_schedule(path: str | os.PathLike[str]) -> Schedule:
         data = read_regular(path, LARGEST_SCHEDULE).data
     except FileNotFoundError:
         return Schedule()
+    if len(data) > LARGEST_SCHEDULE:
+        raise ScheduleError(f"{path}: {TOO_LONG}; {_MEND}", Problem("", TOO_LONG))
     return _scanned(data, Path(path))
 
 
@@ -408,5 +412,4 @@ def _damaged(path: Path, line: int, error: Exception) -> ScheduleError:
     problem = problem_of(error)
     where = f"line {line}"
     text = f"{where}: {problem.text if problem is not None else ''}"
-    mend = "restore the file from a copy, or start a new run from a checkpoint"
-    return ScheduleError(f"{path}: {text}; {mend}", Problem(where, text))
+    return ScheduleError(f"{path}: {text}; {_MEND}", Problem(where, text))

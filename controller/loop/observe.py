@@ -151,7 +151,7 @@ class RunObserver:
     def examine(self) -> dict[Path, Problem]:
         """What is wrong with the files that :meth:`observe` need not read."""
         paths, accepted = self._run.paths, self._mixture_file.accepted
-        accepted.recorded()
+        accepted.examine()
         problems = {
             paths.schedule: accepted.problem,
             paths.holds: read_holds(paths.holds).problem,
