@@ -101,19 +101,21 @@ def _kind(mode: int) -> str:
 
 
 def read_regular(
-    path: str | os.PathLike[str], limit: int = LARGEST, *, start: int = 0
+    path: str | os.PathLike[str], limit: int = LARGEST, *, start: int = 0, links: bool = False
 ) -> Content:
     """The bytes of a regular file from ``start`` on, opened afresh, at most ``limit + 1`` of them.
+
+    With ``links``, a symbolic link to one will do: for files that a person names.
 
     Raises:
         NotRegularError: it is a link, a folder, a FIFO, ...
         OSError: missing, stale or not readable.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     try:
-        handle = os.open(path, flags)
+        handle = os.open(path, flags if links else flags | os.O_NOFOLLOW)
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if error.errno == errno.ELOOP and not links:
             raise NotRegularError(errno.ELOOP, "a symbolic link") from error
         raise
     try:

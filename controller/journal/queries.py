@@ -57,6 +57,11 @@ def requests_since(journal: Journal) -> int:
     return int(_meta(journal, "requests-since") or 0)
 
 
+def orders_since(journal: Journal) -> int:
+    """Orders up to this generation may be anybody's; 0 where all are a controller's."""
+    return int(_meta(journal, "orders-since") or 0)
+
+
 def _meta(journal: Journal, key: str) -> Any:
     value = journal.value("SELECT value FROM meta WHERE key = ?", key)
     return None if value is None else json.loads(value)

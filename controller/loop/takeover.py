@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from mixloop.common.errors import BadInput
-from mixloop.contract import AcceptedOrders, RunPaths, Schedule, read_status, schedule_of
+from mixloop.contract import LARGEST_JUMP, AcceptedOrders, RunPaths, Schedule, read_status, schedule_of
 from mixloop.controller.config import RunConfig
 from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import Journal, queries, records, take_lock
@@ -66,7 +66,7 @@ def take_over(
     paths.dir.mkdir(parents=True, exist_ok=True)
     lock = take_lock(paths.dir / "controller.lock")
     check_sources(paths, config)
-    journal = Journal(paths.journal, create=True)
+    journal = Journal(paths.journal, create=True, key=key)
     initial = first_mixture(paths, journal, configured, config.run.id, key)
     behind = is_behind(paths, journal)
     journal.claim(config.run.id, above=highest_fence(paths, journal, config.run.id, key))
@@ -74,13 +74,17 @@ def take_over(
         quiet(wrong)
     if key is not None:
         records.run_uid(journal)
-    if key is not None and behind:
+    if wrong and key is not None:
+        distrust(paths, journal, config.run.id, key, quiet)
+    elif key is not None and behind:
         records.forget_requests(journal)
         quiet(
             f"{paths.journal}: does not know the orders that the trainer has followed: of a fork, "
             "lost or restored. What is in force stays until the next decision; requests signed "
             "before are refused"
         )
+    if key is not None and queries.requests_since(journal):  # what it recorded may be anybody's
+        initial = first_mixture(paths, None, configured, config.run.id, key)
     return OwnedRun(config, base, paths, journal, sizes, initial, key, quiet, clock, lock)
 
 
@@ -92,6 +96,34 @@ def _quietly(say: Callable[[str], None]) -> Callable[[str], None]:
             say(line)
 
     return quiet
+
+
+def distrust(
+    paths: RunPaths,
+    journal: Journal,
+    run: str,
+    key: bytes,
+    say: Callable[[str], None],
+    paused: bool | None = None,
+) -> None:
+    """With a key: go on with a journal into which anybody may have written, and sign nothing of it.
+
+    Args:
+        paths: The run's files.
+        journal: Claimed, and sealed as it is.
+        run: Its id.
+        key: What orders are signed with.
+        say: Hears what ended.
+        paused: What is known to hold; None: what the rows say.
+    """
+    signed = AcceptedOrders(paths, run, key).proven(None)[1]
+    told = AcceptedOrders(paths, run).proven(read_status(paths.status).value)[1]
+    ended = records.distrust(journal, signed or min(told, LARGEST_JUMP), paused=paused)
+    say(
+        f"{paths.journal}: nothing that it holds from before is signed: the mixture in force stays "
+        "until the next decision, requests signed before are refused, and nobody goes back to an "
+        f"earlier mixture{''.join(f'; {what}' for what in ended)}"
+    )
 
 
 def highest_fence(paths: RunPaths, journal: Journal, run: str, key: bytes | None) -> int:
@@ -151,19 +183,19 @@ def check_sources(paths: RunPaths, config: RunConfig) -> None:
 
 def first_mixture(
     paths: RunPaths,
-    journal: Journal,
+    journal: Journal | None,
     configured: Mapping[str, float],
     run: str,
     key: bytes | None = None,
 ) -> dict[str, float]:
-    """The mixture before any order of this journal.
+    """The mixture before any order of this journal; of None, as if it were lost.
 
     What was recorded at the first start; for a journal that was lost, the mixture in force, since
     going back to run.yaml's would be a change that nobody asked for. With a key, that is the one of
     the signed order that the trainer follows, if it has begun to follow any: what a heartbeat says
     is nobody's word.
     """
-    recorded = queries.initial_mixture(journal)
+    recorded = queries.initial_mixture(journal) if journal is not None else None
     if recorded is not None:
         return recorded
     status = read_status(paths.status).value
