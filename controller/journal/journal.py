@@ -151,10 +151,12 @@ class Journal:
     def _check_rows(self) -> str | None:
         seal = self._track_seal()
         with self._fenced() as tx:
-            self._others, self._watching = self._written_by_others(), bool(self._seal_key)
+            self._others = self._written_by_others()
             actual, sealed = tamper_seal.whole(tx, TABLES, self._seal_key), seal.now
             count = tamper_seal.counters(tx)
-            if actual == sealed and count is None:
+            older = self._watching and self._left != sealed
+            self._watching = bool(self._seal_key)
+            if actual == sealed and count is None and not older:
                 self.trusted = True
                 return None
             wrong = wrong_value(tx, TABLES)
