@@ -64,28 +64,46 @@ def take_over(
     sizes = observation_builder.unique_tokens(config)
     configured = config.start_weights(sizes)
     paths.dir.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(paths.dir / "controller.lock")
-    check_sources(paths, config)
-    journal = Journal(paths.journal, create=True, key=key)
-    initial = first_mixture(paths, journal, configured, config.run.id, key)
+    with contextlib.ExitStack() as held:
+        lock = held.enter_context(take_lock(paths.dir / "controller.lock"))
+        check_sources(paths, config)
+        journal = Journal(paths.journal, create=True, key=key)
+        held.callback(journal.close)
+        initial = _claimed(paths, journal, config, configured, key, quiet)
+        held.pop_all()
+    return OwnedRun(config, base, paths, journal, sizes, initial, key, quiet, clock, lock)
+
+
+def _claimed(
+    paths: RunPaths,
+    journal: Journal,
+    config: RunConfig,
+    configured: Mapping[str, float],
+    key: bytes | None,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """Claim the journal and see what is to be thought of it. Returns the first mixture."""
+    run = config.run.id
+    initial = first_mixture(paths, journal, configured, run, key)
     behind = is_behind(paths, journal)
-    journal.claim(config.run.id, above=highest_fence(paths, journal, config.run.id, key))
+    journal.claim(run, above=highest_fence(paths, journal, run, key))
     if wrong := journal.check():  # it may go on for long before it reads that
-        quiet(wrong)
-    if key is not None:
-        records.run_uid(journal)
-    if wrong and key is not None:
-        distrust(paths, journal, config.run.id, key, quiet)
-    elif key is not None and behind:
+        say(wrong)
+    if key is None:
+        return initial
+    records.run_uid(journal)
+    if wrong:
+        distrust(paths, journal, run, key, say)
+    elif behind:
         records.forget_requests(journal)
-        quiet(
+        say(
             f"{paths.journal}: does not know the orders that the trainer has followed: of a fork, "
             "lost or restored. What is in force stays until the next decision; requests signed "
             "before are refused"
         )
-    if key is not None and queries.requests_since(journal):  # what it recorded may be anybody's
-        initial = first_mixture(paths, None, configured, config.run.id, key)
-    return OwnedRun(config, base, paths, journal, sizes, initial, key, quiet, clock, lock)
+    if queries.requests_since(journal):  # what it recorded may be anybody's
+        return first_mixture(paths, None, configured, run, key)
+    return initial
 
 
 def _quietly(say: Callable[[str], None]) -> Callable[[str], None]:
