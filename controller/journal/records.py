@@ -609,6 +609,7 @@ def drained(journal: Journal, messages: Sequence[Json]) -> Json | None:
                 _assessed(tx, message["assessments"])
             elif "done" in message:
                 _done(tx, message["done"])
+                set_meta(tx, "sent-after-event", queries.newest_event_number(journal))
             elif "declined" in message:
                 failure = _failure(tx, message["declined"], message["error"])
                 _declined(tx, journal, message["declined"], failure)

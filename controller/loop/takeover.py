@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import IO
 
 from mixloop.common.errors import BadInput
-from mixloop.contract import LARGEST_JUMP, AcceptedOrders, RunPaths, Schedule, read_status, schedule_of
+from mixloop.contract import (
+    LARGEST_JUMP,
+    AcceptedOrders,
+    RunPaths,
+    Schedule,
+    read_status,
+    schedule_of,
+)
 from mixloop.controller.config import RunConfig
 from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import Journal, queries, records, take_lock

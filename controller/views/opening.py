@@ -13,6 +13,7 @@ from mixloop.common.errors import BadInput
 from mixloop.common.log import say
 from mixloop.contract import KeyFileError, RunPaths, key_for, read_status
 from mixloop.controller.journal import Journal, JournalError, damage
+
 _STRANGE = (  # what values that nobody expected lead to
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(RecursionError, TypeError, ValueError),

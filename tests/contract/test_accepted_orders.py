@@ -20,11 +20,11 @@ from mixloop.contract import (
     ScheduleWriter,
     SegmentLine,
     Status,
+    accepted_orders,
     quantise,
     read_schedule,
     write_order,
 )
-from mixloop.contract import accepted_orders
 from mixloop.contract.orders import LARGEST_JUMP, LARGEST_TURN
 
 KEY = b"0123456789abcdef-the-key-itself"

@@ -20,9 +20,10 @@ from mixloop.contract import (
     VoidLine,
     encode_line,
     read_schedule,
+    schedule,
     schedule_of,
+    schedule_writer,
 )
-from mixloop.contract import schedule, schedule_writer
 from mixloop.contract.schedule import Line, decode_line
 from mixloop.trainer.mixing import MixtureOrder
 

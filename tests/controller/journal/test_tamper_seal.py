@@ -238,9 +238,11 @@ def test_with_a_key_no_seal_but_its_own_fits(path: Path) -> None:
         journal.close()
     journal, _ = keyed(path)
     journal.close()
-    with closing(Journal(path, key=b"fedcba9876543210-another-one")) as other:
-        with pytest.raises(JournalError, match="trainer.key_file, or MIXLOOP_KEY_FILE"):
-            other.refuse_other_key()  # `mixloop sync` writes, and takes nothing over
+    with (
+        closing(Journal(path, key=b"fedcba9876543210-another-one")) as other,
+        pytest.raises(JournalError, match=r"trainer.key_file, or MIXLOOP_KEY_FILE"),
+    ):
+        other.refuse_other_key()  # `mixloop sync` writes, and takes nothing over
 
 
 @pytest.mark.parametrize("what", ["rows", "rows and a seal", "an older copy", "nothing"])
