@@ -125,7 +125,8 @@ class Journal:
 
         Needs the fence. Reads the whole file: a start can bear that, a look can't. Damage is told
         at every start. Other changes are told once: then the rows are sealed as they are, and an
-        event keeps that they were changed. With a key, what is told means that the rows are nobody's word.
+        event keeps that they were changed. With a key, what is told means that the rows are
+        nobody's word.
 
         Raises:
             FenceLost: when another controller has taken the run over.

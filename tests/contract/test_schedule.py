@@ -215,7 +215,7 @@ def test_one_longer_than_any_reader_takes_is_told_and_never_made(
     writer.append(opening(2, 16))
     assert len(read_schedule(path).lines) == 5
     path.write_bytes(path.read_bytes() * 2)
-    with pytest.raises(ScheduleError, match="schedule.jsonl: longer than .* bytes, the most"):
+    with pytest.raises(ScheduleError, match=r"schedule.jsonl: longer than .* bytes, the most"):
         read_schedule(path)
     with pytest.raises(ScheduleError, match="longer than"):
         ScheduleWriter(path)

@@ -53,6 +53,7 @@ from mixloop.controller.journal import queries, take_lock, tamper_seal, timestam
 from mixloop.controller.journal.packing import unpack
 from mixloop.controller.journal.schema import TABLES
 from mixloop.controller.loop import daemon
+from mixloop.controller.service.service import start_controller
 from mixloop.controller.report import html, write_report
 from mixloop.evals import Scorecard
 from mixloop.trainer.config import JobError
@@ -439,6 +440,73 @@ def an_order(generation: str) -> str:
         f"SELECT {generation}, 'd-000777', policy, reason, '{WISH}', '[]', issued_at FROM orders "
         f"WHERE {NEWEST};"
     )
+
+
+@pytest.mark.parametrize("first", ["the controller", "the trainer"])
+def test_a_new_key_is_a_restart_of_both(tmp_path: Path, played_run: Any, first: str) -> None:
+    make_key(tmp_path)
+    trainer = {"sequence_length": 10, "micro_batch": 8, "poll_every": 2, "status_every": 2}
+    path = played_run.make_run(
+        tmp_path, budget=400_000, policy={"use": "static"}, evals={"every": 400_000},
+        trainer={**trainer, "key_file": "key"},
+    )  # fmt: skip
+    folder = load_config(path).run.dir
+    said: list[str] = []
+    loader = MixtureLoader.from_config(path)
+    next(loader)
+    controller = start_controller(load_config(path), tmp_path, said.append)
+
+    def until(reached: Callable[[], bool], what: str) -> None:
+        for _ in range(2000):
+            if reached():
+                return
+            next(loader)
+            loader.report(loss=1.0)
+            controller.step()
+            time.sleep(0.002)
+        raise AssertionError(f"{what}: {said[-5:]}")
+
+    def rejected() -> list[str]:
+        status = read_status(folder / "status.json").value
+        return [entry.reason for entry in status.rejected] if status is not None else []
+
+    def ask(share: float) -> None:
+        command = ["set", str(path), f"code={share}", "--wait", "0"]
+        assert CliRunner().invoke(app, command).exit_code == 0
+
+    def restart_trainer() -> MixtureLoader:
+        state = loader.state_dict()
+        loader.close()
+        again = MixtureLoader.from_config(path)
+        again.load_state_dict(state)
+        return again
+
+    def has(share: float) -> bool:
+        return loader.weights["code"] == pytest.approx(share, abs=1e-6)
+
+    ask(0.3)
+    until(lambda: has(0.3), "the old key")
+    make_key(tmp_path, OTHER)
+    if first == "the controller":
+        controller.close()
+        controller = start_controller(load_config(path), tmp_path, said.append)
+        assert any("sealed with another key than this" in line for line in said)
+        ask(0.2)
+        until(lambda: any("another key" in reason for reason in rejected()), "refused")
+        assert has(0.3)
+        loader = restart_trainer()
+    else:
+        loader = restart_trainer()
+        until(lambda: any("plans for later" in reason for reason in rejected()), "told")
+        ask(0.2)
+        until(lambda: any("another key" in line for line in said), "refused")
+        assert has(0.3)
+        controller.close()
+        controller = start_controller(load_config(path), tmp_path, said.append)
+    ask(0.25)
+    until(lambda: has(0.25), "the new key")
+    controller.close()
+    loader.close()
 
 
 DECISION = [field.name for field in fields(DecisionRow)]
