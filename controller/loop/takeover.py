@@ -72,7 +72,8 @@ def take_over(
     configured = config.start_weights(sizes)
     paths.dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
-        lock = held.enter_context(take_lock(paths.dir / "controller.lock"))
+        lock = take_lock(paths.dir / "controller.lock")
+        held.callback(lock.close)
         check_sources(paths, config)
         journal = Journal(paths.journal, create=True, key=key)
         held.callback(journal.close)
