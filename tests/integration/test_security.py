@@ -53,8 +53,8 @@ from mixloop.controller.journal import queries, take_lock, tamper_seal, timestam
 from mixloop.controller.journal.packing import unpack
 from mixloop.controller.journal.schema import TABLES
 from mixloop.controller.loop import daemon
-from mixloop.controller.service.service import start_controller
 from mixloop.controller.report import html, write_report
+from mixloop.controller.service.service import start_controller
 from mixloop.evals import Scorecard
 from mixloop.trainer.config import JobError
 from mixloop.trainer.loader import MixtureLoader
