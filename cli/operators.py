@@ -190,7 +190,7 @@ def _ask(target: Path, verb: Any, wait: float, as_json: bool, **fields: Any) -> 
 
     paths, journal = views.open_run(target)
     _refuse_finished(target, paths, journal, verb)
-    request, key = requests.new_request(verb, timestamp(), **fields), _key(target)
+    request, key = requests.new_request(verb, timestamp(), **fields), views.run_key(target)
     to = _addressee(paths, journal, signed=key is not None)
     try:
         file = requests.submit(paths.requests, request, to=to, key=key)
@@ -235,17 +235,6 @@ def _answer(
             break
         time.sleep(POLL_SECONDS)
     return None
-
-
-def _key(target: Path) -> bytes | None:
-    """What requests are signed with: run.yaml's key where it is named, else the environment's."""
-    from mixloop.contract import KeyFileError, key_for
-    from mixloop.controller.config import load_config
-
-    try:
-        return load_config(target).key() if target.is_file() else key_for(None)
-    except KeyFileError as error:
-        raise BadInput(str(error)) from None
 
 
 def _addressee(paths: RunPaths, journal: Journal | None, *, signed: bool) -> requests.Addressee:

@@ -159,9 +159,11 @@ def why_no_file(path: str | os.PathLike[str]) -> str | None:
 
 
 def read_regular(
-    path: str | os.PathLike[str], limit: int = LARGEST, *, follow: bool = False
+    path: str | os.PathLike[str], limit: int = LARGEST, *, start: int = 0, follow: bool = False
 ) -> Content:
-    """The bytes of a regular file, opened afresh, at most ``limit + 1`` of them.
+    """The bytes of a regular file from ``start`` on, opened afresh, at most ``limit + 1`` of them.
+
+    With ``follow``, a symbolic link to one will do: for files that a person names.
 
     Raises:
         NotRegularError: it is a link, a folder, a FIFO, ...
@@ -171,6 +173,8 @@ def read_regular(
     try:
         facts = os.fstat(handle)
         with os.fdopen(handle, "rb", closefd=False) as stream:
+            if start:
+                stream.seek(start)
             return Content(stream.read(limit + 1), facts.st_uid, facts.st_mode)
     finally:
         os.close(handle)

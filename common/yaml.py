@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 
 from .errors import BadInput, shown
-from .files import LARGEST, read_regular, read_whole
+from .files import LARGEST, NotRegularError, read_regular, read_whole
 
+LARGEST_RUN_FILE = 8 * LARGEST
+"""Bytes: 10,000 sources with their paths and options take two or three million."""
 _UNFOLDED = 100_000  # values that anchors may add to those that are written
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # no path, and no UTF-8, can hold them
 _LARGEST_NUMBER = 2**64
@@ -102,10 +104,12 @@ def read_sections(path: Path) -> dict[str, Any]:
             mapping, or is larger than any run file (YAML takes seconds a megabyte).
     """
     try:
-        data = read_regular(path, LARGEST, follow=True).data
-        if len(data) > LARGEST:
-            raise ValueError(f"larger than {LARGEST:,} bytes; is this a run file?")
+        data = read_regular(path, LARGEST_RUN_FILE, follow=True).data
+        if len(data) > LARGEST_RUN_FILE:
+            raise ValueError(f"larger than {LARGEST_RUN_FILE:,} bytes; is this a run file?")
         sections = parse_yaml(data.decode("utf-8"))
+    except NotRegularError as error:
+        raise BadInput(f"{path}: is {error.strerror}, not a file") from error
     except OSError as error:
         raise BadInput(
             f"{path}: cannot be read ({error.strerror or error}); `mixloop init` writes a template"

@@ -21,6 +21,7 @@ from .order_acceptance import Limits as Limits
 from .order_acceptance import Rejection as Rejection
 from .order_acceptance import read_order as read_order
 from .order_acceptance import unpublishable as unpublishable
+from .orders import LARGEST_JUMP as LARGEST_JUMP
 from .orders import LARGEST_ORDER as LARGEST_ORDER
 from .orders import LONGEST_TEXT as LONGEST_TEXT
 from .orders import MOST_STAGES as MOST_STAGES

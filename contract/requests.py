@@ -7,6 +7,7 @@ after its next start. What was taken lies in ``requests/taken/``, what could not
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -32,6 +33,7 @@ NEEDS_TRAINER = frozenset({"set", "pin", "approve", "rollback"})
 """What changes the mixture: it has to wait for a heartbeat to be measured against."""
 
 _NAME = re.compile(r"^\d{13}-r-[0-9a-f]{12}\.json$")
+_LAST_NUMBER = 10**13 - 1  # in the year 2286
 
 
 class RequestError(ValueError):
@@ -105,13 +107,26 @@ def submit(
         OSError: the disk did not take it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{time.time_ns() // 1_000_000:013d}-{request.id}.json"
+    path = folder / f"{_next_number(folder):013d}-{request.id}.json"
     body: Json = {"schema": SCHEMA, "run": to.run, **asdict(request)}
     if key is not None:
         body |= {"uid": to.uid, "fence": to.fence}
         body["hmac"] = sign(key, json.loads(json.dumps(body)))
     write_json(path, body)
     return path
+
+
+def _next_number(folder: Path) -> int:
+    """Milliseconds of the wall clock, and above what was asked before: the clock may step.
+
+    One that is far wrong, which would give a name that nobody looks for, is not heard.
+    """
+    now = time.time_ns() // 1_000_000
+    asked = [now if 0 <= now < _LAST_NUMBER else 0]
+    for where in (folder, folder / "taken"):
+        with contextlib.suppress(OSError):
+            asked += [int(f.name[:13]) + 1 for f in where.iterdir() if _NAME.match(f.name)]
+    return min(max(asked), _LAST_NUMBER)
 
 
 def waiting(folder: Path) -> list[Path]:

@@ -33,11 +33,13 @@ from .integer_weights import SCALE, Segment
 
 SCHEDULE_SCHEMA = "mixloop/schedule/1"
 LARGEST_SCHEDULE = 2**28
-"""Bytes of a schedule worth reading; a hole that it ends with is not counted."""
+"""Bytes of a schedule: no reader takes a longer one (a hole that it ends with aside), and no writer
+makes one."""
 MOST_LINES = 2**18
 """Lines of a schedule worth reading: one an order."""
 LONGEST_LINE = 2**24
 """Bytes of a line; one of 10,000 sources with long names has some 2^20."""
+TOO_LONG = f"longer than {LARGEST_SCHEDULE:,} bytes, the most a schedule may take"
 
 
 class ScheduleError(ValueError):
@@ -366,8 +368,8 @@ def read_schedule(path: str | os.PathLike[str]) -> Schedule:
     return _scanned(data, Path(path))
 
 
-def schedule_bytes(handle: int, path: Path) -> bytes:
-    """What an open schedule holds, without the hole that it may end with.
+def schedule_bytes(handle: int, path: Path, start: int = 0) -> bytes:
+    """What an open schedule holds from ``start`` on, without the hole that it may end with.
 
     Raises:
         ScheduleError: it holds more than is worth reading.
@@ -377,10 +379,10 @@ def schedule_bytes(handle: int, path: Path) -> bytes:
     if size > LARGEST:  # small ones are read as they are: a hole in them costs nothing
         size = min(size, data_end(handle, LARGEST_SCHEDULE))
     if size > LARGEST_SCHEDULE:
-        raise _refused(path, "", f"larger than {LARGEST_SCHEDULE:,} bytes")
+        raise _refused(path, "", TOO_LONG)
     with os.fdopen(handle, "rb", closefd=False) as stream:
-        stream.seek(0)
-        data = stream.read(size)
+        stream.seek(start)
+        data = stream.read(max(0, size - start))
     if len(data) > LARGEST and data.count(b"\n") > MOST_LINES:
         raise _refused(path, "", f"more than {MOST_LINES:,} lines")
     return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from pathlib import Path
 from mixloop.common.files import fsync_folder, open_regular, write_all
 
 from .schedule import (
+    LARGEST_SCHEDULE,
     Line,
     OpenLine,
-    Schedule,
     ScheduleError,
     ScheduleTaken,
+    SegmentLine,
     encode_line,
     read_schedule,
     scan,
@@ -25,6 +27,7 @@ from .schedule import (
 )
 
 _LOCK_SECONDS = 10.0
+_FOR_STARTS = LARGEST_SCHEDULE // 4  # bytes that orders leave, so that a trainer can begin again
 
 
 @contextlib.contextmanager
@@ -66,11 +69,13 @@ class ScheduleWriter:
         self._path = Path(path)
         self._incarnation: int | None = None
         self._end = 0
+        self._digest = hashlib.sha256()  # of all before it
+        self._newest = 0  # incarnation in it
         self._ended = True  # with a newline, which whoever edited the file may have left out
         with self._open(make=True) as handle:
             self._settle(handle)
 
-    def reopen(self) -> Schedule:
+    def reopen(self) -> None:
         """Look through the file again and cut a torn last line (one of a failed append, say).
 
         Raises:
@@ -78,7 +83,7 @@ class ScheduleWriter:
             ScheduleError: the file is lost or has shrunk.
         """
         with self._open() as handle:
-            return self._settle(handle)
+            self._settle(handle)
 
     def append(self, line: Line) -> None:
         """Append a line; on return it is on the disk.
@@ -87,17 +92,22 @@ class ScheduleWriter:
 
         Raises:
             ScheduleTaken: the file holds a newer incarnation (for an `open` line: or the same).
-            ScheduleError: the file is lost or has shrunk.
+            ScheduleError: the file is lost or has shrunk, or would be longer than any reader takes.
             OSError: the disk did not take it; half a line may be there, `reopen` cuts it.
         """
         with self._open() as handle:
-            before = self._settle(handle, line.incarnation)
-            if isinstance(line, OpenLine) and before.incarnation >= line.incarnation:
-                raise ScheduleTaken(self._taken(before.incarnation))
+            self._settle(handle, line.incarnation)
+            if isinstance(line, OpenLine) and self._newest >= line.incarnation:
+                raise ScheduleTaken(self._taken(self._newest))
             data = (b"" if self._ended else b"\n") + encode_line(line)
+            most = LARGEST_SCHEDULE - (_FOR_STARTS if isinstance(line, SegmentLine) else 0)
+            if self._end + len(data) > most:
+                raise ScheduleError(f"{self._path}: {self._end:,} bytes: no more orders fit in it")
             write_all(handle, data)
             self._ended = True
             self._end += len(data)
+            self._digest.update(data)
+            self._newest = max(self._newest, line.incarnation)
             self._incarnation = line.incarnation
 
     def check(self) -> None:
@@ -137,21 +147,35 @@ class ScheduleWriter:
     def _lost(self, how: str) -> str:
         return f"{self._path}: {how} while the run writes it; restore it from a copy"
 
-    def _settle(self, handle: int, incarnation: int | None = None) -> Schedule:
+    def _settle(self, handle: int, incarnation: int | None = None) -> None:
         """Read the open file, refuse if it is someone else's by now, cut a torn last line."""
         incarnation = self._incarnation if incarnation is None else incarnation
         size = os.fstat(handle).st_size  # before it is read: what another appends is never cut
         data = schedule_bytes(handle, self._path)
-        lines, sound = scan(data, self._path)
-        schedule = Schedule(tuple(lines))
-        if incarnation is not None and schedule.incarnation > incarnation:
-            raise ScheduleTaken(self._taken(schedule.incarnation))
+        newest, sound = self._scanned(data)
+        if incarnation is not None and newest > incarnation:
+            raise ScheduleTaken(self._taken(newest))
         if sound < size:
             os.ftruncate(handle, sound)
             os.fsync(handle)
-        self._end = sound
-        self._ended = data[:sound].endswith(b"\n") or not sound
-        return schedule
+        self._newest, self._end = newest, sound
+        self._digest = hashlib.sha256(memoryview(data)[:sound])
+        self._ended = not sound or data[sound - 1 : sound] == b"\n"
+
+    def _scanned(self, data: bytes) -> tuple[int, int]:
+        """The newest incarnation in the file, and the length of its sound part.
+
+        What is as it was left is not parsed again: thousands of orders would keep the training
+        thread waiting for the interpreter.
+        """
+        known = memoryview(data)[: self._end]
+        if self._end and hashlib.sha256(known).digest() == self._digest.digest():
+            with contextlib.suppress(ScheduleError):  # told below, with the number of its line
+                lines, sound = scan(data[self._end :], self._path)
+                newest = max((line.incarnation for line in lines), default=0)
+                return max(self._newest, newest), self._end + sound
+        lines, sound = scan(data, self._path)
+        return max((line.incarnation for line in lines), default=0), sound
 
     def _taken(self, incarnation: int) -> str:
         return f"{self._path}: trainer incarnation {incarnation} writes this schedule"

@@ -4,6 +4,7 @@ from .proxy_plan import rungs_of as rungs_of
 from .proxy_plan import subsampled as subsampled
 from .run_yaml import RunConfig as RunConfig
 from .run_yaml import load_config as load_config
+from .run_yaml import named_in as named_in
 from .sections import ApprovalSection as ApprovalSection
 from .template import TEMPLATE as TEMPLATE
 from .training_job import job_of as job_of

@@ -222,3 +222,22 @@ def load_config(path: Path) -> RunConfig:
         return RunConfig.model_validate(sections).at(path.parent)
     except ValidationError as error:
         raise BadInput(f"{path}: {explain_error(error, RunConfig)}") from None
+
+
+def named_in(path: Path) -> tuple[Path | None, Path | None]:
+    """The run folder and the key file that a run file names, whatever else is wrong in it.
+
+    Somebody may be editing it while another looks at the run, or has to pause it.
+    """
+    try:
+        sections = read_sections(path)
+    except BadInput:
+        return None, None
+    run, trainer = (sections.get(name) for name in ("run", "trainer"))
+    folder = run.get("dir") if isinstance(run, dict) else None
+    key = trainer.get("key_file") if isinstance(trainer, dict) else None
+    base = path.parent.resolve()
+    return (
+        base / folder if isinstance(folder, str) else None,
+        base / key if isinstance(key, str) else None,
+    )

@@ -42,10 +42,17 @@ Call = tuple[str, Json]
 
 # -- facts -----------------------------------------------------------------------------------------
 
+MOST_CHARTED = 1000
+"""Sources that get curves of their own in MLflow: 10,000 would make twelve million points of a run,
+in charts that nobody can look at. The traces of decisions have every weight."""
+
 
 def run_entry(run: str, params: Mapping[str, object], ms: int) -> Entry:
     """The run itself, with its configuration as parameters."""
-    payload = {"name": run, "ms": ms, "params": dict(params), "tags": {"mixloop.run": run}}
+    sizes = [name for name in params if name.startswith("unique_tokens.")]
+    left_out = set(sizes) if len(sizes) > MOST_CHARTED else set()
+    told = {name: value for name, value in params.items() if name not in left_out}
+    payload = {"name": run, "ms": ms, "params": told, "tags": {"mixloop.run": run}}
     return Entry("run", "run", payload)
 
 
@@ -94,12 +101,13 @@ def curves_entry(
         "train/grad_norm": status.grad_norm,
         "train/tokens_per_second": status.tokens_per_second,
     }
-    for name, source in status.sources.items():
-        metrics[f"epochs/{name}"] = source.epochs
-        metrics[f"source_loss/{name}"] = source.loss
-        if max_epochs is not None:
-            metrics[f"epochs_of_cap/{name}"] = source.epochs / max_epochs
-    metrics |= _realised(status, before)
+    if len(status.sources) <= MOST_CHARTED:
+        for name, source in status.sources.items():
+            metrics[f"epochs/{name}"] = source.epochs
+            metrics[f"source_loss/{name}"] = source.loss
+            if max_epochs is not None:
+                metrics[f"epochs_of_cap/{name}"] = source.epochs / max_epochs
+        metrics |= _realised(status, before)
     if status.system is not None:
         metrics |= {f"system/{name}": value for name, value in asdict(status.system).items()}
     if status.health is not None:
@@ -131,7 +139,8 @@ def checkpoint_entry(checkpoint: CheckpointRow, benchmarks: Mapping[str, Json], 
     ``benchmarks`` are those of its scorecard.
     """
     mixture = checkpoint.weights
-    metrics = {f"mixture/{name}": weight for name, weight in _rounded(mixture).items()}
+    charted = mixture if len(mixture) <= MOST_CHARTED else {}
+    metrics = {f"mixture/{name}": weight for name, weight in _rounded(charted).items()}
     for benchmark, score in benchmarks.items():
         for metric, measured in score["metrics"].items():
             value, error = measured["value"], measured["stderr"]
@@ -143,7 +152,7 @@ def checkpoint_entry(checkpoint: CheckpointRow, benchmarks: Mapping[str, Json], 
                 metrics[f"{metric}/{benchmark}{UPPER}"] = value + error
     params = {"step": str(checkpoint.step), "tokens": str(checkpoint.tokens)}
     params |= {"path": checkpoint.path, "generation": str(checkpoint.generation)}
-    params |= {f"weight.{name}": f"{weight:.6g}" for name, weight in mixture.items()}
+    params |= {f"weight.{name}": f"{weight:.6g}" for name, weight in charted.items()}
     missing = {
         f"missing.{name}": str(score["reason"])
         for name, score in benchmarks.items()
@@ -397,7 +406,8 @@ def _span(entry: Json, name: str, inputs: Json, outputs: Json) -> Call:
 
 def _mixture_point(generation: int, weights: Weights, tokens: int, ms: int) -> Json:
     """The weights in force from this token on."""
-    metrics = {f"mixture/{name}": weight for name, weight in _rounded(weights).items()}
+    charted = weights if len(weights) <= MOST_CHARTED else {}
+    metrics = {f"mixture/{name}": weight for name, weight in _rounded(charted).items()}
     metrics["order/generation"] = float(generation)
     return {"metrics": metrics, "tokens": tokens, "ms": ms}
 

@@ -46,6 +46,7 @@ class RequestContext:
         decision: The decision that the request speaks of, if there is one of this id.
         approval: The state of its approval; empty if it asked for none.
         held: The decision that the policy is held since; empty when it isn't.
+        trusted_since: Decisions under lower fences may be anybody's.
     """
 
     config: RunConfig
@@ -60,6 +61,7 @@ class RequestContext:
     decision: DecisionRow | None
     approval: str
     held: str = ""
+    trusted_since: int = 0
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,12 @@ def _rollback(request: Request, context: RequestContext) -> RequestOutcome:
     if decision.generation is None:
         return RequestOutcome(
             f"{decision.id} changed nothing, there is nothing to go back from", done=False
+        )
+    if decision.fence < context.trusted_since:
+        return RequestOutcome(
+            f"{decision.id} was made before the journal was lost or changed by something else: "
+            "`mixloop set` the mixture that you want",
+            done=False,
         )
     before = {name: decision.weights_before.get(name, 0.0) for name in context.config.sources}
     what = f"back to the mixture before {decision.id}, by {request.by}"

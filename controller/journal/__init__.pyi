@@ -4,6 +4,7 @@ from . import records as records
 from . import unreadable_files as unreadable_files
 from .journal import FenceLost as FenceLost
 from .journal import Journal as Journal
+from .journal import JournalAltered as JournalAltered
 from .journal import damage as damage
 from .journal import timestamp as timestamp
 from .lock import take_lock as take_lock

@@ -30,6 +30,10 @@ class FenceLost(Exception):  # noqa: N818 - a normal end of a replaced controlle
     """Another controller has taken this run over; this one must stop at once."""
 
 
+class JournalAltered(Exception):  # noqa: N818 - a verdict on the file, no fault of the program
+    """With a key: rows are not what this controller left, so that nothing may rest on them."""
+
+
 def damage(path: Path, error: Exception) -> str:
     """One line on a journal that can't be read, and what to do."""
     first = (str(error).splitlines() or [""])[0][:200]
@@ -52,6 +56,11 @@ class Journal:
         read_only: for those who look at a run that goes on: such a connection can write nothing,
             not even roll back what a killed controller left, and waits ``timeout`` at most.
         timeout: seconds.
+        key: of the run; the seal is made with it, so that nobody without it can write rows that
+            seem the controller's.
+
+    Attributes:
+        trusted: whether, with a key, nobody else has written since the last :meth:`check`.
 
     Raises:
         JournalError: when the file is no journal, or one of another version.
@@ -64,6 +73,7 @@ class Journal:
         create: bool = False,
         read_only: bool = False,
         timeout: float = 0.5,
+        key: bytes | None = None,
     ) -> None:
         if not create and not path.exists():
             raise JournalError(f"{path}: no journal here; start the run with `mixloop control`")
@@ -73,7 +83,13 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.fence: int | None = None
+        self.trusted = key is None
         self._seal: tamper_seal.Seal | None = None
+        self._seal_key = tamper_seal.derived(key)
+        self._watching = False
+        self._left = ""  # the seal, after our last transaction
+        self._foreign = ""  # why the seal that was found can't be ours
+        self._others = 0  # SQLite's count of what other connections have written
         try:
             self._db = _connect(path, read_only, timeout)
             self._prepare(create)
@@ -111,11 +127,19 @@ class Journal:
 
         Needs the fence. Reads the whole file: a start can bear that, a look can't. Damage is told
         at every start. Other changes are told once: then the rows are sealed as they are, and an
-        event keeps that they were changed.
+        event keeps that they were changed. With a key, what is told means that the rows are
+        nobody's word.
 
         Raises:
             FenceLost: when another controller has taken the run over.
+            JournalError: with a key, where nobody can tell what the rows are.
         """
+        wrong = self._wrong()
+        if self._seal_key and not self.trusted:
+            raise JournalError(wrong)
+        return wrong
+
+    def _wrong(self) -> str | None:
         try:
             pages = str(self._db.execute("PRAGMA integrity_check(1)").fetchone()[0])
             if pages != "ok":
@@ -129,23 +153,65 @@ class Journal:
 
     def _check_rows(self) -> str | None:
         seal = self._track_seal()
-        with self.transaction() as tx:
-            actual, sealed = tamper_seal.whole(tx, TABLES), seal.now
+        with self._fenced() as tx:
+            self._others = self._written_by_others()
+            actual, sealed = tamper_seal.whole(tx, TABLES, self._seal_key), seal.now
             count = tamper_seal.counters(tx)
-            if actual == sealed and count is None:
+            older = self._watching and self._left != sealed
+            self._watching = bool(self._seal_key)
+            if actual == sealed and count is None and not older:
+                self.trusted = True
                 return None
-            if (wrong := wrong_value(tx, TABLES)) is not None:
+            wrong = wrong_value(tx, TABLES)
+            if wrong is not None and not self._seal_key:
                 return damage(self.path, ValueError(wrong))
             seal.begin(actual)
-            why = count or "rows were added, changed or removed by something other than mixloop"
+            why = count or self._foreign or "rows were added, changed or removed"
             detail = {"reason": why, "sealed": sealed, "found": actual}
             add_event(tx, self.fence or 0, "journal-altered", detail)
+        self.trusted = True  # from here on
+        if wrong is not None:
+            return damage(self.path, ValueError(wrong))
+        if self._foreign:
+            return f"{self.path}: {self._foreign}"
         return (
             f"{self.path}: was changed by something other than mixloop since a controller last "
             f"wrote it{f' ({count})' if count else ''}; it is gone on with as it is: if nobody "
             "meant to, stop, and restore a backup, or move it away: the next controller begins a "
             "new one from the mixture in force"
         )
+
+    def verify(self) -> None:
+        """With a key: see whether every row is as this controller left it. Reads the whole file.
+
+        Raises:
+            JournalAltered: one is not.
+            FenceLost: when another controller has taken the run over.
+        """
+        if self._watching:
+            with self._fenced() as tx:
+                self._refuse_altered(tx)
+
+    def notice(self) -> None:
+        """With a key: :meth:`verify` if another process has written since the last time.
+
+        Raises:
+            JournalAltered: it has changed rows.
+        """
+        if self._watching and not (self.trusted and self._written_by_others() == self._others):
+            self.verify()
+
+    def _refuse_altered(self, tx: sqlite3.Connection) -> None:
+        sealed = self._track_seal().now
+        # an older copy has a sound seal too
+        as_left = self._left == sealed == tamper_seal.whole(tx, TABLES, self._seal_key)
+        if not (self.trusted and as_left):
+            self.trusted = False
+            raise JournalAltered(f"{self.path}: was changed by something other than mixloop")
+        self._others = self._written_by_others()
+
+    def _written_by_others(self) -> int:
+        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
@@ -169,6 +235,7 @@ class Journal:
         """
         self._refuse_other(run)
         self._migrate()
+        self._foreign = self._sealed_otherwise()
         with self._writing() as lease:
             self._refuse_other(run)
             self._db.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run,))
@@ -180,6 +247,28 @@ class Journal:
             )
         self.fence = fence
         return fence
+
+    def refuse_other_key(self) -> None:
+        """For who writes without taking the run over: the next start must find its seal.
+
+        Raises:
+            JournalError: it is not of this key, or there is one and this has none.
+        """
+        if self._sealed_otherwise():
+            raise JournalError(
+                f"{self.path}: is sealed with another key than this command's, or one of the two "
+                "has none; give it the controller's (trainer.key_file, or MIXLOOP_KEY_FILE)"
+            )
+
+    def _sealed_otherwise(self) -> str:
+        """Why the seal in the file can't fit, whoever wrote the rows; empty where it may."""
+        seal = self.value("SELECT CAST(seal AS BLOB) FROM lease")
+        if seal is None or tamper_seal.is_fitting(seal, self._seal_key):
+            return ""
+        if not self._seal_key:
+            return "was sealed with a key, which this controller has not; gone on with as it is"
+        found = "another key than this" if tamper_seal.is_keyed(seal) else "no key"
+        return f"was sealed with {found}: nobody can tell who wrote it"
 
     def _refuse_other(self, run: str) -> None:
         owner = self.value("SELECT value FROM meta WHERE key = 'run'")
@@ -232,11 +321,12 @@ class Journal:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             lease = self._db.execute("SELECT fence, CAST(seal AS BLOB) FROM lease").fetchone()
-            seal.begin(lease[1] if lease else tamper_seal.bare(self._db))
+            seal.begin(lease[1] if lease else tamper_seal.bare(self._db, self._seal_key))
             yield lease and lease[0]
             if seal.changed is not None:
                 self._db.execute("UPDATE lease SET seal = ?", (seal.changed,))
             self._db.execute("COMMIT")
+            self._left = seal.now
         except BaseException:
             if self._db.in_transaction:  # SQLite has done it already on a full disk
                 self._db.execute("ROLLBACK")
@@ -244,7 +334,7 @@ class Journal:
 
     def _track_seal(self) -> tamper_seal.Seal:
         if self._seal is None:  # those who only read need none
-            self._seal = tamper_seal.Seal(self._db, TABLES)
+            self._seal = tamper_seal.Seal(self._db, TABLES, self._seal_key)
         return self._seal
 
     def assert_fence(self) -> None:
@@ -268,9 +358,20 @@ class Journal:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A write that happens wholly or not at all, under this controller's fence.
 
+        With a key, what was read for it was this controller's: rows that others wrote meanwhile
+        end it.
+
         Raises:
             FenceLost: when a later controller holds the run; nothing was written.
+            JournalAltered: rows are not what this controller left; nothing was written.
         """
+        with self._fenced() as tx:
+            if self._watching and self._written_by_others() != self._others:
+                self._refuse_altered(tx)
+            yield tx
+
+    @contextmanager
+    def _fenced(self) -> Iterator[sqlite3.Connection]:
         with self._writing() as fence:
             if fence is None or fence != self.fence:
                 raise FenceLost(f"fence {self.fence} was replaced by {fence}")

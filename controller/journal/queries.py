@@ -57,6 +57,11 @@ def requests_since(journal: Journal) -> int:
     return int(_meta(journal, "requests-since") or 0)
 
 
+def orders_since(journal: Journal) -> int:
+    """Orders up to this generation may be anybody's; 0 where all are a controller's."""
+    return int(_meta(journal, "orders-since") or 0)
+
+
 def _meta(journal: Journal, key: str) -> Any:
     value = journal.value("SELECT value FROM meta WHERE key = ?", key)
     return None if value is None else json.loads(value)
@@ -482,11 +487,16 @@ def experiments_known_at(journal: Journal, step: int) -> int:
 # -- events and the outbox -------------------------------------------------------------------------
 
 
-def events(journal: Journal, *kinds: str, after: str = "") -> list[EventRow]:
-    """Every event of these kinds, oldest first; ``after`` a moment of the journal's clock."""
+def events(journal: Journal, *kinds: str, after: int = 0) -> list[EventRow]:
+    """Every event of these kinds, oldest first; with ``after`` those of higher numbers."""
     marks = ", ".join("?" * len(kinds))
-    clause = f"WHERE kind IN ({marks}) AND at > ? ORDER BY seq"
+    clause = f"WHERE kind IN ({marks}) AND seq > ? ORDER BY seq"
     return journal.select(EventRow, clause, *kinds, after)
+
+
+def newest_event_number(journal: Journal) -> int:
+    """The number of the newest event of any kind; 0 for none."""
+    return _number(journal, "SELECT MAX(seq) FROM events") or 0
 
 
 def newest_event(journal: Journal, *kinds: str) -> EventRow | None:
@@ -558,10 +568,12 @@ def newest_entry_number(journal: Journal) -> int:
     return _number(journal, "SELECT MAX(seq) FROM outbox") or 0
 
 
-def last_sent_at(journal: Journal) -> str | None:
-    """When an entry last arrived in MLflow, by the journal's clock."""
-    at = journal.value("SELECT MAX(done_at) FROM outbox")
-    return None if at is None else str(at)
+def event_before_sent(journal: Journal) -> int:
+    """The number of the event after which an entry last arrived in MLflow; 0: none ever did.
+
+    Not by the clock, which may step.
+    """
+    return int(_meta(journal, "sent-after-event") or 0)
 
 
 def _number(journal: Journal, query: str, *values: int) -> int | None:

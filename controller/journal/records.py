@@ -14,7 +14,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from mixloop.common.types import Json
-from mixloop.contract import Manifest, Request, Status
+from mixloop.contract import LARGEST_JUMP, Manifest, Request, Status
 from mixloop.controller.core import (
     NOTE_INTERVENTIONS,
     Applied,
@@ -49,6 +49,7 @@ from .journal import Journal, add_event, insert, timestamp
 from .packing import dumps, pack, unpack
 from .unreadable_files import UnreadableFiles, name_of
 
+MOST_NAMED = 10  # of what ended by a distrusted journal
 UNUSED = "training ended before it came into force"  # why an order never will
 
 # An entry that MLflow calls invalid is let go when it has said so this often, at such distances.
@@ -107,6 +108,47 @@ def forget_requests(journal: Journal) -> None:
     with journal.transaction() as tx:
         set_meta(tx, "requests-since", journal.fence)
         add_event(tx, journal.fence or 0, "requests-forgotten", {})
+
+
+def distrust(journal: Journal, followed: int, *, paused: bool | None = None) -> list[str]:
+    """Somebody without the key may have written any row: none of them is a person's word any more.
+
+    Orders above ``followed``, the generation that the trainer accepted, come to nothing; pins end;
+    what waits for approval has expired; requests signed before are refused; nobody goes back to a
+    mixture of before. Checkpoints, scores and past decisions stay: they are evidence, as a
+    heartbeat is.
+
+    Args:
+        journal: Whose rows are sealed as they are.
+        followed: A generation.
+        paused: What is known to hold; None: what the rows say.
+
+    Returns:
+        What ended, in words.
+    """
+    lost = "the journal was changed by something else before it was published"
+    with journal.transaction() as tx:
+        waiting = tx.execute(
+            "SELECT generation FROM orders WHERE generation > ? AND rejected IS NULL "
+            "ORDER BY generation", (followed,),
+        ).fetchall()  # fmt: skip
+        tx.execute("UPDATE orders SET rejected = ? WHERE generation > ?", (lost, followed))
+        far = followed + LARGEST_JUMP // 2  # no number above it was given by a controller
+        tx.execute("UPDATE decisions SET generation = NULL WHERE generation > ?", (far,))
+        tx.execute("DELETE FROM orders WHERE generation > ?", (far,))
+        pins = queries.pins(journal)
+        ended = [row.decision for row in queries.approvals(journal) if row.state == "waiting"]
+        for name in ended:
+            _end_approval(tx, name, "expired", reason="the journal was changed by something else")
+        set_meta(tx, "pins", {})
+        set_meta(tx, "paused", paused)
+        set_meta(tx, "requests-since", journal.fence)
+        set_meta(tx, "orders-since", followed)
+        detail = {"orders": [row[0] for row in waiting[:MOST_NAMED]], "pins": pins}
+        add_event(tx, journal.fence or 0, "distrusted", detail | {"approvals": ended[:MOST_NAMED]})
+    words = [f"generation {row[0]} comes to nothing" for row in waiting[:MOST_NAMED]]
+    words += [f"{name} is pinned no more" for name in list(pins)[:MOST_NAMED]]
+    return words + [f"{name} waits for approval no more" for name in ended[:MOST_NAMED]]
 
 
 def start(journal: Journal, run: str, params: Json, initial: Weights) -> None:
@@ -567,6 +609,7 @@ def drained(journal: Journal, messages: Sequence[Json]) -> Json | None:
                 _assessed(tx, message["assessments"])
             elif "done" in message:
                 _done(tx, message["done"])
+                set_meta(tx, "sent-after-event", queries.newest_event_number(journal))
             elif "declined" in message:
                 failure = _failure(tx, message["declined"], message["error"])
                 _declined(tx, journal, message["declined"], failure)

@@ -3,13 +3,14 @@
 A value that fits its column looks like the truth, and rows that are gone look like nothing. So
 each transaction leaves the sum of what all rows hash to (an incremental multiset hash, AdHash of
 Bellare and Micciancio 1997), taken from the rows it adds, changes and removes alone: what differs
-from it at the next start was not written by a controller. It tells accidents (a copy made while a
-transaction was open, another tool, a disk that flips bits), not somebody who means to deceive: it
-has no key.
+from it at the next start was not written by a controller. Without a key it tells accidents (a copy
+made while a transaction was open, another tool, a disk that flips bits), not somebody who means to
+deceive. With one the rows hash to what only who has it can compute, and the sum is signed.
 """
 
 from __future__ import annotations
 
+import hmac
 import sqlite3
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
@@ -18,6 +19,7 @@ from typing import Any
 COLUMN = "seal"  # of the lease; left out of what is hashed
 _BYTES = 16
 _MASK = (1 << 8 * _BYTES) - 1
+_SIGNED = b":"  # between a sum and its signature
 _SCHEMA = "SELECT type, name, tbl_name, sql FROM main.sqlite_master ORDER BY name"
 
 
@@ -28,9 +30,11 @@ class Seal:
         db: a connection that writes; triggers of its own are put on its tables, for as long as it
             is open. They leave nothing in the file.
         tables: names.
+        key: of :func:`derived`; empty: none.
     """
 
-    def __init__(self, db: sqlite3.Connection, tables: Iterable[str]) -> None:
+    def __init__(self, db: sqlite3.Connection, tables: Iterable[str], key: bytes = b"") -> None:
+        self._key = key
         self._sum = self._before = 0
         db.create_function("mixloop_seal", -1, self._follow)
         db.execute("PRAGMA temp_store=MEMORY")  # a full disk must not matter here
@@ -39,12 +43,12 @@ class Seal:
 
     def begin(self, text: str | bytes) -> None:
         """A transaction begins on rows under this seal."""
-        self._sum = self._before = _number(text)
+        self._sum = self._before = _number(text, self._key)
 
     @property
     def now(self) -> str:
         """The seal of the rows as they are now."""
-        return _text(self._sum)
+        return _text(self._sum, self._key)
 
     @property
     def changed(self) -> str | None:
@@ -52,22 +56,39 @@ class Seal:
         return None if self._sum == self._before else self.now
 
     def _follow(self, sign: int, table: str, *cells: Any) -> None:
-        self._sum = (self._sum + sign * _hash(table, cells)) & _MASK
+        self._sum = (self._sum + sign * _hash(table, cells, self._key)) & _MASK
 
 
-def whole(db: sqlite3.Connection, tables: Iterable[str]) -> str:
+def derived(key: bytes | None) -> bytes:
+    """What seals are made with; empty without a key."""
+    return b"" if key is None else blake2b(key, digest_size=32, person=b"mixloop-seal").digest()
+
+
+def is_keyed(seal: str | bytes) -> bool:
+    """Whether a seal was made with a key, whichever."""
+    return _SIGNED in (seal.encode() if isinstance(seal, str) else seal)
+
+
+def is_fitting(seal: str | bytes, key: bytes) -> bool:
+    """Whether a seal was made with this key, or with none where that is empty."""
+    data = seal.encode() if isinstance(seal, str) else seal
+    text, _, signature = data.partition(_SIGNED)
+    return hmac.compare_digest(signature, _signature(text, key).encode() if key else b"")
+
+
+def whole(db: sqlite3.Connection, tables: Iterable[str], key: bytes = b"") -> str:
     """The seal that the rows of these tables should have, and what the file says of them."""
-    total = _number(bare(db))
+    total = _number(bare(db, key), key)
     for table in tables:
         cells = _cells(_columns(db, table), "")
         for row in db.execute(f"SELECT {cells} FROM main.{table}"):
-            total += _hash(table, tuple(row))
-    return _text(total & _MASK)
+            total += _hash(table, tuple(row), key)
+    return _text(total & _MASK, key)
 
 
-def bare(db: sqlite3.Connection) -> str:
+def bare(db: sqlite3.Connection, key: bytes = b"") -> str:
     """The seal of a file without a row: of its tables and indexes as they were declared."""
-    return _text(sum(_hash("", _typed(row)) for row in db.execute(_SCHEMA)) & _MASK)
+    return _text(sum(_hash("", _typed(row), key) for row in db.execute(_SCHEMA)) & _MASK, key)
 
 
 def moved(seal: str | bytes, before: str, after: str) -> str:
@@ -119,8 +140,8 @@ def _typed(row: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(cell if cell is None else str(cell).encode() for cell in row)
 
 
-def _hash(table: str, cells: Iterable[Any]) -> int:
-    digest = blake2b(table.encode(), digest_size=_BYTES)
+def _hash(table: str, cells: Iterable[Any], key: bytes) -> int:
+    digest = blake2b(table.encode(), digest_size=_BYTES, key=key)
     for cell in cells:
         content = b"" if cell is None else cell.encode() if isinstance(cell, str) else cell
         digest.update(b"%d:" % len(content) if cell is not None else b"-")
@@ -128,12 +149,19 @@ def _hash(table: str, cells: Iterable[Any]) -> int:
     return int.from_bytes(digest.digest())
 
 
-def _text(total: int) -> str:
-    return f"{total:0{2 * _BYTES}x}"
+def _text(total: int, key: bytes = b"") -> str:
+    text = f"{total:0{2 * _BYTES}x}"
+    return f"{text}{_SIGNED.decode()}{_signature(text.encode(), key)}" if key else text
 
 
-def _number(text: str | bytes) -> int:
+def _signature(text: bytes, key: bytes) -> str:
+    return hmac.new(key, text, "sha256").hexdigest()
+
+
+def _number(seal: str | bytes, key: bytes = b"") -> int:
+    """Of one that is not ours, or signed otherwise: what follows from it won't fit either."""
+    data = seal.encode() if isinstance(seal, str) else seal
     try:
-        return int(text, 16) & _MASK
-    except ValueError:  # not ours: what follows from it won't fit either
+        return int(data.partition(_SIGNED)[0], 16) & _MASK if is_fitting(data, key) else 0
+    except ValueError:
         return 0

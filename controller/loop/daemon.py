@@ -23,7 +23,14 @@ from mixloop.common.process import StopRequest
 from mixloop.controller import views
 from mixloop.controller.config import RunConfig
 from mixloop.controller.core import Action, JobState, RunState, heartbeat, next_action
-from mixloop.controller.journal import FenceLost, note_incarnations, records, unreadable_files
+from mixloop.controller.journal import (
+    FenceLost,
+    JournalAltered,
+    note_incarnations,
+    queries,
+    records,
+    unreadable_files,
+)
 from mixloop.controller.tracking import MlflowDrain
 from mixloop.controller.watch import Timings
 
@@ -35,7 +42,7 @@ from .operator_inbox import OperatorInbox
 from .policy_decisions import PolicyDecisions
 from .publishing import Publishing
 from .scoring import Scoring
-from .takeover import take_over
+from .takeover import distrust, take_over
 
 log = logging.getLogger("mixloop.controller")
 
@@ -104,6 +111,7 @@ class Controller:
         self._reported_unknown: tuple[str, ...] = ()
         self._unreadable = unreadable_files.UnreadableFiles()
         self._examined_at = -1e9
+        self._paused = queries.paused(run.journal)
         self._busy = False  # what failed once may fail at the second step of the same thing
         self._failures = 0  # in a row
         records.start(run.journal, run.config.run.id, self._params(), run.initial)
@@ -161,6 +169,16 @@ class Controller:
         self._failures = self._failures if self._busy else 0
         return more
 
+    def _distrust(self, error: JournalAltered) -> None:
+        """Others wrote into the journal: nothing is signed that rests on it."""
+        self._busy = True
+        self.say(f"{error} while this controller runs")
+        self.decisions.drop()
+        run = self.owned
+        run.journal.check()
+        assert run.key is not None
+        distrust(run.paths, run.journal, run.config.run.id, run.key, run.say, self._paused)
+
     def _retry_later(self, error: Exception, before: int) -> None:
         """Say what went wrong, count it in the journal if that works, and wait longer each time."""
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -174,6 +192,13 @@ class Controller:
 
     def step(self) -> bool:
         """Look once and do one thing. Returns whether there is more to come."""
+        try:
+            return self._step()
+        except JournalAltered as error:
+            self._distrust(error)
+            return True
+
+    def _step(self) -> bool:
         began = self.clock()
         state = self.look()
         self._report_unknown_sources(state)
@@ -225,7 +250,10 @@ class Controller:
         self.scoring.poll()
         self.experiments.poll()
         self.mlflow.poll()
+        self.journal.notice()
         state = self.observer.observe(self.job_state())
+        self.journal.notice()
+        self._paused = state.paused
         self._heartbeat = heartbeat.update(self._heartbeat, state.status, self.clock())
         return state
 

@@ -10,10 +10,10 @@ from mixloop.common.files import NotRegularError, read_regular
 from mixloop.common.types import Json
 from mixloop.contract import LARGEST_ORDER, AcceptedOrders, Status, is_signed
 from mixloop.controller.config import RunConfig
-from mixloop.controller.core import FileState, OrderRow, Plan, remaining
+from mixloop.controller.core import FileState, OrderRow, Plan, remaining, stages
 from mixloop.controller.journal import Journal, queries
 
-from .takeover import OwnedRun
+from .takeover import OwnedRun, first_mixture
 
 
 class MixtureFile:
@@ -38,14 +38,31 @@ class MixtureFile:
         if self._run.key is None:
             if followed := self._followed(status):
                 return FileState.FOREIGN, followed
-        elif newest is None or newest.generation < self.accepted.proven(status)[1]:
-            # the journal was lost, or is an older copy: what it has was signed before and may have
-            # been withdrawn since; the trainer goes on as it is until the next decision
+        elif newest is None or not self._may_sign(newest, status):
+            # the trainer goes on as it is until the next decision
             return FileState.CURRENT, ""
         state, foreign = self._held(newest)
         if state is FileState.FOREIGN and newest is not None:
             state = FileState.STALE  # the trainer did not take it: ours, as it was, replaces it
         return state, foreign
+
+    def _may_sign(self, newest: OrderRow, status: Status | None) -> bool:
+        """Whether an order of the journal is ours, and still what the run shall do.
+
+        Of a journal that was lost or is an older copy, what it has was signed before, and may have
+        been withdrawn since. Of one into which others wrote, an order up to then is ours if it is
+        the signed one that the trainer follows.
+        """
+        if newest.generation < self.accepted.proven(status)[1]:
+            return False
+        return newest.generation > queries.orders_since(self._journal) or self._is_signed(newest)
+
+    def _is_signed(self, row: OrderRow) -> bool:
+        order = self.accepted.followed()
+        if order is None or order.generation != row.generation:
+            return False
+        same = (dict(order.weights), order.decision) == (dict(row.weights), row.decision)
+        return same and order.then == tuple(stages(self.plan_of(row)))
 
     def _followed(self, status: Status | None) -> str:
         """An order that the trainer follows and this journal never published."""
@@ -110,6 +127,11 @@ class MixtureFile:
         newest = queries.newest_order(self._journal)
         if newest is None:
             return by_sources(self._run.initial, self._run.config), ()
+        if newest.generation <= queries.orders_since(self._journal) and not self._is_signed(newest):
+            followed = first_mixture(
+                self._run.paths, None, self._run.initial, self._run.config.run.id, self._run.key
+            )
+            return by_sources(followed, self._run.config), ()
         asked, left = remaining(newest.weights, self.plan_of(newest), tokens)
         plan = tuple((until, by_sources(weights, self._run.config)) for until, weights in left)
         return by_sources(asked, self._run.config), plan

@@ -151,7 +151,7 @@ class RunObserver:
     def examine(self) -> dict[Path, Problem]:
         """What is wrong with the files that :meth:`observe` need not read."""
         paths, accepted = self._run.paths, self._mixture_file.accepted
-        accepted.recorded()
+        accepted.examine()
         problems: dict[Path, Problem | None] = {
             **unreadable_files.log_problems(paths),
             paths.schedule: accepted.problem,

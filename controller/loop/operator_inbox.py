@@ -18,6 +18,7 @@ from mixloop.policies.evidence import held_since
 from .mixture_file import MixtureFile, pinned_shares
 from .takeover import OwnedRun
 
+_UNNUMBERED = frozenset({"pause", "resume", "unpin", "reject"})  # what makes no order
 READS = 8  # of a request that can't be read, about two minutes, before it is refused
 
 
@@ -86,6 +87,10 @@ class OperatorInbox:
             self._run.say(f"{path.name} refused: {error}")
             return
         row = queries.request(self._run.journal, request.id)
+        if row is None and self._run.key is not None and request.verb in _UNNUMBERED:
+            # the trainer hears of it by the order that is published again: a journal that was put
+            # back to before this request is told by that, and its replay refused
+            self._run.journal.raise_fence(self._run.journal.fence or 0)
         answer = self._record(request, state) if row is None else row.answer["text"]
         requests.put_away(path, "taken")
         self._run.say(f"{request.verb} by {request.by}: {answer}")
@@ -145,4 +150,5 @@ class OperatorInbox:
             decision=queries.decision(journal, request.decision),
             approval=approval.state if approval is not None else "",
             held=self._held() if request.verb == "resume" else "",
+            trusted_since=queries.requests_since(journal),
         )

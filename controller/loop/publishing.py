@@ -51,6 +51,8 @@ class Publishing:
                 "stranger", found=state.foreign_order, replaced_by=order.generation
             )
             self.run.say(f"mixture.json held {state.foreign_order}, not ours; replaced")
+        if row.published_at is None:
+            self.run.journal.verify()  # what it rests on is as it was left, every row
         self.run.journal.assert_fence()
         write_order(self.run.paths.mixture, order, self.run.key)
         records.published(self.run.journal, order.generation)

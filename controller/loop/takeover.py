@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import IO
 
 from mixloop.common.errors import BadInput
-from mixloop.contract import AcceptedOrders, RunPaths, Schedule, read_status, schedule_of
+from mixloop.contract import (
+    LARGEST_JUMP,
+    AcceptedOrders,
+    RunPaths,
+    Schedule,
+    read_status,
+    schedule_of,
+)
 from mixloop.controller.config import RunConfig
 from mixloop.controller.decisions import observation_builder
 from mixloop.controller.journal import Journal, queries, records, take_lock
@@ -64,24 +71,47 @@ def take_over(
     sizes = observation_builder.unique_tokens(config)
     configured = config.start_weights(sizes)
     paths.dir.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(paths.dir / "controller.lock")
-    check_sources(paths, config)
-    journal = Journal(paths.journal, create=True)
-    initial = first_mixture(paths, journal, configured, config.run.id, key)
+    with contextlib.ExitStack() as held:
+        lock = take_lock(paths.dir / "controller.lock")
+        held.callback(lock.close)
+        check_sources(paths, config)
+        journal = Journal(paths.journal, create=True, key=key)
+        held.callback(journal.close)
+        initial = _claimed(paths, journal, config, configured, key, quiet)
+        held.pop_all()
+    return OwnedRun(config, base, paths, journal, sizes, initial, key, quiet, clock, lock)
+
+
+def _claimed(
+    paths: RunPaths,
+    journal: Journal,
+    config: RunConfig,
+    configured: Mapping[str, float],
+    key: bytes | None,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """Claim the journal and see what is to be thought of it. Returns the first mixture."""
+    run = config.run.id
+    initial = first_mixture(paths, journal, configured, run, key)
     behind = is_behind(paths, journal)
-    journal.claim(config.run.id, above=highest_fence(paths, journal, config.run.id, key))
+    journal.claim(run, above=highest_fence(paths, journal, run, key))
     if wrong := journal.check():  # it may go on for long before it reads that
-        quiet(wrong)
-    if key is not None:
-        records.run_uid(journal)
-    if key is not None and behind:
+        say(wrong)
+    if key is None:
+        return initial
+    records.run_uid(journal)
+    if wrong:
+        distrust(paths, journal, run, key, say)
+    elif behind:
         records.forget_requests(journal)
-        quiet(
+        say(
             f"{paths.journal}: does not know the orders that the trainer has followed: of a fork, "
             "lost or restored. What is in force stays until the next decision; requests signed "
             "before are refused"
         )
-    return OwnedRun(config, base, paths, journal, sizes, initial, key, quiet, clock, lock)
+    if queries.requests_since(journal):  # what it recorded may be anybody's
+        return first_mixture(paths, None, configured, run, key)
+    return initial
 
 
 def _quietly(say: Callable[[str], None]) -> Callable[[str], None]:
@@ -92,6 +122,34 @@ def _quietly(say: Callable[[str], None]) -> Callable[[str], None]:
             say(line)
 
     return quiet
+
+
+def distrust(
+    paths: RunPaths,
+    journal: Journal,
+    run: str,
+    key: bytes,
+    say: Callable[[str], None],
+    paused: bool | None = None,
+) -> None:
+    """With a key: go on with a journal into which anybody may have written, and sign nothing of it.
+
+    Args:
+        paths: The run's files.
+        journal: Claimed, and sealed as it is.
+        run: Its id.
+        key: What orders are signed with.
+        say: Hears what ended.
+        paused: What is known to hold; None: what the rows say.
+    """
+    signed = AcceptedOrders(paths, run, key).proven(None)[1]
+    told = AcceptedOrders(paths, run).proven(read_status(paths.status).value)[1]
+    ended = records.distrust(journal, signed or min(told, LARGEST_JUMP), paused=paused)
+    say(
+        f"{paths.journal}: nothing that it holds from before is signed: the mixture in force stays "
+        "until the next decision, requests signed before are refused, and nobody goes back to an "
+        f"earlier mixture{''.join(f'; {what}' for what in ended)}"
+    )
 
 
 def highest_fence(paths: RunPaths, journal: Journal, run: str, key: bytes | None) -> int:
@@ -151,19 +209,19 @@ def check_sources(paths: RunPaths, config: RunConfig) -> None:
 
 def first_mixture(
     paths: RunPaths,
-    journal: Journal,
+    journal: Journal | None,
     configured: Mapping[str, float],
     run: str,
     key: bytes | None = None,
 ) -> dict[str, float]:
-    """The mixture before any order of this journal.
+    """The mixture before any order of this journal; of None, as if it were lost.
 
     What was recorded at the first start; for a journal that was lost, the mixture in force, since
     going back to run.yaml's would be a change that nobody asked for. With a key, that is the one of
     the signed order that the trainer follows, if it has begun to follow any: what a heartbeat says
     is nobody's word.
     """
-    recorded = queries.initial_mixture(journal)
+    recorded = queries.initial_mixture(journal) if journal is not None else None
     if recorded is not None:
         return recorded
     status = read_status(paths.status).value

@@ -178,7 +178,8 @@ class Sink:
             of = (items.name, items.digest) if items is not None else (None, None)
             run = self.run if model else None
             points.append(Metric(key, value, ms, tokens, model, *of, run))
-        self.client.log_batch(self.run, metrics=points, synchronous=True)
+        if points:
+            self.client.log_batch(self.run, metrics=points, synchronous=True)
 
     def _send_model(self, payload: Json) -> None:
         name = payload["name"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from mixloop.common.errors import BadInput
 from mixloop.common.types import Json
 from mixloop.contract import RunPaths
 from mixloop.controller.config import load_config
-from mixloop.controller.journal import Journal, queries, records
+from mixloop.controller.journal import Journal, JournalError, queries, records
 from mixloop.controller.views import controller, open_run
 
 TIMEOUT = 600.0  # seconds a controller that runs gets, and the most a drain may take
@@ -37,17 +38,20 @@ def sync_run(target: Path) -> Json:
     before = queries.waiting_entries(journal)
     holder = controller(journal)
     alive = holder is not None and holder.alive is not False
-    error = _wait_for_controller(paths, journal) if alive else _drain(config, paths)
+    wait = partial(_wait_for_controller, paths, journal, config.run.id, config.key())
+    error = wait() if alive else _drain(config, paths)
     left = queries.waiting_entries(journal)
     return {"sent": before - left, "waiting": left, "error": error if left else None}
 
 
-def _wait_for_controller(paths: RunPaths, journal: Journal) -> str:
+def _wait_for_controller(paths: RunPaths, journal: Journal, run: str, key: bytes | None) -> str:
     from mixloop.contract import requests
     from mixloop.controller.journal import timestamp
 
-    last = queries.newest_entry_number(journal)
-    requests.submit(paths.requests, requests.new_request("sync", timestamp()))
+    last, lease = queries.newest_entry_number(journal), queries.lease(journal)
+    fence = lease.fence if lease is not None else 0
+    to = requests.Addressee(run, queries.uid(journal) or "", fence)
+    requests.submit(paths.requests, requests.new_request("sync", timestamp()), to=to, key=key)
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         if not queries.waiting_entries(journal, until=last):
@@ -61,8 +65,12 @@ def _drain(config: Any, paths: RunPaths) -> str:
     from mixloop.controller.journal import take_lock
 
     lock = take_lock(paths.dir / "controller.lock")
-    journal = Journal(paths.journal, create=True)
+    journal = Journal(paths.journal, create=True, key=config.key())
     try:
+        try:
+            journal.refuse_other_key()
+        except JournalError as error:
+            raise BadInput(str(error)) from None
         holder = queries.lease(journal)
         journal.fence = holder.fence if holder is not None else None
         uid = records.run_uid(journal)

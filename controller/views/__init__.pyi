@@ -17,6 +17,7 @@ from .missing_scores import unscored_stretch as unscored_stretch
 from .opening import open_run as open_run
 from .opening import reading as reading
 from .opening import run_folder as run_folder
+from .opening import run_key as run_key
 from .run_standing import CheckpointScores as CheckpointScores
 from .run_standing import OperatorStanding as OperatorStanding
 from .run_standing import RunStanding as RunStanding

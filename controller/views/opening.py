@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from mixloop.common.errors import BadInput
-from mixloop.contract import RunPaths, read_status
+from mixloop.common.log import say
+from mixloop.contract import KeyFileError, RunPaths, key_for, read_status
 from mixloop.controller.journal import Journal, JournalError, damage
 
 _STRANGE = (  # what values that nobody expected lead to
@@ -21,16 +23,58 @@ _STRANGE = (  # what values that nobody expected lead to
 def run_folder(run: Path) -> RunPaths:
     """The run folder that RUN names: a folder, or a run.yaml, whose folder may be still to come.
 
+    A run goes on by the run.yaml that it was started with: what is wrong with the file now is said,
+    and a folder that it names all the same is looked at.
+
     Raises:
         BadInput: when there is no such folder.
     """
-    if run.is_file():
-        from mixloop.controller.config import load_config
+    if not run.is_file():
+        if not run.is_dir():
+            raise _no_run(run)
+        return RunPaths(run)
+    from mixloop.controller.config import load_config, named_in
 
+    try:
         return RunPaths(load_config(run).run.dir)
-    if not run.is_dir():
-        raise _no_run(run)
-    return RunPaths(run)
+    except BadInput as error:
+        folder, _ = named_in(run)
+        if folder is None or not _is_run(RunPaths(folder)):
+            raise BadInput(f"{error}; the run's folder can be given instead") from error
+        _warn(str(error), folder)
+        return RunPaths(folder)
+
+
+def run_key(run: Path) -> bytes | None:
+    """What requests to a run are signed with: as its run.yaml says, else as the environment does.
+
+    Raises:
+        BadInput: the key file is none.
+    """
+    from mixloop.controller.config import load_config, named_in
+
+    try:
+        if not run.is_file():
+            return key_for(None)
+        try:
+            return load_config(run).key()
+        except BadInput:
+            folder, file = named_in(run)
+            if folder is None:
+                raise
+            return key_for(file)
+    except KeyFileError as error:
+        raise BadInput(str(error)) from None
+
+
+def _is_run(paths: RunPaths) -> bool:
+    return any(path.is_file() for path in (paths.journal, paths.status, paths.schedule))
+
+
+@functools.cache  # a command opens its run more than once
+def _warn(problem: str, folder: Path) -> None:
+    """To standard error, so that JSON stays JSON."""
+    say(f"{problem}; this is the run in {folder} as it goes on", "mixloop")
 
 
 def open_run(run: Path, *, new: bool = False) -> tuple[RunPaths, Journal | None]:

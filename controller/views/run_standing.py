@@ -283,7 +283,8 @@ def _tracking(journal: Journal) -> TrackingStanding:
     last = queries.newest_event(journal, "tracking-failed")
     if last is None:
         return TrackingStanding(*counts, *told)
-    failures = queries.events(journal, "tracking-failed", after=queries.last_sent_at(journal) or "")
+    sent = queries.event_before_sent(journal)
+    failures = queries.events(journal, "tracking-failed", after=sent)
     entry = last.detail.get("entry")  # others may have arrived since
     if not failures and (entry is None or not queries.is_waiting(journal, entry)):
         return TrackingStanding(*counts, *told)

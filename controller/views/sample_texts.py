@@ -11,6 +11,7 @@ from mixloop.common.errors import BadInput
 from mixloop.evals.scoring import Sample, Samples
 
 from . import tables
+from .opening import run_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,9 +40,7 @@ def _of(target: Path, steps: Sequence[int]) -> list[Samples]:
     if target.name.endswith(_SUFFIX):
         return [_read(target)]
     if target.is_file():
-        from mixloop.controller.config import load_config
-
-        target = load_config(target).run.dir
+        target = run_folder(target).dir
     if not target.is_dir():
         raise BadInput(f"{target}: no run here; give a run folder, its run.yaml or a samples file")
     paths = sorted((target / "scorecards").glob(f"*{_SUFFIX}"))

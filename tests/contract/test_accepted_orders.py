@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +19,10 @@ from mixloop.contract import (
     ScheduleWriter,
     SegmentLine,
     Status,
+    accepted_orders,
     quantise,
     read_schedule,
+    schedule,
     write_order,
 )
 from mixloop.contract.orders import LARGEST_JUMP, LARGEST_TURN
@@ -110,3 +114,33 @@ def test_what_is_accepted_is_read_on_from_where_it_was_read_to(tmp_path: Path) -
     assert accepted.recorded() == (1, 3)  # changed, not grown: read anew
     path.unlink()
     assert accepted.recorded() == (1, 3)  # no news
+
+
+def test_a_look_reads_what_is_new_and_an_examination_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a key each look read and hashed the whole schedule three times."""
+    path, taken = tmp_path / "schedule.jsonl", [0]
+    accepted = AcceptedOrders(RunPaths(tmp_path), "smol-1", KEY)
+    writer = ScheduleWriter(path)
+    for number in range(1, 200):
+        writer.append(SegmentLine(1, number * 8, number, {"web": SCALE}, 1, number))
+    assert accepted.recorded() == (1, 199)
+
+    def counted(*args: Any, **options: Any) -> Any:
+        data = schedule.schedule_bytes(*args, **options)
+        taken[0] += len(data)
+        return data
+
+    monkeypatch.setattr(accepted_orders, "schedule_bytes", counted)
+    accepted.above(None, (1, 1))
+    accepted.uid()
+    writer.append(SegmentLine(1, 1600, 200, {"web": SCALE}, 1, 200))
+    assert accepted.recorded() == (1, 200)
+    assert 0 < taken[0] < path.stat().st_size / 2
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[1], lines[0], *lines[2:]]))
+    accepted.recorded()
+    assert accepted._schedule._digest.digest() != sha256(path.read_bytes()).digest()
+    accepted.examine()
+    assert accepted._schedule._digest.digest() == sha256(path.read_bytes()).digest()

@@ -22,9 +22,11 @@ from mixloop.contract import (
     VoidLine,
     encode_line,
     read_schedule,
+    schedule,
     schedule_of,
+    schedule_writer,
 )
-from mixloop.contract.schedule import LONGEST_LINE, MOST_LINES
+from mixloop.contract.schedule import LONGEST_LINE, MOST_LINES, Line, decode_line
 from mixloop.trainer.mixing import MixtureOrder
 
 SOURCES = ("web", "code", "math")
@@ -229,3 +231,52 @@ def test_more_than_a_schedule_may_hold_is_told(tmp_path: Path, tail: bytes, why:
     problem = schedule_of(path).problem
     assert problem is not None
     assert problem.text == why
+
+
+def test_one_longer_than_any_reader_takes_is_told_and_never_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read short, as if its end had been torn: orders in force were forgotten."""
+    path = tmp_path / "schedule.jsonl"
+    size = len(encode_line(segment(8, 1)))
+    for module in (schedule, schedule_writer):
+        monkeypatch.setattr(module, "LARGEST_SCHEDULE", 9 * size)
+    monkeypatch.setattr(schedule_writer, "_FOR_STARTS", 5 * size)
+    writer = ScheduleWriter(path)
+    for number in (1, 2, 3):
+        writer.append(segment(8 * number, number))
+    with pytest.raises(ScheduleError, match="no more orders fit in it"):
+        writer.append(segment(32, 4))
+    writer.append(VoidLine(1, 24, 1, 3, "there is room for what ends or begins"))
+    writer.append(opening(2, 16))
+    assert len(read_schedule(path).lines) == 5
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(ScheduleError, match=r"schedule.jsonl: longer than .* bytes, the most"):
+        read_schedule(path)
+    with pytest.raises(ScheduleError, match="longer than"):
+        ScheduleWriter(path)
+    problem = schedule_of(path).problem
+    assert problem is not None
+    assert "longer than" in problem.text
+
+
+def test_what_is_recorded_is_not_parsed_again_for_each_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "schedule.jsonl"
+    parsed: list[bytes] = []
+
+    def counted(line: bytes) -> Line:
+        parsed.append(line)
+        return decode_line(line)
+
+    monkeypatch.setattr(schedule, "decode_line", counted)
+    writer = ScheduleWriter(path)
+    writer.append(opening(1))
+    for number in range(1, 9):
+        writer.append(segment(8 * number, number))
+    assert parsed == []
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1].replace(b"web", b"wob") + b"".join(lines[2:]))
+    with pytest.raises(ScheduleError, match="line 2: its CRC does not match"):
+        writer.append(segment(80, 10))

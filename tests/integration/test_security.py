@@ -16,7 +16,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,11 +47,14 @@ from mixloop.contract import (
 from mixloop.contract.orders import order_json
 from mixloop.contract.signing import read_key
 from mixloop.controller.config import load_config
+from mixloop.controller.core import DecisionRow
 from mixloop.controller.decisions import read_answer
-from mixloop.controller.journal import queries, take_lock, timestamp
+from mixloop.controller.journal import queries, take_lock, tamper_seal, timestamp
 from mixloop.controller.journal.packing import unpack
+from mixloop.controller.journal.schema import TABLES
 from mixloop.controller.loop import daemon
 from mixloop.controller.report import html, write_report
+from mixloop.controller.service.service import start_controller
 from mixloop.evals import Scorecard
 from mixloop.trainer.config import JobError
 from mixloop.trainer.loader import MixtureLoader
@@ -420,6 +423,138 @@ def test_after_a_lost_journal_nothing_signed_before_counts(
     assert run.tell("set", "code=0.3").exit_code == 0, "what is asked now is done"
     run.train(4)
     assert run.in_force() == pytest.approx({"web": 0.56, "code": 0.3, "maths": 0.14}, abs=1e-3)
+
+
+WISH = json.dumps({"web": 0.05, "code": 0.9, "maths": 0.05})
+THEN = json.dumps([[2_000, json.loads(WISH)], [24_000, json.loads(WISH)]])
+NEWEST = "generation = (SELECT MAX(generation) FROM orders)"
+
+
+def an_order(generation: str) -> str:
+    """As if a controller had decided it: who can write into the journal can copy all of that."""
+    columns = ", ".join(c for c in DECISION if c not in ("seq", "id", "generation"))
+    return (
+        f"INSERT INTO decisions (id, generation, {columns}) SELECT 'd-000777', {generation}, "
+        f"{columns} FROM decisions WHERE generation NOT NULL LIMIT 1;"
+        f"INSERT INTO orders (generation, decision, policy, reason, weights, plan, issued_at) "
+        f"SELECT {generation}, 'd-000777', policy, reason, '{WISH}', '[]', issued_at FROM orders "
+        f"WHERE {NEWEST};"
+    )
+
+
+@pytest.mark.parametrize("first", ["the controller", "the trainer"])
+def test_a_new_key_is_a_restart_of_both(tmp_path: Path, played_run: Any, first: str) -> None:
+    make_key(tmp_path)
+    trainer = {"sequence_length": 10, "micro_batch": 8, "poll_every": 2, "status_every": 2}
+    path = played_run.make_run(
+        tmp_path, budget=400_000, policy={"use": "static"}, evals={"every": 400_000},
+        trainer={**trainer, "key_file": "key"},
+    )  # fmt: skip
+    folder = load_config(path).run.dir
+    said: list[str] = []
+    loader = MixtureLoader.from_config(path)
+    next(loader)
+    controller = start_controller(load_config(path), tmp_path, said.append)
+
+    def until(reached: Callable[[], bool], what: str) -> None:
+        for _ in range(2000):
+            if reached():
+                return
+            next(loader)
+            loader.report(loss=1.0)
+            controller.step()
+            time.sleep(0.002)
+        raise AssertionError(f"{what}: {said[-5:]}")
+
+    def rejected() -> list[str]:
+        status = read_status(folder / "status.json").value
+        return [entry.reason for entry in status.rejected] if status is not None else []
+
+    def ask(share: float) -> None:
+        command = ["set", str(path), f"code={share}", "--wait", "0"]
+        assert CliRunner().invoke(app, command).exit_code == 0
+
+    def restart_trainer() -> MixtureLoader:
+        state = loader.state_dict()
+        loader.close()
+        again = MixtureLoader.from_config(path)
+        again.load_state_dict(state)
+        return again
+
+    def has(share: float) -> bool:
+        return loader.weights["code"] == pytest.approx(share, abs=1e-6)
+
+    ask(0.3)
+    until(lambda: has(0.3), "the old key")
+    make_key(tmp_path, OTHER)
+    if first == "the controller":
+        controller.close()
+        controller = start_controller(load_config(path), tmp_path, said.append)
+        assert any("sealed with another key than this" in line for line in said)
+        ask(0.2)
+        until(lambda: any("another key" in reason for reason in rejected()), "refused")
+        assert has(0.3)
+        loader = restart_trainer()
+    else:
+        loader = restart_trainer()
+        until(lambda: any("plans for later" in reason for reason in rejected()), "told")
+        ask(0.2)
+        until(lambda: any("another key" in line for line in said), "refused")
+        assert has(0.3)
+        controller.close()
+        controller = start_controller(load_config(path), tmp_path, said.append)
+    ask(0.25)
+    until(lambda: has(0.25), "the new key")
+    controller.close()
+    loader.close()
+
+
+DECISION = [field.name for field in fields(DecisionRow)]
+FORGED = {
+    "an order": an_order("(SELECT MAX(generation) FROM orders) + 1"),
+    "an order far ahead": an_order(str(2**60)),
+    "weights": f"UPDATE orders SET weights = '{WISH}' WHERE {NEWEST}",
+    "a plan": f"UPDATE orders SET plan = '{THEN}' WHERE {NEWEST}",
+    "a pin": """INSERT OR REPLACE INTO meta VALUES ('pins', '{"code": 0.9}')""",
+    "the start": f"INSERT OR REPLACE INTO meta VALUES ('initial', '{WISH}'); DELETE FROM orders",
+    "a decision": f"UPDATE decisions SET weights_before = '{WISH}'",
+    "garbage": "UPDATE events SET detail = 7",
+}
+
+
+def write_into(journal: Path, statements: str) -> None:
+    """What somebody without the key can do: rows, and the seal that these have without it."""
+    with sqlite3.connect(journal) as db:
+        db.executescript(statements)
+        db.execute("UPDATE lease SET seal = ?", (tamper_seal.whole(db, TABLES),))
+    db.close()
+
+
+@pytest.mark.parametrize("when", ["at rest", "running"])
+@pytest.mark.parametrize("forged", FORGED)
+def test_nothing_is_signed_that_others_wrote_into_the_journal(
+    play: Any, tmp_path: Path, forged: str, when: str
+) -> None:
+    """Rows of nobody came into force: the controller took them for its own and signed them."""
+    run = keyed(play, tmp_path)
+    said = start_again(run) if when == "running" else []
+    write_into(run.paths.journal, FORGED[forged])
+    said += start_again(run) if when == "at rest" else []
+    run.controller.say = said.append
+    run.train(3)
+    held = read_order(run.paths.mixture, run="r", sources=run.trainer.names, after=(0, 0), key=KEY)
+    assert isinstance(held, Order)
+    assert held.weights["code"] == pytest.approx(0.1, abs=1e-6)
+    assert not held.then
+    assert any("nothing that it holds from before is signed" in line for line in said), said
+    result = run.tell("rollback", "d-000001")
+    assert "was made before the journal" in run.answer()["answer"]["text"], result.output
+    assert run.tell("set", "web=0.6").exit_code == 0
+    run.train(4)
+    assert run.in_force()["web"] == pytest.approx(0.6, abs=1e-3), "what is asked now is done"
+    assert run.in_force()["code"] < 0.2, "and the others share the rest as they did"
+    run.controller.close()
+    assert start_again(run) == [], "told once"
 
 
 def test_a_request_waits_for_the_next_controller(play: Any, tmp_path: Path) -> None:

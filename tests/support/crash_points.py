@@ -1,6 +1,6 @@
 """The real daemon as a process beside a trainer made of files, struck down at a chosen step.
 
-``python crash_points.py [--every K] [--first N] [--fate kill|full|readonly|stop] …`` plays one
+``python crash_points.py [--every K] [--first N] [--fate kill|stop|full|quota|…] …`` plays one
 scripted run per step of the daemon that changes the disk (:mod:`crash_shim` numbers them): at step
 N the fate comes, the trainer goes on meanwhile, the daemon is started again (or the disk mended, or
 another controller takes over), the run ends, and everything that must hold is checked. The last
@@ -75,7 +75,7 @@ def _support(name: str) -> Any:
 
 crash_shim = _support("crash_shim")
 played_run = _support("played_run")
-KILL, STOP, FULL, READONLY = "kill", "stop", "full", "readonly"
+KILL, STOP = "kill", "stop"
 
 BUDGET = 8_000  # tokens: 100 steps of 80
 STEPS = list(range(20, 101, 20))  # the checkpoints
@@ -448,7 +448,7 @@ class Play:
 
     def start(self, at: int = 0, fate: str = KILL) -> Daemon:
         self.starts += 1
-        self.starved |= fate in (FULL, READONLY) and at > 0
+        self.starved |= fate in crash_shim.ILLS and at > 0
         return Daemon.start(self.config, self.base, at, fate)
 
     def drive(self, process: Daemon, until: Callable[[], bool] = lambda: False) -> None:
@@ -486,7 +486,7 @@ class Play:
             if process.code == -signal.SIGKILL:
                 self.deaths += 1
             else:
-                starved = fate in (FULL, READONLY) and process.ended is not None
+                starved = fate in crash_shim.ILLS and process.ended is not None
                 must(starved and at, f"the daemon ended with {process.code}: {process.ended}")
                 self.refused = process.ended
             for _ in range(2):  # nobody is there, and the trainer trains
@@ -769,7 +769,7 @@ def main(scene: type[Play] = Play) -> None:
     parser.add_argument("--last", type=int, default=10**9)
     parser.add_argument("--only", default="", help="only steps whose name begins so")
     parser.add_argument("--during", default="", help="only in actions named so, in part: a,b")
-    parser.add_argument("--fate", choices=(KILL, FULL, READONLY, STOP), default=KILL)
+    parser.add_argument("--fate", choices=(KILL, STOP, *sorted(crash_shim.ILLS)), default=KILL)
     parser.add_argument("--chains", type=int, default=0, help="random chains of several deaths")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dir", type=Path, help="where the runs lie")

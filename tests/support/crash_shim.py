@@ -19,8 +19,17 @@ from pathlib import Path
 from typing import Any
 
 KILL, STOP, FULL, READONLY = "kill", "stop", "full", "readonly"
-_ERRORS = {FULL: errno.ENOSPC, READONLY: errno.EROFS}
-_GROWING = frozenset({"write", "pwrite", "pwrite64", "mkdir"})  # what a full disk refuses
+QUOTA, LIMIT, FILES = "quota", "limit", "files"
+_ERRORS = {
+    FULL: errno.ENOSPC,
+    READONLY: errno.EROFS,
+    QUOTA: errno.EDQUOT,
+    LIMIT: errno.EFBIG,
+    FILES: errno.EMFILE,
+}
+ILLS = frozenset(_ERRORS)
+_WRITES = frozenset({"write", "pwrite", "pwrite64"})
+_REFUSED = {FULL: _WRITES | {"mkdir"}, QUOTA: _WRITES | {"mkdir"}, LIMIT: _WRITES, FILES: {"open"}}
 
 
 class Shim:
@@ -28,7 +37,8 @@ class Shim:
 
     ``kill``: SIGKILL, at once. ``stop``: SIGSTOP, at once; whoever sends SIGCONT sets it going.
     ``full``, ``readonly``: every step from there on that needs room (or changes anything) fails
-    with ENOSPC (EROFS), until :meth:`mend`.
+    with ENOSPC (EROFS), until :meth:`mend`. ``quota``, ``limit``, ``files``: likewise with EDQUOT,
+    EFBIG (RLIMIT_FSIZE) and EMFILE (where a file is made).
 
     Args:
         at: The step; 0 is never.
@@ -67,7 +77,7 @@ class Shim:
         return self._refusal(name.partition(" ")[0])
 
     def _refusal(self, call: str) -> int:
-        if not self.ailing or (self.fate == FULL and call not in _GROWING):
+        if not self.ailing or call not in _REFUSED.get(self.fate, {call}):
             return 0
         return 0 if call == "fsync" else _ERRORS[self.fate]
 

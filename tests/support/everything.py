@@ -71,8 +71,8 @@ class Everything:
         self.paths = RunPaths(self.config.run.dir)
         self.paths.dir.mkdir()
         if disk:
-            mount = ["mount", "-t", "tmpfs", "-o", "size=256m,mode=755", "none", str(self.paths.dir)]
-            subprocess.run(mount, check=True)
+            mount = ["mount", "-t", "tmpfs", "-o", "size=256m,mode=755", "none"]
+            subprocess.run([*mount, str(self.paths.dir)], check=True)
         self.folder = folder
         self.jobs: dict[str, subprocess.Popen[bytes] | None] = {"train": None, "control": None}
         self.asked: list[str] = []

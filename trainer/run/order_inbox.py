@@ -350,10 +350,12 @@ class OrderInbox:
     def _recover(self) -> None:
         """After a restart: the fence and the plan of the order that was being followed."""
         names = (*self.sources, *self.retired)
-        generation = self._accepted[1]
+        generation, refused = self._accepted[1], ""
         for path in (self.paths.mixture, self.paths.accepted):
             after = (self._accepted[0], generation - 1)
             order = read_order(path, run=self.run, sources=names, after=after, key=self.key)
+            if isinstance(order, Rejection) and order.generation == generation:
+                refused = order.reason
             if not isinstance(order, Order) or order.generation != generation:
                 continue
             if self.key is not None and order.uid not in ("", self.uid):
@@ -365,6 +367,12 @@ class OrderInbox:
             reached = max((switch.sample for switch in stages), default=-1)
             plan = [s for s in order.then if self.clock.boundary(s.from_tokens) > reached]
             self._plan = [stage for stage in plan if self._feasible(stage)]
+            refused = ""
+        if refused and self.key is not None:
+            self._note(
+                f"the mixture of generation {generation} stays, and nothing that its order plans "
+                f"for later: {refused}"
+            )
 
     def _asks_for(self, weights: Mapping[str, float], switch: Switch) -> bool:
         """Whether a switch has these weights, but for rounding.

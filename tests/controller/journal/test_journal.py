@@ -218,3 +218,19 @@ def test_a_reader_in_the_middle_of_a_long_history_keeps_nobody_from_writing(path
     assert sum(1 for _ in rows) == 1999
     reader.close()
     writer.close()
+
+
+def test_a_failure_counts_though_the_clock_was_set_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`status` told of none until the clock was where it had been when MLflow last answered."""
+    journal = opened(path)
+    monkeypatch.setattr(records, "timestamp", lambda: "2099-01-01T00:00:00.000Z")
+    journal.event("tracking-failed", entry=None, error="of before")
+    records.drained(journal, [{"done": 1}])
+    sent = queries.event_before_sent(journal)
+    assert queries.events(journal, "tracking-failed", after=sent) == []
+    journal.event("tracking-failed", entry=None, error="of now")
+    (event,) = queries.events(journal, "tracking-failed", after=sent)
+    assert event.detail["error"] == "of now"
+    journal.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixloop.controller.journal import Journal, queries, records, tamper_seal
+from mixloop.controller.journal import (
+    Journal,
+    JournalAltered,
+    JournalError,
+    queries,
+    records,
+    tamper_seal,
+)
 from mixloop.controller.journal.journal import add_event
 from mixloop.controller.journal.schema import TABLES
 
@@ -203,3 +211,69 @@ def test_a_check_that_could_not_be_made_is_said(path: Path) -> None:
     assert journal.check() is None
     other.close()
     journal.close()
+
+
+KEY = b"0123456789abcdef-the-key-itself"
+
+
+def keyed(path: Path, key: bytes | None = KEY) -> tuple[Journal, str | None]:
+    journal = Journal(path, key=key)
+    journal.claim("r")
+    return journal, journal.check()
+
+
+def test_with_a_key_no_seal_but_its_own_fits(path: Path) -> None:
+    journal, said = keyed(path)
+    assert "sealed with no key: nobody can tell who wrote it" in (said or "")
+    journal.close()
+    for key, words in (
+        (KEY, None),
+        (b"fedcba9876543210-another-one", "sealed with another key than this"),
+        (None, "was sealed with a key, which this controller has not"),
+        (None, None),
+    ):
+        journal, said = keyed(path, key)
+        assert words in (said or "") if words else said is None
+        journal.event("noted")
+        journal.close()
+    journal, _ = keyed(path)
+    journal.close()
+    with (
+        closing(Journal(path, key=b"fedcba9876543210-another-one")) as other,
+        pytest.raises(JournalError, match=r"trainer.key_file, or MIXLOOP_KEY_FILE"),
+    ):
+        other.refuse_other_key()  # `mixloop sync` writes, and takes nothing over
+
+
+@pytest.mark.parametrize("what", ["rows", "rows and a seal", "an older copy", "nothing"])
+def test_with_a_key_a_running_controller_rests_on_nothing_of_others(
+    path: Path, tmp_path: Path, what: str
+) -> None:
+    journal, _ = keyed(path)
+    journal.event("noted")
+    with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(tmp_path / "old")) as copy:
+        db.backup(copy)
+    journal.event("noted")
+    journal.notice()
+    with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(tmp_path / "old")) as copy:
+        if what.startswith("rows"):
+            db.execute("""INSERT OR REPLACE INTO meta VALUES ('pins', '{"code": 0.9}')""")
+        if what == "rows and a seal":
+            db.execute("UPDATE lease SET seal = ?", (tamper_seal.whole(db, TABLES),))
+        if what == "an older copy":
+            copy.backup(db)
+        if what == "nothing":
+            db.execute("UPDATE meta SET value = value")
+        db.commit()
+    if what == "nothing":
+        journal.notice()
+        journal.event("noted")
+        return
+    for use in (journal.notice, journal.verify, journal.assert_fence):
+        with pytest.raises(JournalAltered):
+            use()
+    assert journal.check() is not None
+    journal.event("goes on, under the rows as they are")
+    journal.verify()
+    journal.close()
+    assert keyed(path)[1] is None

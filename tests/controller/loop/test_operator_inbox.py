@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from mixloop.cli.app import app
 from mixloop.common.errors import BadInput
 from mixloop.contract import RunPaths, read_schedule, requests
 from mixloop.controller.config import load_config
-from mixloop.controller.core import calls
+from mixloop.controller.core import RequestRow, calls
 from mixloop.controller.core.operator_requests import completed
 from mixloop.controller.journal import queries
 from mixloop.controller.loop import daemon, scoring
@@ -424,3 +425,22 @@ def test_a_finished_run_is_told_nothing(play: Any, command: tuple[str, ...]) -> 
         assert isinstance(done.exception, BadInput)
         assert "training has ended after 2.4k of 2.4k tokens" in str(done.exception)
     assert requests.waiting(run.paths.requests) == []
+
+
+@pytest.mark.parametrize("years", [-400, -80, -1e-6, 300])
+def test_what_waits_is_taken_in_the_order_it_was_asked(
+    play: Any, monkeypatch: pytest.MonkeyPatch, years: float
+) -> None:
+    """A clock set back turned a pause and its resume round; one set far wrong hid both for ever."""
+    run = play(policy={"use": "static"})
+    for verb, stepped in (("pause", 0.0), ("resume", years), ("pause", 0.0), ("resume", years)):
+        clock = SimpleNamespace(time_ns=lambda by=stepped: time.time_ns() + int(by * 3.156e16))
+        monkeypatch.setattr(requests, "time", clock)
+        command = [verb, str(run.path), "--wait", "0"]
+        assert CliRunner().invoke(app, command).exit_code == 0
+    assert len(requests.waiting(run.paths.requests)) == 4
+    run.settle()
+    assert requests.waiting(run.paths.requests) == []
+    verbs = [row.verb for row in run.journal.select(RequestRow, "ORDER BY rowid")]
+    assert verbs == ["pause", "resume"] * 2
+    assert not queries.paused(run.journal)
