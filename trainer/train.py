@@ -30,7 +30,7 @@ from mixloop.trainer.batches import BatchLayout, RankBatches, document_end
 from mixloop.trainer.config import Job, JobError, load_job
 from mixloop.trainer.reference import (
     DivergenceError,
-    RankLost,
+    RankLostError,
     RankWatch,
     Session,
     Trainer,
@@ -115,7 +115,7 @@ def connect(job: Job) -> tuple[Collectives, RankWatch | None]:
     """Join the other ranks, if there are any.
 
     Raises:
-        RankLost: not all of them came in time.
+        RankLostError: not all of them came in time.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return SingleProcess(), None
@@ -130,7 +130,7 @@ def connect(job: Job) -> tuple[Collectives, RankWatch | None]:
     try:
         store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
     except RuntimeError as error:  # whose store that is
-        raise RankLost([0], int(os.environ["WORLD_SIZE"])) from error
+        raise RankLostError([0], int(os.environ["WORLD_SIZE"])) from error
     watch = RankWatch(store, rank, world, seconds, say)
     try:
         with naming_the_missing(watch):
@@ -147,7 +147,7 @@ def naming_the_missing(watch: RankWatch | None) -> Iterator[None]:
     """Where a collective fails because ranks are missing, say so instead.
 
     Raises:
-        RankLost: in place of torch's error.
+        RankLostError: in place of torch's error.
     """
     try:
         yield
@@ -233,7 +233,7 @@ def train(job: Job, *, rewind: bool = False, trace: Path | None = None) -> int:
 
     Raises:
         JobError: the job can't start as asked.
-        RankLost: other ranks are missing.
+        RankLostError: other ranks are missing.
     """
     if job.settings.threads is not None:
         import torch
@@ -283,9 +283,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if job.settings.processes > 1:
                 return run_ranks(job.settings.processes, sys.argv[1:] if argv is None else argv)
         return train(job, rewind=arguments.rewind, trace=arguments.trace)
-    except (JobError, DivergenceError, RankLost) as error:
+    except (JobError, DivergenceError, RankLostError) as error:
         rank = int(os.environ.get("RANK", "0"))
-        if error.told_by(rank) if isinstance(error, RankLost) else rank == 0:
+        if error.told_by(rank) if isinstance(error, RankLostError) else rank == 0:
             say(str(error))
         return 2 if isinstance(error, JobError) else 1
     except KeyboardInterrupt:

@@ -119,8 +119,8 @@ class TrainerSettings(StrictModel):
     Every `poll_every` steps all ranks hear of a new order; it begins `prefetch` steps later.
     `key_file` holds the key that orders and requests must be signed with; only its place is ever
     written anywhere.
-    Ranks wait for one another for `rank_timeout` seconds at most; then the run ends and says which is
-    missing.
+    Ranks wait for one another for `rank_timeout` seconds at most; then the run ends and says which
+    is missing.
     `phases` is for other training loops, which don't always tell the phase of their learning rate:
     the token count at which each phase begins.
     """

@@ -21,7 +21,7 @@ _SILENT_SECONDS = 30.0
 """Without a count in this time a person is told that all wait."""
 
 
-class RankLost(RuntimeError):
+class RankLostError(RuntimeError):
     """Ranks are missing: one line that names them, for a person.
 
     Args:
@@ -79,7 +79,7 @@ class RankWatch:
         self._closed.set()
         self._thread.join(2 * BEAT_SECONDS)
 
-    def lost(self) -> RankLost | None:
+    def lost(self) -> RankLostError | None:
         """After a collective failed: the error that names those missing; None where all are there.
 
         Takes some seconds.
@@ -92,7 +92,7 @@ class RankWatch:
             time.sleep(BEAT_SECONDS / 2)
             now = self._counts(missing)
             missing = [rank for rank in missing if now.get(rank, -1) <= first.get(rank, -1)]
-        return RankLost(missing, self._world) if missing else None
+        return RankLostError(missing, self._world) if missing else None
 
     def _counts(self, ranks: Iterable[int]) -> dict[int, int]:
         """By rank; without those that have none, and empty where the store's own rank is gone."""

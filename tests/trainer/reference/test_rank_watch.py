@@ -18,7 +18,7 @@ from mixloop.cli.audit import examine
 from mixloop.contract import Order, RunPaths, write_order
 from mixloop.trainer.config import Job
 from mixloop.trainer.prepare import prepare
-from mixloop.trainer.reference import RankLost, RankWatch, rank_watch
+from mixloop.trainer.reference import RankLostError, RankWatch, rank_watch
 from mixloop.trainer.run import checkpoint_store
 from mixloop.trainer.sources import train_tokenizer
 from mixloop.trainer.train import naming_the_missing
@@ -48,7 +48,7 @@ def test_a_rank_that_stops_counting_is_told_of_and_named(store: Any, hasty: None
         assert said == []
         watches[1].close()
         lost = watches[0].lost()
-        assert isinstance(lost, RankLost)
+        assert isinstance(lost, RankLostError)
         assert lost.missing == [1]
         assert str(lost).startswith("rank 1 of 3 is not heard of any more: killed, stopped")
         assert [lost.told_by(r) for r in range(3)] == [True, False, False]
@@ -83,7 +83,7 @@ def test_a_store_that_is_gone_is_the_first_ranks_end(store: Any, hasty: None) ->
 def test_the_missing_are_named_in_place_of_torchs_error(store: Any, hasty: None) -> None:
     watch = RankWatch(store, 0, 2, 60.0, lambda text: None)
     try:
-        with pytest.raises(RankLost, match="rank 1 of 2"), naming_the_missing(watch):
+        with pytest.raises(RankLostError, match="rank 1 of 2"), naming_the_missing(watch):
             raise RuntimeError("[pair.cc:547] Connection closed by peer")
         other = RankWatch(store, 1, 2, 60.0, lambda text: None)
         with pytest.raises(RuntimeError, match="our own"), naming_the_missing(watch):
