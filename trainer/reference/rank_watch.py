@@ -68,9 +68,12 @@ class RankWatch:
         self._store.set_timeout(timedelta(seconds=BEAT_SECONDS))
         self._silent = silent
         # rank 0 hears all, one of the others hears rank 0: so many lines as there are to say
-        self._heard = [r for r in range(world) if r != rank] if rank == 0 else [0] * (rank == 1)
-        self._asleep: set[int] = set()
+        self._told_of = [r for r in range(world) if r != rank] if rank == 0 else [0] * (rank == 1)
+        self._counts = dict.fromkeys(self._told_of, -1)
+        self._rounds = 0
+        self._wanted = self._told_of
         self._closed = threading.Event()
+        # alone in calling the store: where that is stopped, a call never returns, timeout or not
         self._thread = threading.Thread(target=self._work, name="mixloop-ranks", daemon=True)
         self._thread.start()
 
@@ -84,49 +87,50 @@ class RankWatch:
 
         Takes some seconds.
         """
-        others = [rank for rank in range(self._world) if rank != self._rank]
-        first = self._counts(others)
+        self._wanted = [rank for rank in range(self._world) if rank != self._rank]
+        first: dict[int, int] | None = None
+        round_before, missing = self._rounds, self._wanted
         end = time.monotonic() + _LOST_SECONDS
-        missing = others
         while missing and time.monotonic() < end:
-            time.sleep(BEAT_SECONDS / 2)
-            now = self._counts(missing)
-            missing = [rank for rank in missing if now.get(rank, -1) <= first.get(rank, -1)]
+            time.sleep(BEAT_SECONDS / 4)
+            if self._rounds < round_before + 2:  # the first may have begun without all of them
+                continue
+            first = first or dict(self._counts)
+            now = self._counts
+            missing = [r for r in missing if now.get(r, -1) <= first.get(r, -1)]
+        if first is None and self._rank != 0:
+            missing = [0]  # whose store does not answer
         return RankLostError(missing, self._world) if missing else None
 
-    def _counts(self, ranks: Iterable[int]) -> dict[int, int]:
-        """By rank; without those that have none, and empty where the store's own rank is gone."""
-        counts = {}
-        for rank in ranks:
-            with suppress(Exception):  # of the network, whatever it is
-                if self._store.check([_key(rank)]):
-                    counts[rank] = int(self._store.get(_key(rank)))
-        return counts
-
     def _work(self) -> None:
-        count, counts = 0, dict.fromkeys(self._heard, -1)
-        changed = dict.fromkeys(self._heard, time.monotonic())
+        count = 0
+        changed = dict.fromkeys(self._told_of, time.monotonic())
+        threading.Thread(target=self._tell, args=(changed,), daemon=True).start()
         while not self._closed.wait(BEAT_SECONDS if count else 0):
             count += 1
-            with suppress(Exception):
+            with suppress(Exception):  # of the network, whatever it is
                 self._store.set(_key(self._rank), str(count))
-            before = time.monotonic()
-            for rank, now in self._counts(self._heard).items():
-                if now > counts[rank]:
-                    counts[rank], changed[rank] = now, before
-            self._tell(changed)
+                counts = {rank: self._count_of(rank) for rank in self._wanted}
+                now = time.monotonic()
+                changed |= {r: now for r in changed if counts.get(r, -1) > self._counts.get(r, -1)}
+                self._counts = counts
+                self._rounds += 1
+
+    def _count_of(self, rank: int) -> int:
+        return int(self._store.get(_key(rank))) if self._store.check([_key(rank)]) else -1
 
     def _tell(self, changed: dict[int, float]) -> None:
-        now = time.monotonic()
-        asleep = {rank for rank, at in changed.items() if now - at > self._silent}
-        if asleep - self._asleep:
-            self._say(
-                f"{_names(asleep)} not heard of for {self._silent:.0f} s: the others wait, "
-                f"for {self._timeout:g} s at most (trainer.rank_timeout)"
-            )
-        elif self._asleep - asleep:
-            self._say(f"{_names(self._asleep - asleep)} heard of again")
-        self._asleep = asleep
+        asleep: set[int] = set()
+        while changed and not self._closed.wait(BEAT_SECONDS):
+            before, now = asleep, time.monotonic()
+            asleep = {rank for rank, at in dict(changed).items() if now - at > self._silent}
+            if asleep - before:
+                self._say(
+                    f"{_names(asleep)} not heard of for {self._silent:.0f} s: the others wait, "
+                    f"for {self._timeout:g} s at most (trainer.rank_timeout)"
+                )
+            elif before - asleep:
+                self._say(f"{_names(before - asleep)} heard of again")
 
 
 def _key(rank: int) -> str:
