@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,12 @@ from mixloop.contract import RunPaths
 from mixloop.controller import views
 from mixloop.controller.core import Entry
 from mixloop.controller.journal import Journal, queries, records
-from mixloop.controller.tracking import decision_traces, drain_process
+from mixloop.controller.tracking import (
+    CERTIFICATES,
+    decision_traces,
+    drain_process,
+    why_not_trusted,
+)
 
 _SPEC = importlib.util.spec_from_file_location(
     "whole_run", Path(__file__).with_name("test_mlflow_sink.py")
@@ -109,6 +115,42 @@ def test_one_failed_request_delays_one_entry_and_nothing_else(
     assert failure["entry"] == queries.numbered_entry(teller.journal, entry["failed"]).key
     teller.drain()
     teller.all_there()
+
+
+def test_a_certificate_that_cant_be_trusted_is_told_and_the_queue_waits(
+    teller: Teller, lab: Any, mlflow_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything, plain = teller.waiting(), teller.proxy
+
+    def told(trusted: Path | None, context: Any, said: str) -> None:
+        teller.proxy = lab.Proxy(mlflow_server.port, context)
+        monkeypatch.delenv(CERTIFICATES, raising=False)
+        if trusted is not None:
+            monkeypatch.setenv(CERTIFICATES, str(trusted))
+        failed, *rest = teller.drain()
+        problem = why_not_trusted(teller.proxy.address)
+        teller.proxy.close()
+        assert failed == {"failed": 0, "error": problem}
+        assert problem is not None
+        assert re.fullmatch(said, problem), problem
+        assert [one for one in rest if "done" in one] == []
+        assert teller.waiting() == everything
+
+    try:
+        right, good = lab.certificate(tmp_path)
+        where = r"https://127\.0\.0\.1:\d+: its certificate can't be trusted: "
+        told(None, good, where + f"self-signed certificate; give its .* by {CERTIFICATES}")
+        told(*lab.certificate(tmp_path, days=-1), where + r"certificate has expired; renew it .*")
+        told(*lab.certificate(tmp_path, address="10.1.2.3"), where + r"IP address mismatch, .*")
+        told(tmp_path / "none.pem", good, f"{CERTIFICATES}: '.*none.pem' is no file of cert.*")
+        teller.proxy = lab.Proxy(mlflow_server.port, good)
+        monkeypatch.setenv(CERTIFICATES, str(right))
+        assert why_not_trusted(teller.proxy.address) is None
+        teller.drain()
+        teller.all_there()
+        teller.proxy.close()
+    finally:
+        teller.proxy = plain
 
 
 def test_what_stands_before_the_server_refuses_nothing_for_good(
