@@ -52,7 +52,13 @@ class Row:
 def examine() -> dict[str, Any]:
     """All findings, as `mixloop doctor --json` prints them."""
     machine = [_python(), *_packages(), _devices(), _processors(), _memory(), _disk(), _user()]
-    rows = [*machine, *_sandboxes(), _hub(), *_certificates(), *(_items(name) for name in BENCHMARKS)]
+    rows = [
+        *machine,
+        *_sandboxes(),
+        _hub(),
+        *_certificates(),
+        *(_items(name) for name in BENCHMARKS),
+    ]
     return {
         "schema": SCHEMA,
         "ok": all(row.status != "missing" for row in rows),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from pathlib import Path
 from typing import IO
 
 from mixloop.common.errors import BadInput
+from mixloop.common.files import lock
 
 from .journal import timestamp
 
@@ -16,7 +16,8 @@ from .journal import timestamp
 def take_lock(path: Path) -> IO[str]:
     """The run's lock on this machine, held while the process lives.
 
-    Machines that share no locks are told apart by the journal's fence.
+    Machines that share no locks are told apart by the journal's fence; so are two controllers of
+    one machine where the file system has no locks at all.
 
     Raises:
         BadInput: when another controller of this machine holds the run.
@@ -30,7 +31,7 @@ def take_lock(path: Path) -> IO[str]:
             raise
         raise BadInput(f"{path}: a symbolic link, not a file: remove it") from None
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(stream.fileno())
     except BlockingIOError:
         stream.seek(0)
         holder = stream.read().strip() or "unknown"

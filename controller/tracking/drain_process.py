@@ -11,7 +11,6 @@ something on the way to it, calls invalid again and again while it takes the res
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+from mixloop.common.files import lock
 from mixloop.common.types import Json
 from mixloop.controller.journal import Journal, queries
 
@@ -131,9 +131,9 @@ def main() -> None:
         channel.write(json.dumps(message) + "\n")
 
     request = json.loads(sys.argv[1])
-    with Path(request["journal"]).with_name("mlflow.lock").open("a") as lock:
+    with Path(request["journal"]).with_name("mlflow.lock").open("a") as alone:
         # two drains at once would both look, find nothing, and make everything twice
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock(alone.fileno(), wait=True)
         code = drain(request, say)
     sys.exit(code)
 

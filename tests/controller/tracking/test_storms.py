@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -273,3 +274,36 @@ def test_a_server_killed_fifty_times_holds_each_fact_once(tmp_path: Path) -> Non
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["kills"] == 50
     assert summary["traces"] == summary["models"] == 40
+
+
+@pytest.mark.soak
+def test_a_drain_killed_at_every_request_tells_each_fact_once(
+    teller: Teller, mlflow_server: Any
+) -> None:
+    """Nothing is marked in between: each drain tells everything again from the beginning."""
+    script = Path(__file__).parents[2] / "support" / "doomed_drain.py"
+    request = {"journal": str(teller.journal.path), "uri": mlflow_server.address, "after": 0}
+    request |= {"experiment": teller.uid, "uid": teller.uid, "artifacts": None}
+    request |= {"folder": str(teller.journal.path.parent)}
+    with subprocess.Popen(
+        [sys.executable, str(script), json.dumps(request)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as drains:
+        assert drains.stdin is not None
+        assert drains.stdout is not None
+        killed = 0
+        for nth in range(1, 1000):
+            drains.stdin.write(f"{nth}\n")
+            drains.stdin.flush()
+            ended = json.loads(drains.stdout.readline())
+            if ended["status"] == 0:
+                break
+            killed += 1
+            assert ended["status"] == -signal.SIGKILL
+            assert [one for one in ended["said"] if "failed" in one] == []
+        drains.stdin.close()
+    assert killed > 40
+    records.drained(teller.journal, ended["said"])
+    teller.all_there()
