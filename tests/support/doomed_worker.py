@@ -26,7 +26,7 @@ def main() -> None:
 
     def step() -> None:
         count[0] += 1
-        if count[0] == nth and not os.path.exists(met):
+        if count[0] == nth and not met.exists():
             os.close(os.open(met, os.O_CREAT | os.O_RDONLY))
             os.kill(os.getpid(), signal.SIGKILL if fate == "kill" else signal.SIGSTOP)
 

@@ -153,7 +153,7 @@ def test_a_bad_row_is_named(tmp_path: Path, benchmark: str, row: object, said: s
 def test_an_id_names_one_item(tmp_path: Path) -> None:
     path = tmp_path / "twice.jsonl"
     write_lines(path, [PROGRAM, PROGRAM, {**PROGRAM, "canonical_solution": "    return 2\n"}])
-    with pytest.raises(ItemsError, match="row 3 has the id 't/1' of .*row 1, and is another item"):
+    with pytest.raises(ItemsError, match=r"row 3 has the id 't/1' of .*row 1, and is another item"):
         load.load_items("humaneval", (path,))
 
 
