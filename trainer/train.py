@@ -121,6 +121,7 @@ def connect(job: Job) -> tuple[Collectives, RankWatch | None]:
         return SingleProcess(), None
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     device, seconds = job.settings.device, job.settings.rank_timeout
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
@@ -128,7 +129,7 @@ def connect(job: Job) -> tuple[Collectives, RankWatch | None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     timeout = timedelta(seconds=seconds)
     try:
-        store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+        store, rank, world = next(rendezvous("env://", timeout=timeout))
     except RuntimeError as error:  # whose store that is
         raise RankLostError([0], int(os.environ["WORLD_SIZE"])) from error
     watch = RankWatch(store, rank, world, seconds, say)
