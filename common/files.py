@@ -8,6 +8,7 @@ where that is asked for: in what people lay out themselves, such as a model's fo
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -38,6 +39,21 @@ class Content(NamedTuple):
     data: bytes
     uid: int
     mode: int
+
+
+def lock(handle: int, *, wait: bool = False) -> bool:
+    """Take a file's advisory lock; False where its file system has none (some NFS mounts).
+
+    Raises:
+        BlockingIOError: another has it, and it is not waited for.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
+            return False
+        raise
+    return True
 
 
 def fsync_folder(folder: str | os.PathLike[str]) -> None:

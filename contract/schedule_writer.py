@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mixloop.common.files import fsync_folder, open_regular, write_all
+from mixloop.common.files import fsync_folder, lock, open_regular, write_all
 
 from .schedule import (
     LARGEST_SCHEDULE,
@@ -36,11 +35,9 @@ def _locked(handle: int) -> Iterator[None]:
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            lock(handle)
+            break  # or there is none: the incarnation check alone must do
         except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
-                break  # the incarnation check alone must do
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
                 raise
             if time.monotonic() > deadline:

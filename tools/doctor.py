@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mixloop.common.errors import one_line
 from mixloop.controller import views
+from mixloop.controller.tracking import CERTIFICATES
 from mixloop.evals import BENCHMARKS, SandboxMode
 from mixloop.evals.benchmarks import load_items
 from mixloop.evals.items import ItemsError, hub_reachable
@@ -49,7 +52,13 @@ class Row:
 def examine() -> dict[str, Any]:
     """All findings, as `mixloop doctor --json` prints them."""
     machine = [_python(), *_packages(), _devices(), _processors(), _memory(), _disk(), _user()]
-    rows = [*machine, *_sandboxes(), _hub(), *(_items(name) for name in BENCHMARKS)]
+    rows = [
+        *machine,
+        *_sandboxes(),
+        _hub(),
+        *_certificates(),
+        *(_items(name) for name in BENCHMARKS),
+    ]
     return {
         "schema": SCHEMA,
         "ok": all(row.status != "missing" for row in rows),
@@ -121,6 +130,21 @@ def _devices() -> Row:
         detail = f"{gpus}, but torch {build} can't use it"
         return Row("devices", "warn", detail, "install torch with CUDA")
     return Row("devices", "ok", f"cpu; {gpus}")
+
+
+def _certificates() -> list[Row]:
+    """The file that MLflow's client trusts servers by, if one is named."""
+    named = os.environ.get(CERTIFICATES)
+    if not named:
+        return []
+    try:
+        context = ssl.create_default_context()
+        folder = Path(named).is_dir()
+        context.load_verify_locations(None if folder else named, named if folder else None)
+    except OSError as error:  # of which an ssl.SSLError is one
+        mend = f"name a file of certificates (PEM) by {CERTIFICATES}, or unset it"
+        return [Row("MLflow's certificates", "warn", f"{named}: {one_line(error)}", mend)]
+    return [Row("MLflow's certificates", "ok", named)]
 
 
 def _output(command: list[str]) -> str:

@@ -15,8 +15,10 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +28,14 @@ from mixloop.common.process import end_with_parent, stop_signals
 from mixloop.contract import RunPaths, ScheduleTaken, ScheduleWriter, read_status, write_status
 from mixloop.trainer.batches import BatchLayout, RankBatches, document_end
 from mixloop.trainer.config import Job, JobError, load_job
-from mixloop.trainer.reference import DivergenceError, Session, Trainer, run_ranks
+from mixloop.trainer.reference import (
+    DivergenceError,
+    RankLostError,
+    RankWatch,
+    Session,
+    Trainer,
+    run_ranks,
+)
 from mixloop.trainer.run import (
     Collectives,
     GlooCollectives,
@@ -102,23 +111,60 @@ def loop(session: Session, stop: Stop, trace: SampleTrace | None) -> bool:
     return True
 
 
-def connect(job: Job) -> Collectives:
-    """Join the other ranks, if there are any."""
+def connect(job: Job) -> tuple[Collectives, RankWatch | None]:
+    """Join the other ranks, if there are any.
+
+    Raises:
+        RankLostError: not all of them came in time.
+    """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return SingleProcess()
+        return SingleProcess(), None
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
-    device = job.settings.device
+    device, seconds = job.settings.device, job.settings.rank_timeout
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
-    return GlooCollectives()
+    timeout = timedelta(seconds=seconds)
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=timeout))
+    except RuntimeError as error:  # whose store that is
+        raise RankLostError([0], int(os.environ["WORLD_SIZE"])) from error
+    watch = RankWatch(store, rank, world, seconds, say)
+    try:
+        with naming_the_missing(watch):
+            backend, place = "nccl" if cuda else "gloo", {"rank": rank, "world_size": world}
+            dist.init_process_group(backend, timeout=timeout, store=store, **place)
+            return GlooCollectives(seconds), watch
+    except BaseException:
+        watch.close()
+        raise
 
 
-def disconnect(peers: Collectives) -> None:
+@contextmanager
+def naming_the_missing(watch: RankWatch | None) -> Iterator[None]:
+    """Where a collective fails because ranks are missing, say so instead.
+
+    Raises:
+        RankLostError: in place of torch's error.
+    """
+    try:
+        yield
+    except JobError:
+        raise
+    except RuntimeError as error:
+        lost = watch.lost() if watch is not None else None
+        if lost is None:
+            raise
+        raise lost from error
+
+
+def disconnect(peers: Collectives, watch: RankWatch | None) -> None:
     """Leave the other ranks."""
+    if watch is not None:
+        watch.close()
     if peers.world > 1:
         import torch.distributed as dist
 
@@ -188,14 +234,15 @@ def train(job: Job, *, rewind: bool = False, trace: Path | None = None) -> int:
 
     Raises:
         JobError: the job can't start as asked.
+        RankLostError: other ranks are missing.
     """
     if job.settings.threads is not None:
         import torch
 
         torch.set_num_threads(job.settings.threads)
-    peers = connect(job)
+    peers, watch = connect(job)
     try:
-        with Stop() as stop:
+        with Stop() as stop, naming_the_missing(watch):
             end_with_parent(signal.SIGTERM)  # with a checkpoint, should the launcher die
             session = set_up(job, peers, rewind)
             if session is None:
@@ -204,7 +251,7 @@ def train(job: Job, *, rewind: bool = False, trace: Path | None = None) -> int:
             tracing = SampleTrace(trace, peers.rank, peers.world) if trace else None
             return carry_out(session, stop, tracing)
     finally:
-        disconnect(peers)
+        disconnect(peers, watch)
 
 
 def carry_out(session: Session, stop: Stop, trace: SampleTrace | None) -> int:
@@ -241,8 +288,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if job.settings.processes > 1:
                 return run_ranks(job.settings.processes, sys.argv[1:] if argv is None else argv)
         return train(job, rewind=arguments.rewind, trace=arguments.trace)
-    except (JobError, DivergenceError) as error:
-        if os.environ.get("RANK", "0") == "0":
+    except (JobError, DivergenceError, RankLostError) as error:
+        rank = int(os.environ.get("RANK", "0"))
+        if error.told_by(rank) if isinstance(error, RankLostError) else rank == 0:
             say(str(error))
         return 2 if isinstance(error, JobError) else 1
     except KeyboardInterrupt:

@@ -17,7 +17,6 @@ moment goes on from what the one before has left.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from mixloop.common.files import open_regular, read_whole, write_atomic
+from mixloop.common.files import lock, open_regular, read_whole, write_atomic
 from mixloop.policies.interface import ExperimentResult
 
 from .spec import ExperimentSpec
@@ -147,7 +146,7 @@ class Workspace:
         """Wait until no other process works here: one on another machine may outlive a daemon."""
         handle = open_regular(self.folder / ".lock", os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle, wait=True)
             yield
         finally:
             os.close(handle)

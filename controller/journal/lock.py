@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from typing import IO
 
 from mixloop.common.errors import BadInput
-from mixloop.common.files import NotRegularError, open_regular
+from mixloop.common.files import NotRegularError, lock, open_regular
 
 from .journal import timestamp
 
@@ -16,7 +15,8 @@ from .journal import timestamp
 def take_lock(path: Path) -> IO[str]:
     """The run's lock on this machine, held while the process lives.
 
-    Machines that share no locks are told apart by the journal's fence.
+    Machines that share no locks are told apart by the journal's fence; so are two controllers of
+    one machine where the file system has no locks at all.
 
     Raises:
         BadInput: when another controller of this machine holds the run.
@@ -27,7 +27,7 @@ def take_lock(path: Path) -> IO[str]:
         raise BadInput(f"{path}: {error.strerror}, not a file: remove it") from None
     stream = os.fdopen(handle, "a+")
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(stream.fileno())
     except BlockingIOError:
         stream.seek(0)
         holder = stream.read(200).strip() or "unknown"

@@ -238,12 +238,16 @@ def skipped(journal: Journal, reasons: Mapping[int, str]) -> None:
 
 
 def scoring_started(journal: Journal, step: int) -> None:
-    """An evaluation begins; a second attempt at the same checkpoint counts."""
+    """An evaluation begins; one anew after a failure counts.
+
+    One anew after a controller's end does not, which says nothing of the checkpoint.
+    """
     with journal.transaction() as tx:
         tx.execute(
             "INSERT INTO evaluations (step, state, attempts, started_at) "
             "VALUES (?, 'running', 1, ?) ON CONFLICT (step) DO UPDATE SET "
-            "state = 'running', attempts = attempts + 1, started_at = excluded.started_at",
+            "state = 'running', attempts = attempts + (reason IS NOT NULL), reason = NULL, "
+            "started_at = excluded.started_at",
             (step, timestamp()),
         )
 

@@ -14,6 +14,7 @@ from mixloop.contract import RunPaths, read_status
 from mixloop.controller.config import RunConfig, load_config
 from mixloop.controller.decisions import observation_builder
 from mixloop.controller.loop import measured_plan, read_plan
+from mixloop.controller.tracking import why_not_trusted
 from mixloop.evals.planning import EvalPlan
 
 from . import launch
@@ -203,6 +204,8 @@ def _notes(config: RunConfig, sources: Json) -> list[str]:
         )
     if config.run.dir.exists() and config.run.dir.stat().st_mode & 0o022:
         notes.append(f"{config.run.dir}: others may write here; `chmod go-w` keeps orders yours")
+    if config.tracking.enabled and (problem := why_not_trusted(str(config.tracking.uri))):
+        notes.append(f"tracking.uri: {problem}")
     notes.append(_sandbox(config))
     return notes
 

@@ -121,8 +121,12 @@ def start_controller(
                 raise BadInput(damage(paths.journal, error)) from None
             # a full disk, a folder that can't be written to
             place = paths.journal if isinstance(error, sqlite3.Error) else paths.dir
+            # SQLite says the same of a mount that has no locks to give
+            hint = " (by another process; if there is none, its file system has no locks: mount it "
+            hint += "with them, or put run.dir elsewhere)"
             raise BadInput(
-                f"{place}: no controller can start here: {error}; nothing was lost, "
+                f"{place}: no controller can start here: {error}"
+                f"{hint if 'locked' in str(error) else ''}; nothing was lost, "
                 "start it again when that is mended"
             ) from None
 

@@ -11,7 +11,6 @@ something on the way to it, calls invalid again and again while it takes the res
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
@@ -20,12 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from mixloop.common.files import open_regular
+from mixloop.common.files import lock, open_regular
 from mixloop.common.types import Json
 from mixloop.controller.journal import Journal, queries
 
 from .mlflow_database import make_database
 from .mlflow_sink import Refused, Sink, line
+from .server_certificate import tls_problem
 
 # The client's defaults retry for minutes; ours is the loop that retries, from the journal.
 LIMITS = {
@@ -87,7 +87,7 @@ def drain(request: Json, say: Callable[[Json], object]) -> int:
         if failures is not None and (assessments := sink.traces.assessments()):
             say({"assessments": assessments})
     except Exception as error:
-        say({"failed": 0, "error": _named(error)})
+        say({"failed": 0, "error": _named(error, request["uri"])})
         return 3
     return 0 if failures == 0 else 3
 
@@ -100,14 +100,14 @@ def _drain(sink: Sink, journal: Journal, after: int, say: Callable[[Json], objec
             _send(sink, journal, seq)
         except Exception as error:
             if not sink.takes_writes():
-                say({"failed": 0, "error": _named(error)})
+                say({"failed": 0, "error": _named(error, sink.uri)})
                 say({"away": seq})
                 return None
             failures += 1
             if isinstance(error, Refused):
                 say({"declined": seq, "error": str(error)[:500]})
             else:
-                say({"failed": seq, "error": _named(error)})
+                say({"failed": seq, "error": _named(error, sink.uri)})
             if failures >= MOST_FAILURES or time.monotonic() - began > BUDGET:
                 say({"resume": seq})
                 break
@@ -116,8 +116,8 @@ def _drain(sink: Sink, journal: Journal, after: int, say: Callable[[Json], objec
     return failures
 
 
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {line(error)}"[:500]
+def _named(error: Exception, uri: str) -> str:
+    return (tls_problem(error, uri) or f"{type(error).__name__}: {line(error)}")[:500]
 
 
 def main() -> None:
@@ -131,10 +131,10 @@ def main() -> None:
         channel.write(json.dumps(message) + "\n")
 
     request = json.loads(sys.argv[1])
-    lock = open_regular(Path(request["journal"]).with_name("mlflow.lock"), os.O_RDWR | os.O_CREAT)
-    with os.fdopen(lock):
+    alone = open_regular(Path(request["journal"]).with_name("mlflow.lock"), os.O_RDWR | os.O_CREAT)
+    with os.fdopen(alone):
         # two drains at once would both look, find nothing, and make everything twice
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock(alone, wait=True)
         code = drain(request, say)
     sys.exit(code)
 

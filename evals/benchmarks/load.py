@@ -84,8 +84,17 @@ def _from_hub(benchmark: str) -> ItemSet:
 def _item_set(
     benchmark: str, raw: Iterable[RawRow], raw_pool: Iterable[RawRow], kind: str, source: str
 ) -> ItemSet:
+    raw = list(raw)
     # a question that is there twice is one item (MMLU's own examples keep their double)
-    rows = list({row["id"]: row for row in reversed(read_rows(benchmark, raw))}.values())[::-1]
+    first: dict[str, tuple[RawRow, Row]] = {}
+    for source_row, row in zip(raw, read_rows(benchmark, raw), strict=True):
+        before, same = first.setdefault(row["id"], (source_row, row))
+        if row != same:
+            raise ItemsError(
+                f"{benchmark}: {source_row.where} has the id {row['id']!r} of {before.where}, and "
+                "is another item; give each its own"
+            )
+    rows = [row for _, row in first.values()]
     if not rows:
         raise ItemsError(f"{benchmark}: no items in {source}")
     ids = {row["id"] for row in rows}

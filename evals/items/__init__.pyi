@@ -16,3 +16,4 @@ from .rows import RawRow as RawRow
 from .rows import Row as Row
 from .rows import content_hash as content_hash
 from .rows import read_rows as read_rows
+from .rows import unusable as unusable

@@ -1,7 +1,8 @@
 """Local files of items: JSON lines, JSON, parquet, and folders that `datasets` reads or writes.
 
 A folder is read without `datasets`' own loader, which would copy it to a cache and guess splits
-differently from one release to the next.
+differently from one release to the next. Whoever made it is not trusted: nothing is read that is
+no regular file or lies elsewhere, and none of it beyond a bound.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
 
-import yaml
+from mixloop.common.errors import one_line, shown
+from mixloop.common.files import read_regular, read_whole
+from mixloop.common.yaml import parse_yaml
 
-from mixloop.common.errors import one_line
-from mixloop.common.files import read_whole
-
-from .rows import ItemsError, RawRow
+from .rows import LONGEST, ItemsError, RawRow
 
 Splits = dict[str, Callable[[], list[RawRow]]]
 """By name (test, validation, dev, train, any other a README names; "" where nothing names it)."""
@@ -28,6 +28,11 @@ SCORED_SPLITS = ("test", "", "validation")
 """What is scored, the first that is there."""
 POOL_SPLITS = {"mmlu": "dev", "gsm8k": "train"}
 """The split that few-shot examples come from."""
+
+MOST_BYTES = 2**30
+"""Of a file's content, decompressed."""
+MOST_ROWS = 10**6
+_BATCH_ROWS = 32  # of a parquet file at a time: a few bytes of it may unfold to gigabytes
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 _SPLIT = re.compile(r"(?:^|[^a-z])(test|validation|valid|val|dev|train)(?=$|[^a-z])")
@@ -80,9 +85,13 @@ def read_file(path: Path) -> list[RawRow]:
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     readers = {".parquet": _read_parquet, ".json": _read_json}
     try:
+        if not path.is_file():  # a README may name what can be waited for without end
+            raise ValueError("no regular file")
         return readers.get(kind, _read_lines)(path)
-    # pyarrow's errors are OSErrors and ValueErrors too
-    except (OSError, EOFError, ValueError) as error:
+    except RecursionError as error:
+        raise ItemsError(f"{path}: can't be read: its values are nested too deeply") from error
+    # whatever a damaged file makes of its parser
+    except Exception as error:
         raise ItemsError(
             f"{path}: can't be read as {_KINDS.get(kind, 'JSON lines')}: {one_line(error)}"
         ) from error
@@ -92,34 +101,58 @@ _KINDS = {".parquet": "parquet", ".json": "JSON"}
 
 
 def _read_all(paths: Sequence[Path]) -> list[RawRow]:
-    return [row for path in paths for row in read_file(path)]
+    rows: list[RawRow] = []
+    for path in paths:
+        rows += read_file(path)
+        if len(rows) > MOST_ROWS:
+            raise ItemsError(f"{path.parent}: more than {MOST_ROWS:,} rows; name fewer files")
+    return rows
 
 
 def _numbered(where: str, rows: Iterable[Any]) -> list[RawRow]:
     return [RawRow(f"{where} {number}", row) for number, row in enumerate(rows, start=1)]
 
 
-def _text(path: Path) -> str:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig") as file:
-        return file.read()
+def _content(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
+
+
+def _too_much(what: str, most: int) -> ValueError:
+    return ValueError(f"more than {most:,} {what}; no benchmark needs so many: give a part of it")
 
 
 def _read_lines(path: Path) -> list[RawRow]:
-    rows = []
-    # not splitlines: a text may hold a line separator that JSON doesn't escape
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
+    rows: list[RawRow] = []
+    number = held = 0
+    with _content(path) as file:
+        # not by what str calls a line: a text may hold a separator that JSON doesn't escape
+        while line := file.readline(_LONGEST_LINE + 1):
+            number, held = number + 1, held + len(line)
             try:
-                rows.append(RawRow(f"{path}: row {number}", json.loads(line)))
+                if len(line) > _LONGEST_LINE:
+                    raise _too_much("bytes in a line", _LONGEST_LINE)
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    rows.append(RawRow(f"{path}: row {number}", json.loads(text)))
             except ValueError as error:
                 raise ValueError(f"row {number}: {error}") from error
+            if held > MOST_BYTES:
+                raise _too_much("bytes", MOST_BYTES)
+            if len(rows) > MOST_ROWS:
+                raise _too_much("rows", MOST_ROWS)
     return rows
 
 
+_LONGEST_LINE = 4 * LONGEST  # JSON may write a character in six bytes
+
+
 def _read_json(path: Path) -> list[RawRow]:
+    with _content(path) as file:
+        data = file.read(MOST_BYTES // 4 + 1)  # its values take many times as much
+    if len(data) > MOST_BYTES // 4:
+        raise _too_much("bytes of JSON", MOST_BYTES // 4)
     try:
-        content = json.loads(_text(path))
+        content = json.loads(data.decode("utf-8-sig"))
     except ValueError:
         # many a file of JSON lines is called .json
         return _read_lines(path)
@@ -129,7 +162,17 @@ def _read_json(path: Path) -> list[RawRow]:
 def _read_parquet(path: Path) -> list[RawRow]:
     import pyarrow.parquet
 
-    return _numbered(f"{path}: row", pyarrow.parquet.read_table(path).to_pylist())
+    rows: list[Any] = []
+    held = 0
+    with pyarrow.parquet.ParquetFile(path) as file:
+        if file.metadata.num_rows > MOST_ROWS:
+            raise _too_much("rows", MOST_ROWS)
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+            held += batch.nbytes
+            if batch.nbytes > _BATCH_ROWS * LONGEST or held > MOST_BYTES:
+                raise _too_much("bytes, unpacked", min(MOST_BYTES, _BATCH_ROWS * LONGEST))
+            rows += batch.to_pylist()
+    return _numbered(f"{path}: row", rows)
 
 
 def _saved(path: Path) -> Splits:
@@ -137,6 +180,7 @@ def _saved(path: Path) -> Splits:
     import datasets
 
     try:
+        _must_stay_within(path)
         loaded = datasets.load_from_disk(str(path))
     # whatever a damaged folder makes of pyarrow
     except Exception as error:
@@ -147,6 +191,21 @@ def _saved(path: Path) -> Splits:
         where = f"{path}: {split} row" if split else f"{path}: row"
         splits[_canonical(split)] = partial(_numbered, where, rows)
     return splits
+
+
+def _must_stay_within(path: Path) -> None:
+    """That the files which a saved dataset names lie in its folder."""
+    named = _small_json(path / "dataset_dict.json").get("splits", [])
+    for folder in (path, *(path / str(split) for split in named if isinstance(split, str))):
+        files = _small_json(folder / "state.json").get("_data_files", [])
+        named = [*named, *(file["filename"] for file in files)]
+    for name in named:
+        if "/" in str(name) or str(name).startswith("."):
+            raise ValueError(f"it names {shown(name)}, which is none of its own files")
+
+
+def _small_json(path: Path) -> Any:
+    return json.loads(read_regular(path).data) if path.is_file() else {}
 
 
 def _canonical(split: str) -> str:
@@ -178,19 +237,33 @@ def _from_readme(path: Path, configurations: Sequence[str]) -> dict[str, list[Pa
     for configuration in _wanted(_front_matter(path / "README.md"), configurations):
         for split, patterns in _data_files(configuration.get("data_files")):
             for pattern in patterns:
+                if not isinstance(pattern, str) or not _within(pattern):
+                    raise ItemsError(
+                        f"{path / 'README.md'}: configs: data_files names {shown(pattern)}; give "
+                        "the name of a file in this folder"
+                    )
                 for file in sorted(path.glob(pattern)):
                     splits.setdefault(split or _split_of(file), []).append(file)
     return splits
 
 
+def _within(pattern: str) -> bool:
+    """Whether it names files below a folder (which may be links: the hub's cache is made so)."""
+    parts = PurePosixPath(pattern).parts
+    return bool(parts) and not pattern.startswith("/") and ".." not in parts
+
+
 def _front_matter(readme: Path) -> list[Mapping[str, Any]]:
+    if not readme.is_file():  # a FIFO would be waited for
+        return []
     try:
-        parts = read_whole(readme, follow=True).decode().split("---\n", 2)
-        content = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        parts = read_whole(readme, follow=True).decode("utf-8", "replace").split("---\n", 2)
+        content = parse_yaml(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
+    except (OSError, ValueError):
         return []
     configs = content.get("configs") if isinstance(content, dict) else None
-    return [config for config in configs or [] if isinstance(config, dict)]
+    configs = configs if isinstance(configs, list) else []
+    return [config for config in configs if isinstance(config, dict)]
 
 
 def _wanted(
@@ -202,7 +275,7 @@ def _wanted(
     return asked or default or configs
 
 
-def _data_files(value: Any) -> Iterator[tuple[str, list[str]]]:
+def _data_files(value: Any) -> Iterator[tuple[str, list[Any]]]:
     """(split or "", patterns) of every form `data_files` may have."""
     if isinstance(value, dict):
         value = [{"split": split, "path": paths} for split, paths in value.items()]
@@ -210,6 +283,6 @@ def _data_files(value: Any) -> Iterator[tuple[str, list[str]]]:
         if isinstance(entry, dict):
             paths = entry.get("path") or []
             split = _canonical(str(entry.get("split", "")))
-            yield split, [paths] if isinstance(paths, str) else list(paths)
-        elif isinstance(entry, str):
+            yield split, list(paths) if isinstance(paths, list) else [paths]
+        elif entry is not None:
             yield "", [entry]

@@ -7,6 +7,7 @@ wherever it came from and in whatever order it was stored.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
@@ -25,6 +26,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 _GOLD = {"gsm8k": "answer", "math": "solution", "humaneval": "canonical_solution"}
 _LETTERS = "ABCD"
+LONGEST = 2**22
+"""Characters of an item's texts together: more than any model is asked in one go."""
+_NAME = 200  # characters of an id or a subject
+_UNSEEN = re.compile("[\x00-\x1f\x7f]")
+_HALF = re.compile("[\ud800-\udfff]")
 _Reader = Callable[[str, Any], Any]
 
 
@@ -59,13 +65,17 @@ class _RowReader:
             ("mmlu", "choices"): self._choices,
             ("mmlu", "answer"): self._letter,
             ("math", "solution"): self._solution,
+            ("humaneval", "task_id"): self._name,
+            ("humaneval", "entry_point"): self._identifier,
         }
 
     def read(self) -> Row:
-        content = self._raw.content
-        if not isinstance(content, Mapping):
-            raise self._wrong(f"is {shown(content)}, not an object with fields")
+        problem = unusable(self._raw.content)
+        if problem is not None:
+            raise self._wrong(problem)
         row = {field: self._field(field) for field in FIELDS[self._benchmark]}
+        if self._benchmark == "humaneval":
+            self._must_be_callable(row)
         row["gold"] = _gold(self._benchmark, row)
         row["id"] = _item_id(self._benchmark, row)
         return row
@@ -88,7 +98,39 @@ class _RowReader:
         subject = re.sub(r"\W+", "_", self._text(name, value).strip().lower()).strip("_")
         if not subject:
             raise self._wrong(f"field {name!r} is empty; give one such as 'anatomy'")
+        if len(subject) > _NAME:
+            raise self._wrong(f"field {name!r} has {len(subject):,} characters; at most {_NAME}")
         return subject
+
+    def _name(self, name: str, value: Any) -> str:
+        text = self._text(name, value)
+        if not text.strip() or len(text) > _NAME or _UNSEEN.search(text):
+            raise self._wrong(
+                f"field {name!r} is {shown(text)}; give up to {_NAME} printable characters"
+            )
+        return text
+
+    def _identifier(self, name: str, value: Any) -> str:
+        text = self._text(name, value)
+        if not text.isidentifier():
+            raise self._wrong(f"field {name!r} is {shown(text)}; give the name of the function")
+        return text
+
+    def _must_be_callable(self, row: Row) -> None:
+        """That the tests can be passed at all: else every answer would be called wrong."""
+        for fields, wanted in (
+            (("prompt", "canonical_solution"), row["entry_point"]),
+            (("test",), "check"),
+        ):
+            what = " and ".join(map(repr, fields))
+            try:
+                tree = ast.parse("".join(row[field] for field in fields))
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise self._wrong(f"field {what}: no Python ({reason})") from None
+            names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+            if wanted not in names:
+                raise self._wrong(f"field {what}: defines no function {wanted!r}")
 
     def _choices(self, name: str, value: Any) -> list[str]:
         texts = list(value) if isinstance(value, (list, tuple)) else []
@@ -120,6 +162,30 @@ class _RowReader:
 
     def _wrong(self, problem: str) -> ItemsError:
         return ItemsError(f"{self._benchmark}: {self._raw.where} {problem}")
+
+
+def unusable(content: Any) -> str | None:
+    """Why what was read can't be a row, whatever its fields; None where nothing speaks against it.
+
+    A text that no context holds would be made into tokens at every checkpoint, and be left out.
+    """
+    if not isinstance(content, Mapping):
+        return f"is {shown(content)}, not an object with fields"
+    size, waiting = 0, list(content.items())
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, str):
+            size += len(value)
+            if _HALF.search(value):
+                return f"field {name!r} holds half a character, {shown(value)}; mend the text"
+        elif isinstance(value, Mapping):
+            waiting += [(name, inner) for inner in value.values()]
+        elif isinstance(value, (list, tuple)):
+            size += len(value)
+            waiting += [(name, inner) for inner in value if size <= LONGEST]
+        if size > LONGEST:
+            return f"field {name!r} is too long: an item has at most {LONGEST:,} characters"
+    return None
 
 
 def _item_id(benchmark: str, row: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from mixloop.evals.items import (
     read_splits,
     read_task_file,
     scored_split,
+    unusable,
 )
 
 from .catalog import members
@@ -134,8 +135,9 @@ def _local_splits(
 
 def _add(rows: dict[str, list[Row]], split: str, raw: Iterable[RawRow]) -> None:
     for where, content in raw:
-        if not isinstance(content, Mapping):
-            raise ItemsError(f"{where} is not an object with fields")
+        problem = unusable(content)
+        if problem is not None:
+            raise ItemsError(f"{where} {problem}")
         rows.setdefault(split, []).append(dict(content))
 
 

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -91,18 +92,56 @@ def nothing_wrong(request: str) -> Fault | None:
 class Proxy:
     """An HTTP proxy in this process. ``fault`` is asked of every request (``POST /path``)."""
 
-    def __init__(self, upstream: int) -> None:
+    def __init__(self, upstream: int, tls: ssl.SSLContext | None = None) -> None:
         self.fault: Callable[[str], Fault | None] = nothing_wrong
         self.requests: list[str] = []
         self.upstream = upstream
         self._server = _Listener(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
-        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+        scheme = "http" if tls is None else "https"
+        self.address = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
+        if tls is not None:
+            # by the thread of a request: a client that goes away in the middle of it holds nobody
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def certificate(folder: Path, *, address: str = "127.0.0.1", days: int = 1) -> tuple[Path, Any]:
+    """A self-signed certificate of ``address`` that ends in so many days: its file, a context."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mlflow")])
+    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    built = x509.CertificateBuilder().subject_name(name).issuer_name(name)
+    built = built.public_key(key.public_key()).serial_number(x509.random_serial_number())
+    built = built.not_valid_before(end - datetime.timedelta(days=9)).not_valid_after(end)
+    hosts = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+    built = built.add_extension(hosts, critical=False)
+    built = built.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    signed = built.sign(key, hashes.SHA256())
+    file = folder / f"{address}-{days}.pem"
+    plain = serialization.NoEncryption()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain
+    )
+    file.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    trusted = file.with_suffix(".crt")
+    trusted.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    return trusted, context
 
 
 def once(pattern: str, fault: Fault, *, times: int = 1) -> Callable[[str], Fault | None]:

@@ -119,6 +119,8 @@ class TrainerSettings(StrictModel):
     Every `poll_every` steps all ranks hear of a new order; it begins `prefetch` steps later.
     `key_file` holds the key that orders and requests must be signed with; only its place is ever
     written anywhere.
+    Ranks wait for one another for `rank_timeout` seconds at most; then the run ends and says which
+    is missing.
     `phases` is for other training loops, which don't always tell the phase of their learning rate:
     the token count at which each phase begins.
     """
@@ -153,6 +155,7 @@ class TrainerSettings(StrictModel):
     accept_uid: int | None = None
     key_file: Path | None = None
     processes: int = Field(1, gt=0)
+    rank_timeout: float = Field(1800.0, ge=1.0, le=1e6)
     lr_schedule: Literal["wsd", "cosine"] = "wsd"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     activation_checkpointing: bool = False

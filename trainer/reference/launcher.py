@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -13,10 +14,13 @@ import sys
 import time
 from collections.abc import Sequence
 
+from mixloop.common.log import say
 from mixloop.common.process import PARENT, end_with_parent, handling, stop_signals
 
 _END_SECONDS = 30.0
-"""Seconds the other ranks have to end once one has failed."""
+"""Seconds the other ranks have to end once one has failed, or somebody insists on the end."""
+_ECHO_SECONDS = 2.0
+"""Within which another signal is the same wish."""
 
 
 def run_ranks(processes: int, arguments: Sequence[str]) -> int:
@@ -35,10 +39,10 @@ def run_ranks(processes: int, arguments: Sequence[str]) -> int:
     command = [sys.executable, "-m", "mixloop.trainer.train", *arguments]
     ranks: list[subprocess.Popen[bytes]] = []
 
-    asked: list[int] = []
+    asked: list[float] = []
 
     def pass_on(number: int, frame: object) -> None:
-        asked.append(number)
+        asked.append(time.monotonic())
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
@@ -52,25 +56,30 @@ def run_ranks(processes: int, arguments: Sequence[str]) -> int:
                 environment = shared | os.environ | common | place
                 ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
             if asked:  # by what came before the last of them was there
-                pass_on(asked[0], None)
-            return _wait(ranks)
+                pass_on(signal.SIGTERM, None)
+            return _wait(ranks, asked)
         finally:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], asked: Sequence[float]) -> int:
     failed = 0
-    deadline = float("inf")
+    deadline = math.inf
     while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
-        codes = [rank.returncode for rank in ranks if rank.returncode]
+        codes = {number: rank.returncode for number, rank in enumerate(ranks) if rank.returncode}
         if codes and not failed:
-            failed = codes[0]
+            number, failed = next(iter(codes.items()))
             deadline = time.monotonic() + _END_SECONDS
+            if failed < 0:
+                say(f"rank {number} was killed by {signal.Signals(-failed).name}")
             if failed != 130:  # those that were asked to stop are writing their checkpoint
                 for rank in ranks:
                     rank.terminate()
+        if asked and asked[-1] - asked[0] > _ECHO_SECONDS:
+            # somebody insists: what waits for a rank that is stopped hears no signal itself
+            deadline = min(deadline, asked[-1] + _END_SECONDS)
         time.sleep(0.1)
     failed = failed or next((rank.returncode for rank in ranks if rank.returncode), 0)
     return 1 if failed < 0 else failed

@@ -7,6 +7,7 @@ its own (MPI, Ray, a store) instead of :class:`GlooCollectives`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,14 +61,19 @@ class SingleProcess(Collectives):
 
 
 class GlooCollectives(Collectives):
-    """Ranks under `torchrun`; `torch.distributed` must be initialised."""
+    """Ranks under `torchrun`; `torch.distributed` must be initialised.
 
-    def __init__(self) -> None:
+    Args:
+        timeout: Seconds in which ranks wait for one another; None: torch's default.
+    """
+
+    def __init__(self, timeout: float | None = None) -> None:
         import torch.distributed as dist
 
         self._dist = dist
         # its own group: a few bytes never queue behind gradients, and the CPU waits for no GPU
-        self._group = dist.new_group(backend="gloo")
+        limit = timedelta(seconds=timeout) if timeout is not None else None
+        self._group = dist.new_group(backend="gloo", timeout=limit)
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
 

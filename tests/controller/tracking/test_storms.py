@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +21,12 @@ from mixloop.contract import RunPaths
 from mixloop.controller import views
 from mixloop.controller.core import Entry
 from mixloop.controller.journal import Journal, queries, records
-from mixloop.controller.tracking import decision_traces, drain_process
+from mixloop.controller.tracking import (
+    CERTIFICATES,
+    decision_traces,
+    drain_process,
+    why_not_trusted,
+)
 
 _SPEC = importlib.util.spec_from_file_location(
     "whole_run", Path(__file__).with_name("test_mlflow_sink.py")
@@ -109,6 +116,42 @@ def test_one_failed_request_delays_one_entry_and_nothing_else(
     assert failure["entry"] == queries.numbered_entry(teller.journal, entry["failed"]).key
     teller.drain()
     teller.all_there()
+
+
+def test_a_certificate_that_cant_be_trusted_is_told_and_the_queue_waits(
+    teller: Teller, lab: Any, mlflow_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything, plain = teller.waiting(), teller.proxy
+
+    def told(trusted: Path | None, context: Any, said: str) -> None:
+        teller.proxy = lab.Proxy(mlflow_server.port, context)
+        monkeypatch.delenv(CERTIFICATES, raising=False)
+        if trusted is not None:
+            monkeypatch.setenv(CERTIFICATES, str(trusted))
+        failed, *rest = teller.drain()
+        problem = why_not_trusted(teller.proxy.address)
+        teller.proxy.close()
+        assert failed == {"failed": 0, "error": problem}
+        assert problem is not None
+        assert re.fullmatch(said, problem), problem
+        assert [one for one in rest if "done" in one] == []
+        assert teller.waiting() == everything
+
+    try:
+        right, good = lab.certificate(tmp_path)
+        where = r"https://127\.0\.0\.1:\d+: its certificate can't be trusted: "
+        told(None, good, where + f"self-signed certificate; give its .* by {CERTIFICATES}")
+        told(*lab.certificate(tmp_path, days=-1), where + r"certificate has expired; renew it .*")
+        told(*lab.certificate(tmp_path, address="10.1.2.3"), where + r"IP address mismatch, .*")
+        told(tmp_path / "none.pem", good, f"{CERTIFICATES}: '.*none.pem' is no file of cert.*")
+        teller.proxy = lab.Proxy(mlflow_server.port, good)
+        monkeypatch.setenv(CERTIFICATES, str(right))
+        assert why_not_trusted(teller.proxy.address) is None
+        teller.drain()
+        teller.all_there()
+        teller.proxy.close()
+    finally:
+        teller.proxy = plain
 
 
 def test_what_stands_before_the_server_refuses_nothing_for_good(
@@ -231,3 +274,36 @@ def test_a_server_killed_fifty_times_holds_each_fact_once(tmp_path: Path) -> Non
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["kills"] == 50
     assert summary["traces"] == summary["models"] == 40
+
+
+@pytest.mark.soak
+def test_a_drain_killed_at_every_request_tells_each_fact_once(
+    teller: Teller, mlflow_server: Any
+) -> None:
+    """Nothing is marked in between: each drain tells everything again from the beginning."""
+    script = Path(__file__).parents[2] / "support" / "doomed_drain.py"
+    request = {"journal": str(teller.journal.path), "uri": mlflow_server.address, "after": 0}
+    request |= {"experiment": teller.uid, "uid": teller.uid, "artifacts": None}
+    request |= {"folder": str(teller.journal.path.parent)}
+    with subprocess.Popen(
+        [sys.executable, str(script), json.dumps(request)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as drains:
+        assert drains.stdin is not None
+        assert drains.stdout is not None
+        killed = 0
+        for nth in range(1, 1000):
+            drains.stdin.write(f"{nth}\n")
+            drains.stdin.flush()
+            ended = json.loads(drains.stdout.readline())
+            if ended["status"] == 0:
+                break
+            killed += 1
+            assert ended["status"] == -signal.SIGKILL
+            assert [one for one in ended["said"] if "failed" in one] == []
+        drains.stdin.close()
+    assert killed > 36
+    records.drained(teller.journal, ended["said"])
+    teller.all_there()

@@ -6,6 +6,7 @@ import gzip
 import http.server
 import json
 import math
+import os
 import random
 import re
 import statistics
@@ -85,6 +86,16 @@ def test_subsets_are_seeded_and_nested() -> None:
         ('{"question": "q", "answer": " "}', "row 1 field 'answer' is empty; give the gold answer"),
         ('{"question": "q", "answer": 18}', "row 1 field 'answer' is 18; give a text"),
         ("", "no items in"),
+        ("[" * 10**5, "its values are nested too deeply"),
+        (
+            '{"question": "' + "x" * 2**22 + '", "answer": "1"}',
+            "'question' is too long: an item has",
+        ),
+        (
+            '{"question": "a\\ud800", "answer": "1"}',
+            "'question' holds half a character, 'a\\ud800'",
+        ),
+        ('{"question": "' + "x" * 2**24 + '", "answer": "1"}', "more than 16,777,216 bytes in a l"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -95,6 +106,13 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+PROGRAM = {
+    "task_id": "t/1",
+    "prompt": "def f():\n",
+    "canonical_solution": "    return 1\n",
+    "test": "def check(f):\n    assert f() == 1\n",
+    "entry_point": "f",
+}
 MMLU = {"question": "q", "subject": "anatomy", "choices": ["a", "b", "c", "d"], "answer": 2}
 
 
@@ -110,6 +128,16 @@ MMLU = {"question": "q", "subject": "anatomy", "choices": ["a", "b", "c", "d"], 
         ("math", {"problem": "p", "solution": "It is 4."}, "field 'solution' boxes no answer"),
         ("math", {"problem": "p", "solution": r"\boxed{4"}, "field 'solution' boxes no answer"),
         ("humaneval", {"task_id": "t", "prompt": "p"}, "has no field 'canonical_solution'"),
+        ("humaneval", {**PROGRAM, "task_id": "\x1b[2J"}, "field 'task_id' is '\\x1b[2J'; give"),
+        ("humaneval", {**PROGRAM, "entry_point": "f);exit("}, "'entry_point' is 'f);exit('; give"),
+        ("humaneval", {**PROGRAM, "prompt": "def g():\n"}, "defines no function 'f'"),
+        (
+            "humaneval",
+            {**PROGRAM, "test": "assert f()"},
+            "field 'test': defines no function 'check'",
+        ),
+        ("humaneval", {**PROGRAM, "test": "def check(" * 9}, "field 'test': no Python ("),
+        ("mmlu", {**MMLU, "subject": "a" * 300}, "field 'subject' has 300 characters; at most 200"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, benchmark: str, row: object, said: str) -> None:
@@ -120,6 +148,87 @@ def test_a_bad_row_is_named(tmp_path: Path, benchmark: str, row: object, said: s
         load.load_items(benchmark, (path,))
     assert str(caught.value).startswith(f"{benchmark}: {path}: row 2 ")
     assert said in str(caught.value)
+
+
+def test_an_id_names_one_item(tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    write_lines(path, [PROGRAM, PROGRAM, {**PROGRAM, "canonical_solution": "    return 2\n"}])
+    with pytest.raises(ItemsError, match=r"row 3 has the id 't/1' of .*row 1, and is another item"):
+        load.load_items("humaneval", (path,))
+
+
+def _gzip_bomb(folder: Path) -> None:
+    with gzip.open(folder / "test.jsonl.gz", "wb", 9) as file:
+        file.write(bytes(2**25))
+
+
+def _parquet_bomb(folder: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0] * 64, pyarrow.int32()), pyarrow.array(["x" * 2**23])
+    )
+    table = pyarrow.table({"question": texts, "answer": ["1"] * 64})
+    pyarrow.parquet.write_table(table, folder / "test.parquet", compression="zstd")
+    assert (folder / "test.parquet").stat().st_size < 10_000
+
+
+def _a_row_too_many(folder: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"question": pyarrow.nulls(10**6 + 1, pyarrow.string())})
+    pyarrow.parquet.write_table(table, folder / "test.parquet")
+
+
+def _far_date(folder: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    when = pyarrow.array([9 * 10**18], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"question": when}), folder / "test.parquet")
+
+
+def _readme(folder: Path, data_files: str) -> None:
+    text = f"---\nconfigs:\n- config_name: default\n  data_files: {data_files}\n---\n"
+    (folder / "README.md").write_text(text)
+
+
+def _named_fifo(folder: Path) -> None:
+    os.mkfifo(folder / "mine.jsonl")
+    _readme(folder, "mine.jsonl")
+
+
+def _saved_elsewhere(folder: Path) -> None:
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../secret"}]}))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (_gzip_bomb, r"row 1: more than 16,777,216 bytes in a line; no benchmark needs so many"),
+        (_parquet_bomb, r"row 1 field 'question' is too long: an item has at most 4,194,304 char"),
+        (_a_row_too_many, r"more than 1,000,000 rows"),
+        (_far_date, r"can't be read as parquet: OverflowError: date value out of range"),
+        (_named_fifo, r"mine\.jsonl: can't be read as JSON lines: no regular file"),
+        (_saved_elsewhere, r"names '\.\./secret', which is none of its own files"),
+        (lambda f: _readme(f, "../../*"), r"README\.md: configs: data_files names '\.\./\.\./\*'"),
+        (
+            lambda f: _readme(f, "/etc/passwd"),
+            r"data_files names '/etc/passwd'; give the name of a",
+        ),
+        (lambda f: _readme(f, "{test: [3]}"), r"data_files names 3; give the name of a file"),
+        (lambda f: os.mkfifo(f / "README.md"), r"no items here"),
+        (lambda f: os.mkfifo(f / "test.jsonl"), r"no items here"),
+    ],
+)
+def test_a_hostile_folder_costs_a_line(tmp_path: Path, make: Any, said: str) -> None:
+    make(tmp_path)
+    with pytest.raises(ItemsError, match=said) as caught:
+        load.load_items("gsm8k", (tmp_path,))
+    assert str(caught.value).startswith("gsm8k: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_mmlu_answers_may_be_letters(tmp_path: Path) -> None:

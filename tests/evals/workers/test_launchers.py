@@ -481,3 +481,54 @@ def test_memory_does_not_grow_over_fifty_checkpoints(checkpoint: Path, tmp_path:
     finally:
         evaluator.stop()
     assert held[-1] - held[9] < 4 * 2**20, held
+
+
+def _score_with_doom(
+    checkpoint: Path, place: Path, nth: int, fate: str
+) -> tuple[list[str], Scorecard]:
+    """Score it as the controller does, once more after each failure; the failures, the card."""
+    place.mkdir()
+    script = str(Path(__file__).parents[2] / "support" / "doomed_worker.py")
+    own = {"mmlu": {"items": 4, "shots": 0, "data": "packages"}, "humaneval": OWN | {"items": 2}}
+    doomed = settings(
+        launcher=[sys.executable, script, str(nth), fate, str(place), "{command}"],
+        benchmarks=own,
+        timeout=12.0 if fate == "stop" else 200.0,
+    )
+    evaluator = Evaluator(doomed, place / "log")
+    failures: list[str] = []
+    try:
+        while len(failures) < 3:
+            evaluator.start(checkpoint, place / "card.json")
+            while (result := evaluator.poll()) is None:
+                time.sleep(0.02)
+            if isinstance(result, Scorecard):
+                while evaluator.writing:
+                    evaluator.poll()
+                    time.sleep(0.02)
+                return failures, result
+            failures.append(result.reason)
+    finally:
+        evaluator.stop()
+    raise AssertionError(f"{nth}, {fate}: not scored: {failures}")
+
+
+@pytest.mark.soak
+def test_a_worker_killed_or_stopped_at_every_step_costs_one_attempt(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    failures, calm = _score_with_doom(checkpoint, tmp_path / "calm", 0, "kill")
+    assert failures == []
+    steps = int((tmp_path / "calm" / "steps").read_text())
+    assert steps > 20
+    for nth in range(1, steps + 1):
+        fate = "stop" if nth % 8 == 0 else "kill"
+        place = tmp_path / f"{nth}"
+        failures, card = _score_with_doom(checkpoint, place, nth, fate)
+        said = "no scorecard within" if fate == "stop" else "died (signal SIGKILL)"
+        assert len(failures) <= 1, f"{nth}: {failures}"  # none: while samples were written
+        assert all(said in failure for failure in failures), f"{nth}: {failures}"
+        assert card.benchmarks == calm.benchmarks, f"{nth}"
+        assert Scorecard.read(place / "card.json").benchmarks == calm.benchmarks
+        assert not list(place.glob("*.tmp")), f"{nth}"
+        shutil.rmtree(place)
