@@ -556,19 +556,21 @@ PATIENCE = 20  # seconds for a few looks and all commands, which take one
 
 
 @pytest.mark.parametrize(
-    "share", [7, pytest.param(1, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
+    "share", [13, pytest.param(1, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
 )
 def test_places(field: Field, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever lies in a file's place, nothing waits for it or fills memory with it; the daemon
     goes on, and says so of a log."""
     monkeypatch.setattr(daemon, "RETRY", (0.0, 0.0))
-    resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 3 * 2**30, hard))
     try:
         for number, (name, kind) in enumerate(itertools.product(FILES, hostile.PLACES)):
             if number % share == number // len(hostile.PLACES) % share:
                 _placed(field, name, kind)
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
     recovers(field)
 
 
