@@ -23,6 +23,7 @@ import pytest
 from mixloop.common import files
 
 HERE = Path(__file__).parents[1]
+RELIABILITY = (HERE.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
 SEEDS = range(16)
 MUTATIONS = [
     "no-file-fsync",
@@ -145,6 +146,7 @@ def test_a_deliberate_bug_is_caught(simulated: Any, name: str) -> None:
 def test_every_deliberate_bug_is_tried(simulated: Any) -> None:
     bugs = simulated("mutations").BY_NAME
     assert list(bugs) == MUTATIONS
+    assert f"| {len(bugs)} deliberate bugs: " in RELIABILITY
     names = simulated("invariants").NAMES
     assert {name for bug in bugs.values() for name in bug.seen_by.split()} <= set(names)
 
@@ -156,6 +158,8 @@ def test_what_is_described_is_there(
     """Nothing is drawn or checked without a description (asserted where it happens), nor told of
     without being drawn or checked."""
     described = getattr(simulated(module), table)
+    what = "kinds of fault" if module == "faults" else module
+    assert f" {len(described)} {what}" in RELIABILITY
     files_of_it = set((HERE / "simulation").glob("*.py")) - {HERE / "simulation" / "mutations.py"}
     text = "".join(path.read_text(encoding="utf-8") for path in sorted(files_of_it))
     assert [name for name in described if text.count(f'"{name}"') < 2] == []
