@@ -1,7 +1,7 @@
 """The real controller under a simulated world, and deliberate bugs that it must catch.
 
-``python -m tests.simulation --seed N --trace`` shows a seed event by event; docs/reliability.md has
-the faults, the invariants and the figures of the long run.
+``python -m tests.simulation --seed N --trace`` shows a seed event by event, ``--faults`` and
+``--invariants`` what goes wrong and what must hold; docs/reliability.md has the figures.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ import pytest
 from mixloop.common import files
 
 HERE = Path(__file__).parents[1]
+RELIABILITY = (HERE.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
 SEEDS = range(16)
 MUTATIONS = [
     "no-file-fsync",
@@ -142,7 +144,30 @@ def test_a_deliberate_bug_is_caught(simulated: Any, name: str) -> None:
 
 
 def test_every_deliberate_bug_is_tried(simulated: Any) -> None:
-    assert list(simulated("mutations").BY_NAME) == MUTATIONS
+    bugs = simulated("mutations").BY_NAME
+    assert list(bugs) == MUTATIONS
+    assert f"| {len(bugs)} deliberate bugs: " in RELIABILITY
+    names = simulated("invariants").NAMES
+    assert {name for bug in bugs.values() for name in bug.seen_by.split()} <= set(names)
+
+
+@pytest.mark.parametrize(("module", "table"), [("faults", "KINDS"), ("invariants", "NAMES")])
+def test_what_is_described_is_there(
+    simulated: Any, module: str, table: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Nothing is drawn or checked without a description (asserted where it happens), nor told of
+    without being drawn or checked."""
+    described = getattr(simulated(module), table)
+    what = "kinds of fault" if module == "faults" else module
+    assert f" {len(described)} {what}" in RELIABILITY
+    files_of_it = set((HERE / "simulation").glob("*.py")) - {HERE / "simulation" / "mutations.py"}
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted(files_of_it))
+    assert [name for name in described if text.count(f'"{name}"') < 2] == []
+    monkeypatch.setattr(sys, "argv", ["simulation", f"--{module}"])
+    assert simulated("__main__").main() == 0
+    rows = re.findall(r"^\| `(.*)` \| (.*) \|$", capsys.readouterr().out, re.MULTILINE)
+    assert dict(rows) == described
+    assert all(len(text) > 10 for text in described.values())
 
 
 @pytest.mark.soak

@@ -48,8 +48,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="this one alone")
     parser.add_argument("--trace", action="store_true", help="with --seed: say every event")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--mutations", action="store_true", help="deliberate bugs, as a table")
+    parser.add_argument("--mutations", action="store_true", help="run with each deliberate bug")
+    parser.add_argument("--faults", action="store_true", help="what goes wrong, as a table")
+    parser.add_argument("--invariants", action="store_true", help="what must hold, as a table")
     options = parser.parse_args()
+    if options.faults or options.invariants:
+        if options.faults:
+            _table("fault", "what happens", KINDS)
+        if options.invariants:
+            _table("invariant", "what holds", NAMES)
+        return 0
     if options.seed is not None:
         with installed():
             result = simulate(options.seed, options.cycles, say=_say if options.trace else None)
@@ -57,6 +65,12 @@ def main() -> int:
         print(f"digest {result.digest}")
         return 1 if result.violation else 0
     return _mutations() if options.mutations else _many(options)
+
+
+def _table(name: str, what: str, rows: dict[str, str]) -> None:
+    print(f"| {name} | {what} |\n|---|---|")
+    for key, text in rows.items():
+        print(f"| `{key}` | {text} |")
 
 
 def _mutations() -> int:

@@ -23,9 +23,11 @@ NAMES = {
     "fence-obeyed": "the trainer's accepted fence never falls, nor exceeds the journal's",
     "generations-grow": "generations grow, in the journal and as accepted by the trainer",
     "numbers-last": "no fence and no generation is taken from what was forged",
-    "one-decision": "decisions are numbered without gap, one per checkpoint, one per order",
+    "one-decision": "decisions are numbered without gap, one per checkpoint and experiment that "
+    "ended, one per order",
     "experiment-budget": "experiments never take more tokens than their budget",
-    "experiment-ends": "each experiment ends once, in one state, and stays so",
+    "experiment-ends": "each experiment ends once, in one state, and stays so; nothing of it is "
+    "left on the disk",
     "experiment-keeps": "a decision for an experiment leaves the mixture as it is",
     "receipt-twin": "a receipt starts before its order, once that is in force, after all others",
     "one-experiment": "one at a time, and one receipt, begun on record, none after the run's end",

@@ -585,14 +585,14 @@ MUTATIONS = (
     Mutation(
         "experiment-over-budget",
         "the guard of experiments forgets their budget",
-        0,
+        1,
         "experiment-budget",
         _experiment_over_budget,
     ),
     Mutation(
         "experiment-outlives",
         "an experiment goes on after the end of training",
-        0,
+        9,
         "experiment-ends one-experiment converges",
         _experiment_outlives,
     ),

@@ -140,7 +140,7 @@ def installed() -> Iterator[None]:
         (records, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=sim().token(16)))),
         (eval_planner, "shutil", SimpleNamespace(rmtree=lambda path, ignore_errors=False: None)),
         (order_inbox, "say", lambda *said: None),
-        (schedule_writer, "fcntl", SimpleNamespace(flock=lambda *a: None, LOCK_EX=0, LOCK_NB=0)),
+        (schedule_writer, "lock", lambda handle, wait=False: True),
         (requests, "secrets", SimpleNamespace(token_hex=lambda n: sim().token(n))),
         (requests, "time", SimpleNamespace(time_ns=lambda: int(sim().wall() * 1e9))),
         (requests, "who", lambda: "anna@host"),

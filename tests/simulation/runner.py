@@ -17,7 +17,7 @@ from typing import Any
 
 from mixloop.contract import Order, RunPaths, write_order
 from mixloop.controller.config import RunConfig
-from mixloop.controller.journal.packing import unpack
+from mixloop.controller.journal.packing import dumps, unpack
 from mixloop.controller.loop import Controller
 
 from . import here
@@ -119,7 +119,7 @@ class Simulation(Controllers):
             self.cycles,
             self.faults.counts,
             self._digest(),
-            None if violation is None else str(violation),
+            None if violation is None else str(violation).replace(str(self.base), ""),
             None if violation is None else violation.name,
             list(self.events),
             self._facts(),
@@ -354,16 +354,16 @@ class Simulation(Controllers):
 
     @staticmethod
     def _dump(db: sqlite3.Connection) -> Iterator[str]:
-        """Every row, packed columns unpacked: they hold paths, which differ from place to place.
-
-        The seal, a hash over such paths, is left out.
+        """Every row, packed columns as text: they hold paths, which differ from place to place, and
+        their length says which are packed. The seal, a hash over such paths, is left out.
         """
         tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
         for (name,) in tables.fetchall():
             cursor = db.execute(f"SELECT * FROM {name}")
             held = [i for i, column in enumerate(cursor.description) if column[0] != "seal"]
             for row in cursor:
-                yield repr([unpack(row[i]) if isinstance(row[i], bytes) else row[i] for i in held])
+                values = (row[i] for i in held)
+                yield repr([dumps(unpack(v)) if isinstance(v, bytes) else v for v in values])
 
     def _digest(self) -> str:
         """Everything that was said, journaled, written and told, in one number."""

@@ -95,9 +95,9 @@ class Surroundings:
         self.now += seconds
 
     def tell(self, text: str) -> None:
-        line = f"{self.cycles:4d} {text}"
+        line = f"{self.cycles:4d} {text}".replace(str(self.base), "")
         self.events.append(line)
-        self.hash.update(line.replace(str(self.base), "").encode())
+        self.hash.update(line.encode())
         if self._say is not None:
             self._say(line)
 
