@@ -531,7 +531,8 @@ def test_configs(field: Field, count: int) -> None:
                 load_config(path)
             except BadInput as error:
                 one_line(error, path)
-                refused(path, str(error), "check", "status")
+                refused(path, str(error), "check")
+                commands(path, "status")  # which shows the run all the same, where it is found
                 field.count("config refused")
         except Exception as error:
             raise AssertionError(f"{error!r} by {data[:2000]!r}") from error

@@ -967,7 +967,7 @@ def test_what_the_daemon_says_is_cleaned(
     played_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from mixloop.cli import app
-    from mixloop.controller.service import service
+    from mixloop.controller import service
 
     def say_it(path: Path, say: Callable[[str], None], port: int | None) -> int:
         say(HOSTILE)
@@ -1032,7 +1032,7 @@ def test_a_launchers_arguments_arrive_as_they_were_written(tmp_path: Path) -> No
     finally:
         evaluator.stop()
     assert json.loads(heard.read_bytes())[0] == word
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["heard.json", "log"]
+    assert {p.name for p in tmp_path.iterdir()} <= {"heard.json", "log"}
 
 
 # --- the policy's child -----------------------------------------------------------------------

@@ -343,10 +343,10 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 
 def test_a_file_of_megabytes_is_refused_before_yaml_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(GOOD) + " " * 3_000_000 + "\n")
-    with pytest.raises(BadInput, match="larger than 1,048,576 bytes"):
+    path.write_text(yaml.safe_dump(GOOD) + " " * 9_000_000 + "\n")
+    with pytest.raises(BadInput, match="larger than 8,388,608 bytes"):
         load_config(path)
-    with pytest.raises(JobError, match="larger than 1,048,576 bytes"):
+    with pytest.raises(JobError, match="larger than 8,388,608 bytes"):
         load_run(path)
 
 

@@ -152,6 +152,7 @@ def test_option_schemas(folder):
     rules = policy_options_schema("rules")
     assert set(rules["properties"]) == {
         "initial", "stages", "interventions", "introduce", "anneal", "combine",
+        "exhaust",
     }  # fmt: skip
     assert {"to", "from", "step", "cap", "floor"} == set(rules["$defs"]["Move"]["properties"])
     assert json.loads(json.dumps(rules)) == rules
