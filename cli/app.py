@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr, no traceback), 13
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import signal
 import sys
@@ -63,6 +64,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of `mixloop --help`
     "export": operators.export,
 }
 INTERRUPTED = 130  # exit code
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 SIGNS = "ascii_signs"  # a codec and an error handler
 ANY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -89,9 +91,10 @@ def main() -> None:
         typer.echo(f"error: {clean(error)}", err=True)
         sys.exit(2)
     except OSError as error:  # a folder that is missing, full, or somebody else's
-        if error.filename is None:
+        if error.filename is None and error.errno not in DISK:
             raise
-        typer.echo(f"error: {clean(error.filename)}: {error.strerror or error}", err=True)
+        place = "" if error.filename is None else f"{clean(error.filename)}: "
+        typer.echo(f"error: {place}{error.strerror or error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         _deaf(polite)

@@ -98,6 +98,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
     Raises:
         OSError: the disk did not take it; the old file is untouched and nothing is left behind.
+            It names the file.
     """
     target = Path(path)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
@@ -109,8 +110,10 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         finally:
             os.close(handle)
         scratch.replace(target)
-    except BaseException:
+    except BaseException as error:
         scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(target)  # a write by descriptor names none
         raise
     fsync_folder(target.parent)
 

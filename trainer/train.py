@@ -281,6 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rewind", action="store_true", help="cut what is recorded further on")
     parser.add_argument("--trace", type=Path, help="append every step's samples to this file")
     arguments = parser.parse_args(argv)
+    # of a rank that is gone torch's store prints pages, from each that is left
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         job = load_job(arguments.job)
         if "RANK" not in os.environ:
