@@ -10,6 +10,7 @@ import pytest
 
 from mixloop.contract import Order, read_schedule, read_status, write_order
 from mixloop.contract.orders import LARGEST_JUMP
+from mixloop.controller.journal import queries
 
 STATIC = {"use": "static"}
 QUIET = {"benchmarks": {"gsm8k": {"data": "packages"}}, "every": 24_000}  # nothing is decided
@@ -110,3 +111,22 @@ def test_a_strangers_order_that_is_followed_is_passed_however_far_it_jumped(play
     assert status is not None
     assert (status.accepted.fence, status.accepted.generation) == (high[0] + 1, high[1] + 1)
     assert run.in_force()["code"] == pytest.approx(0.1, abs=1e-6), "put back"
+
+
+def test_orders_that_came_into_force_between_two_looks_are_all_acknowledged(play: Any) -> None:
+    """The one in force now is not the only one that was."""
+    run = play(policy=STATIC, evals=QUIET)
+    run.train(2)
+    for share in (0.2, 0.3):  # the second before the first is in force
+        run.tell("set", f"code={share}")
+        run.trainer.advance()
+        run.settle()
+    assert run.in_force()["code"] == pytest.approx(0.1, abs=1e-6)
+    for _ in range(5):  # the controller doesn't run
+        run.trainer.advance()
+    run.settle()
+    assert run.in_force()["code"] == pytest.approx(0.3, abs=1e-6)
+    applied = [order.applied_step for order in queries.orders(run.journal)]
+    segments = read_schedule(run.paths.schedule).segments
+    assert applied == [segment.step for segment in segments if segment.generation]
+    assert len(applied) == 2
