@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixloop.common.errors import one_line
 from mixloop.evals.items import ItemsError, Row, stock_tasks
 
 if TYPE_CHECKING:
@@ -174,9 +175,21 @@ class StockTask:
         """lm-eval's requests for these items at this number of shots, by item.
 
         What `build_all_requests` does, for some documents without a pass over all of them.
+
+        Raises:
+            ItemsError: the task can make nothing of a document.
         """
         self.task.set_config("num_fewshot", min(shots, self.most_shots))
-        return {item: self._requests(self.position[item]) for item in ids}
+        return {item: self._asked(self.position[item]) for item in ids}
+
+    def _asked(self, index: int) -> list[Instance]:
+        try:
+            return self._requests(index)
+        except Exception as error:  # of a task file's own code, on a row of anybody's
+            raise ItemsError(
+                f"{self.name}: document {index + 1} can't be asked: {one_line(error)}; correct that "
+                "row of its data"
+            ) from error
 
     def _requests(self, index: int) -> list[Instance]:
         task, doc = self.task, self.docs[index]

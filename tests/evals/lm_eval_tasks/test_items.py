@@ -232,7 +232,9 @@ def test_what_cannot_be_asked_says_why(
     score: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(write(tmp_path / "mine.jsonl", [arc(1)]))
+    wrong = str(write(tmp_path / "wrong.jsonl", [winogrande(0), winogrande(1) | {"answer": "x"}]))
     scores = score(
+        winogrande={"data": wrong},
         wikitext={"data": path},
         humaneval_plus={"data": path},
         squadv2={"data": path},
@@ -249,6 +251,8 @@ def test_what_cannot_be_asked_says_why(
     assert "asks every item 64 times" in said["gsm8k_cot_self_consistency"]
     assert "no such task; did you mean 'arc_easy'?" in said["arc_eazy"]
     assert "hellaswag: KeyError: 'ctx_a'" in said["hellaswag"]
+    assert "winogrande: document 2 can't be asked: " in said["winogrande"]
+    assert "correct that row of its data" in said["winogrande"]
     assert "the hub can't be reached; name local files" in said["piqa"]
     assert said.pop("arc_easy") == ""
     assert all(scores[name].status == "missing" for name in said)
