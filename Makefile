@@ -52,6 +52,7 @@ check: env
 soak: env
 	@$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
 	@$(BIN)/python -m tests.simulation --seeds 10000 --cycles 200 --jobs 2
+	@folder=$$(mktemp -d) && $(BIN)/python tests/support/everything.py "$$folder" --seconds 7200 && rm -r "$$folder"
 
 bench: env
 	@set -e; for script in bench/*.py; do \
