@@ -23,6 +23,8 @@ from .long_documents import OVERLAP, Window
 from .text_encoder import Changes, Spans, TextEncoder
 
 _THREADS = "TOKENIZERS_PARALLELISM"
+_GRACE = 2.0
+"""Seconds in which the pool finds out by itself that a worker has died."""
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,42 @@ def tokenised(
             started |= set(multiprocessing.active_children()) - others
             if len(waiting) > 3 * workers:
                 first, future = waiting.popleft()
-                yield first, future.result()
+                yield first, _result(future, pool, started)
         while waiting:
             first, future = waiting.popleft()
-            yield first, future.result()
+            yield first, _result(future, pool, started)
     except BrokenProcessPool as error:
         pool.shutdown(wait=True)  # by then all exit codes are known
         raise ValueError(_death([one.exitcode for one in started])) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(
+    future: Future[Tokens],
+    pool: ProcessPoolExecutor,
+    started: Iterable[multiprocessing.process.BaseProcess],
+) -> Tokens:
+    """A worker's answer.
+
+    One that was killed in the middle of an answer leaves the pool waiting for the rest of it, and
+    the other workers for their turn to speak: then all are ended.
+
+    Raises:
+        BrokenProcessPool: a worker died.
+    """
+    while True:
+        dead = any(one.exitcode is not None for one in started)
+        try:
+            return future.result(_GRACE)
+        except TimeoutError:
+            if not dead:
+                continue
+        for one in started:
+            one.terminate()
+        # the pool's thread hears of no end as long as we could write there ourselves
+        pool._result_queue._writer.close()  # type: ignore[attr-defined]
+        raise BrokenProcessPool
 
 
 def _death(codes: Iterable[int | None]) -> str:

@@ -94,6 +94,23 @@ def test_a_worker_that_dies_is_told_as_what_it_died_of(corpus: Path) -> None:
     assert list(corpus.glob(".out.*")) == []
 
 
+def test_workers_that_die_in_the_middle_of_an_answer_are_not_waited_for(corpus: Path) -> None:
+    """Of what they had begun to say the rest never comes: that hung."""
+    process, workers = started(corpus, sys.executable, "script.py")
+    parent = psutil.Process(process.pid)
+    parent.suspend()  # nobody reads their answers, which are larger than a pipe
+    before = -1.0
+    while (spent := sum(sum(worker.cpu_times()[:2]) for worker in workers)) > before:
+        before = spent
+        time.sleep(0.5)
+    for worker in workers:
+        worker.kill()
+    parent.resume()
+    process.wait(60)
+    last = (corpus / "said.txt").read_text().splitlines()[-1]
+    assert "a tokenising worker was killed (SIGKILL)" in last
+
+
 def test_a_full_disk_is_told_in_a_line(corpus: Path) -> None:
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6));"
