@@ -287,6 +287,10 @@ class Everything:
         play.strange = {one["generation"] for one in self.strangers}
         play.steps = [row.step for row in queries.checkpoints(journal)]
         play.excused = self.excused(journal)
+        lost = "SELECT step FROM evaluations WHERE state = 'failed' AND reason LIKE '%died%'"
+        play.given_up = frozenset(step for (step,) in journal.cells(lost))
+        killed = self.counts["evaluation KILL"]
+        must(len(play.given_up) <= killed / 2, f"{play.given_up} without scores, {killed} kills")
         should = range(EVERY, self.steps + 1, EVERY)
         must(len(set(should) - set(play.steps)) <= self.counts["disk full"], f"{play.steps}")
         crash_points.ForkedChild.mlflow = True
@@ -307,6 +311,7 @@ class Everything:
             "incarnations": status.incarnation,
             "checkpoints": len(play.steps),
             "left out": len(set(should) - set(play.steps)),
+            "given up": sorted(play.given_up),
             "decisions": journal.value("SELECT COUNT(*) FROM decisions"),
             "orders": journal.value("SELECT COUNT(*) FROM orders"),
             "applied": journal.value("SELECT COUNT(*) FROM orders WHERE applied_step NOT NULL"),
