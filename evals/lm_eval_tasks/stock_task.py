@@ -187,8 +187,8 @@ class StockTask:
             return self._requests(index)
         except Exception as error:  # of a task file's own code, on a row of anybody's
             raise ItemsError(
-                f"{self.name}: document {index + 1} can't be asked: {one_line(error)}; correct that "
-                "row of its data"
+                f"{self.name}: document {index + 1} can't be asked: {one_line(error)}; "
+                "correct that row of its data"
             ) from error
 
     def _requests(self, index: int) -> list[Instance]:
