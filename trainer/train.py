@@ -130,8 +130,11 @@ def connect(job: Job) -> tuple[Collectives, RankWatch | None]:
     timeout = timedelta(seconds=seconds)
     try:
         store, rank, world = next(rendezvous("env://", timeout=timeout))
-    except RuntimeError as error:  # whose store that is
-        raise RankLostError([0], int(os.environ["WORLD_SIZE"])) from error
+    except RuntimeError as error:
+        world = int(os.environ["WORLD_SIZE"])
+        if int(os.environ["RANK"]) == 0:  # whose store it is: others did not come to it
+            raise RankLostError(range(1, world), world, some=True) from error
+        raise RankLostError([0], world) from error
     watch = RankWatch(store, rank, world, seconds, say)
     try:
         with naming_the_missing(watch):

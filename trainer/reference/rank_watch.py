@@ -27,13 +27,15 @@ class RankLostError(RuntimeError):
     Args:
         missing: Which.
         world: Of how many.
+        some: Whether it may be but one of them.
     """
 
-    def __init__(self, missing: Iterable[int], world: int) -> None:
+    def __init__(self, missing: Iterable[int], world: int, *, some: bool = False) -> None:
         self.missing = sorted(missing)
+        which = "one or more of " if some and len(self.missing) > 1 else ""
         super().__init__(
-            f"{_names(self.missing, f' of {world}')} not heard of any more: killed, stopped, ended "
-            "by an error of its own, or its machine is gone; start the run again, it goes on from "
+            f"{which}{_names(self.missing, f' of {world}')} not heard of any more: killed, stopped, "
+            "ended by an error of its own, or its machine is gone; start the run again, it goes on from "
             "its newest checkpoint"
         )
 
