@@ -34,9 +34,9 @@ class RankLostError(RuntimeError):
         self.missing = sorted(missing)
         which = "one or more of " if some and len(self.missing) > 1 else ""
         super().__init__(
-            f"{which}{_names(self.missing, f' of {world}')} not heard of any more: killed, stopped, "
-            "ended by an error of its own, or its machine is gone; start the run again, it goes on from "
-            "its newest checkpoint"
+            f"{which}{_names(self.missing, f' of {world}')} not heard of any more: killed, "
+            "stopped, ended by an error of its own, or its machine is gone; start the run again, "
+            "it goes on from its newest checkpoint"
         )
 
     def told_by(self, rank: int) -> bool:
