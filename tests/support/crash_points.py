@@ -664,11 +664,13 @@ class Play:
             "run",
             "mixture:0",
             f"end:{self.budget}",
-            *(f"model:{step}" for step in self.steps),
+            *(f"model:{step}" for step in self.steps if step not in self.given_up),
         }
         wanted |= {f"decision:{decision.id}" for decision in decisions}
         wanted |= {f"applied:{o.generation}" for o in orders if o.applied_step is not None}
-        must(wanted <= set(keys), f"not in the outbox: {sorted(wanted - set(keys))}")
+        # a trainer that began again has its number in the keys of its checkpoints
+        told = {":".join(key.split(":")[:2]) if key.startswith("model:") else key for key in keys}
+        must(wanted <= told, f"not in the outbox: {sorted(wanted - told)}")
         traces = sum(key.startswith("decision:") for key in keys)
         must(traces == len(decisions), "a trace of no decision")
         late = [key for key, done_at in rows if done_at is None]

@@ -297,7 +297,8 @@ class Everything:
         play.said = [line for line in self.own_log("control").splitlines() if " " in line]
         for part in ("work", "orders", "requests", "outbox", "said"):
             getattr(play, f"_check_{part}")(journal)
-        mlflow = crash_points.check_mlflow(self.server.database, self.paths.journal, play.steps)
+        scored = [step for step in play.steps if step not in play.given_up]
+        mlflow = crash_points.check_mlflow(self.server.database, self.paths.journal, scored)
         audit = subprocess.run(
             [sys.executable, "-m", "mixloop.cli.app", "audit", str(self.path)],
             capture_output=True,
