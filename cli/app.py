@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr, no traceback), 13
 from __future__ import annotations
 
 import codecs
-import errno
 import io
 import signal
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable
 import typer
 
 from mixloop.common.errors import BadInput
+from mixloop.common.files import DISK_TROUBLES
 from mixloop.common.process import handling, interrupt, stop_signals
 from mixloop.common.text import clean, in_ascii
 
@@ -64,7 +64,6 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of `mixloop --help`
     "export": operators.export,
 }
 INTERRUPTED = 130  # exit code
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 SIGNS = "ascii_signs"  # a codec and an error handler
 ANY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -91,7 +90,7 @@ def main() -> None:
         typer.echo(f"error: {clean(error)}", err=True)
         sys.exit(2)
     except OSError as error:  # a folder that is missing, full, or somebody else's
-        if error.filename is None and error.errno not in DISK:
+        if error.filename is None and error.errno not in DISK_TROUBLES:
             raise
         place = "" if error.filename is None else f"{clean(error.filename)}: "
         typer.echo(f"error: {place}{error.strerror or error}", err=True)

@@ -21,6 +21,8 @@ from .types import parse_json
 
 LARGEST = 2**20
 """Bytes of a small contract file worth reading."""
+DISK_TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What a disk says that takes nothing now, and may later."""
 LARGEST_JSON = 2**28
 """Bytes of any JSON that is read whole: a tokenizer, an index of weights, a job, scores."""
 

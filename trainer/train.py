@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mixloop.common.files import DISK_TROUBLES
 from mixloop.common.log import say
 from mixloop.common.process import end_with_parent, stop_signals
 from mixloop.contract import RunPaths, ScheduleTaken, ScheduleWriter, read_status, write_status
@@ -300,6 +301,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, JobError) else 1
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        if error.errno not in DISK_TROUBLES:
+            traceback.print_exc()
+        else:
+            say(
+                f"{error.filename or arguments.job.parent}: {error.strerror}; start it again when that is mended"
+            )
+        return 1
     except Exception:
         traceback.print_exc()
         return 1
