@@ -305,9 +305,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in DISK_TROUBLES:
             traceback.print_exc()
         else:
-            say(
-                f"{error.filename or arguments.job.parent}: {error.strerror}; start it again when that is mended"
-            )
+            place = error.filename or arguments.job.parent
+            say(f"{place}: {error.strerror}; start it again when that is mended")
         return 1
     except Exception:
         traceback.print_exc()
