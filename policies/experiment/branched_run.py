@@ -149,11 +149,9 @@ class BranchedRun:
         What pays off late no branch shows: there it is left to what the user says of the sources.
         The part of benchmarks without such a source is the aim's.
         """
-        sources, served = self.observation.sources.values(), 0.0
-        credit = np.zeros(len(self.names))
+        served, credit = 0.0, np.zeros(len(self.names))
         for benchmark, part in zip(self.benchmarks, self.worth, strict=True):
-            serving = np.array([benchmark in source.tags for source in sources])
-            serving &= useful & (self.most > 0)
+            serving = self._tagged(benchmark) & useful & (self.most > 0)
             served += part if serving.any() else 0.0
             # one that serves two benchmarks has no more of it: that starved whatever serves one
             credit = np.maximum(credit, np.where(serving, part * self.prior, 0.0))
@@ -167,10 +165,9 @@ class BranchedRun:
         Tagged sources against the others, each on its benchmark, by how far apart sources are: 0
         where tags on sources taken at random would do as well.
         """
-        tags = [source.tags for source in self.observation.sources.values()]
         tried, ahead, chance = pooled.tried > 0, 0.0, 0.0
         for benchmark, part, gain in zip(self.benchmarks, self.worth, pooled.gain, strict=True):
-            serving = np.array([benchmark in own for own in tags])
+            serving = self._tagged(benchmark)
             those, others = gain[tried & serving], gain[tried & ~serving]
             if those.size and others.size:
                 ahead += part * float(those.mean() - others.mean())
@@ -179,6 +176,9 @@ class BranchedRun:
         needed = needed_score(self.options.significance) * math.sqrt(chance)
         # of the score's square, what chance doesn't give
         return max(0.0, 1 - (needed / max(ahead, TINY)) ** 2) if ahead > needed else 0.0
+
+    def _tagged(self, benchmark: str) -> Flags:
+        return np.array([benchmark in s.tags for s in self.observation.sources.values()])
 
     def stretches(self, mean: Array) -> tuple[Array, Array]:
         """Mixtures up to the decay and in it, whose mean over what is left is ``mean``."""
